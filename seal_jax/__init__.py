@@ -1,0 +1,39 @@
+"""Forget-and-relearn training as optax transformations over parameter-tree masks.
+
+The names below need jax and optax only. The trainer lies in ``seal_jax.training`` and behind
+``python -m seal_jax``; nothing of it is imported here.
+"""
+
+from seal_jax import forgetting, generations, masks, paths, schedules, transforms
+from seal_jax.errors import UsageError
+from seal_jax.generations import Clock
+from seal_jax.schedules import PRESETS, cosine
+from seal_jax.transforms import (
+    ascend,
+    make_llf_tx,
+    make_normal_tx,
+    make_seal_tx,
+    masked_reinit,
+    reset_state,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Clock",
+    "UsageError",
+    "ascend",
+    "cosine",
+    "forgetting",
+    "generations",
+    "make_llf_tx",
+    "make_normal_tx",
+    "make_seal_tx",
+    "masked_reinit",
+    "masks",
+    "paths",
+    "reset_state",
+    "schedules",
+    "transforms",
+]

@@ -1,0 +1,144 @@
+"""Exact forgetting events on parameters, between two training steps.
+
+An optax update reaches new values only up to rounding, since p + (fresh - p) differs from fresh in
+the last bit; these functions replace leaves. They are pure: run them under ``jax.jit``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax import masks, optimizer_state, paths
+from seal_jax.errors import UsageError
+
+PyTree = Any
+Initialiser = Callable[[jax.Array], PyTree] | Literal["torch_default"]
+StatePolicy = Literal["fresh", "zero", "keep"]
+
+
+def torch_default(key: jax.Array, params: PyTree) -> PyTree:
+    r"""Draw parameters as PyTorch's layers do by default, and the released LLF code with them.
+
+    Kernels and their biases are :math:`U(\pm 1/\sqrt{\text{fan in}})`, with the fan-in of the kernel
+    (all its dimensions but the last, as Flax lays kernels out); normalisations get scale 1, bias 0.
+
+    Args:
+      key: a random key.
+      params: arrays or ``jax.ShapeDtypeStruct``, for the structure, shapes and dtypes.
+
+    >>> import numpy as np
+    >>> fresh = torch_default(jax.random.key(0), {"fc": {"kernel": jnp.zeros((100, 10))}})
+    >>> bool(np.abs(fresh["fc"]["kernel"]).max() <= 0.1)
+    True
+    """
+    leaves = paths.named_leaves(params)
+    fan_in = {
+        path.rpartition("/")[0]: math.prod(leaf.shape[:-1])
+        for path, leaf in leaves
+        if not paths.is_placeholder(leaf) and len(leaf.shape) >= 2
+    }
+    fresh = []
+    for index, (path, leaf) in enumerate(leaves):
+        if paths.is_placeholder(leaf):
+            fresh.append(leaf)
+            continue
+        layer, _, own_name = path.rpartition("/")
+        if layer in fan_in:
+            bound = 1 / math.sqrt(fan_in[layer])
+            draw = jax.random.uniform(
+                jax.random.fold_in(key, index), leaf.shape, leaf.dtype, -bound, bound
+            )
+            fresh.append(draw)
+        else:
+            fill = 0.0 if own_name == "bias" else 1.0
+            fresh.append(jnp.full(leaf.shape, fill, leaf.dtype))
+    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), fresh)
+
+
+def initialiser(init_fn: Initialiser, params: PyTree) -> Callable[[jax.Array], PyTree]:
+    """Return ``init_fn`` as a function of a key alone; ``params`` gives the shapes."""
+    if init_fn == "torch_default":
+        return lambda key: torch_default(key, params)
+    if not callable(init_fn):
+        raise UsageError(f'init_fn = {init_fn!r} must be a function of a key, or "torch_default"')
+    return init_fn
+
+
+def reinitialise(key: jax.Array, params: PyTree, mask: masks.Mask, init_fn: Initialiser) -> PyTree:
+    """Return ``params`` with the masked leaves drawn anew, bit for bit what ``init_fn`` draws.
+
+    Args:
+      key: a random key; use a new one for every event, or every event draws the same weights.
+      params: pytree of arrays.
+      mask: the forget subtree, in any form of :mod:`seal_jax.masks`.
+      init_fn: maps a key to a whole tree like ``params`` (the model's own initialisation), or
+        "torch_default".
+
+    Raises:
+      UsageError: ``init_fn`` returns another structure, or other shapes, than ``params``.
+
+    >>> params = {"conv": jnp.ones(2), "fc": jnp.ones(2)}
+    >>> fresh = reinitialise(
+    ...     jax.random.key(0), params, "fc", lambda key: {"conv": jnp.zeros(2), "fc": jnp.zeros(2)}
+    ... )
+    >>> fresh["conv"].tolist(), fresh["fc"].tolist()
+    ([1.0, 1.0], [0.0, 0.0])
+    """
+    fresh = initialiser(init_fn, params)(key)
+    check_like(fresh, params)
+    return jax.tree.map(
+        lambda flag, new, old: new.astype(old.dtype) if flag else old,
+        masks.resolve(mask, params),
+        fresh,
+        params,
+    )
+
+
+def check_like(fresh: PyTree, params: PyTree) -> None:
+    """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
+    if jax.tree.structure(fresh) != jax.tree.structure(params):
+        raise UsageError(
+            "init_fn must return a tree like the parameters: got leaves "
+            f"{[path for path, _ in paths.named_leaves(fresh)][:4]}, expected "
+            f"{[path for path, _ in paths.named_leaves(params)][:4]}"
+        )
+    for (path, new), old in zip(paths.named_leaves(fresh), jax.tree.leaves(params), strict=True):
+        if jnp.shape(new) != jnp.shape(old):
+            raise UsageError(
+                f"init_fn returns shape {jnp.shape(new)} for {path!r}, expected {jnp.shape(old)}"
+            )
+
+
+def forget_state(
+    tx: optax.GradientTransformation,
+    opt_state: PyTree,
+    params: PyTree,
+    mask: masks.Mask,
+    policy: StatePolicy = "fresh",
+) -> PyTree:
+    """Return the optimizer state that goes with re-initialised parameters.
+
+    Args:
+      tx: the optimizer.
+      opt_state: its state. Clocks (the steps of schedules, of generations) are kept by every policy.
+      params: the parameters after the event.
+      mask: the parameters that were re-initialised.
+      policy: "fresh" starts the memory of ALL parameters anew, as a new optimizer would (the
+        released LLF code); "zero" sets that of the masked ones to zero; "keep" changes nothing.
+    """
+    if policy not in get_args(StatePolicy):
+        choices = ", ".join(get_args(StatePolicy))
+        raise UsageError(f"optimizer_state = {policy!r} must be one of {choices}")
+    if policy == "keep":
+        return opt_state
+    if policy == "zero":
+        fresh, flags = jax.tree.map(jnp.zeros_like, opt_state), masks.resolve(mask, params)
+    else:
+        fresh, flags = tx.init(params), None
+    return optimizer_state.reinitialise(opt_state, fresh, params, flags, when=True, restart=False)

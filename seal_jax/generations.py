@@ -1,0 +1,110 @@
+"""The clock of generations: which epoch, generation and phase a step belongs to.
+
+Every question is answered for Python integers and for traced steps alike, so that one compiled
+program serves all phases and a run can resume in the middle of any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from seal_jax.errors import UsageError
+
+Step = Any  # int or a traced integer array
+Schedule = Callable[[Step], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Divides steps into epochs and generations (SEAL paper, section 3 and eq. 3).
+
+    Generation 0 is plain training for every method: the papers' "Gen=1". Forgetting happens in the
+    generations from 1 on, so G generations hold G - 1 forgetting events.
+
+    Attributes:
+      steps_per_epoch: S, optimizer steps in an epoch.
+      epochs_per_generation: E.
+      ascent_epochs: k, the epochs of ascent at the start of each generation from 1 on; k times S
+        must be whole. 0 for methods that do not ascend; SEAL has E / 4.
+
+    >>> clock = Clock(steps_per_epoch=10, epochs_per_generation=8, ascent_epochs=2)
+    >>> clock.generation(95), clock.epoch(95), clock.epoch_in_generation(95)
+    (1, 9, 1)
+    >>> clock.ascending(95), clock.ascending(100), clock.ascending(5)
+    (True, False, False)
+    """
+
+    steps_per_epoch: int
+    epochs_per_generation: int
+    ascent_epochs: float = 0
+
+    def __post_init__(self):
+        for field in ("steps_per_epoch", "epochs_per_generation"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{field} = {value!r} must be a whole number of at least 1")
+        k, most = self.ascent_epochs, self.epochs_per_generation
+        if not 0 <= k <= most:
+            raise UsageError(
+                f"ascent_epochs = {k:g} must lie between 0 and epochs_per_generation = {most}"
+            )
+        steps = k * self.steps_per_epoch
+        if abs(steps - round(steps)) > 1e-6:
+            raise UsageError(
+                f"ascent_epochs = {k:g} is {steps:g} steps of {self.steps_per_epoch} per epoch; "
+                "it must be a whole number of steps: change ascent_epochs or epochs_per_generation"
+            )
+
+    @property
+    def ascent_steps(self) -> int:
+        """Steps of ascent at the start of each generation from 1 on."""
+        return round(self.ascent_epochs * self.steps_per_epoch)
+
+    @property
+    def steps_per_generation(self) -> int:
+        """Steps in a generation, S times E."""
+        return self.steps_per_epoch * self.epochs_per_generation
+
+    def epoch(self, step: Step) -> Step:
+        """Return the epoch since the start of training."""
+        return step // self.steps_per_epoch
+
+    def generation(self, step: Step) -> Step:
+        """Return the generation, from 0."""
+        return step // self.steps_per_generation
+
+    def step_in_generation(self, step: Step) -> Step:
+        """Return the steps since the generation began."""
+        return step % self.steps_per_generation
+
+    def epoch_in_generation(self, step: Step) -> Step:
+        """Return the epoch within the generation."""
+        return self.epoch(step) % self.epochs_per_generation
+
+    def starts_generation(self, step: Step) -> Any:
+        """Tell whether ``step`` is the first of a generation from 1 on: the moment to forget."""
+        return (step > 0) & (self.step_in_generation(step) == 0)
+
+    def ascending(self, step: Step) -> Any:
+        """Tell whether the forget subtree ascends at ``step``."""
+        return (self.generation(step) >= 1) & (self.step_in_generation(step) < self.ascent_steps)
+
+    def starts_descent(self, step: Step) -> Any:
+        """Tell whether ``step`` is the first of descent after an ascent."""
+        k = self.ascent_steps
+        return (self.generation(step) >= 1) & (self.step_in_generation(step) == k) & (k > 0)
+
+    def restart(self, schedule: float | Schedule) -> Schedule:
+        """Return the schedule of the step within the generation as one of the step since the start.
+
+        >>> restarted = Clock(10, 1).restart(lambda step: 0.5**step)
+        >>> restarted(3) == restarted(13)
+        True
+        """
+        if callable(schedule):
+            return lambda step: schedule(self.step_in_generation(step))
+        return lambda step: jnp.asarray(schedule, jnp.float32)

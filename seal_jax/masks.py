@@ -1,0 +1,275 @@
+"""Masks that split a network into the forget subtree (``True``) and the fit subtree (``False``).
+
+A mask may be given as any of
+
+* a pytree of ``bool`` with the structure of the parameters (or a prefix of it);
+* a callable of the parameters that returns such a pytree;
+* path rules: a regular expression, a sequence of them, or of ``(expression, bool)`` pairs of which
+  the first match counts (see :func:`seal_jax.paths.matches`);
+* an NNX filter (``nnx.PathContains("fc")``, a ``Variable`` type, ...) or any predicate
+  ``(path, leaf) -> bool``.
+
+:func:`resolve` turns all of these into one form, at trace time: masks are static.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from seal_jax import paths
+from seal_jax.errors import UsageError, nearest
+
+PyTree = Any
+Mask = Any
+
+
+def resolve(mask: Mask, params: PyTree) -> PyTree:
+    """Return ``mask`` as a pytree of ``bool`` with the structure of ``params``.
+
+    Parameters hidden by ``optax.masked`` or ``optax.partition`` take part in the matching and stay
+    hidden in the result.
+
+    Raises:
+      UsageError: the mask selects no parameter, or every parameter, or does not fit ``params``.
+
+    >>> params = {"conv1": {"kernel": 1.0}, "fc": {"kernel": 2.0, "bias": 3.0}}
+    >>> resolve("conv1", params)
+    {'conv1': {'kernel': True}, 'fc': {'bias': False, 'kernel': False}}
+    >>> resolve([("fc/bias", False), ("fc", True)], params)["fc"]
+    {'bias': False, 'kernel': True}
+    """
+    leaves = paths.named_leaves(params)
+    names = [path for path, _ in leaves]
+    if not names:
+        raise UsageError("mask: there are no parameters to select from")
+    flags = _flags(mask, params, names)
+    if not any(flags) or all(flags):
+        amount = "every parameter" if flags[0] else "no parameter"
+        raise UsageError(
+            f"mask {_shown(mask)} selects {amount}; it must split {', '.join(_sketch(names))}"
+        )
+    structure = jax.tree.structure(params, is_leaf=paths.is_placeholder)
+    kept = [
+        leaf if paths.is_placeholder(leaf) else flag
+        for flag, (_, leaf) in zip(flags, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, kept)
+
+
+def _flags(mask: Mask, params: PyTree, names: list[str]) -> list[bool]:
+    """Return one ``bool`` per parameter, whatever form the mask has."""
+    if _is_nnx_filter(mask):
+        from flax.nnx import filterlib
+
+        return _predicate_flags(filterlib.to_predicate(mask), params)
+    if isinstance(mask, str):
+        return paths.first_match([(mask, True)], names, False)
+    if isinstance(mask, list | tuple) and mask and all(_is_rule(rule) for rule in mask):
+        rules = [(rule, True) if isinstance(rule, str) else tuple(rule) for rule in mask]
+        return paths.first_match(rules, names, False)
+    if callable(mask):
+        if _arguments(mask) == 2:
+            return _predicate_flags(mask, params)
+        mask = mask(params)
+    return _tree_flags(mask, names)
+
+
+def _is_rule(rule: Any) -> bool:
+    return isinstance(rule, str) or (
+        isinstance(rule, tuple | list)
+        and len(rule) == 2
+        and isinstance(rule[0], str)
+        and isinstance(rule[1], bool)
+    )
+
+
+def _is_nnx_filter(mask: Any) -> bool:
+    if isinstance(mask, list | tuple):  # NNX reads a sequence of filters as "any of them"
+        return any(_is_nnx_filter(part) for part in mask)
+    return isinstance(mask, type) or type(mask).__module__.startswith("flax.nnx.filterlib")
+
+
+def _arguments(function: Callable) -> int:
+    """Count the positional arguments that ``function`` cannot do without."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(
+        parameter.kind in kinds and parameter.default is parameter.empty
+        for parameter in inspect.signature(function).parameters.values()
+    )
+
+
+def _is_variable(node: Any) -> bool:
+    return paths.is_placeholder(node) or hasattr(type(node), "get_raw_value")
+
+
+def _predicate_flags(predicate: Callable, params: PyTree) -> list[bool]:
+    """Apply an NNX-style predicate to each variable (or bare leaf) and spread it over its arrays.
+
+    NNX filters by type look at the ``Variable``; ``nnx.Optimizer`` hands ``update`` bare arrays, on
+    which they cannot decide. Filters by path work in both places.
+    """
+    flags: list[bool] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_variable):
+        parts = tuple(int(part) if part.isdigit() else part for part in paths.name(path).split("/"))
+        arrays = jax.tree.leaves(leaf, is_leaf=paths.is_placeholder)
+        flags.extend([bool(predicate(parts, leaf))] * len(arrays))
+    return flags
+
+
+def _tree_flags(mask: PyTree, names: list[str]) -> list[bool]:
+    """Look each parameter up in a tree of ``bool`` (or a prefix of one) by name."""
+    entries = dict(paths.named_leaves(mask))
+    for path, value in entries.items():
+        if not paths.is_placeholder(value) and not _is_bool(value):
+            raise UsageError(
+                f"mask has {_shown(value)} at {path or 'its root'!r}; a mask holds bool, True = forget"
+            )
+    used = set()
+    flags = []
+    for path in names:
+        owner = path
+        while owner not in entries and "/" in owner:
+            owner = owner.rpartition("/")[0]
+        if owner not in entries:
+            raise UsageError(
+                f"mask has no entry for the parameter {path!r}{nearest(path, entries)}"
+            )
+        used.add(owner)
+        flags.append(_is_bool(entries[owner]) and bool(entries[owner]))
+    unknown = [path for path in entries if path not in used]
+    if unknown:
+        raise UsageError(
+            f"mask has an entry {unknown[0]!r} that is no parameter{nearest(unknown[0], names)}"
+        )
+    return flags
+
+
+def _is_bool(value: Any) -> bool:
+    # numpy.bool counts too; asking for the dtype's name avoids an import for its sake.
+    return isinstance(value, bool) or (
+        getattr(value, "shape", None) == () and str(getattr(value, "dtype", "")) == "bool"
+    )
+
+
+def _shown(mask: Any) -> str:
+    text = repr(mask)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _sketch(names: list[str]) -> list[str]:
+    """Return the top-level names, for an error message."""
+    tops = list(dict.fromkeys(path.split("/")[0] for path in names))
+    return tops if len(tops) <= 8 else [*tops[:7], "..."]
+
+
+def before(order: Sequence[str], threshold: str) -> tuple[str, ...]:
+    """Return rules for everything declared before ``threshold`` (SEAL's forget subtree).
+
+    Args:
+      order: path prefixes of the parameters from the input to the output, as the model declares
+        them; together they cover the network.
+      threshold: a prefix of the first entry that is not selected any more.
+
+    >>> before(("conv1", "layer1/block0", "layer2/block0", "fc"), "layer2")
+    ('conv1', 'layer1/block0')
+    """
+    return tuple(_literal(entry) for entry in order[: _position(order, threshold)])
+
+
+def since(order: Sequence[str], threshold: str) -> tuple[str, ...]:
+    """Return rules for ``threshold`` and everything declared after it (LLF's forget subtree).
+
+    >>> since(("conv1", "layer1/block0", "layer2/block0", "fc"), "layer2")
+    ('layer2/block0', 'fc')
+    """
+    return tuple(_literal(entry) for entry in order[_position(order, threshold) :])
+
+
+def _position(order: Sequence[str], threshold: str) -> int:
+    for index, entry in enumerate(order):
+        if entry == threshold or entry.startswith(f"{threshold}/"):
+            if index == 0:
+                raise UsageError(
+                    f"layer threshold {threshold!r} is the first of the order: no split"
+                )
+            return index
+    raise UsageError(
+        f"layer threshold {threshold!r} is not in the declared order{nearest(threshold, order)}"
+    )
+
+
+def _literal(entry: str) -> str:
+    return "".join(f"\\{char}" if char in r".^$*+?{}[]\|()" else char for char in entry)
+
+
+def invert(mask: Mask) -> Callable[[PyTree], PyTree]:
+    """Return the mask with the forget and the fit subtree swapped.
+
+    >>> resolve(invert("conv1"), {"conv1": 1.0, "fc": 2.0})
+    {'conv1': False, 'fc': True}
+    """
+
+    def inverted(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda flag: not flag, resolve(mask, params))
+
+    return inverted
+
+
+def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callable[[PyTree], PyTree]:
+    """Return ``mask`` without the normalisation parameters, or without the biases.
+
+    A leaf of two or more dimensions is a kernel; a smaller one beside a kernel is a bias; one in a
+    layer without a kernel belongs to a normalisation.
+
+    >>> params = {"bn": {"scale": jax.numpy.ones(2)}, "fc": {"kernel": jax.numpy.ones((2, 2))}}
+    >>> resolve(restrict(lambda p: jax.tree.map(lambda _: True, p)), params)
+    {'bn': {'scale': False}, 'fc': {'kernel': True}}
+    """
+
+    def restricted(params: PyTree) -> PyTree:
+        leaves = paths.named_leaves(params)
+        flags = _flags(mask, params, [path for path, _ in leaves])
+        with_kernel = {path.rpartition("/")[0] for path, leaf in leaves if _rank(leaf) >= 2}
+        kept = []
+        for flag, (path, leaf) in zip(flags, leaves, strict=True):
+            beside_kernel = path.rpartition("/")[0] in with_kernel
+            wanted = _rank(leaf) >= 2 or (biases if beside_kernel else norms)
+            kept.append(flag and wanted)
+        return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), kept)
+
+    return restricted
+
+
+def _rank(leaf: Any) -> int:
+    return len(getattr(leaf, "shape", ()))
+
+
+class Report(NamedTuple):
+    """What a mask selects: ``tensors`` of ``all_tensors``, ``parameters`` of ``all_parameters``."""
+
+    tensors: int
+    all_tensors: int
+    parameters: int
+    all_parameters: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensors} of {self.all_tensors} tensors, "
+            f"{self.parameters:,} of {self.all_parameters:,} parameters"
+        )
+
+
+def report(mask: Mask, params: PyTree) -> Report:
+    """Count what ``mask`` selects from ``params`` (arrays or ``jax.ShapeDtypeStruct``).
+
+    >>> str(report("fc", {"conv1": jax.numpy.ones(3), "fc": jax.numpy.ones((2, 5))}))
+    '1 of 2 tensors, 10 of 13 parameters'
+    """
+    flags = jax.tree.leaves(resolve(mask, params))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    chosen = [size for flag, size in zip(flags, sizes, strict=True) if flag]
+    return Report(len(chosen), len(sizes), sum(chosen), sum(sizes))

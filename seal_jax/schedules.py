@@ -1,0 +1,99 @@
+"""Learning rates of the papers: cosine with warm-up by epochs, and the two presets of SEAL."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from seal_jax.errors import UsageError
+from seal_jax.generations import Schedule, Step
+
+
+def cosine(
+    learning_rate: float, *, epochs: int, steps_per_epoch: int, warmup_epochs: int = 0
+) -> Schedule:
+    r"""Return the staircase cosine of the released SEAL and LLF code, constant within an epoch.
+
+    With the epoch :math:`e = \lfloor t / S \rfloor`, W warm-up epochs and E epochs in all,
+
+    .. math:: \eta_t = \eta (e + 1) / W \ \text{for } e < W, \quad
+              \eta \tfrac12 (1 + \cos(\pi (e - W) / (E - W))) \ \text{afterwards.}
+
+    Args:
+      learning_rate: :math:`\eta`, the peak.
+      epochs: E, the length of the cosine with its warm-up: one generation, or all of them.
+      steps_per_epoch: S.
+      warmup_epochs: W; 0 for the paper's schedule.
+
+    Returns:
+      A function of the step since the start of the schedule; a float32 scalar.
+
+    >>> schedule = cosine(0.1, epochs=4, steps_per_epoch=10, warmup_epochs=2)
+    >>> [round(float(schedule(step)), 3) for step in (0, 10, 20, 30)]
+    [0.05, 0.1, 0.1, 0.05]
+    """
+    if not 0 <= warmup_epochs < epochs:
+        raise UsageError(
+            f"warmup_epochs = {warmup_epochs} must lie in [0, {epochs}), under the epochs"
+        )
+    if learning_rate <= 0 or not math.isfinite(learning_rate):
+        raise UsageError(f"learning_rate = {learning_rate} must be positive and finite")
+
+    def schedule(step: Step) -> Any:
+        epoch = jnp.asarray(step) // steps_per_epoch
+        # (1 + cos x) / 2 loses every digit as x approaches pi; sin^2((pi - x) / 2) keeps them.
+        left = (epochs - epoch) / (epochs - warmup_epochs)
+        decay = jnp.sin(0.5 * jnp.pi * left) ** 2
+        warmup = (epoch + 1) / max(warmup_epochs, 1)
+        rate = learning_rate * jnp.where(epoch < warmup_epochs, warmup, decay)
+        return rate.astype(jnp.float32)
+
+    return schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Hyper-parameters of a SEAL training, by the names of :func:`seal_jax.make_seal_tx`."""
+
+    learning_rate: float
+    warmup_epochs: int
+    ascent_weight_decay_factor: float
+    ascent_scale: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    batch_size: int = 32
+    epochs_per_generation: int = 160
+    generations: int = 10
+
+    def arguments(self, steps_per_epoch: int) -> dict[str, Any]:
+        """Return keyword arguments for :func:`seal_jax.make_seal_tx`.
+
+        >>> sorted(PRESETS["paper"].arguments(3125))[:3]
+        ['ascent_scale', 'ascent_weight_decay_factor', 'epochs_per_generation']
+        """
+        return {
+            "learning_rate": cosine(
+                self.learning_rate,
+                epochs=self.epochs_per_generation,
+                steps_per_epoch=steps_per_epoch,
+                warmup_epochs=self.warmup_epochs,
+            ),
+            "steps_per_epoch": steps_per_epoch,
+            "epochs_per_generation": self.epochs_per_generation,
+            "ascent_scale": self.ascent_scale,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "ascent_weight_decay_factor": self.ascent_weight_decay_factor,
+        }
+
+
+PRESETS = {
+    # SEAL paper, section 4.1; the sign of the weight decay is "adjusted" in ascent (section 3).
+    "paper": Preset(learning_rate=0.01, warmup_epochs=0, ascent_weight_decay_factor=-1.0),
+    # The authors' released code.
+    "reference": Preset(learning_rate=0.1, warmup_epochs=20, ascent_weight_decay_factor=0.0),
+}

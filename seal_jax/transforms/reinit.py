@@ -1,0 +1,88 @@
+"""Re-initialisation of a subtree as an optax transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax import masks
+from seal_jax.forgetting import Initialiser, check_like, initialiser
+from seal_jax.generations import Clock
+
+
+class ReinitState(NamedTuple):
+    """State of :func:`masked_reinit`.
+
+    Attributes:
+      count: updates so far, int32.
+      key: the random key all events draw from.
+    """
+
+    count: jax.Array
+    key: jax.Array
+
+
+def masked_reinit(
+    mask: masks.Mask, init_fn: Initialiser, when: Callable[[Any], Any], *, key: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """Spend an update on moving the masked parameters to freshly initialised values.
+
+    Put it at the END of a chain. When ``when(count)`` holds, the updates of the masked parameters
+    become ``fresh - p``, exact up to rounding, and all others become zero: the gradient of that step
+    belongs to weights that are no longer there. The event takes the FIRST step of a generation
+    rather than the last of the one before, so that the weights a generation ends with can be
+    evaluated. For an exact event between two steps use :func:`seal_jax.forgetting.reinitialise`.
+
+    Args:
+      mask: the forget subtree, in any form of :mod:`seal_jax.masks`.
+      init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
+      when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
+      key: a random key; every event draws anew from it, reproducibly.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> fresh = lambda key: {"conv": jnp.zeros(()), "fc": jnp.full((), 5.0)}
+    >>> tx = masked_reinit("fc", fresh, when=lambda count: count == 0, key=jax.random.key(0))
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> float(updates["conv"]), float(updates["fc"])
+    (0.0, 4.0)
+    """
+
+    def init_fn_(params):
+        masks.resolve(mask, params)
+        check_like(jax.eval_shape(initialiser(init_fn, params), key), params)
+        return ReinitState(jnp.zeros((), jnp.int32), key)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        if params is None:
+            raise ValueError(optax.base.NO_PARAMS_MSG)
+
+        def event():
+            fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))
+            return jax.tree.map(
+                lambda flag, new, old, update: (
+                    (new - old).astype(update.dtype) if flag else jnp.zeros_like(update)
+                ),
+                masks.resolve(mask, params),
+                fresh,
+                params,
+                updates,
+            )
+
+        # A branch, so that the initialisation runs in the steps that need it only.
+        updates = jax.lax.cond(when(state.count), event, lambda: updates)
+        return updates, ReinitState(optax.safe_increment(state.count), state.key)
+
+    return optax.GradientTransformationExtraArgs(init_fn_, update_fn)
+
+
+def reinit_moments(clock: Clock, when: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Extend the moments of a momentum reset to the step after an event of :func:`masked_reinit`.
+
+    The event's own step still feeds a gradient of the old weights to the optimizer.
+    """
+    return lambda step: when(step) | (when(step - 1) & clock.starts_generation(step - 1))

@@ -1,0 +1,165 @@
+"""Momentum SGD with coupled decay over generations: the base of every iterative method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax import masks
+from seal_jax.errors import UsageError
+from seal_jax.generations import Clock, Schedule
+from seal_jax.transforms.reset_state import never, reset_state
+
+ResetMomentum = Literal["phase", "generation", "never"]
+
+
+class ClockState(NamedTuple):
+    """State of a transformation that only counts. ``count``: updates so far, int32."""
+
+    count: jax.Array
+
+
+def decay_weights(
+    weight_decay: float,
+    *,
+    mask: masks.Mask | None = None,
+    when: Callable[[Any], Any] = never,
+    factor: float = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Add :math:`\lambda p` to the gradient (coupled L2), on a subtree :math:`\lambda f` for a time.
+
+    SEAL "adjusts the sign" of the weight decay where it ascends, since the update is turned round at
+    the end: f = -1. The released code has f = 0. A positive f would let the norms grow without bound.
+
+    Args:
+      weight_decay: :math:`\lambda`, at least 0.
+      mask: the parameters to which ``factor`` applies; ``None`` means none.
+      when: maps the (traced) count of updates to a bool.
+      factor: f, at most 0 where a mask is given.
+    """
+    if mask is not None and factor > 0:
+        raise UsageError(
+            f"ascent_weight_decay_factor = {factor:g} must not be positive, the weights would diverge; "
+            "use -1 (paper) or 0 (released code)"
+        )
+    if weight_decay < 0:
+        raise UsageError(f"weight_decay = {weight_decay:g} must not be negative")
+
+    def init_fn(params):
+        if mask is not None:
+            masks.resolve(mask, params)
+        return ClockState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        if params is None:
+            raise ValueError(optax.base.NO_PARAMS_MSG)
+        in_phase = weight_decay * jnp.where(when(state.count), factor, 1.0)
+
+        def add(flag, update, param):
+            rate = in_phase if flag else weight_decay
+            return update + (rate * param).astype(update.dtype)
+
+        flags = (
+            jax.tree.map(lambda _: False, params) if mask is None else masks.resolve(mask, params)
+        )
+        updates = jax.tree.map(add, flags, updates, params)
+        return updates, ClockState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def scale_by_restarting_rate(
+    learning_rate: float | Schedule, clock: Clock
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply by minus the learning rate, its schedule restarted every generation.
+
+    Args:
+      learning_rate: a float, or an optax schedule of the step WITHIN the generation.
+      clock: the generations.
+    """
+    if not callable(learning_rate) and learning_rate <= 0:
+        raise UsageError(f"learning_rate = {learning_rate:g} must be positive")
+    rate_at = clock.restart(learning_rate)
+
+    def init_fn(params):
+        del params
+        return ClockState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        step_size = -rate_at(state.count)
+        updates = jax.tree.map(lambda update: (step_size * update).astype(update.dtype), updates)
+        return updates, ClockState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def moments(clock: Clock, reset_momentum: ResetMomentum) -> Callable[[Any], Any]:
+    """Return the condition on which momentum is zeroed: the choices of ``reset_momentum``."""
+    if reset_momentum not in get_args(ResetMomentum):
+        choices = ", ".join(get_args(ResetMomentum))
+        raise UsageError(f"reset_momentum = {reset_momentum!r} must be one of {choices}")
+    if reset_momentum == "phase":
+        return lambda step: clock.starts_generation(step) | clock.starts_descent(step)
+    return clock.starts_generation if reset_momentum == "generation" else never
+
+
+def make_normal_tx(
+    learning_rate: float | Schedule = 0.01,
+    *,
+    steps_per_epoch: int,
+    epochs_per_generation: int = 160,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
+    reset_momentum: ResetMomentum = "generation",
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return plain training in generations: nothing is forgotten, the schedule restarts.
+
+    The three "Normal" baselines of the SEAL paper differ in ``epochs_per_generation`` and in how long
+    one trains: one generation ("Normal"); G generations, the cosine restarted in each ("Normal
+    (long)", restarts); or all G times E epochs declared as one generation under one long cosine.
+
+    Args:
+      learning_rate: a float, or a schedule of the step within the generation.
+      steps_per_epoch: S.
+      epochs_per_generation: E.
+      momentum: of SGD, undamped, as in PyTorch.
+      weight_decay: coupled L2, added to the gradient before the momentum.
+      nesterov: whether the momentum is Nesterov's.
+      reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
+      optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
+        then be left alone.
+    """
+    clock = Clock(steps_per_epoch, epochs_per_generation)
+    when = moments(clock, reset_momentum)
+    if optimizer is not None:
+        reject_unused(learning_rate, momentum, weight_decay)
+        return reset_state(optimizer, when, restart=clock.starts_generation)
+    return optax.chain(
+        decay_weights(weight_decay),
+        reset_state(optax.trace(checked_momentum(momentum), nesterov=nesterov), when),
+        scale_by_restarting_rate(learning_rate, clock),
+    )
+
+
+def reject_unused(learning_rate: Any, momentum: float, weight_decay: float) -> None:
+    """Raise if hyper-parameters of momentum SGD are given beside ``optimizer``, where none applies."""
+    given = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    defaults = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    for field, value in given.items():
+        if value != defaults[field]:
+            raise UsageError(f"{field} has no effect beside optimizer=: put it into the optimizer")
+
+
+def checked_momentum(momentum: float) -> float:
+    """Return ``momentum`` if it lies in [0, 1)."""
+    if not 0 <= momentum < 1:
+        raise UsageError(f"momentum = {momentum:g} must lie in [0, 1)")
+    return momentum
