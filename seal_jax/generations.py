@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number
 
 Step = Any  # int or a traced integer array
 Schedule = Callable[[Step], Any]
@@ -45,13 +46,16 @@ class Clock:
     def __post_init__(self):
         for field in ("steps_per_epoch", "epochs_per_generation"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise UsageError(f"{field} = {value!r} must be a whole number of at least 1")
+            object.__setattr__(self, field, int(value))  # NumPy's integers have a width
         k, most = self.ascent_epochs, self.epochs_per_generation
-        if not 0 <= k <= most:
-            raise UsageError(
-                f"ascent_epochs = {k:g} must lie between 0 and epochs_per_generation = {most}"
-            )
+        check_number(
+            "ascent_epochs",
+            k,
+            lambda value: 0 <= value <= most,
+            f"lie between 0 and epochs_per_generation = {most}",
+        )
         steps = k * self.steps_per_epoch
         if abs(steps - round(steps)) > 1e-6:
             raise UsageError(

@@ -47,6 +47,8 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     if not names:
         raise UsageError("mask: there are no parameters to select from")
     flags = _flags(mask, params, names)
+    if names == [""]:
+        raise UsageError("mask: the parameters are a single array, which no mask can split")
     if not any(flags) or all(flags):
         amount = "every parameter" if flags[0] else "no parameter"
         raise UsageError(
@@ -71,7 +73,8 @@ def _flags(mask: Mask, params: PyTree, names: list[str]) -> list[bool]:
     if isinstance(mask, list | tuple) and mask and all(_is_rule(rule) for rule in mask):
         rules = [(rule, True) if isinstance(rule, str) else tuple(rule) for rule in mask]
         return paths.first_match(rules, names, False)
-    if callable(mask):
+    # A tree of bool may itself be callable: an Equinox module.
+    if callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
         if _arguments(mask) == 2:
             return _predicate_flags(mask, params)
         mask = mask(params)
@@ -124,6 +127,10 @@ def _tree_flags(mask: PyTree, names: list[str]) -> list[bool]:
     """Look each parameter up in a tree of ``bool`` (or a prefix of one) by name."""
     entries = dict(paths.named_leaves(mask))
     for path, value in entries.items():
+        if isinstance(value, jax.core.Tracer):
+            raise UsageError(
+                f"mask is traced at {path or 'its root'!r}; masks are static: use Python's bool"
+            )
         if not paths.is_placeholder(value) and not _is_bool(value):
             raise UsageError(
                 f"mask has {_shown(value)} at {path or 'its root'!r}; a mask holds bool, True = forget"
@@ -156,7 +163,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _shown(mask: Any) -> str:
-    text = repr(mask)
+    text = " ".join(repr(mask).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

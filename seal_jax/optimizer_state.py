@@ -24,8 +24,8 @@ def reinitialise(
     Three kinds of leaf are told apart:
 
     * a subtree with the structure of ``params`` (momentum, second moments, ...) is replaced leaf by
-      leaf where ``mask`` is True;
-    * an integer beside such subtrees in the same node (Adam's ``count``) is shared by all their
+      leaf where ``mask`` is True; so is one with several arrays for each parameter (SM3's);
+    * a leaf beside such subtrees in the same node (Adam's ``count``) is shared by all their
       parameters: it is replaced if the mask covers every one of them, otherwise it stays;
     * any other integer scalar is a clock (the step of a schedule): it follows ``restart`` alone.
 
@@ -42,70 +42,90 @@ def reinitialise(
     if mask is None:
         mask = jax.tree.map(lambda _: True, params)
     flags = jax.tree.leaves(mask, is_leaf=is_placeholder)
-    walker = _Walker(_structure(params), flags, jax.tree.leaves(params), when, restart)
-    return walker.node(state, fresh)
+    return _Walker(params, flags, when, restart).node(state, fresh)
 
 
 def _structure(tree: PyTree) -> Any:
     return jax.tree.structure(tree, is_leaf=is_placeholder)
 
 
+def _is_leaf(tree: PyTree) -> bool:
+    return jax.tree.structure(tree) == jax.tree.structure(0)
+
+
+def _dtype_is(leaf: Any, *kinds: Any) -> bool:
+    return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)
+
+
 class _Walker:
     """Walks a state and its fresh counterpart side by side."""
 
-    def __init__(self, structure, flags, params, when, restart):
-        self.structure = structure
+    def __init__(self, params, flags, when, restart):
+        self.structure = _structure(params)
         self.flags = flags
-        # A lone array as the parameters has the structure of any leaf; tell it by shape and dtype.
-        self.lone = params[0] if structure == jax.tree.structure(0) and params else None
         self.when = when
         self.restart = restart
+        self.lone_shape = jnp.shape(params) if _is_leaf(params) else None
+        # A chain's state is a tuple too, and would pass for a tuple of parameters with arrays each.
+        self.nests = not _is_leaf(params) and not isinstance(params, tuple | list)
 
-    def follows_params(self, node: PyTree) -> bool:
-        if _structure(node) != self.structure:
-            return False
-        if self.lone is None:
-            return True
-        return jnp.shape(node) == jnp.shape(self.lone) and jnp.issubdtype(
-            jnp.result_type(node), jnp.inexact
+    def per_parameter(self, node: PyTree) -> list[PyTree] | None:
+        """Return what ``node`` remembers about each parameter; ``None`` if it is no such memory."""
+        if self.lone_shape is not None:
+            # A lone array as the parameters has the structure of any leaf; tell it by its values.
+            if not _is_leaf(node) or not _dtype_is(node, jnp.inexact):
+                return None
+            return [node] if jnp.shape(node) != () or self.lone_shape == () else None
+        if _structure(node) == self.structure:
+            return jax.tree.leaves(node, is_leaf=is_placeholder)
+        if not self.nests:
+            return None
+        try:
+            parts = self.structure.flatten_up_to(node)
+        except (ValueError, TypeError):
+            return None
+        return (
+            parts if all(_dtype_is(leaf, jnp.inexact) for leaf in jax.tree.leaves(parts)) else None
         )
 
     def node(self, state: PyTree, fresh: PyTree, shared: bool | None = None) -> PyTree:
-        """Handle one node; ``shared`` says whether the counts right in it go with the memory."""
-        if self.follows_params(state):
-            return self.memory(state, fresh)
+        """Handle one node; ``shared`` says whether the leaves right in it go with the memory."""
+        parts = self.per_parameter(state)
+        if parts is not None:
+            return self.memory(parts, self.structure.flatten_up_to(fresh))
         children, structure = jax.tree.flatten(state, is_leaf=lambda node: node is not state)
-        if structure == jax.tree.structure(0):
-            return self.count(state, fresh, shared)
-        covered = [self.covers(child) for child in children if self.follows_params(child)]
-        shared = all(covered) if covered else None
+        if _is_leaf(state):
+            return self.loose(state, fresh, shared)
+        memories = [part for part in map(self.per_parameter, children) if part is not None]
+        shared = all(map(self.covers, memories)) if memories else None
         counterparts = structure.flatten_up_to(fresh)
         return jax.tree.unflatten(
             structure,
             [self.node(a, b, shared) for a, b in zip(children, counterparts, strict=True)],
         )
 
-    def memory(self, state: PyTree, fresh: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(state, is_leaf=is_placeholder)
-        fresh_leaves = jax.tree.leaves(fresh, is_leaf=is_placeholder)
+    def memory(self, parts: list[PyTree], fresh: list[PyTree]) -> PyTree:
         replaced = [
-            jnp.where(self.when, new, old) if flag is True and not is_placeholder(old) else old
-            for flag, old, new in zip(self.flags, leaves, fresh_leaves, strict=True)
+            jax.tree.map(lambda new, old: jnp.where(self.when, new, old), new, old)
+            if flag is True
+            else old
+            for flag, old, new in zip(self.flags, parts, fresh, strict=True)
         ]
         return jax.tree.unflatten(self.structure, replaced)
 
-    def covers(self, node: PyTree) -> bool:
-        """Tell whether the mask takes every parameter that ``node`` remembers something about."""
-        leaves = jax.tree.leaves(node, is_leaf=is_placeholder)
+    def covers(self, parts: list[PyTree]) -> bool:
+        """Tell whether the mask takes every parameter that ``parts`` remember something about."""
         return all(
             flag is True
-            for flag, leaf in zip(self.flags, leaves, strict=True)
-            if not is_placeholder(leaf)
+            for flag, part in zip(self.flags, parts, strict=True)
+            if not is_placeholder(part)
         )
 
-    def count(self, state: Any, fresh: Any, shared: bool | None) -> Any:
-        if jnp.shape(state) != () or not jnp.issubdtype(jnp.result_type(state), jnp.integer):
+    def loose(self, state: Any, fresh: Any, shared: bool | None) -> Any:
+        """Handle a leaf that belongs to no single parameter."""
+        if _dtype_is(state, jax.dtypes.prng_key, jnp.unsignedinteger):
             return state
-        if shared is None:
-            return jnp.where(self.restart, fresh, state)
-        return jnp.where(self.when, fresh, state) if shared else state
+        if shared is not None:
+            return jnp.where(self.when, fresh, state) if shared else state
+        clock = jnp.shape(state) == () and _dtype_is(state, jnp.integer)
+        return jnp.where(self.restart, fresh, state) if clock else state

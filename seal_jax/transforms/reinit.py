@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
+from seal_jax.errors import NO_PARAMS
 from seal_jax.forgetting import Initialiser, check_like, initialiser
 from seal_jax.generations import Clock
 
@@ -54,12 +55,13 @@ def masked_reinit(
     def init_fn_(params):
         masks.resolve(mask, params)
         check_like(jax.eval_shape(initialiser(init_fn, params), key), params)
-        return ReinitState(jnp.zeros((), jnp.int32), key)
+        # A copy: a training step that donates its state must not take the caller's key with it.
+        return ReinitState(jnp.zeros((), jnp.int32), jnp.copy(key))
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         if params is None:
-            raise ValueError(optax.base.NO_PARAMS_MSG)
+            raise ValueError(NO_PARAMS)
 
         def event():
             fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))

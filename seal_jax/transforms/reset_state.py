@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks, optimizer_state
+from seal_jax.errors import NO_PARAMS, UsageError
 
 
 class ResetState(NamedTuple):
@@ -59,6 +60,8 @@ def reset_state(
     1.9
     1.0
     """
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise UsageError(f"optimizer = {inner!r} must be an optax transformation: optax.adam(1e-3)")
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -68,7 +71,7 @@ def reset_state(
 
     def update_fn(updates, state, params=None, **extra_args):
         if params is None:
-            raise ValueError(optax.base.NO_PARAMS_MSG)
+            raise ValueError(NO_PARAMS)
         flags = None if mask is None else masks.resolve(mask, params)
         remembered = optimizer_state.reinitialise(
             state.inner,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.ascent import ascend
 from seal_jax.transforms.reinit import Initialiser, masked_reinit, reinit_moments
@@ -102,8 +103,12 @@ def make_seal_tx(
         raise UsageError(
             "ascent_epochs = 0 leaves no ascent; use make_normal_tx for plain training"
         )
-    if ascent_scale <= 0:
-        raise UsageError(f"ascent_scale = {ascent_scale:g} must be positive; the paper uses 0.01")
+    check_number(
+        "ascent_scale",
+        ascent_scale,
+        lambda value: 0 < value < math.inf,
+        "be positive; the paper uses 0.01",
+    )
     if fit_in_ascent not in get_args(FitInAscent):
         choices = ", ".join(get_args(FitInAscent))
         raise UsageError(f"fit_in_ascent = {fit_in_ascent!r} must be one of {choices}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import UsageError
+from seal_jax.errors import NO_PARAMS, UsageError, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.reset_state import never, reset_state
 
@@ -41,13 +43,16 @@ def decay_weights(
       when: maps the (traced) count of updates to a bool.
       factor: f, at most 0 where a mask is given.
     """
-    if mask is not None and factor > 0:
-        raise UsageError(
-            f"ascent_weight_decay_factor = {factor:g} must not be positive, the weights would diverge; "
-            "use -1 (paper) or 0 (released code)"
+    if mask is not None:
+        check_number(
+            "ascent_weight_decay_factor",
+            factor,
+            lambda value: -math.inf < value <= 0,
+            "not be positive, the weights would diverge; use -1 (paper) or 0 (released code)",
         )
-    if weight_decay < 0:
-        raise UsageError(f"weight_decay = {weight_decay:g} must not be negative")
+    check_number(
+        "weight_decay", weight_decay, lambda value: 0 <= value < math.inf, "be 0 or positive"
+    )
 
     def init_fn(params):
         if mask is not None:
@@ -57,7 +62,7 @@ def decay_weights(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         if params is None:
-            raise ValueError(optax.base.NO_PARAMS_MSG)
+            raise ValueError(NO_PARAMS)
         in_phase = weight_decay * jnp.where(when(state.count), factor, 1.0)
 
         def add(flag, update, param):
@@ -82,8 +87,13 @@ def scale_by_restarting_rate(
       learning_rate: a float, or an optax schedule of the step WITHIN the generation.
       clock: the generations.
     """
-    if not callable(learning_rate) and learning_rate <= 0:
-        raise UsageError(f"learning_rate = {learning_rate:g} must be positive")
+    if not callable(learning_rate):
+        check_number(
+            "learning_rate",
+            learning_rate,
+            lambda value: 0 < value < math.inf,
+            "be positive, or a schedule",
+        )
     rate_at = clock.restart(learning_rate)
 
     def init_fn(params):
@@ -154,12 +164,11 @@ def reject_unused(learning_rate: Any, momentum: float, weight_decay: float) -> N
     given = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     defaults = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
     for field, value in given.items():
-        if value != defaults[field]:
+        if not isinstance(value, Real) or value != defaults[field]:
             raise UsageError(f"{field} has no effect beside optimizer=: put it into the optimizer")
 
 
 def checked_momentum(momentum: float) -> float:
     """Return ``momentum`` if it lies in [0, 1)."""
-    if not 0 <= momentum < 1:
-        raise UsageError(f"momentum = {momentum:g} must lie in [0, 1)")
+    check_number("momentum", momentum, lambda value: 0 <= value < 1, "lie in [0, 1)")
     return momentum

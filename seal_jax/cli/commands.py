@@ -1,0 +1,120 @@
+"""What each command does; imports happen inside, so that each loads only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from seal_jax.cli import main
+from seal_jax.errors import UsageError
+
+
+def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train one experiment."""
+    _start(options)
+    return _train(options.config, overrides, Path(options.workdir))
+
+
+def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train every variant of a config in turn, then compare."""
+    from seal_jax.cli import configs
+
+    variants = configs.variants(options.config)
+    if not variants:
+        raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
+    for variant in variants:  # every error before any training
+        configs.load(f"{options.config}:{variant}", overrides)
+    _start(options)
+    root = Path(options.workdir)
+    for variant in variants:
+        code = _train(f"{options.config}:{variant}", overrides, root / variant)
+        if code:
+            return code
+    if _is_main_process():
+        _compare([root / variant for variant in variants], root)
+    return main.OK
+
+
+def compare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Print the table of several runs and draw their curves."""
+    del overrides
+    _compare([Path(name) for name in options.workdirs], Path(options.output or "."))
+    return main.OK
+
+
+def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Prepare a data set."""
+    del overrides
+    from seal_jax import data
+
+    where = data.prepare(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
+    print(f"{options.dataset} is prepared in {where}")
+    return main.OK
+
+
+def preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Compile a config's train program for a TPU and print its cost."""
+    from seal_jax.preflight import command
+
+    return command.run(options.config, overrides, options.topology, options.json)
+
+
+def _start(options: argparse.Namespace) -> None:
+    """Join the other processes, if there are any, before JAX starts its devices."""
+    import jax
+
+    if options.coordinator == "auto":
+        jax.distributed.initialize()
+    elif options.coordinator:
+        if options.processes is None or options.process is None:
+            raise UsageError("--coordinator=HOST:PORT needs --processes=N and --process=I")
+        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+    elif options.processes is not None or options.process is not None:
+        raise UsageError("--processes and --process need --coordinator=HOST:PORT")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # A run that is taken up again should not compile again.
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "seal_jax" / "xla"))
+
+
+def _is_main_process() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
+    from seal_jax import data, reports
+    from seal_jax.cli import configs
+    from seal_jax.training import loop
+
+    settings = configs.load(config, overrides)
+    fields = settings.data
+    dataset = data.load(
+        fields.name,
+        data_dir=fields.data_dir or None,
+        label=fields.label or None,
+        image_size=fields.image_size or None,
+        validation_fraction=fields.validation_fraction,
+        validation_seed=fields.validation_seed,
+    )
+    outcome = loop.train(settings, workdir, dataset)
+    if _is_main_process():
+        reports.draw_run(workdir)
+    if not outcome.finished:
+        print(f"stopped at step {outcome.step}; the same command goes on from there", flush=True)
+        return main.STOPPED
+    return main.OK
+
+
+def _compare(workdirs: list[Path], output: Path) -> None:
+    from seal_jax import reports
+
+    comparison = reports.compare(workdirs)
+    print(comparison.as_text())
+    output.mkdir(parents=True, exist_ok=True)
+    comparison.to_csv(output / "generations.csv")
+    reports.draw(workdirs, output / "curves.png")
+    print(f"table: {output / 'generations.csv'}, curves: {output / 'curves.png'}")

@@ -1,0 +1,124 @@
+"""Between config files and settings: the only place, with ``configs/``, that knows ml_collections."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from seal_jax import methods
+from seal_jax.errors import UsageError, nearest
+from seal_jax.training import settings as settings_lib
+from seal_jax.training.settings import Settings
+
+
+def base(method: str = "normal") -> ConfigDict:
+    """Return the default settings with the options of ``method``, for a config file to change.
+
+    >>> config = base("seal")
+    >>> config.method.ascent_scale, config.train.batch_size
+    (0.01, 32)
+    """
+    config = ConfigDict(settings_lib.as_dict(Settings()))
+    set_method(config, method)
+    return config
+
+
+def set_method(config: ConfigDict, method: str) -> None:
+    """Put a method with its default options into a config."""
+    config.method = ConfigDict({"name": method, **methods.options(method)})
+    for field, kind in methods.optional_options(method).items():
+        config.method[field] = config_dict.placeholder(kind)
+
+
+def load(config: str, overrides: Sequence[str] = ()) -> Settings:
+    """Return the settings of a config file with overrides from the command line.
+
+    Args:
+      config: ``path/to/file.py`` or ``path/to/file.py:variant``; the file has ``get_config``.
+      overrides: ``--config.section.field=value`` each.
+
+    Raises:
+      UsageError: no such file or variant, or an override that does not exist or has another type.
+    """
+    path, _, variant = config.partition(":")
+    if not Path(path).is_file():
+        raise UsageError(f"--config={path} is not a file; the configs lie in configs/")
+    known = variants(path)
+    if variant and variant not in known:
+        some = f"one of {', '.join(known)}" if known else "none: the file has no variants"
+        raise UsageError(
+            f"--config={config}: variant {variant!r} must be {some}{nearest(variant, known)}"
+        )
+    values = _parse(config, overrides)
+    return settings_lib.read(Settings, values.to_dict())
+
+
+def variants(config: str) -> tuple[str, ...]:
+    """Return the variants that a config file declares in ``VARIANTS``."""
+    path = Path(config.partition(":")[0])
+    if not path.is_file():
+        raise UsageError(f"--config={path} is not a file; the configs lie in configs/")
+    return tuple(getattr(_module(path), "VARIANTS", ()))
+
+
+def _module(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config={path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # config files may share a helper beside them
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UsageError(f"--config={path}, line {error.lineno}: {error.msg}") from None
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _parse(config: str, overrides: Sequence[str]) -> Any:
+    """Let ml_collections load the file and apply the overrides; turn its errors into one line."""
+    arguments = ["seal_jax", f"--config={config}", *overrides]
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        left = values(arguments)
+    except UsageError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        if overrides:
+            known = _parse(config, ())
+            for override in overrides:
+                _check_override(override, known)
+        raise UsageError(f"--config={config}: {' '.join(str(error).split())}") from None
+    if len(left) > 1:
+        raise UsageError(f"{left[1]} is not an option; settings are --config.section.field=value")
+    return flag.value
+
+
+def _check_override(override: str, known: Any) -> None:
+    """Raise an error that names the field if ``--config.a.b=value`` does not suit the config."""
+    name, _, text = override.removeprefix("--config.").removeprefix("--").partition("=")
+    node, path = known, ""
+    for field in name.split("."):
+        if not isinstance(node, ConfigDict) or field not in node:
+            fields = list(node) if isinstance(node, ConfigDict) else []
+            raise UsageError(f"{name} is not a setting{nearest(field, fields)}")
+        path = f"{path}.{field}" if path else field
+        kind, node = node.get_type(field), node.get_ref(field).get()
+    if isinstance(node, ConfigDict):
+        raise UsageError(f"{path} is a section; set one of {', '.join(node)}")
+    if kind in (int, float):
+        try:
+            kind(text)
+        except ValueError:
+            raise UsageError(f"{path} = {text!r} must be of type {kind.__name__}") from None
+    if kind is bool and text.lower() not in ("true", "false"):
+        raise UsageError(f"{path} = {text!r} must be true or false")

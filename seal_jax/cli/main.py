@@ -1,0 +1,133 @@
+"""Parses the command line and turns errors that the user can mend into one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from seal_jax.errors import UsageError
+
+OK, CRASHED, USAGE, STOPPED = 0, 1, 2, 75
+_EXIT_CODES = (
+    f"exit codes: {OK} done; {USAGE} bad input, or a loss that is not finite, explained in one line; "
+    f"{STOPPED} stopped by SIGTERM or SIGINT after saving a checkpoint: the same command goes on"
+)
+_OVERRIDES = (
+    "Any setting can be changed with --config.SECTION.FIELD=VALUE, such as "
+    "--config.train.seeds=4 or --config.optimizer.learning_rate=0.05."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    root = _Parser(
+        prog="python -m seal_jax", description=__import__("seal_jax").__doc__, epilog=_EXIT_CODES
+    )
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
+        )
+        added.set_defaults(command=name)
+        return added
+
+    def config(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/"
+        )
+
+    def processes(to: argparse.ArgumentParser) -> None:
+        group = to.add_argument_group("several processes (on Cloud TPU: --coordinator=auto alone)")
+        group.add_argument("--coordinator", metavar="HOST:PORT", help='process 0, or "auto"')
+        group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+        group.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
+
+    train = command("train", "train one experiment, or take it up where it stopped", _OVERRIDES)
+    config(train)
+    train.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
+    processes(train)
+
+    sweep = command(
+        "sweep",
+        "train every variant of a config, each in a folder of its own, then compare them",
+        _OVERRIDES,
+    )
+    config(sweep)
+    sweep.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the runs")
+    processes(sweep)
+
+    compare = command("compare", "print the generations table of runs and draw their curves")
+    compare.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
+    compare.add_argument("--output", metavar="DIR", help="where curves.png and generations.csv go")
+
+    prepare = command("prepare", "prepare a data set for training, without TensorFlow")
+    prepare.add_argument("--dataset", required=True, metavar="NAME", help="such as tiny_imagenet")
+    prepare.add_argument("--data-dir", metavar="DIR", help="default: TFDS_DATA_DIR, or TFDS's own")
+    prepare.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
+
+    preflight = command(
+        "preflight",
+        "compile a config's train program with the real TPU compiler, no TPU needed, and print its cost",
+        _OVERRIDES,
+    )
+    config(preflight)
+    preflight.add_argument(
+        "--topology", default="v5e:2x4", metavar="KIND:SHAPE", help="chips (default: %(default)s)"
+    )
+    preflight.add_argument("--json", metavar="FILE", help="write the report there too")
+    return root
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; return the exit code."""
+    warnings.showwarning = _one_line_warning
+    try:
+        options, overrides = parser().parse_known_args(list(arguments))
+        takes_config = hasattr(options, "config")
+        for override in overrides:
+            if not (takes_config and override.startswith("--config.") and "=" in override):
+                raise UsageError(
+                    f"{override} is not an option of {options.command}; settings are "
+                    "--config.section.field=value"
+                )
+        return _commands()[options.command](options, overrides)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == "seal_jax":
+            raise
+        print(
+            f'error: {error.name} is not installed; pip install "seal_jax[train]" has what the '
+            "trainer needs",
+            file=sys.stderr,
+        )
+        return USAGE
+
+
+def _commands():
+    # Imported where they are needed: `compare` must not wait for the trainer's imports.
+    from seal_jax.cli import commands
+
+    return {
+        "train": commands.train,
+        "sweep": commands.sweep,
+        "compare": commands.compare,
+        "prepare": commands.prepare,
+        "preflight": commands.preflight,
+    }
+
+
+def _one_line_warning(message, category, filename, lineno, file=None, line=None):
+    del category, filename, lineno, line
+    print(f"warning: {message}", file=file or sys.stderr)

@@ -1,0 +1,31 @@
+"""Data sets: TFDS builders and sources, host arrays, device-resident batches and augmentation."""
+
+from seal_jax.data.augment import Augmentation, Draws, apply, check_image_shape, draw
+from seal_jax.data.dataset import Dataset, Split, from_arrays
+from seal_jax.data.device import epoch_order, flatten, padded_batches, steps_per_epoch, take
+from seal_jax.data.normalisation import STATISTICS, Statistics, statistics
+from seal_jax.data.preparation import prepare
+from seal_jax.data.sources import load
+from seal_jax.data.splits import stratified_split
+
+__all__ = [
+    "STATISTICS",
+    "Augmentation",
+    "Dataset",
+    "Draws",
+    "Split",
+    "Statistics",
+    "apply",
+    "check_image_shape",
+    "draw",
+    "epoch_order",
+    "flatten",
+    "from_arrays",
+    "load",
+    "padded_batches",
+    "prepare",
+    "statistics",
+    "steps_per_epoch",
+    "stratified_split",
+    "take",
+]

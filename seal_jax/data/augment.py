@@ -1,0 +1,202 @@
+"""Random crop, flip, cutout and normalisation of a batch, inside the compiled train step.
+
+The random numbers are drawn for the whole global batch and applied separately, so that a device that
+holds a part of the batch slices its rows of :class:`Draws` and any sharding gives the same images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seal_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What happens to a batch, in this order: crop, flip, cutout, normalise.
+
+    Attributes:
+      mean: channel means on the scale 0..1.
+      std: channel standard deviations on the same scale.
+      crop_padding: pixels of zeros (black, before normalisation) put around each image before a
+        window of the original size is cut out at a random place; 0 for no crop.
+      flip: mirror left and right with probability one half.
+      cutout: side of a square, centred on a random pixel and clipped at the border, that is set to 0
+        after normalisation, which is the channel mean (DeVries and Taylor 2017); 0 for none.
+
+    Raises:
+      UsageError: for a negative number, or mean and std that do not fit each other.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self):
+        for name in ("crop_padding", "cutout"):
+            if getattr(self, name) < 0:
+                raise UsageError(
+                    f"data.{name}={getattr(self, name)} must not be negative: 0 is off"
+                )
+        if not self.mean or len(self.mean) != len(self.std):
+            raise UsageError(
+                f"mean has {len(self.mean)} channels and std has {len(self.std)}: "
+                "give one number a channel"
+            )
+        if min(self.std) <= 0:
+            raise UsageError(f"std={tuple(self.std)} must be positive in every channel")
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any part of it needs :class:`Draws`."""
+        return bool(self.crop_padding or self.flip or self.cutout)
+
+
+class Draws(NamedTuple):
+    """The random numbers of one batch; a field is None where that augmentation is off.
+
+    Attributes:
+      offsets: int32 ``[batch, 2]``, row and column of the crop in the padded image.
+      flips: bool ``[batch]``.
+      cutout_centres: int32 ``[batch, 2]``, row and column.
+    """
+
+    offsets: jax.Array | None = None
+    flips: jax.Array | None = None
+    cutout_centres: jax.Array | None = None
+
+
+def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> None:
+    """Check that the augmentation suits images of ``(height, width, channels)``.
+
+    Raises:
+      UsageError: where the channels differ, or the padding or the square covers the whole image.
+    """
+    height, width, channels = image_shape
+    if channels != len(spec.mean):
+        raise UsageError(
+            f"the mean has {len(spec.mean)} channels and the images have {channels}: "
+            "set data.normalisation to the statistics of this data set"
+        )
+    side = min(height, width)
+    for name in ("crop_padding", "cutout"):
+        if getattr(spec, name) >= side:
+            raise UsageError(
+                f"data.{name}={getattr(spec, name)} must be smaller than the images "
+                f"({height}x{width})"
+            )
+
+
+def draw(
+    key: jax.Array, batch: int, spec: Augmentation, image_shape: tuple[int, int, int]
+) -> Draws:
+    """Draw the random numbers for a whole (global) batch.
+
+    Args:
+      key: a JAX random key.
+      batch: number of images.
+      spec: which augmentations are on. Turning one on leaves the draws of the others as they were.
+      image_shape: ``(height, width, channels)``.
+
+    Raises:
+      UsageError: where ``spec`` does not suit the images.
+    """
+    check_image_shape(spec, image_shape)
+    crop_key, flip_key, cutout_key = jax.random.split(key, 3)
+    offsets = flips = centres = None
+    if spec.crop_padding:
+        offsets = jax.random.randint(crop_key, (batch, 2), 0, 2 * spec.crop_padding + 1, jnp.int32)
+    if spec.flip:
+        flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
+    if spec.cutout:
+        size = jnp.array(image_shape[:2], jnp.int32)
+        centres = jax.random.randint(cutout_key, (batch, 2), 0, size, jnp.int32)
+    return Draws(offsets, flips, centres)
+
+
+def _select_window(padded: jax.Array, offsets: jax.Array, size: int, axis: int) -> jax.Array:
+    """Cut ``padded[i]`` along ``axis`` to ``offsets[i] : offsets[i] + size``.
+
+    One select for each possible offset: static slices fuse into one elementwise pass, while a gather
+    costs tens of times more on a TPU and a vmapped dynamic slice becomes a serial loop.
+    """
+    chosen = offsets.reshape(-1, 1, 1, 1)
+    window = jax.lax.slice_in_dim(padded, 0, size, axis=axis)
+    for offset in range(1, padded.shape[axis] - size + 1):
+        candidate = jax.lax.slice_in_dim(padded, offset, offset + size, axis=axis)
+        window = jnp.where(chosen == offset, candidate, window)
+    return window
+
+
+def _crop(images: jax.Array, offsets: jax.Array, padding: int) -> jax.Array:
+    _, height, width, _ = images.shape
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows = _select_window(padded, offsets[:, 0], height, axis=1)
+    return _select_window(rows, offsets[:, 1], width, axis=2)
+
+
+def _outside_square(centres: jax.Array, side: int, height: int, width: int) -> jax.Array:
+    """Bool ``[batch, height, width, 1]``, False where the square lies."""
+
+    def covered(centre: jax.Array, length: int) -> jax.Array:
+        start = centre[:, None] - side // 2
+        position = jnp.arange(length)
+        return (position >= start) & (position < start + side)
+
+    rows, columns = covered(centres[:, 0], height), covered(centres[:, 1], width)
+    return ~(rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def apply(
+    images: jax.Array, draws: Draws | None, spec: Augmentation, dtype=jnp.float32
+) -> jax.Array:
+    """Augment and normalise a batch.
+
+    Args:
+      images: uint8 ``[batch, height, width, channels]``.
+      draws: this batch's rows of what :func:`draw` returned; None for evaluation, which only
+        normalises.
+      spec: the same as given to :func:`draw`.
+      dtype: of the result. The arithmetic is float32.
+
+    Returns:
+      ``(x / 255 - mean) / std`` as ``dtype``, ``[batch, height, width, channels]``.
+
+    Raises:
+      UsageError: where the images are not uint8, ``spec`` does not suit them, or ``draws`` lacks a
+        field that ``spec`` needs.
+
+    Examples:
+      >>> spec = Augmentation(mean=(0.5,), std=(0.5,))
+      >>> float(apply(jnp.full((1, 2, 2, 1), 255, jnp.uint8), None, spec)[0, 0, 0, 0])
+      1.0
+    """
+    if images.dtype != jnp.uint8:
+        raise UsageError(f"images have dtype {images.dtype}: give uint8, before normalisation")
+    _, height, width, channels = images.shape
+    check_image_shape(spec, (height, width, channels))
+
+    def drawn(name: str) -> jax.Array:
+        numbers = getattr(draws, name)
+        if numbers is None:
+            raise UsageError(f"draws.{name} is None: draw with the same Augmentation")
+        return numbers
+
+    if draws is not None and spec.crop_padding:
+        images = _crop(images, drawn("offsets"), spec.crop_padding)
+    if draws is not None and spec.flip:
+        mirrored = jnp.flip(images, axis=2)
+        images = jnp.where(drawn("flips")[:, None, None, None], mirrored, images)
+
+    mean, std = jnp.array(spec.mean, jnp.float32), jnp.array(spec.std, jnp.float32)
+    normalised = (images.astype(jnp.float32) / 255.0 - mean) / std
+    if draws is not None and spec.cutout:
+        keep = _outside_square(drawn("cutout_centres"), spec.cutout, height, width)
+        normalised = jnp.where(keep, normalised, 0.0)
+    return normalised.astype(dtype)

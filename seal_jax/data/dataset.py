@@ -1,0 +1,159 @@
+"""What a loaded data set is: three splits of uint8 images with integer labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seal_jax.data.splits import stratified_split
+from seal_jax.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels in host memory.
+
+    Attributes:
+      images: uint8 ``[n, height, width, channels]``.
+      labels: int32 ``[n]``.
+
+    Raises:
+      UsageError: where a shape or dtype is another, or the lengths differ.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self):
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise UsageError(
+                f"images have shape {self.images.shape} and dtype {self.images.dtype}: "
+                "give uint8 of shape [n, height, width, channels]"
+            )
+        if self.labels.dtype != np.int32 or self.labels.ndim != 1:
+            raise UsageError(
+                f"labels have shape {self.labels.shape} and dtype {self.labels.dtype}: "
+                "give int32 of shape [n]"
+            )
+        if len(self.images) != len(self.labels):
+            raise UsageError(
+                f"there are {len(self.images)} images but {len(self.labels)} labels: "
+                "give one label an image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, rows: np.ndarray) -> Split:
+        """Return the split of these rows, in their order."""
+        return Split(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set; ``validation`` was held out of the training split and may be empty.
+
+    Raises:
+      UsageError: where images of two splits have different shapes, a split has a label outside
+        ``0 .. num_classes-1``, train or test is empty, or the class names are too many or too few.
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    def __post_init__(self):
+        if len(self.class_names) != self.num_classes:
+            raise UsageError(
+                f"{self.name}: {len(self.class_names)} class names for {self.num_classes} classes: "
+                "give one name a class"
+            )
+        for name in ("train", "validation", "test"):
+            split: Split = getattr(self, name)
+            if not len(split):
+                if name == "validation":
+                    continue
+                raise UsageError(f"{self.name}: the {name} split is empty: give it examples")
+            if split.images.shape[1:] != self.image_shape:
+                raise UsageError(
+                    f"{self.name}: {name} images have shape {split.images.shape[1:]}, train images "
+                    f"{self.image_shape}: set data.image_size so that they agree"
+                )
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise UsageError(
+                    f"{self.name}: the {name} split has label {low if low < 0 else high}, outside "
+                    f"0..{self.num_classes - 1}: choose a split whose examples are labelled"
+                )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(height, width, channels)`` of every image."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+def _as_split(arrays: tuple[np.ndarray, np.ndarray]) -> Split:
+    images, labels = (np.asarray(array) for array in arrays)
+    if np.issubdtype(labels.dtype, np.integer):
+        labels = labels.astype(np.int32)
+    return Split(images, labels)
+
+
+def from_arrays(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    name: str = "arrays",
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    validation_fraction: float = 0.1,
+    validation_seed: int = 0,
+) -> Dataset:
+    """Hold plain arrays as a data set.
+
+    Args:
+      train: ``(images, labels)``: uint8 ``[n, height, width, channels]``, integers ``[n]``.
+      test: the same.
+      validation: the same, or None to hold ``validation_fraction`` out of ``train``, stratified.
+      name: what messages and reports call it.
+      num_classes: by default the number of class names, else the highest training label plus one.
+      class_names: by default the class numbers.
+      validation_fraction: in ``[0, 1)``; unused where ``validation`` is given.
+      validation_seed: seed of the split.
+
+    Raises:
+      UsageError: where the arrays are not as said above or contradict each other.
+
+    Examples:
+      >>> images, labels = np.zeros((6, 8, 8, 1), np.uint8), np.array([0, 0, 0, 1, 1, 1])
+      >>> dataset = from_arrays((images, labels), (images, labels), validation_fraction=0.34)
+      >>> len(dataset.train), len(dataset.validation), dataset.image_shape, dataset.num_classes
+      (4, 2, (8, 8, 1), 2)
+    """
+    whole, tested = _as_split(train), _as_split(test)
+    if num_classes is None:
+        if class_names is not None:
+            num_classes = len(class_names)
+        else:
+            num_classes = int(whole.labels.max(initial=-1)) + 1
+    if class_names is None:
+        class_names = [str(index) for index in range(num_classes)]
+    if validation is not None:
+        trained, validated = whole, _as_split(validation)
+    else:
+        trained, validated = hold_out(whole, validation_fraction, validation_seed)
+    return Dataset(name, num_classes, tuple(class_names), trained, validated, tested)
+
+
+def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Return ``(train, validation)`` of a stratified split; no copy is made for fraction 0."""
+    train_rows, validation_rows = stratified_split(split.labels, fraction, seed)
+    validation = split.rows(validation_rows)
+    return (split if not len(validation) else split.rows(train_rows)), validation

@@ -1,0 +1,129 @@
+"""Data that lives in device memory: laid out flat, its order drawn inside the compiled program."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seal_jax.data.dataset import Split
+from seal_jax.errors import UsageError
+
+LANES = 128
+
+
+def flatten(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images as uint8 ``[n, row]`` and the labels as int32 ``[n]``.
+
+    Images stay flat on the device because a TPU lays a 4-D array out anew for every gather of rows:
+    thousands of times the cost of gathering the same rows here. A row is ``height*width*channels``
+    bytes, filled up with zeros to a multiple of 128, a TPU's lanes, for the same reason.
+    """
+    flat = split.images.reshape(len(split), -1)
+    filling = row_bytes(split.images.shape[1:]) - flat.shape[1]
+    return np.pad(flat, ((0, 0), (0, filling))), split.labels
+
+
+def row_bytes(image_shape: tuple[int, ...]) -> int:
+    """Return the bytes of a flat image, filled up to whole lanes.
+
+    >>> row_bytes((28, 28, 1))
+    896
+    """
+    return -(-math.prod(image_shape) // LANES) * LANES
+
+
+def take(flat: jax.Array, rows: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
+    """Gather rows of flat images.
+
+    Args:
+      flat: uint8 ``[n, row]``, from :func:`flatten`.
+      rows: integer ``[batch]``, each in ``0 .. n-1``.
+      image_shape: ``(height, width, channels)``.
+
+    Returns:
+      uint8 ``[batch, height, width, channels]``.
+
+    Examples:
+      >>> take(jnp.arange(12, dtype=jnp.uint8).reshape(3, 4), jnp.array([2]), (2, 2, 1))[0, :, :, 0]
+      Array([[ 8,  9], [10, 11]], dtype=uint8)
+    """
+    pixels = jnp.take(flat, rows, axis=0, mode="clip")[:, : math.prod(image_shape)]
+    return pixels.reshape(rows.shape[0], *image_shape)
+
+
+def steps_per_epoch(n: int, batch: int, drop_last: bool = True) -> int:
+    """Return the number of batches in an epoch over ``n`` examples.
+
+    Raises:
+      UsageError: where ``batch`` is below 1 or above ``n``.
+
+    Examples:
+      >>> steps_per_epoch(10, 4), steps_per_epoch(10, 4, drop_last=False)
+      (2, 3)
+    """
+    if not 1 <= batch <= n:
+        raise UsageError(
+            f"train.batch_size={batch} must lie in 1..{n}, the number of training examples: lower it"
+        )
+    return n // batch if drop_last else -(-n // batch)
+
+
+def epoch_order(
+    key: jax.Array, n: int, batch: int, drop_last: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Draw the order of one epoch: a fresh permutation, cut into batches.
+
+    It traces: ``key`` may be a tracer, ``n``, ``batch`` and ``drop_last`` are static.
+
+    Args:
+      key: a JAX random key.
+      n: number of examples.
+      batch: examples a step.
+      drop_last: leave out the ``n % batch`` examples that do not fill a batch. Otherwise the last
+        batch is filled up with the rows the permutation began with, at weight 0.
+
+    Returns:
+      ``rows`` int32 and ``weights`` float32, both ``[steps, batch]``.
+
+    Raises:
+      UsageError: where ``batch`` is below 1 or above ``n``.
+    """
+    steps = steps_per_epoch(n, batch, drop_last)
+    order = jax.random.permutation(key, n).astype(jnp.int32)
+    filled = max(steps * batch - n, 0)
+    rows = jnp.concatenate([order, order[:filled]])[: steps * batch]
+    weights = jnp.arange(steps * batch) < n
+    return rows.reshape(steps, batch), weights.astype(jnp.float32).reshape(steps, batch)
+
+
+def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return every example once and in order, for evaluation.
+
+    The last batch is filled up with rows from the start at weight 0, so that all have one shape and
+    every row number is valid. A batch may be larger than ``n``; ``n`` of 0 gives no batch.
+
+    Args:
+      n: number of examples.
+      batch: examples a step.
+
+    Returns:
+      ``rows`` int32 and ``weights`` float32, both ``[ceil(n / batch), batch]``.
+
+    Raises:
+      UsageError: where ``batch`` is below 1.
+
+    Examples:
+      >>> rows, weights = padded_batches(5, 3)
+      >>> rows.tolist(), weights.tolist()
+      ([[0, 1, 2], [3, 4, 0]], [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    """
+    if batch < 1:
+        raise UsageError(f"batch={batch} must be at least 1")
+    steps = -(-n // batch)
+    index = np.arange(steps * batch)
+    rows = (index % max(n, 1)).astype(np.int32)
+    weights = (index < n).astype(np.float32)
+    return rows.reshape(steps, batch), weights.reshape(steps, batch)

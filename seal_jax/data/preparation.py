@@ -1,0 +1,252 @@
+"""Find and prepare TFDS data sets on disk, as array_record and without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, TextIO
+
+from seal_jax.errors import UsageError, nearest
+
+# Data sets built by this package: TFDS knows them once the module is imported.
+OWN_BUILDERS = {
+    "digits": "seal_jax.data.builders.digits",
+    "tiny_imagenet": "seal_jax.data.builders.tiny_imagenet",
+}
+# These need nothing but installed packages and are small: prepared where they are first used.
+SELF_PREPARING = frozenset({"digits"})
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that has text, else its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def prepare_command(name: str, data_dir: str | os.PathLike, manual_dir: str | None = None) -> str:
+    """Return the shell command that prepares a data set."""
+    if manual_dir is None and name in OWN_BUILDERS and name not in SELF_PREPARING:
+        manual_dir = "FOLDER"
+    manual = f" --manual-dir={shlex.quote(manual_dir)}" if manual_dir else ""
+    return (
+        f"python -m seal_jax prepare --dataset={shlex.quote(name)}{manual} "
+        f"--data-dir={shlex.quote(os.fspath(data_dir))}"
+    )
+
+
+def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
+    """Return the TFDS builder of ``name``, whether prepared or not.
+
+    Raises:
+      UsageError: for a name, configuration or version that TFDS does not know, or where the
+        prepared folder's description cannot be read.
+    """
+    import tensorflow_datasets as tfds
+
+    if name in OWN_BUILDERS:
+        importlib.import_module(OWN_BUILDERS[name])
+    kwargs = {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
+    try:
+        return tfds.builder(name, **kwargs)
+    except tfds.core.DatasetNotFoundError as error:
+        known = {*OWN_BUILDERS, *tfds.list_builders(with_community_datasets=False)}
+        raise UsageError(
+            f"data.name={name!r} is not a data set that TFDS knows{nearest(name, known)}"
+        ) from error
+    # TFDS reports a malformed name, configuration, version or description by many types.
+    except Exception as error:
+        raise UsageError(
+            f"data.name={name!r} in data_dir={data_dir}: {first_line(error)}: mend the "
+            "name or the folder, or prepare the data in another"
+        ) from error
+
+
+def is_prepared(builder: Any) -> bool:
+    """Whether the folder of this builder's version is there.
+
+    Raises:
+      UsageError: where it is there but incomplete.
+    """
+    # An etils path: prepared data may lie in a bucket.
+    folder = builder.data_path
+    if folder.exists() and not (folder / "dataset_info.json").exists():
+        raise UsageError(f"{folder} lacks dataset_info.json: delete it and prepare it again")
+    return folder.exists()
+
+
+def _make_writable(folder: str | os.PathLike) -> None:
+    """Create the folder, or say that it cannot be written."""
+    root = Path(folder)
+    message = (
+        f"data_dir={root} cannot be written: give --data-dir (or TFDS_DATA_DIR) another folder"
+    )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(message) from error
+    # The mode says that a shared folder is meant to be read only, also to root.
+    if not root.stat().st_mode & 0o222 or not os.access(root, os.W_OK):
+        raise UsageError(message)
+
+
+def _generate(builder: Any, manual_dir: str | None, progress: bool) -> None:
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    if not progress:
+        tfds.disable_progress_bar()
+    # TFDS reports on standard output, which belongs to the caller's own results.
+    report: TextIO = sys.stderr if progress else io.StringIO()
+    try:
+        with contextlib.redirect_stdout(report):
+            builder.download_and_prepare(download_config=config, file_format="array_record")
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: bool) -> None:
+    """Prepare beside the destination and move into place in one rename.
+
+    A reader never sees half a data set, and of two processes that prepare at once one wins and the
+    other finds the data there.
+    """
+    root = Path(builder.data_dir_root)
+    stage = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    try:
+        staged = find_builder(name, stage)
+        _generate(staged, manual_dir, progress)
+        destination = Path(builder.data_dir)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(staged.data_dir).rename(destination)
+        except OSError:
+            if not is_prepared(builder):
+                raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _scan_tiny_imagenet(manual_dir: Path) -> list[str]:
+    from seal_jax.data.builders import tiny_imagenet
+
+    return tiny_imagenet.scan(manual_dir).wnids
+
+
+def _check_same_classes(builder: Any, manual_dir: Path) -> None:
+    if builder.info.features["label"].names != _scan_tiny_imagenet(manual_dir):
+        raise UsageError(
+            f"{builder.data_dir} holds other classes than manual_dir={manual_dir}: "
+            "give another --data-dir"
+        )
+
+
+def prepare(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+) -> os.PathLike:
+    """Prepare a data set as array_record; do nothing where it is there already.
+
+    Args:
+      name: ``digits``, ``tiny_imagenet`` or any TFDS name; TFDS downloads the latter, which needs
+        network and for many data sets TensorFlow.
+      data_dir: where to write; None is TFDS's default (``TFDS_DATA_DIR``).
+      manual_dir: the folder of source files, for data sets that need one.
+
+    Returns:
+      The folder of the prepared version.
+
+    Raises:
+      UsageError: for an unknown name, a missing or unusable ``manual_dir``, a ``data_dir`` that
+        cannot be written, or a download that failed.
+    """
+    if data_dir is not None and "://" in os.fspath(data_dir):
+        raise UsageError(
+            f"data_dir={data_dir} is remote: prepare in a local folder and copy it there"
+        )
+    builder = find_builder(name, data_dir)
+    root = builder.data_dir_root
+    manual = None if manual_dir is None else os.fspath(manual_dir)
+    if is_prepared(builder):
+        require_array_record(name, builder)
+        if name == "tiny_imagenet" and manual is not None:
+            _check_same_classes(builder, Path(manual))
+        return builder.data_path
+
+    if name == "tiny_imagenet":
+        if manual is None:
+            raise UsageError(
+                f"{name} needs the unpacked tiny-imagenet-200 folder: "
+                f"run `{prepare_command(name, root)}`"
+            )
+        # Before anything is written: a folder that cannot be used is the likeliest mistake.
+        _scan_tiny_imagenet(Path(manual))
+    _make_writable(root)
+    try:
+        if name in OWN_BUILDERS:
+            _prepare_beside(name, builder, manual, progress=name not in SELF_PREPARING)
+        else:
+            _generate(builder, manual, progress=True)
+    except UsageError:
+        raise
+    # Downloads and other people's builders fail in any way.
+    except Exception as error:
+        hint = "" if name in OWN_BUILDERS else f": {elsewhere_hint(name, root)}"
+        raise UsageError(
+            f"{name} could not be prepared in {root}: {first_line(error)}{hint}"
+        ) from error
+    return builder.data_path
+
+
+def elsewhere_hint(name: str, root: str | os.PathLike) -> str:
+    """Return how to bring an ordinary TFDS data set to a machine without network."""
+    return (
+        "a machine with network and TensorFlow prepares it by "
+        f"`tfds build {shlex.quote(name)} --file_format=array_record --data_dir=DIR`; copy DIR to "
+        f"{root}, or point TFDS_DATA_DIR at the copy"
+    )
+
+
+def require_array_record(name: str, builder: Any) -> None:
+    """Check that prepared data can be read without TensorFlow.
+
+    Raises:
+      UsageError: where it lies there as tfrecord or another format only.
+    """
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise UsageError(
+            f"{builder.data_dir} is prepared as {', '.join(sorted(formats))}, which needs "
+            "TensorFlow: prepare array_record in another folder: "
+            f"{prepare_command(name, 'DIR')}"
+        )
+
+
+def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
+    """Return the builder of prepared data; ``digits`` is prepared where it is missing.
+
+    Raises:
+      UsageError: with the command that prepares the data where it is missing, and everything
+        :func:`find_builder` and :func:`require_array_record` raise.
+    """
+    builder = find_builder(name, data_dir)
+    if not is_prepared(builder) and name in SELF_PREPARING:
+        prepare(name, data_dir=data_dir)
+        builder = find_builder(name, data_dir)
+    if not is_prepared(builder):
+        root = builder.data_dir_root
+        hint = "" if name in OWN_BUILDERS else f"; without network: {elsewhere_hint(name, root)}"
+        raise UsageError(
+            f"{name} is not prepared in {builder.data_dir}: run `{prepare_command(name, root)}`"
+            f"{hint}"
+        )
+    require_array_record(name, builder)
+    return builder

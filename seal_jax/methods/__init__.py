@@ -1,0 +1,54 @@
+"""Training methods, one file each; :func:`build` makes one from its name and options."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from seal_jax.errors import UsageError, nearest
+from seal_jax.methods.method import Context, Method
+from seal_jax.training import settings
+
+# Each is a module of this package with an ``Options`` dataclass and ``build(options, context)``.
+NAMES = ("normal", "llf", "seal")
+
+__all__ = ["NAMES", "Context", "Method", "build", "options"]
+
+
+def _module(name: str) -> Any:
+    if name not in NAMES:
+        raise UsageError(f"method.name = {name!r} is not a method{nearest(name, NAMES)}")
+    return importlib.import_module(f"seal_jax.methods.{name}")
+
+
+def options(name: str) -> dict[str, Any]:
+    """Return the options of a method with their defaults.
+
+    >>> options("seal")["ascent_scale"]
+    0.01
+    """
+    return dataclasses.asdict(_module(name).Options())
+
+
+def build(values: Mapping[str, Any], context: Context) -> Method:
+    """Return the method ``values["name"]`` with the rest of ``values`` as its options.
+
+    Raises:
+      UsageError: no such method, or an option that it does not have or that does not fit.
+    """
+    module = _module(values["name"])
+    given = {field: value for field, value in values.items() if field != "name"}
+    return module.build(settings.read(module.Options, given, "method"), context)
+
+
+def optional_options(name: str) -> dict[str, type]:
+    """Return the options of a method that may be ``None``, with the type they have otherwise."""
+    found = {}
+    for field, hint in typing.get_type_hints(_module(name).Options).items():
+        choices = typing.get_args(hint)
+        if type(None) in choices:
+            found[field] = next(choice for choice in choices if choice is not type(None))
+    return found

@@ -1,0 +1,55 @@
+"""LLF: later-layer forgetting (Zhou et al. 2022; baseline of the SEAL paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from seal_jax import forgetting, masks
+from seal_jax.errors import UsageError
+from seal_jax.methods import normal
+from seal_jax.methods.method import Context, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of LLF; the defaults re-initialise what the released code does, from the model's init.
+
+    Attributes:
+      threshold: the first block, of the model's declared order, that is re-initialised.
+      init: from the model's own initialisation, or PyTorch's default as in the released code.
+      reset_norm: re-initialise scale and bias of the normalisation layers too.
+      reset_bias: re-initialise biases beside kernels (the released code does not).
+      optimizer_state: "fresh", "zero" or "keep"; see :func:`seal_jax.forgetting.forget_state`.
+    """
+
+    threshold: str = "layer3"
+    init: Literal["model", "torch_default"] = "model"
+    reset_norm: bool = False
+    reset_bias: bool = True
+    optimizer_state: Literal["fresh", "zero", "keep"] = "fresh"
+
+
+def build(options: Options, context: Context) -> Method:
+    """Return LLF: plain training whose later layers are drawn anew where a generation starts."""
+    normal.require_restarts(context, "llf")
+    try:
+        later = masks.since(context.model.blocks, options.threshold)
+    except UsageError as error:
+        raise UsageError(f"method.threshold: {error}") from None
+    mask = masks.resolve(
+        masks.restrict(later, norms=options.reset_norm, biases=options.reset_bias), context.params
+    )
+    init_fn: forgetting.Initialiser = (
+        context.init_params if options.init == "model" else "torch_default"
+    )
+    # The event decides what becomes of the momentum, so the transformation itself keeps it.
+    optimizer = dataclasses.replace(context.optimizer, reset_momentum="never")
+    plain = normal.build(normal.Options(), dataclasses.replace(context, optimizer=optimizer))
+
+    def forget(key, params, opt_state):
+        params = forgetting.reinitialise(key, params, mask, init_fn)
+        policy = options.optimizer_state
+        return params, forgetting.forget_state(plain.tx, opt_state, params, mask, policy)
+
+    return dataclasses.replace(plain, on_generation_start=forget, mask=mask)

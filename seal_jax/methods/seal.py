@@ -1,0 +1,70 @@
+"""SEAL: gradient ascent in early layers (Sarfi et al. 2023), with the ablations of its Table 7."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from seal_jax import forgetting, masks
+from seal_jax.errors import UsageError
+from seal_jax.methods import normal
+from seal_jax.methods.method import Context, Method
+from seal_jax.transforms import make_seal_tx
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of SEAL; the defaults are the paper's.
+
+    Attributes:
+      threshold: the first block, of the model's declared order, that does not ascend.
+      ascent_epochs: k; ``None`` for E / 4.
+      ascent_scale: S, the ascent's learning rate over the descent's.
+      ascent_weight_decay_factor: on the weight decay in ascent; -1 (paper) or 0 (released code).
+      fit: what the fit subtree does in ascent: "descend", "freeze", or "reinit" where the
+        generation starts and descend.
+      reverse: swap the two subtrees.
+    """
+
+    threshold: str = "layer3"
+    ascent_epochs: float | None = None
+    ascent_scale: float = 0.01
+    ascent_weight_decay_factor: float = -1.0
+    fit: Literal["descend", "freeze", "reinit"] = "descend"
+    reverse: bool = False
+
+
+def build(options: Options, context: Context) -> Method:
+    """Return SEAL over the model's declared block order."""
+    normal.require_restarts(context, "seal")
+    if context.optimizer.nesterov:
+        raise UsageError(
+            "optimizer.nesterov = True does not go with method 'seal'; set it to False"
+        )
+    try:
+        early = masks.before(context.model.blocks, options.threshold)
+    except UsageError as error:
+        raise UsageError(f"method.threshold: {error}") from None
+    mask = masks.resolve(masks.invert(early) if options.reverse else early, context.params)
+    tx = make_seal_tx(
+        mask,
+        context.schedule(),
+        steps_per_epoch=context.steps_per_epoch,
+        epochs_per_generation=context.train.epochs_per_generation,
+        ascent_epochs=options.ascent_epochs,
+        ascent_scale=options.ascent_scale,
+        momentum=context.optimizer.momentum,
+        weight_decay=context.optimizer.weight_decay,
+        ascent_weight_decay_factor=options.ascent_weight_decay_factor,
+        reset_momentum=context.optimizer.reset_momentum,
+        fit_in_ascent="freeze" if options.fit == "freeze" else "descend",
+    )
+    method = Method(tx=tx, loss=context.loss, mask=mask)
+    if options.fit != "reinit":
+        return method
+
+    def reinitialise_fit(key, params, opt_state):
+        fit = masks.invert(mask)
+        return forgetting.reinitialise(key, params, fit, context.init_params), opt_state
+
+    return dataclasses.replace(method, on_generation_start=reinitialise_fit)

@@ -1,0 +1,97 @@
+"""The ``preflight`` command: a config's real train program, compiled for chips that are not there."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from seal_jax.errors import UsageError
+
+# (train, test, image shape, classes) of the data sets of the papers, so that a program can be
+# compiled where its data is not.
+KNOWN = {
+    "digits": (1437, 360, (8, 8, 1), 10),
+    "fashion_mnist": (60_000, 10_000, (28, 28, 1), 10),
+    "mnist": (60_000, 10_000, (28, 28, 1), 10),
+    "cifar10": (50_000, 10_000, (32, 32, 3), 10),
+    "cifar100": (50_000, 10_000, (32, 32, 3), 100),
+    "tiny_imagenet": (100_000, 10_000, (64, 64, 3), 200),
+}
+
+
+def run(config: str, overrides: Sequence[str], topology: str, output: str | None) -> int:
+    """Print the report of a config's train program; return the exit code."""
+    # In a process of its own: the compiler may crash, and then nothing else should.
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(config, list(overrides), topology, sender))
+    child.start()
+    sender.close()
+    try:
+        kind, text, record = receiver.recv()
+    except EOFError:
+        child.join()
+        code = child.exitcode or 0
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise UsageError(
+            f"the TPU compiler died ({cause}) on {config} for --topology={topology}; another batch "
+            "size per chip, or another topology, may compile"
+        ) from None
+    child.join()
+    if kind == "error":
+        raise UsageError(text)
+    print(text)
+    if output:
+        Path(output).write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+def _child(config: str, overrides: list[str], topology: str, sender) -> None:
+    from seal_jax.preflight.topology import prepare_environment
+
+    try:
+        prepare_environment(topology)
+        sender.send(("report", *_report(config, overrides, topology)))
+    except UsageError as error:
+        sender.send(("error", str(error), None))
+
+
+def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict]:
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+
+    from seal_jax.cli import configs
+    from seal_jax.data.device import row_bytes
+    from seal_jax.preflight import analyse, devices_for
+    from seal_jax.training import experiment as experiments
+    from seal_jax.training import mesh as meshes
+    from seal_jax.training.settings import Settings
+    from seal_jax.training.step import Arrays
+
+    settings: Settings = configs.load(config, overrides)
+    if settings.data.name not in KNOWN:
+        raise UsageError(
+            f"data.name = {settings.data.name!r} has no known shape for preflight; "
+            f"known are {', '.join(KNOWN)}"
+        )
+    train_size, test_size, image_shape, classes = KNOWN[settings.data.name]
+    if settings.data.image_size:
+        image_shape = (settings.data.image_size, settings.data.image_size, image_shape[2])
+    held_out = round(train_size * settings.data.validation_fraction)
+    shape = experiments.DataShape(train_size - held_out, held_out, test_size, image_shape, classes)
+    mesh = meshes.make(settings, devices_for(topology))
+    experiment = experiments.build(settings, shape, mesh)
+    programs = experiment.programs
+    replicated = NamedSharding(programs.mesh, meshes.REPLICATED)
+    arrays = Arrays(
+        jax.ShapeDtypeStruct((shape.train, row_bytes(image_shape)), jnp.uint8, sharding=replicated),
+        jax.ShapeDtypeStruct((shape.train,), jnp.int32, sharding=replicated),
+    )
+    state = programs.abstract_state(settings.train.seeds)
+    compiled = programs.train.lower(state, arrays).compile()
+    report = analyse(compiled, steps=programs.steps_per_call)
+    return f"{experiment.summary()}\n\n{report.as_text()}", report.as_dict()

@@ -1,0 +1,173 @@
+"""Optimised HLO text as computations and instructions: just what the report reads off it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+
+_HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
+_HEAD = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
+_OPCODE = re.compile(r"\s*([\w\-]+)\(")
+_ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CALLS = re.compile(r"\b(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})")
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO.
+
+    Attributes:
+        name: its name, without the percent sign.
+        shape: the text of its result's shape, a tuple's in parentheses.
+        opcode: such as ``"fusion"``.
+        argument: the text between the parentheses after the opcode.
+        attributes: the text after them.
+        op_name: the scope path that JAX gave it, or ``""``.
+        source: ``"file:line"``, or ``""``.
+        cycles: the compiler's own estimate, or ``None``.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    argument: str
+    attributes: str
+    op_name: str
+    source: str
+    cycles: int | None
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        """The names of the operands."""
+        return tuple(re.findall(r"%([\w.\-]+)", self.argument))
+
+    def called(self, *roles: str) -> tuple[str, ...]:
+        """Return the computations named by the attributes ``roles``, in the order of the text."""
+        return tuple(
+            name
+            for role, single, several in _CALLS.findall(self.attributes.partition("metadata=")[0])
+            if role in roles
+            for name in ([single] if single else re.findall(r"%([\w.\-]+)", several))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Instructions by name, in the order of the text; ``root`` names the result."""
+
+    name: str
+    instructions: dict[str, Instruction]
+    root: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """Computations by name; ``entry`` names the one that runs."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+def parse(text: str) -> Module:
+    """Read the text of ``jax.stages.Compiled.as_text()``."""
+    tables: dict[str, dict[int, str]] = {}
+    computations: dict[str, Computation] = {}
+    entry = root = name = ""
+    table: dict[int, str] | None = None
+    body: dict[str, Instruction] | None = None
+    for line in text.splitlines():
+        if body is None:
+            if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+                table = tables.setdefault(line, {})
+            elif table is not None and (row := _ROW.match(line)):
+                table[int(row[1])] = row[2] if row[2] is not None else row[3]
+            elif header := _HEADER.match(line):
+                name, body, root, table = header["name"], {}, "", None
+                entry = name if header["entry"] else entry
+        elif line.startswith("}"):
+            computations[name] = Computation(name, body, root)
+            body = None
+        elif head := _HEAD.match(line):
+            instruction = _instruction(head["name"], line[head.end() :], tables)
+            body[instruction.name] = instruction
+            root = instruction.name if head["root"] else root
+    return Module(computations, entry)
+
+
+def array_bytes(shape: str) -> list[int]:
+    """Return the bytes of every array in a shape's text, without the padding of its tiles.
+
+    >>> array_bytes("(f32[16]{0:T(128)}, /*index=1*/bf16[2,3], pred[])")
+    [64, 12, 1]
+    """
+    sizes = []
+    for kind, dims in _ARRAY.findall(shape):
+        count = 1
+        for size in filter(None, dims.split(",")):
+            count *= int(size)
+        digits = re.search(r"\d+", kind)
+        bits = _BITS[kind] if kind in _BITS else int(digits[0]) if digits else 0
+        sizes.append(-(-count * bits // 8))
+    return sizes
+
+
+def _instruction(name: str, rest: str, tables: dict[str, dict[int, str]]) -> Instruction:
+    cut = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    opcode = _OPCODE.match(rest, cut)
+    if opcode is None:
+        raise ValueError(f"no opcode in the HLO line of {name!r}")
+    end = _closing(rest, opcode.end() - 1)
+    attributes = rest[end + 1 :]
+    op_name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', attributes)
+    cycles = re.search(r'"estimated_cycles":"?(\d+)', attributes)
+    return Instruction(
+        name=name,
+        shape=rest[:cut],
+        opcode=opcode[1],
+        argument=rest[opcode.end() : end],
+        attributes=attributes,
+        op_name=op_name[1] if op_name else "",
+        source=_source(attributes, tables),
+        cycles=int(cycles[1]) if cycles else None,
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Return the index of the parenthesis that closes the one at ``start``."""
+    depth, quoted = 0, False
+    for index in range(start, len(text)):
+        char = text[index]
+        if char == '"' and text[index - 1] != "\\":
+            quoted = not quoted
+        elif not quoted:
+            depth += (char == "(") - (char == ")")
+            if not depth:
+                return index
+    raise ValueError(f"unbalanced parentheses in the HLO text {text[:60]!r}")
+
+
+def _source(attributes: str, tables: dict[str, dict[int, str]]) -> str:
+    """Return the innermost frame outside installed packages, else the innermost one."""
+    direct = re.search(r'source_file="([^"]*)"(?: source_line=(\d+))?', attributes)
+    if direct:
+        return f"{direct[1]}:{direct[2] or 0}"
+    frame = re.search(r"stack_frame_id=(\d+)", attributes)
+    number, innermost = int(frame[1]) if frame else 0, ""
+    while number and (row := tables.get("StackFrames", {}).get(number)):
+        fields = _fields(row)
+        location = _fields(tables["FileLocations"][fields["file_location_id"]])
+        file = tables["FileNames"][location["file_name_id"]]
+        place = f"{file}:{location['line']}"
+        if "site-packages" not in file:
+            return place
+        innermost = innermost or place
+        # The text numbers a parent one higher than the frame's own row; a root's parent is 1.
+        number = fields.get("parent_frame_id", 1) - 1
+    return innermost
+
+
+def _fields(row: str) -> dict[str, int]:
+    return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)}

@@ -1,0 +1,175 @@
+"""Curves over epochs: accuracy of one or more runs, and everything about one run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seal_jax.errors import UsageError
+from seal_jax.reports import panels
+from seal_jax.reports.runs import PathLike, Run, read_all
+
+# Matplotlib is imported inside the functions: the tables do without it. Its figures are made as
+# objects, without pyplot, so that nothing of the caller's state changes.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CURVES = "curves.png"
+DPI = 150
+WIDTH = 11.0  # inches
+KEY = "#444444"  # what stands for any run in the legend
+
+
+def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
+    """Draw training, validation and test accuracy of one or more runs as a PNG of 1650 x 1050.
+
+    Lines are means over the seeds and bands one sample standard deviation. Test accuracy stands
+    where generations end: filled for the last weights, hollow for those with the best validation
+    accuracy of the generation. Vertical lines are the starts of generations, grey bands ascents.
+
+    Args:
+      workdirs: the run folders.
+      path: the file to write.
+
+    Returns:
+      ``path``.
+
+    Raises:
+      UsageError: no folder, the same one twice, one that holds no epoch of a run, or a file that
+        cannot be written.
+    """
+    runs = read_all(workdirs)
+    figure, axes = _figure(runs, heights=(1, 1), height=7)
+    _accuracies(axes[0], axes[1], runs)
+    return _finish(figure, axes, runs, Path(path))
+
+
+def draw_run(workdir: PathLike) -> Path:
+    """Draw accuracy, loss and learning rate of one run into ``curves.png`` of its folder.
+
+    Returns:
+      The path of the file; it is replaced as a whole.
+
+    Raises:
+      UsageError: the folder holds no epoch of a run, or cannot be written.
+    """
+    runs = read_all(workdir)
+    figure, axes = _figure(runs, heights=(3, 3, 3, 1.5), height=11)
+    _accuracies(axes[0], axes[1], runs)
+    colour = panels.style(0)["color"]
+    losses = {"train/loss": "-", "validation/loss": "--"}
+    for key, dashes in losses.items():
+        panels.curve(axes[2], runs[0], key, color=colour, linestyle=dashes)
+    axes[2].set_ylabel("loss")
+    panels.curve(axes[3], runs[0], "learning_rate", color=colour)
+    axes[3].set_ylabel("learning rate")
+    return _finish(figure, axes, runs, Path(workdir) / CURVES, lines=losses)
+
+
+def _figure(
+    runs: Sequence[Run], *, heights: Sequence[float], height: float
+) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    ratios = {"height_ratios": heights}
+    axes = list(figure.subplots(len(heights), 1, sharex=True, gridspec_kw=ratios))
+    subjects = dict.fromkeys(run.subject for run in runs)
+    methods = dict.fromkeys(str(run.setting("method.name")).upper() for run in runs)
+    title = (
+        f"{', '.join(methods)}: {', '.join(subjects)}" if len(runs) == 1 else ", ".join(subjects)
+    )
+    # No mathematics in names: a folder's may hold a dollar sign.
+    axes[0].set_title(title, fontsize=14, pad=10, parse_math=False)
+    return figure, axes
+
+
+def _accuracies(above: Axes, below: Axes, runs: Sequence[Run]) -> None:
+    for index, run in enumerate(runs):
+        look = panels.style(index)
+        panels.curve(above, run, "train/accuracy", scale=100, **look)
+        panels.curve(below, run, "validation/accuracy", scale=100, **look)
+        panels.marks(below, run, look["color"])
+    above.set_ylabel("training accuracy (%)")
+    has = {key.partition("/")[0] for run in runs for row in run.rows for key in row}
+    splits = [
+        name for name, key in (("validation", "validation"), ("test", "test_last")) if key in has
+    ]
+    below.set_ylabel(f"{' and '.join(splits) or 'test'} accuracy (%)")
+
+
+def _finish(
+    figure: Figure,
+    axes: Sequence[Axes],
+    runs: Sequence[Run],
+    path: Path,
+    *,
+    lines: Mapping[str, Any] | None = None,
+) -> Path:
+    from matplotlib.ticker import MaxNLocator
+
+    for each in axes:
+        panels.phases(each, runs)
+        each.grid(axis="y", color="#dddddd", linewidth=0.6)
+        each.set_axisbelow(True)
+        each.spines[["top", "right"]].set_visible(False)
+        each.margins(x=0)
+    end = max(run.epochs_done for run in runs)
+    axes[-1].set_xlim(0, end)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_xlabel("epochs trained")
+    figure.align_ylabels(axes)
+    _legend(figure, runs, lines or {})
+    return _save(figure, path)
+
+
+def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> None:
+    """Put the runs, and below them what is common to all, to the right of the panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    entries: list[tuple[Any, str]] = []
+    for index, run in enumerate(runs):
+        seeds = f"{run.seeds} seed{'' if run.seeds == 1 else 's'}"
+        left = "" if run.finished else ", unfinished"
+        line = Line2D([], [], linewidth=2.5, **panels.style(index))
+        entries.append((line, f"{run.name}\n({seeds}{left})"))
+    entries.append((Line2D([], [], linestyle="none"), ""))
+    if any(run.seeds > 1 for run in runs):
+        band = (Patch(color=KEY, alpha=0.25, linewidth=0), Line2D([], [], color=KEY))
+        entries.append((band, "mean ± std over seeds"))
+    for key, label in (("test_last", "test, last weights"), ("test_best", "test, best weights")):
+        if any(f"{key}/accuracy" in row for run in runs for row in run.rows):
+            entries.append((Line2D([], [], **panels.mark(key, KEY)), label))
+    shades = panels.shades(runs)
+    if shades:
+        label = "ascent" + (" (in the run's colour)" if len(shades) > 1 else "")
+        entries.append((Patch(color=panels.SHADE, alpha=0.25, linewidth=0), label))
+    for key, dashes in lines.items():
+        if any(key in row for run in runs for row in run.rows):
+            line = Line2D([], [], color=KEY, linestyle=dashes)
+            entries.append((line, key.replace("/", " ")))
+    legend = figure.legend(
+        [handle for handle, _ in entries],
+        # Set below: a legend takes a leading underscore for "leave this out".
+        ["x"] * len(entries),
+        loc="outside right upper",
+        frameon=False,
+        labelspacing=0.8,
+    )
+    for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)  # a reader sees the old picture or the new one
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+    return path

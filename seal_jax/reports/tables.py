@@ -1,0 +1,258 @@
+"""The generations table as plain text, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from seal_jax.reports.generations import Column, Comparison, Stat
+
+MISSING = "-"
+UNFINISHED = "*"
+_CSV_HEADER = (
+    "run",
+    "workdir",
+    "data",
+    "model",
+    "method",
+    "seeds",
+    "finished",
+    "generation",
+    "papers_gen",
+    "last_mean",
+    "last_std",
+    "best_mean",
+    "best_std",
+    "chosen",
+    "paper",
+    "paper_table",
+)
+
+
+class _Group(NamedTuple):
+    """The part of the table that belongs to one run: a title over columns of strings."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+    @property
+    def widths(self) -> list[int]:
+        widths = [max(map(len, cells)) for cells in zip(self.headings, *self.rows, strict=True)]
+        # A title wider than its columns widens the first of them.
+        widths[0] += max(0, len(self.title) - sum(widths) - 2 * (len(widths) - 1))
+        return widths
+
+    @property
+    def width(self) -> int:
+        return sum(self.widths) + 2 * (len(self.headings) - 1)
+
+    def lines(self) -> list[str]:
+        cells = [self.headings, *self.rows]
+        return [
+            self.title.center(self.width),
+            *(
+                "  ".join(cell.rjust(width) for cell, width in zip(row, self.widths, strict=True))
+                for row in cells
+            ),
+        ]
+
+
+def text(comparison: Comparison, width: int) -> str:
+    """Return ``Comparison.as_text``."""
+    if not comparison.shown:
+        return "\n".join([_title(comparison), "", *_notes(comparison)])
+    gens = ["", "Gen", *(str(generation + 1) for generation in comparison.shown)]
+    first = max(map(len, gens))
+    groups = [_group(comparison, column, " ± ") for column in comparison.columns]
+    blocks = _fit(groups, width - first)
+    if len(blocks) > 1:
+        # Without the blanks around ± they may fit side by side.
+        tight = [_group(comparison, column, "±") for column in comparison.columns]
+        if len(_fit(tight, width - first)) == 1:
+            blocks = [tight]
+    lines = [_title(comparison), ""]
+    for block in blocks:
+        parts = [[gen.rjust(first) for gen in gens], *(group.lines() for group in block)]
+        body = [" │ ".join(row).rstrip() for row in zip(*parts, strict=True)]
+        rule = "─┼─".join("─" * len(part[0]) for part in parts)
+        lines += [*body[:2], rule, *body[2:], ""]
+    for note in _notes(comparison):
+        lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return ``Comparison.as_markdown``."""
+    groups = [_group(comparison, column, " ± ") for column in comparison.columns]
+    header = ["Gen"]
+    for group in groups:
+        header += [f"{_escape(group.title)}<br>{heading}" for heading in group.headings]
+    rows = [header, ["---:"] * len(header)]
+    for index, generation in enumerate(comparison.shown):
+        rows.append(
+            [str(generation + 1), *(cell for group in groups for cell in group.rows[index])]
+        )
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    notes = [f"- {_escape(note)}" for note in _notes(comparison)]
+    return "\n".join([f"**{_escape(_title(comparison))}**", "", *table, "", *notes])
+
+
+def csv_text(comparison: Comparison) -> str:
+    """Return the content of ``Comparison.to_csv``'s file."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_CSV_HEADER)
+    for column in comparison.columns:
+        run = column.run
+        for generation, last in sorted(column.last.items()):
+            best = column.best.get(generation)
+            published = column.paper.accuracy.get(generation + 1) if column.paper else None
+            writer.writerow(
+                (
+                    run.name,
+                    run.path,
+                    run.setting("data.name"),
+                    run.setting("model.name"),
+                    run.setting("method.name"),
+                    run.seeds,
+                    run.finished,
+                    generation,
+                    generation + 1,
+                    last.mean,
+                    last.std,
+                    best.mean if best else None,
+                    best.std if best else None,
+                    generation == column.chosen,
+                    published,
+                    column.paper.table if column.paper and published is not None else None,
+                )
+            )
+    return buffer.getvalue()
+
+
+def _group(comparison: Comparison, column: Column, plus_minus: str) -> _Group:
+    seeds = column.run.seeds
+    mark = "" if column.run.finished else UNFINISHED
+    headings = ["last"]
+    if column.best:
+        headings.append("best")
+    if column.paper:
+        headings.append("paper")
+    rows = []
+    for generation in comparison.shown:
+        row = [_cell(column.last.get(generation), plus_minus)]
+        if column.best:
+            row.append(_cell(column.best.get(generation), plus_minus))
+        if column.paper:
+            published = column.paper.accuracy.get(generation + 1)
+            row.append(MISSING if published is None else f"{published:.2f}")
+        rows.append(row)
+    title = f"{column.run.name}{mark} ({seeds} seed{'' if seeds == 1 else 's'})"
+    return _Group(title, headings, rows)
+
+
+def _cell(stat: Stat | None, plus_minus: str = " ± ") -> str:
+    if stat is None:
+        return MISSING
+    if not math.isfinite(stat.mean):
+        return "not finite"
+    return f"{stat.mean:.2f}" + ("" if stat.std is None else f"{plus_minus}{stat.std:.2f}")
+
+
+def _fit(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
+    """Divide the groups into blocks no wider than ``room``, one group at least in each."""
+    blocks: list[list[_Group]] = []
+    left = 0
+    for group in groups:
+        needed = group.width + 3  # the bar between groups
+        if not blocks or needed > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(group)
+        left -= needed
+    return blocks
+
+
+def _title(comparison: Comparison) -> str:
+    subjects = dict.fromkeys(column.run.subject for column in comparison.columns)
+    return f"Test accuracy (%) by generation: {', '.join(subjects)}"
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    columns, shown = comparison.columns, comparison.shown
+    notes = []
+    unfinished = [_unfinished_note(column) for column in columns if not column.run.finished]
+    if not shown:
+        return ["No run has finished a generation yet.", *unfinished]
+    if len(shown) < len(comparison.generations):
+        notes.append(
+            f"{len(shown)} of {len(comparison.generations)} generations: 1, 3, 10, and the last and "
+            "the chosen of each run; the CSV file has all."
+        )
+    notes.append(
+        "Gen=1, as the papers count, is generation 0 of the metrics: plain training for all methods."
+    )
+    notes.append("last: the weights at the end of the generation.")
+    if any(column.best for column in columns):
+        notes.append(
+            "best: the weights with the best validation accuracy of that generation; test never "
+            "chooses."
+        )
+    if any(column.run.seeds > 1 for column in columns):
+        notes.append("±: the sample standard deviation over the seeds of the run.")
+    notes += _paper_notes(columns)
+    notes += [_best_note(column) for column in columns if column.last]
+    return notes + unfinished + [f"Warning: {line}." for line in comparison.warnings]
+
+
+def _paper_notes(columns: Sequence[Column]) -> list[str]:
+    sources: list[str] = []
+    departures: dict[tuple[str, ...], list[str]] = {}
+    for column in columns:
+        if column.paper:
+            name = column.run.name
+            sources.append(f'{name}, {column.paper.table} "{column.paper.heading}"')
+            departures.setdefault(column.paper.differences, []).append(name)
+    notes = [f"paper: the SEAL paper; {'; '.join(sources)}."] if sources else []
+    return notes + [
+        f"Other settings than the paper's in {', '.join(names)}: {', '.join(differences)}."
+        for differences, names in departures.items()
+        if differences
+    ]
+
+
+def _best_note(column: Column) -> str:
+    name = column.run.name
+    if column.chosen is not None:
+        accuracy = _cell(column.best[column.chosen])
+        return (
+            f"Best generation of {name}, by validation: Gen={column.chosen + 1}, best {accuracy}."
+        )
+    final = max(column.last)
+    why = "validation is not finite" if column.best else "it has no validation split"
+    return (
+        f"Best generation of {name}: nothing chooses one, as {why}; the last, Gen={final + 1}, has "
+        f"{_cell(column.last[final])}."
+    )
+
+
+def _unfinished_note(column: Column) -> str:
+    run = column.run
+    return (
+        f"{UNFINISHED} {run.name} is not finished: {run.epochs_done} of "
+        f"{run.generations * run.epochs_per_generation} epochs, {len(column.last)} of "
+        f"{run.generations} generations."
+    )
+
+
+def _escape(line: str) -> str:
+    # A folder's name may hold what Markdown takes for a column or an emphasis.
+    for character in "\\|*_`<":
+        line = line.replace(character, f"\\{character}")
+    return line

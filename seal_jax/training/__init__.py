@@ -1,0 +1,1 @@
+"""The trainer: state, compiled programs, loop, checkpoints and metrics of a run."""

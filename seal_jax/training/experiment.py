@@ -1,0 +1,152 @@
+"""Puts an experiment together from its settings: model, method, clock and compiled programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from seal_jax import data, masks, methods, models
+from seal_jax.errors import UsageError
+from seal_jax.generations import Clock
+from seal_jax.methods import Method
+from seal_jax.training import mesh as meshes
+from seal_jax.training.settings import Settings
+from seal_jax.training.step import Programs
+
+
+class DataShape(NamedTuple):
+    """What the programs must know of a data set: sizes of its splits, its images and classes."""
+
+    train: int
+    validation: int
+    test: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def data_shape(dataset: data.Dataset) -> DataShape:
+    """Return the shape of a loaded data set."""
+    sizes = (len(dataset.train), len(dataset.validation), len(dataset.test))
+    return DataShape(*sizes, dataset.image_shape, dataset.num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment ready to run.
+
+    Attributes:
+      settings: what was asked for.
+      model: the network.
+      method: how it is trained.
+      context: what the method was built from.
+      clock: epochs and generations.
+      programs: the compiled programs, built on first use.
+    """
+
+    settings: Settings
+    model: models.Model
+    method: Method
+    context: methods.Context
+    clock: Clock
+    programs: Programs
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.settings.train.generations * self.clock.steps_per_generation
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, for the log."""
+        if self.settings.optimizer.schedule == "restart":
+            step = self.clock.step_in_generation(step)
+        return float(self.context.schedule()(step))
+
+    def summary(self) -> str:
+        """Return a few lines that say what will be trained, and what the mask selects."""
+        train, mesh = self.settings.train, self.programs.mesh
+        params = jax.eval_shape(self.model.init, jax.random.key(0))["params"]
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        lines = [
+            f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
+            f"{count:,} parameters, {train.seeds} seed(s), {train.generations} generations of "
+            f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
+            f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
+        ]
+        if self.method.mask is not None:
+            lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
+        return "\n".join(lines)
+
+
+def build(settings: Settings, shape: DataShape, mesh: Mesh | None = None) -> Experiment:
+    """Return the experiment that ``settings`` describe on data of this shape.
+
+    Raises:
+      UsageError: settings that do not fit the data, the model, the devices or each other.
+    """
+    train = settings.train
+    if train.batch_size > shape.train:
+        raise UsageError(
+            f"train.batch_size = {train.batch_size} is larger than the training split of "
+            f"{settings.data.name}, {shape.train} images"
+        )
+    steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
+    clock = Clock(steps, train.epochs_per_generation)
+    steps_per_call = settings.run.steps_per_call or steps
+    if steps % steps_per_call:
+        raise UsageError(
+            f"run.steps_per_call = {steps_per_call} does not divide the {steps} steps of an epoch"
+        )
+    mesh = meshes.make(settings) if mesh is None else mesh
+    # Over one device the batch is whole as it is.
+    synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
+    options = {field: value for field, value in settings.model.items() if field != "name"}
+    model = models.create(
+        settings.model["name"],
+        num_classes=shape.num_classes,
+        image_shape=shape.image_shape,
+        dtype=jnp.dtype(train.dtype),
+        bn_axis_name=meshes.DATA if synchronised else None,
+        # The train step lies in a loop, where XLA's CPU convolutions are slow.
+        convolution="matmul" if meshes.on_cpu(mesh) else "native",
+        **options,
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    context = methods.Context(model, params, steps, settings.optimizer, train)
+    method = methods.build(settings.method, context)
+    augmentation = augmentation_of(settings, shape.image_shape)
+    programs = Programs(
+        model=model,
+        method=method,
+        clock=clock,
+        augmentation=augmentation,
+        mesh=mesh,
+        batching=meshes.batching(settings, mesh),
+        train_size=shape.train,
+        batch_size=train.batch_size,
+        drop_last=train.drop_last,
+        steps_per_call=steps_per_call,
+        eval_batch_size=settings.run.eval_batch_size,
+        validate_size=shape.validation,
+        test_size=shape.test,
+    )
+    return Experiment(settings, model, method, context, clock, programs)
+
+
+def augmentation_of(settings: Settings, image_shape: tuple[int, int, int]) -> Any:
+    """Return the augmentation that ``settings.data`` ask for."""
+    fields = settings.data
+    by_name = fields.name if fields.name in data.STATISTICS else "imagenet"
+    statistics = data.statistics(fields.normalisation or by_name)
+    spec = data.Augmentation(
+        mean=statistics.mean,
+        std=statistics.std,
+        crop_padding=fields.crop_padding,
+        flip=fields.flip,
+        cutout=fields.cutout,
+    )
+    data.check_image_shape(spec, image_shape)
+    return spec

@@ -1,0 +1,182 @@
+"""The numbers of a run: ``metrics.jsonl``, and TensorBoard event files made from it.
+
+``metrics.jsonl`` is the record; the event files are a view of it that can be made again. A value
+that is not finite is written as ``null``, which every JSON reader takes for a missing number (pandas
+reads it as NaN); `read` gives it back as NaN, so an infinity comes back as NaN too.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from seal_jax.errors import UsageError
+from seal_jax.training.rows import Row, Value, plain
+from seal_jax.training.tensorboard import TensorBoard
+
+
+class MetricsLog:
+    """Appends rows to ``metrics.jsonl`` and ``tensorboard/`` of one run folder.
+
+    A row is on disk when `append` returns. If checkpoint ``t`` is saved only after the row of step
+    ``t`` was appended, a run that is killed at any moment and started again from ``t`` ends up with
+    the rows of a run that was never killed.
+
+    Args:
+      workdir: the run folder; created if absent.
+      resume_step: the step the run goes on from. Rows of later steps are dropped, and so is a last
+        line that was cut short. -1 starts from nothing.
+      write: False, for every process but the first, makes an object that does nothing.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, resume_step: int, write: bool = True
+    ) -> None:
+        self._file: Any = None
+        if not write:
+            return
+        folder = Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        rows = self._keep_until(resume_step)
+        self._last = rows[-1]["step"] if rows else -1
+        self._board = TensorBoard(folder / "tensorboard")
+        for row in rows:
+            self._board.write(row)
+        self._board.flush()
+        # Unbuffered: a row is one write, so a kill leaves at most one line cut short.
+        self._file = self._path.open("ab", buffering=0)
+
+    def append(self, row: Mapping[str, Value]) -> None:
+        """Write one row to disk.
+
+        Args:
+          row: an integer ``step``, later than the last row's, and numbers, booleans or lists of
+            numbers, one a seed. NumPy and JAX scalars and arrays are taken as numbers and lists.
+
+        Raises:
+          UsageError: the step is missing or not later, or a value is none of these.
+          OSError: the row cannot be written; the file is as it was.
+        """
+        if self._file is None:
+            return
+        numbers = {name: plain(name, value) for name, value in row.items()}
+        step = numbers.get("step")
+        if not _is_step(step):
+            raise UsageError(f"metrics row needs an integer 'step', got {step!r}")
+        if step <= self._last:
+            raise UsageError(f"metrics row of step {step} comes after the row of step {self._last}")
+        line = json.dumps(_finite(numbers), allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            reason = error.strerror or error
+            raise OSError(
+                f"metrics row of step {step} was not written to {self._path}: {reason}"
+            ) from error
+        self._last = step
+        # After the record: the view must not show what the record lacks.
+        self._board.write(numbers)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Close the files; `append` does nothing from here on."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+            self._file = None
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _keep_until(self, resume_step: int) -> list[Row]:
+        """Drop later rows and broken lines from the file, in one step; return the rows kept."""
+        old = self._path.read_bytes() if self._path.exists() else b""
+        kept, new, lost = [], b"", False
+        for line, row, problem in _lines(old):
+            if problem:
+                warnings.warn(f"{self._path}{problem}: dropped", stacklevel=4)
+                lost = True
+            elif row["step"] <= resume_step:
+                kept.append(row)
+                new += line + b"\n"
+        if lost:
+            # Whatever the broken lines held can still be looked at.
+            shutil.copyfile(self._path, self._path.with_suffix(".jsonl.damaged"))
+        if new != old:
+            part = self._path.with_suffix(".jsonl.tmp")
+            with part.open("wb") as file:
+                file.write(new)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self._path)
+        return kept
+
+
+def read(workdir: str | os.PathLike[str]) -> list[Row]:
+    """Return the rows of a run folder, in order of step; [] when it has none.
+
+    A last line that is cut short, as a run in progress can show it, is left out; any other line
+    that is not a row is left out with a warning that names it.
+    """
+    path = Path(workdir) / "metrics.jsonl"
+    rows = []
+    for _, row, problem in _lines(path.read_bytes() if path.exists() else b""):
+        if problem:
+            warnings.warn(f"{path}{problem}: left out", stacklevel=2)
+        else:
+            rows.append(row)
+    return rows
+
+
+def _lines(data: bytes) -> Iterator[tuple[bytes, Row, str]]:
+    """Yield ``(line, row, problem)``; what is wrong with the line is ``""`` for a good one."""
+    lines, last = data.split(b"\n"), -1
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not _is_step(row.get("step")):
+            # What follows the last newline is nothing, or a row cut short. A row that lacks only
+            # its newline parses and is kept: JSON objects do not parse before they end.
+            if number < len(lines):
+                yield line, {}, f":{number} is not a metrics row"
+        elif row["step"] <= last:
+            yield line, {}, f":{number}: step {row['step']} comes after step {last}"
+        else:
+            last = row["step"]
+            yield line, {name: _with_nan(value) for name, value in row.items()}, ""
+
+
+def _is_step(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _finite(row: Row) -> Row:
+    def fix(value: Any) -> Any:
+        if isinstance(value, list):
+            return [fix(number) for number in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: fix(value) for name, value in row.items()}
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_nan(number) for number in value]
+    return math.nan if value is None else value

@@ -1,0 +1,235 @@
+"""The settings of a run as frozen dataclasses, read strictly from nested mappings.
+
+``ml_collections`` stays at the edge (``configs/`` and the command line); everything inside takes
+these. A field that does not exist or has the wrong type is an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from seal_jax.errors import UsageError, nearest
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images, and what is done to them inside the compiled step.
+
+    Attributes:
+      name: "digits", "tiny_imagenet", or any TFDS name.
+      data_dir: where TFDS keeps its data; empty for TFDS's own default (``TFDS_DATA_DIR``).
+      label: the label feature; empty for "label".
+      image_size: side that images are resized to; 0 leaves them as they are.
+      validation_fraction: share of the training split held out, stratified by class.
+      validation_seed: seed of that split: the same for all seeds of training.
+      crop_padding: zero padding of the random crop; 0 for no crop.
+      flip: random horizontal flip.
+      cutout: side of the square that is cut out; 0 for none.
+      normalisation: a key of ``seal_jax.data.STATISTICS``; empty for that of the data set, or
+        ImageNet's.
+    """
+
+    name: str = "digits"
+    data_dir: str = ""
+    label: str = ""
+    image_size: int = 0
+    validation_fraction: float = 0.1
+    validation_seed: int = 0
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+    normalisation: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Momentum SGD, its schedule and its loss.
+
+    Attributes:
+      learning_rate: the peak.
+      schedule: "restart" is a cosine in every generation, "single" one cosine over all generations,
+        "constant" no schedule.
+      warmup_epochs: linear warm-up by epochs at the start of each cosine.
+      momentum: undamped.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: coupled L2.
+      reset_momentum: when the momentum is zeroed: "phase" (generation starts and the end of ascent),
+        "generation", or "never".
+      label_smoothing: spread over all classes.
+    """
+
+    learning_rate: float = 0.01
+    schedule: Literal["restart", "single", "constant"] = "restart"
+    warmup_epochs: int = 0
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    reset_momentum: Literal["phase", "generation", "never"] = "phase"
+    label_smoothing: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, how many at once, in which precision.
+
+    Attributes:
+      generations: G; generation 0 is plain training, so G - 1 forgetting events happen.
+      epochs_per_generation: E.
+      batch_size: images a step, over all devices, for each seed.
+      drop_last: drop the last partial batch of an epoch; otherwise it is filled up with images that
+        count for nothing in the loss.
+      seed: of the first training; the others have the seeds after it.
+      seeds: trainings in this run, all in one program.
+      dtype: of the computation; parameters stay float32.
+      batch_norm: statistics over the whole batch ("global") or each device's part ("device").
+    """
+
+    generations: int = 10
+    epochs_per_generation: int = 160
+    batch_size: int = 32
+    drop_last: bool = True
+    seed: int = 0
+    seeds: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_norm: Literal["global", "device"] = "global"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What may differ when a run is taken up again: it does not belong to the experiment.
+
+    Attributes:
+      seed_devices: devices along the mesh's seed axis; 0 chooses.
+      data_devices: devices along the mesh's data axis; 0 chooses.
+      seed_batching: how the seeds of one device run: together ("vmap"), one after the other ("map"),
+        or "auto": together on accelerators, one after the other on CPU.
+      steps_per_call: steps in one call of the compiled program, a divisor of the steps in an epoch;
+        0 for a whole epoch. A signal to stop is answered between calls.
+      eval_batch_size: images in a step of evaluation.
+      checkpoint_every_epochs: epochs between checkpoints.
+      keep_checkpoints: how many of the newest are kept.
+    """
+
+    seed_devices: int = 0
+    data_devices: int = 0
+    seed_batching: Literal["auto", "vmap", "map"] = "auto"
+    steps_per_call: int = 0
+    eval_batch_size: int = 256
+    checkpoint_every_epochs: int = 1
+    keep_checkpoints: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A whole experiment.
+
+    ``model`` and ``method`` hold a ``name`` and the options of the model, or method, of that name.
+    """
+
+    data: Data = Data()
+    model: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "resnet18"})
+    method: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "normal"})
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    run: Run = Run()
+
+    def __post_init__(self):
+        at_least = [
+            ("data.image_size", self.data.image_size, 0),
+            ("data.crop_padding", self.data.crop_padding, 0),
+            ("data.cutout", self.data.cutout, 0),
+            ("optimizer.warmup_epochs", self.optimizer.warmup_epochs, 0),
+            ("train.generations", self.train.generations, 1),
+            ("train.epochs_per_generation", self.train.epochs_per_generation, 1),
+            ("train.batch_size", self.train.batch_size, 1),
+            ("train.seed", self.train.seed, 0),
+            ("train.seeds", self.train.seeds, 1),
+            ("run.seed_devices", self.run.seed_devices, 0),
+            ("run.data_devices", self.run.data_devices, 0),
+            ("run.steps_per_call", self.run.steps_per_call, 0),
+            ("run.eval_batch_size", self.run.eval_batch_size, 1),
+            ("run.checkpoint_every_epochs", self.run.checkpoint_every_epochs, 1),
+            ("run.keep_checkpoints", self.run.keep_checkpoints, 1),
+        ]
+        for field, value, least in at_least:
+            if value < least:
+                raise UsageError(f"{field} = {value} must be at least {least}")
+        if not 0 <= self.optimizer.label_smoothing < 1:
+            raise UsageError(
+                f"optimizer.label_smoothing = {self.optimizer.label_smoothing:g} must lie in [0, 1)"
+            )
+        for section in ("model", "method"):
+            if not isinstance(getattr(self, section).get("name"), str):
+                raise UsageError(f"{section}.name must name the {section}")
+
+
+def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Return the dataclass ``kind`` filled from ``values``, checking names and types.
+
+    >>> read(Train, {"seeds": 2}).seeds
+    2
+    >>> read(Train, {"seads": 2}, where="train")
+    Traceback (most recent call last):
+    ...
+    seal_jax.errors.UsageError: train.seads is not a setting; nearest: seeds, seed
+    """
+    hints = typing.get_type_hints(kind)
+    filled: dict[str, Any] = {}
+    for field, value in values.items():
+        path = f"{where}.{field}" if where else field
+        if field not in hints:
+            raise UsageError(f"{path} is not a setting{nearest(field, hints)}")
+        filled[field] = _checked(hints[field], value, path)
+    return kind(**filled)
+
+
+def _checked(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path} = {value!r} must be a section of settings")
+        return read(typing.cast(type, hint), value, path)
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in choices:
+            raise UsageError(f"{path} = {value!r} must be one of {', '.join(map(str, choices))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in choices:
+            return None
+        hint = next(choice for choice in choices if choice is not type(None))
+        return _checked(hint, value, path)
+    if origin is not None and issubclass(origin, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UsageError(f"{path} = {value!r} must be of type {hint.__name__}")
+    return value
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """Return the settings as nested dictionaries, ready for JSON."""
+    return dataclasses.asdict(settings)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+    """List the settings in which two experiments differ, as ``field: old -> new``.
+
+    >>> differences({"train": {"seed": 0}}, {"train": {"seed": 1}})
+    ['train.seed: 0 -> 1']
+    """
+    found = []
+    for field in [*old, *(field for field in new if field not in old)]:
+        path = f"{where}.{field}" if where else field
+        a, b = old.get(field), new.get(field)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, path)
+        elif a != b:
+            found.append(f"{path}: {a!r} -> {b!r}")
+    return found

@@ -1,0 +1,67 @@
+"""The folder of a run: its settings are written once and must match ever after."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from seal_jax.errors import UsageError
+from seal_jax.training import settings as settings_lib
+from seal_jax.training.settings import Settings
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+
+
+def claim(workdir: Path, settings: Settings, *, write: bool = True) -> None:
+    """Make ``workdir`` the folder of this experiment, or check that it is already.
+
+    The settings of ``run`` may differ: they say how an experiment is run, not which.
+
+    Raises:
+      UsageError: the folder belongs to another experiment, cannot be read or cannot be written.
+    """
+    record = settings_lib.as_dict(settings)
+    path = workdir / CONFIG
+    if path.exists():
+        old = read(workdir)
+        differences = settings_lib.differences(_experiment(old), _experiment(record))
+        if differences:
+            raise UsageError(
+                f"{workdir} holds a run with other settings ({'; '.join(differences[:3])}"
+                f"{', ...' if len(differences) > 3 else ''}); give another --workdir"
+            )
+        return
+    if not write:
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if any(workdir.iterdir()):
+            raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+def read(workdir: Path) -> dict[str, Any]:
+    """Return the settings a run was started with.
+
+    Raises:
+      UsageError: the folder holds no run.
+    """
+    path = workdir / CONFIG
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{workdir} holds no run: {path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+
+
+def _experiment(record: dict[str, Any]) -> dict[str, Any]:
+    return {section: values for section, values in record.items() if section != "run"}

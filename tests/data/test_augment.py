@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seal_jax.data import (
+    STATISTICS,
+    Augmentation,
+    Draws,
+    apply,
+    check_image_shape,
+    draw,
+    statistics,
+)
+from seal_jax.errors import UsageError
+
+RGB = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+FULL = Augmentation(crop_padding=2, flip=True, cutout=3, **RGB)
+
+
+def images_of(n, height=8, width=9, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
+
+
+def one_by_one(images, draws, spec):
+    """The augmentation of each image by itself, in plain NumPy."""
+    result = []
+    for i, image in enumerate(images):
+        height, width, channels = image.shape
+        pad = spec.crop_padding
+        if pad:
+            padded = np.zeros((height + 2 * pad, width + 2 * pad, channels), np.uint8)
+            padded[pad : pad + height, pad : pad + width] = image
+            top, left = np.asarray(draws.offsets[i])
+            image = padded[top : top + height, left : left + width]
+        if spec.flip and draws.flips[i]:
+            image = image[:, ::-1]
+        image = (image / 255 - np.array(spec.mean)) / np.array(spec.std)
+        if spec.cutout:
+            row, column = np.asarray(draws.cutout_centres[i]) - spec.cutout // 2
+            for y in range(row, row + spec.cutout):
+                for x in range(column, column + spec.cutout):
+                    if 0 <= y < height and 0 <= x < width:
+                        image[y, x] = 0
+        result.append(image)
+    return np.stack(result)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Augmentation(crop_padding=2, **RGB),
+        Augmentation(flip=True, **RGB),
+        Augmentation(cutout=4, **RGB),
+        FULL,
+    ],
+    ids=["crop", "flip", "cutout", "all"],
+)
+def test_batch_equals_one_image_at_a_time(spec):
+    images = images_of(64)
+    draws = draw(jax.random.key(3), 64, spec, images.shape[1:])
+    batch = jax.jit(apply, static_argnums=(2, 3))(images, draws, spec, jnp.float32)
+    np.testing.assert_allclose(batch, one_by_one(images, draws, spec), rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_only_normalises():
+    images = images_of(4)
+    expected = (images / 255 - np.array(RGB["mean"])) / np.array(RGB["std"])
+    np.testing.assert_allclose(apply(images, None, FULL), expected, rtol=1e-5, atol=1e-6)
+    halved = apply(images, None, FULL, jnp.bfloat16)
+    assert halved.dtype == jnp.bfloat16
+    np.testing.assert_allclose(halved.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_draws_cover_their_ranges():
+    draws = draw(jax.random.key(0), 2000, FULL, (8, 9, 3))
+    assert draws.offsets.dtype == draws.cutout_centres.dtype == jnp.int32
+    assert draws.flips.dtype == jnp.bool_
+    for axis, side in ((0, 8), (1, 9)):
+        assert set(draws.offsets[:, axis].tolist()) == set(range(5))
+        assert set(draws.cutout_centres[:, axis].tolist()) == set(range(side))
+    assert 0.45 < float(draws.flips.mean()) < 0.55
+
+
+def test_switching_one_on_leaves_the_others_draws():
+    key = jax.random.key(5)
+    alone = draw(key, 16, Augmentation(flip=True, **RGB), (8, 9, 3))
+    assert alone.offsets is None
+    assert alone.cutout_centres is None
+    np.testing.assert_array_equal(alone.flips, draw(key, 16, FULL, (8, 9, 3)).flips)
+
+
+def test_a_part_of_the_batch_gives_the_same_images():
+    images = images_of(8)
+    draws = draw(jax.random.key(1), 8, FULL, images.shape[1:])
+    compiled = jax.jit(apply, static_argnums=2)
+    whole = compiled(images, draws, FULL)
+    parts = [
+        compiled(images[rows], jax.tree.map(lambda d, rows=rows: d[rows], draws), FULL)
+        for rows in (slice(0, 3), slice(3, 8))
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_no_gather_and_no_loop():
+    """A TPU runs both far slower than the selects."""
+    images = images_of(4)
+    draws = draw(jax.random.key(1), 4, FULL, images.shape[1:])
+    lowered = jax.jit(apply, static_argnums=2).lower(images, draws, FULL).as_text()
+    assert "stablehlo.select" in lowered
+    for operation in ("gather", "dynamic_slice", "stablehlo.while", "scatter"):
+        assert operation not in lowered
+
+
+def test_statistics():
+    from sklearn.datasets import load_digits
+
+    digits = np.round(load_digits().images * 255 / 16) / 255
+    train = digits[np.arange(len(digits)) % 5 != 0]
+    assert statistics("digits").mean == (round(train.mean(), 4),)
+    assert statistics("digits").std == (round(train.std(), 4),)
+    for numbers in STATISTICS.values():
+        Augmentation(mean=numbers.mean, std=numbers.std)
+    with pytest.raises(UsageError, match=r"'cifr10' is not one of .*nearest: cifar10"):
+        statistics("cifr10")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"crop_padding": -1}, "crop_padding=-1 must not be negative"),
+        ({"cutout": -2}, "cutout=-2 must not be negative"),
+        ({"std": (1.0,)}, "mean has 3 channels and std has 1"),
+        ({"std": (0.2, 0.0, 0.2)}, "must be positive"),
+    ],
+)
+def test_unusable_fields(fields, message):
+    with pytest.raises(UsageError, match=message):
+        Augmentation(**(RGB | fields))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "message"),
+    [
+        (FULL, (8, 8, 1), "mean has 3 channels and the images have 1: set data.normalisation"),
+        (Augmentation(crop_padding=8, **RGB), (8, 9, 3), "crop_padding=8 must be smaller"),
+        (Augmentation(cutout=16, **RGB), (8, 9, 3), "cutout=16 must be smaller"),
+    ],
+)
+def test_unsuited_to_the_images(spec, shape, message):
+    for call in (
+        lambda: check_image_shape(spec, shape),
+        lambda: draw(jax.random.key(0), 2, spec, shape),
+        lambda: apply(jnp.zeros((2, *shape), jnp.uint8), None, spec),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+
+
+def test_unusable_arguments():
+    with pytest.raises(UsageError, match="dtype float32: give uint8"):
+        apply(jnp.zeros((2, 8, 8, 3)), None, FULL)
+    with pytest.raises(UsageError, match=r"draws.offsets is None"):
+        apply(images_of(2), Draws(), FULL)

@@ -1,0 +1,116 @@
+"""Compute dtype, synchronised BatchNorm, intermediate features and second derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seal_jax import models
+from seal_jax.models.blocks import batch_norm
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+
+
+def tiny(stem="cifar", **fields):
+    fields = {"stage_sizes": (1,), "width": 4, **fields}
+    module = models.ResNet(num_classes=3, stem=stem, **fields)
+    return models.from_module(module, name="tiny", image_shape=(8, 8, 3))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return tiny().init(jax.random.key(0))
+
+
+def train_step(module):
+    return lambda variables, images: module.apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )
+
+
+def test_bfloat16_keeps_float32_where_it_matters(variables):
+    full, half = tiny(), tiny(dtype=jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, variables, half.init(jax.random.key(0)))
+    want, _ = jax.jit(train_step(full.module))(variables, IMAGES)
+    logits, update = jax.jit(train_step(half.module))(variables, IMAGES)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(update)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(logits, want, rtol=0.05, atol=0.1)
+    assert not np.array_equal(logits, want)
+    block = jax.eval_shape(half.features, variables, IMAGES)["layer1/block0"]
+    assert block.dtype == jnp.bfloat16
+
+
+def test_bfloat16_statistics_are_summed_in_float32():
+    # A bfloat16 sum of ones stalls at 256.
+    norm = batch_norm(train=True, dtype=jnp.bfloat16, axis_name=None, name="bn")
+    ones = jnp.ones((64, 8, 8, 1), jnp.bfloat16)
+    _, state = norm.init_with_output(jax.random.key(0), ones[:1])
+    out, update = norm.apply(state, ones, mutable=["batch_stats"])
+    assert out.dtype == jnp.bfloat16
+    before, after = state["batch_stats"]["mean"], update["batch_stats"]["mean"]
+    np.testing.assert_allclose(after - 0.9 * before, 0.1, rtol=1e-6)
+
+
+def test_batch_norm_synchronises_over_the_named_axis(variables):
+    model = tiny()
+    whole, whole_update = jax.jit(train_step(model.module))(variables, IMAGES)
+    halves = IMAGES.reshape(2, 2, 8, 8, 3)
+    for axis_name in ("data", None):
+        step = train_step(tiny(bn_axis_name=axis_name).module)
+        split = jax.jit(jax.vmap(step, (None, 0), axis_name="data"))
+        logits, update = split(variables, halves)
+        agrees = np.allclose(logits.reshape(4, 3), whole, rtol=1e-4, atol=1e-4)
+        assert agrees == (axis_name is not None)
+        if axis_name:
+            jax.tree.map(
+                lambda both, one: np.testing.assert_allclose(both[1], one, 1e-4, 1e-5),
+                update,
+                whole_update,
+            )
+
+
+def test_features_are_named_by_block():
+    model = tiny(block="bottleneck", stage_sizes=(1, 1), width=2)
+    variables = model.init(jax.random.key(0))
+    found = jax.jit(model.features)(variables, IMAGES)
+    assert {name: value.shape[1:] for name, value in found.items()} == {
+        "stem": (8, 8, 2),
+        "layer1/block0": (8, 8, 8),
+        "layer2/block0": (4, 4, 16),
+        "features": (16,),
+        "logits": (3,),
+    }
+    top = np.asarray(found["layer2/block0"])
+    assert top.min() == 0  # after the ReLU
+    np.testing.assert_allclose(found["features"], top.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    head = variables["params"]["fc"]
+    np.testing.assert_allclose(
+        found["features"] @ head["kernel"] + head["bias"], found["logits"], rtol=1e-5, atol=1e-5
+    )
+    plain = jax.jit(lambda v, x: model.module.apply(v, x, train=False))(variables, IMAGES)
+    np.testing.assert_allclose(found["logits"], plain, rtol=1e-5, atol=1e-5)
+
+
+def test_hessian_vector_products_exist():
+    """Forward over reverse through max-pool and BatchNorm, against a difference of gradients."""
+    model = tiny("imagenet")
+    variables = model.init(jax.random.key(0))
+    params = variables["params"]
+
+    def loss(params):
+        logits, _ = train_step(model.module)({**variables, "params": params}, IMAGES)
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1))
+
+    gradient = jax.jit(jax.grad(loss))
+    # Along the classifier the loss is smooth, so that differences may be trusted.
+    move = jax.tree.map(jnp.zeros_like, params)
+    move["fc"]["kernel"] = jnp.ones_like(params["fc"]["kernel"]).at[:, 0].set(-1.0)
+    exact = jax.jit(lambda p, m: jax.jvp(jax.grad(loss), (p,), (m,))[1])(params, move)
+    ahead, behind = (
+        gradient({**params, "fc": {**params["fc"], "kernel": params["fc"]["kernel"] + step}})
+        for step in (1e-2 * move["fc"]["kernel"], -1e-2 * move["fc"]["kernel"])
+    )
+    rough = jax.tree.map(lambda a, b: (a - b) / 2e-2, ahead, behind)
+    assert float(jnp.abs(exact["conv1"]["kernel"]).max()) > 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-2, 2e-3), exact, rough)

@@ -1,0 +1,119 @@
+"""Published parameter counts, and the declared order against the real parameter tree."""
+
+import functools
+import math
+
+import jax
+import pytest
+from flax import traverse_util
+
+from seal_jax import models
+
+
+@functools.cache
+def shapes(name, num_classes=10, **options):
+    """Model and its parameters' shapes by path."""
+    model = models.create(name, num_classes=num_classes, image_shape=(64, 64, 3), **dict(options))
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return model, {path: leaf.shape for path, leaf in flat.items()}
+
+
+def size(shapes):
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+    ],
+)
+def test_torchvision_counts(name, published):
+    _, found = shapes(name, 1000)
+    assert size(found) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "params", "forget_tensors", "forget_params"),
+    [
+        ("resnet50", 161, 23_917_832, 72, 1_444_928),
+        ("resnet18", 62, 11_279_112, 30, 683_072),
+    ],
+)
+def test_seal_forget_subtree(name, tensors, params, forget_tensors, forget_params):
+    """SEAL section 4: 200 classes, everything before layer3 forgets."""
+    model, found = shapes(name, 200)
+    assert (len(found), size(found)) == (tensors, params)
+    before = model.blocks[: model.blocks.index("layer3/block0")]
+    forget = {
+        path: shape
+        for path, shape in found.items()
+        if any(path.startswith(f"{block}/") for block in before)
+    }
+    assert (len(forget), size(forget)) == (forget_tensors, forget_params)
+
+
+def test_seal_layer_23_of_resnet50():
+    assert shapes("resnet50", 200)[0].layers[23 - 1] == "layer3/block0/conv1"
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 56, 110])
+def test_cifar_counts(depth):
+    """Closed form of He et al. section 4.2 with shortcut A: only 3x3 convolutions, norms, fc."""
+    n = (depth - 2) // 6
+    convs = 9 * (3 * 16 + 2 * n * (16**2 + 32**2 + 64**2) - 16 * 32 - 32 * 64)
+    norms = 2 * (16 + 2 * n * (16 + 32 + 64))
+    _, found = shapes(f"resnet{depth}")
+    assert size(found) == convs + norms + 64 * 10 + 10
+
+
+def test_cifar_counts_of_the_paper():
+    """He et al. table 6, in millions."""
+    table = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85}
+    assert {name: round(size(shapes(name)[1]) / 1e6, 2) for name in table} == table
+    assert round(size(shapes("resnet110")[1]) / 1e6, 1) == 1.7
+
+
+def test_shortcut_b_adds_two_projections():
+    _, plain = shapes("resnet8")
+    _, projected = shapes("resnet8", shortcut="B")
+    assert set(projected) - set(plain) == {
+        f"layer{stage}/block0/downsample_{leaf}"
+        for stage in (2, 3)
+        for leaf in ("conv/kernel", "bn/scale", "bn/bias")
+    }
+    assert size(projected) - size(plain) == 16 * 32 + 32 * 64 + 2 * (32 + 64)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_declared_order_fits_the_tree(name):
+    model, found = shapes(name, 1000 if name in ("resnet34", "resnet101") else 10)
+    for path in found:
+        owners = [block for block in model.blocks if path.startswith(f"{block}/")]
+        assert len(owners) == 1, path
+    for block in model.blocks:
+        assert any(path.startswith(f"{block}/") for path in found), block
+    kernels = {path.removesuffix("/kernel") for path in found if path.endswith("/kernel")}
+    assert set(model.layers) == {path for path in kernels if "downsample" not in path}
+    assert len(set(model.layers)) == len(model.layers) == int(name.removeprefix("resnet"))
+    assert model.blocks[-1] == model.layers[-1] == model.head == "fc"
+    # Bottom to top: the blocks that own the layers never go down.
+    owners = [
+        next(i for i, block in enumerate(model.blocks) if f"{layer}/".startswith(f"{block}/"))
+        for layer in model.layers
+    ]
+    assert owners == sorted(owners)
+
+
+def test_path_names():
+    _, found = shapes("resnet18", 200)
+    assert found["conv1/kernel"] == (7, 7, 3, 64)
+    assert found["layer1/block0/bn1/scale"] == (64,)
+    assert found["layer3/block0/downsample_conv/kernel"] == (1, 1, 128, 256)
+    assert found["layer3/block0/downsample_bn/scale"] == (256,)
+    assert found["fc/kernel"] == (512, 200)
+    assert shapes("resnet18", stem="cifar")[1]["conv1/kernel"] == (3, 3, 3, 64)

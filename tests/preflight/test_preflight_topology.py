@@ -1,0 +1,115 @@
+"""Topologies: the errors anywhere, and one real compilation where the TPU compiler is installed."""
+
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from seal_jax.errors import UsageError
+from seal_jax.preflight import analyse, mesh_for, prepare_environment, topology
+
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+NAMES = (
+    "TPU_SKIP_MDS_QUERY",
+    "TPU_ACCELERATOR_TYPE",
+    "TPU_WORKER_HOSTNAMES",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD",
+)
+
+
+@pytest.fixture(autouse=True)
+def _environment_restored(monkeypatch):
+    # `setenv` first, so that what the code sets is taken back after the test.
+    for name in NAMES:
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v5e:2*4", "2x4", "v5e:", "v5e:8"])
+def test_ill_formed_topology(name):
+    with pytest.raises(UsageError) as error:
+        mesh_for(name, seed=1, data=1)
+    message = str(error.value)
+    assert message.startswith(f"topology={name!r} is not of the form KIND:AxB; examples: v5e:1x1,")
+    assert "\n" not in message
+
+
+def test_axes_must_be_positive():
+    with pytest.raises(UsageError, match=r"^seed=0 must be at least 1$"):
+        mesh_for("v5e:2x4", seed=0, data=8)
+
+
+def test_without_libtpu_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(UsageError, match=r'run: pip install "seal_jax\[preflight\]"$'):
+        mesh_for("v5e:2x4", seed=2, data=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "accelerator"),
+    [("v5e:2x4", "v5litepod-8"), ("v5p:2x2x1", "v5p-8"), ("v6e:4x4", "v6e-16"), ("v9:2x2", "v9-4")],
+)
+def test_prepare_environment(monkeypatch, name, accelerator):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
+    prepare_environment(name)
+    assert os.environ["TPU_ACCELERATOR_TYPE"] == accelerator
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
+    assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+@pytest.mark.parametrize(
+    ("name", "seed", "message"),
+    [
+        ("v5e:2x4", 3, r"has 8 chips; choose seed \* data = 8$"),
+        ("v99:2x4", 2, "is refused by libtpu .*; examples: "),
+        ("v5e:2x3", 2, "is refused by libtpu .*; examples: "),
+    ],
+)
+def test_topologies_that_do_not_serve(name, seed, message):
+    with pytest.raises(UsageError, match=message):
+        mesh_for(name, seed=seed, data=4)
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_a_real_compilation():
+    mesh = mesh_for("v5e:2x4", seed=2, data=4)
+    assert mesh.axis_names == ("seed", "data")
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+    def body(x):
+        def step(x, _):
+            y = jnp.tanh(x[0] @ x[0])
+            with jax.named_scope("gradient_reduce"):
+                y, size = jax.lax.pmean((y, y.sum()), "data")
+            return y[None], size
+
+        return jax.lax.scan(step, x, None, length=6)
+
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("seed"))
+    program = jax.shard_map(
+        body, mesh=mesh, in_specs=jax.P("seed"), out_specs=(jax.P("seed"), jax.P()), check_vma=False
+    )
+    x = jax.ShapeDtypeStruct((2, 256, 256), jnp.float32, sharding=sharding)
+    report = analyse(jax.jit(program, donate_argnums=0).lower(x).compile(), steps=6)
+
+    assert (report.device_kind, report.axes) == ("TPU v5 lite", {"seed": 2, "data": 4})
+    assert report.memory.donated == 256 * 256 * 4
+    assert report.fits
+    assert "fits: " in report.as_text()
+    (reduced,) = report.collectives
+    assert (reduced.operation, reduced.axis, reduced.cause) == (
+        "all-reduce",
+        "data",
+        "gradient_reduce",
+    )
+    assert (reduced.in_loop, reduced.runs, reduced.bytes) == (True, 6, 4 * (256 * 256 + 1))
+    assert report.cycles.step_loop(6).trips == 6
+    assert report.serial_loops == ()
+    assert report.seconds == report.cycles.total / 1.5e9
+    # One 256-cubed product fills four 128x128 multipliers for 256 cycles at the least.
+    assert report.cycles_per_step > 256
