@@ -2,10 +2,13 @@
 
     python -m seal_jax sweep --config=configs/quickstart.py --workdir=runs/quickstart
 
-About two minutes on two CPU cores; the table it prints stands in the README. The images are 8x8 and
-easy, so that the interest lies in the curves: SEAL's training accuracy falls while the early layers
-ascend and recovers in every generation but the first. An ascent of a few epochs has a few hundred
-steps, where the paper's has 125,000; `ascent_scale` is larger than the paper's 0.01 to make up for it.
+Expected: about two minutes on two CPU cores, four seeds of each method; test accuracies of 97 to 99 %
+(the table stands in the README). What there is to see is in the curves: SEAL's training accuracy
+falls while the early layers ascend and recovers, in every generation but the first.
+
+Three quarters of the training images are held out, which leaves 359 to train on: with all of them
+every method is right on 99.5 % of the test images. A generation has 88 steps of ascent where the
+paper has 125,000, so `ascent_scale` is 0.2 and not the paper's 0.01: less does not forget.
 """
 
 from seal_jax.cli.configs import base
@@ -16,14 +19,14 @@ VARIANTS = ("normal", "llf", "seal")
 def get_config(method="seal"):
     config = base(method)
     config.data.name = "digits"
+    config.data.validation_fraction = 0.75
     config.data.crop_padding = 1
     config.model.name = "resnet8"
-    config.train.generations = 4
-    config.train.epochs_per_generation = 24
-    config.train.seeds = 4
     config.optimizer.learning_rate = 0.1
-    if method != "normal":
-        config.method.threshold = "layer2"
+    config.train.generations = 4
+    config.train.epochs_per_generation = 32
+    config.train.seeds = 4
+    config.run.checkpoint_every_epochs = 8
     if method == "seal":
-        config.method.ascent_scale = 0.3
+        config.method.ascent_scale = 0.2
     return config

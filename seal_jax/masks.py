@@ -142,16 +142,14 @@ def _tree_flags(mask: PyTree, names: list[str]) -> list[bool]:
         while owner not in entries and "/" in owner:
             owner = owner.rpartition("/")[0]
         if owner not in entries:
-            raise UsageError(
-                f"mask has no entry for the parameter {path!r}{nearest(path, entries)}"
-            )
+            near = nearest(path, paths.with_parents(list(entries)))
+            raise UsageError(f"mask has no entry for the parameter {path!r}{near}")
         used.add(owner)
         flags.append(_is_bool(entries[owner]) and bool(entries[owner]))
     unknown = [path for path in entries if path not in used]
     if unknown:
-        raise UsageError(
-            f"mask has an entry {unknown[0]!r} that is no parameter{nearest(unknown[0], names)}"
-        )
+        near = nearest(unknown[0], paths.with_parents(names))
+        raise UsageError(f"mask has an entry {unknown[0]!r} that is no parameter{near}")
     return flags
 
 

@@ -58,6 +58,18 @@ def matches(pattern: str, path: str) -> bool:
         raise UsageError(f"path rule {pattern!r} is not a regular expression: {error}") from None
 
 
+def with_parents(names: Sequence[str]) -> list[str]:
+    """Return the names and every leading part of them: what a rule or a tree may spell.
+
+    >>> with_parents(["fc/bias", "fc/kernel"])
+    ['fc', 'fc/bias', 'fc/kernel']
+    """
+    parts = (path.split("/") for path in names)
+    return list(
+        dict.fromkeys("/".join(own[:size]) for own in parts for size in range(1, len(own) + 1))
+    )
+
+
 def first_match(rules: Sequence[tuple[str, T]], names: Sequence[str], default: T) -> list[T]:
     """Return for each name the value of the first rule that matches it, else ``default``.
 
@@ -79,5 +91,7 @@ def first_match(rules: Sequence[tuple[str, T]], names: Sequence[str], default: T
         if not hit:
             shadowed = any(matches(pattern, path) for path in names)
             why = "only paths that an earlier rule takes" if shadowed else "no parameter path"
-            raise UsageError(f"path rule {pattern!r} matches {why}{nearest(pattern, names)}")
+            raise UsageError(
+                f"path rule {pattern!r} matches {why}{nearest(pattern, with_parents(names))}"
+            )
     return values

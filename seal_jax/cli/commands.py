@@ -77,6 +77,7 @@ def _start(options: argparse.Namespace) -> None:
         # A run that is taken up again should not compile again.
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "seal_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _is_main_process() -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from seal_jax.errors import UsageError
 
 OK, CRASHED, USAGE, STOPPED = 0, 1, 2, 75
+_PURPOSE = "Forget-and-relearn training: SEAL, LLF and plain training, over generations."
 _EXIT_CODES = (
     f"exit codes: {OK} done; {USAGE} bad input, or a loss that is not finite, explained in one line; "
     f"{STOPPED} stopped by SIGTERM or SIGINT after saving a checkpoint: the same command goes on"
@@ -77,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
     preflight = command(
         "preflight",
-        "compile a config's train program with the real TPU compiler, no TPU needed, and print its cost",
+        "compile a config's train program with the real TPU compiler, on any machine; print its cost",
         _OVERRIDES,
     )
     config(preflight)

@@ -40,13 +40,22 @@ def conv(
     )
 
 
-def batch_norm(*, train: bool, dtype: Any, axis_name: str | None, name: str) -> nn.BatchNorm:
+class BatchNorm(nn.BatchNorm):
+    """Flax's BatchNorm under a scope of its own, by which its collectives can be told from others."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+        """Normalise; see ``nn.BatchNorm``."""
+        with jax.named_scope("batch_norm"):
+            return super().__call__(*args, **kwargs)
+
+
+def batch_norm(*, train: bool, dtype: Any, axis_name: str | None, name: str) -> BatchNorm:
     """Return BatchNorm with torch's constants: eps 1e-5 and running momentum 0.1 (Flax's 0.9).
 
     Scale, bias, batch statistics and running statistics are float32 whatever ``dtype`` is. With
     ``axis_name`` the batch statistics are averaged over that named axis.
     """
-    return nn.BatchNorm(
+    return BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
@@ -90,7 +99,7 @@ class _Block(nn.Module):
             name=name,
         )
 
-    def _norm(self, train: bool, name: str) -> nn.BatchNorm:
+    def _norm(self, train: bool, name: str) -> BatchNorm:
         return batch_norm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)
 
     def _finish(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:

@@ -479,11 +479,12 @@ def test_resume_in_mid_ascent_is_exact():
 
 
 def test_ascent_raises_the_loss():
-    """Logistic regression behind a linear layer: the fit part frozen, the early layer ascends."""
+    """Logistic regression behind a linear layer: the fit part is frozen, the early one ascends."""
     key = jax.random.key(0)
     x = jax.random.normal(key, (64, 4))
-    y = (x[:, 0] > 0).astype(jnp.int32)
-    w1, w2 = jax.random.normal(jax.random.key(1), (4, 3)), jax.random.normal(key, (3, 2))
+    noise = jax.random.normal(jax.random.key(2), (64,))
+    y = (x[:, 0] + noise > 0).astype(jnp.int32)
+    params = {"w1": jax.random.normal(jax.random.key(1), (4, 3)), "w2": jnp.eye(3, 2)}
 
     def loss(params):
         logits = x @ params["w1"] @ params["w2"]
@@ -491,10 +492,10 @@ def test_ascent_raises_the_loss():
 
     tx = seal_jax.make_seal_tx(
         "w1",
-        0.2,
-        steps_per_epoch=10,
-        epochs_per_generation=8,
-        ascent_scale=0.5,
+        0.3,
+        steps_per_epoch=20,
+        epochs_per_generation=4,
+        ascent_scale=1.0,
         fit_in_ascent="freeze",
     )
 
@@ -504,15 +505,15 @@ def test_ascent_raises_the_loss():
         updates, state = tx.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), (value, params)
 
-    params = {"w1": w1, "w2": w2}
-    losses, history = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), length=160)[1])(params)
-    ascent = losses[80:101]  # value before each update, so one more than the 20 of ascent
-    assert (jnp.diff(ascent) > 0).all()
-    assert ascent[-1] > 2 * ascent[0]
-    np.testing.assert_array_equal(history["w2"][80], history["w2"][100])
-    assert (jnp.abs(jnp.diff(history["w1"][79:100], axis=0)).max(axis=(1, 2)) > 0).all()
-    assert losses[-1] < ascent[0] * 1.2
-    assert jnp.abs(history["w2"][102] - history["w2"][100]).max() > 0
+    run = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), length=160)[1])
+    losses, after = run(params)
+    # losses[t] is the loss before update t; updates 80 to 99 ascend, the generation's first quarter.
+    assert losses[80] < 0.9 * losses[0]
+    assert (jnp.diff(losses[80:101]) > 0).all()
+    assert losses[100] > losses[80] + 1e-3
+    assert (jnp.diff(losses[100:104]) < 0).all()  # no momentum is left that goes on ascending
+    np.testing.assert_array_equal(after["w2"][79], after["w2"][99])
+    assert (after["w2"][100] != after["w2"][99]).any()
 
 
 SHARDED = """
@@ -533,7 +534,8 @@ def kinds(optimizer):
     common = dict(steps_per_epoch=1, epochs_per_generation=4)
     if optimizer is not None:
         common["optimizer"] = optimizer
-    key = jax.random.key(0)
+    # Typed keys add entries to the cache without a compilation.
+    key = jax.device_put(jax.random.PRNGKey(0), whole)
     yield seal_jax.make_seal_tx("conv", fit_in_ascent="freeze", **common)
     yield seal_jax.make_llf_tx("fc", init_fn="torch_default", key=key, **common)
     yield seal_jax.make_normal_tx(**common)
@@ -547,11 +549,12 @@ for optimizer in (None, optax.adam(0.1)):
             gradient = jax.tree.map(lambda p: p * 0.1, params)
             updates, state = tx.update(gradient, state, params)
             return optax.apply_updates(params, updates), state
-        p = params
-        for _ in range(6):
+        p, state = step(*step(params, state))  # counts move from one device to all: two programs
+        programs = step._cache_size()
+        for _ in range(10):
             p, state = step(p, state)
             assert layout((p, state)) == before, (before, layout((p, state)))
-        assert step._cache_size() == 1
+        assert step._cache_size() == programs
         kept = seal_jax.forgetting.forget_state(tx, state, p, "fc")
         assert layout(kept) == layout(state)
         drawn = jax.jit(
