@@ -102,7 +102,8 @@ def reinitialise(key: jax.Array, params: PyTree, mask: masks.Mask, init_fn: Init
 
 def check_like(fresh: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
-    if jax.tree.structure(fresh) != jax.tree.structure(params):
+    expected: Any = jax.tree.structure(params)
+    if expected != jax.tree.structure(fresh):
         raise UsageError(
             "init_fn must return a tree like the parameters: got leaves "
             f"{[path for path, _ in paths.named_leaves(fresh)][:4]}, expected "

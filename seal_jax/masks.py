@@ -46,7 +46,7 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     names = [path for path, _ in leaves]
     if not names:
         raise UsageError("mask: there are no parameters to select from")
-    flags = _flags(mask, params, names)
+    flags = _flags(mask, params, leaves)
     if names == [""]:
         raise UsageError("mask: the parameters are a single array, which no mask can split")
     if not any(flags) or all(flags):
@@ -62,23 +62,26 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, kept)
 
 
-def _flags(mask: Mask, params: PyTree, names: list[str]) -> list[bool]:
+def _flags(mask: Mask, params: PyTree, leaves: list[tuple[str, Any]]) -> list[bool]:
     """Return one ``bool`` per parameter, whatever form the mask has."""
+    names = [path for path, _ in leaves]
+    # One placeholder may hide a whole subtree, with names that nobody knows here.
+    hidden = {path for path, leaf in leaves if paths.is_placeholder(leaf)}
     if _is_nnx_filter(mask):
         from flax.nnx import filterlib
 
         return _predicate_flags(filterlib.to_predicate(mask), params)
     if isinstance(mask, str):
-        return paths.first_match([(mask, True)], names, False)
+        return paths.first_match([(mask, True)], names, False, strict=not hidden)
     if isinstance(mask, list | tuple) and mask and all(_is_rule(rule) for rule in mask):
         rules = [(rule, True) if isinstance(rule, str) else tuple(rule) for rule in mask]
-        return paths.first_match(rules, names, False)
+        return paths.first_match(rules, names, False, strict=not hidden)
     # A tree of bool may itself be callable: an Equinox module.
     if callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
         if _arguments(mask) == 2:
             return _predicate_flags(mask, params)
         mask = mask(params)
-    return _tree_flags(mask, names)
+    return _tree_flags(mask, names, hidden)
 
 
 def _is_rule(rule: Any) -> bool:
@@ -123,7 +126,7 @@ def _predicate_flags(predicate: Callable, params: PyTree) -> list[bool]:
     return flags
 
 
-def _tree_flags(mask: PyTree, names: list[str]) -> list[bool]:
+def _tree_flags(mask: PyTree, names: list[str], hidden: set[str]) -> list[bool]:
     """Look each parameter up in a tree of ``bool`` (or a prefix of one) by name."""
     entries = dict(paths.named_leaves(mask))
     for path, value in entries.items():
@@ -138,6 +141,11 @@ def _tree_flags(mask: PyTree, names: list[str]) -> list[bool]:
     used = set()
     flags = []
     for path in names:
+        below = [entry for entry in entries if entry.startswith(f"{path}/")]
+        if path in hidden and below:
+            used.update(below)
+            flags.append(all(entries[entry] is True for entry in below))
+            continue
         owner = path
         while owner not in entries and "/" in owner:
             owner = owner.rpartition("/")[0]
@@ -237,7 +245,7 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
 
     def restricted(params: PyTree) -> PyTree:
         leaves = paths.named_leaves(params)
-        flags = _flags(mask, params, [path for path, _ in leaves])
+        flags = _flags(mask, params, leaves)
         with_kernel = {path.rpartition("/")[0] for path, leaf in leaves if _rank(leaf) >= 2}
         kept = []
         for flag, (path, leaf) in zip(flags, leaves, strict=True):

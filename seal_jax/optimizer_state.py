@@ -45,29 +45,52 @@ def reinitialise(
     return _Walker(params, flags, when, restart).node(state, fresh)
 
 
-def _structure(tree: PyTree) -> Any:
-    return jax.tree.structure(tree, is_leaf=is_placeholder)
-
-
 def _is_leaf(tree: PyTree) -> bool:
-    return jax.tree.structure(tree) == jax.tree.structure(0)
+    return _structure(tree) == _structure(0)
 
 
 def _dtype_is(leaf: Any, *kinds: Any) -> bool:
     return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)
 
 
+def _open(tree: PyTree) -> tuple[list[PyTree], Any]:
+    """Flatten ``tree`` by one level."""
+    return jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+
+
+def _align(params: PyTree, node: PyTree) -> list[PyTree] | None:
+    """Return the part of ``node`` for each parameter; ``None`` if they differ in structure.
+
+    A part may have a structure of its own. One ``MaskedNode`` may hide a whole subtree.
+    """
+    if is_placeholder(node):
+        return [node] * len(jax.tree.leaves(params, is_leaf=is_placeholder))
+    if is_placeholder(params) or _is_leaf(params):
+        return [node]
+    wanted, structure = _open(params)
+    found, actual = _open(node)
+    if actual != structure:
+        return None
+    parts = []
+    for below, own in zip(wanted, found, strict=True):
+        part = _align(below, own)
+        if part is None:
+            return None
+        parts.extend(part)
+    return parts
+
+
 class _Walker:
     """Walks a state and its fresh counterpart side by side."""
 
     def __init__(self, params, flags, when, restart):
-        self.structure = _structure(params)
+        self.params = params
         self.flags = flags
         self.when = when
         self.restart = restart
         self.lone_shape = jnp.shape(params) if _is_leaf(params) else None
         # A chain's state is a tuple too, and would pass for a tuple of parameters with arrays each.
-        self.nests = not _is_leaf(params) and not isinstance(params, tuple | list)
+        self.nests = not isinstance(params, tuple | list)
 
     def per_parameter(self, node: PyTree) -> list[PyTree] | None:
         """Return what ``node`` remembers about each parameter; ``None`` if it is no such memory."""
@@ -76,24 +99,18 @@ class _Walker:
             if not _is_leaf(node) or not _dtype_is(node, jnp.inexact):
                 return None
             return [node] if jnp.shape(node) != () or self.lone_shape == () else None
-        if _structure(node) == self.structure:
-            return jax.tree.leaves(node, is_leaf=is_placeholder)
-        if not self.nests:
-            return None
-        try:
-            parts = self.structure.flatten_up_to(node)
-        except (ValueError, TypeError):
-            return None
-        return (
-            parts if all(_dtype_is(leaf, jnp.inexact) for leaf in jax.tree.leaves(parts)) else None
-        )
+        parts = None if is_placeholder(node) else _align(self.params, node)
+        if parts is None or all(_is_leaf(part) or is_placeholder(part) for part in parts):
+            return parts
+        inexact = all(_dtype_is(leaf, jnp.inexact) for leaf in jax.tree.leaves(parts))
+        return parts if self.nests and inexact else None
 
     def node(self, state: PyTree, fresh: PyTree, shared: bool | None = None) -> PyTree:
         """Handle one node; ``shared`` says whether the leaves right in it go with the memory."""
         parts = self.per_parameter(state)
         if parts is not None:
-            return self.memory(parts, self.structure.flatten_up_to(fresh))
-        children, structure = jax.tree.flatten(state, is_leaf=lambda node: node is not state)
+            return self.memory(parts, state, fresh)
+        children, structure = _open(state)
         if _is_leaf(state):
             return self.loose(state, fresh, shared)
         memories = [part for part in map(self.per_parameter, children) if part is not None]
@@ -104,14 +121,18 @@ class _Walker:
             [self.node(a, b, shared) for a, b in zip(children, counterparts, strict=True)],
         )
 
-    def memory(self, parts: list[PyTree], fresh: list[PyTree]) -> PyTree:
-        replaced = [
-            jax.tree.map(lambda new, old: jnp.where(self.when, new, old), new, old)
-            if flag is True
-            else old
-            for flag, old, new in zip(self.flags, parts, fresh, strict=True)
+    def memory(self, parts: list[PyTree], state: PyTree, fresh: PyTree) -> PyTree:
+        flags = [
+            flag
+            for flag, part in zip(self.flags, parts, strict=True)
+            for _ in jax.tree.leaves(part)  # none where a parameter is hidden
         ]
-        return jax.tree.unflatten(self.structure, replaced)
+        leaves, structure = jax.tree.flatten(state)
+        replaced = [
+            jnp.where(self.when, new, old) if flag is True else old
+            for flag, old, new in zip(flags, leaves, jax.tree.leaves(fresh), strict=True)
+        ]
+        return jax.tree.unflatten(structure, replaced)
 
     def covers(self, parts: list[PyTree]) -> bool:
         """Tell whether the mask takes every parameter that ``parts`` remember something about."""

@@ -70,8 +70,12 @@ def with_parents(names: Sequence[str]) -> list[str]:
     )
 
 
-def first_match(rules: Sequence[tuple[str, T]], names: Sequence[str], default: T) -> list[T]:
+def first_match(
+    rules: Sequence[tuple[str, T]], names: Sequence[str], default: T, *, strict: bool = True
+) -> list[T]:
     """Return for each name the value of the first rule that matches it, else ``default``.
+
+    ``strict=False`` lets rules match nothing, for when not every name is known.
 
     Raises:
       UsageError: a rule is the first match of no name; the message names the closest paths.
@@ -88,7 +92,7 @@ def first_match(rules: Sequence[tuple[str, T]], names: Sequence[str], default: T
                 used[number] = True
                 break
     for (pattern, _), hit in zip(rules, used, strict=True):
-        if not hit:
+        if strict and not hit:
             shadowed = any(matches(pattern, path) for path in names)
             why = "only paths that an earlier rule takes" if shadowed else "no parameter path"
             raise UsageError(

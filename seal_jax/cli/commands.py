@@ -89,7 +89,7 @@ def _is_main_process() -> bool:
 def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
     from seal_jax import data, reports
     from seal_jax.cli import configs
-    from seal_jax.training import loop
+    from seal_jax.training import loop, metrics
 
     settings = configs.load(config, overrides)
     fields = settings.data
@@ -102,7 +102,7 @@ def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
         validation_seed=fields.validation_seed,
     )
     outcome = loop.train(settings, workdir, dataset)
-    if _is_main_process():
+    if _is_main_process() and metrics.read(workdir):
         reports.draw_run(workdir)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}; the same command goes on from there", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 import types
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from seal_jax import methods
 from seal_jax.errors import UsageError, nearest
+from seal_jax.schedules import PRESETS
 from seal_jax.training import settings as settings_lib
 from seal_jax.training.settings import Settings
 
@@ -26,15 +28,35 @@ def base(method: str = "normal") -> ConfigDict:
     (0.01, 32)
     """
     config = ConfigDict(settings_lib.as_dict(Settings()))
-    set_method(config, method)
+    _open_optional(config.model, settings_lib.Model)
+    options = methods.options(method)
+    config.method = ConfigDict({"name": method, **dataclasses.asdict(options)})
+    _open_optional(config.method, type(options))
     return config
 
 
-def set_method(config: ConfigDict, method: str) -> None:
-    """Put a method with its default options into a config."""
-    config.method = ConfigDict({"name": method, **methods.options(method)})
-    for field, kind in methods.optional_options(method).items():
-        config.method[field] = config_dict.placeholder(kind)
+def _open_optional(section: ConfigDict, kind: type) -> None:
+    """Let fields that are ``None`` take a value of their type from the command line."""
+    for field, type_ in settings_lib.optional_fields(kind).items():
+        section[field] = config_dict.placeholder(type_)
+
+
+def use_preset(config: ConfigDict, name: str) -> None:
+    """Set optimizer and training length to a preset of the SEAL paper; see ``seal_jax.PRESETS``.
+
+    >>> config = base("seal")
+    >>> use_preset(config, "reference")
+    >>> config.optimizer.learning_rate, config.method.ascent_weight_decay_factor
+    (0.1, 0.0)
+    """
+    preset = PRESETS[name]
+    for field in ("learning_rate", "warmup_epochs", "momentum", "weight_decay", "label_smoothing"):
+        config.optimizer[field] = getattr(preset, field)
+    for field in ("batch_size", "epochs_per_generation", "generations"):
+        config.train[field] = getattr(preset, field)
+    if config.method.name == "seal":
+        config.method.ascent_scale = preset.ascent_scale
+        config.method.ascent_weight_decay_factor = preset.ascent_weight_decay_factor
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> Settings:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +22,13 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"seal_jax.methods.{name}")
 
 
-def options(name: str) -> dict[str, Any]:
-    """Return the options of a method with their defaults.
+def options(name: str) -> Any:
+    """Return the options of a method with their defaults, a dataclass.
 
-    >>> options("seal")["ascent_scale"]
+    >>> options("seal").ascent_scale
     0.01
     """
-    return dataclasses.asdict(_module(name).Options())
+    return _module(name).Options()
 
 
 def build(values: Mapping[str, Any], context: Context) -> Method:
@@ -42,13 +40,3 @@ def build(values: Mapping[str, Any], context: Context) -> Method:
     module = _module(values["name"])
     given = {field: value for field, value in values.items() if field != "name"}
     return module.build(settings.read(module.Options, given, "method"), context)
-
-
-def optional_options(name: str) -> dict[str, type]:
-    """Return the options of a method that may be ``None``, with the type they have otherwise."""
-    found = {}
-    for field, hint in typing.get_type_hints(_module(name).Options).items():
-        choices = typing.get_args(hint)
-        if type(None) in choices:
-            found[field] = next(choice for choice in choices if choice is not type(None))
-    return found

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from seal_jax.errors import UsageError
 
@@ -87,11 +88,14 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
     experiment = experiments.build(settings, shape, mesh)
     programs = experiment.programs
     replicated = NamedSharding(programs.mesh, meshes.REPLICATED)
-    arrays = Arrays(
-        jax.ShapeDtypeStruct((shape.train, row_bytes(image_shape)), jnp.uint8, sharding=replicated),
-        jax.ShapeDtypeStruct((shape.train,), jnp.int32, sharding=replicated),
-    )
+    shapes: list[Any] = [
+        jax.ShapeDtypeStruct(size, dtype, sharding=replicated)
+        for size, dtype in (
+            ((shape.train, row_bytes(image_shape)), jnp.uint8),
+            ((shape.train,), jnp.int32),
+        )
+    ]
     state = programs.abstract_state(settings.train.seeds)
-    compiled = programs.train.lower(state, arrays).compile()
+    compiled = programs.train.lower(state, Arrays(*shapes)).compile()
     report = analyse(compiled, steps=programs.steps_per_call)
     return f"{experiment.summary()}\n\n{report.as_text()}", report.as_dict()

@@ -20,15 +20,26 @@ if TYPE_CHECKING:
 CURVES = "curves.png"
 DPI = 150
 WIDTH = 11.0  # inches
+HEIGHT = 3.0  # inches of a whole panel
 KEY = "#444444"  # what stands for any run in the legend
+
+# A panel each, if any run has it. Test has its own, since its differences are small beside the
+# falls of training and validation where something is forgotten.
+ACCURACIES = {
+    "train/accuracy": "training accuracy (%)",
+    "validation/accuracy": "validation accuracy (%)",
+    "test_last/accuracy": "test accuracy (%)",
+}
+LOSSES = {"train/loss": "-", "validation/loss": "--"}
 
 
 def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
-    """Draw training, validation and test accuracy of one or more runs as a PNG of 1650 x 1050.
+    """Draw training, validation and test accuracy of one or more runs as a PNG of 1650 x 1350.
 
-    Lines are means over the seeds and bands one sample standard deviation. Test accuracy stands
+    Lines are means over the seeds and bands one sample standard deviation. Test accuracy is marked
     where generations end: filled for the last weights, hollow for those with the best validation
-    accuracy of the generation. Vertical lines are the starts of generations, grey bands ascents.
+    accuracy of the generation. Vertical lines are the starts of generations, shades the ascents.
+    Without a validation split, or a finished generation, there is a panel of 450 rows less.
 
     Args:
       workdirs: the run folders.
@@ -42,8 +53,7 @@ def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
         cannot be written.
     """
     runs = read_all(workdirs)
-    figure, axes = _figure(runs, heights=(1, 1), height=7)
-    _accuracies(axes[0], axes[1], runs)
+    figure, axes = _figure(runs)
     return _finish(figure, axes, runs, Path(path))
 
 
@@ -57,48 +67,38 @@ def draw_run(workdir: PathLike) -> Path:
       UsageError: the folder holds no epoch of a run, or cannot be written.
     """
     runs = read_all(workdir)
-    figure, axes = _figure(runs, heights=(3, 3, 3, 1.5), height=11)
-    _accuracies(axes[0], axes[1], runs)
+    figure, axes = _figure(runs, more=(1, 0.5))
     colour = panels.style(0)["color"]
-    losses = {"train/loss": "-", "validation/loss": "--"}
-    for key, dashes in losses.items():
-        panels.curve(axes[2], runs[0], key, color=colour, linestyle=dashes)
-    axes[2].set_ylabel("loss")
-    panels.curve(axes[3], runs[0], "learning_rate", color=colour)
-    axes[3].set_ylabel("learning rate")
-    return _finish(figure, axes, runs, Path(workdir) / CURVES, lines=losses)
+    for key, dashes in LOSSES.items():
+        panels.curve(axes[-2], runs[0], key, color=colour, linestyle=dashes)
+    axes[-2].set_ylabel("loss")
+    panels.curve(axes[-1], runs[0], "learning_rate", color=colour)
+    axes[-1].set_ylabel("learning rate")
+    return _finish(figure, axes, runs, Path(workdir) / CURVES, lines=LOSSES)
 
 
-def _figure(
-    runs: Sequence[Run], *, heights: Sequence[float], height: float
-) -> tuple[Figure, list[Axes]]:
+def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the accuracies, with panels of ``more`` heights below for other things."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    shown = [key for key in ACCURACIES if any(key in row for run in runs for row in run.rows)]
+    heights = [*(1.0 for _ in shown), *more]
+    figure = Figure(figsize=(WIDTH, HEIGHT * sum(heights)), dpi=DPI, layout="constrained")
     ratios = {"height_ratios": heights}
-    axes = list(figure.subplots(len(heights), 1, sharex=True, gridspec_kw=ratios))
-    subjects = dict.fromkeys(run.subject for run in runs)
-    methods = dict.fromkeys(str(run.setting("method.name")).upper() for run in runs)
-    title = (
-        f"{', '.join(methods)}: {', '.join(subjects)}" if len(runs) == 1 else ", ".join(subjects)
-    )
+    grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw=ratios)
+    axes: list[Axes] = list(grid[:, 0])
+    for each, key in zip(axes, shown, strict=False):
+        each.set_ylabel(ACCURACIES[key])
+        for index, run in enumerate(runs):
+            if key == "test_last/accuracy":
+                panels.marks(each, run, **panels.style(index))
+            else:
+                panels.curve(each, run, key, scale=100, **panels.style(index))
+    subjects = ", ".join(dict.fromkeys(run.subject for run in runs))
+    method = f"{runs[0].setting('method.name').upper()}: " if len(runs) == 1 else ""
     # No mathematics in names: a folder's may hold a dollar sign.
-    axes[0].set_title(title, fontsize=14, pad=10, parse_math=False)
+    axes[0].set_title(method + subjects, fontsize=14, pad=10, parse_math=False)
     return figure, axes
-
-
-def _accuracies(above: Axes, below: Axes, runs: Sequence[Run]) -> None:
-    for index, run in enumerate(runs):
-        look = panels.style(index)
-        panels.curve(above, run, "train/accuracy", scale=100, **look)
-        panels.curve(below, run, "validation/accuracy", scale=100, **look)
-        panels.marks(below, run, look["color"])
-    above.set_ylabel("training accuracy (%)")
-    has = {key.partition("/")[0] for run in runs for row in run.rows for key in row}
-    splits = [
-        name for name, key in (("validation", "validation"), ("test", "test_last")) if key in has
-    ]
-    below.set_ylabel(f"{' and '.join(splits) or 'test'} accuracy (%)")
 
 
 def _finish(

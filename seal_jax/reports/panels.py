@@ -44,19 +44,32 @@ def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> N
         axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
-def marks(axes: Axes, run: Run, colour: str) -> None:
-    """Mark test accuracy where generations end: filled for the last weights, hollow for the best."""
-    for key, look in MARKS.items():
-        epochs, values = run.series(f"{key}/accuracy")
-        if len(epochs):
-            axes.plot(epochs, 100 * values.mean(1), **mark(key, colour), zorder=look["zorder"])
-
-
 # The last is drawn over the best and is smaller: where they agree both are seen.
 MARKS: dict[str, dict[str, Any]] = {
     "test_last": {"markersize": 4.5, "zorder": 5},
-    "test_best": {"markersize": 7.5, "zorder": 4},
+    "test_best": {"markersize": 8, "zorder": 4},
 }
+
+
+def marks(axes: Axes, run: Run, **line: Any) -> None:
+    """Mark test accuracy where generations end: hollow for the best weights, filled for the last.
+
+    Those of the last weights are joined and have a bar of one standard deviation on either side.
+    """
+    for key, look in MARKS.items():
+        epochs, values = run.series(f"{key}/accuracy")
+        if not len(epochs):
+            continue
+        values = 100 * values
+        mean = values.mean(1)
+        axes.plot(epochs, mean, **mark(key, line["color"]), zorder=look["zorder"])
+        if key == "test_last":
+            axes.plot(epochs, mean, linewidth=1.4, **line)
+        # For the last only: at the same epoch the two bars would lie on each other.
+        if key == "test_last" and values.shape[1] > 1:
+            std = values.std(1, ddof=1)
+            bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
+            axes.vlines(epochs, mean - std, mean + std, **bar)
 
 
 def mark(key: str, colour: str) -> dict[str, Any]:
@@ -65,7 +78,7 @@ def mark(key: str, colour: str) -> dict[str, Any]:
         "linestyle": "none",
         "marker": "o",
         "markersize": MARKS[key]["markersize"],
-        "markerfacecolor": colour if key == "test_last" else "none",
+        "markerfacecolor": colour if key == "test_last" else "white",
         "markeredgecolor": colour,
         "markeredgewidth": 1.2,
         "clip_on": False,  # the last generation ends on the edge

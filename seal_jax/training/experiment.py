@@ -103,9 +103,13 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh | None = None) -> Exp
     mesh = meshes.make(settings) if mesh is None else mesh
     # Over one device the batch is whole as it is.
     synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
-    options = {field: value for field, value in settings.model.items() if field != "name"}
+    options = {
+        field: value
+        for field, value in dataclasses.asdict(settings.model).items()
+        if field != "name" and value is not None
+    }
     model = models.create(
-        settings.model["name"],
+        settings.model.name,
         num_classes=shape.num_classes,
         image_shape=shape.image_shape,
         dtype=jnp.dtype(train.dtype),

@@ -48,6 +48,23 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Model:
+    """Which network; an option that is ``None`` is the network's own choice.
+
+    Attributes:
+      name: see ``seal_jax.models.names()``.
+      stem: "imagenet" or "cifar" (resnet18 to resnet101).
+      width: channels of the first stage.
+      shortcut: "A" or "B" (the CIFAR networks of depth 6n + 2).
+    """
+
+    name: str = "resnet18"
+    stem: str | None = None
+    width: int | None = None
+    shortcut: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """Momentum SGD, its schedule and its loss.
 
@@ -127,13 +144,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A whole experiment.
-
-    ``model`` and ``method`` hold a ``name`` and the options of the model, or method, of that name.
-    """
+    """A whole experiment; ``method`` holds a ``name`` and the options of the method of that name."""
 
     data: Data = Data()
-    model: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "resnet18"})
+    model: Model = Model()
     method: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "normal"})
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
@@ -164,9 +178,8 @@ class Settings:
             raise UsageError(
                 f"optimizer.label_smoothing = {self.optimizer.label_smoothing:g} must lie in [0, 1)"
             )
-        for section in ("model", "method"):
-            if not isinstance(getattr(self, section).get("name"), str):
-                raise UsageError(f"{section}.name must name the {section}")
+        if not isinstance(self.method.get("name"), str):
+            raise UsageError("method.name must name the method")
 
 
 def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -177,7 +190,7 @@ def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     >>> read(Train, {"seads": 2}, where="train")
     Traceback (most recent call last):
     ...
-    seal_jax.errors.UsageError: train.seads is not a setting; nearest: seeds, seed
+    seal_jax.errors.UsageError: train.seads is not a setting; nearest: seeds, seed, generations
     """
     hints = typing.get_type_hints(kind)
     filled: dict[str, Any] = {}
@@ -216,6 +229,20 @@ def _checked(hint: Any, value: Any, path: str) -> Any:
 def as_dict(settings: Settings) -> dict[str, Any]:
     """Return the settings as nested dictionaries, ready for JSON."""
     return dataclasses.asdict(settings)
+
+
+def optional_fields(kind: type) -> dict[str, type]:
+    """Return the fields of a dataclass that may be ``None``, with their type otherwise.
+
+    >>> optional_fields(Model)["width"]
+    <class 'int'>
+    """
+    found = {}
+    for field, hint in typing.get_type_hints(kind).items():
+        choices = typing.get_args(hint)
+        if type(None) in choices:
+            found[field] = next(choice for choice in choices if choice is not type(None))
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

@@ -176,6 +176,16 @@ def test_hidden_parameters_stay_hidden_and_take_part():
     assert masks.report("fc", hidden)[:2] == (1, 1)
 
 
+def test_one_node_may_hide_a_subtree():
+    hidden = {"conv": {"kernel": np.ones(2)}, "fc": optax.MaskedNode(), "norm": np.ones(1)}
+    whole = {"conv": {"kernel": True}, "fc": {"kernel": False, "bias": True}, "norm": False}
+    expected = {"conv": {"kernel": True}, "fc": optax.MaskedNode(), "norm": False}
+    for mask in (whole, ("conv", "fc/bias"), [("fc/kernel", False), ("conv/kernel", True)]):
+        assert masks.resolve(mask, hidden) == expected
+    with pytest.raises(UsageError, match="selects no parameter"):
+        masks.resolve("cnv", hidden)
+
+
 def test_none_leaves_are_no_parameters():
     assert select("a", {"a": np.ones(1), "b": None, "c": np.ones(1)}) == {"a"}
     assert select({"a": True, "b": None, "c": False}, {"a": 1.0, "b": None, "c": 2.0}) == {"a"}
@@ -217,7 +227,7 @@ def test_a_dictionary_may_have_a_value():
 # Errors: one line, and what to write instead
 
 ERRORS = {
-    "rule matches nothing": ("layr10", "'layr10' matches no parameter path", "layer10/kernel"),
+    "rule matches nothing": ("layr10", "'layr10' matches no parameter path", "nearest: layer10,"),
     "one rule of two": (["conv1", "fx/kernel"], "'fx/kernel' matches no", "fc/kernel"),
     "shadowed": ([("fc", False), ("fc/bias", True)], "only paths that an earlier rule", "fc/bias"),
     "bad expression": ("layer(", "'layer(' is not a regular expression", ""),
@@ -245,7 +255,7 @@ ERRORS = {
     "unknown": (
         {"conv1": True, "bn1": True, "layer1": True, "layer10": False, "fc": False, "fd": True},
         "an entry 'fd' that is no parameter",
-        "nearest: fc,",
+        "nearest: fc",
     ),
     "of another model": (lambda params: {"a": True, "b": False}, "no entry for the parameter", ""),
     "empty": ([], "no entry for the parameter", ""),
@@ -266,16 +276,16 @@ def test_errors(mask, message, near, use):
 
 
 def test_the_closest_path_comes_first():
-    with pytest.raises(UsageError, match="; nearest: layer10/kernel"):
+    with pytest.raises(UsageError, match="; nearest: layer10/kernel,"):
         masks.resolve("layer11/kernel", PARAMS)
-    with pytest.raises(UsageError, match="; nearest: fc,"):
+    with pytest.raises(UsageError, match=r"; nearest: fc$"):
         masks.resolve("fd", PARAMS)
     deep = {"layer3": {"block0": {"downsample": {"conv": {"kernel": 1.0}}}}, "fc": 2.0}
     with pytest.raises(UsageError, match="; nearest: layer3,"):
         masks.resolve("layr3", deep)
     with pytest.raises(UsageError, match="; nearest: layer3,"):
         masks.resolve({"layr3": True, "layer3": True, "fc": False}, deep)
-    with pytest.raises(UsageError, match="; nearest: bn1/scale"):
+    with pytest.raises(UsageError, match="; nearest: bn1/scale,"):
         masks.resolve("bn1/scala", PARAMS)
 
 

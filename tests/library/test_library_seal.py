@@ -264,6 +264,12 @@ def test_chain():
 PARTITION_MASKS = {
     "rules": RULES,
     "tree": {"conv1": True, "bn1": True, "fc": False},
+    "whole tree": {
+        "conv1": {"kernel": True},
+        "bn1": {"scale": True},
+        "fc": {"kernel": False, "bias": False},
+    },
+    "whole names": ("conv1/kernel", "bn1/scale"),
     "callable": lambda params: jax.tree.map_with_path(
         lambda path, _: path[0].key in ("conv1", "bn1"), params
     ),
@@ -506,14 +512,14 @@ def test_ascent_raises_the_loss():
         return (optax.apply_updates(params, updates), state), (value, params)
 
     run = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), length=160)[1])
-    losses, after = run(params)
-    # losses[t] is the loss before update t; updates 80 to 99 ascend, the generation's first quarter.
+    losses, before = run(params)
+    # losses[t] is taken before update t; updates 80 to 99 ascend, a quarter of the generation.
     assert losses[80] < 0.9 * losses[0]
     assert (jnp.diff(losses[80:101]) > 0).all()
     assert losses[100] > losses[80] + 1e-3
     assert (jnp.diff(losses[100:104]) < 0).all()  # no momentum is left that goes on ascending
-    np.testing.assert_array_equal(after["w2"][79], after["w2"][99])
-    assert (after["w2"][100] != after["w2"][99]).any()
+    np.testing.assert_array_equal(before["w2"][80], before["w2"][100])
+    assert (before["w2"][101] != before["w2"][100]).any()
 
 
 SHARDED = """

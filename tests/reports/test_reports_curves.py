@@ -46,14 +46,14 @@ def test_two_runs(seal, make_run, tmp_path, kept):
     path = tmp_path / "both.png"
     assert draw([seal, other], path) == path
     image = pixels(path)
-    assert image.shape == (1050, 1650, 3)
+    assert image.shape == (1350, 1650, 3)
     for colour in panels.COLOURS[:2]:
         assert close_to(image, colour) > 200
     assert close_to(image, panels.COLOURS[2]) == 0
     assert list(tmp_path.glob(".*")) == []
 
     (figure,) = kept
-    above, below = figure.axes
+    above, _, below = figure.axes
     mean = above.get_lines()[0]
     assert mean.get_xdata().tolist() == list(range(1, 9))
     assert mean.get_ydata() == pytest.approx([100 * epoch / (epoch + 2) for epoch in range(8)])
@@ -76,6 +76,8 @@ def test_band_is_one_sample_std(seal, tmp_path, kept):
     draw(seal, tmp_path / "one.png")
     band = kept[0].axes[1].collections[0].get_paths()[0].vertices
     at_third = band[np.isclose(band[:, 0], 3)][:, 1]
+    (low, high), _ = [bar[:, 1] for bar in kept[0].axes[2].collections[0].get_segments()]
+    assert (low, high) == (pytest.approx(51 - 2**0.5), pytest.approx(51 + 2**0.5))
     # Validation of 56 and 62 %: mean 59, deviation 3 * sqrt(2).
     assert at_third.min() == pytest.approx(59 - 3 * 2**0.5)
     assert at_third.max() == pytest.approx(59 + 3 * 2**0.5)
@@ -105,14 +107,14 @@ def test_draw_run_replaces_the_picture(seal, kept):
     (seal / "curves.png").write_bytes(b"old")
     assert draw_run(seal) == seal / "curves.png"
     image = pixels(seal / "curves.png")
-    assert image.shape == (1650, 1650, 3)
+    assert image.shape == (2025, 1650, 3)
     assert close_to(image, panels.COLOURS[0]) > 500
     assert sorted(path.name for path in seal.iterdir()) == [
         "config.json",
         "curves.png",
         "metrics.jsonl",
     ]
-    losses, rate = kept[0].axes[2:]
+    losses, rate = kept[0].axes[3:]
     assert losses.get_lines()[0].get_ydata() == pytest.approx([2 / n for n in range(1, 9)])
     assert rate.get_lines()[0].get_ydata()[:4] == pytest.approx([0.01 / n for n in range(1, 5)])
     assert kept[0].axes[0].get_title() == "SEAL: resnet50 on tiny_imagenet"

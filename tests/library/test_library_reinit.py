@@ -1,0 +1,338 @@
+"""Re-initialisation inside a chain and between steps, against NumPy and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from library_oracles import (
+    SHAPES,
+    STEPS,
+    E,
+    G,
+    S,
+    assert_close,
+    flat,
+    jax_gradient,
+    nested,
+    numpy_gradient,
+    problem,
+    seal_by_the_book,
+)
+
+import seal_jax
+from seal_jax import UsageError, forgetting, masks
+
+LATER = {"fc/kernel", "fc/bias"}
+STARTS = [S * E * generation for generation in range(1, G)]
+
+
+def draw(key):
+    """A tree whose leaves all show the one number the key gave."""
+    u = jax.random.uniform(key)
+    return {
+        "conv1": {"kernel": jnp.full(SHAPES["conv1/kernel"], 100.0)},
+        "bn1": {"scale": jnp.full(SHAPES["bn1/scale"], 100.0)},
+        "fc": {
+            "kernel": u + jnp.arange(64.0).reshape(8, 8) / 64,
+            "bias": u - jnp.arange(8.0),
+        },
+    }
+
+
+def run(tx, params, noise, coefficient):
+    def body(carry, inputs):
+        params, state = carry
+        updates, state = tx.update(jax_gradient(params, *inputs), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, updates)
+
+    return jax.lax.scan(body, (params, tx.init(params)), (noise, coefficient))[1]
+
+
+def compiled(tx, *args):
+    return jax.device_get(jax.jit(lambda *a: run(tx, *a))(*args))
+
+
+def start():
+    return jax.tree.map(jnp.asarray, tuple(map(nested, problem())))
+
+
+def llf(key=None, **options):
+    common = {"steps_per_epoch": S, "epochs_per_generation": E, "weight_decay": 0.05}
+    key = jax.random.key(7) if key is None else key
+    return seal_jax.make_llf_tx("fc", 0.1, init_fn=draw, key=key, **common, **options)
+
+
+@pytest.mark.parametrize("reset", ["generation", "phase", "never"])
+def test_llf_equals_the_reference(reset):
+    """SGD in NumPy whose every generation from 1 on spends its first step on the event."""
+    params, noise, coefficient = problem()
+    history, updates = compiled(llf(reset_momentum=reset), *start())
+    history, updates = flat(history), flat(updates)
+    gradient = numpy_gradient(noise, coefficient)
+    p = {n: v.astype(np.float64) for n, v in params.items()}
+    buf = {n: np.zeros_like(v) for n, v in p.items()}
+    expected, numbers = [], []
+    for t in range(STEPS):
+        g = gradient(p, t)
+        if t in STARTS:
+            if reset == "never":
+                buf = {n: 0.9 * buf[n] + g[n] + 0.05 * p[n] for n in p}
+            else:
+                buf = {n: np.zeros_like(v) for n, v in p.items()}
+            # The draw's one number must explain every re-initialised value.
+            u = float(history["fc/bias"][t][0])
+            fresh = flat(jax.tree.map(np.asarray, draw_from(u)))
+            p = {n: fresh[n] if n in LATER else p[n] for n in p}
+            numbers.append(u)
+            for n in set(SHAPES) - LATER:
+                np.testing.assert_array_equal(updates[n][t], 0)
+                np.testing.assert_array_equal(history[n][t], history[n][t - 1])
+        else:
+            buf = {n: 0.9 * buf[n] + g[n] + 0.05 * p[n] for n in p}
+            p = {n: p[n] - 0.1 * buf[n] for n in p}
+        expected.append(p)
+    assert_close(history, expected)
+    assert all(0 <= u < 1 for u in numbers)
+    assert len({round(u, 4) for u in numbers}) == G - 1  # no generation draws another's weights
+
+
+def draw_from(u):
+    return {
+        "conv1": {"kernel": np.zeros(SHAPES["conv1/kernel"])},
+        "bn1": {"scale": np.zeros(SHAPES["bn1/scale"])},
+        "fc": {"kernel": u + np.arange(64.0).reshape(8, 8) / 64, "bias": u - np.arange(8.0)},
+    }
+
+
+def test_draws_follow_the_key_and_only_the_key():
+    def numbers(key):
+        return flat(compiled(llf(key), *start())[0])["fc/bias"][STARTS, 0]
+
+    first = numbers(jax.random.key(7))
+    np.testing.assert_array_equal(numbers(jax.random.key(7)), first)
+    assert (np.abs(numbers(jax.random.key(8)) - first) > 1e-4).all()
+    np.testing.assert_array_equal(numbers(jax.random.PRNGKey(7)), first)
+
+
+def test_seeds_that_are_vmapped_draw_apart():
+    def one(seed):
+        return run(llf(jax.random.key(seed)), *start())[0]["fc"]["bias"][jnp.array(STARTS), 0]
+
+    drawn = jax.jit(jax.vmap(one))(jnp.arange(3))
+    assert len(np.unique(np.round(drawn, 4))) == drawn.size
+    np.testing.assert_allclose(drawn[2], one(2), rtol=1e-6)
+
+
+def test_the_key_outlives_a_donated_state():
+    key = jax.random.key(7)
+    tx = llf(key)
+    params, noise, coefficient = start()
+    gradient = jax_gradient(params, *jax.tree.map(lambda x: x[0], (noise, coefficient)))
+    jax.jit(tx.update, donate_argnums=1)(gradient, tx.init(params), params)
+    assert not key.is_deleted()
+    tx.update(gradient, tx.init(params), params)
+
+
+def test_seal_with_the_fit_subtree_reinitialised():
+    """SEAL+Reinit of Table 7: the event takes a step, the rest is SEAL."""
+    tx = seal_jax.make_seal_tx(
+        ("conv1", "bn1"),
+        0.1,
+        steps_per_epoch=S,
+        epochs_per_generation=E,
+        weight_decay=0.05,
+        fit_in_ascent="reinit",
+        init_fn=draw,
+        key=jax.random.key(7),
+    )
+    history, updates = compiled(tx, *start())
+    history, updates = flat(history), flat(updates)
+    params, noise, coefficient = problem()
+    plain = numpy_gradient(noise, coefficient)
+    first = seal_by_the_book(params, plain, rate=lambda epoch: 0.1, weight_decay=0.05)[0]
+    assert_close({n: v[: S * E] for n, v in history.items()}, first[: S * E])
+    for t in STARTS:
+        u = float(history["fc/bias"][t][0])
+        np.testing.assert_allclose(history["fc/kernel"][t], draw_from(u)["fc"]["kernel"], rtol=1e-6)
+        np.testing.assert_array_equal(history["conv1/kernel"][t], history["conv1/kernel"][t - 1])
+        # No momentum outlives the event: one step on, the update is the gradient's alone.
+        before = {n: v[t].astype(np.float64) for n, v in history.items()}
+        g = plain(before, t + 1)
+        for n in SHAPES:
+            sign = 0.01 if n not in LATER else -1.0
+            decay = -0.05 if n not in LATER else 0.05
+            step = sign * 0.1 * (g[n] + decay * before[n])
+            np.testing.assert_allclose(updates[n][t + 1], step, rtol=2e-5, atol=1e-7)
+
+
+def test_masked_reinit_alone():
+    tx = seal_jax.masked_reinit(
+        "fc", draw, when=lambda count: count % 2 == 1, key=jax.random.key(1)
+    )
+    params = start()[0]
+    state = tx.init(params)
+    updates, state = tx.update(params, state, params)
+    jax.tree.map(np.testing.assert_array_equal, updates, params)  # no event yet
+    drawn = []
+    for _ in range(4):
+        updates, state = tx.update(params, state, params)
+        drawn.append(optax.apply_updates(params, updates))
+    np.testing.assert_array_equal(drawn[0]["conv1"]["kernel"], params["conv1"]["kernel"])
+    np.testing.assert_array_equal(drawn[1]["fc"]["bias"], 2 * params["fc"]["bias"])
+    u, v = float(drawn[0]["fc"]["bias"][0]), float(drawn[2]["fc"]["bias"][0])
+    assert u != v
+    np.testing.assert_allclose(drawn[0]["fc"]["kernel"], draw_from(u)["fc"]["kernel"], rtol=1e-6)
+
+
+# Exact events
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_reinitialise_is_bit_exact(dtype):
+    params = jax.tree.map(lambda x: x.astype(dtype), start()[0])
+    key = jax.random.key(5)
+
+    def init(key):
+        keys = iter(jax.random.split(key, 4))
+        return jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape, p.dtype), params)
+
+    event = jax.jit(lambda key, params: forgetting.reinitialise(key, params, "fc", init))
+    new, wanted = event(key, params), init(key)
+    jax.tree.map(np.testing.assert_array_equal, new["fc"], wanted["fc"])
+    for kept in ("conv1", "bn1"):
+        jax.tree.map(np.testing.assert_array_equal, new[kept], params[kept])
+    assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype(dtype)}
+    other = event(jax.random.key(6), params)
+    assert (other["fc"]["kernel"] != new["fc"]["kernel"]).any()
+
+
+def test_reinitialise_keeps_the_dtype_of_the_parameters():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), start()[0])
+    new = forgetting.reinitialise(jax.random.key(5), params, "fc", draw)
+    assert new["fc"]["kernel"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        (lambda key: {"conv1": 0.0}, "must return a tree like the parameters"),
+        (lambda key: {**draw(key), "fc": {"kernel": jnp.ones(3), "bias": 0.0}}, "shape"),
+        ("he_normal", "'he_normal' must be a function of a key"),
+        (None, "None must be a function of a key"),
+    ],
+)
+def test_initialisers_that_do_not_fit(init, message):
+    params = start()[0]
+    with pytest.raises(UsageError, match=message):
+        forgetting.reinitialise(jax.random.key(0), params, "fc", init)
+    tx = seal_jax.masked_reinit("fc", init, when=lambda count: True, key=jax.random.key(0))
+    with pytest.raises(UsageError, match=message):
+        tx.init(params)
+
+
+def test_torch_default_against_the_uniform_distribution():
+    """Bounds and first moments of U(-1/sqrt(f), 1/sqrt(f)), f the inputs of one output unit."""
+    params = {
+        "conv": {"kernel": jnp.zeros((3, 3, 16, 128)), "bias": jnp.zeros(128)},
+        "fc": {"kernel": jnp.zeros((100, 400)), "bias": jnp.zeros(400)},
+        "bn": {"scale": jnp.zeros(7), "bias": jnp.ones(7)},
+    }
+    fresh = jax.jit(lambda key: forgetting.torch_default(key, params))(jax.random.key(0))
+    for layer, fan_in in (("conv", 3 * 3 * 16), ("fc", 100)):
+        bound = 1 / np.sqrt(fan_in)
+        for leaf in ("kernel", "bias"):
+            x = np.asarray(fresh[layer][leaf], np.float64).ravel()
+            assert np.abs(x).max() <= bound * (1 + 1e-6)
+            assert np.abs(x).max() > bound * 0.95
+            deviation = bound / np.sqrt(3)
+            assert abs(x.mean()) < 5 * deviation / np.sqrt(x.size)
+            # The standard error of a uniform's standard deviation is sigma * sqrt(0.2 / n).
+            assert abs(x.std() / deviation - 1) < 5 * np.sqrt(0.2 / x.size)
+    np.testing.assert_array_equal(fresh["bn"]["scale"], 1)
+    np.testing.assert_array_equal(fresh["bn"]["bias"], 0)
+    # No two leaves share their draws.
+    assert abs(float(fresh["conv"]["bias"][0] * 12 - fresh["fc"]["bias"][0] * 10)) > 1e-6
+    spec = jax.eval_shape(lambda: params)
+    again = forgetting.torch_default(jax.random.key(0), spec)
+    np.testing.assert_allclose(again["fc"]["kernel"], fresh["fc"]["kernel"], rtol=1e-6)
+
+
+# The optimizer's memory beside an exact event
+
+
+def trained(tx, params, steps=3):
+    state = tx.init(params)
+    for t in range(steps):
+        gradient = jax.tree.map(lambda p, t=t: jnp.cos(p * (t + 1)), params)
+        _, state = tx.update(gradient, state, params)
+    return state
+
+
+def clocks(state):
+    """Counts that stand in no node with memory of parameters."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        text = jax.tree_util.keystr(path)
+        if jnp.ndim(leaf) == 0 and jnp.issubdtype(leaf.dtype, jnp.integer) and ".inner" not in text:
+            found.append(int(leaf))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sgd", "seal", "llf"])
+def test_forget_state_policies(kind):
+    params = start()[0]
+    clock = {"steps_per_epoch": S, "epochs_per_generation": E}
+    tx = {
+        "sgd": lambda: seal_jax.make_normal_tx(**clock),
+        "seal": lambda: seal_jax.make_seal_tx("conv1", **clock),
+        "llf": lambda: llf(),
+    }[kind]()
+    state = trained(tx, params)
+
+    def traces(state):
+        nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, optax.TraceState))
+        return next(n.trace for n in nodes if isinstance(n, optax.TraceState))
+
+    def event(policy):
+        return jax.jit(lambda s: forgetting.forget_state(tx, s, params, "fc", policy))(state)
+
+    held = traces(state)
+    fresh, zero, keep = event("fresh"), event("zero"), event("keep")
+    for new in (fresh, zero, keep):
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+        assert clocks(new) == clocks(state) == [3] * len(clocks(state))
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(traces(fresh)))
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(traces(zero)["fc"]))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        traces(zero)["conv1"],
+        jax.tree.map(np.asarray, held["conv1"]),
+    )
+    jax.tree.map(np.testing.assert_array_equal, traces(keep), held)
+    assert all(jnp.all(leaf != 0) for leaf in jax.tree.leaves(held))
+
+
+def test_forget_state_of_adam():
+    params = start()[0]
+    tx = optax.adam(optax.linear_schedule(0.1, 0.0, 9))
+    state = trained(tx, params)
+    fresh = forgetting.forget_state(tx, state, params, "fc")
+    assert (int(fresh[0].count), int(fresh[1].count)) == (0, 3)
+    zero = forgetting.forget_state(tx, state, params, "fc", "zero")
+    assert (int(zero[0].count), int(zero[1].count)) == (3, 3)
+    assert not jnp.any(zero[0].nu["fc"]["kernel"])
+    np.testing.assert_array_equal(zero[0].nu["bn1"]["scale"], state[0].nu["bn1"]["scale"])
+    with pytest.raises(UsageError, match="'drop' must be one of fresh, zero, keep"):
+        forgetting.forget_state(tx, state, params, "fc", "drop")
+
+
+def test_a_mask_may_leave_the_norms_alone():
+    order = ("conv1", "bn1", "fc")
+    mask = masks.restrict(masks.since(order, "bn1"), biases=False)
+    params = start()[0]
+    new = forgetting.reinitialise(jax.random.key(0), params, mask, draw)
+    np.testing.assert_array_equal(new["bn1"]["scale"], params["bn1"]["scale"])
+    np.testing.assert_array_equal(new["fc"]["bias"], params["fc"]["bias"])
+    assert (new["fc"]["kernel"] != params["fc"]["kernel"]).all()
