@@ -45,6 +45,10 @@ def reinitialise(
     return _Walker(params, flags, when, restart).node(state, fresh)
 
 
+def _structure(tree: PyTree) -> Any:
+    return jax.tree.structure(tree)
+
+
 def _is_leaf(tree: PyTree) -> bool:
     return _structure(tree) == _structure(0)
 

@@ -43,19 +43,19 @@ sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4)).flatm
 
 
 @given(sizes)
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=25)
 def test_the_clock_agrees_with_counting(drawn):
     (steps, epochs, generations), ascent_steps = drawn
     clock = Clock(steps, epochs, ascent_steps / steps)
     rows = simulate(steps, epochs, ascent_steps, generations)
     assert clock.steps_per_generation == steps * epochs
     assert clock.ascent_steps == ascent_steps
-    traced = np.arange(len(rows), dtype=np.int32)
+    traced = jnp.arange(120)  # one length: NumPy speed after the first example
     for question in rows[0]:
         ask = getattr(clock, question)
         expected = [row[question] for row in rows]
         assert [ask(t) for t in range(len(rows))] == expected, question
-        np.testing.assert_array_equal(np.asarray(ask(jnp.asarray(traced))), expected, question)
+        np.testing.assert_array_equal(ask(traced)[: len(rows)], expected, question)
 
 
 @pytest.mark.parametrize("at", [0, 5, 11, 12, 14, 15, 23, 24])

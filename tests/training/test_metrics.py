@@ -13,9 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from seal_jax.errors import UsageError
-from seal_jax.training import metrics
-from seal_jax.training.metrics import MetricsLog, read
 from seal_jax.training import progress as progress_module
+from seal_jax.training.metrics import MetricsLog, read
 from seal_jax.training.progress import Progress
 
 ROWS = [

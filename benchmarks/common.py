@@ -1,0 +1,172 @@
+"""What the benchmarks share: the quickstart's setting, interleaved timing, the table and the JSON.
+
+Only jax, flax, optax, NumPy and scikit-learn are needed, so that the benchmarks also run where the
+trainer's other requirements are not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from seal_jax import data
+from seal_jax.training import experiment as experiments
+from seal_jax.training import mesh as meshes
+from seal_jax.training import settings as settings_lib
+from seal_jax.training.experiment import Experiment
+from seal_jax.training.settings import Settings
+from seal_jax.training.step import Arrays
+
+
+def quickstart(*, seeds: int = 1, seed_batching: str = "auto", width: int | None = None) -> Settings:
+    """Return the settings of ``configs/quickstart.py`` (SEAL), without ml_collections."""
+    return Settings(
+        data=settings_lib.Data(name="digits", validation_fraction=0.75, crop_padding=1),
+        model=settings_lib.Model(name="resnet8", width=width),
+        method={"name": "seal", "ascent_scale": 0.2},
+        optimizer=settings_lib.Optimizer(learning_rate=0.1),
+        train=settings_lib.Train(generations=4, epochs_per_generation=32, seeds=seeds),
+        run=settings_lib.Run(checkpoint_every_epochs=8, seed_batching=seed_batching),
+    )
+
+
+def digits(validation_fraction: float) -> data.Dataset:
+    """Return the data set "digits", split as by its TFDS builder, straight from scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
+    test = np.arange(len(images)) % 5 == 0
+    return data.from_arrays(
+        (images[~test], raw.target[~test]),
+        (images[test], raw.target[test]),
+        name="digits",
+        validation_fraction=validation_fraction,
+    )
+
+
+def build(settings: Settings, dataset: data.Dataset) -> Experiment:
+    """Return the experiment on one device, whatever the machine has."""
+    mesh = meshes.make(settings, jax.devices()[:1])
+    return experiments.build(settings, experiments.data_shape(dataset), mesh)
+
+
+def on_device(experiment: Experiment, split: data.Split) -> Arrays:
+    """Return a split as the compiled programs take it."""
+    return Arrays(*(meshes.place(experiment.programs.mesh, part) for part in data.flatten(split)))
+
+
+def initial_state(experiment: Experiment, first_seed: int = 0) -> Any:
+    """Return the state of all seeds of an experiment before its first step."""
+    seeds = np.arange(experiment.settings.train.seeds, dtype=np.uint32) + first_seed
+    programs = experiment.programs
+    return programs.init(meshes.place(programs.mesh, seeds, meshes.BY_SEED))
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Return how long one call takes until its result is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Time each candidate once a round, in turn, so that a disturbance meets them all alike.
+
+    The order is reversed every other round: who runs first must not matter either.
+    """
+    if warm_up:
+        for function in candidates.values():
+            jax.block_until_ready(function())
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for index in range(rounds):
+        names = list(candidates) if index % 2 == 0 else list(candidates)[::-1]
+        for name in names:
+            times[name].append(seconds(candidates[name]))
+    return times
+
+
+def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> tuple[float, float]:
+    """Return ``of`` / ``to`` of the fastest rounds, and the median of it over the rounds."""
+    rounds = [a / b for a, b in zip(times[of], times[to], strict=True)]
+    return min(times[of]) / min(times[to]), statistics.median(rounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A table with its title, one mapping of column to value for each row."""
+
+    title: str
+    rows: list[dict[str, Any]]
+
+    def as_text(self) -> str:
+        """Return the table, its columns aligned."""
+        columns = list(self.rows[0])
+        cells = [columns, *([_cell(row[column]) for column in columns] for row in self.rows)]
+        widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if index == 0 else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        return "\n".join([self.title, *lines])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    device = jax.devices()[0]
+    return {
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "device": device.device_kind,
+        "jax": jax.__version__,
+    }
+
+
+def arguments(doc: str | None, *, rounds: int, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="interleaved rounds")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round of tiny networks: shows that it runs, its figures mean nothing",
+    )
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds = 1
+    return options
+
+
+def publish(name: str, reports: Sequence[Report], path: Path | None) -> None:
+    """Print the machine and the tables; write them as JSON where asked."""
+    host = machine()
+    print(", ".join(f"{key} {value}" for key, value in host.items()))
+    for report in reports:
+        print(f"\n{report.as_text()}")
+    if path is not None:
+        tables = [dataclasses.asdict(report) for report in reports]
+        path.write_text(json.dumps({"benchmark": name, "machine": host, "tables": tables}, indent=2))

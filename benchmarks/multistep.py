@@ -1,0 +1,165 @@
+"""Steps a second of the compiled program of many steps, against a Python loop over host batches.
+
+    python -m benchmarks.multistep
+
+About a minute on two CPU cores. The setting is the quickstart's: SEAL, ResNet-8, digits, batch 32,
+one seed, 11 steps an epoch. Each candidate trains whole epochs and fetches its losses once an epoch.
+
+- compiled: ``Programs.train``, the program that the trainer runs: shuffle, augmentation and all
+  steps of an epoch in one call, on data that lies on the device.
+- loop: what one would write with Flax alone: NumPy shuffles and crops a batch, it is put on the
+  device, and a jitted step with donated ``TrainState`` and ``make_seal_tx`` takes it. Convolutions
+  are Flax's own.
+- bare loop: the same without augmentation, over batches that were cut before the clock started.
+
+"ratio" is the time of a step over that of the compiled program: how many times faster the compiled
+program is, from the fastest rounds; "median" is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax.training import train_state
+
+from benchmarks import common
+from seal_jax import data, masks, models
+from seal_jax.schedules import cosine
+from seal_jax.training import settings as settings_lib
+from seal_jax.transforms import make_seal_tx
+
+
+class TrainState(train_state.TrainState):
+    """Flax's, with the BatchNorm statistics."""
+
+    batch_stats: Any
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
+    def objective(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, changed = state.apply_fn(variables, images, train=True, mutable=["batch_stats"])
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), 0.1)
+        return optax.softmax_cross_entropy(logits, targets).mean(), (logits, changed)
+
+    (loss, (logits, changed)), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    state = state.apply_gradients(grads=gradient, batch_stats=changed["batch_stats"])
+    return state, {"loss": loss, "accuracy": (logits.argmax(-1) == labels).mean()}
+
+
+def initial(settings: settings_lib.Settings, dataset: data.Dataset, steps: int) -> TrainState:
+    """Return the state of the loop: the model and the optimizer of the quickstart."""
+    options = {} if settings.model.width is None else {"width": settings.model.width}
+    model = models.create(
+        settings.model.name,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        **options,
+    )
+    variables = model.init(jax.random.key(0))
+    epochs = settings.train.epochs_per_generation
+    tx = make_seal_tx(
+        masks.before(model.blocks, "layer3"),
+        cosine(settings.optimizer.learning_rate, epochs=epochs, steps_per_epoch=steps),
+        steps_per_epoch=steps,
+        epochs_per_generation=epochs,
+        ascent_scale=settings.method["ascent_scale"],
+    )
+    return TrainState.create(
+        apply_fn=model.module.apply,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        tx=tx,
+    )
+
+
+class Loop:
+    """The Python loop; ``augment`` tells whether it shuffles and crops, or replays ready batches."""
+
+    def __init__(self, settings: settings_lib.Settings, dataset: data.Dataset, augment: bool):
+        self.batch, self.padding = settings.train.batch_size, settings.data.crop_padding
+        self.steps = data.steps_per_epoch(len(dataset.train), self.batch)
+        self.state = initial(settings, dataset, self.steps)
+        self.rng = np.random.default_rng(0)
+        self.side = dataset.image_shape[0]
+        # Normalised and padded once: black, the padding's colour, is -mean / std afterwards.
+        padding = ((0, 0), *((self.padding, self.padding),) * 2, (0, 0))
+        padded = np.pad(dataset.train.images, padding).astype(np.float32) / 255
+        mean, std = (np.array(part, np.float32) for part in data.statistics("digits"))
+        self.padded, self.labels = (padded - mean) / std, dataset.train.labels
+        self.ready = None if augment else list(self.batches())
+
+    def batches(self):
+        order = self.rng.permutation(len(self.labels))
+        for step in range(self.steps):
+            rows = order[step * self.batch : (step + 1) * self.batch]
+            down, right = self.rng.integers(0, 2 * self.padding + 1, (2, self.batch, 1))
+            window = np.arange(self.side)
+            images = self.padded[
+                rows[:, None, None], (down + window)[:, :, None], (right + window)[:, None, :]
+            ]
+            yield images, self.labels[rows]
+
+    def train(self, epochs: int) -> None:
+        for _ in range(epochs):
+            metrics = []
+            for batch in self.batches() if self.ready is None else self.ready:
+                self.state, measured = train_step(self.state, *jax.device_put(batch))
+                metrics.append(measured)
+            jax.device_get(metrics)
+
+
+class Compiled:
+    """The trainer's program, called as its loop calls it."""
+
+    def __init__(self, settings: settings_lib.Settings, dataset: data.Dataset):
+        self.experiment = common.build(settings, dataset)
+        self.data = common.on_device(self.experiment, dataset.train)
+        self.state = common.initial_state(self.experiment)
+
+    def train(self, epochs: int) -> None:
+        for _ in range(epochs):
+            self.state, losses = self.experiment.programs.train(self.state, self.data)
+            jax.device_get(losses)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = common.arguments(__doc__, rounds=20, argv=argv)
+    settings = common.quickstart(width=4 if options.quick else None)
+    epochs = 1 if options.quick else 16
+    dataset = common.digits(settings.data.validation_fraction)
+    trainers = {
+        "compiled": Compiled(settings, dataset),
+        "loop": Loop(settings, dataset, augment=True),
+        "bare loop": Loop(settings, dataset, augment=False),
+    }
+    times = common.interleave(
+        {name: functools.partial(each.train, epochs) for name, each in trainers.items()},
+        options.rounds,
+    )
+    steps = epochs * trainers["compiled"].experiment.clock.steps_per_epoch
+    rows = []
+    for name in trainers:
+        fastest, median = common.ratio(times, name, "compiled")
+        step = min(times[name]) / steps
+        rows.append(
+            {
+                "program": name,
+                "ms/step": 1e3 * step,
+                "steps/s": 1 / step,
+                "ratio": fastest,
+                "median": median,
+            }
+        )
+    title = f"training steps, {options.rounds} rounds of {steps} steps"
+    common.publish("multistep", [common.Report(title, rows)], options.json)
+
+
+if __name__ == "__main__":
+    main()

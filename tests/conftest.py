@@ -1,0 +1,16 @@
+"""Eight CPU devices for every test, and one cache of compiled programs for all processes."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+
+CACHE = Path(tempfile.gettempdir()) / "seal_jax-tests-xla"
+
+# Subprocesses of the tests share the cache through the environment.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_num_cpu_devices", 8)

@@ -1,0 +1,264 @@
+"""The compiled programs of a run, on up to eight fake devices."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from seal_jax import data
+from seal_jax.data import augment, device
+from seal_jax.training import experiment as experiments
+from seal_jax.training import mesh as meshes
+from seal_jax.training import settings as settings_lib
+from seal_jax.training.state import Stream, stream_key
+from seal_jax.training.step import Arrays
+
+COLLECTIVES = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)")
+SEAL = {"name": "seal", "threshold": "layer2", "ascent_scale": 0.1}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """90 training, 10 validation and 20 test images of 8x8, of four classes that can be told apart."""
+    random = np.random.default_rng(0)
+    labels = np.arange(120, dtype=np.int32) % 4
+    images = random.integers(0, 120, (120, 8, 8, 1)) + 40 * (labels % 2)[:, None, None, None]
+    images[:, :4] += 20 * (labels // 2)[:, None, None, None]
+    images = images.astype(np.uint8)
+    cut = [slice(0, 90), slice(100, 120), slice(90, 100)]
+    return data.from_arrays(*((images[part], labels[part]) for part in cut), name="stripes")
+
+
+def settings(method=None, **sections):
+    values = settings_lib.as_dict(settings_lib.Settings())
+    values["model"] |= {"name": "resnet8", "width": 4}
+    values["data"] |= {"crop_padding": 1, "flip": True, "normalisation": "digits"}
+    values["optimizer"] |= {"learning_rate": 0.05}
+    values["train"] |= {"generations": 3, "epochs_per_generation": 4, "batch_size": 16}
+    values["method"] = method or {"name": "normal"}
+    for section, fields in sections.items():
+        values[section] |= fields
+    return settings_lib.read(settings_lib.Settings, values)
+
+
+class Trainer:
+    """Runs the programs as the loop does, without its files."""
+
+    def __init__(self, dataset, config, devices=1):
+        mesh = meshes.make(config, jax.devices()[:devices])
+        shape = experiments.data_shape(dataset)
+        self.experiment = experiments.build(config, shape, mesh)
+        self.programs = self.experiment.programs
+        self.splits = {
+            name: Arrays(
+                *(meshes.place(mesh, part) for part in data.flatten(getattr(dataset, name)))
+            )
+            for name in ("train", "validation", "test")
+        }
+        seeds = np.arange(config.train.seeds, dtype=np.uint32) + config.train.seed
+        self.state = self.programs.init(meshes.place(mesh, seeds, meshes.BY_SEED))
+        self.losses = []
+
+    def run(self, epochs):
+        clock, per_call = self.experiment.clock, self.programs.steps_per_call
+        for _ in range(epochs * clock.steps_per_epoch // per_call):
+            if clock.starts_generation(int(self.state.step[0])):
+                self.state = self.programs.start_generation(self.state)
+            self.state, losses = self.programs.train(self.state, self.splits["train"])
+            self.losses.append(np.asarray(losses))
+        return self
+
+
+def assert_same(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if tolerance:
+            np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance)
+        else:
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def single(dataset):
+    """One seed on one device, SEAL into the ascent of generation 1."""
+    return Trainer(dataset, settings(SEAL)).run(5)
+
+
+def test_train_equals_a_plain_flax_and_optax_loop(dataset):
+    """Order, augmentation, loss, BatchNorm and optimizer against a loop written out by hand."""
+    config = settings()
+    trainer = Trainer(dataset, config)
+    model = dataclasses.replace(trainer.experiment.model.module, convolution="native")
+    spec = trainer.programs.augmentation
+    params, stats = (part for part in jax.tree.map(lambda leaf: leaf[0], trainer.state.weights))
+    rates = [0.5 * 0.05 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
+    tx = optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9))
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def gradient(params, stats, images, labels):
+        def loss(params):
+            variables = {"params": params, "batch_stats": stats}
+            logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            targets = 0.9 * jax.nn.one_hot(labels, 4) + 0.1 / 4
+            return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), changed["batch_stats"]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    losses = []
+    for epoch in range(2):
+        order, _ = device.epoch_order(stream_key(0, Stream.ORDER, epoch), 90, 16)
+        for number, rows in enumerate(np.asarray(order)):
+            step = epoch * 5 + number
+            draws = augment.draw(stream_key(0, Stream.AUGMENT, step), 16, spec, (8, 8, 1))
+            images = augment.apply(jnp.asarray(dataset.train.images[rows]), draws, spec)
+            (loss, stats), grads = gradient(params, stats, images, dataset.train.labels[rows])
+            updates, opt_state = tx.update(grads, opt_state, params)
+            params = jax.tree.map(lambda p, u, rate=rates[epoch]: p - rate * u, params, updates)
+            losses.append(float(loss))
+    trainer.run(2)
+    np.testing.assert_allclose(np.concatenate(trainer.losses, 1)[0], losses, rtol=1e-4)
+    ours = jax.tree.map(lambda leaf: leaf[0], trainer.state.weights)
+    assert_same(ours.params, params, rtol=1e-3, atol=1e-5)
+    assert_same(ours.batch_stats, stats, rtol=1e-3, atol=1e-5)
+
+
+def test_seeds_on_devices_equal_single_runs_and_never_communicate(dataset, single):
+    four = Trainer(dataset, settings(SEAL, train={"seeds": 4}), devices=4).run(5)
+    assert four.programs.mesh.shape == {"seed": 4, "data": 1}
+    for seed in range(4):
+        alone = single
+        if seed:
+            alone = Trainer(dataset, settings(SEAL, train={"seed": seed}))
+            # The same programs serve every seed: only the numbers differ.
+            alone.programs = single.programs
+            alone.run(5)
+        assert_same(
+            jax.tree.map(lambda leaf, seed=seed: leaf[seed], four.state),
+            jax.tree.map(lambda leaf: leaf[0], alone.state),
+        )
+    compiled = four.programs.train.lower(four.state, four.splits["train"]).compile()
+    assert not COLLECTIVES.search(compiled.as_text())
+
+
+def test_seeds_of_one_device_together_or_in_turn_equal_single_runs(dataset, single):
+    for batching in ("vmap", "map"):
+        config = settings(SEAL, train={"seeds": 2}, run={"seed_batching": batching})
+        both = Trainer(dataset, config).run(5)
+        first = jax.tree.map(lambda leaf: leaf[:1], both.state.weights)
+        assert_same(first, single.state.weights, rtol=1e-3, atol=1e-4)
+        assert np.abs(both.losses[-1][0] - both.losses[-1][1]).max() > 1e-3
+
+
+def test_data_parallel_equals_one_device_to_rounding(dataset, single):
+    eight = Trainer(dataset, settings(SEAL), devices=8)
+    assert eight.programs.mesh.shape == {"seed": 1, "data": 8}
+    before = jax.tree.map(lambda leaf: leaf.sharding, eight.state)
+    eight.run(5)
+    np.testing.assert_allclose(
+        np.concatenate(eight.losses, 1), np.concatenate(single.losses, 1), rtol=2e-3
+    )
+    assert_same(eight.state.weights, single.state.weights, rtol=2e-2, atol=2e-3)
+    after = jax.tree.map(lambda leaf: leaf.sharding, eight.state)
+    same = jax.tree.map(
+        lambda a, b, leaf: a.is_equivalent_to(b, leaf.ndim), before, after, eight.state
+    )
+    assert all(jax.tree.leaves(same))
+    compiled = eight.programs.train.lower(eight.state, eight.splits["train"]).compile()
+    assert COLLECTIVES.search(compiled.as_text())
+
+
+def test_statistics_of_a_device_differ_from_those_of_the_batch(dataset, single):
+    config = settings(SEAL, train={"batch_norm": "device"})
+    eight = Trainer(dataset, config, devices=8).run(1)
+    assert np.abs(eight.losses[0] - single.losses[0]).max() > 1e-3
+
+
+def test_one_program_serves_all_phases_and_generations(dataset):
+    trainer = Trainer(dataset, settings(SEAL)).run(12)
+    assert int(trainer.state.step[0]) == trainer.experiment.total_steps == 60
+    for program in (trainer.programs.train, trainer.programs.start_generation):
+        assert program._cache_size() == 1
+
+
+def test_calls_of_part_of_an_epoch_equal_whole_epochs(dataset, single):
+    parts = Trainer(dataset, settings(SEAL, run={"steps_per_call": 1})).run(5)
+    np.testing.assert_allclose(
+        np.concatenate(parts.losses, 1), np.concatenate(single.losses, 1), rtol=1e-3
+    )
+    assert_same(parts.state.tally, single.state.tally, rtol=1e-3)
+
+
+def test_llf_event_draws_later_layers_from_the_models_own_initialisation(dataset):
+    trainer = Trainer(dataset, settings({"name": "llf"})).run(1)
+    before = jax.device_get(trainer.state)
+    trainer.state = trainer.state._replace(step=jnp.full_like(trainer.state.step, 20))
+    after = jax.device_get(trainer.programs.start_generation(trainer.state))
+    fresh = trainer.experiment.model.init(stream_key(0, Stream.EVENT, 1))["params"]
+    for name in ("conv1", "bn1", "layer1", "layer2"):
+        assert_same(after.weights.params[name], before.weights.params[name])
+    old, new = before.weights.params["layer3"]["block0"], after.weights.params["layer3"]["block0"]
+    assert_same(new["bn1"], old["bn1"])
+    for drawn, expected in (
+        (new["conv1"]["kernel"], fresh["layer3"]["block0"]["conv1"]["kernel"]),
+        (new["conv2"]["kernel"], fresh["layer3"]["block0"]["conv2"]["kernel"]),
+        (after.weights.params["fc"]["kernel"], fresh["fc"]["kernel"]),
+        (after.weights.params["fc"]["bias"], fresh["fc"]["bias"]),
+    ):
+        # Up to the rounding of a program compiled as a whole and operation by operation.
+        np.testing.assert_allclose(drawn[0], expected, rtol=1e-6)
+    momentum = [leaf for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim > 1]
+    assert momentum
+    assert all(not leaf.any() for leaf in momentum)
+
+
+def test_filled_batches_count_every_image_once(dataset):
+    trainer = Trainer(dataset, settings(train={"drop_last": False})).run(1)
+    assert trainer.losses[0].shape == (1, 6)
+    assert float(trainer.state.tally.weight[0]) == 90
+
+
+def test_scores_equal_numpy(dataset):
+    trainer = Trainer(dataset, settings(run={"eval_batch_size": 6})).run(1)
+    state, sums = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+    weights = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state.weights))
+    spec = trainer.programs.augmentation
+    images = (dataset.validation.images / 255 - np.array(spec.mean)) / np.array(spec.std)
+    logits = trainer.experiment.model.module.apply(
+        weights._asdict(), jnp.asarray(images, jnp.float32), train=False
+    )
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(-1, keepdims=True)
+    log_total = (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[:, 0]
+    labels = dataset.validation.labels
+    losses = log_total - logits[np.arange(10), labels]
+    np.testing.assert_allclose(float(sums.loss[0]), losses.sum(), rtol=1e-4)
+    assert float(sums.correct[0]) == (logits.argmax(-1) == labels).sum()
+    assert float(sums.weight[0]) == 10
+
+
+def test_best_weights_are_those_of_the_best_epoch_of_the_generation(dataset):
+    trainer = Trainer(dataset, settings(SEAL, optimizer={"learning_rate": 0.2}))
+    seen = []
+    for epoch in range(4):
+        trainer.run(1)
+        trainer.state, sums = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+        seen.append((float(sums.correct[0]), -epoch, jax.device_get(trainer.state.weights)))
+    accuracy, epoch, weights = max(seen, key=lambda entry: entry[:2])
+    best = jax.device_get(trainer.state.best)
+    assert best.epoch[0] == -epoch
+    np.testing.assert_allclose(best.accuracy[0], accuracy / 10)
+    assert_same(best.weights, weights)
+    trainer.run(1)  # a new generation forgets the best of the last
+    assert trainer.state.best.accuracy[0] == -1
+
+
+def test_bfloat16_computes_with_float32_parameters(dataset):
+    trainer = Trainer(dataset, settings(SEAL, train={"dtype": "bfloat16"})).run(2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trainer.state.weights)} == {np.dtype("float32")}
+    text = trainer.programs.train.lower(trainer.state, trainer.splits["train"]).as_text()
+    assert re.search(r"dot_general.*bf16", text)
+    assert trainer.losses[1].mean() < trainer.losses[0].mean()
