@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,59 +69,52 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
       UsageError: no such file or variant, or an override that does not exist or has another type.
     """
     path, _, variant = config.partition(":")
-    if not Path(path).is_file():
-        raise UsageError(f"--config={path} is not a file; the configs lie in configs/")
-    known = variants(path)
+    module = _module(path)
+    known = tuple(getattr(module, "VARIANTS", ()))
     if variant and variant not in known:
-        some = f"one of {', '.join(known)}" if known else "none: the file has no variants"
-        raise UsageError(
-            f"--config={config}: variant {variant!r} must be {some}{nearest(variant, known)}"
-        )
-    values = _parse(config, overrides)
+        some = f"one of {', '.join(known)}" if known else "left out: the file has none"
+        raise UsageError(f"--config={config}: the variant must be {some}{nearest(variant, known)}")
+    if not hasattr(module, "get_config"):
+        raise UsageError(f"--config={path} has no function get_config")
+    values = module.get_config(variant) if variant else module.get_config()
+    if not isinstance(values, ConfigDict):
+        raise UsageError(f"--config={path}: get_config must return a ConfigDict, see configs/")
+    _override(values, overrides)
     return settings_lib.read(Settings, values.to_dict())
 
 
 def variants(config: str) -> tuple[str, ...]:
     """Return the variants that a config file declares in ``VARIANTS``."""
-    path = Path(config.partition(":")[0])
-    if not path.is_file():
-        raise UsageError(f"--config={path} is not a file; the configs lie in configs/")
-    return tuple(getattr(_module(path), "VARIANTS", ()))
+    return tuple(getattr(_module(config.partition(":")[0]), "VARIANTS", ()))
 
 
-def _module(path: Path) -> types.ModuleType:
+def _module(name: str) -> types.ModuleType:
+    """Run a config file."""
+    path = Path(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--config={path} is not a Python file")
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"--config={path} is not a Python file; the configs lie in configs/")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # config files may share a helper beside them
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UsageError(f"--config={path}, line {error.lineno}: {error.msg}") from None
-    finally:
-        sys.path.pop(0)
     return module
 
 
-def _parse(config: str, overrides: Sequence[str]) -> Any:
-    """Let ml_collections load the file and apply the overrides; turn its errors into one line."""
-    arguments = ["seal_jax", f"--config={config}", *overrides]
+def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Let ml_collections apply the overrides; turn its errors into one line."""
+    for override in overrides:
+        _check_override(override, config)
+    arguments = ["seal_jax", *overrides]
     values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:
         left = values(arguments)
-    except UsageError:
-        raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        if overrides:
-            known = _parse(config, ())
-            for override in overrides:
-                _check_override(override, known)
-        raise UsageError(f"--config={config}: {' '.join(str(error).split())}") from None
+        raise UsageError(" ".join(str(error).split())) from None
     if len(left) > 1:
         raise UsageError(f"{left[1]} is not an option; settings are --config.section.field=value")
-    return flag.value
 
 
 def _check_override(override: str, known: Any) -> None:

@@ -91,9 +91,21 @@ def _make_writable(folder: str | os.PathLike) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(message) from error
-    # The mode says that a shared folder is meant to be read only, also to root.
-    if not root.stat().st_mode & 0o222 or not os.access(root, os.W_OK):
+    if not _is_writable(root):
         raise UsageError(message)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Tell whether ``folder``, or the nearest folder above it that exists, can be written."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    # The mode says that a shared folder is meant to be read only, also to root.
+    return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
+
+
+def _cache_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "seal_jax" / "tfds"
 
 
 def _generate(builder: Any, manual_dir: str | None, progress: bool) -> None:
@@ -239,7 +251,11 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
     """
     builder = find_builder(name, data_dir)
     if not is_prepared(builder) and name in SELF_PREPARING:
-        prepare(name, data_dir=data_dir)
+        if data_dir is None and not _is_writable(Path(builder.data_dir_root)):
+            # TFDS_DATA_DIR often names a shared folder of other data; ours needs no room in it.
+            data_dir = _cache_folder()
+        if not is_prepared(find_builder(name, data_dir)):
+            prepare(name, data_dir=data_dir)
         builder = find_builder(name, data_dir)
     if not is_prepared(builder):
         root = builder.data_dir_root

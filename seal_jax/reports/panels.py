@@ -40,8 +40,11 @@ def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> N
     axes.plot(epochs, mean, linewidth=1.4, **line, **marker)
     if values.shape[1] > 1:
         std = values.std(1, ddof=1)
+        low, high = mean - std, mean + std
+        if key.endswith("/accuracy"):  # a band over no more than an accuracy can be
+            low, high = low.clip(0), high.clip(max=scale)
         colour = line["color"]
-        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 # The last is drawn over the best and is smaller: where they agree both are seen.
@@ -68,6 +71,9 @@ def marks(axes: Axes, run: Run, **line: Any) -> None:
         # For the last only: at the same epoch the two bars would lie on each other.
         if key == "test_last" and values.shape[1] > 1:
             std = values.std(1, ddof=1)
+        low, high = mean - std, mean + std
+        if key.endswith("/accuracy"):  # a band over no more than an accuracy can be
+            low, high = low.clip(0), high.clip(max=scale)
             bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
             axes.vlines(epochs, mean - std, mean + std, **bar)
 

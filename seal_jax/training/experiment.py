@@ -81,7 +81,7 @@ class Experiment:
         return "\n".join(lines)
 
 
-def build(settings: Settings, shape: DataShape, mesh: Mesh | None = None) -> Experiment:
+def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     """Return the experiment that ``settings`` describe on data of this shape.
 
     Raises:
@@ -100,7 +100,6 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh | None = None) -> Exp
         raise UsageError(
             f"run.steps_per_call = {steps_per_call} does not divide the {steps} steps of an epoch"
         )
-    mesh = meshes.make(settings) if mesh is None else mesh
     # Over one device the batch is whole as it is.
     synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
     options = {

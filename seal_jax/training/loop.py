@@ -39,7 +39,9 @@ class Outcome(NamedTuple):
     state: State
 
 
-def train(settings: Settings, workdir: Path, dataset: data.Dataset) -> Outcome:
+def train(
+    settings: Settings, workdir: Path, dataset: data.Dataset, *, devices: int | None = None
+) -> Outcome:
     """Train until the end, or until SIGTERM or SIGINT; take up the run in ``workdir`` if there is one.
 
     A run that was stopped at any moment, by any means, and taken up again on the same devices ends
@@ -49,12 +51,14 @@ def train(settings: Settings, workdir: Path, dataset: data.Dataset) -> Outcome:
       settings: the experiment.
       workdir: the run's folder; see :mod:`seal_jax.training.workdir`.
       dataset: the images, on the host.
+      devices: how many of the devices to use, the first ones; all by default.
 
     Raises:
       UsageError: input that cannot be used, before anything is written.
       NonFiniteError: the training diverged; the last good checkpoint stays.
     """
-    experiment = experiments.build(settings, experiments.data_shape(dataset))
+    mesh = meshes.make(settings, jax.devices()[:devices])
+    experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     main = jax.process_index() == 0
     workdirs.claim(workdir, settings, write=main)
     _barrier("workdir")

@@ -51,9 +51,8 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
     return along_seed, along_data
 
 
-def make(settings: Settings, devices: list[Any] | None = None) -> Mesh:
-    """Return the mesh over ``devices``, all there are by default."""
-    devices = jax.devices() if devices is None else devices
+def make(settings: Settings, devices: list[Any]) -> Mesh:
+    """Return the mesh over ``devices``."""
     shape = layout(settings, len(devices))
     return jax.make_mesh(shape, (SEED, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices)
 

@@ -109,3 +109,20 @@ def test_folder_that_cannot_be_made(tmp_path):
         prepare("digits", data_dir=tmp_path / "file" / "data")
     with pytest.raises(UsageError, match="is remote: prepare in a local folder"):
         prepare("mnist", data_dir="gs://bucket/data")
+
+
+def test_a_read_only_data_folder_does_not_stop_digits(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o555)
+    script = "from seal_jax.data import load; load('digits'); print(len(load('digits').test))"
+    environment = {"TFDS_DATA_DIR": str(shared), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "360"
+    assert not any(shared.iterdir())
+    assert (tmp_path / "cache/seal_jax/tfds/digits").is_dir()
