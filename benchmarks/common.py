@@ -28,7 +28,9 @@ from seal_jax.training.settings import Settings
 from seal_jax.training.step import Arrays
 
 
-def quickstart(*, seeds: int = 1, seed_batching: str = "auto", width: int | None = None) -> Settings:
+def quickstart(
+    *, seeds: int = 1, seed_batching: str = "auto", width: int | None = None
+) -> Settings:
     """Return the settings of ``configs/quickstart.py`` (SEAL), without ml_collections."""
     return Settings(
         data=settings_lib.Data(name="digits", validation_fraction=0.75, crop_padding=1),
@@ -136,7 +138,9 @@ def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
     device = jax.devices()[0]
     return {
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "device": device.device_kind,
         "jax": jax.__version__,
@@ -169,4 +173,6 @@ def publish(name: str, reports: Sequence[Report], path: Path | None) -> None:
         print(f"\n{report.as_text()}")
     if path is not None:
         tables = [dataclasses.asdict(report) for report in reports]
-        path.write_text(json.dumps({"benchmark": name, "machine": host, "tables": tables}, indent=2))
+        path.write_text(
+            json.dumps({"benchmark": name, "machine": host, "tables": tables}, indent=2)
+        )

@@ -2,21 +2,17 @@
 
 import numpy as np
 
-from seal_jax import data, reports
+from seal_jax import reports
 from seal_jax.cli import configs
-from seal_jax.training import loop, metrics
+from seal_jax.training import experiment, loop, metrics
 
 
 def test_training_accuracy_falls_and_recovers_in_every_generation_but_the_first(tmp_path):
     settings = configs.load(
         "configs/quickstart.py:seal",
-        ["--config.train.seeds=2", "--config.run.data_devices=1", "--config.run.seed_devices=2"],
+        ["--config.train.seeds=2", f"--config.data.data_dir={tmp_path / 'tfds'}"],
     )
-    dataset = data.load(
-        "digits",
-        data_dir=tmp_path / "tfds",
-        validation_fraction=settings.data.validation_fraction,
-    )
+    dataset = experiment.load_data(settings.data)
     outcome = loop.train(settings, tmp_path / "run", dataset, devices=2)
     assert outcome.finished
     rows = metrics.read(tmp_path / "run")

@@ -87,20 +87,12 @@ def _is_main_process() -> bool:
 
 
 def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
-    from seal_jax import data, reports
+    from seal_jax import reports
     from seal_jax.cli import configs
-    from seal_jax.training import loop, metrics
+    from seal_jax.training import experiment, loop, metrics
 
     settings = configs.load(config, overrides)
-    fields = settings.data
-    dataset = data.load(
-        fields.name,
-        data_dir=fields.data_dir or None,
-        label=fields.label or None,
-        image_size=fields.image_size or None,
-        validation_fraction=fields.validation_fraction,
-        validation_seed=fields.validation_seed,
-    )
+    dataset = experiment.load_data(settings.data)
     outcome = loop.train(settings, workdir, dataset)
     if _is_main_process() and metrics.read(workdir):
         reports.draw_run(workdir)

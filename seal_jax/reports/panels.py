@@ -71,9 +71,6 @@ def marks(axes: Axes, run: Run, **line: Any) -> None:
         # For the last only: at the same epoch the two bars would lie on each other.
         if key == "test_last" and values.shape[1] > 1:
             std = values.std(1, ddof=1)
-        low, high = mean - std, mean + std
-        if key.endswith("/accuracy"):  # a band over no more than an accuracy can be
-            low, high = low.clip(0), high.clip(max=scale)
             bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
             axes.vlines(epochs, mean - std, mean + std, **bar)
 

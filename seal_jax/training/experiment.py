@@ -14,6 +14,7 @@ from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
 from seal_jax.methods import Method
 from seal_jax.training import mesh as meshes
+from seal_jax.training import settings as settings_lib
 from seal_jax.training.settings import Settings
 from seal_jax.training.step import Programs
 
@@ -26,6 +27,20 @@ class DataShape(NamedTuple):
     test: int
     image_shape: tuple[int, int, int]
     num_classes: int
+
+
+def load_data(fields: settings_lib.Data) -> data.Dataset:
+    """Load the data set that the settings name into host memory."""
+    return data.load(
+        fields.name,
+        data_dir=fields.data_dir or None,
+        train_split=fields.train_split,
+        test_split=fields.test_split or None,
+        label=fields.label or None,
+        image_size=fields.image_size or None,
+        validation_fraction=fields.validation_fraction,
+        validation_seed=fields.validation_seed,
+    )
 
 
 def data_shape(dataset: data.Dataset) -> DataShape:

@@ -24,6 +24,8 @@ class Data:
     Attributes:
       name: "digits", "tiny_imagenet", or any TFDS name.
       data_dir: where TFDS keeps its data; empty for TFDS's own default (``TFDS_DATA_DIR``).
+      train_split: what to train on, a TFDS split such as "train" or "train[:10%]".
+      test_split: what to test on; empty for "test", or "validation" where there is no test.
       label: the label feature; empty for "label".
       image_size: side that images are resized to; 0 leaves them as they are.
       validation_fraction: share of the training split held out, stratified by class.
@@ -37,6 +39,8 @@ class Data:
 
     name: str = "digits"
     data_dir: str = ""
+    train_split: str = "train"
+    test_split: str = ""
     label: str = ""
     image_size: int = 0
     validation_fraction: float = 0.1

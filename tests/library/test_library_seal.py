@@ -426,7 +426,10 @@ def test_extra_args_are_accepted():
 @pytest.mark.parametrize("optimizer", [None, optax.adam(0.1)])
 def test_low_precision_is_kept(dtype, optimizer):
     options = {} if optimizer is None else {"optimizer": optimizer}
-    tx = seal_jax.make_seal_tx(RULES, fit_in_ascent="freeze", **CLOCK, **options)
+    scale = np.float32(0.01)  # unlike Python's floats, not weakly typed
+    tx = seal_jax.make_seal_tx(
+        RULES, ascent_scale=scale, fit_in_ascent="freeze", **CLOCK, **options
+    )
     params = jax.tree.map(lambda x: x.astype(dtype), start()[0])
     step = jax.jit(tx.update)
     state = tx.init(params)

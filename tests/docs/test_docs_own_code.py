@@ -1,0 +1,90 @@
+"""The code of the documentation and of the notebook runs as it stands."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "launch" / "colab.ipynb"
+
+
+def python_blocks(path):
+    """Yield ``(first line, code)`` of the fenced Python blocks."""
+    text = path.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield text[: match.start()].count("\n") + 2, match[1]
+
+
+def run(code, first_line, path, namespace):
+    exec(compile("\n" * (first_line - 1) + code, path, "exec"), namespace)
+
+
+def test_own_code():
+    path = ROOT / "docs" / "own_code.md"
+    blocks = list(python_blocks(path))
+    assert len(blocks) > 10
+    namespace = {"__name__": "own_code"}
+    for first_line, code in blocks:
+        run(code, first_line, path, namespace)
+
+
+def notebook():
+    return json.loads(NOTEBOOK.read_text())
+
+
+def sources(tag):
+    return [
+        "".join(cell["source"])
+        for cell in notebook()["cells"]
+        if tag in cell["metadata"].get("tags", [])
+    ]
+
+
+def test_the_notebook_is_well_formed():
+    book = notebook()
+    try:
+        import nbformat
+    except ModuleNotFoundError:
+        pass
+    else:
+        nbformat.validate(nbformat.from_dict(book))
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    assert {"cells", "metadata", "nbformat", "nbformat_minor"} == set(book)
+    ids = [cell["id"] for cell in book["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in book["cells"]:
+        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", cell["id"])
+        assert all(isinstance(line, str) for line in cell["source"])
+        assert all(line.endswith("\n") for line in cell["source"][:-1])
+        fields = {"cell_type", "id", "metadata", "source"}
+        if cell["cell_type"] == "code":
+            fields |= {"execution_count", "outputs"}
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+        else:
+            assert cell["cell_type"] == "markdown"
+        assert set(cell) == fields
+
+
+def test_own_code_of_the_notebook(capsys):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    namespace = {"__name__": "notebook"}
+    cells = sources("own-code")
+    assert len(cells) >= 5
+    try:
+        for number, code in enumerate(cells):
+            run(code, 1, NOTEBOOK, namespace)
+            if code in sources("parameters"):
+                assert number == 0
+                # The smallest that has an ascent: one epoch of the four of generation 1.
+                namespace |= {"EPOCHS_PER_GENERATION": 4, "GENERATIONS": 2, "BATCH": 256}
+    finally:
+        plt.close("all")
+    printed = capsys.readouterr().out
+    assert printed.count("generation 1: test accuracy") == 2
+    assert len(namespace["losses"]) == 8
