@@ -106,8 +106,8 @@ def _compare(workdirs: list[Path], output: Path) -> None:
     from seal_jax import reports
 
     comparison = reports.compare(workdirs)
-    print(comparison.as_text())
     output.mkdir(parents=True, exist_ok=True)
     comparison.to_csv(output / "generations.csv")
     reports.draw(workdirs, output / "curves.png")
+    print(comparison.as_text())
     print(f"table: {output / 'generations.csv'}, curves: {output / 'curves.png'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,8 +60,7 @@ def train(
     mesh = meshes.make(settings, jax.devices()[:devices])
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     main = jax.process_index() == 0
-    workdirs.claim(workdir, settings, write=main)
-    _barrier("workdir")
+    _on_first_process(lambda: workdirs.claim(workdir, settings))
     if main:
         print(experiment.summary(), flush=True)
     programs = experiment.programs
@@ -74,6 +73,7 @@ def train(
             step = 0
         else:
             state, step = restored.state, restored.step
+            _check_steps_per_call(experiment, step)
             if main:
                 print(f"taking up the run at step {step}", flush=True)
         log = MetricsLog(workdir, resume_step=step, write=main)
@@ -105,7 +105,8 @@ class _Loop:
         self.progress = progress
         self.stop = stop
         self.train_data = self.on_device(dataset.train)
-        self.validation_data = self.on_device(dataset.validation)
+        if self.programs.validate_size:
+            self.validation_data = self.on_device(dataset.validation)
         self.test_data = self.on_device(dataset.test)
 
     def on_device(self, split: data.Split) -> Arrays:
@@ -199,9 +200,26 @@ def _any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _on_first_process(action: Callable[[], None]) -> None:
+    """Let the first process act, the others wait; if it raises a UsageError, all of them do."""
+    failed: UsageError | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UsageError as error:
+            failed = error
+    if _any_process(failed is not None):
+        raise failed or UsageError("stopped because process 0 did; its message says why")
+
+
+def _check_steps_per_call(experiment: Experiment, step: int) -> None:
+    """Raise if calls that start at ``step`` would run over the end of its epoch."""
+    into_epoch, each = step % experiment.clock.steps_per_epoch, experiment.programs.steps_per_call
+    if into_epoch % each:
+        raise UsageError(
+            f"run.steps_per_call = {each} does not divide the {into_epoch} steps of the running epoch "
+            f"at the checkpoint of step {step}; give the number the run was stopped with"
+        )
 
 
 @contextmanager

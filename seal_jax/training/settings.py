@@ -178,6 +178,10 @@ class Settings:
         for field, value, least in at_least:
             if value < least:
                 raise UsageError(f"{field} = {value} must be at least {least}")
+        if self.train.seed + self.train.seeds > 2**32:
+            raise UsageError(
+                f"train.seed = {self.train.seed} must leave all seeds below 2**32 = {2**32}"
+            )
         if not 0 <= self.optimizer.label_smoothing < 1:
             raise UsageError(
                 f"optimizer.label_smoothing = {self.optimizer.label_smoothing:g} must lie in [0, 1)"

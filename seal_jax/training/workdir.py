@@ -16,7 +16,7 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 
 
-def claim(workdir: Path, settings: Settings, *, write: bool = True) -> None:
+def claim(workdir: Path, settings: Settings) -> None:
     """Make ``workdir`` the folder of this experiment, or check that it is already.
 
     The settings of ``run`` may differ: they say how an experiment is run, not which.
@@ -35,13 +35,11 @@ def claim(workdir: Path, settings: Settings, *, write: bool = True) -> None:
                 f"{', ...' if len(differences) > 3 else ''}); give another --workdir"
             )
         return
-    if not write:
-        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if any(workdir.iterdir()):
+        partial = path.with_suffix(".partial")  # left by a start that was killed
+        if any(entry != partial for entry in workdir.iterdir()):
             raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
-        partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=2) + "\n")
         os.replace(partial, path)
     except OSError as error:
@@ -56,11 +54,14 @@ def read(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / CONFIG
     try:
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"{workdir} holds no run: {path} is missing") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("train"), dict):
+        raise UsageError(f"{path} does not hold the settings of a run; give another folder")
+    return record
 
 
 def _experiment(record: dict[str, Any]) -> dict[str, Any]:
