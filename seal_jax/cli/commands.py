@@ -13,21 +13,22 @@ from seal_jax.errors import UsageError
 
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train one experiment."""
+    root = _folder(options.workdir)
     _start(options)
-    return _train(options.config, overrides, Path(options.workdir))
+    return _train(options.config, overrides, root)
 
 
 def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train every variant of a config in turn, then compare."""
     from seal_jax.cli import configs
 
+    root = _folder(options.workdir)
     variants = configs.variants(options.config)
     if not variants:
         raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
     for variant in variants:  # every error before any training
         configs.load(f"{options.config}:{variant}", overrides)
     _start(options)
-    root = Path(options.workdir)
     for variant in variants:
         code = _train(f"{options.config}:{variant}", overrides, root / variant)
         if code:
@@ -70,6 +71,13 @@ def _start(options: argparse.Namespace) -> None:
     elif options.coordinator:
         if options.processes is None or options.process is None:
             raise UsageError("--coordinator=HOST:PORT needs --processes=N and --process=I")
+        if not options.coordinator.rpartition(":")[2].isdigit() or ":" not in options.coordinator:
+            raise UsageError(f"--coordinator={options.coordinator} must be HOST:PORT")
+        if not 0 <= options.process < options.processes:
+            raise UsageError(
+                f"--process={options.process} must lie in 0..{options.processes - 1} (--processes="
+                f"{options.processes})"
+            )
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     elif options.processes is not None or options.process is not None:
         raise UsageError("--processes and --process need --coordinator=HOST:PORT")
@@ -78,6 +86,14 @@ def _start(options: argparse.Namespace) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "seal_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _folder(workdir: str) -> Path:
+    if "://" in workdir:
+        raise UsageError(
+            f"--workdir={workdir} is no folder of the file system; mount the bucket and give its folder"
+        )
+    return Path(workdir)
 
 
 def _is_main_process() -> bool:
@@ -93,7 +109,12 @@ def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
 
     settings = configs.load(config, overrides)
     dataset = experiment.load_data(settings.data)
-    outcome = loop.train(settings, workdir, dataset)
+    try:
+        outcome = loop.train(settings, workdir, dataset)
+    except OSError as error:  # a full disk, or a folder that went away
+        if isinstance(error, BrokenPipeError):
+            raise
+        return main.fail(str(error), main.UNWRITABLE)
     if _is_main_process() and metrics.read(workdir):
         reports.draw_run(workdir)
     if not outcome.finished:
@@ -106,8 +127,11 @@ def _compare(workdirs: list[Path], output: Path) -> None:
     from seal_jax import reports
 
     comparison = reports.compare(workdirs)
-    output.mkdir(parents=True, exist_ok=True)
-    comparison.to_csv(output / "generations.csv")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        comparison.to_csv(output / "generations.csv")
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from None
     reports.draw(workdirs, output / "curves.png")
     print(comparison.as_text())
     print(f"table: {output / 'generations.csv'}, curves: {output / 'curves.png'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import traceback
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +77,10 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
         raise UsageError(f"--config={config}: the variant must be {some}{nearest(variant, known)}")
     if not hasattr(module, "get_config"):
         raise UsageError(f"--config={path} has no function get_config")
-    values = module.get_config(variant) if variant else module.get_config()
+    try:
+        values = module.get_config(variant) if variant else module.get_config()
+    except Exception as error:
+        raise _in_file(path, error) from error
     if not isinstance(values, ConfigDict):
         raise UsageError(f"--config={path}: get_config must return a ConfigDict, see configs/")
     _override(values, overrides)
@@ -99,14 +103,31 @@ def _module(name: str) -> types.ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UsageError(f"--config={path}, line {error.lineno}: {error.msg}") from None
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise _in_file(path, error) from error
     return module
+
+
+def _in_file(path: str | Path, error: Exception) -> UsageError:
+    """Return one line that says where in a config file an error arose, and what it was."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)]
+    kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+    return UsageError(f"--config={path}{lines[-1] if lines else ''}: {kind}{error}")
 
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
     """Let ml_collections apply the overrides; turn its errors into one line."""
+    given = []
     for override in overrides:
-        _check_override(override, config)
-    arguments = ["seal_jax", *overrides]
+        path, text = _check_override(override, config)
+        if text.lower() == "none" and _may_be_none(config, path):
+            config.update_from_flattened_dict({path: None})  # ml_collections would read a string
+        else:
+            given.append(override)
+    arguments = ["seal_jax", *given]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
     try:
@@ -117,10 +138,23 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
         raise UsageError(f"{left[1]} is not an option; settings are --config.section.field=value")
 
 
-def _check_override(override: str, known: Any) -> None:
-    """Raise an error that names the field if ``--config.a.b=value`` does not suit the config."""
+def _may_be_none(config: ConfigDict, path: str) -> bool:
+    section, _, field = path.partition(".")
+    kinds: dict[str, type] = {"model": settings_lib.Model}
+    if section == "method":
+        kinds["method"] = type(methods.options(config.method.name))
+    return section in kinds and field in settings_lib.optional_fields(kinds[section])
+
+
+def _check_override(override: str, known: ConfigDict) -> tuple[str, str]:
+    """Split ``--config.a.b=value`` into path and value, if it suits the config.
+
+    Raises:
+      UsageError: the field does not exist or has another type; the message names it.
+    """
     name, _, text = override.removeprefix("--config.").removeprefix("--").partition("=")
-    node, path = known, ""
+    node: Any = known
+    path = ""
     for field in name.split("."):
         if not isinstance(node, ConfigDict) or field not in node:
             fields = list(node) if isinstance(node, ConfigDict) else []
@@ -129,10 +163,11 @@ def _check_override(override: str, known: Any) -> None:
         kind, node = node.get_type(field), node.get_ref(field).get()
     if isinstance(node, ConfigDict):
         raise UsageError(f"{path} is a section; set one of {', '.join(node)}")
-    if kind in (int, float):
+    if kind in (int, float) and not (text.lower() == "none" and _may_be_none(known, path)):
         try:
             kind(text)
         except ValueError:
             raise UsageError(f"{path} = {text!r} must be of type {kind.__name__}") from None
     if kind is bool and text.lower() not in ("true", "false"):
         raise UsageError(f"{path} = {text!r} must be true or false")
+    return path, text

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from seal_jax.errors import UsageError
 
-OK, CRASHED, USAGE, STOPPED = 0, 1, 2, 75
+OK, CRASHED, USAGE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 _PURPOSE = "Forget-and-relearn training: SEAL, LLF and plain training, over generations."
 _EXIT_CODES = (
     f"exit codes: {OK} done; {USAGE} bad input, or a loss that is not finite, explained in one line; "
+    f"{UNWRITABLE} the run's folder cannot be written any more (a full disk); "
     f"{STOPPED} stopped by SIGTERM or SIGINT after saving a checkpoint: the same command goes on"
 )
 _OVERRIDES = (
@@ -103,17 +105,26 @@ def run(arguments: Sequence[str]) -> int:
                 )
         return _commands()[options.command](options, overrides)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
+        return fail(str(error), USAGE)
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does; Python would complain at its exit too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CRASHED
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] == "seal_jax":
             raise
-        print(
-            f'error: {error.name} is not installed; pip install "seal_jax[train]" has what the '
-            "trainer needs",
-            file=sys.stderr,
+        return fail(
+            f'{error.name} is not installed; pip install "seal_jax[train]" has what the trainer needs',
+            USAGE,
         )
-        return USAGE
+
+
+def fail(message: str, code: int) -> int:
+    """Print an error as one line and return the exit code."""
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code
 
 
 def _commands():

@@ -16,7 +16,6 @@ from seal_jax.errors import UsageError
 KNOWN = {
     "digits": (1437, 360, (8, 8, 1), 10),
     "fashion_mnist": (60_000, 10_000, (28, 28, 1), 10),
-    "mnist": (60_000, 10_000, (28, 28, 1), 10),
     "cifar10": (50_000, 10_000, (32, 32, 3), 10),
     "cifar100": (50_000, 10_000, (32, 32, 3), 100),
     "tiny_imagenet": (100_000, 10_000, (64, 64, 3), 200),
@@ -36,10 +35,11 @@ def run(config: str, overrides: Sequence[str], topology: str, output: str | None
     except EOFError:
         child.join()
         code = child.exitcode or 0
-        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if code >= 0:  # an error of our own, which the child has printed
+            raise RuntimeError(f"preflight of {config} failed, see above") from None
         raise UsageError(
-            f"the TPU compiler died ({cause}) on {config} for --topology={topology}; another batch "
-            "size per chip, or another topology, may compile"
+            f"the TPU compiler died ({signal.Signals(-code).name}) on {config} for "
+            f"--topology={topology}; another batch size per chip, or another topology, may compile"
         ) from None
     child.join()
     if kind == "error":
@@ -98,4 +98,9 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
     state = programs.abstract_state(settings.train.seeds)
     compiled = programs.train.lower(state, Arrays(*shapes)).compile()
     report = analyse(compiled, steps=programs.steps_per_call)
-    return f"{experiment.summary()}\n\n{report.as_text()}", report.as_dict()
+    beside = (shape.validation + shape.test) * row_bytes(image_shape) / 2**20
+    summary = (
+        f"{experiment.summary()}\nnot counted below: validation and test images, {beside:,.1f} MiB "
+        "on every device"
+    )
+    return f"{summary}\n\n{report.as_text()}", report.as_dict()

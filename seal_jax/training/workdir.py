@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from seal_jax import methods
 from seal_jax.errors import UsageError
 from seal_jax.training import settings as settings_lib
 from seal_jax.training.settings import Settings
@@ -65,4 +67,15 @@ def read(workdir: Path) -> dict[str, Any]:
 
 
 def _experiment(record: dict[str, Any]) -> dict[str, Any]:
-    return {section: values for section, values in record.items() if section != "run"}
+    """Return what must not change, with the defaults of settings that a record leaves out.
+
+    A setting that is younger than the folder was at its default when the folder was made.
+    """
+    defaults = settings_lib.as_dict(Settings())
+    name = record.get("method", {}).get("name")
+    defaults["method"] = dataclasses.asdict(methods.options(name)) if name in methods.NAMES else {}
+    return {
+        section: {**values, **record.get(section, {})}
+        for section, values in defaults.items()
+        if section != "run"
+    }
