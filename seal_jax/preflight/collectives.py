@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from seal_jax.preflight.cycles import Visit
 from seal_jax.preflight.hlo import Instruction, array_bytes
@@ -141,6 +141,16 @@ def _place(member: int, axes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(reversed(place))
 
 
+def _mesh_groups(sizes: Mapping[str, int], along: Sequence[str]) -> list[list[int]]:
+    """Return the groups that differ along some axes of a mesh, devices numbered row by row."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for device in range(math.prod(sizes.values())):
+        place = _place(device, sizes)
+        fixed = tuple(index for name, index in zip(sizes, place, strict=True) if name not in along)
+        groups.setdefault(fixed, []).append(device)
+    return list(groups.values())
+
+
 def _groups(attributes: str, devices: int) -> list[list[int]] | None:
     listed = re.search(
         r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}", attributes
@@ -151,6 +161,12 @@ def _groups(attributes: str, devices: int) -> list[list[int]] | None:
             for group in re.findall(r"\{([\d,]*)\}", listed[1])
         ]
         return groups or [list(range(devices))]
+    named = re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',?)*)\}", attributes)
+    if named:
+        return _mesh_groups(
+            {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])},
+            re.findall(r"'(\w+)'", named[2]),
+        )
     tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if tiled is None:
         return None

@@ -73,6 +73,8 @@ def train(
             step = 0
         else:
             state, step = restored.state, restored.step
+            if step == experiment.total_steps:
+                return Outcome(step, True, state)  # nothing to do, and no file to touch
             _check_steps_per_call(experiment, step)
             if main:
                 print(f"taking up the run at step {step}", flush=True)

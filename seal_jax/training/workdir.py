@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from seal_jax import methods
 from seal_jax.errors import UsageError
 from seal_jax.training import settings as settings_lib
 from seal_jax.training.settings import Settings
@@ -71,6 +70,8 @@ def _experiment(record: dict[str, Any]) -> dict[str, Any]:
 
     A setting that is younger than the folder was at its default when the folder was made.
     """
+    from seal_jax import methods  # reports read run folders and need no Flax
+
     defaults = settings_lib.as_dict(Settings())
     name = record.get("method", {}).get("name")
     defaults["method"] = dataclasses.asdict(methods.options(name)) if name in methods.NAMES else {}

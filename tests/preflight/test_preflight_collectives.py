@@ -105,6 +105,9 @@ def test_collectives_by_hand():
         ("replica_groups=[2,4]<=[8]", "data"),
         ("replica_groups=[4,2]<=[2,4]T(1,0)", "seed"),
         ("replica_groups=[1,8]<=[8]", "both"),
+        ("replica_groups=mesh['seed'=2,'data'=4] {'data'}", "data"),
+        ("replica_groups=mesh['seed'=2,'data'=4] {'seed'}", "seed"),
+        ("replica_groups=mesh['seed'=2,'data'=4] {'seed','data'}", "both"),
         ("dimensions={0}", "unknown"),
     ],
 )

@@ -1,6 +1,7 @@
 """The compiled programs of a run, on up to eight fake devices."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -28,8 +29,13 @@ def communicating_devices(program):
     for collective in COLLECTIVES.findall(program.as_text()):
         listed = re.search(r"replica_groups=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", collective)
         iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", collective)
-        assert listed or iota, collective
-        if listed:
+        named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", collective)
+        assert listed or iota or named, collective
+        if named:
+            lengths = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+            axes = re.findall(r"\w+", named[2])
+            sizes.append(math.prod(int(lengths[axis]) for axis in axes))
+        elif listed:
             sizes += [len(group.split(",")) for group in listed[1].split("},{")]
         elif iota:
             sizes.append(int(iota[2]))
