@@ -262,9 +262,6 @@ class Programs:
             part = Tally((losses * example_weights).sum(), correct.sum(), example_weights.sum())
             return jax.tree.map(jnp.add, sums, part), None
 
-        zero = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), empty_tally())
-        zero = jax.tree.map(
-            lambda leaf: jax.lax.pcast(leaf, (meshes.SEED, meshes.DATA), to="varying"), zero
-        )
+        zero = jax.lax.pcast(empty_tally(), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))
         return jax.lax.psum(sums, meshes.DATA)
