@@ -57,9 +57,11 @@ def digits(validation_fraction: float) -> data.Dataset:
     )
 
 
-def build(settings: Settings, dataset: data.Dataset) -> Experiment:
-    """Return the experiment on one device, whatever the machine has."""
-    mesh = meshes.make(settings, jax.devices()[:1])
+def build(
+    settings: Settings, dataset: data.Dataset, devices: Sequence[Any] | None = None
+) -> Experiment:
+    """Return the experiment on these devices; on one, whatever the machine has, by default."""
+    mesh = meshes.make(settings, list(devices or jax.devices()[:1]))
     return experiments.build(settings, experiments.data_shape(dataset), mesh)
 
 
@@ -73,6 +75,11 @@ def initial_state(experiment: Experiment, first_seed: int = 0) -> Any:
     seeds = np.arange(experiment.settings.train.seeds, dtype=np.uint32) + first_seed
     programs = experiment.programs
     return programs.init(meshes.place(programs.mesh, seeds, meshes.BY_SEED))
+
+
+def convolution() -> str:
+    """Return how the trainer computes convolutions on this machine's device."""
+    return "matmul" if jax.default_backend() == "cpu" else "native"
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -100,7 +100,8 @@ def _module(name: str) -> types.ModuleType:
         raise UsageError(f"--config={path} is not a Python file; the configs lie in configs/")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        # Not by its loader: that leaves a __pycache__, which an edit within a second does not renew.
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except SyntaxError as error:
         raise UsageError(f"--config={path}, line {error.lineno}: {error.msg}") from None
     except ModuleNotFoundError:

@@ -1,0 +1,104 @@
+"""Several seeds in one run against as many runs of one seed, with and without compilation.
+
+    python -m benchmarks.seeds
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.seeds   # two CPU devices
+
+About two minutes on two CPU cores. The setting is the quickstart's (SEAL, ResNet-8, digits, batch
+32) with 8 seeds. "vmap" and "map" are ``run.seed_batching``: all seeds as one batched program, or
+one after the other inside the program. "runs" is one seed a run, each from its own initial state,
+through a program that is compiled once. "vmap over devices" and "map over devices" appear where
+there are several devices: the seeds lie on the mesh's seed axis.
+
+"ratio" is the time of the runs over that of the candidate, for all seeds' steps, without compilation:
+how many times faster the candidate is, from the fastest rounds; "median" is the median of the rounds'
+ratios. "with compilation" is the same for ``--epochs`` epochs of training, compilation included: on the
+left the program that holds all seeds is compiled once, on the right ("runs") a process for each seed
+compiles anew. A persistent compilation cache is not used.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from benchmarks import common
+from seal_jax import data
+from seal_jax.training import mesh as meshes
+
+# Epochs of the quickstart: what the compilation is divided over.
+EPOCHS = 128
+
+
+class Run:
+    """Trains all seeds of ``batching`` in one program, or each in a program of one seed."""
+
+    def __init__(
+        self, dataset: data.Dataset, seeds: int, batching: str, *, spread: bool, width: Any
+    ):
+        one_each = batching == "runs"
+        settings = common.quickstart(
+            seeds=1 if one_each else seeds,
+            seed_batching="auto" if one_each else batching,
+            width=width,
+        )
+        devices = jax.devices() if spread else jax.devices()[:1]
+        self.experiment = common.build(settings, dataset, devices)
+        self.data = common.on_device(self.experiment, dataset.train)
+        firsts = range(seeds) if one_each else (0,)
+        self.states = [common.initial_state(self.experiment, first) for first in firsts]
+        start = time.perf_counter()
+        program = self.experiment.programs.train
+        self.compiled = program.lower(self.states[0], self.data).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def train(self, epochs: int) -> None:
+        for index in range(len(self.states)):
+            for _ in range(epochs):
+                self.states[index], losses = self.compiled(self.states[index], self.data)
+                jax.device_get(losses)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = common.arguments(__doc__, rounds=12, argv=argv)
+    seeds, epochs, width = (2, 1, 4) if options.quick else (8, 3, None)
+    dataset = common.digits(0.75)
+    candidates = {"runs": ("runs", False), "vmap": ("vmap", False), "map": ("map", False)}
+    devices = len(jax.devices())
+    if devices > 1 and meshes.layout(common.quickstart(seeds=seeds), devices)[1] == 1:
+        candidates |= {f"{name} over devices": (name, True) for name in ("vmap", "map")}
+    runs = {
+        name: Run(dataset, seeds, batching, spread=spread, width=width)
+        for name, (batching, spread) in candidates.items()
+    }
+    times = common.interleave(
+        {name: functools.partial(run.train, epochs) for name, run in runs.items()}, options.rounds
+    )
+    steps = epochs * runs["runs"].experiment.clock.steps_per_epoch * seeds
+    whole = {
+        name: min(times[name]) * EPOCHS / epochs + run.compile_seconds * len(run.states)
+        for name, run in runs.items()
+    }
+    rows = []
+    for name, run in runs.items():
+        fastest, median = common.ratio(times, "runs", name)
+        rows.append(
+            {
+                "seeds as": name,
+                "ms/seed-step": 1e3 * min(times[name]) / steps,
+                "ratio": fastest,
+                "median": median,
+                "compile s": run.compile_seconds,
+                f"s for {EPOCHS} epochs": whole[name],
+                "with compilation": whole["runs"] / whole[name],
+            }
+        )
+    title = f"{seeds} seeds, {options.rounds} rounds of {steps} seed-steps, {devices} device(s)"
+    common.publish("seeds", [common.Report(title, rows)], options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Runs of two real processes, which talk over the loopback interface."""
+
+import os
+import signal
+
+import pytest
+from trainer_runs import (
+    Runs,
+    assert_same_leaves,
+    assert_same_run,
+    free_port,
+    leaves,
+    row_count,
+    wait_until,
+)
+
+CALLS = "--config.run.steps_per_call=2"
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    return Runs(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+def start(runs, workdir, *arguments):
+    coordinator = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
+    return [
+        runs.start(workdir, *coordinator, f"--process={process}", *arguments)
+        for process in range(2)
+    ]
+
+
+def end(processes):
+    """Return the exit codes and what was printed on stderr."""
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], errors
+
+
+def test_a_seed_on_each_process_is_the_single_run_bit_for_bit(runs, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = ["--config.train.seeds=2", CALLS]
+    processes = start(runs, workdir, *arguments)
+    wait_until(lambda: row_count(workdir) >= 5, *processes)
+    processes[1].send_signal(signal.SIGTERM)  # one is told, both stop
+    codes, errors = end(processes)
+    assert codes == [75, 75], errors
+    assert 5 <= row_count(workdir) < 12
+    codes, errors = end(start(runs, workdir, *arguments))
+    assert codes == [0, 0], errors
+    assert errors[1] == ""
+    both = leaves(workdir)
+    for index, seed in enumerate([[], ["--config.train.seed=1"]]):
+        alone = leaves(runs.reference(CALLS, *seed))
+        assert_same_leaves({name: leaf[index : index + 1] for name, leaf in both.items()}, alone)
+    # Only the first process writes metrics: one row an epoch, one event file.
+    assert row_count(workdir) == 12
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+
+
+def test_a_batch_over_two_processes_killed_and_taken_up_again(runs, tmp_path):
+    reference = runs.reference(devices=2)
+    workdir = tmp_path / "run"
+    processes = start(runs, workdir)
+    wait_until(lambda: row_count(workdir) >= 5, *processes)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    end(processes)
+    codes, errors = end(start(runs, workdir))
+    assert codes == [0, 0], errors
+    assert_same_run(workdir, reference)
+
+
+def test_bad_workdir_stops_both_with_one_line_each(runs, tmp_path):
+    (tmp_path / "other").write_text("of another program")
+    codes, errors = end(start(runs, tmp_path))
+    assert codes == [2, 2]
+    for error in errors:
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]

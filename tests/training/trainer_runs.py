@@ -1,0 +1,172 @@
+"""Runs of the command line in processes of their own, on a task of a second."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).parents[2]
+EPOCHS, STEPS_PER_EPOCH = 12, 4
+LAST = EPOCHS * STEPS_PER_EPOCH
+CONFIG = """\
+from seal_jax.cli.configs import base
+
+VARIANTS = ("normal", "llf", "seal")
+
+
+def get_config(method="seal"):
+    config = base(method)
+    config.data.name = "digits"
+    config.data.data_dir = {data_dir!r}
+    config.data.validation_fraction = 0.9
+    config.data.crop_padding = 1
+    config.model.name = "resnet8"
+    config.model.width = 4
+    config.optimizer.learning_rate = 0.1
+    config.train.batch_size = 32
+    config.train.generations = 3
+    config.train.epochs_per_generation = 4
+    if method == "seal":
+        config.method.ascent_epochs = 2.0
+        config.method.ascent_scale = 0.2
+    return config
+"""
+
+SIGNALLED = """\
+import os
+from seal_jax.__main__ import main
+from seal_jax.training.progress import Progress
+
+update = Progress.update
+
+
+def update_and_signal(self, step, **latest):
+    update(self, step, **latest)
+    if step == {step}:
+        os.kill(os.getpid(), {number})
+
+
+Progress.update = update_and_signal
+main()
+"""
+
+
+class Runs:
+    """Starts trainings in ``folder``, which the processes of a test session share."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.config = folder / "tiny.py"
+        with (folder / "config.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.config.exists():
+                part = folder / "tiny.part"
+                part.write_text(CONFIG.format(data_dir=str(folder / "data")))
+                part.rename(self.config)
+
+    def start(self, workdir, *arguments, method="seal", devices=1, signalled_at=None):
+        """Start training in the background; at a step it may send itself a signal."""
+        program = ["-m", "seal_jax"]
+        if signalled_at:
+            program = ["-c", SIGNALLED.format(step=signalled_at[0], number=int(signalled_at[1]))]
+        config = f"--config={self.config}:{method}"
+        return subprocess.Popen(
+            [sys.executable, *program, "train", config, f"--workdir={workdir}", *arguments],
+            env=environment(devices),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, workdir, *arguments, code=0, **options):
+        """Train until the process ends; return what it printed on stderr."""
+        process = self.start(workdir, *arguments, **options)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == code, stderr
+        return stderr
+
+    def reference(self, *arguments, method="seal", devices=1):
+        """Return the folder of a run that nothing interrupted, to look at and not to change."""
+        name = f"{method}-{devices}" + "".join(arguments).replace("--config.", "-")
+        with (self.folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            workdir = self.folder / name
+            if not (self.folder / f"{name}.done").exists():
+                self.finish(workdir, *arguments, method=method, devices=devices)
+                (self.folder / f"{name}.done").touch()
+        return workdir
+
+
+def environment(devices=1):
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        # Here compiling takes most of the time.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def row_count(workdir):
+    path = Path(workdir) / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_until(condition, *processes):
+    """Wait for a condition, which must come true before any of the processes ends."""
+    end = time.monotonic() + 90
+    while not condition():
+        for process in processes:
+            if process.poll() is not None:
+                raise AssertionError(f"ended too early: {process.communicate()}")
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.001)
+
+
+def stop(process, number=signal.SIGTERM):
+    """Send a signal and return the exit code."""
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def leaves(workdir, step=LAST):
+    """Return the leaves of a checkpoint by name, read without the project's code."""
+    folder = Path(workdir) / "checkpoints" / str(step) / "state"
+    names = json.loads((folder.parent / "metadata" / "metadata").read_text())["leaves"]
+    handler = ocp.PyTreeCheckpointHandler()
+    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    args = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=restore)
+    return handler.restore(folder, args=args)
+
+
+def assert_same_leaves(found, expected):
+    assert list(found) == list(expected)
+    for name, leaf in found.items():
+        assert leaf.dtype == expected[name].dtype, name
+        assert leaf.tobytes() == expected[name].tobytes(), name
+
+
+def assert_same_run(workdir, reference, epochs=EPOCHS, last=LAST):
+    """Check that two runs ended with the same bits, in weights, optimizer state and metrics."""
+    metrics = (Path(workdir) / "metrics.jsonl").read_bytes()
+    assert metrics == (Path(reference) / "metrics.jsonl").read_bytes()
+    assert row_count(workdir) == epochs
+    assert_same_leaves(leaves(workdir, last), leaves(reference, last))
