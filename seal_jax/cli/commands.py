@@ -105,7 +105,8 @@ def _is_main_process() -> bool:
 def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
     from seal_jax import reports
     from seal_jax.cli import configs
-    from seal_jax.training import experiment, loop, metrics
+    from seal_jax.training import experiment, loop
+    from seal_jax.training import workdir as workdirs
 
     settings = configs.load(config, overrides)
     dataset = experiment.load_data(settings.data)
@@ -115,7 +116,7 @@ def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
         if isinstance(error, BrokenPipeError):
             raise
         return main.fail(str(error), main.UNWRITABLE)
-    if _is_main_process() and metrics.read(workdir):
+    if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
         reports.draw_run(workdir)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}; the same command goes on from there", flush=True)

@@ -7,6 +7,7 @@ metadata. Orbax renames the folder into place once all of it is on disk. No pick
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -67,13 +68,16 @@ class Checkpoints:
       keep: how many checkpoints stay; the oldest goes when a newer one is complete.
 
     Raises:
-      UsageError: ``keep`` is below 1.
+      UsageError: ``keep`` is below 1, or the path has one of the characters ``*?[``.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
         if keep < 1:
             raise UsageError(f"keep={keep} leaves no checkpoint: use 1 or more")
         folder = os.fspath(directory)
+        if glob.has_magic(folder):
+            # Orbax would find no part of what it wrote, and leave checkpoints that nobody can read.
+            raise UsageError(f"{folder} has one of the characters * ? [; name the folder without")
         self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None

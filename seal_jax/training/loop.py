@@ -60,12 +60,12 @@ def train(
     mesh = meshes.make(settings, jax.devices()[:devices])
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     main = jax.process_index() == 0
+    checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
     _on_first_process(lambda: workdirs.claim(workdir, settings))
     if main:
         print(experiment.summary(), flush=True)
     programs = experiment.programs
-    keep = settings.run.keep_checkpoints
-    with Checkpoints(workdir / workdirs.CHECKPOINTS, keep=keep) as checkpoints, _stop() as stop:
+    with checkpoints, _stop() as stop:
         restored = checkpoints.restore(programs.abstract_state(settings.train.seeds))
         if restored is None:
             seeds = np.arange(settings.train.seeds, dtype=np.uint32) + settings.train.seed

@@ -183,6 +183,7 @@ def test_folders_that_cannot_become_a_run(run, config, tmp_path):
     assert "cannot be written" in train(file)
     assert "cannot be written" in train(file / "below")
     assert "cannot be written" in train("/proc/run")  # in which not even root can make a folder
+    assert "has one of the characters * ? [" in train(tmp_path / "run[1]")
     assert "mount the bucket" in train("gs://bucket/run")
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from trainer_runs import (
+    EPOCHS,
     Runs,
     assert_same_leaves,
     assert_same_run,
@@ -15,6 +16,7 @@ from trainer_runs import (
 )
 
 CALLS = "--config.run.steps_per_call=2"
+SELDOM = "--config.run.checkpoint_every_epochs=2"
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +45,13 @@ def end(processes):
 
 def test_a_seed_on_each_process_is_the_single_run_bit_for_bit(runs, tmp_path):
     workdir = tmp_path / "run"
-    arguments = ["--config.train.seeds=2", CALLS]
+    arguments = ["--config.train.seeds=2", CALLS, SELDOM]
     processes = start(runs, workdir, *arguments)
-    wait_until(lambda: row_count(workdir) >= 5, *processes)
+    wait_until(lambda: row_count(workdir) >= 4, *processes)
     processes[1].send_signal(signal.SIGTERM)  # one is told, both stop
     codes, errors = end(processes)
     assert codes == [75, 75], errors
-    assert 5 <= row_count(workdir) < 12
+    assert 4 <= row_count(workdir) < EPOCHS
     codes, errors = end(start(runs, workdir, *arguments))
     assert codes == [0, 0], errors
     assert errors[1] == ""
@@ -58,19 +60,19 @@ def test_a_seed_on_each_process_is_the_single_run_bit_for_bit(runs, tmp_path):
         alone = leaves(runs.reference(CALLS, *seed))
         assert_same_leaves({name: leaf[index : index + 1] for name, leaf in both.items()}, alone)
     # Only the first process writes metrics: one row an epoch, one event file.
-    assert row_count(workdir) == 12
+    assert row_count(workdir) == EPOCHS
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
 def test_a_batch_over_two_processes_killed_and_taken_up_again(runs, tmp_path):
     reference = runs.reference(devices=2)
     workdir = tmp_path / "run"
-    processes = start(runs, workdir)
-    wait_until(lambda: row_count(workdir) >= 5, *processes)
+    processes = start(runs, workdir, SELDOM)
+    wait_until(lambda: row_count(workdir) >= 4, *processes)
     for process in processes:
         process.send_signal(signal.SIGKILL)
     end(processes)
-    codes, errors = end(start(runs, workdir))
+    codes, errors = end(start(runs, workdir, SELDOM))
     assert codes == [0, 0], errors
     assert_same_run(workdir, reference)
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,8 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parents[2]
-EPOCHS, STEPS_PER_EPOCH = 12, 4
-LAST = EPOCHS * STEPS_PER_EPOCH
+EPOCHS, LAST = 8, 32  # two generations of 4 epochs of 4 steps
 CONFIG = """\
 from seal_jax.cli.configs import base
 
@@ -32,7 +32,7 @@ def get_config(method="seal"):
     config.model.width = 4
     config.optimizer.learning_rate = 0.1
     config.train.batch_size = 32
-    config.train.generations = 3
+    config.train.generations = 2
     config.train.epochs_per_generation = 4
     if method == "seal":
         config.method.ascent_epochs = 2.0
@@ -96,7 +96,7 @@ class Runs:
 
     def reference(self, *arguments, method="seal", devices=1):
         """Return the folder of a run that nothing interrupted, to look at and not to change."""
-        name = f"{method}-{devices}" + "".join(arguments).replace("--config.", "-")
+        name = re.sub(r"[^\w.=]+", "-", "".join([f"{method}{devices}", *arguments]))
         with (self.folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             workdir = self.folder / name

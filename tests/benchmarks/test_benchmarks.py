@@ -1,0 +1,80 @@
+"""The benchmarks run, print their tables and write their JSON; how fast is not asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Benchmark, its first column, and the rows of its first table.
+BENCHMARKS = [
+    ("multistep", "program", ["compiled", "loop", "bare loop"]),
+    ("seeds", "seeds as", ["runs", "vmap", "map"]),
+    ("overhead", "optimizer", ["sgd", "sgd again", "seal"]),
+    ("convolution", "convolution", ["native", "native", "matmul", "matmul"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def _import_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.mark.parametrize(("name", "column", "rows"), BENCHMARKS)
+def test_quick_run_prints_and_writes_its_table(name, column, rows, tmp_path):
+    figures = tmp_path / "figures.json"
+    # Compiled without optimisation, which takes a third of the time.
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", str(figures)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(figures.read_text())
+    assert found["benchmark"] == name
+    assert set(found["machine"]) == {"cpus", "load", "device", "jax"}
+    table = found["tables"][0]
+    assert [row[column] for row in table["rows"]] == rows
+    printed = run.stdout.splitlines()
+    assert table["title"] in printed
+    header = next(line for line in printed if line.startswith(column))
+    for field, value in table["rows"][0].items():
+        assert field in header
+        assert isinstance(value, str | float | int)
+    for label in rows:
+        assert any(line.startswith(f"{label} ") for line in printed)
+
+
+def test_setting_is_that_of_the_quickstart():
+    from benchmarks import common
+    from seal_jax.cli import configs
+
+    expected = configs.load(str(ROOT / "configs" / "quickstart.py"), ["--config.train.seeds=1"])
+    assert common.quickstart() == expected
+
+
+def test_images_are_those_of_the_data_set(tmp_path):
+    import numpy as np
+
+    from benchmarks import common
+    from seal_jax import data
+
+    prepared = data.load("digits", data_dir=tmp_path, validation_fraction=0.75, progress=False)
+    plain = common.digits(0.75)
+    for split in ("train", "validation", "test"):
+        ours, theirs = getattr(plain, split), getattr(prepared, split)
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
