@@ -2,13 +2,13 @@
 
     python -m benchmarks.convolution
 
-About two minutes on two CPU cores. A step is the forward and backward pass of one residual block
+About a minute on two CPU cores. A step is the forward and backward pass of one residual block
 (two 3x3 convolutions with BatchNorm) and a gradient step, on a batch of 32. "scan" runs the steps in
 the body of a loop, as the trainer does; "calls" runs them as calls of a jitted step.
 
 "ratio" is the time of a step over that of the native convolution outside of a loop, from the fastest
-rounds, "median" that of the rounds: above 1 it is slower. On CPU the trainer takes "matmul" (see
-``seal_jax.models.convolution``), elsewhere "native"; the first should be the fastest "scan" on CPU.
+rounds, "median" that of the rounds: above 1 it is slower. In its loop the trainer takes "matmul" on
+CPU and "native" elsewhere (see ``seal_jax.models.convolution``).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.training import train_state
@@ -62,7 +63,7 @@ def initial(settings: settings_lib.Settings, dataset: data.Dataset, steps: int) 
         image_shape=dataset.image_shape,
         **options,
     )
-    variables = model.init(jax.random.key(0))
+    variables = jax.jit(model.init)(jax.random.key(0))
     epochs = settings.train.epochs_per_generation
     tx = make_seal_tx(
         masks.before(model.blocks, "layer3"),
@@ -82,10 +83,16 @@ def initial(settings: settings_lib.Settings, dataset: data.Dataset, steps: int) 
 class Loop:
     """The Python loop; ``augment`` tells whether it shuffles and crops, or replays ready batches."""
 
-    def __init__(self, settings: settings_lib.Settings, dataset: data.Dataset, augment: bool):
+    def __init__(
+        self,
+        state: TrainState,
+        settings: settings_lib.Settings,
+        dataset: data.Dataset,
+        augment: bool,
+    ):
         self.batch, self.padding = settings.train.batch_size, settings.data.crop_padding
         self.steps = data.steps_per_epoch(len(dataset.train), self.batch)
-        self.state = initial(settings, dataset, self.steps)
+        self.state = jax.tree.map(jnp.copy, state)  # each loop donates its own
         self.rng = np.random.default_rng(0)
         self.side = dataset.image_shape[0]
         # Normalised and padded once: black, the padding's colour, is -mean / std afterwards.
@@ -134,16 +141,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = common.quickstart(width=4 if options.quick else None)
     epochs = 1 if options.quick else 16
     dataset = common.digits(settings.data.validation_fraction)
+    compiled = Compiled(settings, dataset)
+    steps_per_epoch = compiled.experiment.clock.steps_per_epoch
+    # One state, so that both loops call one compiled step.
+    state = initial(settings, dataset, steps_per_epoch)
     trainers = {
-        "compiled": Compiled(settings, dataset),
-        "loop": Loop(settings, dataset, augment=True),
-        "bare loop": Loop(settings, dataset, augment=False),
+        "compiled": compiled,
+        "loop": Loop(state, settings, dataset, augment=True),
+        "bare loop": Loop(state, settings, dataset, augment=False),
     }
     times = common.interleave(
         {name: functools.partial(each.train, epochs) for name, each in trainers.items()},
         options.rounds,
     )
-    steps = epochs * trainers["compiled"].experiment.clock.steps_per_epoch
+    steps = epochs * steps_per_epoch
     rows = []
     for name in trainers:
         fastest, median = common.ratio(times, name, "compiled")

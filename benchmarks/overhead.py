@@ -37,8 +37,7 @@ def optimizers(model: models.Model) -> dict[str, optax.GradientTransformation]:
 
 
 def make_step(model: models.Model, tx: optax.GradientTransformation, images: Any, labels: Any):
-    """Return the step as the body of a scan, and its first carry."""
-    variables = model.init(jax.random.key(0))
+    """Return the step as the body of a scan."""
 
     def step(carry, _):
         params, statistics, opt_state = carry
@@ -57,23 +56,29 @@ def make_step(model: models.Model, tx: optax.GradientTransformation, images: Any
         updates, opt_state = tx.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), changed, opt_state), loss
 
-    params = variables["params"]
-    return step, (params, variables["batch_stats"], tx.init(params))
+    return step
 
 
 class Training:
     """A compiled scan of ``steps`` steps and the state it has come to."""
 
-    def __init__(self, model: models.Model, tx: optax.GradientTransformation, steps: int):
+    def __init__(
+        self,
+        model: models.Model,
+        variables: Any,
+        tx: optax.GradientTransformation,
+        steps: int,
+    ):
         rng = np.random.default_rng(0)
         images = jnp.asarray(rng.normal(size=(BATCH, *model.image_shape)), jnp.float32)
         labels = jnp.asarray(rng.integers(0, model.num_classes, BATCH))
 
         def scan(carry, images, labels):
-            step, _ = make_step(model, tx, images, labels)
-            return jax.lax.scan(step, carry, length=steps)
+            return jax.lax.scan(make_step(model, tx, images, labels), carry, length=steps)
 
-        _, self.carry = make_step(model, tx, images, labels)
+        # Each training donates its own copy.
+        params, statistics = jax.tree.map(jnp.copy, (variables["params"], variables["batch_stats"]))
+        self.carry = params, statistics, tx.init(params)
         program = jax.jit(scan, donate_argnums=0)
         self.compiled = program.lower(self.carry, images, labels).compile()
         self.arrays = images, labels
@@ -89,7 +94,10 @@ class Training:
 
 
 def compare(title: str, model: models.Model, steps: int, rounds: int) -> common.Report:
-    trainings = {name: Training(model, tx, steps) for name, tx in optimizers(model).items()}
+    variables = jax.jit(model.init)(jax.random.key(0))
+    trainings = {
+        name: Training(model, variables, tx, steps) for name, tx in optimizers(model).items()
+    }
     times = common.interleave({name: each.train for name, each in trainings.items()}, rounds)
     rows = []
     for name, training in trainings.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def _is_main_process() -> bool:
 
 
 def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
+    import jax
+
     from seal_jax import reports
     from seal_jax.cli import configs
     from seal_jax.training import experiment, loop
@@ -115,7 +118,12 @@ def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
     except OSError as error:  # a full disk, or a folder that went away
         if isinstance(error, BrokenPipeError):
             raise
-        return main.fail(str(error), main.UNWRITABLE)
+        code = main.fail(str(error), main.UNWRITABLE)
+        if jax.process_count() > 1:
+            # The others wait for this process in the step, and a normal exit would wait for them.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
     if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
         reports.draw_run(workdir)
     if not outcome.finished:

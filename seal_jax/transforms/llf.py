@@ -9,15 +9,7 @@ from seal_jax import masks
 from seal_jax.forgetting import Initialiser
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.reinit import masked_reinit, reinit_moments
-from seal_jax.transforms.reset_state import reset_state
-from seal_jax.transforms.sgd import (
-    ResetMomentum,
-    checked_momentum,
-    decay_weights,
-    moments,
-    reject_unused,
-    scale_by_restarting_rate,
-)
+from seal_jax.transforms.sgd import ResetMomentum, descent, moments
 
 
 def make_llf_tx(
@@ -68,13 +60,5 @@ def make_llf_tx(
     """
     clock = Clock(steps_per_epoch, epochs_per_generation)
     when = reinit_moments(clock, moments(clock, reset_momentum))
-    if optimizer is None:
-        descent = optax.chain(
-            decay_weights(weight_decay),
-            reset_state(optax.trace(checked_momentum(momentum)), when),
-            scale_by_restarting_rate(learning_rate, clock),
-        )
-    else:
-        reject_unused(learning_rate, momentum, weight_decay)
-        descent = reset_state(optimizer, when, restart=clock.starts_generation)
-    return optax.chain(descent, masked_reinit(mask, init_fn, clock.starts_generation, key=key))
+    descending = descent(clock, when, learning_rate, momentum, weight_decay, optimizer)
+    return optax.chain(descending, masked_reinit(mask, init_fn, clock.starts_generation, key=key))

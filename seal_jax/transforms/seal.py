@@ -12,15 +12,7 @@ from seal_jax.errors import UsageError, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.ascent import ascend
 from seal_jax.transforms.reinit import Initialiser, masked_reinit, reinit_moments
-from seal_jax.transforms.reset_state import reset_state
-from seal_jax.transforms.sgd import (
-    ResetMomentum,
-    checked_momentum,
-    decay_weights,
-    moments,
-    reject_unused,
-    scale_by_restarting_rate,
-)
+from seal_jax.transforms.sgd import ResetMomentum, decay_weights, descent, moments
 
 FitInAscent = Literal["descend", "freeze", "reinit"]
 
@@ -116,18 +108,11 @@ def make_seal_tx(
     turned = ascend(mask, clock.ascending, ascent_scale, freeze_fit=fit_in_ascent == "freeze")
     if fit_in_ascent == "reinit":
         when = reinit_moments(clock, when)
-    if optimizer is None:
-        descent: Any = optax.chain(
-            decay_weights(
-                weight_decay, mask=mask, when=clock.ascending, factor=ascent_weight_decay_factor
-            ),
-            reset_state(optax.trace(checked_momentum(momentum)), when),
-            scale_by_restarting_rate(learning_rate, clock),
-        )
-    else:
-        reject_unused(learning_rate, momentum, weight_decay)
-        descent = reset_state(optimizer, when, restart=clock.starts_generation)
-    links = [descent, turned]
+    decay = decay_weights(
+        weight_decay, mask=mask, when=clock.ascending, factor=ascent_weight_decay_factor
+    )
+    descending = descent(clock, when, learning_rate, momentum, weight_decay, optimizer, decay=decay)
+    links = [descending, turned]
     if fit_in_ascent == "reinit":
         if init_fn is None or key is None:
             raise UsageError('fit_in_ascent = "reinit" needs init_fn and key')

@@ -149,11 +149,37 @@ def make_normal_tx(
     """
     clock = Clock(steps_per_epoch, epochs_per_generation)
     when = moments(clock, reset_momentum)
+    return descent(clock, when, learning_rate, momentum, weight_decay, optimizer, nesterov=nesterov)
+
+
+def descent(
+    clock: Clock,
+    when: Callable[[Any], Any],
+    learning_rate: float | Schedule,
+    momentum: float,
+    weight_decay: float,
+    optimizer: optax.GradientTransformation | None,
+    *,
+    nesterov: bool = False,
+    decay: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the part that all methods share: an optimizer that starts anew at chosen moments.
+
+    Args:
+      clock: the generations; the learning rate restarts with each.
+      when: the moments at which the optimizer's memory starts anew.
+      learning_rate: of momentum SGD; like the next two it must be left alone beside ``optimizer``.
+      momentum: of momentum SGD.
+      weight_decay: of momentum SGD.
+      optimizer: a whole optax optimizer in place of momentum SGD.
+      nesterov: whether the momentum is Nesterov's.
+      decay: what stands in for plain coupled decay.
+    """
     if optimizer is not None:
         reject_unused(learning_rate, momentum, weight_decay)
         return reset_state(optimizer, when, restart=clock.starts_generation)
     return optax.chain(
-        decay_weights(weight_decay),
+        decay_weights(weight_decay) if decay is None else decay,
         reset_state(optax.trace(checked_momentum(momentum), nesterov=nesterov), when),
         scale_by_restarting_rate(learning_rate, clock),
     )
