@@ -52,13 +52,16 @@ def test_killed_at_arbitrary_moments(runs, tmp_path, method, arguments):
     workdir = tmp_path / "run"
     seed = random.randrange(10**6)
     dice = random.Random(seed)
-    # Somewhere in the start; where generation 1 starts; in its ascent, of epochs 4 and 5; while a
-    # checkpoint is being written.
-    moments = [("start", dice.uniform(0.2, 1.5)), ("rows", 4), ("rows", 5), ("saving", 6)]
+    # Somewhere in the start; where generation 1 starts; in its ascent (epochs 4 and 5), when a
+    # checkpoint has just appeared; while one is being written.
+    moments = [("start", dice.uniform(0.2, 1.5)), ("rows", 4), ("saved", 20), ("saving", 6)]
     for kind, value in moments:
         process = runs.start(workdir, *arguments, method=method)
         if kind == "start":
             time.sleep(value)
+        elif kind == "saved":
+            checkpoint = workdir / "checkpoints" / str(value)
+            wait_until(checkpoint.exists, process)
         else:
             wait_until(lambda rows=value: row_count(workdir) >= rows, process)
             if kind == "saving":
