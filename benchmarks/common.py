@@ -23,9 +23,9 @@ from seal_jax import data
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
 from seal_jax.training import settings as settings_lib
+from seal_jax.training.batches import Arrays
 from seal_jax.training.experiment import Experiment
 from seal_jax.training.settings import Settings
-from seal_jax.training.step import Arrays
 
 
 def quickstart(
@@ -70,11 +70,10 @@ def on_device(experiment: Experiment, split: data.Split) -> Arrays:
     return Arrays(*(meshes.place(experiment.programs.mesh, part) for part in data.flatten(split)))
 
 
-def initial_state(experiment: Experiment, first_seed: int = 0) -> Any:
+def initial_state(experiment: Experiment, train: Arrays, first_seed: int = 0) -> Any:
     """Return the state of all seeds of an experiment before its first step."""
     seeds = np.arange(experiment.settings.train.seeds, dtype=np.uint32) + first_seed
-    programs = experiment.programs
-    return programs.init(meshes.place(programs.mesh, seeds, meshes.BY_SEED))
+    return experiment.programs.init(experiment.programs.starts(seeds), train)
 
 
 def convolution() -> str:

@@ -128,7 +128,7 @@ class Compiled:
     def __init__(self, settings: settings_lib.Settings, dataset: data.Dataset):
         self.experiment = common.build(settings, dataset)
         self.data = common.on_device(self.experiment, dataset.train)
-        self.state = common.initial_state(self.experiment)
+        self.state = common.initial_state(self.experiment, self.data)
 
     def train(self, epochs: int) -> None:
         for _ in range(epochs):

@@ -49,7 +49,7 @@ class Run:
         self.experiment = common.build(settings, dataset, devices)
         self.data = common.on_device(self.experiment, dataset.train)
         firsts = range(seeds) if one_each else (0,)
-        self.states = [common.initial_state(self.experiment, first) for first in firsts]
+        self.states = [common.initial_state(self.experiment, self.data, first) for first in firsts]
         start = time.perf_counter()
         program = self.experiment.programs.train
         self.compiled = program.lower(self.states[0], self.data).compile()

@@ -4,14 +4,35 @@ The names below need jax and optax only. The trainer lies in ``seal_jax.training
 ``python -m seal_jax``; nothing of it is imported here.
 """
 
-from seal_jax import forgetting, generations, masks, paths, schedules, transforms
+from seal_jax import (
+    distillation,
+    forgetting,
+    generations,
+    heads,
+    layerwise,
+    line_search,
+    masks,
+    paths,
+    pruning,
+    schedules,
+    selections,
+    slimming,
+    transforms,
+    weak_classifiers,
+)
 from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
 from seal_jax.schedules import PRESETS, cosine
 from seal_jax.transforms import (
     ascend,
+    make_fast_tx,
+    make_imp_tx,
     make_llf_tx,
     make_normal_tx,
+    make_pof_tx,
+    make_relearn_tx,
+    make_sa_gd_tx,
+    make_sam_tx,
     make_seal_tx,
     masked_reinit,
     reset_state,
@@ -25,15 +46,29 @@ __all__ = [
     "UsageError",
     "ascend",
     "cosine",
+    "distillation",
     "forgetting",
     "generations",
+    "heads",
+    "layerwise",
+    "line_search",
+    "make_fast_tx",
+    "make_imp_tx",
     "make_llf_tx",
     "make_normal_tx",
+    "make_pof_tx",
+    "make_relearn_tx",
+    "make_sa_gd_tx",
+    "make_sam_tx",
     "make_seal_tx",
     "masked_reinit",
     "masks",
     "paths",
+    "pruning",
     "reset_state",
     "schedules",
+    "selections",
+    "slimming",
     "transforms",
+    "weak_classifiers",
 ]

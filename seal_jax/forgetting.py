@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax import masks, optimizer_state, paths
+from seal_jax import masks, optimizer_state, paths, pruning, selections
 from seal_jax.errors import UsageError
 
 PyTree = Any
@@ -100,6 +100,54 @@ def reinitialise(key: jax.Array, params: PyTree, mask: masks.Mask, init_fn: Init
     )
 
 
+def replace(params: PyTree, fresh: PyTree, selection: PyTree) -> PyTree:
+    """Return ``params`` with the selected entries taken from ``fresh``, bit for bit.
+
+    Args:
+      params: pytree of arrays.
+      fresh: the values to take, in a tree like ``params``; they are cast to its dtypes.
+      selection: what to take, a tree of bool as in :mod:`seal_jax.selections`; may be traced.
+
+    Raises:
+      UsageError: ``fresh`` or ``selection`` has another structure, or other shapes.
+
+    >>> old, new = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([8.0, 9.0])}
+    >>> replace(old, new, {"w": jnp.array([False, True])})["w"].tolist()
+    [1.0, 9.0]
+    """
+    selections.check(selection, params)
+    check_like(fresh, params)
+
+    def one(chosen, new, old):
+        if isinstance(chosen, bool):
+            return jnp.asarray(new, old.dtype) if chosen else old
+        return jnp.where(chosen, jnp.asarray(new, old.dtype), old)
+
+    return jax.tree.map(one, selection, fresh, params)
+
+
+def reinitialise_selected(
+    key: jax.Array, params: PyTree, selection: PyTree, init_fn: Initialiser
+) -> PyTree:
+    r"""Return ``params`` with the selected entries drawn anew, bit for bit what ``init_fn`` draws.
+
+    Like :func:`reinitialise`, for parts of tensors:
+
+    .. math:: w \leftarrow (1 - s) \odot w + s \odot \eta
+
+    Args:
+      key: a random key; use a new one for every event.
+      params: pytree of arrays.
+      selection: the entries to draw anew, a tree of bool as in :mod:`seal_jax.selections`.
+      init_fn: maps a key to a whole tree like ``params``, or "torch_default".
+
+    References:
+      Alabdulmohsin et al., `The Impact of Reinitialization on Generalization in Convolutional Neural
+      Networks`, 2022, eq. 1.
+    """
+    return replace(params, initialiser(init_fn, params)(key), selection)
+
+
 def check_like(fresh: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
     expected: Any = jax.tree.structure(params)
@@ -127,7 +175,8 @@ def forget_state(
 
     Args:
       tx: the optimizer.
-      opt_state: its state. Clocks (the steps of schedules, of generations) are kept by every policy.
+      opt_state: its state. Clocks (the steps of schedules, of generations) are kept by every policy,
+        and so is what pruning remembers, which is no memory of past gradients.
       params: the parameters after the event.
       mask: the parameters that were re-initialised.
       policy: "fresh" starts the memory of ALL parameters anew, as a new optimizer would (the
@@ -142,4 +191,10 @@ def forget_state(
         fresh, flags = jax.tree.map(jnp.zeros_like, opt_state), masks.resolve(mask, params)
     else:
         fresh, flags = tx.init(params), None
-    return optimizer_state.reinitialise(opt_state, fresh, params, flags, when=True, restart=False)
+    new = optimizer_state.reinitialise(opt_state, fresh, params, flags, when=True, restart=False)
+    return jax.tree.map(
+        lambda old, reset: old if pruning.is_state(old) else reset,
+        opt_state,
+        new,
+        is_leaf=pruning.is_state,
+    )

@@ -56,6 +56,24 @@ def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return main.OK
 
 
+def methods(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """List the systems of the papers."""
+    del options, overrides
+    from seal_jax.methods import catalogue
+
+    print(catalogue.as_text())
+    return main.OK
+
+
+def slim(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Export the slim network of a KELS run."""
+    del overrides
+    from seal_jax.training import slim
+
+    print(slim.export(Path(options.run), Path(options.output)))
+    return main.OK
+
+
 def preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Compile a config's train program for a TPU and print its cost."""
     from seal_jax.preflight import command

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from seal_jax.errors import UsageError
 
 OK, CRASHED, USAGE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
-_PURPOSE = "Forget-and-relearn training: SEAL, LLF and plain training, over generations."
 _EXIT_CODES = (
     f"exit codes: {OK} done; {USAGE} bad input, or a loss that is not finite, explained in one line; "
     f"{UNWRITABLE} the run's folder cannot be written any more (a full disk); "
@@ -72,6 +71,14 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", "print the generations table of runs and draw their curves")
     compare.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
     compare.add_argument("--output", metavar="DIR", help="where curves.png and generations.csv go")
+
+    command("methods", "list every system of the papers, with its method, config and source")
+
+    slim = command("slim", "export the slim network of a KELS run, scored beside the whole one")
+    slim.add_argument("run", metavar="DIR", help="the folder of the run")
+    slim.add_argument(
+        "--output", required=True, metavar="DIR", help="where slim.npz and slim.json go"
+    )
 
     prepare = command("prepare", "prepare a data set for training, without TensorFlow")
     prepare.add_argument("--dataset", required=True, metavar="NAME", help="such as tiny_imagenet")
@@ -135,6 +142,8 @@ def _commands():
         "train": commands.train,
         "sweep": commands.sweep,
         "compare": commands.compare,
+        "methods": commands.methods,
+        "slim": commands.slim,
         "prepare": commands.prepare,
         "preflight": commands.preflight,
     }

@@ -99,6 +99,40 @@ def epoch_order(
     return rows.reshape(steps, batch), weights.astype(jnp.float32).reshape(steps, batch)
 
 
+def balanced_order(
+    key: jax.Array, labels: jax.Array, num_classes: int, batch: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draw the order of one epoch of class-balanced batches.
+
+    Each class goes through its own images in a new order, and begins again where it has fewer than
+    others: every batch has ``batch / num_classes`` images of each class.
+
+    Args:
+      key: a JAX random key.
+      labels: int32 ``[n]``; every class has an image.
+      num_classes: number of classes.
+      batch: examples a step, a multiple of ``num_classes``.
+
+    Returns:
+      ``rows`` int32 and ``weights`` float32 (all 1), both ``[n // batch, batch]``.
+
+    Examples:
+      >>> labels = jnp.array([0, 0, 0, 1, 1, 0])
+      >>> rows, _ = balanced_order(jax.random.key(0), labels, 2, 2)
+      >>> jnp.sort(labels[rows], axis=1).tolist()
+      [[0, 1], [0, 1], [0, 1]]
+    """
+    n = labels.shape[0]
+    steps, each = steps_per_epoch(n, batch), batch // num_classes
+    order = jax.random.permutation(key, n).astype(jnp.int32)
+    grouped = order[jnp.argsort(labels[order])]
+    counts = jnp.bincount(labels, length=num_classes)
+    first = jnp.cumsum(counts) - counts
+    turn = jnp.arange(steps * each).reshape(steps, 1, each) % jnp.maximum(counts, 1)[:, None]
+    rows = grouped[first[:, None] + turn].reshape(steps, batch)
+    return rows, jnp.ones((steps, batch), jnp.float32)
+
+
 def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return every example once and in order, for evaluation.
 

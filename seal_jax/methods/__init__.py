@@ -10,10 +10,27 @@ from seal_jax.errors import UsageError, nearest
 from seal_jax.methods.method import Context, Method
 from seal_jax.training import settings
 
-# Each is a module of this package with an ``Options`` dataclass and ``build(options, context)``.
-NAMES = ("normal", "llf", "seal")
+# Each is a module of this package with a docstring whose first line says what it does, ``SOURCE``,
+# an ``Options`` dataclass and ``build(options, context)``.
+NAMES = (
+    "normal",
+    "llf",
+    "seal",
+    "sa_gd",
+    "wels",
+    "kels",
+    "dsd",
+    "fc",
+    "imp",
+    "lw",
+    "sam",
+    "pof",
+    "foca",
+    "fast",
+    "born_again",
+)
 
-__all__ = ["NAMES", "Context", "Method", "build", "options"]
+__all__ = ["NAMES", "Context", "Method", "build", "described", "options"]
 
 
 def _module(name: str) -> Any:
@@ -29,6 +46,17 @@ def options(name: str) -> Any:
     0.01
     """
     return _module(name).Options()
+
+
+def described(name: str) -> tuple[str, str]:
+    """Return what a method does, in one line, and the section of its source.
+
+    >>> described("lw")
+    ('layerwise reinitialisation (Alabdulmohsin et al. 2022, Algorithm 1)', 'LW paper, Algorithm 1')
+    """
+    module = _module(name)
+    summary = (module.__doc__ or "").splitlines()[0].partition(": ")
+    return (summary[2] or summary[0]).rstrip("."), module.SOURCE
 
 
 def build(values: Mapping[str, Any], context: Context) -> Method:

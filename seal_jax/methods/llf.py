@@ -8,7 +8,9 @@ from typing import Literal
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
 from seal_jax.methods import normal
-from seal_jax.methods.method import Context, Method
+from seal_jax.methods.method import Context, Event, Method
+
+SOURCE = "Zhou et al. 2022, section 4; SEAL paper, section 2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return LLF: plain training whose later layers are drawn anew where a generation starts."""
-    normal.require_restarts(context, "llf")
+    context.require_restarts("llf")
     try:
         later = masks.since(context.model.blocks, options.threshold)
     except UsageError as error:
@@ -47,9 +49,10 @@ def build(options: Options, context: Context) -> Method:
     optimizer = dataclasses.replace(context.optimizer, reset_momentum="never")
     plain = normal.build(normal.Options(), dataclasses.replace(context, optimizer=optimizer))
 
-    def forget(key, params, opt_state):
-        params = forgetting.reinitialise(key, params, mask, init_fn)
+    def forget(event: Event) -> Event:
+        params = forgetting.reinitialise(event.key, event.weights.params, mask, init_fn)
         policy = options.optimizer_state
-        return params, forgetting.forget_state(plain.tx, opt_state, params, mask, policy)
+        opt_state = forgetting.forget_state(plain.tx, event.opt_state, params, mask, policy)
+        return event._replace(weights=event.weights._replace(params=params), opt_state=opt_state)
 
     return dataclasses.replace(plain, on_generation_start=forget, mask=mask)

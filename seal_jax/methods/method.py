@@ -3,42 +3,147 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from seal_jax.errors import UsageError
 from seal_jax.generations import Clock, Schedule
 from seal_jax.models import Model
 from seal_jax.schedules import cosine
 from seal_jax.training.settings import Optimizer, Train
+from seal_jax.training.state import Weights
+from seal_jax.transforms.preconditioners import preconditioner
 
 PyTree = Any
 
-# objective(params) -> (loss, auxiliary): the loss of this device's part of the batch.
-Objective = Callable[[PyTree], tuple[jax.Array, PyTree]]
+
+class Event(NamedTuple):
+    """A moment between two steps at which a method may change what is trained.
+
+    Attributes:
+      key: of this event and no other.
+      generation: that starts, int32, traced.
+      weights: parameters, BatchNorm statistics and normalisers.
+      opt_state: the optimizer's; ``None`` before the first step, when it has yet to be made.
+      memory: what the method keeps; ``()`` before the first step.
+      images: ``images(n)`` are n training images, not augmented, drawn anew for this event.
+    """
+
+    key: jax.Array
+    generation: jax.Array
+    weights: Weights
+    opt_state: PyTree
+    memory: PyTree
+    images: Callable[[int], jax.Array]
 
 
-def plain_gradient(objective: Objective, params: PyTree) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-    """Return ``((loss, auxiliary), gradient)`` of the objective at ``params``."""
-    return jax.value_and_grad(objective, has_aux=True)(params)
+class Auxiliary(NamedTuple):
+    """What an objective finds beside the loss.
+
+    Attributes:
+      batch_stats: BatchNorm's running statistics after the batch.
+      sums: weighted loss, hits and weight of this device's examples.
+      features: the classifier's input, float32 ``[b, C]``.
+    """
+
+    batch_stats: PyTree
+    sums: PyTree
+    features: jax.Array
 
 
-def cross_entropy(label_smoothing: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Return the loss ``(logits [b, classes], labels [b]) -> [b]``, smoothed over all classes.
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The loss of one step, as a method sees it when it looks for a gradient.
+
+    Attributes:
+      objective: ``params -> (loss, Auxiliary)``, this device's share of the batch's loss.
+      part: ``losses [b] -> share``: what this device's examples add to the batch's mean.
+      labels: int32 ``[b]``, of this device's examples.
+      weights: with the parameters at which the step was entered.
+      memory: what the method keeps.
+      key: of this step, the same on every device; ``None`` unless ``Method.random``.
+      progress: share of the training that is over, in [0, 1).
+      extra_batch: ``extra_batch(i) -> (images, labels)``, this device's part of another batch of
+        ``Method.extra_batch_size`` training images, for i below ``Method.extra_batches``.
+      gather: puts the devices' parts of a batch together, along the first axis.
+    """
+
+    objective: Callable[[PyTree], tuple[jax.Array, Auxiliary]]
+    part: Callable[[jax.Array], jax.Array]
+    labels: jax.Array
+    weights: Weights
+    memory: PyTree
+    key: jax.Array | None
+    progress: jax.Array
+    extra_batch: Callable[[Any], tuple[jax.Array, jax.Array]]
+    gather: Callable[[PyTree], PyTree]
+
+
+class Gradient(NamedTuple):
+    """What a method's gradient function returns, all of it this device's share.
+
+    Attributes:
+      auxiliary: of the pass whose loss and BatchNorm statistics count.
+      gradient: like the parameters.
+      measures: by the names of ``Method.measures``; the same on every device.
+    """
+
+    auxiliary: Auxiliary
+    gradient: PyTree
+    measures: dict[str, jax.Array]
+
+
+GradientFunction = Callable[[Problem, PyTree], Gradient]
+
+
+def plain_gradient(problem: Problem, params: PyTree) -> Gradient:
+    """Return the gradient of the objective at ``params``."""
+    (_, auxiliary), gradient = jax.value_and_grad(problem.objective, has_aux=True)(params)
+    return Gradient(auxiliary, gradient, {})
+
+
+def gradient_of(mask: PyTree) -> GradientFunction:
+    """Return a gradient function for the parameters where ``mask`` (static) is True.
+
+    The others are constants to the differentiation, so what only their gradient would need is not
+    computed; theirs comes out as zeros.
+    """
+
+    def gradient(problem: Problem, params: PyTree) -> Gradient:
+        def objective(params):
+            held = jax.tree.map(
+                lambda flag, leaf: leaf if flag else jax.lax.stop_gradient(leaf), mask, params
+            )
+            return problem.objective(held)
+
+        return plain_gradient(dataclasses.replace(problem, objective=objective), params)
+
+    return gradient
+
+
+def cross_entropy(label_smoothing: float) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
+    """Return the loss ``(logits [b, classes], labels [b], targets) -> [b]``, smoothed over all classes.
 
     >>> loss = cross_entropy(0.1)
-    >>> round(float(loss(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)  # ln 4
+    >>> round(float(loss(jnp.zeros((1, 4)), jnp.array([2]), None)[0]), 4)  # ln 4
     1.3863
     """
 
-    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-        return optax.softmax_cross_entropy(logits, targets)
+    def loss(logits: jax.Array, labels: jax.Array, targets: Any = None) -> jax.Array:
+        del targets
+        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+        return optax.softmax_cross_entropy(logits, smooth)
 
     return loss
+
+
+def plain_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the mean cross entropy of a batch, for weak classifiers."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +151,41 @@ class Method:
     """A training method as data; what a field leaves out is plain SGD's.
 
     Attributes:
-      tx: turns gradients into updates; knows its generations by its own clock.
-      loss: ``(logits [b, classes], labels [b]) -> [b]``.
-      on_generation_start: ``(key, params, opt_state) -> (params, opt_state)``, run under ``jit``
-        before the first step of every generation from 1 on; each generation has its own key.
-      gradient: how the gradient of an objective is found; see :func:`plain_gradient`.
+      tx: turns gradients into updates; knows its generations by its own clock. Its ``update`` is
+        given ``value`` (the batch's loss), ``grad_fn`` (``params -> gradient`` of the same batch
+        with the same randomness), ``key`` (of the step) and ``extra_args(memory)``.
+      loss: ``(logits [b, classes], labels [b], targets) -> [b]``.
+      targets: ``(memory, images) -> targets``: what the loss needs beside, a teacher's logits, found
+        once a step and not differentiated.
+      on_start: ``Event -> Event``, run under ``jit`` before the first step: it may change the
+        weights, and makes the memory.
+      on_generation_start: the same before the first step of every generation from 1 on; each has
+        its own key. ``None`` where nothing happens.
+      on_validation: ``(memory, accuracy, step) -> memory``, after each scoring of the validation
+        split.
+      gradient: how the gradient is found; see :func:`plain_gradient`.
+      extra_args: further arguments of ``tx.update``, from the memory.
+      extra_batch_size: images in each further batch that ``gradient`` may ask for; 0 for none.
+      extra_batches: how many of them there are a step.
+      continues_momentum: whether a training that starts from another run takes over the momentum.
+      random: whether ``tx`` or ``gradient`` need a key in every step.
+      measures: names of what ``gradient`` measures in every step; the log has their means.
       mask: the forget subtree, to be reported before training; ``None`` if there is none.
     """
 
     tx: optax.GradientTransformationExtraArgs
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
-    on_generation_start: Callable[[jax.Array, PyTree, PyTree], tuple[PyTree, PyTree]] | None = None
-    gradient: Callable[[Objective, PyTree], Any] = plain_gradient
+    loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    targets: Callable[[PyTree, jax.Array], PyTree] | None = None
+    on_start: Callable[[Event], Event] | None = None
+    on_generation_start: Callable[[Event], Event] | None = None
+    on_validation: Callable[[PyTree, jax.Array, jax.Array], PyTree] | None = None
+    gradient: GradientFunction = plain_gradient
+    extra_args: Callable[[PyTree], Mapping[str, Any]] = lambda memory: {}
+    extra_batch_size: int = 0
+    extra_batches: int = 1
+    continues_momentum: bool = False
+    random: bool = False
+    measures: tuple[str, ...] = ()
     mask: PyTree | None = None
 
 
@@ -85,13 +213,26 @@ class Context:
         return Clock(self.steps_per_epoch, self.train.epochs_per_generation)
 
     @property
-    def loss(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.clock.steps_per_generation * self.train.generations
+
+    @property
+    def loss(self) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
         """Cross entropy with the label smoothing asked for."""
         return cross_entropy(self.optimizer.label_smoothing)
 
-    def schedule(self) -> Schedule:
-        """Return the learning rate as a function of the step within a cosine."""
-        rate = self.optimizer.learning_rate
+    @property
+    def head(self) -> str:
+        """Path rule for the classifier's parameters, a mask."""
+        return self.model.head
+
+    def schedule(self, learning_rate: float | None = None) -> Schedule:
+        """Return the learning rate as a function of the step within a cosine.
+
+        ``learning_rate`` stands in for ``optimizer.learning_rate``, for a method with several.
+        """
+        rate = self.optimizer.learning_rate if learning_rate is None else learning_rate
         if self.optimizer.schedule == "constant":
             return lambda step: jnp.asarray(rate, jnp.float32)
         single = self.optimizer.schedule == "single"
@@ -103,6 +244,34 @@ class Context:
             warmup_epochs=self.optimizer.warmup_epochs,
         )
 
+    def arguments(self) -> dict[str, Any]:
+        """Return what the ``make_..._tx`` of most methods take, by name."""
+        optimizer = self.optimizer
+        epochs = self.train.epochs_per_generation
+        if optimizer.schedule == "single":
+            # One long generation: the clock of the transformation spans the whole run.
+            epochs *= self.train.generations
+        return {
+            "learning_rate": self.schedule(),
+            "steps_per_epoch": self.steps_per_epoch,
+            "epochs_per_generation": epochs,
+            "weight_decay": optimizer.weight_decay,
+            "reset_momentum": optimizer.reset_momentum,
+            "preconditioner": preconditioner(
+                optimizer.name,
+                momentum=optimizer.momentum,
+                nesterov=optimizer.nesterov,
+                damped=optimizer.damped_momentum,
+            ),
+        }
+
     def init_params(self, key: jax.Array) -> PyTree:
         """Draw parameters as the model does."""
         return self.model.init(key)["params"]
+
+    def require_restarts(self, name: str) -> None:
+        """Raise if the schedule does not restart: no forgetting method is defined without."""
+        if self.optimizer.schedule == "single":
+            raise UsageError(
+                f'optimizer.schedule = "single" does not go with method {name!r}; use "restart"'
+            )

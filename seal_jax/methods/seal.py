@@ -7,9 +7,10 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods import normal
-from seal_jax.methods.method import Context, Method
+from seal_jax.methods.method import Context, Event, Method
 from seal_jax.transforms import make_seal_tx
+
+SOURCE = "SEAL paper, section 3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return SEAL over the model's declared block order."""
-    normal.require_restarts(context, "seal")
+    context.require_restarts("seal")
     if context.optimizer.nesterov:
         raise UsageError(
             "optimizer.nesterov = True does not go with method 'seal'; set it to False"
@@ -48,23 +49,19 @@ def build(options: Options, context: Context) -> Method:
     mask = masks.resolve(masks.invert(early) if options.reverse else early, context.params)
     tx = make_seal_tx(
         mask,
-        context.schedule(),
-        steps_per_epoch=context.steps_per_epoch,
-        epochs_per_generation=context.train.epochs_per_generation,
         ascent_epochs=options.ascent_epochs,
         ascent_scale=options.ascent_scale,
-        momentum=context.optimizer.momentum,
-        weight_decay=context.optimizer.weight_decay,
         ascent_weight_decay_factor=options.ascent_weight_decay_factor,
-        reset_momentum=context.optimizer.reset_momentum,
         fit_in_ascent="freeze" if options.fit == "freeze" else "descend",
+        **context.arguments(),
     )
     method = Method(tx=tx, loss=context.loss, mask=mask)
     if options.fit != "reinit":
         return method
 
-    def reinitialise_fit(key, params, opt_state):
+    def reinitialise_fit(event: Event) -> Event:
         fit = masks.invert(mask)
-        return forgetting.reinitialise(key, params, fit, context.init_params), opt_state
+        params = forgetting.reinitialise(event.key, event.weights.params, fit, context.init_params)
+        return event._replace(weights=event.weights._replace(params=params))
 
     return dataclasses.replace(method, on_generation_start=reinitialise_fit)

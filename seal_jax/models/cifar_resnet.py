@@ -7,8 +7,6 @@ shortcut A; where it puts the zero channels is not said, here they come after th
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from seal_jax.errors import UsageError
 from seal_jax.models.resnet import ResNet
 
@@ -22,9 +20,7 @@ def cifar_resnet(
     *,
     width: int = 16,
     shortcut: str = "A",
-    dtype: Any = jnp.float32,
-    bn_axis_name: str | None = None,
-    convolution: str = "native",
+    **options: Any,
 ) -> ResNet:
     """Return the residual network of ``depth`` = 6n + 2 weight layers.
 
@@ -34,9 +30,7 @@ def cifar_resnet(
         width: channels of the stem and the first stage; the others have twice and four times that.
         shortcut: ``"A"``, subsample and append zero channels, or ``"B"``, 1x1 convolution and
             BatchNorm.
-        dtype: dtype of the activations; see ``ResNet``.
-        bn_axis_name: named axis over which BatchNorm synchronises; see ``ResNet``.
-        convolution: how a convolution is computed; see ``ResNet``.
+        **options: fields that every network has; see ``Network`` and ``Layered``.
 
     Raises:
         UsageError: ``depth`` is not 6n + 2, or a field has no such value.
@@ -54,7 +48,5 @@ def cifar_resnet(
         width=width,
         stem="cifar",
         shortcut=shortcut,
-        dtype=dtype,
-        bn_axis_name=bn_axis_name,
-        convolution=convolution,
+        **options,
     )

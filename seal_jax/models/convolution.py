@@ -1,4 +1,4 @@
-"""Two ways to compute a convolution: XLA's own, and as one matrix product over shifted images.
+"""Two ways to compute a convolution: XLA's own, and as products over shifted images.
 
 XLA's CPU compiler brings convolutions into the layout of its fast kernel only outside of loops. In
 the body of a ``lax.scan`` the convolutions of the backward pass become naive loops, about ten times
@@ -22,16 +22,19 @@ def conv_as_matmul(
     padding: Sequence[tuple[int, int]],
     **fixed: Any,
 ) -> jax.Array:
-    """Convolve like ``lax.conv_general_dilated`` in the cases that residual networks need.
+    """Convolve like ``lax.conv_general_dilated`` in the cases that this package's networks need.
 
-    Every derivative of it is made of matrix products, slices and pads too.
+    One matrix product over the shifted images side by side; or, where every channel is convolved on
+    its own, the sum of the shifted images each times its row of the kernel. Every derivative is made
+    of the same products, slices and pads.
 
     Args:
       images: ``[N, H, W, C]``.
-      kernel: ``[height, width, C, features]``.
+      kernel: ``[height, width, C, features]``, or ``[height, width, 1, C]`` with
+        ``feature_group_count=C`` (depthwise).
       window_strides: along height and width.
       padding: ``(before, after)`` along height and width.
-      **fixed: the other arguments that ``nn.Conv`` passes; undilated, ungrouped, NHWC.
+      **fixed: the other arguments that ``nn.Conv`` passes; undilated, NHWC.
 
     Returns:
       ``[N, H', W', features]``.
@@ -48,6 +51,13 @@ def conv_as_matmul(
         for row in range(height)
         for column in range(width)
     ]
+    if fixed.get("feature_group_count", 1) != 1:
+        # Summed in float32 whatever the dtype of the images, as XLA does.
+        total = sum(
+            image.astype(jnp.float32) * row
+            for image, row in zip(shifted, kernel.reshape(-1, features), strict=True)
+        )
+        return jnp.asarray(total, images.dtype)
     patches = jnp.concatenate(shifted, axis=-1) if len(shifted) > 1 else shifted[0]
     return jax.lax.dot_general(
         patches,

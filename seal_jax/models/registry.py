@@ -1,74 +1,59 @@
-"""Models by name: a Flax module with its input shape and the declared order of its parameters."""
+"""Models by name."""
 
-import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from seal_jax.errors import UsageError, nearest
 from seal_jax.models.cifar_resnet import DEPTHS, cifar_resnet
+from seal_jax.models.mlp import MLP
+from seal_jax.models.mobilenet import MobileNet
+from seal_jax.models.model import Model, from_module
+from seal_jax.models.network import Network
 from seal_jax.models.resnet import RESNETS, ResNet
+from seal_jax.models.scnn import SimpleCNN
+from seal_jax.models.vgg import VGG, VGGS
+from seal_jax.models.wide_resnet import WideResNet, parse
 
-_CIFAR_RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}
+
+class _Entry(NamedTuple):
+    """A function of the options that returns the module, and the options of its own."""
+
+    build: Callable[..., Network]
+    options: tuple[str, ...]
+
+
+_ENTRIES: dict[str, _Entry] = {
+    **{
+        name: _Entry(
+            functools.partial(ResNet, block=block, stage_sizes=sizes),
+            ("stem", "width"),
+        )
+        for name, (block, sizes) in RESNETS.items()
+    },
+    **{
+        f"resnet{depth}": _Entry(functools.partial(cifar_resnet, depth), ("shortcut", "width"))
+        for depth in DEPTHS
+    },
+    "scnn": _Entry(SimpleCNN, ("dense_width", "pool")),
+    **{
+        name: _Entry(functools.partial(VGG, group_sizes=sizes), ("dense_width",))
+        for name, sizes in VGGS.items()
+    },
+    "mobilenet": _Entry(MobileNet, ()),
+    "mlp": _Entry(MLP, ("hidden",)),
+}
+_COMMON = ("norm", "initialiser", "dropout", "head_bias")
+# Some of the names that fit the pattern wrn<6n + 4>-<k>, all of which create() knows.
+_WIDE = ("wrn10-1", "wrn16-8", "wrn28-10", "wrn40-4")
 _DTYPES = ("float32", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A module and what a forgetting method must know of it; hashable.
-
-    Attributes:
-        name: the registry's name.
-        module: Flax module; ``module.apply(variables, images, train=...)`` returns logits.
-        image_shape: ``(height, width, channels)`` of one image.
-        num_classes: number of logits.
-        blocks: path prefixes of the parameter tree, bottom to top, declared by the module; together
-            they cover every parameter exactly once: ``"conv1", "bn1", "layer1/block0", ..., "fc"``.
-        layers: weight layers, bottom to top, without downsample convolutions. SEAL's (section 4)
-            L = 23 in ResNet-50 is the 1-based index here of ``layer3/block0/conv1``.
-        head: path of the classifier.
-    """
-
-    name: str
-    module: Any
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    blocks: tuple[str, ...]
-    layers: tuple[str, ...]
-    head: str
-
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        """Draw ``{"params": ..., "batch_stats": ...}``, nested dicts of float32, from ``key``.
-
-        Works under ``jax.jit``, ``jax.vmap`` over keys, and ``jax.eval_shape``.
-        """
-        # Shapes alone suffice: lazy_init draws the parameters without running the network.
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        return self.module.lazy_init(key, images, train=False)
-
-    def features(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """Return what each part of the network makes of ``images`` in inference mode, by name.
-
-        The names are ``stem`` and each residual block's path (``[N, H, W, C]`` in the compute
-        dtype, after the ReLU), ``features`` (float32 ``[N, C]``, the classifier's input) and
-        ``logits`` (float32 ``[N, num_classes]``). For their order walk ``blocks``: jit sorts dicts.
-        """
-        logits, state = self.module.apply(variables, images, train=False, mutable=["intermediates"])
-        sown = traverse_util.flatten_dict(state["intermediates"], sep="/")
-        inner = {block: sown[f"{block}/output"][0] for block in self.module.residual_blocks}
-        return {
-            "stem": sown["stem"][0],
-            **inner,
-            "features": sown["features"][0],
-            "logits": logits,
-        }
-
-
 def names() -> tuple[str, ...]:
-    """Return the names that ``create`` knows."""
-    return (*RESNETS, *_CIFAR_RESNETS)
+    """Return names that ``create`` knows: all but those of wide ResNets, of which it knows more."""
+    return (*_ENTRIES, *_WIDE)
 
 
 def create(
@@ -84,15 +69,19 @@ def create(
     """Return the model called ``name``.
 
     Args:
-        name: one of ``names()``.
+        name: one of ``names()``, or any "wrn<depth>-<width>" with a depth of 6n + 4.
         num_classes: number of logits, at least 2.
         image_shape: ``(height, width, channels)``.
         dtype: dtype of the activations, float32 or bfloat16, as a dtype or its name.
         bn_axis_name: named axis over which BatchNorm synchronises its statistics, or None.
         convolution: how a convolution is computed, "native" or "matmul" (for programs that train in
             a loop on CPU, see ``seal_jax.models.convolution``); equal up to rounding.
-        **options: for resnet18, 34, 50 and 101 ``stem`` ("imagenet" or "cifar") and ``width``; for
-            the 6n + 2 nets ``shortcut`` ("A" or "B") and ``width``.
+        **options: for all ``norm`` ("batch" or "layer"; "none" too for the MLP), ``initialiser``
+            ("he", "he_fan_out" or "xavier"), ``dropout`` (rate) and ``head_bias``; for resnet18, 34,
+            50 and 101 ``stem`` ("imagenet" or "cifar") and ``width``; for the 6n + 2 nets
+            ``shortcut`` ("A" or "B") and ``width``; for wide ResNets ``stride_on`` ("first" or
+            "second"); for scnn, vgg16 and vgg19 ``dense_width``; for scnn ``pool`` (2 or 3); for the
+            MLP ``hidden`` (a tuple of widths).
 
     Raises:
         UsageError: unknown name or option, a value that a field does not have, or images smaller
@@ -102,55 +91,34 @@ def create(
     >>> model.layers[23 - 1]
     'layer3/block0/conv1'
     """
-    if name not in names():
-        known = names()
-        raise UsageError(f"model name {name!r} is unknown{nearest(name, known) or _list(known)}")
-    known = ("stem", "width") if name in RESNETS else ("shortcut", "width")
+    build, own = _entry(name)
+    known = (*own, *_COMMON)
     for option in options:
         if option not in known:
             raise UsageError(
                 f"{option}={options[option]!r}: {name} has no such option{_list(known)}"
             )
-    shared: dict[str, Any] = {
-        "num_classes": num_classes,
-        "dtype": _dtype(dtype),
-        "bn_axis_name": bn_axis_name,
-        "convolution": convolution,
+    module = build(
+        num_classes=num_classes,
+        dtype=_dtype(dtype),
+        bn_axis_name=bn_axis_name,
+        convolution=convolution,
         **options,
-    }
-    if name in RESNETS:
-        block, stage_sizes = RESNETS[name]
-        module = ResNet(block=block, stage_sizes=stage_sizes, **shared)
-    else:
-        module = cifar_resnet(_CIFAR_RESNETS[name], **shared)
+    )
     return from_module(module, name=name, image_shape=image_shape)
 
 
-def from_module(module: ResNet, *, name: str, image_shape: tuple[int, int, int]) -> Model:
-    """Return the ``Model`` of a module that declares its own order, for nets outside the registry.
-
-    Raises:
-        UsageError: ``image_shape`` is not (height, width, channels), or is too small.
-    """
-    shape = tuple(image_shape)
-    if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise UsageError(f"image_shape={shape!r}: give (height, width, channels), all positive")
-    least = module.total_stride
-    if min(shape[:2]) < least:
-        other = ", or stem='cifar'" if module.stem == "imagenet" else ""
+def _entry(name: str) -> _Entry:
+    wide = parse(name)
+    if wide is not None:
+        depth, widen = wide
+        build = functools.partial(WideResNet, depth=depth, width=16 * widen)
+        return _Entry(build, ("stride_on",))
+    if name not in _ENTRIES:
         raise UsageError(
-            f"image_shape={shape!r} is too small for {name}, which shrinks images {least} times: "
-            f"use a height and width of at least {least}{other}"
+            f"model name {name!r} is unknown{nearest(name, names()) or _list(names())}"
         )
-    return Model(
-        name=name,
-        module=module,
-        image_shape=shape,
-        num_classes=module.num_classes,
-        blocks=module.blocks,
-        layers=module.layers,
-        head=module.head,
-    )
+    return _ENTRIES[name]
 
 
 def _list(known: tuple[str, ...]) -> str:

@@ -7,7 +7,6 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from seal_jax.errors import UsageError
 
@@ -62,7 +61,6 @@ def _child(config: str, overrides: list[str], topology: str, sender) -> None:
 
 def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict]:
     import jax
-    import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
     from seal_jax.cli import configs
@@ -71,7 +69,6 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
     from seal_jax.training import experiment as experiments
     from seal_jax.training import mesh as meshes
     from seal_jax.training.settings import Settings
-    from seal_jax.training.step import Arrays
 
     settings: Settings = configs.load(config, overrides)
     if settings.data.name not in KNOWN:
@@ -88,15 +85,12 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
     experiment = experiments.build(settings, shape, mesh)
     programs = experiment.programs
     replicated = NamedSharding(programs.mesh, meshes.REPLICATED)
-    shapes: list[Any] = [
-        jax.ShapeDtypeStruct(size, dtype, sharding=replicated)
-        for size, dtype in (
-            ((shape.train, row_bytes(image_shape)), jnp.uint8),
-            ((shape.train,), jnp.int32),
-        )
-    ]
+    train = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+        programs.abstract_data(),
+    )
     state = programs.abstract_state(settings.train.seeds)
-    compiled = programs.train.lower(state, Arrays(*shapes)).compile()
+    compiled = programs.train.lower(state, train).compile()
     report = analyse(compiled, steps=programs.steps_per_call)
     beside = (shape.validation + shape.test) * row_bytes(image_shape) / 2**20
     summary = (

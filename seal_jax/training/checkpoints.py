@@ -8,10 +8,8 @@ metadata. Orbax renames the folder into place once all of it is on disk. No pick
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,12 +22,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from seal_jax import paths
 from seal_jax.errors import UsageError
+from seal_jax.training import checkpoint_files as files
 from seal_jax.training.checksums import checksums
 from seal_jax.training.quiet import quiet_orbax
-
-Leaf = jax.Array | jax.ShapeDtypeStruct
 
 
 class CheckpointError(OSError):
@@ -48,10 +44,6 @@ class Restored(NamedTuple):
     step: int
     state: Any
     metadata: dict[str, Any]
-
-
-class _Damaged(Exception):
-    """A checkpoint cannot be read; the text says why."""
 
 
 class Checkpoints:
@@ -109,7 +101,7 @@ class Checkpoints:
             metadata.
           CheckpointError: this save, or the one before it, cannot be written.
         """
-        leaves = _named_leaves(state)
+        leaves = files.named_leaves(state)
         try:
             extra = json.loads(json.dumps(metadata))
         except (TypeError, ValueError) as error:
@@ -122,14 +114,14 @@ class Checkpoints:
                 f"checkpoint {step} is not newer than {self._good[-1]} in {self._folder}: "
                 "restore that one first, or use an empty folder"
             )
-        record = {"leaves": _description(leaves), "metadata": extra}
+        record = {"leaves": files.description(leaves), "metadata": extra}
         for name, checksum in checksums(leaves).items():
             record["leaves"][name]["checksum"] = checksum
         # Orbax cannot write arrays without elements; `restore` makes them from the description.
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            metadata=ocp.args.JsonSave({**record, "digest": _digest(record)}),
+            metadata=ocp.args.JsonSave({**record, "digest": files.digest(record)}),
         )
         assert self._manager is not None
         manager = self._manager
@@ -155,12 +147,12 @@ class Checkpoints:
           CheckpointError: a save under way failed.
         """
         self.wait()
-        wanted = _named_leaves(abstract_state)
+        wanted = files.named_leaves(abstract_state)
         damaged: dict[int, str] = {}
         for step in reversed(_same_everywhere(self.steps())):
             try:
-                leaves, metadata = _read(self._folder / str(step), wanted)
-            except _Damaged as error:
+                leaves, metadata = files.read(self._folder / str(step), wanted)
+            except files.Damaged as error:
                 damaged[step] = str(error)
                 continue
             # Only now: had none been readable, the fault could be the machine's.
@@ -244,58 +236,42 @@ class Checkpoints:
                     shutil.rmtree(part, ignore_errors=True)
             last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
             raise CheckpointError(
-                f"checkpoint {step} was not written to {self._folder}: {_reason(error)}; {last}"
+                f"checkpoint {step} was not written to {self._folder}: {files.reason(error)}; {last}"
             ) from error
 
 
-def _read(folder: epath.Path, wanted: dict[str, Leaf]) -> tuple[list[jax.Array], dict[str, Any]]:
-    """Return the leaves in the order of ``wanted``, and the metadata."""
+def read_leaves(directory: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
+    """Return the leaves of the newest readable checkpoint by name, in host memory, verified.
 
-    def read_record() -> dict[str, Any]:
-        record = json.loads((folder / "metadata" / "metadata").read_text())
-        if record.pop("digest") != _digest(record):
-            raise ValueError("metadata is not what was saved")
-        return record
+    It needs no abstract state, so another experiment may take from them what it can use. Random
+    keys are left out.
 
-    def read_arrays() -> dict[str, jax.Array]:
-        target = {name: leaf for name, leaf in structs.items() if leaf.size}
-        args = ocp.args.StandardRestore(target)
-        return ocp.StandardCheckpointHandler().restore(folder / "state", args=args)
+    Returns:
+      The leaves; None when the folder holds no checkpoint.
 
-    record = _on_every_process(read_record)
-    saved = {name: leaf.pop("checksum") for name, leaf in record["leaves"].items()}
-    # From here on the description is known to be whole, so a difference is another model.
-    _same_leaves(folder, record["leaves"], _description(wanted))
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    structs = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
-        for name, leaf in wanted.items()
-    }
-    arrays = _on_every_process(read_arrays)
-    for name, leaf in structs.items():
-        if not leaf.size:
-            arrays[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    wrong = [name for name, checksum in checksums(arrays).items() if checksum != saved[name]]
-    if wrong:
-        raise _Damaged(f"{_some(wrong)}: not the values that were saved")
-    return [arrays[name] for name in wanted], record["metadata"]
-
-
-def _on_every_process(read: Callable[[], Any]) -> Any:
-    """Return ``read()``, or raise `_Damaged` on every process when it failed on any."""
-    result, why = None, ""
-    try:
-        result = read()
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # the machine's trouble, not the checkpoint's
-    except Exception as error:
-        why = _reason(error)
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(bool(why)))
-        why = why or (f"process {failed.argmax()} cannot read it" if failed.any() else "")
-    if why:
-        raise _Damaged(why)
-    return result
+    Raises:
+      UsageError: there are checkpoints and none can be read.
+    """
+    checkpoints = Checkpoints(directory)
+    damaged: dict[int, str] = {}
+    for step in reversed(_same_everywhere(checkpoints.steps())):
+        folder = epath.Path(os.path.abspath(os.fspath(directory))) / str(step)
+        try:
+            record = files.read_record(folder)
+            wanted: dict[str, files.Leaf] = {
+                name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
+                for name, leaf in record["leaves"].items()
+                if not leaf["dtype"].startswith("key<")
+            }
+            leaves, _ = files.read(folder, wanted, partly=True)
+        except files.Damaged as error:
+            damaged[step] = str(error)
+            continue
+        return dict(zip(wanted, jax.device_get(leaves), strict=True))
+    if damaged:
+        reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+        raise UsageError(f"no checkpoint in {directory} can be read ({reasons})")
+    return None
 
 
 def _same_everywhere(steps: list[int]) -> list[int]:
@@ -314,63 +290,3 @@ def _set_aside(folder: epath.Path) -> None:
         number += 1
         name = f"damaged-{folder.name}-{number}"
     folder.rename(folder.parent / name)
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Return the leaves by name, in tree order; UsageError for what is not an array."""
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = paths.name(path)
-        if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-            raise UsageError(
-                f"state leaf {name} is a {type(leaf).__name__}: make it an array with jnp.array"
-            )
-        if name in leaves:
-            raise UsageError(f"two leaves of the state are named {name}: rename one")
-        leaves[name] = leaf
-    return leaves
-
-
-def _description(leaves: Mapping[str, Leaf]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in leaves.items()
-    }
-
-
-def _same_leaves(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise a UsageError that names the first leaves that differ."""
-
-    def show(leaf: dict[str, Any] | None) -> str:
-        return f"{leaf['dtype']}{leaf['shape']}" if leaf else "absent"
-
-    names = [*saved, *(name for name in wanted if name not in saved)]
-    different = [
-        f"{name} is {show(saved.get(name))} there and {show(wanted.get(name))} here"
-        for name in names
-        if saved.get(name) != wanted.get(name)
-    ]
-    if different:
-        raise UsageError(
-            f"checkpoint {folder} is of another model or method: {_some(different)}: "
-            "use the config it was saved with, or another folder"
-        )
-
-
-def _some(items: list[str], count: int = 3) -> str:
-    rest = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(items[:count]) + rest
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    """Return one short line for what Orbax, TensorStore or the system said."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code:
-        return os.strerror(int(code.group(1)))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

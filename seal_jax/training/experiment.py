@@ -13,8 +13,10 @@ from seal_jax import data, masks, methods, models
 from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
 from seal_jax.methods import Method
+from seal_jax.training import course
 from seal_jax.training import mesh as meshes
 from seal_jax.training import settings as settings_lib
+from seal_jax.training.batches import Batches
 from seal_jax.training.settings import Settings
 from seal_jax.training.step import Programs
 
@@ -110,10 +112,11 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         )
     steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     clock = Clock(steps, train.epochs_per_generation)
-    steps_per_call = settings.run.steps_per_call or steps
-    if steps % steps_per_call:
+    steps_per_call = _steps_per_call(settings, steps, shape)
+    if train.sampling == "balanced" and train.batch_size % shape.num_classes:
         raise UsageError(
-            f"run.steps_per_call = {steps_per_call} does not divide the {steps} steps of an epoch"
+            f"train.batch_size = {train.batch_size} must be a multiple of the {shape.num_classes} "
+            f'classes of {settings.data.name} with train.sampling = "balanced"'
         )
     # Over one device the batch is whole as it is.
     synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
@@ -135,23 +138,73 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
-    augmentation = augmentation_of(settings, shape.image_shape)
+    _check_extra_batches(method, shape, mesh)
+    batches = Batches(
+        size=shape.train,
+        batch_size=train.batch_size,
+        drop_last=train.drop_last,
+        balanced=train.sampling == "balanced",
+        num_classes=shape.num_classes,
+        image_shape=shape.image_shape,
+        augmentation=augmentation_of(settings, shape.image_shape),
+        dtype=model.module.dtype,
+        shares=mesh.shape[meshes.DATA],
+        extra_batch_size=method.extra_batch_size,
+        extra_batches=method.extra_batches,
+        random=method.random or bool(model.module.dropout),
+    )
     programs = Programs(
         model=model,
         method=method,
         clock=clock,
-        augmentation=augmentation,
+        batches=batches,
+        courses=course.courses(settings, clock, bool(shape.validation)),
         mesh=mesh,
         batching=meshes.batching(settings, mesh),
-        train_size=shape.train,
-        batch_size=train.batch_size,
-        drop_last=train.drop_last,
         steps_per_call=steps_per_call,
+        total_steps=context.total_steps,
         eval_batch_size=settings.run.eval_batch_size,
         validate_size=shape.validation,
         test_size=shape.test,
     )
     return Experiment(settings, model, method, context, clock, programs)
+
+
+def _steps_per_call(settings: Settings, steps: int, shape: DataShape) -> int:
+    """Return how many steps a call of the train program has."""
+    every = settings.train.validate_every
+    if every and not shape.validation:
+        raise UsageError(
+            f"train.validate_every = {every} needs a validation split: set data.validation_fraction"
+        )
+    if every and steps % every:
+        raise UsageError(
+            f"train.validate_every = {every} does not divide the {steps} steps of an epoch"
+        )
+    count = settings.run.steps_per_call or every or steps
+    if steps % count:
+        raise UsageError(
+            f"run.steps_per_call = {count} does not divide the {steps} steps of an epoch"
+        )
+    if every and every % count:
+        raise UsageError(
+            f"run.steps_per_call = {count} does not divide train.validate_every = {every}"
+        )
+    return count
+
+
+def _check_extra_batches(method: Method, shape: DataShape, mesh: Mesh) -> None:
+    """Raise if the further batches that a method asks for cannot be had."""
+    size, shares = method.extra_batch_size, mesh.shape[meshes.DATA]
+    if size * method.extra_batches > shape.train:
+        raise UsageError(
+            f"method.weak_batch_size = {size} is too large for {shape.train} training images"
+        )
+    if size % shares:
+        raise UsageError(
+            f"method.weak_batch_size = {size} is no multiple of the {shares} devices along the data "
+            "axis (run.data_devices)"
+        )
 
 
 def augmentation_of(settings: Settings, image_shape: tuple[int, int, int]) -> Any:

@@ -17,14 +17,15 @@ from seal_jax import data
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
+from seal_jax.training import pretrained
 from seal_jax.training import workdir as workdirs
+from seal_jax.training.batches import Arrays
 from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.experiment import Experiment
 from seal_jax.training.metrics import MetricsLog
 from seal_jax.training.progress import Progress
 from seal_jax.training.settings import Settings
 from seal_jax.training.state import State
-from seal_jax.training.step import Arrays
 
 
 class NonFiniteError(UsageError):
@@ -61,16 +62,19 @@ def train(
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     main = jax.process_index() == 0
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
+    programs = experiment.programs
+    abstract = programs.abstract_state(settings.train.seeds)
+    given = {}
+    if settings.train.pretrained and not checkpoints.steps():
+        momentum = experiment.method.continues_momentum
+        given = pretrained.load(settings, workdir, abstract, momentum=momentum)
     _on_first_process(lambda: workdirs.claim(workdir, settings))
     if main:
         print(experiment.summary(), flush=True)
-    programs = experiment.programs
     with checkpoints, _stop() as stop:
-        restored = checkpoints.restore(programs.abstract_state(settings.train.seeds))
+        restored = checkpoints.restore(abstract)
         if restored is None:
-            seeds = np.arange(settings.train.seeds, dtype=np.uint32) + settings.train.seed
-            state = programs.init(meshes.place(programs.mesh, seeds, meshes.BY_SEED))
-            step = 0
+            state, step = None, 0
         else:
             state, step = restored.state, restored.step
             if step == experiment.total_steps:
@@ -81,7 +85,11 @@ def train(
         log = MetricsLog(workdir, resume_step=step, write=main)
         progress = Progress(experiment.total_steps, initial=step)
         try:
-            return _Loop(experiment, dataset, checkpoints, log, progress, stop).run(state, step)
+            loop = _Loop(experiment, dataset, checkpoints, log, progress, stop)
+            if state is None:
+                seeds = np.arange(settings.train.seeds, dtype=np.uint32) + settings.train.seed
+                state = programs.init(programs.starts(seeds, given), loop.train_data)
+            return loop.run(state, step)
         finally:
             progress.close()
             log.close()
@@ -120,20 +128,27 @@ class _Loop:
         while step < total:
             # A checkpoint is of the moment BEFORE the event, so the event is repeated on resume.
             if self.clock.starts_generation(step):
-                state = self.programs.start_generation(state)
+                state = self.programs.start_generation(state, self.train_data)
             state, losses = self.programs.train(state, self.train_data)
             losses = fetch(losses)
             if not np.isfinite(losses).all():
                 self.diverged(step + int(np.flatnonzero(~np.isfinite(losses).all(0))[0]), saved)
             step += self.programs.steps_per_call
             self.progress.update(step, loss=float(losses[:, -1].mean()))
+            ended_early = False
             if step % self.clock.steps_per_epoch == 0:
                 # The row must be on disk before the checkpoint: a run taken up again at `step`
                 # keeps the rows up to there, and would miss this one.
-                state, row = self.score(state, step)
+                state, row, ended_early = self.score(state, step)
                 self.log.append(row)
+                if ended_early:
+                    state = self.programs.end_generation(state)
+                    step = (self.clock.generation(step - 1) + 1) * self.clock.steps_per_generation
+                    self.progress.update(step)
+            elif self.validation_is_due(step):
+                state, _ = self.programs.validate(state, self.validation_data)
             stopping = _any_process(self.stop.is_set())
-            if step == total or stopping or self.checkpoint_is_due(step):
+            if step == total or stopping or ended_early or self.checkpoint_is_due(step):
                 if not fetch(self.programs.finite(state)).all():
                     self.diverged(step - 1, saved)
                 self.checkpoints.save(step, state, {"epoch": int(self.clock.epoch(step))})
@@ -147,8 +162,17 @@ class _Loop:
         every = self.experiment.settings.run.checkpoint_every_epochs * self.clock.steps_per_epoch
         return step % every == 0
 
-    def score(self, state: State, step: int) -> tuple[State, dict[str, Any]]:
-        """Return the metrics row of the epoch that ends at ``step``; one value per seed each."""
+    def validation_is_due(self, step: int) -> bool:
+        every = self.experiment.settings.train.validate_every
+        return bool(self.programs.validate_size and every) and step % every == 0
+
+    def score(self, state: State, step: int) -> tuple[State, dict[str, Any], bool]:
+        """Score the epoch that ends at ``step``.
+
+        Returns:
+          The state, the metrics row with one value per seed each, and whether the generation ends
+          here though its budget is not used up.
+        """
         last = step - 1  # the last step of the epoch
         row: dict[str, Any] = {
             "step": step,
@@ -156,19 +180,28 @@ class _Loop:
             "generation": self.clock.generation(last),
             "epoch_in_generation": self.clock.epoch_in_generation(last),
             "learning_rate": self.experiment.learning_rate(last),
-            **_mean("train", fetch(state.tally)),
         }
+        tally = fetch(state.tally)
+        row |= _mean("train", tally)
+        for name, total in tally.measures.items():
+            row[f"train/{name}"] = (total / self.clock.steps_per_epoch).tolist()
         if self.programs.validate_size:
             state, sums = self.programs.validate(state, self.validation_data)
             row |= _mean("validation", fetch(sums))
-        if step % self.clock.steps_per_generation == 0:
+        ended_early, ends = False, step % self.clock.steps_per_generation == 0
+        if self.programs.courses is not None:
+            state = self.programs.judge(state)
+            course = fetch(state.course)
+            row |= {"rate_scale": course.rate_scale.tolist(), "stopped": course.stopped.tolist()}
+            ended_early = bool(course.stopped.all()) and not ends
+        if ends or ended_early:
             # The test split is scored where a generation ends, never to choose anything.
             row |= _mean("test_last", fetch(self.programs.test(state.weights, self.test_data)))
             if state.best is not None:
                 best = fetch(self.programs.test(state.best.weights, self.test_data))
                 row |= _mean("test_best", best)
                 row["best_epoch"] = fetch(state.best.epoch).tolist()
-        return state, row
+        return state, row, ended_early
 
     def diverged(self, step: int, saved: int) -> None:
         self.checkpoints.wait()

@@ -60,39 +60,62 @@ class Model:
       stem: "imagenet" or "cifar" (resnet18 to resnet101).
       width: channels of the first stage.
       shortcut: "A" or "B" (the CIFAR networks of depth 6n + 2).
+      norm: "batch" or "layer".
+      initialiser: "he" or "xavier".
+      dropout: rate of the networks that have it.
+      head_bias: whether the classifier has a bias.
+      stride_on: the convolution of a wide residual block that strides, "first" or "second".
+      dense_width: units of the dense layers of scnn and VGG.
+      pool: side of scnn's max-pools.
     """
 
     name: str = "resnet18"
     stem: str | None = None
     width: int | None = None
     shortcut: str | None = None
+    norm: str | None = None
+    initialiser: str | None = None
+    dropout: float | None = None
+    head_bias: bool | None = None
+    stride_on: str | None = None
+    dense_width: int | None = None
+    pool: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Momentum SGD, its schedule and its loss.
+    """The optimizer, its schedule and its loss.
 
     Attributes:
+      name: "sgd" with momentum, "adam" or "radam"; all with coupled weight decay.
       learning_rate: the peak.
       schedule: "restart" is a cosine in every generation, "single" one cosine over all generations,
         "constant" no schedule.
       warmup_epochs: linear warm-up by epochs at the start of each cosine.
-      momentum: undamped.
-      nesterov: whether the momentum is Nesterov's.
+      momentum: of SGD; the decay of the first moment in Adam and RAdam.
+      nesterov: whether the momentum of SGD is Nesterov's.
+      damped_momentum: whether a gradient enters the momentum of SGD with weight 1 - momentum.
       weight_decay: coupled L2.
       reset_momentum: when the momentum is zeroed: "phase" (generation starts and the end of ascent),
         "generation", or "never".
       label_smoothing: spread over all classes.
+      plateau_epochs: epochs without a better validation accuracy after which the learning rate is
+        multiplied by ``plateau_factor`` for the rest of the generation; 0: never.
+      plateau_factor: in (0, 1).
     """
 
+    name: Literal["sgd", "adam", "radam"] = "sgd"
     learning_rate: float = 0.01
     schedule: Literal["restart", "single", "constant"] = "restart"
     warmup_epochs: int = 0
     momentum: float = 0.9
     nesterov: bool = False
+    damped_momentum: bool = False
     weight_decay: float = 5e-4
     reset_momentum: Literal["phase", "generation", "never"] = "phase"
     label_smoothing: float = 0.1
+    plateau_epochs: int = 0
+    plateau_factor: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +128,17 @@ class Train:
       batch_size: images a step, over all devices, for each seed.
       drop_last: drop the last partial batch of an epoch; otherwise it is filled up with images that
         count for nothing in the loss.
+      sampling: "shuffle" goes through the images in a new order every epoch; "balanced" draws as
+        many images of every class into each batch, of a multiple of the number of classes.
+      patience: epochs without a better validation accuracy after which a training rests until its
+        generation ends; 0: never. A generation ends early once all seeds rest.
+      until_accuracy: training accuracy of an epoch from which on a training rests likewise; 0: never.
+      validate_every: steps between scorings of the validation split, a divisor of the steps in an
+        epoch; 0 for once an epoch.
+      pretrained: folder of a run whose weights the training starts from, where name and shape of a
+        parameter agree; one that begins with ".." is seen from the run's own folder, as in a sweep;
+        empty for none.
+      pretrained_weights: the "last" of that run, or the "best" of its last generation.
       seed: of the first training; the others have the seeds after it.
       seeds: trainings in this run, all in one program.
       dtype: of the computation; parameters stay float32.
@@ -115,6 +149,12 @@ class Train:
     epochs_per_generation: int = 160
     batch_size: int = 32
     drop_last: bool = True
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    patience: int = 0
+    until_accuracy: float = 0.0
+    validate_every: int = 0
+    pretrained: str = ""
+    pretrained_weights: Literal["last", "best"] = "last"
     seed: int = 0
     seeds: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -163,9 +203,12 @@ class Settings:
             ("data.crop_padding", self.data.crop_padding, 0),
             ("data.cutout", self.data.cutout, 0),
             ("optimizer.warmup_epochs", self.optimizer.warmup_epochs, 0),
+            ("optimizer.plateau_epochs", self.optimizer.plateau_epochs, 0),
             ("train.generations", self.train.generations, 1),
             ("train.epochs_per_generation", self.train.epochs_per_generation, 1),
             ("train.batch_size", self.train.batch_size, 1),
+            ("train.patience", self.train.patience, 0),
+            ("train.validate_every", self.train.validate_every, 0),
             ("train.seed", self.train.seed, 0),
             ("train.seeds", self.train.seeds, 1),
             ("run.seed_devices", self.run.seed_devices, 0),
@@ -185,6 +228,14 @@ class Settings:
         if not 0 <= self.optimizer.label_smoothing < 1:
             raise UsageError(
                 f"optimizer.label_smoothing = {self.optimizer.label_smoothing:g} must lie in [0, 1)"
+            )
+        if not 0 <= self.train.until_accuracy <= 1:
+            raise UsageError(
+                f"train.until_accuracy = {self.train.until_accuracy:g} must lie in [0, 1]"
+            )
+        if not 0 < self.optimizer.plateau_factor < 1:
+            raise UsageError(
+                f"optimizer.plateau_factor = {self.optimizer.plateau_factor:g} must lie in (0, 1)"
             )
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,21 +19,40 @@ class Stream(enum.IntEnum):
     ORDER = 1
     AUGMENT = 2
     EVENT = 3
+    START = 4
+    STEP = 5
+    EXTRA_ORDER = 6
+    EXTRA_AUGMENT = 7
 
 
 class Weights(NamedTuple):
-    """What inference needs: parameters and BatchNorm statistics."""
+    """What inference needs, each a collection of Flax variables.
+
+    Attributes:
+      params: the parameters.
+      batch_stats: BatchNorm's running statistics.
+      normalisers: what LW inserts after its blocks; empty for every other method.
+    """
 
     params: PyTree
     batch_stats: PyTree
+    normalisers: PyTree
 
 
 class Tally(NamedTuple):
-    """Sums over the epoch so far, float32: ``loss`` and ``correct`` weighted, and the ``weight``."""
+    """Sums over the epoch so far, float32.
+
+    Attributes:
+      loss: weighted losses.
+      correct: weighted hits.
+      weight: of the examples.
+      measures: a method's own measures by name, summed over steps.
+    """
 
     loss: jax.Array
     correct: jax.Array
     weight: jax.Array
+    measures: dict[str, jax.Array]
 
 
 class Best(NamedTuple):
@@ -43,6 +63,20 @@ class Best(NamedTuple):
     weights: Weights
 
 
+class Course(NamedTuple):
+    """How a generation goes by validation, where it may end early or slow down.
+
+    Attributes:
+      stopped: whether this training rests until the generation ends.
+      rate_scale: factor on the learning rate.
+      since: the epoch of the last change of ``rate_scale``.
+    """
+
+    stopped: jax.Array
+    rate_scale: jax.Array
+    since: jax.Array
+
+
 class State(NamedTuple):
     """The state of one training; in a run every leaf has a leading axis of seeds.
 
@@ -51,16 +85,20 @@ class State(NamedTuple):
       seed: uint32; every random number of the training derives from it and ``step``.
       weights: parameters and BatchNorm statistics.
       opt_state: the optimizer's.
+      memory: what the method keeps beside: a teacher, counters, initial norms; ``()`` if nothing.
       tally: training loss and accuracy of the running epoch.
       best: the best weights of this generation, or ``None`` without a validation split.
+      course: early stopping and the plateaus of the learning rate; ``None`` where neither is on.
     """
 
     step: jax.Array
     seed: jax.Array
     weights: Weights
     opt_state: PyTree
+    memory: PyTree
     tally: Tally
     best: Best | None
+    course: Course | None
 
 
 def stream(state: State, which: Stream, index: Any) -> jax.Array:
@@ -73,9 +111,16 @@ def stream_key(seed: jax.Array, which: Stream, index: Any) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), int(which)), index)
 
 
-def empty_tally() -> Tally:
+def empty_tally(measures: Sequence[str] = ()) -> Tally:
     """Return a tally of nothing."""
-    return Tally(*(jnp.zeros((), jnp.float32) for _ in Tally._fields))
+    loss, correct, weight = (jnp.zeros((), jnp.float32) for _ in range(3))
+    return Tally(loss, correct, weight, {name: jnp.zeros((), jnp.float32) for name in measures})
+
+
+def fresh_course(epoch: Any) -> Course:
+    """Return the course of a generation that starts with ``epoch``."""
+    since = jnp.asarray(epoch, jnp.int32)
+    return Course(jnp.zeros((), bool), jnp.ones((), jnp.float32), since)
 
 
 def empty_best(weights: Weights) -> Best:

@@ -17,11 +17,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from seal_jax.data import augment, device
+from seal_jax.data import device
 from seal_jax.generations import Clock
-from seal_jax.methods import Method
+from seal_jax.methods.method import Event, Method
 from seal_jax.models import Model
 from seal_jax.training import mesh as meshes
+from seal_jax.training import problems
+from seal_jax.training.batches import Arrays, Batches, Step
+from seal_jax.training.course import Courses
+from seal_jax.training.pretrained import merge
 from seal_jax.training.state import (
     State,
     Stream,
@@ -35,19 +39,11 @@ from seal_jax.training.state import (
 PyTree = Any
 
 
-class Arrays(NamedTuple):
-    """A split on the device: flat uint8 ``images [n, h*w*c]`` and int32 ``labels [n]``."""
+class Start(NamedTuple):
+    """What a training starts from: its ``seed``, and ``given`` arrays by the leaf's name."""
 
-    images: jax.Array
-    labels: jax.Array
-
-
-class Batch(NamedTuple):
-    """A whole batch: ``rows`` of the data, their ``weights`` (0 for filling) and random ``draws``."""
-
-    rows: jax.Array
-    weights: jax.Array
-    draws: augment.Draws | None
+    seed: jax.Array
+    given: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +54,12 @@ class Programs:
       model: the network.
       method: how it is trained.
       clock: epochs and generations.
-      augmentation: what happens to training images; its normalisation also to the others.
+      batches: the training batches.
+      courses: early stopping and plateaus; ``None`` where neither is on.
       mesh: the devices.
       batching: how the seeds of one device run, "vmap" or "map".
-      train_size: images in the training split.
-      batch_size: images a step and seed, over the data axis.
-      drop_last: whether an epoch leaves out the images that do not fill a batch.
       steps_per_call: steps in one call of ``train``; divides ``clock.steps_per_epoch``.
+      total_steps: of the whole training.
       eval_batch_size: images a step of evaluation.
       validate_size: images in the validation split.
       test_size: images in the test split.
@@ -73,13 +68,12 @@ class Programs:
     model: Model
     method: Method
     clock: Clock
-    augmentation: augment.Augmentation
+    batches: Batches
+    courses: Courses | None
     mesh: Mesh
     batching: str
-    train_size: int
-    batch_size: int
-    drop_last: bool
     steps_per_call: int
+    total_steps: int
     eval_batch_size: int
     validate_size: int
     test_size: int
@@ -96,13 +90,13 @@ class Programs:
 
     @functools.cached_property
     def init(self):
-        """``init(seeds uint32 [seeds]) -> State``."""
-        return self._compile(self._init)
+        """``init(Start, Arrays) -> State``, every leaf of the first with the seeds' axis."""
+        return self._compile(self._init, shared=1)
 
     @functools.cached_property
     def start_generation(self):
-        """``start_generation(state) -> State``: the method's forgetting event; donates."""
-        return self._compile(self._start_generation, donate=True)
+        """``start_generation(state, Arrays) -> State``: the method's forgetting event; donates."""
+        return self._compile(self._start_generation, shared=1, donate=True)
 
     @functools.cached_property
     def train(self):
@@ -113,6 +107,18 @@ class Programs:
     def validate(self):
         """``validate(state, Arrays) -> (State, Tally [seeds])``: also keeps the best; donates."""
         return self._compile(self._validate, shared=1, donate=True)
+
+    @functools.cached_property
+    def judge(self):
+        """``judge(state) -> State`` where an epoch ends: who stops, whose rate falls; donates."""
+        assert self.courses is not None
+        return self._compile(self.courses.judge, donate=True)
+
+    @functools.cached_property
+    def end_generation(self):
+        """``end_generation(state) -> State``: on to the end of the running generation; donates."""
+        assert self.courses is not None
+        return self._compile(self.courses.end_generation, donate=True)
 
     @functools.cached_property
     def test(self):
@@ -128,123 +134,145 @@ class Programs:
             )
         )
 
+    def starts(self, seeds: np.ndarray, given: dict[str, np.ndarray] | None = None) -> Start:
+        """Put what the trainings of these ``seeds`` start from on the mesh."""
+        place = functools.partial(meshes.place, self.mesh, spec=meshes.BY_SEED)
+        return Start(place(seeds), {name: place(leaf) for name, leaf in (given or {}).items()})
+
+    def abstract_data(self) -> Any:
+        """Return the training split on the device, its shapes only."""
+        row = device.row_bytes(self.model.image_shape)
+        shapes: Any = (
+            jax.ShapeDtypeStruct((self.batches.size, row), jnp.uint8),
+            jax.ShapeDtypeStruct((self.batches.size,), jnp.int32),
+        )
+        return Arrays(*shapes)
+
     def abstract_state(self, seeds: int) -> State:
         """Return the state's shapes and shardings, to restore a checkpoint against."""
-        shapes = jax.eval_shape(self.init, jax.ShapeDtypeStruct((seeds,), jnp.uint32))
+        seed: Any = jax.ShapeDtypeStruct((seeds,), jnp.uint32)
+        start = Start(seed, {})
+        shapes = jax.eval_shape(self.init, start, self.abstract_data())
         sharding = NamedSharding(self.mesh, meshes.BY_SEED)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
         )
 
-    def _init(self, seed: jax.Array) -> State:
+    def _init(self, start: Start, data: Arrays) -> State:
+        seed = start.seed
         variables = self.model.init(stream_key(seed, Stream.INIT, 0))
-        weights = Weights(variables["params"], variables.get("batch_stats", {}))
+        weights = Weights(variables["params"], variables.get("batch_stats", {}), {})
+        weights = merge(weights, start.given, "weights/")
+        step = jnp.zeros((), jnp.int32)
+        memory: PyTree = ()
+        if self.method.on_start is not None:
+            key = stream_key(seed, Stream.START, 0)
+            event = self._event(key, step, weights, None, (), data)
+            event = self.method.on_start(event)
+            weights, memory = event.weights, event.memory
+        opt_state = merge(self.method.tx.init(weights.params), start.given, "opt_state/")
         return State(
-            step=jnp.zeros((), jnp.int32),
+            step=step,
             seed=seed,
             weights=weights,
-            opt_state=self.method.tx.init(weights.params),
-            tally=empty_tally(),
+            opt_state=opt_state,
+            memory=memory,
+            tally=empty_tally(self.method.measures),
             best=empty_best(weights) if self.validate_size else None,
+            course=self.courses.fresh(step) if self.courses else None,
         )
 
-    def _start_generation(self, state: State) -> State:
-        weights, opt_state = state.weights, state.opt_state
+    def _start_generation(self, state: State, data: Arrays) -> State:
+        weights, opt_state, memory = state.weights, state.opt_state, state.memory
         if self.method.on_generation_start is not None:
-            key = stream_key(state.seed, Stream.EVENT, self.clock.generation(state.step))
-            params, opt_state = self.method.on_generation_start(key, weights.params, opt_state)
-            weights = weights._replace(params=params)
-        best = empty_best(weights) if state.best is not None else None
-        return state._replace(weights=weights, opt_state=opt_state, best=best)
+            generation = self.clock.generation(state.step)
+            key = stream_key(state.seed, Stream.EVENT, generation)
+            event = self._event(key, generation, weights, opt_state, memory, data)
+            event = self.method.on_generation_start(event)
+            weights, opt_state, memory = event.weights, event.opt_state, event.memory
+        return state._replace(
+            weights=weights,
+            opt_state=opt_state,
+            memory=memory,
+            best=empty_best(weights) if state.best is not None else None,
+            course=self.courses.fresh(state.step) if self.courses else None,
+        )
+
+    def _event(self, key, generation, weights, opt_state, memory, data: Arrays) -> Event:
+        # A draw of its own, whatever else the event makes of its key.
+        images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
+        return Event(key, generation, weights, opt_state, memory, images)
 
     def _train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
-        steps = self.clock.steps_per_epoch
-        # Whatever is random is drawn ahead of the scan: in the step it would be many tiny kernels.
-        with jax.named_scope("shuffle"):
-            key = stream_key(state.seed, Stream.ORDER, self.clock.epoch(state.step))
-            order = device.epoch_order(key, self.train_size, self.batch_size, self.drop_last)
-            rows, example_weights = (
-                jax.lax.dynamic_slice_in_dim(part, state.step % steps, self.steps_per_call)
-                for part in order
-            )
-        with jax.named_scope("augment"):
-            draws = jax.vmap(
-                lambda step: augment.draw(
-                    stream_key(state.seed, Stream.AUGMENT, step),
-                    self.batch_size,
-                    self.augmentation,
-                    self.model.image_shape,
-                )
-            )(state.step + jnp.arange(self.steps_per_call))
-        starts_epoch = state.step % steps == 0
+        per_epoch = self.clock.steps_per_epoch
+        steps = self.batches.steps(
+            state.seed, state.step, self.steps_per_call, per_epoch, data.labels
+        )
+        starts_epoch = state.step % per_epoch == 0
         tally = jax.tree.map(lambda total: jnp.where(starts_epoch, 0.0, total), state.tally)
         return jax.lax.scan(
-            lambda carry, batch: self._step(carry, data, batch),
-            state._replace(tally=tally),
-            Batch(rows, example_weights, draws),
+            lambda carry, step: self._step(carry, data, step), state._replace(tally=tally), steps
         )
 
-    def _step(self, state: State, data: Arrays, batch: Batch) -> tuple[State, jax.Array]:
+    def _step(self, state: State, data: Arrays, step: Step) -> tuple[State, jax.Array]:
         """One step of one seed on a whole batch, of which this device takes its part."""
-        total = batch.weights.sum()
-        rows, example_weights, draws = self._my_part(batch, self.batch_size)
-        images, labels = self._images(data, rows, draws)
         # Weights are the same along the data axis; what comes of them here is not, until reduced.
         weights = jax.lax.pcast(state.weights, meshes.DATA, to="varying")
-
-        def objective(params):
-            variables = {"params": params, "batch_stats": weights.batch_stats}
-            logits, changed = self.model.module.apply(
-                variables, images, train=True, mutable=["batch_stats"]
-            )
-            losses = example_weights * self.method.loss(logits, labels)
-            correct = example_weights * (logits.argmax(-1) == labels)
-            sums = Tally(losses.sum(), correct.sum(), example_weights.sum())
-            return losses.sum() / total, (changed.get("batch_stats", {}), sums)
-
-        (_, (statistics, sums)), gradient = self.method.gradient(objective, weights.params)
+        problem = problems.problem(self, state, weights, data, step)
+        auxiliary, gradient, measures = self.method.gradient(problem, weights.params)
         with jax.named_scope("gradient_reduce"):
             shares = self.mesh.shape[meshes.DATA]
-            statistics = jax.tree.map(lambda leaf: leaf / shares, statistics)
-            gradient, statistics, sums = jax.lax.psum((gradient, statistics, sums), meshes.DATA)
+            statistics, measures = jax.tree.map(
+                lambda leaf: leaf / shares, (auxiliary.batch_stats, measures)
+            )
+            parts = (gradient, statistics, auxiliary.sums._replace(measures=measures))
+            gradient, statistics, sums = jax.lax.psum(parts, meshes.DATA)
+
+        def gradient_at(params):
+            """Return the gradient of the same batch at other parameters."""
+            there = self.method.gradient(problem, jax.lax.pcast(params, meshes.DATA, to="varying"))
+            with jax.named_scope("gradient_reduce"):
+                return jax.lax.psum(there.gradient, meshes.DATA)
+
+        loss = sums.loss / sums.weight
         with jax.named_scope("optimizer"):
             updates, opt_state = self.method.tx.update(
-                gradient, state.opt_state, state.weights.params
+                gradient,
+                state.opt_state,
+                state.weights.params,
+                value=loss,
+                grad_fn=gradient_at,
+                key=problems.key(step, problems.Use.UPDATE),
+                **self.method.extra_args(state.memory),
             )
+            course = state.course
+            if course is not None:
+                updates = jax.tree.map(lambda leaf: leaf * course.rate_scale, updates)
             params = optax.apply_updates(state.weights.params, updates)
+        new = state.weights._replace(params=params, batch_stats=statistics)
+        if course is not None:
+            stopped = course.stopped
+            new = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), state.weights, new)
         after = state._replace(
             step=state.step + 1,
-            weights=Weights(params, statistics),
+            weights=new,
             opt_state=opt_state,
             tally=jax.tree.map(jnp.add, state.tally, sums),
         )
-        return after, sums.loss / sums.weight
-
-    def _my_part(self, tree: PyTree, batch: int) -> PyTree:
-        """Return this device's rows of arrays over a whole batch."""
-        size = batch // self.mesh.shape[meshes.DATA]
-        start = jax.lax.axis_index(meshes.DATA) * size
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), tree)
-
-    def _images(
-        self, data: Arrays, rows: jax.Array, draws: augment.Draws | None
-    ) -> tuple[jax.Array, jax.Array]:
-        with jax.named_scope("gather"):
-            images = device.take(data.images, rows, self.model.image_shape)
-            labels = jnp.take(data.labels, rows, mode="clip")
-        with jax.named_scope("augment"):
-            images = augment.apply(images, draws, self.augmentation, self.model.module.dtype)
-        return images, labels
+        return after, loss
 
     def _validate(self, state: State, data: Arrays) -> tuple[State, Tally]:
         sums = self._evaluate(self.validate_size, state.weights, data)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
         better = accuracy > state.best.accuracy
-        epoch = self.clock.epoch(state.step) - 1
+        epoch = self.clock.epoch(state.step - 1)
         candidate = state.best._replace(accuracy=accuracy, epoch=epoch, weights=state.weights)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, state.best)
-        return state._replace(best=best), sums
+        memory = state.memory
+        if self.method.on_validation is not None:
+            memory = self.method.on_validation(memory, accuracy, state.step)
+        return state._replace(best=best, memory=memory), sums
 
     def _evaluate(self, size: int, weights: Weights, data: Arrays) -> Tally:
         """Score a split in inference mode; ``size`` is its number of images."""
@@ -254,13 +282,15 @@ class Programs:
         variables = weights._asdict()
 
         def score(sums, whole):
-            rows, example_weights = self._my_part(whole, batch)
-            images, labels = self._images(data, rows, None)
+            rows, example_weights = self.batches.part(whole, batch)
+            images, labels = self.batches.images(data, rows, None)
             logits = self.model.module.apply(variables, images, train=False)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             correct = (logits.argmax(-1) == labels) * example_weights
-            part = Tally((losses * example_weights).sum(), correct.sum(), example_weights.sum())
-            return jax.tree.map(jnp.add, sums, part), None
+            scored = Tally(
+                (losses * example_weights).sum(), correct.sum(), example_weights.sum(), {}
+            )
+            return jax.tree.map(jnp.add, sums, scored), None
 
         zero = jax.lax.pcast(empty_tally(), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))

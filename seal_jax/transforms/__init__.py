@@ -1,9 +1,22 @@
 """Gradient transformations, one idea a file."""
 
 from seal_jax.transforms.ascent import AscentState, ascend
+from seal_jax.transforms.fast import make_fast_tx, scale_by_two_rates
+from seal_jax.transforms.gate import freeze, gate
+from seal_jax.transforms.imp import hold_pruned, make_imp_tx
 from seal_jax.transforms.llf import make_llf_tx
+from seal_jax.transforms.pof import make_pof_tx
+from seal_jax.transforms.preconditioners import damped_trace, preconditioner, scale_by_radam
 from seal_jax.transforms.reinit import ReinitState, masked_reinit
+from seal_jax.transforms.relearn import dsd, fc, kels, make_relearn_tx, wels, welsr
 from seal_jax.transforms.reset_state import ResetState, reset_state
+from seal_jax.transforms.sa_gd import AnnealState, anneal, make_sa_gd_tx
+from seal_jax.transforms.sam import (
+    make_sam_tx,
+    perturb,
+    sharpness_aware,
+    sharpness_aware_gradient,
+)
 from seal_jax.transforms.seal import make_seal_tx
 from seal_jax.transforms.sgd import (
     ClockState,
@@ -13,16 +26,39 @@ from seal_jax.transforms.sgd import (
 )
 
 __all__ = [
+    "AnnealState",
     "AscentState",
     "ClockState",
     "ReinitState",
     "ResetState",
+    "anneal",
     "ascend",
+    "damped_trace",
     "decay_weights",
+    "dsd",
+    "fc",
+    "freeze",
+    "gate",
+    "hold_pruned",
+    "kels",
+    "make_fast_tx",
+    "make_imp_tx",
     "make_llf_tx",
     "make_normal_tx",
+    "make_pof_tx",
+    "make_relearn_tx",
+    "make_sa_gd_tx",
+    "make_sam_tx",
     "make_seal_tx",
     "masked_reinit",
+    "perturb",
+    "preconditioner",
     "reset_state",
+    "scale_by_radam",
     "scale_by_restarting_rate",
+    "scale_by_two_rates",
+    "sharpness_aware",
+    "sharpness_aware_gradient",
+    "wels",
+    "welsr",
 ]

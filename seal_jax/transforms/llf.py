@@ -7,9 +7,9 @@ import optax
 
 from seal_jax import masks
 from seal_jax.forgetting import Initialiser
-from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.reinit import masked_reinit, reinit_moments
-from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+from seal_jax.generations import Schedule
+from seal_jax.transforms.relearn import make_relearn_tx
+from seal_jax.transforms.sgd import ResetMomentum
 
 
 def make_llf_tx(
@@ -27,6 +27,7 @@ def make_llf_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """Return later-layer forgetting as one optax transformation.
 
+    This is :func:`seal_jax.transforms.relearn.make_relearn_tx` with a static mask of whole layers.
     The first step of every generation from 1 on is spent on the event (see
     :func:`seal_jax.transforms.masked_reinit`); the rest is momentum SGD with a restarting schedule.
 
@@ -58,7 +59,15 @@ def make_llf_tx(
     1.0 1.0
     1.0 0.0
     """
-    clock = Clock(steps_per_epoch, epochs_per_generation)
-    when = reinit_moments(clock, moments(clock, reset_momentum))
-    descending = descent(clock, when, learning_rate, momentum, weight_decay, optimizer)
-    return optax.chain(descending, masked_reinit(mask, init_fn, clock.starts_generation, key=key))
+    return make_relearn_tx(
+        mask,
+        learning_rate,
+        init_fn=init_fn,
+        key=key,
+        steps_per_epoch=steps_per_epoch,
+        epochs_per_generation=epochs_per_generation,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        reset_momentum=reset_momentum,
+        optimizer=optimizer,
+    )

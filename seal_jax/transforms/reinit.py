@@ -7,12 +7,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from seal_jax import masks
+from seal_jax import masks, selections
 from seal_jax.errors import NO_PARAMS
 from seal_jax.forgetting import Initialiser, check_like, initialiser
 from seal_jax.generations import Clock
+
+PyTree = Any
+# (key, parameters, generation) -> selection: see seal_jax.transforms.relearn for the usual ones.
+Select = Callable[[jax.Array, PyTree, Any], PyTree]
+
+# Steps are int32, so that no event draws its weights from this number.
+_SELECTING = np.uint32(0xFFFFFFFF)
 
 
 class ReinitState(NamedTuple):
@@ -28,7 +36,12 @@ class ReinitState(NamedTuple):
 
 
 def masked_reinit(
-    mask: masks.Mask, init_fn: Initialiser, when: Callable[[Any], Any], *, key: jax.Array
+    mask: masks.Mask | Select,
+    init_fn: Initialiser,
+    when: Callable[[Any], Any],
+    *,
+    key: jax.Array,
+    generation: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Spend an update on moving the masked parameters to freshly initialised values.
 
@@ -39,10 +52,14 @@ def masked_reinit(
     evaluated. For an exact event between two steps use :func:`seal_jax.forgetting.reinitialise`.
 
     Args:
-      mask: the forget subtree, in any form of :mod:`seal_jax.masks`.
+      mask: the forget subtree, in any form of :mod:`seal_jax.masks`; or a function of (key,
+        parameters, generation) that returns a selection (see :mod:`seal_jax.selections`), called at
+        every event with a key that the weights are not drawn from.
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
       key: a random key; every event draws anew from it, reproducibly.
+      generation: maps the count to what such a function is told, e.g. ``Clock.generation``; by
+        default the count itself.
 
     >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
     >>> fresh = lambda key: {"conv": jnp.zeros(()), "fc": jnp.full((), 5.0)}
@@ -52,11 +69,26 @@ def masked_reinit(
     (0.0, 4.0)
     """
 
+    selecting = is_select(mask)
+
+    def selection(state, params):
+        if not selecting:
+            return masks.resolve(mask, params)
+        own = jax.random.fold_in(jax.random.fold_in(state.key, _SELECTING), state.count)
+        now = state.count if generation is None else generation(state.count)
+        chosen = mask(own, params, now)
+        selections.check(chosen, params)
+        return chosen
+
     def init_fn_(params):
-        masks.resolve(mask, params)
-        check_like(jax.eval_shape(initialiser(init_fn, params), key), params)
         # A copy: a training step that donates its state must not take the caller's key with it.
-        return ReinitState(jnp.zeros((), jnp.int32), jnp.copy(key))
+        state = ReinitState(jnp.zeros((), jnp.int32), jnp.copy(key))
+        if selecting:
+            jax.eval_shape(selection, state, params)
+        else:
+            masks.resolve(mask, params)
+        check_like(jax.eval_shape(initialiser(init_fn, params), key), params)
+        return state
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -65,21 +97,32 @@ def masked_reinit(
 
         def event():
             fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))
-            return jax.tree.map(
-                lambda flag, new, old, update: (
-                    (new - old).astype(update.dtype) if flag else jnp.zeros_like(update)
-                ),
-                masks.resolve(mask, params),
-                fresh,
-                params,
-                updates,
-            )
+            return jax.tree.map(_move, selection(state, params), fresh, params, updates)
 
         # A branch, so that the initialisation runs in the steps that need it only.
         updates = jax.lax.cond(when(state.count), event, lambda: updates)
         return updates, ReinitState(optax.safe_increment(state.count), state.key)
 
     return optax.GradientTransformationExtraArgs(init_fn_, update_fn)
+
+
+def _move(chosen: Any, new: Any, old: Any, update: Any) -> jax.Array:
+    if isinstance(chosen, bool):
+        return (new - old).astype(update.dtype) if chosen else jnp.zeros_like(update)
+    return jnp.where(chosen, (new - old).astype(update.dtype), 0)
+
+
+def is_select(mask: Any) -> bool:
+    """Tell whether ``mask`` is a function of (key, parameters, generation), not a static mask.
+
+    >>> is_select(lambda key, params, generation: params), is_select(lambda path, leaf: True)
+    (True, False)
+    """
+    if not callable(mask) or isinstance(mask, type):
+        return False
+    # A tree of bool may itself be callable: an Equinox module.
+    holds_bool = any(map(masks._is_bool, jax.tree.leaves(mask)))
+    return not holds_bool and masks._arguments(mask) == 3
 
 
 def reinit_moments(clock: Clock, when: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -30,6 +30,7 @@ def make_seal_tx(
     ascent_weight_decay_factor: float = -1.0,
     reset_momentum: ResetMomentum = "phase",
     optimizer: optax.GradientTransformation | None = None,
+    preconditioner: optax.GradientTransformation | None = None,
     fit_in_ascent: FitInAscent = "descend",
     init_fn: Initialiser | None = None,
     key: Any = None,
@@ -111,7 +112,16 @@ def make_seal_tx(
     decay = decay_weights(
         weight_decay, mask=mask, when=clock.ascending, factor=ascent_weight_decay_factor
     )
-    descending = descent(clock, when, learning_rate, momentum, weight_decay, optimizer, decay=decay)
+    descending = descent(
+        clock,
+        when,
+        learning_rate,
+        momentum,
+        weight_decay,
+        optimizer,
+        decay=decay,
+        preconditioner=preconditioner,
+    )
     links = [descending, turned]
     if fit_in_ascent == "reinit":
         if init_fn is None or key is None:

@@ -129,6 +129,7 @@ def make_normal_tx(
     nesterov: bool = False,
     reset_momentum: ResetMomentum = "generation",
     optimizer: optax.GradientTransformation | None = None,
+    preconditioner: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return plain training in generations: nothing is forgotten, the schedule restarts.
 
@@ -146,10 +147,22 @@ def make_normal_tx(
       reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
       optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
         then be left alone.
+      preconditioner: what stands between decay and learning rate in place of the momentum, e.g.
+        :func:`seal_jax.transforms.preconditioners.preconditioner` of "adam"; ``momentum`` and
+        ``nesterov`` must then be left alone.
     """
     clock = Clock(steps_per_epoch, epochs_per_generation)
     when = moments(clock, reset_momentum)
-    return descent(clock, when, learning_rate, momentum, weight_decay, optimizer, nesterov=nesterov)
+    return descent(
+        clock,
+        when,
+        learning_rate,
+        momentum,
+        weight_decay,
+        optimizer,
+        nesterov=nesterov,
+        preconditioner=preconditioner,
+    )
 
 
 def descent(
@@ -162,6 +175,8 @@ def descent(
     *,
     nesterov: bool = False,
     decay: optax.GradientTransformation | None = None,
+    preconditioner: optax.GradientTransformation | None = None,
+    default_rate: float = 0.01,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the part that all methods share: an optimizer that starts anew at chosen moments.
 
@@ -174,21 +189,46 @@ def descent(
       optimizer: a whole optax optimizer in place of momentum SGD.
       nesterov: whether the momentum is Nesterov's.
       decay: what stands in for plain coupled decay.
+      preconditioner: what stands in for the momentum.
+      default_rate: the learning rate that counts as left alone.
     """
     if optimizer is not None:
-        reject_unused(learning_rate, momentum, weight_decay)
+        if preconditioner is not None:
+            raise UsageError("preconditioner has no effect beside optimizer=: give one of the two")
+        reject_unused(learning_rate, momentum, weight_decay, default_rate)
         return reset_state(optimizer, when, restart=clock.starts_generation)
     return optax.chain(
         decay_weights(weight_decay) if decay is None else decay,
-        reset_state(optax.trace(checked_momentum(momentum), nesterov=nesterov), when),
+        reset_state(preconditioned(preconditioner, momentum, nesterov), when),
         scale_by_restarting_rate(learning_rate, clock),
     )
 
 
-def reject_unused(learning_rate: Any, momentum: float, weight_decay: float) -> None:
+def preconditioned(
+    preconditioner: optax.GradientTransformation | None, momentum: float, nesterov: bool
+) -> optax.GradientTransformation:
+    """Return the given ``preconditioner``, else undamped momentum."""
+    if preconditioner is None:
+        return optax.trace(checked_momentum(momentum), nesterov=nesterov)
+    if not (hasattr(preconditioner, "init") and hasattr(preconditioner, "update")):
+        raise UsageError(
+            f"preconditioner = {preconditioner!r} must be an optax transformation: "
+            'preconditioner("adam")'
+        )
+    for field, value, default in (("momentum", momentum, 0.9), ("nesterov", nesterov, False)):
+        if not isinstance(value, Real) or value != default:
+            raise UsageError(
+                f"{field} has no effect beside preconditioner=: put it into the preconditioner"
+            )
+    return preconditioner
+
+
+def reject_unused(
+    learning_rate: Any, momentum: float, weight_decay: float, default_rate: float = 0.01
+) -> None:
     """Raise if hyper-parameters of momentum SGD are given beside ``optimizer``, where none applies."""
     given = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    defaults = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    defaults = {"learning_rate": default_rate, "momentum": 0.9, "weight_decay": 5e-4}
     for field, value in given.items():
         if not isinstance(value, Real) or value != defaults[field]:
             raise UsageError(f"{field} has no effect beside optimizer=: put it into the optimizer")

@@ -8,19 +8,27 @@ import pytest
 from seal_jax.models.convolution import conv_as_matmul
 
 
-@pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 6), (3, 2, 7), (1, 2, 6), (7, 2, 9)])
-def test_equals_native_convolution_with_derivatives(size, stride, side):
+@pytest.mark.parametrize(
+    ("size", "stride", "side", "groups"),
+    [(3, 1, 6, 1), (3, 2, 7, 1), (1, 2, 6, 1), (7, 2, 9, 1), (3, 2, 6, 3)],
+)
+def test_equals_native_convolution_with_derivatives(size, stride, side, groups):
     images = jax.random.normal(jax.random.key(0), (2, side, side, 3))
-    kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 4))
+    shape = (size, size, 3 // groups, 3 if groups > 1 else 4)
+    kernel = jax.random.normal(jax.random.key(1), shape)
     geometry = ((stride, stride), ((size // 2, size // 2),) * 2)
 
     def native(images, kernel):
         return jax.lax.conv_general_dilated(
-            images, kernel, *geometry, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            images,
+            kernel,
+            *geometry,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
         )
 
     def ours(images, kernel):
-        return conv_as_matmul(images, kernel, *geometry)
+        return conv_as_matmul(images, kernel, *geometry, feature_group_count=groups)
 
     def derivatives(conv):
         def loss(images, kernel):
@@ -35,3 +43,12 @@ def test_equals_native_convolution_with_derivatives(size, stride, side):
         np.testing.assert_allclose(
             got, expected, rtol=2e-5, atol=2e-4 * float(jnp.abs(expected).max())
         )
+
+
+def test_depthwise_products_are_summed_in_float32():
+    # A bfloat16 sum of 256 and eight times 1 stays at 256.
+    image = jnp.ones((1, 3, 3, 1), jnp.bfloat16).at[0, 0, 0, 0].set(256)
+    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+    out = conv_as_matmul(image, kernel, (1, 1), ((0, 0), (0, 0)), feature_group_count=2)
+    assert out.dtype == jnp.bfloat16
+    assert float(out[0, 0, 0, 0]) == 264

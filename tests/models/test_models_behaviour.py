@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seal_jax import models
-from seal_jax.models.blocks import batch_norm
+from seal_jax.models.layered import batch_norm
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 

@@ -89,6 +89,71 @@ def test_shortcut_b_adds_two_projections():
     assert size(projected) - size(plain) == 16 * 32 + 32 * 64 + 2 * (32 + 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        # torchvision's with BatchNorm, less the biases of its convolutions.
+        ("vgg16", 138_365_992 - (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)),
+        ("vgg19", 143_678_248 - (2 * 64 + 2 * 128 + 4 * 256 + 8 * 512)),
+    ],
+)
+def test_vgg_counts(name, published):
+    model = models.create(name, num_classes=1000, image_shape=(224, 224, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == published
+
+
+def test_wide_resnet_counts():
+    """Zagoruyko and Komodakis: 36.5M for 28-10, and 11.0M for 16-8, both with 10 classes."""
+    assert size(shapes("wrn28-10")[1]) == 36_479_194
+    assert round(size(shapes("wrn16-8")[1]) / 1e6, 1) == 11.0
+
+
+def test_mobilenet_counts():
+    """Keras has 4,231,976 trainable ones; Howard et al. 4.2M, and 2.9M without five layers of 512."""
+
+    def count(repeats):
+        module = models.MobileNet(
+            num_classes=1000,
+            widths=(32, 64, 128, 128, 256, 256, 512, *(512,) * repeats, 1024, 1024),
+            strides=(2, 1, 2, 1, 2, 1, 2, *(1,) * repeats, 2, 1),
+        )
+        model = models.from_module(module, name="full", image_shape=(224, 224, 3))
+        params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    assert count(5) == 4_231_976
+    assert round(count(0) / 1e6, 1) == 2.9
+
+
+def test_scnn_count():
+    """The table of the paper, line by line, on 64x64 images."""
+    convs = 9 * (3 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+    norms = 2 * (32 + 32 + 64 + 64 + 512)
+    dense = 16 * 16 * 64 * 512 + 512 * 10 + 10
+    assert size(shapes("scnn")[1]) == convs + norms + dense
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("scnn", 4), ("mobilenet", 7), ("vgg16", 13), ("resnet50", 16)]
+)
+def test_blocks_of_layerwise_reinitialisation(name, blocks):
+    """K of the paper, appendix B.1."""
+    model = shapes(name)[0]
+    assert len(model.round_blocks) == blocks
+    assert set(model.round_blocks) <= set(model.blocks)
+
+
+def depth(name):
+    """Weight layers, as the declared order counts them, by the name of the network."""
+    own = {"scnn": 4 + 1 + 1, "mobilenet": 1 + 2 * 6 + 1, "mlp": 3}
+    wide = name.removeprefix("wrn").split("-")[0]
+    # Depth 6n + 4 counts three 1x1 shortcuts and not the classifier.
+    return own.get(name) or (
+        int(wide) - 2 if name.startswith("wrn") else int(name.lstrip("resntvg"))
+    )
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_declared_order_fits_the_tree(name):
     model, found = shapes(name, 1000 if name in ("resnet34", "resnet101") else 10)
@@ -99,7 +164,7 @@ def test_declared_order_fits_the_tree(name):
         assert any(path.startswith(f"{block}/") for path in found), block
     kernels = {path.removesuffix("/kernel") for path in found if path.endswith("/kernel")}
     assert set(model.layers) == {path for path in kernels if "downsample" not in path}
-    assert len(set(model.layers)) == len(model.layers) == int(name.removeprefix("resnet"))
+    assert len(set(model.layers)) == len(model.layers) == depth(name)
     assert model.blocks[-1] == model.layers[-1] == model.head == "fc"
     # Bottom to top: the blocks that own the layers never go down.
     owners = [
@@ -107,6 +172,16 @@ def test_declared_order_fits_the_tree(name):
         for layer in model.layers
     ]
     assert owners == sorted(owners)
+    # Dense kernels have two axes, and all but those of the MLP lie above the convolutions.
+    dense = {path.split("/")[0] for path, shape in found.items() if len(shape) == 2}
+    assert set(model.dense_after_convs) == ({"fc"} if name == "mlp" else dense)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "wrn10-1"])
+def test_layer_norm_has_the_parameters_of_batch_norm(name):
+    model, found = shapes(name, norm="layer")
+    assert found == shapes(name)[1]
+    assert jax.eval_shape(model.init, jax.random.key(0))["batch_stats"] == {}
 
 
 def test_path_names():

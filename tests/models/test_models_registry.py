@@ -1,9 +1,13 @@
 """Models by name: what a user may ask for, and what one reads when it cannot be had."""
 
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import traverse_util
 
 from seal_jax import models
 from seal_jax.errors import UsageError
@@ -13,9 +17,27 @@ from seal_jax.errors import UsageError
     ("change", "said"),
     [
         ({"name": "resnet19"}, "nearest: resnet1"),
-        ({"name": "vgg"}, "known: resnet18"),
-        ({"stems": "cifar"}, "known: stem, width"),
+        ({"name": "vgg"}, "nearest: vgg1"),
+        ({"name": "????"}, "known: resnet18"),
+        ({"name": "wrn27-10"}, "use 22 or 28"),
+        ({"name": "wrn4-10"}, "use 10 or 16"),
+        ({"name": "wrn10-0"}, "width=0"),
+        ({"stems": "cifar"}, "known: stem, width, norm, initialiser, dropout, head_bias"),
         ({"name": "resnet20", "stem": "cifar"}, "known: shortcut, width"),
+        ({"name": "wrn10-1", "width": 4}, "known: stride_on, norm"),
+        ({"name": "wrn10-1", "stride_on": "frist"}, "nearest: first"),
+        ({"name": "vgg16", "dense_width": 0}, "dense_width=0"),
+        ({"name": "scnn", "pool": 4}, "2 or 3"),
+        ({"name": "scnn", "image_shape": (3, 8, 1)}, "at least 4"),
+        ({"name": "mobilenet", "image_shape": (8, 8, 1)}, "at least 16"),
+        ({"name": "mlp", "hidden": ()}, "give some integers"),
+        ({"name": "mlp", "hidden": "32"}, "give some integers"),
+        ({"name": "mlp", "hidden": (8, 0)}, "at least 1"),
+        ({"norm": "none"}, "'batch' or 'layer'"),
+        ({"norm": "layers"}, "nearest: layer"),
+        ({"initialiser": "xavir"}, "nearest: xavier"),
+        ({"dropout": 1.0}, "lie in [0, 1)"),
+        ({"head_bias": "no"}, "True or False"),
         ({"stem": "cifr"}, "nearest: cifar"),
         ({"name": "resnet20", "shortcut": "C"}, "'A' or 'B'"),
         ({"width": 0}, "width=0"),
@@ -47,6 +69,10 @@ def test_bad_module_fields():
         models.ResNet(num_classes=2, stage_sizes=(1,), block="basics")
     with pytest.raises(UsageError, match="stage_sizes"):
         models.ResNet(num_classes=2, stage_sizes=())
+    with pytest.raises(UsageError, match=r"strides=.*give 3 integers"):
+        models.MobileNet(num_classes=2, widths=(1, 2, 3), strides=(1, 2))
+    with pytest.raises(UsageError, match=r"strides=.*1 or 2"):
+        models.MobileNet(num_classes=2, widths=(1, 2), strides=(1, 3))
 
 
 def test_a_model_is_hashable_and_holds_what_was_asked():
@@ -82,3 +108,68 @@ def test_init_is_a_plain_normal_of_fan_in():
     np.testing.assert_array_equal(params["fc"]["bias"], 0)
     np.testing.assert_array_equal(params["bn1"]["scale"], 1)
     np.testing.assert_array_equal(params["bn1"]["bias"], 0)
+
+
+def kernels(module, layers):
+    """Draw the kernels of some layers only: what is not returned is not compiled."""
+    model = models.from_module(module, name="tiny", image_shape=(16, 16, 3))
+
+    @jax.jit
+    def draw(key):
+        params = traverse_util.flatten_dict(model.init(key)["params"], sep="/")
+        return {layer: params[f"{layer}/kernel"] for layer in layers}
+
+    return {layer: np.asarray(kernel) for layer, kernel in draw(jax.random.key(0)).items()}
+
+
+def test_wide_resnets_are_drawn_over_fan_out():
+    module = models.WideResNet(depth=10, num_classes=50)
+    drawn = kernels(module, ["layer3/block0/conv1", "fc"])
+    # From 32 to 64 channels: over fan_in it would be larger by a factor of sqrt 2.
+    assert drawn["layer3/block0/conv1"].std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
+    assert drawn["fc"].std() == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("initialiser", ["he", "xavier"])
+def test_initialisers_know_the_fans_of_each_kind_of_layer(initialiser):
+    module = models.MobileNet(
+        num_classes=50, initialiser=initialiser, widths=(32, 96), strides=(1, 1)
+    )
+    fans = {
+        "block1/conv": (9 * 3, 9 * 32),
+        "block2/depthwise": (9, 9),
+        "block2/pointwise": (32, 96),
+        "fc": (96, 50),
+    }
+    for layer, kernel in kernels(module, fans).items():
+        fan_in, fan_out = fans[layer]
+        variance = 2 / fan_in if initialiser == "he" else 2 / (fan_in + fan_out)
+        assert kernel.std() == pytest.approx(np.sqrt(variance), rel=0.1), layer
+        if initialiser == "xavier":
+            assert np.abs(kernel).max() <= np.sqrt(3 * variance)
+
+
+class Foreign(nn.Module):
+    """A network from elsewhere: what ``from_module`` asks for and nothing else."""
+
+    num_classes: int = 2
+    dtype: Any = jnp.float32
+    blocks: ClassVar[tuple[str, ...]] = ("only",)
+    layers: ClassVar[tuple[str, ...]] = ("only",)
+    head: ClassVar[str] = "only"
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(self.num_classes, name="only")(x.reshape(len(x), -1))
+
+
+def test_a_module_that_declares_little_is_a_model_still():
+    model = models.from_module(Foreign(), name="foreign", image_shape=(2, 2, 1))
+    variables = model.init(jax.random.key(0))
+    assert variables["batch_stats"] == {}
+    assert (model.round_blocks, model.dense_after_convs, model.flattened) == ((), ("only",), {})
+    assert model.empty_normalisers() == {}
+    with pytest.raises(UsageError, match="must sow 'features'"):
+        model.extract(variables, jnp.ones((1, 2, 2, 1)), train=False)
+    with pytest.raises(UsageError, match="has no slim form"):
+        model.slim(0.5)

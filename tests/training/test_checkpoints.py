@@ -116,7 +116,7 @@ def test_bits_without_a_number_survive(tmp_path):
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_any_sharding_gives_the_samechecksums_and_values(tmp_path, axis_type):
+def test_any_sharding_gives_the_same_checksums_and_values(tmp_path, axis_type):
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
 
@@ -145,7 +145,7 @@ def test_any_sharding_gives_the_samechecksums_and_values(tmp_path, axis_type):
         )
 
 
-def testchecksums_see_every_bit_and_every_move():
+def test_checksums_see_every_bit_and_every_move():
     base = np.zeros(16, np.float32)
     base[:4] = [1.0, -2.0, 3.0, 1.0]
     seen = {checksums({"x": jnp.asarray(base)})["x"]}
@@ -160,7 +160,7 @@ def testchecksums_see_every_bit_and_every_move():
     assert len(seen) == 1 + 32 + 3
 
 
-def testchecksums_read_the_memory_of_every_dtype():
+def test_checksums_read_the_memory_of_every_dtype():
     """The same words under another dtype of the width have the same checksum."""
     halves = jnp.asarray([1, 0x8000, 0xFFFF], jnp.uint16)
     as_bf16 = jax.lax.bitcast_convert_type(halves, jnp.bfloat16)

@@ -15,8 +15,8 @@ from seal_jax.data import augment, device
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
 from seal_jax.training import settings as settings_lib
+from seal_jax.training.batches import Arrays
 from seal_jax.training.state import Stream, stream_key
-from seal_jax.training.step import Arrays
 
 COLLECTIVES = re.compile(
     r" (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*"
@@ -84,14 +84,14 @@ class Trainer:
             for name in ("train", "validation", "test")
         }
         seeds = np.arange(config.train.seeds, dtype=np.uint32) + config.train.seed
-        self.state = self.programs.init(meshes.place(mesh, seeds, meshes.BY_SEED))
+        self.state = self.programs.init(self.programs.starts(seeds), self.splits["train"])
         self.losses = []
 
     def run(self, epochs):
         clock, per_call = self.experiment.clock, self.programs.steps_per_call
         for _ in range(epochs * clock.steps_per_epoch // per_call):
             if clock.starts_generation(int(self.state.step[0])):
-                self.state = self.programs.start_generation(self.state)
+                self.state = self.programs.start_generation(self.state, self.splits["train"])
             self.state, losses = self.programs.train(self.state, self.splits["train"])
             self.losses.append(np.asarray(losses))
         return self
@@ -116,8 +116,8 @@ def test_train_equals_a_plain_flax_and_optax_loop(dataset):
     config = settings()
     trainer = Trainer(dataset, config)
     model = dataclasses.replace(trainer.experiment.model.module, convolution="native")
-    spec = trainer.programs.augmentation
-    params, stats = (part for part in jax.tree.map(lambda leaf: leaf[0], trainer.state.weights))
+    spec = trainer.programs.batches.augmentation
+    params, stats, _ = jax.tree.map(lambda leaf: leaf[0], trainer.state.weights)
     rates = [0.5 * 0.05 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9))
     opt_state = tx.init(params)
@@ -220,7 +220,9 @@ def test_llf_event_draws_later_layers_from_the_models_own_initialisation(dataset
     trainer = Trainer(dataset, settings({"name": "llf"})).run(1)
     before = jax.device_get(trainer.state)
     trainer.state = trainer.state._replace(step=jnp.full_like(trainer.state.step, 20))
-    after = jax.device_get(trainer.programs.start_generation(trainer.state))
+    after = jax.device_get(
+        trainer.programs.start_generation(trainer.state, trainer.splits["train"])
+    )
     fresh = trainer.experiment.model.init(stream_key(0, Stream.EVENT, 1))["params"]
     for name in ("conv1", "bn1", "layer1", "layer2"):
         assert_same(after.weights.params[name], before.weights.params[name])
@@ -249,7 +251,7 @@ def test_scores_equal_numpy(dataset):
     trainer = Trainer(dataset, settings(run={"eval_batch_size": 6})).run(1)
     state, sums = trainer.programs.validate(trainer.state, trainer.splits["validation"])
     weights = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state.weights))
-    spec = trainer.programs.augmentation
+    spec = trainer.programs.batches.augmentation
     images = (dataset.validation.images / 255 - np.array(spec.mean)) / np.array(spec.std)
     logits = trainer.experiment.model.module.apply(
         weights._asdict(), jnp.asarray(images, jnp.float32), train=False

@@ -1,0 +1,142 @@
+"""Losses of self-distillation: each generation learns from the one before."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax.errors import UsageError, check_number
+
+
+def born_again(
+    logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    weight: Any,
+    temperature: Any,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    r"""Return a student's loss beside its teacher, one number an example.
+
+    .. math::
+      (1 - \lambda)\, \mathrm{CE} + \lambda\, T^2\, \mathrm{KL}(p_T \,\|\, q_T), \qquad
+      p_T = \mathrm{softmax}(z_{\text{teacher}} / T),\; q_T = \mathrm{softmax}(z / T)
+
+    With :math:`T^2` the teacher's part of the gradient keeps its size as T grows. At
+    :math:`\lambda = 0` the result is the cross entropy exactly; if 0 is a Python number, the
+    program is that of the cross entropy too, without the teacher.
+
+    Args:
+      logits: [..., classes], of the student.
+      teacher_logits: of the same shape; no derivative flows into them.
+      labels: integers [...].
+      weight: :math:`\lambda`, in [0, 1]; may be traced.
+      temperature: T, positive; may be traced.
+      label_smoothing: of the cross entropy, spread over all classes.
+
+    Returns:
+      float32 [...]; the mean over the batch is the caller's.
+
+    Raises:
+      UsageError: an argument out of range, or shapes that do not fit.
+
+    >>> logits, labels = jnp.zeros((1, 4)), jnp.array([2])
+    >>> teacher = jnp.log(jnp.array([[0.1, 0.1, 0.7, 0.1]]))
+    >>> loss = born_again(logits, teacher, labels, weight=1.0, temperature=1.0)
+    >>> round(float(loss[0]), 4)  # ln 4 minus the entropy of the teacher
+    0.4458
+
+    References:
+      Furlanello et al. (2018), `Born Again Neural Networks`; Hinton et al. (2015), `Distilling the
+      Knowledge in a Neural Network`, section 2.
+    """
+    _check_weight(weight)
+    check_number("temperature", temperature, lambda value: 0 < value < math.inf, "be positive")
+    if jnp.shape(teacher_logits) != jnp.shape(logits):
+        raise UsageError(
+            f"teacher_logits has shape {jnp.shape(teacher_logits)}; it must be that of logits, "
+            f"{jnp.shape(logits)}"
+        )
+    plain = _cross_entropy(logits, labels, label_smoothing)
+    if _is_static_zero(weight):
+        return plain
+    teacher = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
+    log_p = jax.nn.log_softmax(teacher / temperature)
+    log_q = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32) / temperature)
+    divergence = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+    return (1 - weight) * plain + weight * temperature**2 * divergence
+
+
+def tolerant(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    weight: Any,
+    k: int,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    r"""Return the loss of a tolerant first teacher, one number an example.
+
+    .. math:: \mathrm{CE} + \eta \Bigl( f_{(1)} - \frac{1}{K - 1} \sum_{j=2}^{K} f_{(j)} \Bigr)
+
+    with the softmax scores f in falling order: the second term limits the gap between the first
+    score and the next K - 1, so that the teacher tells its students which classes resemble one
+    another. Train the first generation with it, the others with :func:`born_again`.
+
+    Args:
+      logits: [..., classes].
+      labels: integers [...].
+      weight: :math:`\eta`, in [0, 1]; may be traced. At 0 the result is the cross entropy.
+      k: K, from 2 to the number of classes.
+      label_smoothing: of the cross entropy, spread over all classes.
+
+    Returns:
+      float32 [...]; the mean over the batch is the caller's.
+
+    Raises:
+      UsageError: an argument out of range, or shapes that do not fit.
+
+    >>> logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]]))
+    >>> loss = tolerant(logits, jnp.array([2]), weight=1.0, k=2)
+    >>> round(float(loss[0]), 4)  # -ln 0.7 + (0.7 - 0.2)
+    0.8567
+
+    References:
+      Yang et al. (2019), `Training Deep Neural Networks in Generations: A More Tolerant Teacher
+      Educates Better Students`.
+    """
+    _check_weight(weight)
+    classes = jnp.shape(logits)[-1]
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 2 <= k <= classes:
+        raise UsageError(f"k = {k!r} must be a whole number from 2 to the {classes} classes")
+    plain = _cross_entropy(logits, labels, label_smoothing)
+    if _is_static_zero(weight):
+        return plain
+    scores, _ = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), int(k))
+    return plain + weight * (scores[..., 0] - scores[..., 1:].mean(-1))
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+    check_number("label_smoothing", label_smoothing, lambda value: 0 <= value < 1, "lie in [0, 1)")
+    if jnp.shape(labels) != jnp.shape(logits)[:-1]:
+        raise UsageError(
+            f"labels has shape {jnp.shape(labels)}; it must be {jnp.shape(logits)[:-1]}, one "
+            "class number an example"
+        )
+    logits = jnp.asarray(logits, jnp.float32)
+    smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, smooth)
+
+
+def _check_weight(weight: Any) -> None:
+    check_number("weight", weight, lambda value: 0 <= value <= 1, "lie in [0, 1]")
+
+
+def _is_static_zero(weight: Any) -> bool:
+    return not hasattr(weight, "aval") and weight == 0

@@ -1,0 +1,99 @@
+"""Initial values of a classifier head, by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from seal_jax import paths
+from seal_jax.errors import UsageError, check_number, nearest
+
+PyTree = Any
+Name = Literal["zero", "tiny", "normal", "kaiming_fan_in", "kaiming_fan_out", "xavier"]
+
+
+def check(name: str, sigma: float | None = None) -> None:
+    """Raise ``UsageError`` unless ``name`` and ``sigma`` go together: see :func:`initialise`."""
+    names = get_args(Name)
+    if name not in names:
+        near = nearest(str(name), names)
+        raise UsageError(f"head = {name!r} must be one of {', '.join(names)}{near}")
+    if name == "normal":
+        if sigma is None:
+            raise UsageError('head = "normal" needs sigma, its standard deviation, e.g. 0.1')
+        check_number("sigma", sigma, lambda value: 0 < value < math.inf, "be positive")
+    elif sigma is not None:
+        raise UsageError(f'sigma = {sigma!r} goes with head = "normal" only, not {name!r}')
+
+
+def initialise(
+    key: jax.Array, head_params: PyTree, name: Name = "zero", sigma: float | None = None
+) -> PyTree:
+    r"""Return fresh values for a head: kernels ``[D, N]`` as the name says, biases 0.
+
+    ===================  ==========================================================================
+    ``zero``             0: every prediction is 1/N and nothing reaches the features at first (FAST)
+    ``tiny``             :math:`N(0, (10^{-8})^2)`, FAST's other choice
+    ``normal``           :math:`N(0, \sigma^2)`
+    ``kaiming_fan_in``   :math:`N(0, 2 / D)`
+    ``kaiming_fan_out``  :math:`N(0, 2 / N)`
+    ``xavier``           :math:`U(\pm\sqrt{6 / (D + N)})`
+    ===================  ==========================================================================
+
+    Args:
+      key: a random key; use a new one for every head.
+      head_params: arrays or ``jax.ShapeDtypeStruct``, for structure, shapes and dtypes: kernels of
+        two dimensions, D features by N classes, and biases of one.
+      name: one of the above.
+      sigma: the standard deviation of "normal".
+
+    Raises:
+      UsageError: an unknown name, ``sigma`` missing or out of place, or a parameter that is neither
+        such a kernel nor such a bias.
+
+    References:
+      Varno et al., `Learn Faster and Forget Slower via Fast and Stable Task Adaptation`, eq. 15 and
+      section 6.2.1 (which writes the standard deviation, not the variance, into N); He et al.,
+      `Delving Deep into Rectifiers`, 2015, eq. 10 and 14, gain :math:`\sqrt 2`; Glorot & Bengio,
+      2010, eq. 16.
+
+    >>> head = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    >>> initialise(jax.random.key(0), head)["bias"].tolist()
+    [0.0, 0.0]
+    >>> bool(abs(initialise(jax.random.key(0), head, "xavier")["kernel"]).max() <= 1)
+    True
+    """
+    check(name, sigma)
+    fresh = []
+    for index, (path, leaf) in enumerate(paths.named_leaves(head_params)):
+        if paths.is_placeholder(leaf):
+            fresh.append(leaf)
+        elif len(leaf.shape) == 2:
+            fresh.append(_kernel(jax.random.fold_in(key, index), leaf, name, sigma))
+        elif len(leaf.shape) == 1 and path.rpartition("/")[2] == "bias":
+            fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
+        else:
+            raise UsageError(
+                f"head parameter {path!r} of shape {tuple(leaf.shape)} is neither a kernel [D, N] "
+                "nor a bias: give the classifier's last layer alone"
+            )
+    return jax.tree.unflatten(jax.tree.structure(head_params, is_leaf=paths.is_placeholder), fresh)
+
+
+def _kernel(key: jax.Array, leaf: Any, name: Name, sigma: float | None) -> jax.Array:
+    features, classes = leaf.shape
+    if name == "zero":
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    if name == "xavier":
+        bound = math.sqrt(6 / (features + classes))
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, -bound, bound)
+    deviation = {
+        "tiny": 1e-8,
+        "normal": 0.0 if sigma is None else sigma,
+        "kaiming_fan_in": math.sqrt(2 / features),
+        "kaiming_fan_out": math.sqrt(2 / classes),
+    }[name]
+    return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)

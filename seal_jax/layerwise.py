@@ -1,0 +1,253 @@
+"""LW, layerwise reinitialisation: the pieces of its rounds, as pure functions.
+
+A network is declared from bottom to top: ``order`` are path prefixes that together cover every
+parameter exactly once, ``blocks`` those of them after which rounds take place (by default all), each
+an entry of ``order`` or a prefix of several neighbours. "Blocks 1 to k" are then all entries up to
+and including the k-th block, a stem below the first block included, and the others lie above.
+
+Before round (k, n) of K N rounds in all::
+
+    params = rescale(params, norms, order, k)  # norms = kernel_norms(initial_params)
+    mean, scale = normaliser(*statistics(outputs_of_block_k))  # block k's own normaliser off
+    params = reinitialise_above(key, params, order, k, init_fn)
+
+and the network computes ``(x - mean) * scale`` behind block k, from then on. The first round finds
+initial weights and trains them, so K N rounds are K N trainings. k may be traced everywhere: one
+program, also of vmapped seeds, serves all rounds.
+
+References:
+  Alabdulmohsin et al., `The Impact of Reinitialization on Generalization in Convolutional Neural
+  Networks`, 2022, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seal_jax import forgetting, paths, selections
+from seal_jax.errors import UsageError, check_number, nearest
+
+PyTree = Any
+
+
+def kernel_norms(params: PyTree, *, vectors: bool = False) -> PyTree:
+    """Return the Frobenius norm of every kernel, as a tree of float32 scalars like ``params``.
+
+    Args:
+      params: pytree of arrays, usually the initial parameters.
+      vectors: include biases and normalisation parameters. What is not included has 0, which
+        :func:`rescale` leaves alone.
+
+    >>> norms = kernel_norms({"bias": jnp.ones(2), "kernel": jnp.full((2, 2), 3.0)})
+    >>> float(norms["bias"]), float(norms["kernel"])
+    (0.0, 6.0)
+    """
+
+    def one(path, leaf):
+        return _norm(leaf) if vectors or jnp.ndim(leaf) >= 2 else jnp.zeros((), jnp.float32)
+
+    return selections.map_named(one, params)
+
+
+def _norm(leaf: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32))))
+
+
+def rescale(
+    params: PyTree,
+    norms: PyTree,
+    order: Sequence[str],
+    k: Any,
+    *,
+    blocks: Sequence[str] | None = None,
+) -> PyTree:
+    """Return ``params`` with the tensors of blocks 1 to k at the norms they had in the beginning.
+
+    A tensor whose norm is zero, now or then, stays as it is: no factor leads from one to the other.
+
+    Args:
+      params: pytree of arrays.
+      norms: tree of scalars like ``params``, from :func:`kernel_norms`.
+      order: the declared order, from bottom to top.
+      k: from 1 on, may be traced.
+      blocks: the blocks; every entry of the order by default.
+
+    >>> params = {"a": jnp.full((1, 1), 8.0), "b": jnp.full((1, 1), 8.0)}
+    >>> new = rescale(params, {"a": jnp.float32(2), "b": jnp.float32(2)}, ("a", "b"), k=1)
+    >>> float(new["a"][0, 0]), float(new["b"][0, 0])
+    (2.0, 8.0)
+    """
+    levels = block_levels(params, order, blocks)
+    check_k(k, order, blocks)
+    wanted = paths.named_leaves(norms)
+    names, own = ([path for path, _ in named] for named in (paths.named_leaves(params), wanted))
+    if names != own:
+        odd = next(path for path in [*names, *own] if path not in names or path not in own)
+        raise UsageError(
+            f"norms must be a tree like the parameters; {odd!r} is in one of them only"
+        )
+
+    def one(path, leaf, level, norm):
+        now, norm = _norm(leaf), jnp.asarray(norm[1], jnp.float32)
+        possible = (jnp.asarray(k) >= level) & (now > 0) & (norm > 0)
+        factor = norm / jnp.where(now > 0, now, 1.0)
+        return jnp.where(possible, (leaf * factor).astype(leaf.dtype), leaf)
+
+    return selections.map_named(one, params, levels, wanted)
+
+
+def above(
+    params: PyTree, order: Sequence[str], k: Any, *, blocks: Sequence[str] | None = None
+) -> PyTree:
+    """Select the parameters above block k: a tree with one bool for each, traced if k is.
+
+    >>> selection = above({"a": jnp.ones(1), "b": jnp.ones(1)}, ("a", "b"), k=1)
+    >>> bool(selection["a"]), bool(selection["b"])
+    (False, True)
+    """
+    check_k(k, order, blocks)
+    levels = block_levels(params, order, blocks)
+    return selections.map_named(lambda path, leaf, level: jnp.asarray(k) < level, params, levels)
+
+
+def reinitialise_above(
+    key: jax.Array,
+    params: PyTree,
+    order: Sequence[str],
+    k: Any,
+    init_fn: forgetting.Initialiser,
+    *,
+    blocks: Sequence[str] | None = None,
+) -> PyTree:
+    """Return ``params`` with everything above block k drawn anew, bit for bit what ``init_fn`` draws.
+
+    Args:
+      key: a random key; use a new one for every round.
+      params: pytree of arrays.
+      order: the declared order, from bottom to top.
+      k: from 1 on, may be traced.
+      init_fn: maps a key to a whole tree like ``params``, or "torch_default".
+      blocks: the blocks; every entry of the order by default.
+
+    Raises:
+      UsageError: k is out of range, a block not in the order, a parameter not covered exactly once.
+    """
+    selection = above(params, order, k, blocks=blocks)
+    return forgetting.reinitialise_selected(key, params, selection, init_fn)
+
+
+def statistics(outputs: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """Return mean and standard deviation over ALL of a block's outputs, two float32 scalars.
+
+    Args:
+      outputs: of block k over a sample, in inference mode, with the normalisers of earlier blocks in
+        place and its own off; any shape.
+      axis_name: an axis of ``vmap`` or ``shard_map`` that divides the sample into equal parts.
+
+    >>> mean, std = statistics(jnp.array([[1.0, 3.0], [5.0, 7.0]]))
+    >>> print(f"{mean:.3f} {std:.3f}")
+    4.000 2.236
+    """
+
+    def average(x):
+        mean = jnp.mean(x)
+        return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+    outputs = outputs.astype(jnp.float32)
+    mean = average(outputs)
+    return mean, jnp.sqrt(average(jnp.square(outputs - mean)))
+
+
+def normaliser(mean: Any, std: Any, eps: float = 1e-5) -> tuple[jax.Array, jax.Array]:
+    r"""Return ``(mean, scale)`` of :math:`(x - \mu) / (\sigma + \epsilon)`, scale its factor.
+
+    A block that has no normaliser yet has ``(0, 1)``.
+
+    >>> mean, scale = normaliser(4.0, 2.0, eps=0.0)
+    >>> float((jnp.float32(8.0) - mean) * scale)
+    2.0
+    """
+    check_number("eps", eps, lambda value: value >= 0, "be 0 or positive")
+    return jnp.asarray(mean, jnp.float32), 1 / (jnp.asarray(std, jnp.float32) + eps)
+
+
+def round_of(generation: Any, repeats: int) -> tuple[Any, Any]:
+    """Return (k, n), both from 1 on, of a generation from 0 on; may be traced.
+
+    Args:
+      generation: 0 to K N - 1.
+      repeats: N, the rounds for each block.
+
+    >>> [round_of(generation, 2) for generation in range(4)]
+    [(1, 1), (1, 2), (2, 1), (2, 2)]
+    """
+    if isinstance(repeats, bool) or not isinstance(repeats, Integral) or int(repeats) < 1:
+        raise UsageError(f"repeats = {repeats!r} must be a whole number of at least 1")
+    return generation // repeats + 1, generation % repeats + 1
+
+
+def check_k(k: Any, order: Sequence[str], blocks: Sequence[str] | None = None) -> None:
+    """Raise unless ``k``, if it is known, is the number of a block."""
+    if hasattr(k, "aval"):
+        return
+    count = len(order if blocks is None else blocks)
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= int(k) <= count:
+        raise UsageError(
+            f"k = {k!r} must be a whole number from 1 to the number of blocks, {count}"
+        )
+
+
+def block_levels(
+    params: PyTree, order: Sequence[str], blocks: Sequence[str] | None = None
+) -> list[int]:
+    """Return for each leaf of ``params`` the first block k such that it is among blocks 1 to k.
+
+    What lies above the last of K blocks has K + 1.
+
+    Raises:
+      UsageError: a block is not in the order, or blocks are not in the order's sequence; an entry of
+        the order covers no parameter; a parameter is covered never, or twice.
+
+    >>> block_levels({"fc": 0.0, "one": 0.0, "stem": 0.0}, ("stem", "one", "fc"), ("one",))
+    [2, 1, 1]
+    """
+    names = [path for path, _ in paths.named_leaves(params)]
+    places = []
+    for path in names:
+        entries = [index for index, entry in enumerate(order) if selections.below(path, entry)]
+        if len(entries) != 1:
+            how = f"{len(entries)} entries" if entries else "no entry"
+            near = "" if entries else nearest(path, order)
+            raise UsageError(
+                f"order covers the parameter {path!r} with {how}; exactly one must{near}"
+            )
+        places.append(entries[0])
+    for index, entry in enumerate(order):
+        if index not in places:
+            near = nearest(entry, paths.with_parents(names))
+            raise UsageError(f"order has an entry {entry!r} that covers no parameter{near}")
+    ends = _ends(order, order if blocks is None else blocks)
+    return [1 + sum(end < place for end in ends) for place in places]
+
+
+def _ends(order: Sequence[str], blocks: Sequence[str]) -> list[int]:
+    """Return the place of each block's last entry in the order."""
+    ends: list[int] = []
+    for block in blocks:
+        own = [index for index, entry in enumerate(order) if selections.below(entry, block)]
+        if not own:
+            raise UsageError(f"block {block!r} is not in the declared order{nearest(block, order)}")
+        if own[-1] - own[0] >= len(own) or (ends and own[-1] <= ends[-1]):
+            raise UsageError(
+                f"block {block!r} must be neighbours in the declared order, and blocks stand in its "
+                "sequence"
+            )
+        ends.append(own[-1])
+    if not ends:
+        raise UsageError("blocks is empty; name at least one block of the declared order")
+    return ends

@@ -1,0 +1,106 @@
+"""Born-again networks: every generation learns from the one before (Furlanello et al. 2018)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seal_jax import distillation
+from seal_jax.errors import UsageError, check_number
+from seal_jax.methods.method import Context, Event, Method
+from seal_jax.training.state import Weights
+from seal_jax.transforms import make_normal_tx
+
+SOURCE = "Furlanello et al. 2018; Yang et al. 2019; SEAL paper, Tables 9 and 10"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of self-distillation.
+
+    Attributes:
+      weight: lambda, of the teacher in a student's loss; 0 trains on the labels alone.
+      temperature: T, of both softmaxes.
+      tolerance: eta, in the first generation's loss, of the gap between the top score and the mean
+        of the next ``tolerant_classes`` - 1 (a tolerant teacher); 0 for none.
+      tolerant_classes: K.
+    """
+
+    weight: float = 0.5
+    temperature: float = 1.0
+    tolerance: float = 0.0
+    tolerant_classes: int = 5
+
+
+class Teacher(NamedTuple):
+    """What a student learns from.
+
+    Attributes:
+      weights: of the last generation.
+      present: whether there is one: False in generation 0.
+    """
+
+    weights: Weights
+    present: jax.Array
+
+
+def build(options: Options, context: Context) -> Method:
+    """Return born-again training: a generation ends as the teacher of a freshly drawn student."""
+    context.require_restarts("born_again")
+    for field, holds, must in (
+        ("weight", lambda v: 0 <= v <= 1, "lie in [0, 1]"),
+        ("temperature", lambda v: v > 0, "be positive"),
+        ("tolerance", lambda v: v >= 0, "not be negative"),
+    ):
+        check_number(f"method.{field}", getattr(options, field), holds, must)
+    classes = context.model.num_classes
+    if options.tolerance and not 2 <= options.tolerant_classes <= classes:
+        raise UsageError(
+            f"method.tolerant_classes = {options.tolerant_classes} must lie in 2..{classes}"
+        )
+    smoothing = context.optimizer.label_smoothing
+
+    def start(event: Event) -> Event:
+        return event._replace(memory=Teacher(event.weights, jnp.zeros((), bool)))
+
+    def graduate(event: Event) -> Event:
+        fresh = context.model.init(event.key)
+        student = event.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
+        teacher = Teacher(event.weights, jnp.ones((), bool))
+        return event._replace(weights=student, memory=teacher)
+
+    def targets(memory: Teacher, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = context.model.module.apply(memory.weights._asdict(), images, train=False)
+        return logits, memory.present
+
+    def loss(logits: jax.Array, labels: jax.Array, targets: Any) -> jax.Array:
+        teacher_logits, present = targets
+        student = distillation.born_again(
+            logits,
+            teacher_logits,
+            labels,
+            weight=options.weight,
+            temperature=options.temperature,
+            label_smoothing=smoothing,
+        )
+        first = context.loss(logits, labels, None)
+        if options.tolerance:
+            first = distillation.tolerant(
+                logits,
+                labels,
+                weight=options.tolerance,
+                k=options.tolerant_classes,
+                label_smoothing=smoothing,
+            )
+        return jnp.where(present, student, first)
+
+    return Method(
+        tx=make_normal_tx(**context.arguments()),
+        loss=loss,
+        targets=targets,
+        on_start=start,
+        on_generation_start=graduate,
+    )

@@ -1,0 +1,144 @@
+"""FAST: fast and stable task adaptation (Varno et al. 2020), and the baselines it is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seal_jax import heads, masks
+from seal_jax.errors import UsageError, check_number
+from seal_jax.methods.method import (
+    Context,
+    Event,
+    Gradient,
+    GradientFunction,
+    Method,
+    gradient_of,
+    plain_gradient,
+)
+from seal_jax.transforms.fast import make_fast_tx
+
+SOURCE = "FAST paper, Algorithm 2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of FAST; the baselines are other heads with ``alpha`` = ``beta``.
+
+    Attributes:
+      head: how the new classifier starts: "zero" (FAST), "tiny" (deviation 1e-8), "normal" (deviation
+        ``sigma``), "kaiming_fan_in", "kaiming_fan_out" or "xavier".
+      sigma: of "normal".
+      alpha: learning rate of the classifier; ``None`` for ``optimizer.learning_rate``; 0 freezes it.
+      beta: learning rate of the features; ``None`` likewise; 0 is feature extraction.
+      warmup: train the classifier alone until the validation accuracy has not risen by
+        ``warmup_gain`` for ``warmup_steps`` steps, then everything.
+      warmup_gain: of the accuracy, 0.01 for one percent.
+      warmup_steps: see ``warmup``; scored as often as ``train.validate_every`` says.
+      warmup_statistics: let BatchNorm's running statistics move during the warm-up.
+    """
+
+    head: heads.Name = "zero"
+    sigma: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    warmup: bool = False
+    warmup_gain: float = 0.01
+    warmup_steps: int = 10
+    warmup_statistics: bool = True
+
+
+class Warmup(NamedTuple):
+    """How the warm-up of the classifier goes.
+
+    Attributes:
+      warming: whether it goes on.
+      best: the validation accuracy that the next must beat by the gain.
+      since: the step at which it was reached.
+    """
+
+    warming: jax.Array
+    best: jax.Array
+    since: jax.Array
+
+
+def build(options: Options, context: Context) -> Method:
+    """Return FAST around the optimizer asked for."""
+    optimizer, head = context.optimizer, context.head
+    try:
+        heads.check(options.head, options.sigma)
+    except UsageError as error:
+        raise UsageError(f"method.{error}") from None
+    alpha = optimizer.learning_rate if options.alpha is None else options.alpha
+    beta = optimizer.learning_rate if options.beta is None else options.beta
+    for field, rate in (("alpha", alpha), ("beta", beta)):
+        check_number(f"method.{field}", rate, lambda v: 0 <= v < float("inf"), "be 0 or positive")
+    if not alpha and not beta:
+        raise UsageError("method.alpha = 0 and method.beta = 0 leave nothing to train")
+    nesterov = optimizer.name == "sgd" and optimizer.nesterov
+    tx = make_fast_tx(
+        head,
+        context.schedule(alpha) if alpha else 0.0,
+        context.schedule(beta) if beta else 0.0,
+        optimizer="nesterov" if nesterov else optimizer.name,
+        momentum=optimizer.momentum,
+        damped_momentum=optimizer.damped_momentum,
+        weight_decay=optimizer.weight_decay,
+        steps_per_epoch=context.steps_per_epoch,
+        epochs_per_generation=context.train.epochs_per_generation,
+        reset_momentum=optimizer.reset_momentum,
+    )
+    features = masks.invert(head)
+    gradient: GradientFunction = plain_gradient
+    if not beta:
+        gradient = gradient_of(masks.resolve(head, context.params))
+    elif not alpha:
+        gradient = gradient_of(masks.resolve(features, context.params))
+
+    def start(event: Event) -> Event:
+        params = event.weights.params
+        name = context.model.head
+        fresh = heads.initialise(event.key, params[name], options.head, options.sigma)
+        weights = event.weights._replace(params={**params, name: fresh})
+        memory = _warmup() if options.warmup else ()
+        return event._replace(weights=weights, memory=memory)
+
+    method = Method(tx=tx, loss=context.loss, on_start=start, gradient=gradient)
+    return _with_warmup(method, options) if options.warmup else method
+
+
+def _warmup() -> Warmup:
+    return Warmup(jnp.ones((), bool), jnp.full((), -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def _with_warmup(method: Method, options: Options) -> Method:
+    check_number("method.warmup_gain", options.warmup_gain, lambda v: 0 <= v < 1, "lie in [0, 1)")
+    check_number("method.warmup_steps", options.warmup_steps, lambda v: v >= 1, "be at least 1")
+
+    def on_validation(memory: Warmup, accuracy: jax.Array, step: jax.Array) -> Warmup:
+        better = accuracy >= memory.best + options.warmup_gain
+        best = jnp.where(better, accuracy, memory.best)
+        since = jnp.where(better, step, memory.since)
+        warming = memory.warming & (step - since < options.warmup_steps)
+        return Warmup(warming, best, since)
+
+    def gradient(problem, params) -> Gradient:
+        found = method.gradient(problem, params)
+        if options.warmup_statistics:
+            return found
+        statistics = jax.tree.map(
+            lambda old, new: jnp.where(problem.memory.warming, old, new),
+            problem.weights.batch_stats,
+            found.auxiliary.batch_stats,
+        )
+        return found._replace(auxiliary=found.auxiliary._replace(batch_stats=statistics))
+
+    return dataclasses.replace(
+        method,
+        gradient=gradient,
+        on_validation=on_validation,
+        extra_args=lambda memory: {"warming": memory.warming},
+    )

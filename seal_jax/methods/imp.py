@@ -1,0 +1,53 @@
+"""IMP: iterative magnitude pruning with rewinding (Frankle & Carbin 2019; Frankle et al. 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+
+from seal_jax import pruning, selections
+from seal_jax.errors import UsageError, check_number
+from seal_jax.methods.method import Context, Event, Method
+from seal_jax.transforms import make_normal_tx
+from seal_jax.transforms.imp import hold_pruned
+
+SOURCE = "Frankle & Carbin 2019; Frankle et al. 2020"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of iterative magnitude pruning.
+
+    Attributes:
+      fraction: share of the remaining weights that each generation prunes, the smallest.
+      rewind_step: the others go back to their values after so many steps of generation 0; 0 for
+        their initial values.
+      scope: the smallest of all kernels together ("global"), or of each ("tensor").
+    """
+
+    fraction: float = 0.2
+    rewind_step: int = 0
+    scope: selections.Scope = "global"
+
+
+def build(options: Options, context: Context) -> Method:
+    """Return IMP; pruned weights stay exactly zero, and the masks lie in the optimizer's state."""
+    context.require_restarts("imp")
+    check_number("method.fraction", options.fraction, lambda f: 0 < f < 1, "lie between 0 and 1")
+    most = context.clock.steps_per_generation
+    if not 0 <= options.rewind_step < most:
+        raise UsageError(
+            f"method.rewind_step = {options.rewind_step} must lie in 0..{most - 1}, in generation 0"
+        )
+    tx = optax.chain(
+        make_normal_tx(**context.arguments()), hold_pruned(rewind_step=options.rewind_step)
+    )
+
+    def forget(event: Event) -> Event:
+        params, opt_state = pruning.prune(
+            event.weights.params, event.opt_state, options.fraction, options.scope
+        )
+        return event._replace(weights=event.weights._replace(params=params), opt_state=opt_state)
+
+    return Method(tx=tx, loss=context.loss, on_generation_start=forget)

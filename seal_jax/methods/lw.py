@@ -1,0 +1,125 @@
+"""LW: layerwise reinitialisation (Alabdulmohsin et al. 2022, Algorithm 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seal_jax import layerwise
+from seal_jax.errors import UsageError, check_number
+from seal_jax.methods.method import Context, Event, Method
+from seal_jax.transforms import make_normal_tx
+
+SOURCE = "LW paper, Algorithm 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of LW; ``rescale``, ``normalise`` and ``reinitialise`` ablate it (appendix F).
+
+    Attributes:
+      rounds: N, rounds for each block.
+      blocks: K, how many of the model's blocks have rounds, from the bottom; 0 for all.
+      sample_size: training images from which a block's mean and deviation are taken; 0 for as many
+        as in a batch.
+      epsilon: added to the deviation.
+      rescale: bring the kernels of blocks 1 to k back to their initial norms.
+      rescale_vectors: their biases and normalisation parameters, too.
+      normalise: insert the normalisers.
+      reinitialise: draw what lies above block k anew.
+    """
+
+    rounds: int = 1
+    blocks: int = 0
+    sample_size: int = 0
+    epsilon: float = 1e-5
+    rescale: bool = True
+    rescale_vectors: bool = False
+    normalise: bool = True
+    reinitialise: bool = True
+
+
+def build(options: Options, context: Context) -> Method:
+    """Return LW: generation g is round (k, n) of Algorithm 1, the first one before any training."""
+    context.require_restarts("lw")
+    model = context.model
+    blocks = _blocks(options, context)
+    sample_size = options.sample_size or context.train.batch_size
+
+    def rescaled(params, norms, k):
+        if not options.rescale:
+            return params
+        return layerwise.rescale(params, norms, model.blocks, k, blocks=blocks)
+
+    def start_round(event: Event) -> Event:
+        k, _ = layerwise.round_of(event.generation, options.rounds)
+        weights = event.weights
+        params = rescaled(weights.params, event.memory, k)
+        weights = weights._replace(params=params)
+        if options.normalise:
+            images = event.images(sample_size)
+            outputs = model.block_outputs(weights._asdict(), images)
+            normalisers = weights.normalisers
+            for number, block in enumerate(blocks, start=1):
+                mean, scale = layerwise.normaliser(
+                    *layerwise.statistics(outputs[block]), options.epsilon
+                )
+                normalisers = _update(normalisers, block, k == number, mean, scale)
+            weights = weights._replace(normalisers=normalisers)
+        if options.reinitialise:
+            params = layerwise.reinitialise_above(
+                event.key, params, model.blocks, k, context.init_params, blocks=blocks
+            )
+            weights = weights._replace(params=params)
+        return event._replace(weights=weights)
+
+    def start(event: Event) -> Event:
+        norms = layerwise.kernel_norms(event.weights.params, vectors=options.rescale_vectors)
+        empty = model.empty_normalisers() if options.normalise else {}
+        weights = event.weights._replace(normalisers=empty)
+        return start_round(event._replace(weights=weights, memory=norms))
+
+    return Method(
+        tx=make_normal_tx(**context.arguments()),
+        loss=context.loss,
+        on_start=start,
+        on_generation_start=start_round,
+    )
+
+
+def _blocks(options: Options, context: Context) -> tuple[str, ...]:
+    """Return the blocks that have rounds, having checked what depends on their number."""
+    model = context.model
+    declared = model.round_blocks
+    if not declared:
+        raise UsageError(f"model.name = {model.name!r} declares no blocks, which LW goes through")
+    if not 0 <= options.blocks <= len(declared):
+        raise UsageError(
+            f"method.blocks = {options.blocks} must lie in 0..{len(declared)}, the blocks of "
+            f"{model.name}"
+        )
+    if options.rounds < 1:
+        raise UsageError(f"method.rounds = {options.rounds} must be at least 1")
+    if options.sample_size < 0:
+        raise UsageError(f"method.sample_size = {options.sample_size} must be at least 0")
+    check_number("method.epsilon", options.epsilon, lambda e: e >= 0, "be 0 or positive")
+    count = options.blocks or len(declared)
+    if context.train.generations != count * options.rounds:
+        raise UsageError(
+            f"train.generations = {context.train.generations} must be {count * options.rounds}: "
+            f"{count} blocks times method.rounds = {options.rounds}"
+        )
+    return declared[:count]
+
+
+def _update(normalisers: Any, block: str, chosen: jax.Array, mean: Any, scale: Any) -> Any:
+    """Return the normalisers with those of ``block`` replaced where ``chosen``."""
+    head, _, rest = block.partition("/")
+    if rest:
+        return {**normalisers, head: _update(normalisers[head], rest, chosen, mean, scale)}
+    old = normalisers[head]
+    new = {"mean": mean, "scale": scale}
+    return {**normalisers, head: {name: jnp.where(chosen, new[name], old[name]) for name in old}}

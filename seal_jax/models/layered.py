@@ -1,0 +1,153 @@
+"""The layers that every network of this package is made of, and who makes them.
+
+Padding is explicit and symmetric, as in torch: with stride 2, ``SAME`` pads only on the far side of
+an even image and so shifts the sampling grid. A layer that a normalisation follows has no bias.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from seal_jax.models.convolution import CONVOLUTIONS
+
+NORMS = ("batch", "layer")
+
+# By name, functions of ``in_axis``, ``out_axis`` and ``batch_axis``. "he" is torch's
+# ``kaiming_normal_(mode="fan_in", nonlinearity="relu")``. ``initializers.he_normal`` is not that: it
+# draws from a normal truncated at two standard deviations.
+INITIALISERS: dict[str, Callable[..., Any]] = {
+    "he": functools.partial(nn.initializers.variance_scaling, 2.0, "fan_in", "normal"),
+    "he_fan_out": functools.partial(nn.initializers.variance_scaling, 2.0, "fan_out", "normal"),
+    "xavier": functools.partial(nn.initializers.variance_scaling, 1.0, "fan_avg", "uniform"),
+}
+
+
+def kernel_init(initialiser: str, *, depthwise: bool = False) -> Callable[..., jax.Array]:
+    """Return the initialiser called ``initialiser``, a key of ``INITIALISERS``.
+
+    A ``depthwise`` kernel ``[size, size, 1, C]`` holds C convolutions of one channel each: both its
+    fans are ``size**2``, not ``size**2 * C`` for the second.
+    """
+    axes = {"out_axis": -2, "batch_axis": -1} if depthwise else {}
+    return INITIALISERS[initialiser](**axes)
+
+
+def conv(
+    features: int,
+    size: int,
+    *,
+    stride: int = 1,
+    dtype: Any,
+    convolution: str,
+    initialiser: str = "he",
+    depthwise: bool = False,
+    name: str,
+) -> nn.Conv:
+    """Return a ``size`` x ``size`` convolution without bias, padded by ``size // 2`` on all sides.
+
+    The kernel is float32 ``[size, size, in, features]``; the input and the kernel are cast to
+    ``dtype`` for the product. ``convolution`` is a key of ``CONVOLUTIONS``. With ``depthwise`` each
+    of the ``features`` channels is convolved on its own, with a kernel ``[size, size, 1, features]``.
+    """
+    pad = size // 2
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        feature_group_count=features if depthwise else 1,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        kernel_init=kernel_init(initialiser, depthwise=depthwise),
+        conv_general_dilated=CONVOLUTIONS[convolution],
+        name=name,
+    )
+
+
+class BatchNorm(nn.BatchNorm):
+    """Flax's BatchNorm under a scope of its own, by which its collectives can be told from others."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
+        """Normalise; see ``nn.BatchNorm``."""
+        with jax.named_scope("batch_norm"):
+            return super().__call__(*args, **kwargs)
+
+
+def batch_norm(*, train: bool, dtype: Any, axis_name: str | None, name: str) -> BatchNorm:
+    """Return BatchNorm with torch's constants: eps 1e-5 and running momentum 0.1 (Flax's 0.9).
+
+    Scale, bias, batch statistics and running statistics are float32 whatever ``dtype`` is. With
+    ``axis_name`` the batch statistics are averaged over that named axis.
+    """
+    return BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        axis_name=axis_name,
+        name=name,
+    )
+
+
+def layer_norm(*, dtype: Any, name: str) -> nn.GroupNorm:
+    """Return LayerNorm over height, width and channels with a scale and a bias a channel.
+
+    It is GroupNorm with one group and eps 1e-5, the same in training and in inference; statistics
+    are float32 whatever ``dtype`` is. On ``[N, C]`` it is LayerNorm over the channels.
+    """
+    return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=dtype, param_dtype=jnp.float32, name=name)
+
+
+class Layered(nn.Module, kw_only=True):
+    """A module that makes its layers in the one way that a whole network shares.
+
+    Attributes:
+        dtype: dtype of the activations, float32 or bfloat16.
+        norm: ``"batch"`` or ``"layer"``; see ``batch_norm`` and ``layer_norm``.
+        initialiser: of the kernels, a key of ``INITIALISERS``.
+        bn_axis_name: named axis over which BatchNorm synchronises its batch statistics in training
+            mode; None leaves them to the batch that the module sees.
+        convolution: how a convolution is computed, a key of ``CONVOLUTIONS``.
+    """
+
+    dtype: Any = jnp.float32
+    norm: str = "batch"
+    initialiser: str = "he"
+    bn_axis_name: str | None = None
+    convolution: str = "native"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The fields above, for the modules inside this one."""
+        return {
+            "dtype": self.dtype,
+            "norm": self.norm,
+            "initialiser": self.initialiser,
+            "bn_axis_name": self.bn_axis_name,
+            "convolution": self.convolution,
+        }
+
+    def _conv(
+        self, features: int, size: int, name: str, stride: int = 1, *, depthwise: bool = False
+    ) -> nn.Conv:
+        return conv(
+            features,
+            size,
+            stride=stride,
+            dtype=self.dtype,
+            convolution=self.convolution,
+            initialiser=self.initialiser,
+            depthwise=depthwise,
+            name=name,
+        )
+
+    def _norm(self, train: bool, name: str) -> BatchNorm | nn.GroupNorm:
+        if self.norm == "layer":
+            return layer_norm(dtype=self.dtype, name=name)
+        return batch_norm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)

@@ -1,0 +1,167 @@
+"""What every network of this package declares of itself, beside computing logits."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.models.convolution import CONVOLUTIONS
+from seal_jax.models.layered import INITIALISERS, NORMS, Layered, kernel_init
+
+
+class Network(Layered, kw_only=True):
+    """A classifier of images whose last layer is ``fc``, and the declared order of its parameters.
+
+    A network sows ``features`` (float32 ``[N, C]``, the input of the classifier) and each of its
+    ``round_blocks`` sows its ``output`` into the collection ``intermediates``. Nothing is computed
+    or kept for it unless ``apply`` is called with ``mutable=["intermediates"]``.
+
+    Attributes:
+        num_classes: number of logits.
+        dropout: rate; where it applies is up to the network. Training with a rate above 0 needs a
+            key for the rng collection "dropout"; nothing else does.
+        head_bias: whether the classifier has a bias; it starts at 0.
+
+    Raises:
+        UsageError: a field has no such value.
+    """
+
+    num_classes: int
+    dropout: float = 0.0
+    head_bias: bool = True
+
+    norms: ClassVar[tuple[str, ...]] = NORMS
+
+    def __post_init__(self) -> None:
+        """Check the fields when the module is made, where the line to mend is still in sight."""
+        one_of("convolution", self.convolution, CONVOLUTIONS)
+        one_of("norm", self.norm, self.norms)
+        one_of("initialiser", self.initialiser, INITIALISERS)
+        at_least("num_classes", self.num_classes, 2)
+        check_number("dropout", self.dropout, lambda rate: 0 <= rate < 1, "lie in [0, 1)")
+        one_of("head_bias", self.head_bias, (True, False))
+        super().__post_init__()
+
+    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """Sow ``features`` and return the logits of ``[N, C]``, both float32."""
+        # The classifier costs next to nothing, so bfloat16 would only lose digits here.
+        x = x.astype(jnp.float32)
+        self.sow("intermediates", "features", x)
+        return nn.Dense(
+            self.num_classes, use_bias=self.head_bias, kernel_init=self.head_init, name=self.head
+        )(x)
+
+    @property
+    def head_init(self) -> Callable[..., jax.Array]:
+        """Initialiser of the classifier's kernel."""
+        return kernel_init(self.initialiser)
+
+    @property
+    def head(self) -> str:
+        """Path of the classifier."""
+        return "fc"
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Weight layers, bottom to top, as papers count depth: without downsample convs."""
+        raise NotImplementedError
+
+    @property
+    def round_blocks(self) -> tuple[str, ...]:
+        """The K blocks of layerwise reinitialisation, bottom to top, each an entry of ``blocks``."""
+        return ()
+
+    @property
+    def dense_after_convs(self) -> tuple[str, ...]:
+        """The entries of ``blocks`` that are dense layers above the last convolution."""
+        return (self.head,)
+
+    @property
+    def flattened(self) -> dict[str, int]:
+        """Kernels whose input axis is a flattened image, and the channels of that image.
+
+        The axis runs over height, width and channels, the last fastest.
+        """
+        return {}
+
+    @property
+    def total_stride(self) -> int:
+        """Factor by which the image has shrunk at the last convolution."""
+        return 1
+
+    @property
+    def smaller_stride(self) -> str:
+        """What else one may do about images smaller than ``total_stride``, for the error message."""
+        return ""
+
+    def slim(self, rate: float) -> Self:
+        """Return the same network with ``ceil(rate * width)`` in place of every width.
+
+        Raises:
+            UsageError: the widths would no longer fit each other.
+        """
+        raise NotImplementedError
+
+
+def slim_width(rate: float, width: int) -> int:
+    """Return ``rate * width`` rounded up, but for rounding errors of the product.
+
+    >>> slim_width(0.5, 3), slim_width(0.07, 100), 0.07 * 100
+    (2, 7, 7.000000000000001)
+    """
+    return math.ceil(rate * width - 1e-9)
+
+
+def slim_stages(rate: float, width: int) -> int:
+    """Return ``rate * width`` for a network whose other widths are multiples of ``width``.
+
+    Raises:
+        UsageError: the product is not whole, so that the multiples would not stay multiples.
+    """
+    slim = slim_width(rate, width)
+    if abs(slim - rate * width) > 1e-6:
+        raise UsageError(
+            f"method.rate = {rate:g} leaves {rate * width:g} of {width} channels, and the stages "
+            f"would no longer fit each other: use {slim / width:.12g}"
+        )
+    return slim
+
+
+def one_of(field: str, value: Any, known: Any) -> None:
+    """Raise ``UsageError`` unless ``value`` is one of ``known``."""
+    if value not in known:
+        choices = " or ".join(repr(name) for name in known)
+        near = nearest(str(value), [str(name) for name in known])
+        raise UsageError(f"{field}={value!r}: use {choices}{near}")
+
+
+def at_least(field: str, value: Any, least: int) -> None:
+    """Raise ``UsageError`` unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{field}={value!r}: use an integer of at least {least}")
+
+
+def positive(field: str, values: Sequence[int], count: int | None = None) -> tuple[int, ...]:
+    """Return ``values`` as a tuple, so that a module can be hashed.
+
+    Raises:
+        UsageError: ``values`` are not positive integers, or not ``count`` of them, or none.
+    """
+    if isinstance(values, (str, int)) or not values or len(values) != (count or len(values)):
+        many = "some integers" if count is None else f"{count} integers"
+        raise UsageError(f"{field}={values!r}: give {many}, one for each")
+    for value in values:
+        at_least(field, value, 1)
+    return tuple(values)

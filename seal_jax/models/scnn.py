@@ -1,0 +1,87 @@
+"""The simple CNN of the layerwise reinitialisation paper (arXiv:2109.00267), appendix B.1.
+
+What its table leaves open is read as follows: convolutions are 3x3, keep the size and have no bias;
+pooling is over 2x2 with stride 2, after the second and the fourth block and not part of them; the
+dense layer has no bias either, since a normalisation with one follows.
+"""
+
+from typing import Self
+
+import jax
+from flax import linen as nn
+
+from seal_jax.models.network import Network, at_least, one_of, positive, slim_width
+from seal_jax.models.plain_blocks import ConvBlock, DenseBlock, flatten, numbered, within
+
+
+class SimpleCNN(Network, kw_only=True):
+    """Four convolutional blocks, a max-pool after every second, a dense block, a classifier.
+
+    The parameter tree is ``block1`` to ``block4``, ``dense`` and ``fc``. Dropout applies after the
+    dense block.
+
+    Attributes:
+        widths: channels of each block.
+        dense_width: units of the dense block.
+        pool: side of the pooling window, 2, or 3 with a margin of 1; the stride is 2.
+
+    The other fields are those of ``Network`` and ``Layered``; ``norm`` is "layer" by default.
+    """
+
+    norm: str = "layer"
+    widths: tuple[int, ...] = (32, 32, 64, 64)
+    dense_width: int = 512
+    pool: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        self.widths = positive("widths", self.widths)
+        at_least("dense_width", self.dense_width, 1)
+        one_of("pool", self.pool, (2, 3))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
+        margin = (self.pool - 1) // 2
+        for index, (name, width) in enumerate(zip(self.round_blocks, self.widths, strict=True)):
+            x = ConvBlock(width=width, name=name, **self.shared)(x, train)
+            if index % 2 == 1:
+                x = nn.max_pool(x, (self.pool,) * 2, (2, 2), ((margin, margin),) * 2)
+        x = DenseBlock(width=self.dense_width, name="dense", **self.shared)(flatten(x), train)
+        return self._logits(self._drop(x, train))
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
+        return (*self.round_blocks, *self.dense_after_convs)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Weight layers, bottom to top."""
+        return (*within(self.round_blocks, "conv"), "dense/linear", self.head)
+
+    @property
+    def round_blocks(self) -> tuple[str, ...]:
+        """The convolutional blocks: K = 4."""
+        return numbered("block", len(self.widths))
+
+    @property
+    def dense_after_convs(self) -> tuple[str, ...]:
+        """The dense block and the classifier."""
+        return ("dense", self.head)
+
+    @property
+    def flattened(self) -> dict[str, int]:
+        """The dense kernel and the channels below it."""
+        return {"dense/linear/kernel": self.widths[-1]}
+
+    @property
+    def total_stride(self) -> int:
+        """Factor by which the pools shrink the image."""
+        return 2 ** (len(self.widths) // 2)
+
+    def slim(self, rate: float) -> Self:
+        """Return the network with ``ceil(rate * width)`` channels and units."""
+        widths = tuple(slim_width(rate, width) for width in self.widths)
+        return self.clone(widths=widths, dense_width=slim_width(rate, self.dense_width))

@@ -1,0 +1,90 @@
+"""The loss of one step as a method sees it when it looks for a gradient."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from seal_jax.methods.method import Auxiliary, Problem
+from seal_jax.training import mesh as meshes
+from seal_jax.training.batches import Arrays, Step
+from seal_jax.training.state import State, Tally, Weights
+
+if TYPE_CHECKING:
+    from seal_jax.training.step import Programs
+
+
+class Use(enum.IntEnum):
+    """The independent uses of a step's random key."""
+
+    DROPOUT = 0
+    GRADIENT = 1
+    UPDATE = 2
+
+
+def key(step: Step, use: Use) -> jax.Array | None:
+    """Return the step's key for one use; ``None`` where nothing in the step is random."""
+    return None if step.key is None else jax.random.fold_in(step.key, int(use))
+
+
+def problem(
+    programs: Programs, state: State, weights: Weights, data: Arrays, step: Step
+) -> Problem:
+    """Return the loss of this device's part of the step's batch, and what goes with it.
+
+    Every call of its objective sees the same images and the same dropout.
+    """
+    batches, method, model = programs.batches, programs.method, programs.model
+    total = step.batch.weights.sum()
+    rows, example_weights, draws = batches.part(step.batch, batches.batch_size)
+    images, labels = batches.images(data, rows, draws)
+    targets = None if method.targets is None else method.targets(state.memory, images)
+    rngs = _dropout(step) if model.module.dropout else {}
+
+    def part(losses: jax.Array) -> jax.Array:
+        return (example_weights * losses).sum() / total
+
+    def objective(params: Any) -> tuple[jax.Array, Auxiliary]:
+        logits, changed = model.module.apply(
+            weights._replace(params=params)._asdict(),
+            images,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            rngs=rngs,
+        )
+        losses = example_weights * method.loss(logits, labels, targets)
+        correct = example_weights * (logits.argmax(-1) == labels)
+        sums = Tally(losses.sum(), correct.sum(), example_weights.sum(), {})
+        features = changed["intermediates"]["features"][0]
+        return losses.sum() / total, Auxiliary(changed.get("batch_stats", {}), sums, features)
+
+    def extra_batch(index: Any) -> tuple[jax.Array, jax.Array]:
+        one = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), step.extra
+        )
+        rows, _, draws = batches.part(one, batches.extra_batch_size)
+        return batches.images(data, rows, draws)
+
+    def gather(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, meshes.DATA, tiled=True), tree)
+
+    return Problem(
+        objective=objective,
+        part=part,
+        labels=labels,
+        weights=weights,
+        memory=state.memory,
+        key=key(step, Use.GRADIENT),
+        progress=state.step / programs.total_steps,
+        extra_batch=extra_batch,
+        gather=gather,
+    )
+
+
+def _dropout(step: Step) -> dict[str, jax.Array]:
+    """Return keys for the model: each device drops units of its own part of the batch."""
+    assert step.key is not None
+    step_key = jax.random.fold_in(step.key, int(Use.DROPOUT))
+    return {"dropout": jax.random.fold_in(step_key, jax.lax.axis_index(meshes.DATA))}

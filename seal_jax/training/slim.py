@@ -1,0 +1,109 @@
+"""Export of the slim network that KELS trains inside the whole one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from seal_jax import data, slimming
+from seal_jax.errors import UsageError
+from seal_jax.training import experiment as experiments
+from seal_jax.training import mesh as meshes
+from seal_jax.training import settings as settings_lib
+from seal_jax.training import workdir as workdirs
+from seal_jax.training.batches import Arrays
+from seal_jax.training.checkpoints import read_leaves
+from seal_jax.training.pretrained import merge
+from seal_jax.training.settings import Settings
+from seal_jax.training.state import Weights
+
+
+def export(run: Path, output: Path) -> str:
+    """Write the slim network of a KELS run as ``slim.npz`` and ``slim.json``; return its scores.
+
+    ``slim.npz`` holds an array ``[seeds, ...]`` for each parameter and BatchNorm statistic, by name,
+    and no pickles. Both networks are scored on the test split.
+
+    Raises:
+      UsageError: the folder is not that of a KELS run, or has no checkpoint; or cannot be written.
+    """
+    if not (run / workdirs.CONFIG).is_file():
+        raise UsageError(f"{run} is not the folder of a run")
+    settings = settings_lib.read(Settings, workdirs.read(run))
+    if settings.method["name"] != "kels":
+        raise UsageError(
+            f"{run} was trained by {settings.method['name']!r}; only KELS has a slim network"
+        )
+    leaves = read_leaves(run / workdirs.CHECKPOINTS)
+    if leaves is None:
+        raise UsageError(f"{run} holds no checkpoint yet")
+    rate = settings.method["rate"]
+    dataset = experiments.load_data(settings.data)
+    mesh = meshes.make(settings, jax.devices()[:1])
+    shape = experiments.data_shape(dataset)
+    experiment = experiments.build(
+        dataclasses.replace(settings, run=settings_lib.Run()), shape, mesh
+    )
+    whole = _weights(experiment.programs.abstract_state(settings.train.seeds).weights, leaves)
+    model = experiment.model.slim(rate)
+    cut = _slim(experiment.model, model, whole)
+    test = Arrays(*(meshes.place(mesh, part) for part in data.flatten(dataset.test)))
+    slim_programs = dataclasses.replace(experiment.programs, model=model)
+    scores = {}
+    for name, programs, weights in (
+        ("whole", experiment.programs, whole),
+        ("slim", slim_programs, cut),
+    ):
+        sums = jax.device_get(programs.test(weights, test))
+        scores[name] = {
+            "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(weights.params)),
+            "test_accuracy": (sums.correct / sums.weight).tolist(),
+        }
+    record = {"run": str(run), "rate": rate, "model": settings.model.name, **scores}
+    _write(output, cut, record)
+    lines = [
+        f"{name:5}  {score['parameters']:>12,} parameters  test accuracy "
+        + "  ".join(f"{100 * value:.2f} %" for value in score["test_accuracy"])
+        for name, score in scores.items()
+    ]
+    return "\n".join([*lines, f"weights: {output / 'slim.npz'}"])
+
+
+def _weights(abstract: Weights, leaves: dict[str, Any]) -> Weights:
+    return merge(abstract, leaves, "weights/")
+
+
+def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
+    """Cut the slim network's weights out of the whole one's, for each seed."""
+    like = jax.eval_shape(model.init, jax.random.key(0))
+
+    def one(params, statistics):
+        return (
+            slimming.slim(params, like["params"], dense.flattened),
+            slimming.slim(statistics, like["batch_stats"]) if like["batch_stats"] else {},
+        )
+
+    params, statistics = jax.vmap(one)(weights.params, weights.batch_stats)
+    return Weights(params, statistics, {})
+
+
+def _write(output: Path, weights: Weights, record: dict[str, Any]) -> None:
+    arrays: dict[str, Any] = {
+        "/".join(key.key if hasattr(key, "key") else key.name for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(weights)
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        partial = output / ".slim.npz.partial"
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(partial, output / "slim.npz")
+        (output / "slim.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from None

@@ -1,0 +1,163 @@
+"""FAST: a head that starts at zero, and a learning rate of its own for it."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax import masks
+from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.generations import Clock, Schedule
+from seal_jax.transforms.gate import gate
+from seal_jax.transforms.preconditioners import preconditioner
+from seal_jax.transforms.reset_state import reset_state
+from seal_jax.transforms.sgd import ClockState, ResetMomentum, decay_weights, moments
+
+Optimizer = Literal["sgd", "nesterov", "adam", "radam"]
+
+
+def check_rates(alpha: float | Schedule, beta: float | Schedule) -> None:
+    """Raise unless both rates are schedules, or 0 and above, and not both of them 0."""
+    for field, rate in (("alpha", alpha), ("beta", beta)):
+        if not callable(rate):
+            check_number(
+                field,
+                rate,
+                lambda value: 0 <= value < math.inf,
+                "be 0 (frozen), positive, or a schedule",
+            )
+    if _frozen(alpha) and _frozen(beta):
+        raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
+
+
+def _frozen(rate: Any) -> bool:
+    """Tell whether a rate is known to be 0 for good."""
+    return isinstance(rate, Real) and rate == 0
+
+
+def scale_by_two_rates(
+    head: masks.Mask, alpha: float | Schedule, beta: float | Schedule, clock: Clock
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiply by :math:`-\alpha` in the head and by :math:`-\beta` elsewhere.
+
+    Where a rate is 0 the updates are exactly zero, whatever went in.
+
+    Args:
+      head: the head, in any form of :mod:`seal_jax.masks`.
+      alpha: a number, or a schedule of the step within the generation.
+      beta: the same for the features.
+      clock: the generations.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> tx = scale_by_two_rates("fc", 0.5, 0.0, Clock(1, 1))
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> float(updates["conv"]), float(updates["fc"])
+    (0.0, -0.5)
+    """
+    check_rates(alpha, beta)
+    rates_at = {True: clock.restart(alpha), False: clock.restart(beta)}
+
+    def init_fn(params):
+        masks.resolve(head, params)
+        return ClockState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
+        rates = {flag: rate_at(state.count) for flag, rate_at in rates_at.items()}
+
+        def scale(flag, update):
+            scaled = (-rates[flag] * update).astype(update.dtype)
+            # Chosen: 0 times a gradient that is not finite would be NaN.
+            return jnp.where(rates[flag] == 0, jnp.zeros_like(update), scaled)
+
+        updates = jax.tree.map(scale, masks.resolve(head, updates), updates)
+        return updates, ClockState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def make_fast_tx(
+    head: masks.Mask,
+    alpha: float | Schedule = 0.01,
+    beta: float | Schedule = 0.001,
+    *,
+    optimizer: Optimizer = "sgd",
+    momentum: float = 0.9,
+    damped_momentum: bool = True,
+    weight_decay: float = 0.0,
+    steps_per_epoch: int,
+    epochs_per_generation: int,
+    reset_momentum: ResetMomentum = "generation",
+    schedule: Schedule | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Return the optimizer of FAST, and of its baselines, as one optax transformation.
+
+    With damped momentum, for the head W and likewise, with :math:`\beta`, for the features:
+
+    .. math:: V \leftarrow M V + (1 - M) g, \qquad W \leftarrow W - \alpha V
+
+    FAST is this from a head at zero (:func:`seal_jax.heads.initialise`), whose first gradient is
+    :math:`-\Delta^T A / M` and lets nothing through to the features. Feature extraction is
+    :math:`\beta = 0`, a fixed head :math:`\alpha = 0`, ordinary fine-tuning :math:`\alpha = \beta`.
+    For classifier warm-up hand ``update`` the extra argument ``warming`` (see
+    :func:`seal_jax.transforms.gate.gate`): while it holds, the features stay as they are.
+
+    Args:
+      head: the classifier's parameters (True), in any form of :mod:`seal_jax.masks`.
+      alpha: the head's learning rate: a number, or a schedule of the step within the generation. At
+        0 the head is frozen; neither momentum nor decay moves it then.
+      beta: the same for the features; not 0 beside ``alpha = 0``.
+      optimizer: "sgd" or "nesterov" (momentum), "adam", "radam".
+      momentum: M, or the decay of the first moment of "adam" and "radam".
+      damped_momentum: whether the momentum of "sgd" and "nesterov" is an average, as in the paper.
+        An undamped one needs rates 1 - M times as large, a tenth at M = 0.9.
+      weight_decay: coupled L2.
+      steps_per_epoch: S.
+      epochs_per_generation: E; the whole training where nothing is to restart.
+      reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
+      schedule: a factor to both rates, as a function of the step within the generation.
+
+    Raises:
+      UsageError: an argument out of its range, or a mask that selects nothing or everything.
+
+    References:
+      Varno et al., `Learn Faster and Forget Slower via Fast and Stable Task Adaptation`, Algorithm
+      2 (where the rate is inside V; the same but for a rate that varies) and section 6.6.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.zeros(())}
+    >>> tx = make_fast_tx("fc", 0.1, 0.01, steps_per_epoch=1, epochs_per_generation=10)
+    >>> gradient = jax.tree.map(jnp.ones_like, params)
+    >>> updates, _ = tx.update(gradient, tx.init(params), params)
+    >>> round(float(updates["conv"]), 4), round(float(updates["fc"]), 4)
+    (-0.001, -0.01)
+    """
+    names = get_args(Optimizer)
+    if optimizer not in names:
+        near = nearest(str(optimizer), names)
+        raise UsageError(f"optimizer = {optimizer!r} must be one of {', '.join(names)}{near}")
+    check_rates(alpha, beta)
+    clock = Clock(steps_per_epoch, epochs_per_generation)
+    match optimizer:
+        case "adam" | "radam":
+            scale = preconditioner(optimizer, momentum=momentum)
+        case _:
+            ahead = optimizer == "nesterov"
+            scale = preconditioner("sgd", momentum=momentum, nesterov=ahead, damped=damped_momentum)
+    chain = optax.chain(
+        decay_weights(weight_decay),
+        reset_state(scale, moments(clock, reset_momentum)),
+        scale_by_two_rates(head, _times(alpha, schedule), _times(beta, schedule), clock),
+    )
+    return gate(masks.invert(head), chain)
+
+
+def _times(rate: float | Schedule, schedule: Schedule | None) -> float | Schedule:
+    """Return the rate times the schedule; a rate that is 0 for good stays the number."""
+    if schedule is None or _frozen(rate):
+        return rate
+    return lambda step: (rate(step) if callable(rate) else rate) * schedule(step)

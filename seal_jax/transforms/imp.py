@@ -1,0 +1,180 @@
+"""IMP: iterative magnitude pruning with rewinding as an optax transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax import masks, pruning, selections
+from seal_jax.errors import NO_PARAMS, UsageError
+from seal_jax.generations import Clock, Schedule
+from seal_jax.pruning import PruneState
+from seal_jax.transforms.reinit import reinit_moments
+from seal_jax.transforms.reset_state import never
+from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+
+
+def hold_pruned(
+    *,
+    among: masks.Mask | None = None,
+    rewind_step: int = 0,
+    when: Callable[[Any], Any] = never,
+    fraction: float = 0.2,
+    scope: selections.Scope = "global",
+) -> optax.GradientTransformationExtraArgs:
+    """Hold pruned weights at exactly zero, and keep the parameters that pruning rewinds to.
+
+    Put it at the END of a chain, where no momentum or decay can move a pruned weight any more. The
+    snapshot is taken before the update of ``rewind_step``; 0 takes it in ``init``. Events come from
+    :func:`seal_jax.pruning.prune` between two steps, which is exact; or, when ``when(count)`` holds,
+    take the place of an update: then pruned weights are exactly zero after it, too, and the others
+    are rewound up to rounding, since an update reaches w only as p + (w - p).
+
+    Args:
+      among: the parameters that may be pruned, in any form of :mod:`seal_jax.masks`, which here may
+        take all; by default kernels, the leaves of two or more dimensions.
+      rewind_step: the number of updates after which the snapshot is taken.
+      when: maps the (traced) count of updates to a bool: the steps to spend on an event; never by
+        default.
+      fraction: of the remaining weights, pruned by such an event.
+      scope: "global" or "tensor", for such an event.
+
+    >>> tx = hold_pruned(when=lambda count: count == 1, fraction=0.5)
+    >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...     updates, state = tx.update({"kernel": jnp.ones((1, 2))}, state, params)
+    ...     params = optax.apply_updates(params, updates)
+    ...     print(params["kernel"].tolist())
+    [[2.0, 3.0]]
+    [[0.0, 2.0]]
+    [[0.0, 3.0]]
+    """
+    pruning.check_fraction(fraction)
+    selections.check_scope(scope)
+    if isinstance(rewind_step, bool) or not isinstance(rewind_step, Integral) or rewind_step < 0:
+        raise UsageError(f"rewind_step = {rewind_step!r} must be a whole number of at least 0")
+
+    def init_fn(params):
+        return pruning.initial_state(params, selections.eligible(params, among))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        if params is None:
+            raise ValueError(NO_PARAMS)
+        if rewind_step > 0:
+            # A branch, so that only the one step moves the parameters through memory.
+            rewind = jax.lax.cond(
+                state.count == rewind_step, lambda: _as(state.rewind, params), lambda: state.rewind
+            )
+            state = state._replace(rewind=rewind)
+
+        def plain():
+            return jax.tree.map(_hold, state.kept, updates, params), state.kept
+
+        def event():
+            kept = pruning.pruned_further(params, state.kept, fraction, scope)
+            aims = pruning.rewound(state._replace(kept=kept), params)
+            moves = jax.tree.map(
+                lambda aim, param, update: (aim - param).astype(update.dtype), aims, params, updates
+            )
+            return moves, kept
+
+        updates, kept = plain() if when is never else jax.lax.cond(when(state.count), event, plain)
+        return updates, PruneState(optax.safe_increment(state.count), kept, state.rewind)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _hold(keep: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
+    # Minus the parameter, which is zero, and not just zero: should an event whose updates have a
+    # narrower dtype have left a residue, it is gone in the next steps.
+    if jnp.ndim(keep) == 0:
+        return update
+    return jnp.where(keep, update, (0 - param).astype(update.dtype))
+
+
+def _as(like: Any, values: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(values))
+
+
+def make_imp_tx(
+    learning_rate: float | Schedule = 0.01,
+    *,
+    fraction: float = 0.2,
+    rewind_step: int = 0,
+    scope: selections.Scope = "global",
+    among: masks.Mask | None = None,
+    steps_per_epoch: int,
+    epochs_per_generation: int = 160,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
+    reset_momentum: ResetMomentum = "generation",
+    optimizer: optax.GradientTransformation | None = None,
+    events: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Return iterative magnitude pruning with rewinding as one optax transformation.
+
+    Where a generation from 1 on starts, the smallest weights are zeroed for good and the others go
+    back to their early values; r events leave (1 - fraction)^r of the prunable weights. The learning
+    rate's schedule starts anew with every generation, also if ``rewind_step`` is not 0.
+
+    Args:
+      learning_rate: a float, or an optax schedule of the step within the generation.
+      fraction: of the remaining weights, pruned by each event, in (0, 1).
+      rewind_step: the step of generation 0 whose parameters are rewound to; 0 means the initial ones.
+      scope: "global" compares the weights of all layers, "tensor" prunes the fraction of each.
+      among: the parameters that may be pruned; kernels by default. All parameters are rewound.
+      steps_per_epoch: S.
+      epochs_per_generation: E.
+      momentum: of SGD, undamped.
+      weight_decay: coupled L2.
+      nesterov: whether the momentum is Nesterov's.
+      reset_momentum: "generation" (or "phase", the same here), or "never".
+      optimizer: a whole optax optimizer in place of momentum SGD.
+      events: True spends the first step of every generation from 1 on on the event, as
+        :func:`hold_pruned` describes; False leaves it to the caller, who calls
+        :func:`seal_jax.pruning.prune` on the parameters and this optimizer's state before it.
+
+    Raises:
+      UsageError: an argument out of its range.
+
+    References:
+      Frankle and Carbin, `The Lottery Ticket Hypothesis`, 2019, section 2; Frankle et al., `Linear
+      Mode Connectivity and the Lottery Ticket Hypothesis`, 2020, for rewinding to an early step.
+
+    >>> params = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+    >>> tx = make_imp_tx(0.1, fraction=0.5, steps_per_epoch=2, epochs_per_generation=1)
+    >>> state = tx.init(params)
+    >>> for step in range(5):  # events at steps 2 and 4
+    ...     updates, state = tx.update(params, state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> params["kernel"].tolist()
+    [[0.0, 0.0, 0.0, 4.0]]
+    """
+    clock = Clock(steps_per_epoch, epochs_per_generation)
+    holding = hold_pruned(
+        among=among,
+        rewind_step=rewind_step,
+        when=clock.starts_generation if events else never,
+        fraction=fraction,
+        scope=scope,
+    )
+    if rewind_step >= clock.steps_per_generation:
+        raise UsageError(
+            f"rewind_step = {rewind_step} must lie in generation 0, before step "
+            f"{clock.steps_per_generation}: the first event already rewinds"
+        )
+    when = moments(clock, reset_momentum)
+    if events:
+        when = reinit_moments(clock, when)
+    descending = descent(
+        clock, when, learning_rate, momentum, weight_decay, optimizer, nesterov=nesterov
+    )
+    return optax.chain(descending, holding)

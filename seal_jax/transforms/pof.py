@@ -1,0 +1,130 @@
+"""PoF: post-training of the feature extractor under perturbations of the classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax import masks
+from seal_jax.errors import NO_PARAMS, check_number
+from seal_jax.generations import Clock, Schedule
+from seal_jax.transforms.reset_state import never
+from seal_jax.transforms.sgd import descent
+
+_LONGEST = 2**31 - 1  # steps that an int32 counts
+
+
+def make_pof_tx(
+    head: masks.Mask,
+    learning_rate: float | Schedule = 3e-5,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 5e-4,
+    classifier_learning_rate: float = 0.0,
+    steps_per_epoch: int = 1,
+    epochs_per_generation: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Return PoF's optimizer: Nesterov SGD on the feature extractor, none on the classifier.
+
+    The updates of the classifier :math:`\theta_0` are exactly 0, whatever its gradient and the
+    weight decay; nor does its gradient enter the optimizer. What perturbs the classifier is not
+    part of it: the gradient is taken at a weak classifier (:mod:`seal_jax.weak_classifiers`), the
+    update at the parameters themselves, as in the example. Without a perturbation this is plain
+    Nesterov SGD on the features.
+
+    The state has the structure of :func:`make_normal_tx`'s over ALL parameters: go on with the
+    state that the pre-training ends with, and its momentum is carried on. So is its count of steps,
+    which a schedule then reads; a constant rate does not care.
+
+    Args:
+      head: the classifier, in any form of :mod:`seal_jax.masks`.
+      learning_rate: of the features; a float, or a schedule of the step within the generation.
+      momentum: of SGD, undamped, as in PyTorch; never reset.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: coupled L2 on the features.
+      classifier_learning_rate: if positive, the classifier follows plain SGD at this rate, against
+        a drift of the minimum away from it (the paper saw no gain): give it its gradient at
+        :math:`\theta_0` then, not the one at the weak classifier.
+      steps_per_epoch: S, for a schedule that restarts.
+      epochs_per_generation: E, for the same; ``None`` never restarts it.
+      optimizer: a whole optax optimizer for the features in place of decay, momentum and learning
+        rate, which must then be left alone.
+
+    References:
+      Sato et al., `PoF: Post-Training of Feature Extractor for Improving Generalization`, eq. 5,
+      Algorithm 1, section 4.1.
+
+    >>> from seal_jax.weak_classifiers import perturb
+    >>> params = {"conv": jnp.ones((2, 3)), "fc": {"kernel": jnp.eye(3, 2), "bias": jnp.zeros(2)}}
+    >>> tx = make_pof_tx("fc", learning_rate=0.1)
+    >>> state = tx.init(params)  # or the state that the pre-training ends with
+    >>> features = lambda params, x: jnp.tanh(x @ params["conv"])
+    >>> classify = lambda head, features: features @ head["kernel"] + head["bias"]
+    >>> def loss(logits, labels):
+    ...     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    >>> @jax.jit
+    ... def step(params, state, key, weak_x, weak_y, x, y):
+    ...     weak_features = features(params, weak_x)
+    ...     weak, found, gamma = perturb(key, params["fc"], weak_features, weak_y, classify, loss)
+    ...     objective = lambda params: loss(classify(params["fc"], features(params, x)), y)
+    ...     gradient = jax.grad(objective)({**params, "fc": weak})
+    ...     updates, state = tx.update(gradient, state, params)
+    ...     return optax.apply_updates(params, updates), state, ~found.accepted
+    >>> x, y = jax.random.normal(jax.random.key(1), (8, 2)), jnp.arange(8) % 2
+    >>> after, state, rejected = step(params, state, jax.random.key(2), x[:4], y[:4], x, y)
+    >>> same = jax.tree.map(lambda new, old: bool((new == old).all()), after, params)
+    >>> same["conv"], same["fc"]
+    (False, {'bias': True, 'kernel': True})
+    """
+    check_number(
+        "classifier_learning_rate",
+        classifier_learning_rate,
+        lambda value: 0 <= value < math.inf,
+        "be 0 (the classifier stays) or positive",
+    )
+    if epochs_per_generation is None:
+        # Checks S; then one generation, as long as can be counted.
+        epochs_per_generation = max(1, _LONGEST // Clock(steps_per_epoch, 1).steps_per_epoch)
+    clock = Clock(steps_per_epoch, epochs_per_generation)
+    inner = descent(
+        clock,
+        never,
+        learning_rate,
+        momentum,
+        weight_decay,
+        optimizer,
+        nesterov=nesterov,
+        default_rate=3e-5,
+    )
+
+    def init_fn(params):
+        masks.resolve(head, params)  # a mask that cannot be used fails here, before any training
+        return inner.init(params)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError(NO_PARAMS)
+        flags = masks.resolve(head, params)
+        # Zero on the way in as well: a gradient clipped by its global norm is that of the features.
+        features = jax.tree.map(lambda flag, g: jnp.zeros_like(g) if flag else g, flags, updates)
+        features, state = inner.update(features, state, params, **extra_args)
+        classifier = _descend(classifier_learning_rate)
+        updates = jax.tree.map(
+            lambda flag, g, update: classifier(g) if flag else update, flags, updates, features
+        )
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _descend(learning_rate: float) -> Callable[[jax.Array], jax.Array]:
+    """Return plain SGD; exact zeros, for an infinite gradient too, if it does not learn."""
+    if not hasattr(learning_rate, "aval") and learning_rate == 0:
+        return jnp.zeros_like
+    return lambda g: (-learning_rate * g).astype(g.dtype)

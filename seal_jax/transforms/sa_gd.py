@@ -1,0 +1,201 @@
+"""SA-GD: gradient descent that by chance ascends, the less so the longer it trains."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax.errors import UsageError, check_number
+from seal_jax.generations import Clock, Schedule
+from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+
+
+class AnnealState(NamedTuple):
+    """State of :func:`anneal`.
+
+    Attributes:
+      count: updates so far, int32.
+      loss: of the last step, float32.
+      key: the random key the steps draw from; ``None`` if each step is handed its own.
+    """
+
+    count: jax.Array
+    loss: jax.Array
+    key: jax.Array | None
+
+
+def descent_probability(
+    change: Any, epoch: Any, temperature: Any, epsilon: Any, q: Any = 1, ascent_cap: Any = 0.33
+) -> Any:
+    r"""Return the probability to descend, given how much the loss has changed and when.
+
+    .. math::
+        P = \max\left(\exp\left(-\frac{|\Delta L|^q}{T_0 \epsilon \ln(n + 1)}\right), 1 - c\right)
+
+    The sign of the change does not matter: a loss that fell by much makes an ascent as likely as
+    one that rose by as much. For the same change, ascents grow rarer from epoch to epoch.
+
+    Args:
+      change: :math:`\Delta L`, the loss of this step minus that of the last.
+      epoch: n, counted from 1, for ln(0 + 1) = 0 would stand in the denominator.
+      temperature: :math:`T_0`.
+      epsilon: :math:`\epsilon`.
+      q: the power of the change.
+      ascent_cap: c, the largest probability to ascend.
+
+    >>> [round(float(descent_probability(0.1, epoch, 1.0, 0.5)), 3) for epoch in (1, 10)]
+    [0.749, 0.92]
+    """
+    heat = temperature * epsilon * jnp.log1p(jnp.asarray(epoch, jnp.float32))
+    return jnp.maximum(jnp.exp(-(jnp.abs(change) ** q) / heat), 1 - ascent_cap)
+
+
+def anneal(
+    clock: Clock,
+    temperature: float,
+    epsilon: float | Schedule,
+    *,
+    q: float = 1,
+    ascent_cap: float = 0.33,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Turn all updates round with the probability that :func:`descent_probability` leaves.
+
+    Put it at the END of a chain, after momentum and learning rate: an ascent goes up the same step
+    that a descent would have gone down. The first step descends, having no last loss; a loss that
+    is not a number makes its step and the next descend.
+
+    ``update`` needs the loss of the batch, ``value=...``. A step draws from the extra argument
+    ``key`` if it is given one, otherwise from the key given here.
+
+    Args:
+      clock: tells the epoch, which counts on over generations.
+      temperature: T0, positive.
+      epsilon: positive, or a schedule of the step within the generation (the learning rate's, say).
+      q: the power of the change of the loss, positive.
+      ascent_cap: the largest probability to ascend, in [0, 1].
+      key: a random key.
+
+    Raises:
+      UsageError: an argument out of its range.
+      ValueError: ``update`` was called without ``value``, or there is no key of either kind.
+
+    >>> tx = anneal(Clock(1, 1), 1.0, 1.0, ascent_cap=1.0, key=jax.random.key(0))
+    >>> state, updates = tx.init(jnp.ones(())), []
+    >>> for loss in (5.0, 5.0, 500.0):  # the same loss: descent; quite another: ascent
+    ...     update, state = tx.update(jnp.ones(()), state, value=loss)
+    ...     updates.append(float(update))
+    >>> updates
+    [1.0, 1.0, -1.0]
+    """
+    given = {"temperature": temperature, "q": q}
+    if not callable(epsilon):
+        given["epsilon"] = epsilon
+    for field, number in given.items():
+        check_number(field, number, lambda number: 0 < number < math.inf, "be positive")
+    check_number("ascent_cap", ascent_cap, lambda number: 0 <= number <= 1, "lie in [0, 1]")
+    if key is not None and not hasattr(key, "dtype"):
+        raise UsageError(f"key = {key!r} must be a random key: jax.random.key(0)")
+    epsilon_at = clock.restart(epsilon)
+
+    def init_fn(params):
+        # Zeros like a parameter: where that differs between devices, so may the loss.
+        loss = jnp.zeros_like(jax.tree.leaves(params)[0], jnp.float32, shape=())
+        # A copy: a training step that donates its state must not take the caller's key with it.
+        return AnnealState(jnp.zeros((), jnp.int32), loss, None if key is None else jnp.copy(key))
+
+    def update_fn(updates, state, params=None, *, value=None, key=None, **extra_args):
+        del params, extra_args
+        if value is None:
+            raise ValueError("make_sa_gd_tx needs value: call update(..., value=loss)")
+        if key is None and state.key is None:
+            raise ValueError(
+                "make_sa_gd_tx needs key: call update(..., key=...), or make it with key=..."
+            )
+        draws = jax.random.fold_in(state.key, state.count) if key is None else key
+        loss = jnp.asarray(value).astype(jnp.float32)
+        probability = descent_probability(
+            loss - state.loss,
+            clock.epoch(state.count) + 1,
+            temperature,
+            epsilon_at(state.count),
+            q,
+            ascent_cap,
+        )
+        # A comparison with NaN is False: such a step descends.
+        ascending = (state.count > 0) & (jax.random.uniform(draws) >= probability)
+        sign = jnp.where(ascending, -1.0, 1.0)
+        updates = jax.tree.map(lambda update: update * sign.astype(update.dtype), updates)
+        return updates, AnnealState(optax.safe_increment(state.count), loss, state.key)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def make_sa_gd_tx(
+    learning_rate: float | Schedule = 0.01,
+    *,
+    temperature: float,
+    epsilon: float | Schedule,
+    q: float = 1,
+    ascent_cap: float = 0.33,
+    steps_per_epoch: int,
+    epochs_per_generation: int,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
+    reset_momentum: ResetMomentum = "generation",
+    optimizer: optax.GradientTransformation | None = None,
+    preconditioner: optax.GradientTransformation | None = None,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return SA-GD, the forerunner of SEAL's ascent, as one optax transformation.
+
+    Each step moves the whole network down, or, by chance, up; see :func:`anneal` for the chance and
+    for what ``update`` needs. An ascent turns round the whole update: the learning rate, the
+    momentum and the weight decay are those of a descent.
+
+    Args:
+      learning_rate: a float, or a schedule of the step within the generation.
+      temperature: T0.
+      epsilon: a number, or a schedule of the step within the generation.
+      q: the power of the change of the loss.
+      ascent_cap: the largest probability to ascend.
+      steps_per_epoch: S.
+      epochs_per_generation: E; the whole training where nothing is to restart.
+      momentum: of SGD, undamped.
+      weight_decay: coupled L2.
+      nesterov: whether the momentum is Nesterov's.
+      reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
+      optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
+        then be left alone.
+      preconditioner: what stands in for the momentum, which must then be left alone.
+      key: a random key, for an ``update`` that is handed none.
+
+    References:
+      Cai, `SA-GD: Improved Gradient Descent Learning Strategy with Simulated Annealing`, 2021; the
+      SEAL paper, section 2.
+
+    >>> tx = make_sa_gd_tx(0.5, temperature=1.0, epsilon=1.0, steps_per_epoch=10, momentum=0.0,
+    ...                    epochs_per_generation=1, weight_decay=0.0, key=jax.random.key(0))
+    >>> params = jnp.ones(())
+    >>> updates, _ = tx.update(params, tx.init(params), params, value=0.5)
+    >>> float(updates)
+    -0.5
+    """
+    clock = Clock(steps_per_epoch, epochs_per_generation)
+    descending = descent(
+        clock,
+        moments(clock, reset_momentum),
+        learning_rate,
+        momentum,
+        weight_decay,
+        optimizer,
+        nesterov=nesterov,
+        preconditioner=preconditioner,
+    )
+    annealing = anneal(clock, temperature, epsilon, q=q, ascent_cap=ascent_cap, key=key)
+    return optax.chain(descending, annealing)

@@ -1,0 +1,265 @@
+"""SAM and ASAM: descend along the gradient of the worst point nearby."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax.errors import NO_PARAMS, UsageError, check_number
+from seal_jax.generations import Clock, Schedule
+from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+
+PyTree = Any
+
+
+def perturb(
+    params: PyTree,
+    gradient: PyTree,
+    rho: Any,
+    *,
+    adaptive: bool = False,
+    eta: float = 0.0,
+    weight_decay: float = 0.0,
+) -> PyTree:
+    r"""Return the parameters moved uphill by a distance of about :math:`\rho`.
+
+    .. math::
+        \epsilon = \rho \frac{g}{\|g\| + 10^{-12}} \ \text{(SAM)}, \qquad
+        \epsilon = \rho \frac{T_w^2 g}{\|T_w g\| + 10^{-12}}, \ T_w = |w| + \eta \ \text{(ASAM)},
+
+    with one norm over the whole tree, in float32. :math:`\rho = 0` leaves the parameters as they
+    are, bit for bit; so does a zero gradient, but for the sign of zeros. Both can be
+    differentiated.
+
+    Args:
+      params: w.
+      gradient: g, a tree like ``params``.
+      rho: :math:`\rho`, at least 0; may be traced. SAM's is about 0.05, ASAM's ten times that.
+      adaptive: whether a parameter moves in proportion to its own size (ASAM).
+      eta: of ASAM, at least 0: lets parameters at 0 move too; 0.01 in Kwon et al.
+      weight_decay: :math:`\lambda`; ``g + weight_decay * w`` takes the place of g.
+
+    Raises:
+      UsageError: a negative or infinite ``rho`` or ``eta``.
+
+    References:
+      Foret et al., `Sharpness-Aware Minimization`, 2021, eq. 2; Kwon et al., `ASAM`, 2021, eq. 8.
+
+    >>> perturb({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 4.0])}, 0.5)["w"].tolist()
+    [1.2999999523162842, 2.4000000953674316]
+    """
+    check_radius(rho, eta)
+
+    def uphill(param, slope):
+        slope = slope.astype(jnp.float32)
+        decays = _may_differ_from_zero(weight_decay)
+        return slope + weight_decay * param if decays else slope
+
+    slopes = jax.tree.map(uphill, params, gradient)
+    scales = jax.tree.map(lambda param: jnp.abs(param) + eta, params) if adaptive else None
+    if scales is not None:
+        slopes = jax.tree.map(jnp.multiply, scales, slopes)
+    square = sum(jnp.sum(jnp.square(slope)) for slope in jax.tree.leaves(slopes))
+    # The root has no derivative at 0: take it elsewhere, so that no NaN comes back from there.
+    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    length = rho / (norm + 1e-12)
+    if scales is not None:
+        slopes = jax.tree.map(jnp.multiply, scales, slopes)
+
+    def move(param, slope):
+        # Chosen, not added: -0.0 + 0.0 has another sign than -0.0, and 0 times infinity is no 0.
+        return jnp.where(rho == 0, param, param + (length * slope).astype(param.dtype))
+
+    return jax.tree.map(move, params, slopes)
+
+
+def check_radius(rho: Any, eta: float) -> None:
+    """Raise unless both are finite and not negative."""
+    for field, value in (("rho", rho), ("eta", eta)):
+        check_number(field, value, lambda value: 0 <= value < math.inf, "be 0 or positive")
+
+
+def _may_differ_from_zero(value: Any) -> bool:
+    """Return False if a number is known to be 0 before anything runs."""
+    return hasattr(value, "aval") or value != 0
+
+
+def sharpness_aware(
+    inner: optax.GradientTransformation,
+    rho: Any = 0.05,
+    *,
+    adaptive: bool = False,
+    eta: float = 0.0,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Feed ``inner`` the gradient at the perturbed point in place of the one at the parameters.
+
+    The second gradient comes from the extra argument ``grad_fn``: it maps parameters to the
+    gradient of the same batch, with the same randomness, and leaves BatchNorm's statistics alone.
+    Where the gradients are reduced over devices, so is the perturbation (for one of each device's
+    own see :func:`sharpness_aware_gradient`). With :math:`\rho = 0` the result is that of
+    ``inner``, bit for bit; a :math:`\rho` known to be 0 before anything runs spares the second
+    gradient, too.
+
+    Args:
+      inner: any optax optimizer; it updates the parameters themselves, not the perturbed point.
+      rho: see :func:`perturb`, as the others.
+      adaptive: ASAM.
+      eta: of ASAM.
+      weight_decay: of the perturbation; that of ``inner`` is its own.
+
+    Returns:
+      A transformation whose state is that of ``inner``.
+
+    Raises:
+      ValueError: ``update`` was called without ``grad_fn``.
+
+    >>> loss = lambda params: 0.5 * params**2
+    >>> tx, params = sharpness_aware(optax.sgd(1.0), rho=0.5), jnp.array(1.0)
+    >>> gradient = jax.grad(loss)
+    >>> updates, _ = tx.update(gradient(params), tx.init(params), params, grad_fn=gradient)
+    >>> float(updates)  # minus the gradient at 1.5
+    -1.5
+    """
+    check_radius(rho, eta)
+    wrapped = optax.with_extra_args_support(inner)
+
+    def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
+        if _may_differ_from_zero(rho):
+            if params is None:
+                raise ValueError(NO_PARAMS)
+            if grad_fn is None:
+                raise ValueError("make_sam_tx needs grad_fn: call update(..., grad_fn=...)")
+            uphill = perturb(
+                params, updates, rho, adaptive=adaptive, eta=eta, weight_decay=weight_decay
+            )
+            updates = _second(rho, updates, grad_fn(uphill))
+        return wrapped.update(updates, state, params, grad_fn=grad_fn, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(wrapped.init, update_fn)
+
+
+def _second(rho: Any, first: PyTree, second: PyTree) -> PyTree:
+    """Return the second gradient; where ``rho`` is 0 the first, lest rounding tell them apart."""
+    return jax.tree.map(lambda a, b: jnp.where(rho == 0, a, b), first, second)
+
+
+def sharpness_aware_gradient(
+    value_and_grad_fn: Callable[[PyTree], tuple[Any, PyTree]],
+    params: PyTree,
+    rho: Any = 0.05,
+    *,
+    adaptive: bool = False,
+    eta: float = 0.0,
+    weight_decay: float = 0.0,
+) -> tuple[Any, PyTree]:
+    """Return the value of the first pass and the gradient of the second.
+
+    For the perturbation of each device's own ("m-sharpness"): call it inside ``shard_map`` on the
+    device's share of the batch, then reduce the gradient. The parameters must be varying there
+    (``jax.lax.pcast(params, axis, to="varying")``), or differentiation itself sums over devices.
+
+    Args:
+      value_and_grad_fn: such as ``jax.value_and_grad(objective, has_aux=True)``; its value, with
+        BatchNorm's statistics in it, is that of the first pass.
+      params: where to take the gradient.
+      rho: see :func:`perturb`, as the others.
+      adaptive: ASAM.
+      eta: of ASAM.
+      weight_decay: of the perturbation.
+
+    References:
+      Foret et al., 2021, section 3 ("m-sharpness").
+
+    >>> value, gradient = sharpness_aware_gradient(
+    ...     jax.value_and_grad(lambda w: 0.5 * w**2), jnp.array(1.0), rho=0.5
+    ... )
+    >>> float(value), float(gradient)
+    (0.5, 1.5)
+    """
+    value, first = value_and_grad_fn(params)
+    check_radius(rho, eta)
+    if not _may_differ_from_zero(rho):
+        return value, first
+    uphill = perturb(params, first, rho, adaptive=adaptive, eta=eta, weight_decay=weight_decay)
+    return value, _second(rho, first, value_and_grad_fn(uphill)[1])
+
+
+def make_sam_tx(
+    learning_rate: float | Schedule = 0.1,
+    *,
+    rho: Any = 0.05,
+    adaptive: bool = False,
+    eta: float = 0.0,
+    steps_per_epoch: int,
+    epochs_per_generation: int,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = True,
+    decay_in_perturbation: bool = False,
+    reset_momentum: ResetMomentum = "generation",
+    optimizer: optax.GradientTransformation | None = None,
+    preconditioner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return SAM (or ASAM) over momentum SGD as one optax transformation.
+
+    ``update`` needs the gradient of the batch as a function, too: see :func:`sharpness_aware`. The
+    defaults are those of the SAM that PoF starts from.
+
+    Args:
+      learning_rate: a float, or a schedule of the step within the generation.
+      rho: the radius; 0.05 (0.01 on SVHN). See :func:`perturb`.
+      adaptive: ASAM.
+      eta: of ASAM.
+      steps_per_epoch: S.
+      epochs_per_generation: E; the whole training where nothing is to restart.
+      momentum: of SGD, undamped.
+      weight_decay: coupled L2, at the parameters themselves.
+      nesterov: whether the momentum is Nesterov's.
+      decay_in_perturbation: whether the perturbation follows the decay as well as the loss.
+      reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
+      optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
+        then be left alone.
+      preconditioner: what stands in for the momentum; ``momentum`` must then be left alone, and
+        ``nesterov`` is the preconditioner's matter.
+
+    References:
+      Foret et al., 2021, Algorithm 1; the PoF paper, section 4.1, for the defaults.
+
+    >>> gradient = jax.grad(lambda params: 0.5 * params**2)
+    >>> tx = make_sam_tx(1.0, rho=0.5, momentum=0.0, weight_decay=0.0, steps_per_epoch=1,
+    ...                  epochs_per_generation=250)
+    >>> params = jnp.array(1.0)
+    >>> updates, _ = tx.update(gradient(params), tx.init(params), params, grad_fn=gradient)
+    >>> float(updates)
+    -1.5
+    """
+    if decay_in_perturbation and optimizer is not None:
+        raise UsageError(
+            "decay_in_perturbation = True has no effect beside optimizer=: "
+            "use sharpness_aware(optimizer, rho, weight_decay=...)"
+        )
+    clock = Clock(steps_per_epoch, epochs_per_generation)
+    base = descent(
+        clock,
+        moments(clock, reset_momentum),
+        learning_rate,
+        momentum,
+        weight_decay,
+        optimizer,
+        nesterov=nesterov and preconditioner is None,
+        preconditioner=preconditioner,
+        default_rate=0.1,
+    )
+    return sharpness_aware(
+        base,
+        rho,
+        adaptive=adaptive,
+        eta=eta,
+        weight_decay=weight_decay if decay_in_perturbation else 0.0,
+    )

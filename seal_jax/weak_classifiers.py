@@ -1,0 +1,297 @@
+"""Weak classifiers on fixed features: PoF's perturbation of a trained one, FOCA's random ones.
+
+In all functions
+
+* ``head`` is the pytree of the classifier's parameters;
+* ``features`` [b, ...] are what the feature extractor makes of a small batch, the weak batch (32
+  examples in the PoF paper), and ``labels`` [b, ...] are its labels;
+* ``classify(head, features) -> logits`` is the classifier;
+* ``loss(logits, labels) -> scalar`` is the plain loss, a mean over the batch, and over all devices
+  (``jax.lax.pmean``) if one perturbation is to serve them all.
+
+No derivative flows through a weak classifier: the papers set that of the perturbation by the
+features to zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax.errors import UsageError, check_number
+from seal_jax.line_search import minimise
+
+PyTree = Any
+Classify = Callable[[PyTree, jax.Array], jax.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Policy = Literal["uniform", "constant", "linear"]
+
+_EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
+
+
+class Perturbation(NamedTuple):
+    """A classifier's way to the minimum of a weak batch's loss.
+
+    Attributes:
+      direction: pytree like the head, the gradient at the head over its global norm.
+      xi: float32, the distance of the minimum against ``direction``; 0 where there is none.
+      accepted: bool, whether there is a minimum with an upper bracket.
+      loss: float32, the loss of the weak batch at the unperturbed head.
+    """
+
+    direction: PyTree
+    xi: jax.Array
+    accepted: jax.Array
+    loss: jax.Array
+
+
+def direction(
+    head: PyTree, features: jax.Array, labels: jax.Array, classify: Classify, loss: Loss
+) -> tuple[jax.Array, PyTree]:
+    r"""Return the loss, float32, and :math:`g / (\lVert g \rVert_2 + 10^{-12})`, g its gradient.
+
+    The norm is global, over all of the head's parameters; a zero gradient gives zeros.
+
+    References:
+      Sato et al., `PoF`, eq. 3.
+    """
+
+    def objective(head):
+        value = loss(classify(head, features), labels)
+        if jnp.shape(value) != ():
+            raise UsageError(
+                f"loss returns shape {jnp.shape(value)}; it must return the mean over the batch"
+            )
+        return value
+
+    head, features = jax.lax.stop_gradient((head, features))
+    value, gradient = jax.value_and_grad(objective)(head)
+    gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
+    norm = optax.tree.norm(gradient) + _EPSILON
+    return jnp.float32(value), jax.tree.map(
+        lambda g, h: (g / norm).astype(jnp.result_type(h)), gradient, head
+    )
+
+
+def perturbation(
+    head: PyTree,
+    features: jax.Array,
+    labels: jax.Array,
+    classify: Classify,
+    loss: Loss,
+    *,
+    linear: bool | None = None,
+    **search: Any,
+) -> Perturbation:
+    r"""Return the direction of the gradient at ``head`` and how far against it the minimum lies.
+
+    One gradient, then :math:`\xi^* = \arg\min_{\xi > 0} L_B(\theta_0 - \xi \hat g)` by
+    :func:`seal_jax.line_search.minimise` on the same features. Where there is no such minimum (an
+    asymmetric landscape, a zero gradient, a loss that is not finite) the result is not accepted.
+
+    Args:
+      head: :math:`\theta_0`.
+      features, labels, classify, loss: of the weak batch B, as explained above.
+      linear: whether the logits are affine in the head, as those of a dense layer are; they are
+        then computed twice, not once for every point of the search. ``None`` takes a head of one
+        matrix, with or without one vector, for affine: say False if it is not (a cosine
+        classifier).
+      **search: ``start``, ``cap`` and ``floor`` of the line search.
+
+    >>> head = {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)}
+    >>> features, labels = jnp.array([[1.0], [1.0], [1.0], [-1.0]]), jnp.array([0, 0, 1, 1])
+    >>> classify = lambda head, features: features @ head["kernel"] + head["bias"]
+    >>> loss = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
+    >>> found = perturbation(head, features, labels, classify, loss)
+    >>> # The distance is ln 3 / sqrt 2.
+    >>> bool(found.accepted), round(float(found.xi), 2), round(float(found.loss), 2)
+    (True, 0.78, 0.69)
+
+    References:
+      Sato et al., `PoF: Post-Training of Feature Extractor for Improving Generalization`, eq. 2, 3.
+    """
+    head, features = jax.lax.stop_gradient((head, features))
+    value, unit = direction(head, features, labels, classify, loss)
+    if linear is None:
+        linear = sorted(map(jnp.ndim, jax.tree.leaves(head))) in ([2], [1, 2])
+    if linear:
+        logits, slopes = jax.jvp(lambda h: classify(h, features), (head,), (unit,))
+
+        def along(xi):
+            return loss(logits.astype(jnp.float32) - xi * slopes, labels)
+
+    else:
+
+        def along(xi):
+            return loss(classify(_moved(head, unit, xi), features), labels)
+
+    found = minimise(along, **search)
+    return Perturbation(unit, found.xi, found.accepted, value)
+
+
+def shifted(head: PyTree, perturbation: Perturbation, gamma: Any = 1.0) -> PyTree:
+    r"""Return the weak classifier :math:`\theta_0 - \gamma \xi^* \hat g`.
+
+    It is ``head`` bit for bit where the perturbation was not accepted and where ``gamma`` is 0.
+
+    References:
+      Sato et al., `PoF`, eq. 4.
+    """
+    step = jnp.where(perturbation.accepted, gamma * perturbation.xi, 0.0)
+    moved = _moved(head, perturbation.direction, step)
+    # Not by the arithmetic alone: 0 times an overflown direction is NaN, and -0 - (-0) is +0.
+    return jax.tree.map(lambda new, old: jnp.where(step == 0, old, new), moved, head)
+
+
+def sample_gamma(
+    key: jax.Array,
+    policy: Policy = "uniform",
+    low: float = 0.0,
+    high: float = 2.0,
+    *,
+    progress: Any = None,
+) -> jax.Array:
+    r"""Return the expansion factor :math:`\gamma` of a step, a float32 scalar.
+
+    At 1 the weak classifier is the best one for its batch along the line; at 2 it lies on the other
+    side of a quadratic basin, where the batch's loss is what it was.
+
+    Args:
+      key: a random key; a new one for every step.
+      policy: "uniform" draws from [low, high] (the paper), "constant" returns ``high``, "linear"
+        grows from ``low`` to ``high`` with ``progress``.
+      low: the least, at least 0.
+      high: the most.
+      progress: the share of the training done, in [0, 1]; may be traced.
+
+    >>> float(sample_gamma(jax.random.key(0), "linear", progress=0.25))
+    0.5
+    """
+    if policy not in get_args(Policy):
+        raise UsageError(f"policy = {policy!r} must be one of {', '.join(get_args(Policy))}")
+    check_number("low", low, lambda value: 0 <= value < math.inf, "be 0 or positive")
+    least = 0.0 if hasattr(low, "aval") else low
+    check_number("high", high, lambda value: least <= value < math.inf, "be finite, at least low")
+    if policy == "uniform":
+        return jax.random.uniform(key, (), jnp.float32, low, high)
+    if policy == "constant":
+        return jnp.float32(high)
+    if progress is None:
+        raise UsageError('progress = None must be the share of the training done for "linear"')
+    return jnp.float32(low + (high - low) * jnp.clip(progress, 0.0, 1.0))
+
+
+def perturb(
+    key: jax.Array,
+    head: PyTree,
+    features: jax.Array,
+    labels: jax.Array,
+    classify: Classify,
+    loss: Loss,
+    *,
+    gamma: Callable[[jax.Array], Any] = sample_gamma,
+    resample: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None,
+    attempts: int = 1,
+    linear: bool | None = None,
+    **search: Any,
+) -> tuple[PyTree, Perturbation, jax.Array]:
+    """Return a weak classifier of PoF: :func:`perturbation`, :func:`sample_gamma`, :func:`shifted`.
+
+    Args:
+      key: a random key; a new one for every step.
+      head, features, labels, classify, loss, linear, **search: as in :func:`perturbation`.
+      gamma: maps a key to the expansion factor, e.g. :func:`sample_gamma` with arguments of
+        ``functools.partial``.
+      resample: maps a key to the features and labels of another weak batch, for when the landscape
+        of the first is rejected. ``None`` takes the unperturbed head then.
+      attempts: how many weak batches to try in all, the first included.
+
+    Returns:
+      The weak classifier, the perturbation it comes from and the expansion factor. The share of
+      steps whose perturbation is not ``accepted`` is worth logging.
+    """
+    _check_whole("attempts", attempts, 1)
+    if (attempts > 1) != (resample is not None):
+        raise UsageError(f"attempts = {attempts} must go with resample: above 1 with it, 1 without")
+    gamma_key, batch_key = jax.random.split(key)
+
+    def attempt(features, labels):
+        return perturbation(head, features, labels, classify, loss, linear=linear, **search)
+
+    found = attempt(features, labels)
+    if resample is not None:
+
+        def again(carry):
+            index, _ = carry
+            return index + 1, attempt(*resample(jax.random.fold_in(batch_key, index)))
+
+        index = jnp.where(found.accepted, 1, 1)  # varies over a mesh just as the result does
+        _, found = jax.lax.while_loop(
+            lambda carry: ~carry[1].accepted & (carry[0] < attempts), again, (index, found)
+        )
+    factor = gamma(gamma_key)
+    return shifted(head, found, factor), found, factor
+
+
+def foca(
+    key: jax.Array,
+    head: PyTree,
+    features: jax.Array,
+    labels: jax.Array,
+    classify: Classify,
+    loss: Loss,
+    *,
+    steps: int,
+    learning_rate: float,
+    sigma: float = 0.1,
+) -> PyTree:
+    r"""Return a weak classifier of FOCA: a few steps of gradient descent from a random start.
+
+    Kernels start at :math:`N(0, \sigma^2)`, biases (arrays of one dimension) at 0.
+
+    Args:
+      key: a random key; a new one for every step of the feature extractor.
+      head: a classifier, for its structure, shapes and dtypes only.
+      features, labels, classify, loss: of the weak batch; every step sees all of it.
+      steps: how many; 0 gives a random classifier.
+      learning_rate: of plain gradient descent.
+      sigma: of the start.
+
+    References:
+      Sato et al. (2019), `Breaking Inter-Layer Co-Adaptation by Classifier Anonymization`; Sato et
+      al. (2022), `PoF`, end of section 3.1.
+    """
+    _check_whole("steps", steps, 0)
+    for field, value in (("learning_rate", learning_rate), ("sigma", sigma)):
+        check_number(field, value, lambda value: 0 <= value < math.inf, "be 0 or positive")
+    features = jax.lax.stop_gradient(features)
+    leaves, structure = jax.tree.flatten(head)
+
+    def draw(index, leaf):
+        noise = jax.random.normal(jax.random.fold_in(key, index), leaf.shape)
+        # Zeros, too, are derived from the key, to vary over a mesh just as it does.
+        return ((sigma if leaf.ndim > 1 else 0.0) * noise).astype(leaf.dtype)
+
+    start = [draw(index, leaf) for index, leaf in enumerate(leaves)]
+    descend = jax.grad(lambda head: loss(classify(head, features), labels))
+
+    def step(weak, _):
+        return _moved(weak, descend(weak), learning_rate), None
+
+    weak, _ = jax.lax.scan(step, jax.tree.unflatten(structure, start), length=steps)
+    return jax.lax.stop_gradient(weak)
+
+
+def _check_whole(field: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise UsageError(f"{field} = {value!r} must be a whole number of at least {least}")
+
+
+def _moved(head: PyTree, unit: PyTree, step: Any) -> PyTree:
+    return jax.tree.map(lambda h, d: (h - step * d).astype(h.dtype), head, unit)
