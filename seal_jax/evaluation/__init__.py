@@ -1,0 +1,1 @@
+"""The papers' evaluations, as functions of features, logits and weights."""
