@@ -45,6 +45,7 @@ VARIANTS = (
     "born_again",
     "tolerant_teacher",
     "smoothed_teacher",
+    "shrink_perturb",
 )
 METHODS = {
     "welsr": "wels",
@@ -111,14 +112,12 @@ def get_config(variant="normal"):
         config.train.batch_size = 10
         config.optimizer.schedule = "constant"
         config.optimizer.weight_decay = 0.0
-        config.optimizer.damped_momentum = True
         for field, value in ADAPTATION[variant].items():
             config.method[field] = value
     if variant == "fast_nesterov":
         config.optimizer.nesterov = True
     if variant in ("fast_adam", "fast_radam"):
         config.optimizer.name = variant.removeprefix("fast_")
-        config.optimizer.damped_momentum = False
     if variant == "warmup":
         config.train.validate_every = 5  # steps; the rule of the paper counts ten
     return config

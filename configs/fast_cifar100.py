@@ -43,7 +43,6 @@ def get_config(variant="fast"):
     config.optimizer.schedule = "constant"
     config.optimizer.weight_decay = 0.0
     config.optimizer.label_smoothing = 0.0
-    config.optimizer.damped_momentum = True
     config.train.batch_size = 100
     config.train.sampling = "balanced"
     config.train.generations = 1
@@ -57,7 +56,6 @@ def get_config(variant="fast"):
     if variant in ("fast_adam", "fast_radam"):
         config.optimizer.name = variant.removeprefix("fast_")
         config.optimizer.learning_rate = 1e-4
-        config.optimizer.damped_momentum = False
     if variant == "warmup":
         config.train.validate_every = 5
     return config

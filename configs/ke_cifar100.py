@@ -1,17 +1,18 @@
-"""Knowledge evolution on CIFAR-100 (Taha et al. 2021): KELS, its slim network, WELS.
+"""Knowledge evolution on CIFAR-100 (Taha et al. 2021): KELS, its slim network, WELS; a relative.
 
     TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/ke_cifar100.py --workdir=runs/ke
     python -m seal_jax slim runs/ke/kels --output=runs/ke/slim
 
 The paper's datasets are fine-grained ones at 224x224 (--config.data.name=caltech_birds2011, ...); its
 length is ten generations of 200 epochs, its rates 0.8 (KELS) and 0.5 (WELS): these are used here.
+`shrink_perturb` (Ash & Adams 2020) is compared at equal epochs; the setting is not that paper's.
 
 Made for a TPU or GPU; not run to its end here.
 """
 
 from seal_jax.cli.configs import base
 
-VARIANTS = ("normal", "wels", "kels")
+VARIANTS = ("normal", "wels", "kels", "shrink_perturb")
 
 
 def get_config(variant="kels"):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks, optimizer_state, paths, pruning, selections
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number
 
 PyTree = Any
 Initialiser = Callable[[jax.Array], PyTree] | Literal["torch_default"]
@@ -146,6 +146,56 @@ def reinitialise_selected(
       Networks`, 2022, eq. 1.
     """
     return replace(params, initialiser(init_fn, params)(key), selection)
+
+
+def shrink_and_perturb(
+    key: jax.Array,
+    params: PyTree,
+    init_fn: Initialiser,
+    *,
+    shrink: Any = 0.4,
+    perturb: Any = 0.1,
+    mask: masks.Mask | None = None,
+) -> PyTree:
+    r"""Return ``params`` moved towards zero and mixed with a fresh draw.
+
+    .. math:: w \leftarrow \lambda w + \sigma \eta
+
+    With :math:`\lambda = 1, \sigma = 0` the parameters stay, with 0 and 1 they are drawn anew, as
+    :func:`reinitialise` does.
+
+    Args:
+      key: a random key; use a new one for every event.
+      params: pytree of arrays.
+      init_fn: maps a key to a whole tree like ``params``, :math:`\eta`, or "torch_default".
+      shrink: :math:`\lambda`, in [0, 1]; may be traced.
+      perturb: :math:`\sigma`, at least 0; may be traced.
+      mask: the parameters to change, in any form of :mod:`seal_jax.masks`; ``None`` for all.
+
+    Raises:
+      UsageError: a factor out of its range; ``init_fn`` returns another tree than ``params``.
+
+    References:
+      Ash and Adams, `On Warm-Starting Neural Network Training`, 2020 ("shrink, perturb, repeat"; the
+      defaults are those of the released code's example, which draws from the initialisation, too).
+
+    >>> params = {"conv": jnp.full(2, 10.0), "fc": jnp.full(2, 20.0)}
+    >>> ones = lambda key: jax.tree.map(jnp.ones_like, params)
+    >>> new = shrink_and_perturb(jax.random.key(0), params, ones, shrink=0.5, perturb=0.25)
+    >>> new["conv"].tolist(), new["fc"].tolist()
+    ([5.25, 5.25], [10.25, 10.25])
+    """
+    check_number("shrink", shrink, lambda value: 0 <= value <= 1, "lie in [0, 1]")
+    check_number("perturb", perturb, lambda value: 0 <= value < math.inf, "be 0 or positive")
+    fresh = initialiser(init_fn, params)(key)
+    check_like(fresh, params)
+
+    def mix(flag, new, old):
+        return (shrink * old + perturb * new).astype(old.dtype) if flag else old
+
+    every = jax.tree.map(lambda _: True, params)
+    flags = every if mask is None else masks.resolve(mask, params)
+    return jax.tree.map(mix, flags, fresh, params)
 
 
 def check_like(fresh: PyTree, params: PyTree) -> None:

@@ -81,6 +81,14 @@ def preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return command.run(options.config, overrides, options.topology, options.json)
 
 
+def reproduce(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Run an experiment of a paper again."""
+    del overrides
+    from seal_jax.reproduce import command
+
+    return command.run(options)
+
+
 def _start(options: argparse.Namespace) -> None:
     """Join the other processes, if there are any, before JAX starts its devices."""
     import jax

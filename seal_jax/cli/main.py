@@ -95,6 +95,12 @@ def parser() -> argparse.ArgumentParser:
         "--topology", default="v5e:2x4", metavar="KIND:SHAPE", help="chips (default: %(default)s)"
     )
     preflight.add_argument("--json", metavar="FILE", help="write the report there too")
+
+    from seal_jax.reproduce import command as reproduction
+
+    reproduction.add_arguments(
+        command("reproduce", "run an experiment of a paper again, its numbers beside the paper's")
+    )
     return root
 
 
@@ -146,6 +152,7 @@ def _commands():
         "slim": commands.slim,
         "prepare": commands.prepare,
         "preflight": commands.preflight,
+        "reproduce": commands.reproduce,
     }
 
 

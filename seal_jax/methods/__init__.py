@@ -21,6 +21,7 @@ NAMES = (
     "kels",
     "dsd",
     "fc",
+    "shrink_perturb",
     "imp",
     "lw",
     "sam",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -52,8 +53,8 @@ def build(options: Options, context: Context) -> Method:
     context.require_restarts("born_again")
     for field, holds, must in (
         ("weight", lambda v: 0 <= v <= 1, "lie in [0, 1]"),
-        ("temperature", lambda v: v > 0, "be positive"),
-        ("tolerance", lambda v: v >= 0, "not be negative"),
+        ("temperature", lambda v: 0 < v < math.inf, "be positive"),
+        ("tolerance", lambda v: 0 <= v <= 1, "lie in [0, 1]"),
     ):
         check_number(f"method.{field}", getattr(options, field), holds, must)
     classes = context.model.num_classes

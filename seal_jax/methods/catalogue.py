@@ -1,4 +1,4 @@
-"""Every system that the four papers name: its method, the options that make it, its configs."""
+"""Every system, those of the four papers first: its method, the options that make it, its configs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CONFIGS = {
         "sa_gd": "sa_gd",
     },
     "lw_cifar10.py": ("wels", "welsr", "dsd", "fc", "lw"),
-    "ke_cifar100.py": ("kels",),
+    "ke_cifar100.py": ("kels", "shrink_perturb"),
     "imp_cifar10.py": ("imp",),
     "pof_cifar10.py": ("sam", "asam", "pof", "foca"),
     "born_again_cifar100.py": ("born_again", "tolerant_teacher", "smoothed_teacher"),
@@ -93,6 +93,7 @@ SYSTEMS = (
         "optimizer.label_smoothing=0.1",
         _BAN,
     ),
+    System("Shrink and perturb", "shrink_perturb", "shrink_perturb", "", "Ash & Adams 2020"),
 )
 
 
@@ -108,7 +109,8 @@ def as_text() -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in (header, tuple("-" * width for width in widths), *rows)
     ]
-    about = [f"  {name:10}  {methods.described(name)[0]}" for name in methods.NAMES]
+    width = max(map(len, methods.NAMES))
+    about = [f"  {name:{width}}  {methods.described(name)[0]}" for name in methods.NAMES]
     return "\n".join(
         [
             *table,

@@ -34,6 +34,8 @@ class Options:
       sigma: of "normal".
       alpha: learning rate of the classifier; ``None`` for ``optimizer.learning_rate``; 0 freezes it.
       beta: learning rate of the features; ``None`` likewise; 0 is feature extraction.
+      damped_momentum: a gradient enters the momentum of SGD with weight 1 - momentum, so that rates
+        are ten times those of undamped momentum.
       warmup: train the classifier alone until the validation accuracy has not risen by
         ``warmup_gain`` for ``warmup_steps`` steps, then everything.
       warmup_gain: of the accuracy, 0.01 for one percent.
@@ -45,6 +47,7 @@ class Options:
     sigma: float | None = None
     alpha: float | None = None
     beta: float | None = None
+    damped_momentum: bool = True
     warmup: bool = False
     warmup_gain: float = 0.01
     warmup_steps: int = 10
@@ -85,7 +88,7 @@ def build(options: Options, context: Context) -> Method:
         context.schedule(beta) if beta else 0.0,
         optimizer="nesterov" if nesterov else optimizer.name,
         momentum=optimizer.momentum,
-        damped_momentum=optimizer.damped_momentum,
+        damped_momentum=options.damped_momentum,
         weight_decay=optimizer.weight_decay,
         steps_per_epoch=context.steps_per_epoch,
         epochs_per_generation=context.train.epochs_per_generation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 
@@ -45,7 +46,8 @@ def build(options: Options, context: Context) -> Method:
             value = getattr(options, field)
             raise UsageError(f"method.{field} = {value} must be at least {least}")
     for field in ("weak_learning_rate", "weak_sigma"):
-        check_number(f"method.{field}", getattr(options, field), lambda v: v > 0, "be positive")
+        value = getattr(options, field)
+        check_number(f"method.{field}", value, lambda v: 0 < v < math.inf, "be positive")
     model, head = context.model, context.model.head
     features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
 
@@ -53,7 +55,7 @@ def build(options: Options, context: Context) -> Method:
         assert problem.key is not None
         images, labels = problem.extra_batch(0)
         variables = problem.weights._replace(params=params)._asdict()
-        features, _ = model.extract(variables, images, train=True)
+        features, _ = model.extract(variables, images, train=True, rngs=problem.extra_rngs)
         features, labels = problem.gather((features, labels))
         classifier = weak_classifiers.foca(
             problem.key,

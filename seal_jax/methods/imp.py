@@ -34,7 +34,12 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return IMP; pruned weights stay exactly zero, and the masks lie in the optimizer's state."""
     context.require_restarts("imp")
-    check_number("method.fraction", options.fraction, lambda f: 0 < f < 1, "lie between 0 and 1")
+    check_number(
+        "method.fraction",
+        options.fraction,
+        lambda f: 1 / 30_000 <= f < 1,  # finer ones cannot be told apart
+        "lie between 1/30000 and 1",
+    )
     most = context.clock.steps_per_generation
     if not 0 <= options.rewind_step < most:
         raise UsageError(

@@ -69,6 +69,7 @@ class Problem:
       progress: share of the training that is over, in [0, 1).
       extra_batch: ``extra_batch(i) -> (images, labels)``, this device's part of another batch of
         ``Method.extra_batch_size`` training images, for i below ``Method.extra_batches``.
+      extra_rngs: Flax's keys for dropout in a pass over a further batch; empty without dropout.
       gather: puts the devices' parts of a batch together, along the first axis.
     """
 
@@ -80,6 +81,7 @@ class Problem:
     key: jax.Array | None
     progress: jax.Array
     extra_batch: Callable[[Any], tuple[jax.Array, jax.Array]]
+    extra_rngs: dict[str, jax.Array]
     gather: Callable[[PyTree], PyTree]
 
 
@@ -261,7 +263,6 @@ class Context:
                 optimizer.name,
                 momentum=optimizer.momentum,
                 nesterov=optimizer.nesterov,
-                damped=optimizer.damped_momentum,
             ),
         }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from seal_jax import masks, weak_classifiers
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number
 from seal_jax.methods.method import (
     Context,
     Gradient,
@@ -55,14 +56,23 @@ def build(options: Options, context: Context) -> Method:
         raise UsageError(
             'train.pretrained = "" but PoF starts from a trained network: name the folder of its run'
         )
-    for field, least in (("weak_batch_size", 1), ("resample", 0), ("gamma_low", 0)):
+    for field, least in (("weak_batch_size", 1), ("resample", 0)):
         if getattr(options, field) < least:
             value = getattr(options, field)
             raise UsageError(f"method.{field} = {value} must be at least {least}")
-    if options.gamma_high < options.gamma_low:
+    for field in ("gamma_low", "classifier_learning_rate"):
+        value = getattr(options, field)
+        check_number(f"method.{field}", value, lambda v: 0 <= v < math.inf, "be 0 or positive")
+    low = options.gamma_low
+    check_number(
+        "method.gamma_high",
+        options.gamma_high,
+        lambda v: low <= v < math.inf,
+        f"be finite, at least method.gamma_low = {low:g}",
+    )
+    if context.optimizer.name != "sgd":
         raise UsageError(
-            f"method.gamma_high = {options.gamma_high:g} must be at least method.gamma_low = "
-            f"{options.gamma_low:g}"
+            f'optimizer.name = {context.optimizer.name!r} does not go with method "pof"; use "sgd"'
         )
     model, head = context.model, context.model.head
     features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
@@ -73,7 +83,9 @@ def build(options: Options, context: Context) -> Method:
 
         def weak(index):
             images, labels = problem.extra_batch(index)
-            features, statistics = model.extract(variables, images, train=True)
+            features, statistics = model.extract(
+                variables, images, train=True, rngs=problem.extra_rngs
+            )
             return problem.gather((features, labels)), statistics
 
         def another(key):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from seal_jax.errors import check_number
 from seal_jax.methods.method import Context, Method
@@ -31,7 +32,8 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return SA-GD over the whole network."""
     for field in ("temperature", "epsilon", "q"):
-        check_number(f"method.{field}", getattr(options, field), lambda v: v > 0, "be positive")
+        value = getattr(options, field)
+        check_number(f"method.{field}", value, lambda v: 0 < v < math.inf, "be positive")
     check_number("method.ascent_cap", options.ascent_cap, lambda v: 0 <= v <= 1, "lie in [0, 1]")
     tx = make_sa_gd_tx(**dataclasses.asdict(options), **context.arguments())
     return Method(tx=tx, loss=context.loss, random=True)

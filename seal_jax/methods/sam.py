@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -39,7 +40,10 @@ def build(options: Options, context: Context) -> Method:
     """Return SAM around the optimizer of plain training."""
     for field in ("rho", "eta"):
         check_number(
-            f"method.{field}", getattr(options, field), lambda v: v >= 0, "not be negative"
+            f"method.{field}",
+            getattr(options, field),
+            lambda v: 0 <= v < math.inf,
+            "be 0 or positive",
         )
     decay = context.optimizer.weight_decay if options.decay_in_perturbation else 0.0
     perturbation: dict[str, Any] = {

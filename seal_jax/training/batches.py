@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax.data import augment, device
+from seal_jax.errors import UsageError
 from seal_jax.training import mesh as meshes
 from seal_jax.training.state import Stream, stream_key
 
@@ -145,6 +146,14 @@ class Batches:
         return images, labels
 
     def sample(self, data: Arrays, key: jax.Array, count: int) -> jax.Array:
-        """Return ``count`` random training images, not augmented."""
+        """Return ``count`` random training images, not augmented.
+
+        Raises:
+          UsageError: there are not so many.
+        """
+        if count > self.size:
+            raise UsageError(
+                f"method.sample_size = {count} is larger than the training split, {self.size} images"
+            )
         rows = jax.random.choice(key, self.size, (count,), replace=False)
         return self.images(data, rows, None)[0]

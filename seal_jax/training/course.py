@@ -85,6 +85,7 @@ def courses(settings: Settings, clock: Clock, validates: bool) -> Courses | None
     by_validation = {
         "train.patience": train.patience,
         "optimizer.plateau_epochs": optimizer.plateau_epochs,
+        "method.warmup": settings.method.get("warmup"),  # no rule here, but it would never end
     }
     for field, value in by_validation.items():
         if value and not validates:

@@ -22,6 +22,7 @@ class Use(enum.IntEnum):
     DROPOUT = 0
     GRADIENT = 1
     UPDATE = 2
+    EXTRA_DROPOUT = 3
 
 
 def key(step: Step, use: Use) -> jax.Array | None:
@@ -41,7 +42,10 @@ def problem(
     rows, example_weights, draws = batches.part(step.batch, batches.batch_size)
     images, labels = batches.images(data, rows, draws)
     targets = None if method.targets is None else method.targets(state.memory, images)
-    rngs = _dropout(step) if model.module.dropout else {}
+    rngs, extra_rngs = (
+        _dropout(step, use) if model.module.dropout else {}
+        for use in (Use.DROPOUT, Use.EXTRA_DROPOUT)
+    )
 
     def part(losses: jax.Array) -> jax.Array:
         return (example_weights * losses).sum() / total
@@ -67,6 +71,12 @@ def problem(
         rows, _, draws = batches.part(one, batches.extra_batch_size)
         return batches.images(data, rows, draws)
 
+    step_key = key(step, Use.GRADIENT)
+    if step_key is not None:
+        # Like the weights: what is drawn from it and then differentiated is this device's own, or
+        # differentiation would sum over the devices.
+        step_key = jax.lax.pcast(step_key, meshes.DATA, to="varying")
+
     def gather(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, meshes.DATA, tiled=True), tree)
 
@@ -76,15 +86,16 @@ def problem(
         labels=labels,
         weights=weights,
         memory=state.memory,
-        key=key(step, Use.GRADIENT),
+        key=step_key,
         progress=state.step / programs.total_steps,
         extra_batch=extra_batch,
+        extra_rngs=extra_rngs,
         gather=gather,
     )
 
 
-def _dropout(step: Step) -> dict[str, jax.Array]:
+def _dropout(step: Step, use: Use) -> dict[str, jax.Array]:
     """Return keys for the model: each device drops units of its own part of the batch."""
-    assert step.key is not None
-    step_key = jax.random.fold_in(step.key, int(Use.DROPOUT))
+    step_key = key(step, use)
+    assert step_key is not None
     return {"dropout": jax.random.fold_in(step_key, jax.lax.axis_index(meshes.DATA))}

@@ -94,7 +94,6 @@ class Optimizer:
       warmup_epochs: linear warm-up by epochs at the start of each cosine.
       momentum: of SGD; the decay of the first moment in Adam and RAdam.
       nesterov: whether the momentum of SGD is Nesterov's.
-      damped_momentum: whether a gradient enters the momentum of SGD with weight 1 - momentum.
       weight_decay: coupled L2.
       reset_momentum: when the momentum is zeroed: "phase" (generation starts and the end of ascent),
         "generation", or "never".
@@ -110,7 +109,6 @@ class Optimizer:
     warmup_epochs: int = 0
     momentum: float = 0.9
     nesterov: bool = False
-    damped_momentum: bool = False
     weight_decay: float = 5e-4
     reset_momentum: Literal["phase", "generation", "never"] = "phase"
     label_smoothing: float = 0.1

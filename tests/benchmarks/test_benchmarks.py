@@ -19,6 +19,7 @@ BENCHMARKS = [
     ("seeds", "seeds as", ["runs", "vmap", "map"]),
     ("overhead", "optimizer", ["sgd", "sgd again", "seal"]),
     ("convolution", "convolution", ["native", "native", "matmul", "matmul"]),
+    ("methods", "method", ["normal", "normal again", "seal", "sam", "pof", "feature extraction"]),
 ]
 
 
@@ -88,3 +89,20 @@ def test_images_are_those_of_the_data_set(tmp_path):
         ours, theirs = getattr(plain, split), getattr(prepared, split)
         np.testing.assert_array_equal(ours.images, theirs.images)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
+def test_every_row_of_methods_is_a_method():
+    """Those that a quick run leaves out can at least be built, and differ from plain training."""
+    from benchmarks import common, methods
+    from seal_jax.errors import UsageError
+
+    dataset = methods.synthetic(methods.STEPS * 20, side=8)
+    for name in methods.chosen(""):
+        config = methods.settings(name, "mlp", batch=20, weak=10, side=8)
+        experiment = common.build(config, dataset)
+        assert experiment.clock.steps_per_epoch == methods.STEPS
+        assert config.method["name"] == methods.METHODS[name].get("name", name)
+    assert set(methods.AIMS) | set(methods.PAPER) <= set(methods.METHODS)
+    assert methods.chosen("pof,sam") == ["normal", "sam", "pof"]
+    with pytest.raises(UsageError, match="'pf' is not a row; nearest: pof"):
+        methods.chosen("pf")

@@ -9,13 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import STRIPES, Trainer, assert_same, settings
 
-from seal_jax import data
 from seal_jax.data import augment, device
-from seal_jax.training import experiment as experiments
-from seal_jax.training import mesh as meshes
-from seal_jax.training import settings as settings_lib
-from seal_jax.training.batches import Arrays
 from seal_jax.training.state import Stream, stream_key
 
 COLLECTIVES = re.compile(
@@ -47,62 +43,7 @@ SEAL = {"name": "seal", "threshold": "layer2", "ascent_scale": 0.1}
 
 @pytest.fixture(scope="module")
 def dataset():
-    """90 training, 10 validation and 20 test images of 8x8, of four classes that can be told apart."""
-    random = np.random.default_rng(0)
-    labels = np.arange(120, dtype=np.int32) % 4
-    images = random.integers(0, 120, (120, 8, 8, 1)) + 40 * (labels % 2)[:, None, None, None]
-    images[:, :4] += 20 * (labels // 2)[:, None, None, None]
-    images = images.astype(np.uint8)
-    cut = [slice(0, 90), slice(100, 120), slice(90, 100)]
-    return data.from_arrays(*((images[part], labels[part]) for part in cut), name="stripes")
-
-
-def settings(method=None, **sections):
-    values = settings_lib.as_dict(settings_lib.Settings())
-    values["model"] |= {"name": "resnet8", "width": 4}
-    values["data"] |= {"crop_padding": 1, "flip": True, "normalisation": "digits"}
-    values["optimizer"] |= {"learning_rate": 0.05}
-    values["train"] |= {"generations": 3, "epochs_per_generation": 4, "batch_size": 16}
-    values["method"] = method or {"name": "normal"}
-    for section, fields in sections.items():
-        values[section] |= fields
-    return settings_lib.read(settings_lib.Settings, values)
-
-
-class Trainer:
-    """Runs the programs as the loop does, without its files."""
-
-    def __init__(self, dataset, config, devices=1):
-        mesh = meshes.make(config, jax.devices()[:devices])
-        shape = experiments.data_shape(dataset)
-        self.experiment = experiments.build(config, shape, mesh)
-        self.programs = self.experiment.programs
-        self.splits = {
-            name: Arrays(
-                *(meshes.place(mesh, part) for part in data.flatten(getattr(dataset, name)))
-            )
-            for name in ("train", "validation", "test")
-        }
-        seeds = np.arange(config.train.seeds, dtype=np.uint32) + config.train.seed
-        self.state = self.programs.init(self.programs.starts(seeds), self.splits["train"])
-        self.losses = []
-
-    def run(self, epochs):
-        clock, per_call = self.experiment.clock, self.programs.steps_per_call
-        for _ in range(epochs * clock.steps_per_epoch // per_call):
-            if clock.starts_generation(int(self.state.step[0])):
-                self.state = self.programs.start_generation(self.state, self.splits["train"])
-            self.state, losses = self.programs.train(self.state, self.splits["train"])
-            self.losses.append(np.asarray(losses))
-        return self
-
-
-def assert_same(a, b, **tolerance):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if tolerance:
-            np.testing.assert_allclose(np.asarray(x), np.asarray(y), **tolerance)
-        else:
-            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    return STRIPES
 
 
 @pytest.fixture(scope="module")

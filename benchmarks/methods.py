@@ -1,0 +1,190 @@
+"""What a step of each method costs over one of plain training, in time and by the compiler's count.
+
+    python -m benchmarks.methods [--network=wrn10-1] [--only=sam,pof] [--rounds=8]
+
+About three minutes on two CPU cores. Every method trains through its compiled program as in a run:
+batches of 256 synthetic images, cropped, flipped and cut out, weak batches of 32 for PoF and FOCA as in
+the PoF paper, defaults otherwise. "normal" is momentum SGD with weight decay; "normal again" is the
+same, compiled once more, which shows how much the timing is worth.
+
+"ratio" is the time of a step over that of "normal" from the fastest rounds, "median" the median of
+the rounds' ratios; "cpu" is that of the processor time of all threads, which other work on the machine
+disturbs less, and which says nothing about an accelerator. "flops" and "bytes" are the ratios of what
+the compiler counts for one step, whatever else the machine does; a loop inside the step, PoF's line
+search, counts as one pass. "aim" is what this project wants to stay under, "paper" the times that the
+PoF paper reports for 16 GPUs. The forgetting events between two steps are in none of them.
+
+Networks are those of ``seal_jax.models``, e.g. resnet8 or wrn28-10; ``--only`` takes names of the
+first column, separated by commas, and "normal" is always among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import common
+from seal_jax import data, models
+from seal_jax.errors import UsageError, nearest
+from seal_jax.training import settings as settings_lib
+from seal_jax.training.settings import Settings
+
+BATCH, WEAK_BATCH, SIDE, CLASSES = 256, 32, 16, 10
+STEPS = 2  # in one call
+# The options beside the defaults. PoF's "pretrained" only says that it is not the first training:
+# the programs start from random weights here.
+METHODS: dict[str, dict[str, Any]] = {
+    "normal": {},
+    "normal again": {"name": "normal"},
+    "seal": {},
+    "llf": {},
+    "sa_gd": {},
+    "wels": {},
+    "imp": {},
+    "lw": {},
+    "sam": {},
+    "asam": {"name": "sam", "adaptive": True, "rho": 0.5},
+    "pof": {},
+    "foca": {},
+    "fast": {},
+    "feature extraction": {"name": "fast", "beta": 0.0},
+    "born_again": {},
+}
+AIMS = {"seal": 1.03, "fast": 1.03, "sam": 2.05, "pof": 1.25}
+PAPER = {"sam": 1.51, "pof": 1.17}
+QUICK = "normal again,seal,sam,pof,feature extraction"
+
+
+def synthetic(images: int, side: int) -> data.Dataset:
+    """Return images of noise over a pattern of their class, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(images) % CLASSES
+    patterns = rng.integers(0, 160, (CLASSES, side, side, 3))
+    pictures = (patterns[labels] + rng.integers(0, 96, (images, side, side, 3))).astype(np.uint8)
+    few = slice(0, 2 * CLASSES)
+    return data.from_arrays(
+        (pictures, labels), (pictures[few], labels[few]), name="synthetic", validation_fraction=0.0
+    )
+
+
+def settings(label: str, network: str, batch: int, weak: int, side: int) -> Settings:
+    """Return the settings of one method; the images are cropped by an eighth, and half cut out."""
+    method = {"name": label, **METHODS[label]}
+    model = models.create(network, num_classes=CLASSES, image_shape=(side, side, 3))
+    generations = 10
+    if method["name"] in ("seal", "llf"):
+        staged = any(block.startswith("layer3") for block in model.blocks)
+        method["threshold"] = "layer3" if staged else model.round_blocks[-1]
+    if method["name"] in ("pof", "foca"):
+        method["weak_batch_size"] = weak
+    if method["name"] == "lw":
+        generations = len(model.round_blocks)
+    return Settings(
+        data=settings_lib.Data(
+            name="synthetic",
+            validation_fraction=0.0,
+            crop_padding=side // 8,
+            flip=True,
+            cutout=side // 2,
+        ),
+        model=settings_lib.Model(name=network),
+        method=method,
+        optimizer=settings_lib.Optimizer(label_smoothing=0.0),
+        train=settings_lib.Train(
+            generations=generations,
+            batch_size=batch,
+            pretrained="elsewhere" if method["name"] == "pof" else "",
+        ),
+    )
+
+
+class Training:
+    """The compiled train program of one method and the state it has come to."""
+
+    def __init__(self, config: Settings, dataset: data.Dataset):
+        experiment = common.build(config, dataset)
+        programs = experiment.programs
+        self.data = common.on_device(experiment, dataset.train)
+        start = programs.starts(np.zeros(1, np.uint32))
+        # It runs once: not worth the seconds that optimising it takes on a CPU.
+        on_cpu = jax.default_backend() == "cpu"
+        quickly = {"xla_backend_optimization_level": 0} if on_cpu else {}
+        init = programs.init.lower(start, self.data).compile(compiler_options=quickly)
+        self.state = init(start, self.data)
+        self.compiled = programs.train.lower(self.state, self.data).compile()
+        # The compiler counts the body of a loop, here of the steps, once.
+        self.cost: dict[str, float] = self.compiled.cost_analysis()
+
+        self.processor: list[float] = []  # seconds of all threads, of each call
+
+    def train(self) -> jax.Array:
+        start = time.process_time()
+        self.state, losses = self.compiled(self.state, self.data)
+        jax.block_until_ready(losses)
+        self.processor.append(time.process_time() - start)
+        return losses
+
+
+def compare(names: Sequence[str], network: str, rounds: int, *, quick: bool) -> common.Report:
+    batch, weak, side = (20, 10, 8) if quick else (BATCH, WEAK_BATCH, SIDE)
+    dataset = synthetic(STEPS * batch, side)
+    configs = [settings(name, network, batch, weak, side) for name in names]
+    with ThreadPoolExecutor(2) as pool:  # compilation has one thread each
+        built = pool.map(Training, configs, [dataset] * len(configs))
+        trainings = dict(zip(names, built, strict=True))
+    times = common.interleave({name: each.train for name, each in trainings.items()}, rounds)
+    # Without the first call, which is for warming up.
+    processor = {name: each.processor[1:] for name, each in trainings.items()}
+    rows = []
+    plain = trainings["normal"].cost
+    for name, training in trainings.items():
+        fastest, median = common.ratio(times, name, "normal")
+        rows.append(
+            {
+                "method": name,
+                "ms/step": 1e3 * min(times[name]) / STEPS,
+                "ratio": fastest,
+                "median": median,
+                "cpu": common.ratio(processor, name, "normal")[1],
+                "flops": training.cost["flops"] / plain["flops"],
+                "bytes": training.cost["bytes accessed"] / plain["bytes accessed"],
+                "aim": f"<= {AIMS[name]}" if name in AIMS else "-",
+                "paper": str(PAPER.get(name, "-")),
+            }
+        )
+    title = (
+        f"{network}, {side}x{side}, batch {batch}, weak batch {weak}, {rounds} rounds of {STEPS} "
+        f"steps; normal: {plain['flops'] / 1e6:.4g} Mflops, {plain['bytes accessed'] / 1e6:.4g} MB"
+    )
+    return common.Report(title, rows)
+
+
+def chosen(only: str) -> list[str]:
+    """Return the methods to compare, "normal" first."""
+    wanted = only.split(",") if only else list(METHODS)
+    for name in wanted:
+        if name not in METHODS:
+            raise UsageError(f"--only: {name!r} is not a row{nearest(name, METHODS)}")
+    return [name for name in METHODS if name == "normal" or name in wanted]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--network")
+    own.add_argument("--only", default="")
+    mine, others = own.parse_known_args(argv)
+    options = common.arguments(__doc__, rounds=8, argv=others)
+    network = mine.network or ("mlp" if options.quick else "wrn10-1")
+    names = chosen(mine.only or (QUICK if options.quick else ""))
+    report = compare(names, network, options.rounds, quick=options.quick)
+    common.publish("methods", [report], options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Generations that end early, and rates that fall, as the compiled programs judge them."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import numpy_mlp as oracle
+import pytest
+from programs import STRIPES, Trainer, assert_same, batch, differ, host, mlp, seed_of
+from trainer_runs import assert_same_run, leaves
+
+from seal_jax.training import loop
+from seal_jax.training.state import Course
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SEAL = {"name": "seal", "threshold": "dense2", "ascent_scale": 0.2}
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Two seeds under all the rules."""
+    train = {"seeds": 2, "patience": 3, "until_accuracy": 0.8}
+    optimizer = {"plateau_epochs": 2, "plateau_factor": 0.5}
+    return Trainer(STRIPES, mlp(norm="batch", train=train, optimizer=optimizer))
+
+
+@pytest.fixture(scope="module")
+def start(judged):
+    return host(judged)
+
+
+def test_rules_equal_numpy(judged, start):
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(40):
+        epoch = random.integers(1, 12)
+        stopped = random.random(2) < 0.1
+        scale = 0.5 ** random.integers(0, 3, 2)
+        since, best = random.integers(0, epoch + 1, (2, 2))
+        weight = np.full(2, 80.0)
+        correct = random.integers(56, 68, 2).astype(float)
+        state = start._replace(
+            step=np.full(2, 5 * (epoch + 1), np.int32),
+            tally=start.tally._replace(correct=np.float32(correct), weight=np.float32(weight)),
+            best=start.best._replace(epoch=np.int32(best)),
+            course=Course(stopped, np.float32(scale), np.int32(since)),
+        )
+        judged.put(state)
+        found = jax.device_get(judged.programs.judge(judged.state).course)
+        for seed in range(2):
+            ends = stopped[seed] or correct[seed] / 80 >= 0.8 or epoch - best[seed] >= 3
+            last = max(since[seed], best[seed])
+            falls = epoch - last >= 2
+            expected = (ends, scale[seed] * (0.5 if falls else 1), epoch if falls else last)
+            assert tuple(leaf[seed] for leaf in found) == expected
+            outcomes.add((bool(ends), bool(falls)))
+    assert len(outcomes) == 4
+
+
+def test_a_stopped_seed_rests_and_a_plateau_halves_the_step(judged, start):
+    course = Course(np.array([True, False]), np.ones(2, np.float32), np.zeros(2, np.int32))
+    rested = host(judged.put(start._replace(course=course)).calls(2)).weights
+    assert_same(seed_of(rested, 0), seed_of(start.weights, 0))
+    assert differ(seed_of(rested, 1).params, seed_of(start.weights, 1).params)
+    assert differ(seed_of(rested, 1).batch_stats, seed_of(start.weights, 1).batch_stats)
+
+    course = Course(np.zeros(2, bool), np.array([1.0, 0.5], np.float32), np.zeros(2, np.int32))
+    both = jax.tree.map(lambda leaf: np.stack([leaf[0]] * 2), start)._replace(course=course)
+    after = host(judged.put(both).calls(1)).weights.params
+    full, half = (
+        oracle.add(oracle.wide(seed_of(after, seed)), -1, seed_of(start.weights.params))
+        for seed in (0, 1)
+    )
+    assert_same(half, jax.tree.map(lambda leaf: leaf / 2, full), rtol=1e-3, atol=1e-7)
+    assert oracle.norm(full) > 1e-3
+
+
+def clocks(named_leaves):
+    """The counts of updates in an optimizer's state."""
+    return [leaf for name, leaf in named_leaves if "opt_state" in name and name.endswith("count")]
+
+
+def test_a_generation_that_ends_early_goes_on_with_the_next():
+    """The step and the optimizer's clocks jump: SEAL ascends at once."""
+    config = mlp({**SEAL, "ascent_epochs": 1.0}, train={"until_accuracy": 0.01})
+    trainer = Trainer(STRIPES, config).calls(5)
+    trainer.state = trainer.programs.end_generation(trainer.state)
+    state = host(trainer)
+    assert state.step[0] == 20
+    found = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    counts = clocks((f"opt_state/{path[-1]}", leaf) for path, leaf in found)
+    assert len(counts) >= 3
+    assert all(count[0] == 20 for count in counts)
+
+    params = oracle.wide(seed_of(state.weights.params))
+    images, labels = batch(20, config)
+    _, gradient = oracle.loss_and_gradient(params, images, labels)
+    expected = {
+        name: oracle.add(
+            params[name],
+            *(
+                (0.2 * 0.05, oracle.add(gradient[name], -5e-4, params[name]))
+                if name == "dense1"
+                else (-0.05, oracle.add(gradient[name], 5e-4, params[name]))
+            ),
+        )
+        for name in params
+    }
+    trainer.calls(1)
+    assert_same(seed_of(trainer.state.weights.params), expected, rtol=1e-4, atol=1e-6)
+    # Ended where it would have ended anyhow, nothing jumps.
+    trainer.put(state._replace(step=state.step + 20))
+    assert int(trainer.programs.end_generation(trainer.state).step[0]) == 40
+
+
+def test_a_run_with_early_ends_is_taken_up_where_it_stopped(tmp_path):
+    """Every generation ends after its first epoch; a run cut off after the first ends the same."""
+    config = mlp({**SEAL, "ascent_epochs": 1.0}, train={"until_accuracy": 0.01})
+    assert loop.train(config, tmp_path / "whole", STRIPES, devices=1).step == 60
+    rows = (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in rows]
+    assert [(row["step"], row["generation"]) for row in rows] == [(5, 0), (25, 1), (45, 2)]
+    assert all(row["stopped"] == [True] and "test_last/accuracy" in row for row in rows)
+    saved = tmp_path / "whole/checkpoints"
+    for step in (20, 40, 60):
+        assert {int(count[0]) for count in clocks(leaves(saved.parent, step).items())} == {step}
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for step in (40, 60):
+        shutil.rmtree(tmp_path / "cut/checkpoints" / str(step))
+    assert loop.train(config, tmp_path / "cut", STRIPES, devices=1).finished
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", epochs=3, last=60)

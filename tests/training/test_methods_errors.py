@@ -1,0 +1,126 @@
+"""Hyper-parameters that make no sense, each with one line that names the field."""
+
+import jax
+import pytest
+from programs import SHAPE, mlp
+
+from seal_jax.errors import UsageError
+from seal_jax.training import experiment as experiments
+from seal_jax.training import mesh as meshes
+
+GIVEN = {"pretrained": "given"}
+CASES = [
+    # method, its options, other sections, the field
+    ("sam", {"rho": -0.1}, {}, "method.rho"),
+    ("sam", {"rho": float("nan")}, {}, "method.rho"),
+    ("sam", {"rho": float("inf")}, {}, "method.rho"),
+    ("sam", {"eta": -1.0}, {}, "method.eta"),
+    ("sam", {"sharpness": "each"}, {}, "method.sharpness"),
+    ("sa_gd", {"temperature": 0.0}, {}, "method.temperature"),
+    ("sa_gd", {"temperature": float("inf")}, {}, "method.temperature"),
+    ("sa_gd", {"q": -1.0}, {}, "method.q"),
+    ("sa_gd", {"epsilon": 0.0}, {}, "method.epsilon"),
+    ("sa_gd", {"ascent_cap": 1.5}, {}, "method.ascent_cap"),
+    ("wels", {"rate": 0.0}, {}, "method.rate"),
+    ("wels", {"rate": 1.0}, {}, "method.rate"),
+    ("wels", {}, {"optimizer": {"schedule": "single"}}, "optimizer.schedule"),
+    ("kels", {"rate": 1.2}, {}, "method.rate"),
+    ("dsd", {"fraction": 1.0}, {}, "method.fraction"),
+    ("dsd", {"fraction": float("nan")}, {}, "method.fraction"),
+    ("dsd", {"scope": "layer"}, {}, "method.scope"),
+    ("fc", {"threshold": "dense3"}, {}, "method.threshold"),
+    ("fc", {"threshold": "dense1"}, {}, "method.threshold"),
+    ("llf", {"threshold": "layer3"}, {}, "method.threshold"),
+    ("imp", {"fraction": 0.0}, {}, "method.fraction"),
+    ("imp", {"fraction": 1e-9}, {}, "method.fraction"),
+    ("imp", {"rewind_step": 20}, {}, "method.rewind_step"),
+    ("imp", {"rewind_step": -1}, {}, "method.rewind_step"),
+    ("lw", {"rounds": 0}, {}, "method.rounds"),
+    ("lw", {"blocks": 3}, {}, "method.blocks"),
+    ("lw", {"blocks": -1}, {}, "method.blocks"),
+    ("lw", {"sample_size": -1}, {"train": {"generations": 2}}, "method.sample_size"),
+    ("lw", {"epsilon": -1.0}, {"train": {"generations": 2}}, "method.epsilon"),
+    ("lw", {}, {}, "train.generations"),
+    ("lw", {"rounds": 2}, {"train": {"generations": 2}}, "train.generations"),
+    ("lw", {"sample_size": 91}, {"train": {"generations": 2}}, "method.sample_size"),
+    ("pof", {}, {}, "train.pretrained"),
+    ("pof", {"weak_batch_size": 0}, {"train": GIVEN}, "method.weak_batch_size"),
+    ("pof", {"weak_batch_size": 91}, {"train": GIVEN}, "method.weak_batch_size"),
+    ("pof", {"weak_batch_size": 31, "resample": 2}, {"train": GIVEN}, "method.weak_batch_size"),
+    ("pof", {"resample": -1}, {"train": GIVEN}, "method.resample"),
+    ("pof", {"gamma": "normal"}, {"train": GIVEN}, "method.gamma"),
+    ("pof", {"gamma_low": -1.0}, {"train": GIVEN}, "method.gamma_low"),
+    ("pof", {"gamma_low": 1.0, "gamma_high": 0.5}, {"train": GIVEN}, "method.gamma_high"),
+    ("pof", {"gamma_high": float("nan")}, {"train": GIVEN}, "method.gamma_high"),
+    ("pof", {"gamma_high": float("inf")}, {"train": GIVEN}, "method.gamma_high"),
+    (
+        "pof",
+        {"classifier_learning_rate": -1.0},
+        {"train": GIVEN},
+        "method.classifier_learning_rate",
+    ),
+    ("pof", {}, {"train": GIVEN, "optimizer": {"name": "adam"}}, "optimizer.name"),
+    ("foca", {"weak_batch_size": 0}, {}, "method.weak_batch_size"),
+    ("foca", {"weak_batch_size": 91}, {}, "method.weak_batch_size"),
+    ("foca", {"weak_steps": 0}, {}, "method.weak_steps"),
+    ("foca", {"weak_learning_rate": 0.0}, {}, "method.weak_learning_rate"),
+    ("foca", {"weak_sigma": float("nan")}, {}, "method.weak_sigma"),
+    ("foca", {"weak_sigma": float("inf")}, {}, "method.weak_sigma"),
+    ("fast", {"head": "one"}, {}, "method.head"),
+    ("fast", {"head": "normal"}, {}, "method.head"),
+    ("fast", {"sigma": 0.1}, {}, "method.sigma"),
+    ("fast", {"head": "normal", "sigma": 0.0}, {}, "method.sigma"),
+    ("fast", {"alpha": 0.0, "beta": 0.0}, {}, "method.alpha"),
+    ("fast", {"alpha": -0.1}, {}, "method.alpha"),
+    ("fast", {"beta": float("nan")}, {}, "method.beta"),
+    ("fast", {"warmup": True, "warmup_gain": 1.0}, {}, "method.warmup_gain"),
+    ("fast", {"warmup": True, "warmup_steps": 0}, {}, "method.warmup_steps"),
+    ("born_again", {"temperature": 0.0}, {}, "method.temperature"),
+    ("born_again", {"temperature": float("inf")}, {}, "method.temperature"),
+    ("born_again", {"weight": 2.0}, {}, "method.weight"),
+    ("born_again", {"tolerance": -0.1}, {}, "method.tolerance"),
+    ("born_again", {"tolerance": 1.5, "tolerant_classes": 3}, {}, "method.tolerance"),
+    ("born_again", {"tolerance": 0.1, "tolerant_classes": 5}, {}, "method.tolerant_classes"),
+    ("born_again", {"tolerance": 0.1, "tolerant_classes": 1}, {}, "method.tolerant_classes"),
+    ("seal", {"threshold": "dense2", "ascent_epochs": 5.0}, {}, "ascent_epochs"),
+    ("seal", {"threshold": "dense2", "ascent_epochs": 0.5}, {}, "ascent_epochs"),
+    ("seal", {"threshold": "layer3"}, {}, "method.threshold"),
+    ("normal", {"rho": 0.1}, {}, "method.rho"),
+    ("normal", {}, {"train": {"validate_every": 2}}, "train.validate_every"),
+    ("normal", {}, {"train": {"sampling": "balanced", "batch_size": 18}}, "train.batch_size"),
+    ("normal", {}, {"train": {"sampling": "equal"}}, "train.sampling"),
+    ("normal", {}, {"train": {"until_accuracy": 1.5}}, "train.until_accuracy"),
+    ("normal", {}, {"train": {"patience": -1}}, "train.patience"),
+    ("normal", {}, {"optimizer": {"plateau_factor": 1.0}}, "optimizer.plateau_factor"),
+]
+NEED_VALIDATION = [
+    ({}, {"train": {"patience": 2}}, "train.patience"),
+    ({}, {"optimizer": {"plateau_epochs": 2}}, "optimizer.plateau_epochs"),
+    ({}, {"train": {"validate_every": 1}}, "train.validate_every"),
+    ({"name": "fast", "warmup": True}, {}, "method.warmup"),
+]
+
+
+def prepare(method, sections, shape):
+    """What happens before a run writes its first file."""
+    config = mlp(method, **sections)
+    experiment = experiments.build(config, shape, meshes.make(config, jax.devices()[:1]))
+    experiment.programs.abstract_state(1)
+
+
+def refused(field, method, sections, shape):
+    with pytest.raises(UsageError) as caught:
+        prepare(method, sections, shape)
+    message = str(caught.value)
+    assert message.startswith((f"{field} ", f"{field}:")), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("name", "options", "sections", "field"), CASES)
+def test_bad_hyper_parameters_are_named(name, options, sections, field):
+    refused(field, {"name": name, **options}, sections, SHAPE)
+
+
+@pytest.mark.parametrize(("method", "sections", "field"), NEED_VALIDATION)
+def test_rules_that_look_at_validation_need_a_split(method, sections, field):
+    refused(field, method or None, sections, SHAPE._replace(validation=0))

@@ -1,0 +1,186 @@
+"""FAST and its baselines through the compiled programs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_mlp as oracle
+import pytest
+from programs import (
+    STRIPES,
+    Trainer,
+    assert_same,
+    differ,
+    host,
+    mlp,
+    normalised,
+    seed_of,
+)
+
+from seal_jax.data import device
+from seal_jax.training.state import Stream, stream_key
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+CONSTANT = {"schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.0}
+
+
+def fast(options=None, norm=None, **sections):
+    train = {"sampling": "balanced", "generations": 1} | sections.pop("train", {})
+    method = {"name": "fast", **(options or {})}
+    return mlp(method, norm=norm, optimizer=CONSTANT, train=train, **sections)
+
+
+def balanced_rows(step):
+    key = stream_key(0, Stream.ORDER, step // 5)
+    rows, weights = device.balanced_order(key, jnp.asarray(STRIPES.train.labels), 4, 16)
+    assert (np.asarray(weights) == 1).all()
+    return np.asarray(rows)[step % 5]
+
+
+def test_fast_from_its_known_first_step_on():
+    """ln N, features that wait for one step, W = (1 - M) alpha / M Delta^T A; then a NumPy loop."""
+    trainer = Trainer(STRIPES, fast({"alpha": 0.2, "beta": 0.02}), devices=2)
+    start = seed_of(host(trainer).weights.params)
+    assert not start["fc"]["kernel"].any()
+    params, trace = oracle.wide(start), oracle.zeros(oracle.wide(start))
+    for step in range(7):
+        rows = balanced_rows(step)
+        labels = STRIPES.train.labels[rows]
+        images = normalised(STRIPES.train.images[rows])
+        loss, gradient = oracle.loss_and_gradient(params, images, labels, smoothing=0)
+        trace = jax.tree.map(lambda g, v: 0.9 * v + 0.1 * g, gradient, trace)
+        params = {
+            name: oracle.add(own, -(0.2 if name == "fc" else 0.02), trace[name])
+            for name, own in params.items()
+        }
+        trainer.calls(1)
+        found = seed_of(host(trainer).weights.params)
+        np.testing.assert_allclose(trainer.losses[step][0, 0], loss, rtol=1e-5)
+        assert_same(found, params, rtol=1e-3, atol=1e-6)
+        if step == 0:
+            np.testing.assert_allclose(trainer.losses[0][0, 0], np.log(4), rtol=3e-7)
+            for name in oracle.HIDDEN:
+                assert_same(found[name], start[name])
+            features = oracle.forward(oracle.wide(start), images)[0][-1]
+            delta = np.eye(4)[labels] - 1 / 4
+            expected = 0.1 * 0.2 / 16 * features.T @ delta
+            np.testing.assert_allclose(found["fc"]["kernel"], expected, rtol=1e-4, atol=1e-8)
+        if step == 1:
+            assert differ(found["dense1"], start["dense1"])
+
+
+def flops(trainer):
+    program = trainer.programs.train.lower(trainer.state, trainer.splits["train"]).compile()
+    return program.cost_analysis()["flops"]
+
+
+def test_feature_extraction_moves_the_head_and_statistics_alone():
+    everything = Trainer(STRIPES, fast({"head": "kaiming_fan_in"}, norm="batch"))
+    trainer = Trainer(STRIPES, fast({"head": "kaiming_fan_in", "beta": 0.0}, norm="batch"))
+    start = host(trainer).weights
+    assert_same(start, everything.state.weights)
+    # The gradient of the features is not computed: two of three products of the hidden layers.
+    assert flops(trainer) < 0.7 * flops(everything)
+    # In the first step the head moves as it does where everything learns.
+    heads = (t.calls(1).state.weights.params["fc"] for t in (trainer, everything))
+    assert_same(*heads, rtol=1e-5, atol=1e-7)
+    trainer.calls(2)
+    found = host(trainer).weights
+    for name in oracle.HIDDEN:
+        assert_same(found.params[name], start.params[name])
+        for moment in ("mean", "var"):
+            now, then = (w.batch_stats[name]["norm"][moment] for w in (found, start))
+            assert np.abs(now - then).max() > 1e-2
+    assert differ(found.params["fc"], start.params["fc"])
+
+
+def test_a_frozen_head_stays():
+    trainer = Trainer(STRIPES, fast({"head": "normal", "sigma": 0.1, "alpha": 0.0}))
+    start = host(trainer).weights.params
+    trainer.calls(3)
+    found = host(trainer).weights.params
+    assert_same(found["fc"], start["fc"])
+    assert 0.05 < start["fc"]["kernel"].std() < 0.15
+    for name in oracle.HIDDEN:
+        assert differ(found[name], start[name])
+
+
+@pytest.mark.parametrize("counts", [(10, 10, 10), (3, 17, 25)])
+def test_balanced_batches_have_equal_counts_of_each_class(counts):
+    random = np.random.default_rng(0)
+    labels = random.permutation(np.repeat(np.arange(3), counts)).astype(np.int32)
+    draw = jax.jit(functools.partial(device.balanced_order, num_classes=3, batch=6))
+    epochs = []
+    for epoch in range(2):
+        rows, weights = map(np.asarray, draw(jax.random.key(epoch), labels))
+        assert rows.shape == weights.shape == (len(labels) // 6, 6)
+        assert (np.sort(labels[rows], axis=1) == [0, 0, 1, 1, 2, 2]).all()
+        assert (weights == 1).all()
+        for which, count in enumerate(counts):
+            own = rows[labels[rows] == which]  # in the order they come
+            turns = [own[start : start + count] for start in range(0, len(own), count)]
+            assert len(set(turns[0])) == len(turns[0])
+            for turn in turns[1:]:  # the same way round again
+                np.testing.assert_array_equal(turn, turns[0][: len(turn)])
+            if count <= len(own):
+                assert set(turns[0]) == set(np.flatnonzero(labels == which))
+        epochs.append(rows)
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_rule_of_the_warm_up():
+    """Over when the accuracy has not risen by the gain for so many steps; over for good."""
+    method = {"warmup": True, "warmup_gain": 0.05, "warmup_steps": 7}
+    trainer = Trainer(STRIPES, fast(method))
+    judge = jax.jit(trainer.experiment.method.on_validation)
+    random = np.random.default_rng(1)
+    lengths = set()
+    for _ in range(20):
+        memory = jax.tree.map(lambda leaf: leaf[0], trainer.state.memory)
+        best, since, warming, over = -np.inf, 0, True, None
+        rising = 0.9 - 0.8 * np.exp(-np.arange(12) / random.uniform(0.5, 4))
+        accuracies = rising + random.normal(0, 0.02, 12)
+        for number, accuracy in enumerate(accuracies.astype(np.float32)):
+            step = 2 * (number + 1)
+            if accuracy >= np.float32(best) + np.float32(0.05):
+                best, since = accuracy, step
+            elif warming and step - since >= 7:
+                warming, over = False, step
+            memory = judge(memory, accuracy, np.int32(step))
+            assert bool(memory.warming) == warming
+        lengths.add(over)
+    assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_features_wait_for_the_warm_up(statistics):
+    method = {"head": "kaiming_fan_in", "warmup": True, "warmup_gain": 0.3, "warmup_steps": 3}
+    method["warmup_statistics"] = statistics
+    trainer = Trainer(STRIPES, fast(method, norm="batch", train={"validate_every": 1}))
+    seen, warm = [host(trainer)], []
+    for _ in range(10):
+        trainer.calls(1)
+        trainer.state, _ = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+        seen.append(host(trainer))
+        warm.append(bool(seen[-2].memory.warming[0]))
+    assert 3 <= sum(warm) < 9
+    assert warm == sorted(warm, reverse=True)
+    for before, after, warming in zip(seen[:-1], seen[1:], warm, strict=True):
+        old, new = before.weights, after.weights
+        assert differ(new.params["fc"], old.params["fc"])
+        for name in oracle.HIDDEN:
+            assert differ(new.params[name], old.params[name]) != warming
+            moved = differ(new.batch_stats[name], old.batch_stats[name])
+            assert moved == (statistics or not warming)
+    # The features start without a momentum from the time when they waited.
+    first = sum(warm)
+    assert not any(leaf.any() for leaf in momenta(seen[first].opt_state))
+    assert any(leaf.any() for leaf in momenta(seen[first + 1].opt_state))
+
+
+def momenta(opt_state):
+    """The optimizer's memory of the features."""
+    found = jax.tree_util.tree_leaves_with_path(opt_state)
+    return [leaf for path, leaf in found if "dense" in jax.tree_util.keystr(path)]
