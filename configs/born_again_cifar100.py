@@ -29,5 +29,5 @@ def get_config(variant="born_again"):
     config.method.weight = 0.0 if variant == "labels_only" else 0.5
     config.method.temperature = 2.0
     if variant == "tolerant_teacher":
-        config.method.tolerance = 0.6
+        config.method.tolerance = 0.2
     return config

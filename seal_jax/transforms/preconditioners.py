@@ -15,7 +15,7 @@ from seal_jax.transforms.sgd import checked_momentum
 Name = Literal["sgd", "adam", "radam"]
 
 
-def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTransformation:
+def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTransformationExtraArgs:
     r"""Average the updates: momentum that keeps the size of the gradient.
 
     From :math:`V = 0`, without a correction of the bias towards it,
@@ -54,12 +54,12 @@ def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTrans
     def init_fn(params):
         return optax.TraceState(trace=optax.tree.zeros_like(params))
 
-    def update_fn(updates, state, params=None):
-        del params
+    def update_fn(updates, state, params=None, **extra_args):
+        del params, extra_args
         trace = jax.tree.map(blend, updates, state.trace)
         return jax.tree.map(blend, updates, trace) if nesterov else trace, optax.TraceState(trace)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def rectification(count: Any, b2: float) -> tuple[Any, Any]:
@@ -97,7 +97,7 @@ def rectification(count: Any, b2: float) -> tuple[Any, Any]:
     return length, jnp.sqrt(square)
 
 
-def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Scale as RAdam does: Adam's step, corrected; the plain first moment while there is none.
 
     ``optax.scale_by_radam`` computes the correction as it is written, see :func:`rectification`.
@@ -110,7 +110,8 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
     check_number("b2", b2, lambda value: 0.6 < value < 1, "lie in (0.6, 1)")
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
-    def update_fn(updates, state, params=None):
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
         updates, state = adam.update(updates, state, params)
         length, correction = rectification(state.count, b2)
         plain = optax.tree.bias_correction(state.mu, b1, state.count)
@@ -120,7 +121,7 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
         return jax.tree.map(rectify, updates, plain), state
 
-    return optax.GradientTransformation(adam.init, update_fn)
+    return optax.GradientTransformationExtraArgs(adam.init, update_fn)
 
 
 def preconditioner(
@@ -131,7 +132,7 @@ def preconditioner(
     damped: bool = False,
     b2: float = 0.999,
     eps: float = 1e-8,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Return the part of an optimizer between weight decay and learning rate, by name.
 
     Args:
@@ -164,9 +165,9 @@ def preconditioner(
     if name == "sgd":
         if damped:
             return damped_trace(momentum, nesterov=nesterov)
-        return optax.trace(momentum, nesterov=nesterov)
+        return optax.with_extra_args_support(optax.trace(momentum, nesterov=nesterov))
     for field, value in (("nesterov", nesterov), ("damped", damped)):
         if value:
             raise UsageError(f'{field} = True goes with optimizer "sgd" only, not {name!r}')
     scale = optax.scale_by_adam if name == "adam" else scale_by_radam
-    return scale(b1=momentum, b2=b2, eps=eps)
+    return optax.with_extra_args_support(scale(b1=momentum, b2=b2, eps=eps))

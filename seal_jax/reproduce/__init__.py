@@ -1,0 +1,1 @@
+"""Experiments of the papers, run again from one command each, with the papers' numbers beside."""

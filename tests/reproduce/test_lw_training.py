@@ -1,0 +1,176 @@
+"""Trainings by every method equal those of a NumPy transcription."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from lw_oracle import QUICK, Network, gradient
+
+from seal_jax.reproduce import lw_events as events
+from seal_jax.reproduce import lw_plans, lw_synthetic
+from seal_jax.reproduce.lw_plans import Choices, Plan
+from seal_jax.reproduce.lw_synthetic import Settings, initial, sample
+
+ALPHA, STEPS, RATE, ROUNDS, SHARE = 2.0, 4, 0.05, 9, 0.2
+KEY = jax.random.key(7)
+DATA, TEST = sample(jax.random.key(1), 32), sample(jax.random.key(2), 64)
+# Each with its penalty: they need not share one.
+METHODS = {
+    "BL": lw_plans.nothing(ROUNDS),
+    "WELSR": lw_plans.partial(ROUNDS, events.NEW_MASK),
+    "DSD": lw_plans.partial(ROUNDS, events.SMALLEST_OF_TENSOR),
+    "DSD global": lw_plans.partial(ROUNDS, events.SMALLEST_OF_ALL),
+    "WELS": lw_plans.partial(ROUNDS, events.SAME_MASK),
+    "FC": lw_plans.upper(ROUNDS, 2),
+    "LW": lw_plans.layerwise([1, 1, 1, 2, 2, 2, 3, 3, 3]),
+    "LW train": lw_plans.layerwise([1, 1, 1, 2, 2, 2, 3, 3, 3], "train"),
+}
+PENALTY = {"BL": 0.01, "LW train": 0.02}
+
+
+@functools.cache
+def trained():
+    settings = Settings(train_size=32, learning_rate=RATE, steps=STEPS, share=SHARE)
+    plans = [
+        Plan(
+            np.float32(ALPHA),
+            np.int32(1),
+            np.float32(PENALTY.get(name, 0)),
+            np.float32(0),
+            np.bool_(True),
+            event,
+        )
+        for name, event in METHODS.items()
+    ]
+    stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *plans)
+    run = jax.vmap(lambda plan: lw_synthetic.train(settings, plan, KEY, DATA, TEST))
+    measured = np.stack(jax.jit(run)(stacked), -1)
+    return dict(zip(METHODS, measured, strict=True))
+
+
+def bernoulli(key):
+    mask = np.asarray(jax.random.bernoulli(key, SHARE, (4096 + 1024 + 256,)))
+    return mask[:4096].reshape(32, 128), mask[4096:5120].reshape(32, 32), mask[5120:].reshape(8, 32)
+
+
+@functools.cache
+def drawn():
+    """Return what is random: the first network, and each round's fresh one and masks."""
+    first_key, mask_key, round_key = jax.random.split(KEY, 3)
+    first = initial(first_key, 1)
+    rounds = []
+    for index in range(ROUNDS):
+        fresh_key, new_mask_key, _ = jax.random.split(jax.random.fold_in(round_key, index), 3)
+        masks = [bernoulli(key) for key in (mask_key, new_mask_key)]
+        rounds.append((initial(fresh_key, 1), *masks))
+    return first, rounds
+
+
+def smallest(kernels, share):
+    count = round(share * sum(kernel.size for kernel in kernels))
+    limit = np.sort(np.concatenate([np.abs(kernel).ravel() for kernel in kernels]))[count]
+    return [np.abs(kernel) < limit for kernel in kernels]
+
+
+def event(name, network, index):
+    fresh, same, new = drawn()[1][index]
+    kernels = [kernel for kernel, _ in network.params]
+    if name.startswith("LW"):
+        at = index - (name == "LW train")
+        if at >= 0:
+            k = at // 3 + 1
+            network.rescale(range(k))
+            network.normalise(k - 1)
+            network.reinitialise(fresh, range(k, 3))
+    elif index and name == "FC":
+        network.reinitialise(fresh, [1, 2])
+    elif index and name == "WELS":
+        network.reinitialise_kernels(fresh, same)
+    elif index and name == "WELSR":
+        network.reinitialise_kernels(fresh, new)
+    elif index and name == "DSD":
+        masks = [smallest([kernel], SHARE)[0] for kernel in kernels]
+        network.reinitialise_kernels(fresh, masks)
+    elif index and name == "DSD global":
+        network.reinitialise_kernels(fresh, smallest(kernels, SHARE))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name):
+    network = Network(drawn()[0], ALPHA, DATA, penalty=PENALTY.get(name, 0))
+    expected = []
+    for index in range(ROUNDS):
+        event(name, network, index)
+        network.steps(STEPS, RATE)
+        expected.append(network.measured(TEST))
+    expected = np.array(expected)
+    got = trained()[name]
+    np.testing.assert_allclose(got[:, 2], expected[:, 2], rtol=2e-4)
+    # A logit on the edge may fall to the other side.
+    np.testing.assert_allclose(got[:, :2], expected[:, :2], atol=1.5 / 32)
+    assert np.ptp(expected[:, 2]) > 0.05
+
+
+def test_normalisers_before_the_relu():
+    network = Network(drawn()[0], 1.0, DATA, position="before")
+    for block in range(3):
+        network.normalise(block)
+    normaliser = events.Normaliser(*(jnp.float32(field) for field in network.normaliser))
+
+    @jax.jit
+    def loss(params):
+        _, logits = lw_synthetic.forward(params, normaliser, DATA[0], 1.0, "before")
+        return optax.softmax_cross_entropy_with_integer_labels(logits.T, DATA[1]).mean()
+
+    np.testing.assert_allclose(loss(drawn()[0]), network.measured(DATA)[2], rtol=1e-5)
+    expected = gradient(network.params, network.normaliser, network.x, DATA[1], "before", 0)
+    for got, layer in zip(jax.grad(loss)(drawn()[0]), expected, strict=True):
+        np.testing.assert_allclose(got.kernel, layer[0], atol=1e-6)
+        np.testing.assert_allclose(got.bias, layer[1], atol=1e-6)
+
+
+def test_seeds():
+    # What the test of the command runs too, so that it is compiled once.
+    settings = Settings(**QUICK)
+    plans = lw_plans.table1(["glorot"], Choices())
+    eight = lw_synthetic.train_all(settings, plans, 8)
+    compiled = lw_synthetic._train_batch._cache_size()
+    eleven = lw_synthetic.train_all(settings, plans, 11)
+    assert eight.test.shape == (8, 18, 9)
+    assert eleven.test.shape == (11, 18, 9)
+    np.testing.assert_array_equal(eight.loss, eleven.loss[:8])
+    assert len(np.unique(eleven.loss[:, 0, 0])) == 11
+    assert lw_synthetic._train_batch._cache_size() == compiled
+
+
+def test_examples_of_seeds():
+    own, shared = (Settings(train_size=8, test_size=4, data=data) for data in ("own", "shared"))
+    first, second = (lw_synthetic.examples(own, jnp.uint32(seed)) for seed in (0, 1))
+    assert [inputs.shape for inputs, _ in first] == [(128, 8), (128, 4)]
+    assert not np.array_equal(first[0][0], second[0][0])
+    assert not np.array_equal(first[0][0][:, :4], first[1][0])
+    for seed in (0, 1):
+        for got, expected in zip(
+            jax.tree.leaves(lw_synthetic.examples(shared, jnp.uint32(seed))),
+            jax.tree.leaves(first),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_batches_make_up_an_epoch():
+    settings = Settings(train_size=12, batch_size=4)
+    x, y = jnp.arange(12)[None], jnp.arange(12)[None]
+    seen = [
+        lw_synthetic.batch(settings, jax.random.key(0), jnp.int32(step), x, y) for step in range(6)
+    ]
+    for inputs, targets in seen:
+        assert inputs.shape == (1, 4)
+        np.testing.assert_array_equal(inputs, targets)
+    epochs = [np.concatenate([seen[3 * epoch + i][0][0] for i in range(3)]) for epoch in (0, 1)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
+    assert list(epochs[0]) != list(epochs[1])
