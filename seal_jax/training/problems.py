@@ -85,7 +85,7 @@ def problem(
         part=part,
         labels=labels,
         weights=weights,
-        memory=state.memory,
+        memory=jax.lax.pcast(state.memory, meshes.DATA, to="varying"),
         key=step_key,
         progress=state.step / programs.total_steps,
         extra_batch=extra_batch,
