@@ -1,0 +1,75 @@
+"""The linear probe against SGD written out in NumPy, and against itself one rate at a time."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from seal_jax import UsageError
+from seal_jax.evaluation import linear_probe
+from seal_jax.evaluation.linear_probe import Protocol
+
+
+@pytest.fixture(scope="module")
+def splits():
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(3, 6))
+    labels = np.arange(70) % 3
+    features = (centres[labels] + random.normal(size=(70, 6))).astype(np.float32)
+    return (features[:50], labels[:50]), (features[50:], labels[50:])
+
+
+def test_equals_sgd_written_out(splits):
+    (features, labels), (test_features, test_labels) = splits
+    protocol = Protocol(learning_rates=(0.1, 0.01), epochs=3, batch_size=16, weight_decay=0.01)
+    found = linear_probe.fit(*splits, 3, protocol, seed=4)
+    start_key, order_key = jax.random.split(jax.random.key(4))
+    initial = np.asarray(jax.random.normal(start_key, (6, 3)), np.float64) * math.sqrt(2 / 6)
+    for index, rate in enumerate(protocol.learning_rates):
+        params = [initial.copy(), np.zeros(3)]
+        momentum = [np.zeros((6, 3)), np.zeros(3)]
+        for epoch in range(3):
+            order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), 50))
+            for start in range(0, 50, 16):
+                rows = order[start : start + 16]
+                scores = features[rows].astype(np.float64) @ params[0] + params[1]
+                error = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+                error[np.arange(len(rows)), labels[rows]] -= 1
+                error /= len(rows)
+                for i, slope in enumerate([features[rows].T @ error, error.sum(0)]):
+                    momentum[i] = 0.9 * momentum[i] + slope + 0.01 * params[i]
+                    params[i] = params[i] - rate * momentum[i]
+        np.testing.assert_allclose(found.kernels[index], params[0], atol=1e-5)
+        np.testing.assert_allclose(found.biases[index], params[1], atol=1e-5)
+        predicted = (test_features @ params[0] + params[1]).argmax(1)
+        assert found.accuracies[index] == pytest.approx((predicted == test_labels).mean())
+    assert found.best == found.accuracies.argmax()
+
+
+def test_three_rates_at_once_equal_three_runs_and_share_one_program(splits):
+    rates = (0.1, 0.01, 0.001)
+    together = linear_probe.fit(*splits, 3, Protocol(rates, epochs=4))
+    before = linear_probe._fit._cache_size()
+    for index, rate in enumerate(rates):
+        alone = linear_probe.fit(*splits, 3, Protocol((rate,), epochs=4))
+        np.testing.assert_allclose(together.kernels[index], alone.kernels[0], atol=1e-6)
+        assert together.accuracies[index] == alone.accuracies[0]
+    assert linear_probe._fit._cache_size() == before + 1
+
+
+def test_bad_input(splits):
+    (features, labels), test = splits
+    for train, message in [
+        ((features * np.inf, labels), "train features hold NaN"),
+        ((features, labels[1:]), r"must be \[n, d\] and \[n\]"),
+        ((features, labels + 1), r"train labels must lie in 0\.\.2"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            linear_probe.fit(train, test, 3)
+    with pytest.raises(UsageError, match="learning_rates is empty"):
+        Protocol(())
+    with pytest.raises(UsageError, match="learning_rates = 0 must be positive"):
+        Protocol((0.0,))
+    with pytest.raises(UsageError, match="epochs = 0 must be"):
+        Protocol(epochs=0)
