@@ -247,7 +247,7 @@ def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     >>> read(Train, {"seads": 2}, where="train")
     Traceback (most recent call last):
     ...
-    seal_jax.errors.UsageError: train.seads is not a setting; nearest: seeds, seed, generations
+    seal_jax.errors.UsageError: train.seads is not a setting; nearest: seeds, seed, ...
     """
     hints = typing.get_type_hints(kind)
     filled: dict[str, Any] = {}
