@@ -1,0 +1,105 @@
+"""Margins, flatness under noise and size of the weights: LW paper, section 4 and appendix D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seal_jax.errors import UsageError, check_number
+
+PyTree = Any
+
+
+def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the margin of every example in the softmax, in [-1, 1], ascending, ``[n]``.
+
+    It is the probability of the true class less the largest of the others; the paper draws the 400
+    smallest of the training examples (Figure 6).
+
+    Args:
+      logits: ``[n, classes]``.
+      labels: ``[n]``.
+
+    >>> margins(np.log([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]), np.array([0, 0])).round(6).tolist()
+    [-0.3, 0.5]
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise UsageError(f"logits {logits.shape} and labels {labels.shape} must be [n, c] and [n]")
+    if not np.isfinite(logits).all():
+        raise UsageError("logits hold NaN or infinity: the network or its input is broken")
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    chances = np.exp(shifted)
+    chances /= chances.sum(1, keepdims=True)
+    rows = np.arange(len(labels))
+    own = chances[rows, labels]
+    chances[rows, labels] = -np.inf
+    return np.sort(own - chances.max(1))
+
+
+def flatness(
+    accuracy: Callable[[PyTree], jax.Array],
+    params: PyTree,
+    sigmas: Sequence[float],
+    *,
+    draws: int = 10,
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    r"""Return the accuracy at :math:`w + \sigma \epsilon`, for each deviation and draw of noise.
+
+    All deviations share the draws, so that they differ in size alone; one program goes over all.
+
+    Args:
+      accuracy: of parameters, on fixed data; traced.
+      params: pytree of arrays.
+      sigmas: deviations of the noise, at least 0.
+      draws: of noise.
+      key: of the noise; a fixed one by default.
+
+    Returns:
+      ``[sigmas, draws]``.
+
+    References:
+      Alabdulmohsin et al. 2022, Figure 5.
+
+    >>> found = flatness(lambda w: jnp.abs(w).max(), jnp.zeros(2), [0.0, 1.0, 2.0], draws=1)
+    >>> bool(found[0, 0] == 0), bool(found[2, 0] == 2 * found[1, 0])
+    (True, True)
+    """
+    for sigma in sigmas:
+        check_number("sigmas", sigma, lambda value: 0 <= value < np.inf, "be 0 or positive")
+    check_number("draws", draws, lambda value: value >= 1, "be at least 1")
+    leaves, structure = jax.tree.flatten(params)
+
+    @jax.jit
+    def all_of(keys: jax.Array, sigmas: jax.Array) -> jax.Array:
+        def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            sigma, own = pair
+            keys = jax.random.split(own, len(leaves))
+            noisy = [
+                leaf + (sigma * jax.random.normal(each, leaf.shape)).astype(leaf.dtype)
+                for each, leaf in zip(keys, leaves, strict=True)
+            ]
+            return accuracy(jax.tree.unflatten(structure, noisy))
+
+        grid = (jnp.repeat(sigmas, draws), jnp.tile(keys, len(sigmas)))
+        return jax.lax.map(one, grid).reshape(len(sigmas), draws)
+
+    keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
+    return np.asarray(all_of(keys, jnp.asarray(sigmas, jnp.float32)))
+
+
+def size_of_weights(features: np.ndarray, kernel: np.ndarray) -> float:
+    """Return the norm of the classifier's inputs times that of its weights (appendix D).
+
+    Args:
+      features: ``[n, d]``; the paper takes a random sample of 256 training examples.
+      kernel: the classifier's, ``[d, classes]``.
+
+    >>> size_of_weights(np.array([[3.0, 4.0]]), np.array([[2.0], [0.0]]))
+    10.0
+    """
+    return float(np.linalg.norm(features) * np.linalg.norm(kernel))
