@@ -54,6 +54,43 @@ def cosine(
     return schedule
 
 
+def steps(
+    learning_rate: float, boundaries: str, *, factor: float, steps_per_epoch: int
+) -> Schedule:
+    """Return a learning rate that falls at given epochs, as wide ResNets are trained.
+
+    Args:
+      learning_rate: the first.
+      boundaries: epochs separated by commas; from each on the rate is ``factor`` times smaller.
+      factor: in (0, 1).
+      steps_per_epoch: S.
+
+    References:
+      Sato et al. 2022, section 4.1: 0.1, times 0.2 at epochs 60, 120, 160 and 200.
+
+    >>> schedule = steps(0.1, "60,120", factor=0.2, steps_per_epoch=10)
+    >>> [round(float(schedule(step)), 3) for step in (0, 599, 600, 1200)]
+    [0.1, 0.1, 0.02, 0.004]
+    """
+    try:
+        epochs = [int(part) for part in boundaries.split(",")]
+    except ValueError:
+        epochs = []
+    if not epochs or min(epochs) < 1:
+        raise UsageError(
+            f"optimizer.decay_epochs = {boundaries!r} must be epochs separated by commas: 60,120,160"
+        )
+    if not 0 < factor < 1:
+        raise UsageError(f"optimizer.decay_factor = {factor:g} must lie in (0, 1)")
+
+    def schedule(step: Step) -> Any:
+        epoch = jnp.asarray(step) // steps_per_epoch
+        passed = jnp.searchsorted(jnp.asarray(sorted(epochs)), epoch, side="right")
+        return jnp.asarray(learning_rate * factor**passed, jnp.float32)
+
+    return schedule
+
+
 @dataclasses.dataclass(frozen=True)
 class Preset:
     """Hyper-parameters of a SEAL training, by the names of :func:`seal_jax.make_seal_tx`."""

@@ -196,7 +196,7 @@ def perturb(
     loss: Loss,
     *,
     gamma: Callable[[jax.Array], Any] = sample_gamma,
-    resample: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None,
+    resample: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None,
     attempts: int = 1,
     linear: bool | None = None,
     **search: Any,
@@ -208,7 +208,8 @@ def perturb(
       head, features, labels, classify, loss, linear, **search: as in :func:`perturbation`.
       gamma: maps a key to the expansion factor, e.g. :func:`sample_gamma` with arguments of
         ``functools.partial``.
-      resample: maps a key to the features and labels of another weak batch, for when the landscape
+      resample: maps a key and the number of the attempt, from 1, to the features and labels of
+        another weak batch, for when the landscape
         of the first is rejected. ``None`` takes the unperturbed head then.
       attempts: how many weak batches to try in all, the first included.
 
@@ -229,7 +230,7 @@ def perturb(
 
         def again(carry):
             index, _ = carry
-            return index + 1, attempt(*resample(jax.random.fold_in(batch_key, index)))
+            return index + 1, attempt(*resample(jax.random.fold_in(batch_key, index), index))
 
         index = jnp.where(found.accepted, 1, 1)  # varies over a mesh just as the result does
         _, found = jax.lax.while_loop(

@@ -24,6 +24,8 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from seal_jax.cli import configs
 
     root = _folder(options.workdir)
+    if ":" in options.config:
+        raise UsageError(f"--config={options.config} must be a file; sweep trains all its variants")
     variants = configs.variants(options.config)
     if not variants:
         raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
@@ -70,6 +72,8 @@ def slim(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     del overrides
     from seal_jax.training import slim
 
+    if not options.output:
+        raise UsageError("--output= is empty; name a folder")
     print(slim.export(Path(options.run), Path(options.output)))
     return main.OK
 

@@ -92,10 +92,10 @@ def episode(
         raise UsageError(
             f"ways = {protocol.ways} is more than the {len(classes)} classes there are"
         )
-    if counts.min() < needed:
-        rare = classes[counts.argmin()]
+    if np.min(counts) < needed:
+        rare = classes[np.argmin(counts)]
         raise UsageError(
-            f"shots + queries = {needed} is more than the {counts.min()} images of class {rare}"
+            f"shots + queries = {needed} is more than the {np.min(counts)} images of class {rare}"
         )
     random = np.random.default_rng([seed, number])
     chosen = random.choice(classes, protocol.ways, replace=False)

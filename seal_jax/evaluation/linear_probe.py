@@ -60,7 +60,7 @@ class Probe(NamedTuple):
     @property
     def best(self) -> int:
         """Index of the highest accuracy."""
-        return int(self.accuracies.argmax())
+        return int(np.argmax(self.accuracies))
 
 
 def fit(

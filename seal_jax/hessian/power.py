@@ -42,7 +42,7 @@ def power_iteration(
         basis = trees.put(basis, index, vector)
         values[index], residuals[index] = float(value), float(residual)
         products += int(used)
-    scale = max(abs(values).max(), np.finfo(np.float32).tiny)
+    scale = max(np.max(np.abs(values)), np.finfo(np.float32).tiny)
     return Eigenpairs(
         values, basis, residuals, products, bool((residuals <= tolerance * scale).all())
     )

@@ -81,6 +81,8 @@ def build(options: Options, context: Context) -> Method:
         check_number(f"method.{field}", rate, lambda v: 0 <= v < float("inf"), "be 0 or positive")
     if not alpha and not beta:
         raise UsageError("method.alpha = 0 and method.beta = 0 leave nothing to train")
+    if options.warmup and not (alpha and beta):
+        raise UsageError("method.warmup = True needs method.alpha and method.beta above 0")
     nesterov = optimizer.name == "sgd" and optimizer.nesterov
     tx = make_fast_tx(
         head,
@@ -91,7 +93,7 @@ def build(options: Options, context: Context) -> Method:
         damped_momentum=options.damped_momentum,
         weight_decay=optimizer.weight_decay,
         steps_per_epoch=context.steps_per_epoch,
-        epochs_per_generation=context.train.epochs_per_generation,
+        epochs_per_generation=context.epochs,
         reset_momentum=optimizer.reset_momentum,
     )
     features = masks.invert(head)
@@ -109,7 +111,13 @@ def build(options: Options, context: Context) -> Method:
         memory = _warmup() if options.warmup else ()
         return event._replace(weights=weights, memory=memory)
 
-    method = Method(tx=tx, loss=context.loss, on_start=start, gradient=gradient)
+    method = Method(
+        tx=tx,
+        loss=context.loss,
+        on_start=start,
+        gradient=gradient,
+        rate=context.schedule(beta or alpha),
+    )
     return _with_warmup(method, options) if options.warmup else method
 
 

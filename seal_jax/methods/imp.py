@@ -45,6 +45,11 @@ def build(options: Options, context: Context) -> Method:
         raise UsageError(
             f"method.rewind_step = {options.rewind_step} must lie in 0..{most - 1}, in generation 0"
         )
+    if options.rewind_step and (context.train.patience or context.train.until_accuracy):
+        raise UsageError(
+            f"method.rewind_step = {options.rewind_step} does not go with train.patience or "
+            "train.until_accuracy, which may end generation 0 before it"
+        )
     tx = optax.chain(
         make_normal_tx(**context.arguments()), hold_pruned(rewind_step=options.rewind_step)
     )

@@ -105,7 +105,9 @@ def _blocks(options: Options, context: Context) -> tuple[str, ...]:
         raise UsageError(f"method.rounds = {options.rounds} must be at least 1")
     if options.sample_size < 0:
         raise UsageError(f"method.sample_size = {options.sample_size} must be at least 0")
-    check_number("method.epsilon", options.epsilon, lambda e: e >= 0, "be 0 or positive")
+    check_number(
+        "method.epsilon", options.epsilon, lambda e: 0 <= e < float("inf"), "be 0 or positive"
+    )
     count = options.blocks or len(declared)
     if context.train.generations != count * options.rounds:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.models import Model
-from seal_jax.schedules import cosine
+from seal_jax.schedules import cosine, steps
 from seal_jax.training.settings import Optimizer, Train
 from seal_jax.training.state import Weights
 from seal_jax.transforms.preconditioners import preconditioner
@@ -171,6 +172,8 @@ class Method:
       extra_batches: how many of them there are a step.
       continues_momentum: whether a training that starts from another run takes over the momentum.
       random: whether ``tx`` or ``gradient`` need a key in every step.
+      rate: the learning rate to be logged, of the step within the schedule; ``None`` for that of
+        ``optimizer.learning_rate``.
       measures: names of what ``gradient`` measures in every step; the log has their means.
       mask: the forget subtree, to be reported before training; ``None`` if there is none.
     """
@@ -187,6 +190,7 @@ class Method:
     extra_batches: int = 1
     continues_momentum: bool = False
     random: bool = False
+    rate: Schedule | None = None
     measures: tuple[str, ...] = ()
     mask: PyTree | None = None
 
@@ -229,19 +233,33 @@ class Context:
         """Path rule for the classifier's parameters, a mask."""
         return self.model.head
 
+    @property
+    def epochs(self) -> int:
+        """Epochs after which a transformation's clock starts anew: a generation, or all of them."""
+        single = self.optimizer.schedule == "single"
+        return self.train.epochs_per_generation * (self.train.generations if single else 1)
+
     def schedule(self, learning_rate: float | None = None) -> Schedule:
         """Return the learning rate as a function of the step within a cosine.
 
         ``learning_rate`` stands in for ``optimizer.learning_rate``, for a method with several.
         """
         rate = self.optimizer.learning_rate if learning_rate is None else learning_rate
+        check_number(
+            "optimizer.learning_rate", rate, lambda v: 0 < v < math.inf, "be positive and finite"
+        )
         if self.optimizer.schedule == "constant":
             return lambda step: jnp.asarray(rate, jnp.float32)
-        single = self.optimizer.schedule == "single"
-        epochs = self.train.epochs_per_generation * (self.train.generations if single else 1)
+        if self.optimizer.schedule == "steps":
+            return steps(
+                rate,
+                self.optimizer.decay_epochs,
+                factor=self.optimizer.decay_factor,
+                steps_per_epoch=self.steps_per_epoch,
+            )
         return cosine(
             rate,
-            epochs=epochs,
+            epochs=self.epochs,
             steps_per_epoch=self.steps_per_epoch,
             warmup_epochs=self.optimizer.warmup_epochs,
         )
@@ -249,14 +267,10 @@ class Context:
     def arguments(self) -> dict[str, Any]:
         """Return what the ``make_..._tx`` of most methods take, by name."""
         optimizer = self.optimizer
-        epochs = self.train.epochs_per_generation
-        if optimizer.schedule == "single":
-            # One long generation: the clock of the transformation spans the whole run.
-            epochs *= self.train.generations
         return {
             "learning_rate": self.schedule(),
             "steps_per_epoch": self.steps_per_epoch,
-            "epochs_per_generation": epochs,
+            "epochs_per_generation": self.epochs,
             "weight_decay": optimizer.weight_decay,
             "reset_momentum": optimizer.reset_momentum,
             "preconditioner": preconditioner(

@@ -88,8 +88,9 @@ def build(options: Options, context: Context) -> Method:
             )
             return problem.gather((features, labels)), statistics
 
-        def another(key):
-            return weak(1 + jax.random.randint(key, (), 0, options.resample))[0]
+        def another(key, attempt):
+            del key  # the batches are drawn already
+            return weak(attempt)[0]
 
         (features, labels), statistics = weak(0)
         classifier, perturbation, gamma = weak_classifiers.perturb(
@@ -137,7 +138,7 @@ def build(options: Options, context: Context) -> Method:
         weight_decay=optimizer.weight_decay,
         classifier_learning_rate=options.classifier_learning_rate,
         steps_per_epoch=context.steps_per_epoch,
-        epochs_per_generation=context.train.epochs_per_generation,
+        epochs_per_generation=context.epochs,
     )
     return Method(
         tx=tx,

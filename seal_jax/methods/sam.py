@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from seal_jax.errors import check_number
+from seal_jax.errors import UsageError, check_number
 from seal_jax.methods.method import Context, Gradient, Method, Problem
 from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.sam import sharpness_aware, sharpness_aware_gradient
@@ -44,6 +44,10 @@ def build(options: Options, context: Context) -> Method:
             getattr(options, field),
             lambda v: 0 <= v < math.inf,
             "be 0 or positive",
+        )
+    if options.sharpness == "device" and options.decay_in_perturbation:
+        raise UsageError(
+            'method.decay_in_perturbation = True does not go with method.sharpness = "device"'
         )
     decay = context.optimizer.weight_decay if options.decay_in_perturbation else 0.0
     perturbation: dict[str, Any] = {

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from seal_jax import data, masks, methods, models
@@ -45,6 +46,17 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
     )
 
 
+def check_data(settings: Settings, dataset: data.Dataset) -> None:
+    """Raise if the training split lacks what the settings need of it."""
+    if settings.train.sampling == "balanced":
+        counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
+        if not counts.all():
+            raise UsageError(
+                f"data.train_split = {settings.data.train_split!r} has no image of class "
+                f'{np.argmin(counts)}, and train.sampling = "balanced" needs one of each'
+            )
+
+
 def data_shape(dataset: data.Dataset) -> DataShape:
     """Return the shape of a loaded data set."""
     sizes = (len(dataset.train), len(dataset.validation), len(dataset.test))
@@ -78,9 +90,10 @@ class Experiment:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, for the log."""
-        if self.settings.optimizer.schedule == "restart":
+        if self.settings.optimizer.schedule != "single":
             step = self.clock.step_in_generation(step)
-        return float(self.context.schedule()(step))
+        rate = self.method.rate or self.context.schedule()
+        return float(rate(step))
 
     def summary(self) -> str:
         """Return a few lines that say what will be trained, and what the mask selects."""
@@ -113,6 +126,10 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     clock = Clock(steps, train.epochs_per_generation)
     steps_per_call = _steps_per_call(settings, steps, shape)
+    if train.sampling == "balanced" and not train.drop_last:
+        raise UsageError(
+            'train.drop_last = False does not go with train.sampling = "balanced"; use True'
+        )
     if train.sampling == "balanced" and train.batch_size % shape.num_classes:
         raise UsageError(
             f"train.batch_size = {train.batch_size} must be a multiple of the {shape.num_classes} "
@@ -197,8 +214,9 @@ def _check_extra_batches(method: Method, shape: DataShape, mesh: Mesh) -> None:
     """Raise if the further batches that a method asks for cannot be had."""
     size, shares = method.extra_batch_size, mesh.shape[meshes.DATA]
     if size * method.extra_batches > shape.train:
+        times = f" times {method.extra_batches} batches" if method.extra_batches > 1 else ""
         raise UsageError(
-            f"method.weak_batch_size = {size} is too large for {shape.train} training images"
+            f"method.weak_batch_size = {size}{times} is too large for {shape.train} training images"
         )
     if size % shares:
         raise UsageError(

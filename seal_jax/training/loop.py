@@ -60,6 +60,7 @@ def train(
     """
     mesh = meshes.make(settings, jax.devices()[:devices])
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
+    experiments.check_data(settings, dataset)
     main = jax.process_index() == 0
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
     programs = experiment.programs

@@ -40,7 +40,7 @@ def load(
     """
     fields = settings.train
     folder = Path(fields.pretrained)
-    if folder.parts[0] == "..":
+    if folder.parts[:1] == ("..",):
         folder = Path(os.path.normpath(workdir / folder))
     if not (folder / workdirs.CONFIG).is_file():
         raise UsageError(f"train.pretrained = {str(folder)!r} is not the folder of a run")
@@ -48,6 +48,11 @@ def load(
     if found is None:
         raise UsageError(f"train.pretrained = {str(folder)!r} holds no checkpoint yet")
     source = SOURCES[fields.pretrained_weights]
+    if any(name.startswith("weights/normalisers/") for name in found):
+        raise UsageError(
+            f"train.pretrained = {str(folder)!r} was trained by LW, whose inserted normalisers would "
+            "be lost; start from another run"
+        )
     if not any(name.startswith(source) for name in found):
         raise UsageError(
             f"train.pretrained_weights = {fields.pretrained_weights!r}: {folder} was trained without "

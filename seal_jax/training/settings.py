@@ -90,7 +90,9 @@ class Optimizer:
       name: "sgd" with momentum, "adam" or "radam"; all with coupled weight decay.
       learning_rate: the peak.
       schedule: "restart" is a cosine in every generation, "single" one cosine over all generations,
-        "constant" no schedule.
+        "steps" falls at ``decay_epochs`` of every generation, "constant" is no schedule.
+      decay_epochs: epochs separated by commas, "60,120,160", for "steps".
+      decay_factor: of each of these falls.
       warmup_epochs: linear warm-up by epochs at the start of each cosine.
       momentum: of SGD; the decay of the first moment in Adam and RAdam.
       nesterov: whether the momentum of SGD is Nesterov's.
@@ -105,7 +107,9 @@ class Optimizer:
 
     name: Literal["sgd", "adam", "radam"] = "sgd"
     learning_rate: float = 0.01
-    schedule: Literal["restart", "single", "constant"] = "restart"
+    schedule: Literal["restart", "single", "steps", "constant"] = "restart"
+    decay_epochs: str = ""
+    decay_factor: float = 0.2
     warmup_epochs: int = 0
     momentum: float = 0.9
     nesterov: bool = False

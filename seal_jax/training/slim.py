@@ -40,6 +40,8 @@ def export(run: Path, output: Path) -> str:
         raise UsageError(
             f"{run} was trained by {settings.method['name']!r}; only KELS has a slim network"
         )
+    # How the run was spread over devices is no matter here.
+    settings = dataclasses.replace(settings, run=settings_lib.Run())
     leaves = read_leaves(run / workdirs.CHECKPOINTS)
     if leaves is None:
         raise UsageError(f"{run} holds no checkpoint yet")
@@ -47,9 +49,7 @@ def export(run: Path, output: Path) -> str:
     dataset = experiments.load_data(settings.data)
     mesh = meshes.make(settings, jax.devices()[:1])
     shape = experiments.data_shape(dataset)
-    experiment = experiments.build(
-        dataclasses.replace(settings, run=settings_lib.Run()), shape, mesh
-    )
+    experiment = experiments.build(settings, shape, mesh)
     whole = _weights(experiment.programs.abstract_state(settings.train.seeds).weights, leaves)
     model = experiment.model.slim(rate)
     cut = _slim(experiment.model, model, whole)

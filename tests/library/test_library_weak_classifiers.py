@@ -233,7 +233,7 @@ def test_no_derivative_flows_through_it():
             labels,
             classify,
             cross_entropy,
-            resample=lambda key: (features + 1, labels),
+            resample=lambda key, attempt: (features + 1, labels),
             attempts=2,
         )
         random = foca(
@@ -310,7 +310,7 @@ def test_resampling_until_a_batch_is_accepted(attempts):
     head, features, labels = problem()
     bad = separable()[1:]
 
-    def resample(key):
+    def resample(key, attempt):
         good = jax.random.bernoulli(key)
         return jnp.where(good, features, bad[0]), jnp.where(good, labels, bad[1])
 
@@ -331,7 +331,7 @@ def test_resampling_wants_both():
     with pytest.raises(UsageError, match="attempts = 2 must go with resample"):
         perturb(*arguments, attempts=2)
     with pytest.raises(UsageError, match="attempts = 1 must go with resample"):
-        perturb(*arguments, resample=lambda key: problem()[1:])
+        perturb(*arguments, resample=lambda key, attempt: problem()[1:])
     with pytest.raises(UsageError, match="attempts = 0 must be a whole number of at least 1"):
         perturb(*arguments, attempts=0)
     with pytest.raises(UsageError, match=r"loss returns shape \(16,\); it must return the mean"):
@@ -393,7 +393,7 @@ def test_one_perturbation_for_all_devices(spec):
             labels,
             classify,
             loss,
-            resample=lambda key: (features[::-1], labels[::-1]),
+            resample=lambda key, attempt: (features[::-1], labels[::-1]),
             attempts=2,
         )
         random = foca(key, head, features, labels, classify, loss, steps=3, learning_rate=0.5)
