@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seal_jax import Clock, UsageError, cosine
+from seal_jax.schedules import steps
 
 
 def simulate(steps, epochs, ascent_steps, generations):
@@ -156,3 +157,9 @@ def test_cosines_that_cannot_be(options, field):
     arguments = {"learning_rate": 0.1, "epochs": 4, "steps_per_epoch": 2, **options}
     with pytest.raises(UsageError, match=field):
         cosine(**arguments)
+
+
+def test_steps_fall_at_the_epochs_named():
+    schedule = steps(0.1, "3, 1", factor=0.5, steps_per_epoch=4)
+    found = [float(schedule(step)) for step in range(20)]
+    np.testing.assert_allclose(found, [0.1] * 4 + [0.05] * 8 + [0.025] * 8, rtol=1e-6)

@@ -1,9 +1,11 @@
 """Hyper-parameters that make no sense, each with one line that names the field."""
 
 import jax
+import numpy as np
 import pytest
 from programs import SHAPE, mlp
 
+from seal_jax import data
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
@@ -92,6 +94,36 @@ CASES = [
     ("normal", {}, {"train": {"until_accuracy": 1.5}}, "train.until_accuracy"),
     ("normal", {}, {"train": {"patience": -1}}, "train.patience"),
     ("normal", {}, {"optimizer": {"plateau_factor": 1.0}}, "optimizer.plateau_factor"),
+    ("normal", {}, {"train": {"sampling": "balanced", "drop_last": False}}, "train.drop_last"),
+    ("normal", {}, {"optimizer": {"schedule": "steps"}}, "optimizer.decay_epochs"),
+    (
+        "normal",
+        {},
+        {"optimizer": {"schedule": "steps", "decay_epochs": "2", "decay_factor": 2.0}},
+        "optimizer.decay_factor",
+    ),
+    (
+        "normal",
+        {},
+        {"optimizer": {"schedule": "constant", "learning_rate": -0.1}},
+        "optimizer.learning_rate",
+    ),
+    (
+        "normal",
+        {},
+        {"optimizer": {"schedule": "constant", "learning_rate": float("nan")}},
+        "optimizer.learning_rate",
+    ),
+    (
+        "sam",
+        {"sharpness": "device", "decay_in_perturbation": True},
+        {},
+        "method.decay_in_perturbation",
+    ),
+    ("imp", {"rewind_step": 2}, {"train": {"patience": 1}}, "method.rewind_step"),
+    ("fast", {"warmup": True, "alpha": 0.0}, {}, "method.warmup"),
+    ("fast", {"warmup": True, "beta": 0.0}, {}, "method.warmup"),
+    ("lw", {"epsilon": float("inf")}, {"train": {"generations": 2}}, "method.epsilon"),
 ]
 NEED_VALIDATION = [
     ({}, {"train": {"patience": 2}}, "train.patience"),
@@ -99,6 +131,15 @@ NEED_VALIDATION = [
     ({}, {"train": {"validate_every": 1}}, "train.validate_every"),
     ({"name": "fast", "warmup": True}, {}, "method.warmup"),
 ]
+
+
+def test_a_class_without_images_cannot_be_balanced():
+    images, labels = np.zeros((12, 8, 8, 1), np.uint8), np.arange(12, dtype=np.int32) % 3
+    split = (images[:9], labels[:9])
+    dataset = data.from_arrays(split, split, split, num_classes=4)
+    config = mlp({"name": "normal"}, train={"sampling": "balanced"})
+    with pytest.raises(UsageError, match=r"data\.train_split = 'train' has no image of class 3"):
+        experiments.check_data(config, dataset)
 
 
 def prepare(method, sections, shape):

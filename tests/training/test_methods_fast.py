@@ -184,3 +184,23 @@ def momenta(opt_state):
     """The optimizer's memory of the features."""
     found = jax.tree_util.tree_leaves_with_path(opt_state)
     return [leaf for path, leaf in found if "dense" in jax.tree_util.keystr(path)]
+
+
+@pytest.mark.parametrize("schedule", ["single", "restart", "steps"])
+def test_the_rate_in_the_log_is_the_rate_of_the_features(schedule):
+    """Two generations of two epochs: without momentum an update is the rate times the gradient."""
+    optimizer = {"schedule": schedule, "momentum": 0.0, "weight_decay": 0.0, "decay_epochs": "1"}
+    config = mlp(
+        {"name": "fast", "alpha": 0.5, "beta": 0.1, "head": "normal", "sigma": 0.1},
+        optimizer=optimizer,
+        train={"generations": 2, "epochs_per_generation": 2},
+    )
+    experiment = Trainer(STRIPES, config).experiment
+    params = experiment.model.init(jax.random.key(0))["params"]
+    ones = jax.tree.map(jnp.ones_like, params)
+    state, update = experiment.method.tx.init(params), jax.jit(experiment.method.tx.update)
+    for step in range(experiment.total_steps):
+        updates, state = update(ones, state, params)
+        logged = experiment.learning_rate(step)
+        np.testing.assert_allclose(updates["dense1"]["linear"]["kernel"], -logged, rtol=1e-5)
+        np.testing.assert_allclose(updates["fc"]["kernel"], -5 * logged, rtol=1e-5)
