@@ -213,3 +213,13 @@ def test_data_folder_that_cannot_be_written(run, config, tmp_path):
     line = run("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *overrides)
     assert "cannot be written" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_folders_and_configs_that_cannot_be_meant(run, config, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert "must be a file; sweep trains all" in run("sweep", f"--config={config}:seal", workdir)
+    assert "--output= is empty; name a folder" in run("slim", tmp_path, "--output=")
+    here = "--config.train.pretrained=."
+    says = run("train", f"--config={config}:normal", workdir, here)
+    assert "train.pretrained = '.' is not the folder of a run" in says
+    assert not (tmp_path / "run").exists()
