@@ -58,6 +58,16 @@ def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return main.OK
 
 
+def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Evaluate the networks of a run."""
+    del overrides
+    from seal_jax.evaluation.commands import command
+
+    _cache_programs()
+    print(command.run(options))
+    return main.OK
+
+
 def methods(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """List the systems of the papers."""
     del options, overrides
@@ -112,8 +122,14 @@ def _start(options: argparse.Namespace) -> None:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     elif options.processes is not None or options.process is not None:
         raise UsageError("--processes and --process need --coordinator=HOST:PORT")
+    _cache_programs()
+
+
+def _cache_programs() -> None:
+    """Keep compiled programs on disk: what is taken up again should not compile again."""
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # A run that is taken up again should not compile again.
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "seal_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -29,8 +29,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def parser(kind: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, ``evaluate`` with the options of this kind."""
     root = _Parser(
         prog="python -m seal_jax", description=__import__("seal_jax").__doc__, epilog=_EXIT_CODES
     )
@@ -72,6 +72,18 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
     compare.add_argument("--output", metavar="DIR", help="where curves.png and generations.csv go")
 
+    from seal_jax.evaluation.commands import command as evaluation
+
+    evaluation.add_arguments(
+        command(
+            "evaluate",
+            "evaluate a run's networks as the papers do; each kind has options of its own",
+            "python -m seal_jax evaluate --kind=KIND --help lists the options of a kind. What was "
+            "done stays done: the same command goes on where it stopped.",
+        ),
+        kind,
+    )
+
     command("methods", "list every system of the papers, with its method, config and source")
 
     slim = command("slim", "export the slim network of a KELS run, scored beside the whole one")
@@ -108,7 +120,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code."""
     warnings.showwarning = _one_line_warning
     try:
-        options, overrides = parser().parse_known_args(list(arguments))
+        options, overrides = parser(_kind(arguments)).parse_known_args(list(arguments))
         takes_config = hasattr(options, "config")
         for override in overrides:
             if not (takes_config and override.startswith("--config.") and "=" in override):
@@ -134,6 +146,13 @@ def run(arguments: Sequence[str]) -> int:
         )
 
 
+def _kind(arguments: Sequence[str]) -> str | None:
+    """Return what ``--kind`` says: the options of ``evaluate`` depend on it."""
+    before = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    before.add_argument("--kind", nargs="?")
+    return before.parse_known_args(list(arguments))[0].kind if "evaluate" in arguments else None
+
+
 def fail(message: str, code: int) -> int:
     """Print an error as one line and return the exit code."""
     print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
@@ -149,6 +168,7 @@ def _commands():
         "sweep": commands.sweep,
         "compare": commands.compare,
         "methods": commands.methods,
+        "evaluate": commands.evaluate,
         "slim": commands.slim,
         "prepare": commands.prepare,
         "preflight": commands.preflight,

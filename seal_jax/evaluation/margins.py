@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,10 +42,11 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def flatness(
-    accuracy: Callable[[PyTree], jax.Array],
+    accuracy: Callable[..., jax.Array],
     params: PyTree,
     sigmas: Sequence[float],
     *,
+    rest: tuple[Any, ...] = (),
     draws: int = 10,
     key: jax.Array | None = None,
 ) -> np.ndarray:
@@ -53,9 +55,10 @@ def flatness(
     All deviations share the draws, so that they differ in size alone; one program goes over all.
 
     Args:
-      accuracy: of parameters, on fixed data; traced.
+      accuracy: ``accuracy(params, *rest)``, traced; the same object for the same program.
       params: pytree of arrays.
       sigmas: deviations of the noise, at least 0.
+      rest: what else ``accuracy`` takes, such as data and BatchNorm's statistics.
       draws: of noise.
       key: of the noise; a fixed one by default.
 
@@ -72,24 +75,25 @@ def flatness(
     for sigma in sigmas:
         check_number("sigmas", sigma, lambda value: 0 <= value < np.inf, "be 0 or positive")
     check_number("draws", draws, lambda value: value >= 1, "be at least 1")
+    keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
+    grid = (jnp.repeat(jnp.asarray(sigmas, jnp.float32), draws), jnp.tile(keys, len(sigmas)))
+    return np.asarray(_at_noise(accuracy, params, rest, grid)).reshape(len(sigmas), draws)
+
+
+@partial(jax.jit, static_argnums=0)
+def _at_noise(accuracy, params, rest, grid):
     leaves, structure = jax.tree.flatten(params)
 
-    @jax.jit
-    def all_of(keys: jax.Array, sigmas: jax.Array) -> jax.Array:
-        def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            sigma, own = pair
-            keys = jax.random.split(own, len(leaves))
-            noisy = [
-                leaf + (sigma * jax.random.normal(each, leaf.shape)).astype(leaf.dtype)
-                for each, leaf in zip(keys, leaves, strict=True)
-            ]
-            return accuracy(jax.tree.unflatten(structure, noisy))
+    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        sigma, own = pair
+        keys = jax.random.split(own, len(leaves))
+        noisy = [
+            leaf + (sigma * jax.random.normal(each, leaf.shape)).astype(leaf.dtype)
+            for each, leaf in zip(keys, leaves, strict=True)
+        ]
+        return accuracy(jax.tree.unflatten(structure, noisy), *rest)
 
-        grid = (jnp.repeat(sigmas, draws), jnp.tile(keys, len(sigmas)))
-        return jax.lax.map(one, grid).reshape(len(sigmas), draws)
-
-    keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
-    return np.asarray(all_of(keys, jnp.asarray(sigmas, jnp.float32)))
+    return jax.lax.map(one, grid)
 
 
 def size_of_weights(features: np.ndarray, kernel: np.ndarray) -> float:

@@ -240,22 +240,32 @@ class Checkpoints:
             ) from error
 
 
-def read_leaves(directory: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
-    """Return the leaves of the newest readable checkpoint by name, in host memory, verified.
+def read_leaves(
+    directory: str | os.PathLike[str], *, step: int | None = None
+) -> dict[str, np.ndarray] | None:
+    """Return the leaves of a checkpoint by name, in host memory, verified.
 
     It needs no abstract state, so another experiment may take from them what it can use. Random
     keys are left out.
+
+    Args:
+      directory: the folder of the checkpoints.
+      step: which; by default the newest that can be read.
 
     Returns:
       The leaves; None when the folder holds no checkpoint.
 
     Raises:
-      UsageError: there are checkpoints and none can be read.
+      UsageError: there are checkpoints and none can be read, or none of that step.
     """
-    checkpoints = Checkpoints(directory)
+    steps = _same_everywhere(Checkpoints(directory).steps())
+    if step is not None and step not in steps:
+        raise UsageError(
+            f"{directory} has no checkpoint of step {step}, only of {', '.join(map(str, steps))}"
+        )
     damaged: dict[int, str] = {}
-    for step in reversed(_same_everywhere(checkpoints.steps())):
-        folder = epath.Path(os.path.abspath(os.fspath(directory))) / str(step)
+    for each in reversed(steps if step is None else [step]):
+        folder = epath.Path(os.path.abspath(os.fspath(directory))) / str(each)
         try:
             record = files.read_record(folder)
             wanted: dict[str, files.Leaf] = {
@@ -265,7 +275,7 @@ def read_leaves(directory: str | os.PathLike[str]) -> dict[str, np.ndarray] | No
             }
             leaves, _ = files.read(folder, wanted, partly=True)
         except files.Damaged as error:
-            damaged[step] = str(error)
+            damaged[each] = str(error)
             continue
         return dict(zip(wanted, jax.device_get(leaves), strict=True))
     if damaged:

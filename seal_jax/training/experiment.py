@@ -137,20 +137,13 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         )
     # Over one device the batch is whole as it is.
     synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
-    options = {
-        field: value
-        for field, value in dataclasses.asdict(settings.model).items()
-        if field != "name" and value is not None
-    }
-    model = models.create(
-        settings.model.name,
-        num_classes=shape.num_classes,
-        image_shape=shape.image_shape,
-        dtype=jnp.dtype(train.dtype),
+    model = create_model(
+        settings.model,
+        shape.image_shape,
+        shape.num_classes,
+        dtype=train.dtype,
+        on_cpu=meshes.on_cpu(mesh),
         bn_axis_name=meshes.DATA if synchronised else None,
-        # The train step lies in a loop, where XLA's CPU convolutions are slow.
-        convolution="matmul" if meshes.on_cpu(mesh) else "native",
-        **options,
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     context = methods.Context(model, params, steps, settings.optimizer, train)
@@ -185,6 +178,33 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         test_size=shape.test,
     )
     return Experiment(settings, model, method, context, clock, programs)
+
+
+def create_model(
+    fields: settings_lib.Model,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    dtype: str,
+    on_cpu: bool,
+    bn_axis_name: str | None = None,
+) -> models.Model:
+    """Return the network that the settings name, for these images and classes."""
+    options = {
+        field: value
+        for field, value in dataclasses.asdict(fields).items()
+        if field != "name" and value is not None
+    }
+    return models.create(
+        fields.name,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        dtype=jnp.dtype(dtype),
+        bn_axis_name=bn_axis_name,
+        # Steps lie in loops, where XLA's CPU convolutions are slow.
+        convolution="matmul" if on_cpu else "native",
+        **options,
+    )
 
 
 def _steps_per_call(settings: Settings, steps: int, shape: DataShape) -> int:

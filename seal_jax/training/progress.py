@@ -20,20 +20,20 @@ class Progress:
     Args:
       total: the step the run ends at.
       initial: the step it starts or resumes from.
+      unit: what is counted.
       enabled: whether to print; by default only on the first process.
       every: seconds between two plain lines.
       stream: where to print; stderr by default.
     """
 
-    _LINE = (
-        "{n_fmt}/{total_fmt} steps ({percentage:.0f}%) [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-    )
+    _LINE = "{n_fmt}/{total_fmt} {unit}s ({percentage:.0f}%) [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
     def __init__(
         self,
         total: int,
         *,
         initial: int = 0,
+        unit: str = "step",
         enabled: bool | None = None,
         every: float = 30.0,
         stream: TextIO | None = None,
@@ -44,6 +44,7 @@ class Progress:
             enabled = jax.process_index() == 0
         self._stream = sys.stderr if stream is None else stream
         self._total, self._initial, self._step = total, initial, initial
+        self._unit = unit
         self._every, self._begin = every, time.monotonic()
         self._next = self._begin + every if enabled else math.inf
         self._unprinted = False
@@ -51,7 +52,7 @@ class Progress:
         self._postfix = ""
         if enabled and self._stream.isatty():
             self._bar = tqdm(
-                total=total, initial=initial, file=self._stream, unit="step", dynamic_ncols=True
+                total=total, initial=initial, file=self._stream, unit=unit, dynamic_ncols=True
             )
             self._next = math.inf
 
@@ -88,7 +89,7 @@ class Progress:
             self._step,
             self._total,
             now - self._begin,
-            unit="step",
+            unit=self._unit,
             initial=self._initial,
             postfix=self._postfix,
             bar_format=self._LINE,

@@ -1,0 +1,170 @@
+"""Runs one kind of evaluation over a run's folder and writes what it found."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_jax.errors import UsageError
+from seal_jax.evaluation import commands
+from seal_jax.evaluation.commands import options as options_lib
+from seal_jax.evaluation.commands.kind import Kind, Record
+from seal_jax.evaluation.commands.ledger import Ledger
+
+EVALUATIONS = "evaluations"
+UNITS, RESULTS = "units.jsonl", "results.json"
+
+
+def add_arguments(to: argparse.ArgumentParser, kind: str | None) -> None:
+    """Add the options of ``evaluate``, with those of one kind once it is known."""
+    to.add_argument(
+        "--kind", required=True, metavar="KIND", help=f"one of {', '.join(commands.NAMES)}"
+    )
+    to.add_argument("--checkpoint", required=True, metavar="RUN", help="the folder of a run")
+    to.add_argument(
+        "--weights",
+        metavar="last,best",
+        help="the last weights, or the best by validation accuracy (default: both, apart)",
+    )
+    to.add_argument(
+        "--steps",
+        default="newest",
+        metavar="newest|all|N,N",
+        help="which checkpoints of the run (default: %(default)s)",
+    )
+    to.add_argument(
+        "--output", metavar="DIR", help=f"where results go (default: RUN/{EVALUATIONS}/KIND)"
+    )
+    to.add_argument(
+        "--overwrite", action="store_true", help="begin anew instead of going on with what is there"
+    )
+    if kind in commands.NAMES:
+        found = commands.load(kind)
+        options_lib.add_arguments(
+            found.options, to.add_argument_group(f"{kind}: {found.summary} ({found.source})")
+        )
+
+
+def run(parsed: argparse.Namespace) -> str:
+    """Evaluate; return the table with the names of the files."""
+    kind = commands.load(parsed.kind)
+    chosen = options_lib.read(kind.options, parsed)
+    weights = tuple(parsed.weights.split(",")) if parsed.weights else ()
+    folder = Path(parsed.checkpoint)
+    output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / kind.name
+    rows = evaluate(
+        kind,
+        folder,
+        chosen,
+        output,
+        weights=weights,
+        steps=parsed.steps,
+        overwrite=parsed.overwrite,
+    )
+    files = f"{output / RESULTS}, results.csv, {kind.name}.png"
+    return f"{kind.table(rows).as_text()}\n\nresults: {files}"
+
+
+def evaluate(
+    kind: Kind,
+    folder: Path,
+    options: Any,
+    output: Path,
+    *,
+    weights: Sequence[str] = (),
+    steps: str = "newest",
+    overwrite: bool = False,
+) -> Sequence[Record]:
+    """Do what is left of an evaluation and write its results.
+
+    Args:
+      kind: which.
+      folder: of the training run.
+      options: of the kind.
+      output: the folder of the results.
+      weights: see :class:`seal_jax.evaluation.commands.subject.Subject`.
+      steps: the same.
+      overwrite: begin anew.
+
+    Returns:
+      The rows, which ``results.json`` holds too.
+
+    Raises:
+      UsageError: whatever is wrong with the input, or a folder that cannot be written.
+    """
+    from seal_jax.evaluation.commands.subject import Subject
+    from seal_jax.training.progress import Progress
+
+    subject = Subject(folder, weights=weights, steps=steps)
+    header = {
+        "kind": kind.name,
+        "run": subject.label,
+        "networks": [network.key for network in subject.networks],
+        "fingerprint": subject.fingerprint,
+        "options": dataclasses.asdict(options),
+    }
+    ledger = Ledger(output / UNITS, header, overwrite=overwrite)
+    units = kind.units(subject, options)
+    left = [unit for unit in units if unit.key not in ledger.records]
+    with Progress(len(units), initial=len(units) - len(left), unit="part") as progress:
+        for number, unit in enumerate(left, len(units) - len(left) + 1):
+            ledger.keep(unit.key, unit.run())
+            progress.update(number)
+    rows = kind.rows([ledger.records[unit.key] for unit in units])
+    write(kind, header, rows, output)
+    return rows
+
+
+def write(kind: Kind, header: Mapping[str, Any], rows: Sequence[Record], output: Path) -> None:
+    """Write ``results.json``, ``results.csv`` and the plot, each as a whole."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=kind.size(rows), dpi=120, layout="constrained")
+    kind.draw(figure, rows)
+    record = {**json.loads(json.dumps(header)), "rows": list(rows)}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _whole(output / RESULTS, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+        _whole(output / "results.csv", lambda path: path.write_text(as_csv(rows)))
+        _whole(output / f"{kind.name}.png", lambda path: figure.savefig(path, format="png"))
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what ``results.json`` holds.
+
+    Raises:
+      UsageError: the file cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record["rows"], list) or record["kind"] not in commands.NAMES:
+            raise ValueError("it has no rows of a kind")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); evaluate again") from None
+    return record
+
+
+def as_csv(rows: Sequence[Record]) -> str:
+    """Return the rows as CSV; lists, such as all margins, are left to the JSON file."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in names if not any(isinstance(row.get(name), list) for row in rows)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([row.get(name) for name in names] for row in rows)
+    return buffer.getvalue()
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    write(partial)
+    os.replace(partial, path)
