@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seal_jax.errors import UsageError, check_number
 
 Metric = Literal["l2", "cosine"]
+BANK = "bank"
+
+
+class Rows(NamedTuple):
+    """Features that are computed when they are asked for, so that they need never exist together.
+
+    Attributes:
+      count: how many there are.
+      size: numbers in each.
+      read: ``read(start, stop)`` returns ``[stop - start, ...]`` on the host; the same every time.
+    """
+
+    count: int
+    size: int
+    read: Callable[[int, int], np.ndarray]
+
+
+def as_rows(features: np.ndarray | Rows) -> Rows:
+    """Return features that are there as :class:`Rows`."""
+    if isinstance(features, Rows):
+        return features
+    flat = features.reshape(len(features), -1)
+    return Rows(len(flat), flat.shape[1], lambda start, stop: flat[start:stop])
 
 
 def knn(
-    bank: np.ndarray,
+    bank: np.ndarray | Rows,
     bank_labels: np.ndarray,
-    queries: np.ndarray,
+    queries: np.ndarray | Rows,
     *,
     k: int = 5,
     metric: Metric = "l2",
@@ -28,17 +53,17 @@ def knn(
     """Return the majority class of each query's k nearest neighbours, int ``[queries]``.
 
     Of equally near neighbours the one with the lower row is the nearer; of classes with equally many
-    votes the lowest number wins, as in scikit-learn.
+    votes the lowest number wins, as in scikit-learn. The bank is divided over the devices.
 
     Args:
-      bank: float ``[n, ...]``, flattened from the second axis on; on the host, and never whole on
-        the device.
+      bank: float ``[n, ...]``, flattened from the second axis on, or :class:`Rows`, which are read
+        once; a chunk at a time is on the devices.
       bank_labels: integers ``[n]``.
-      queries: float ``[m, ...]``.
+      queries: float ``[m, ...]``, or :class:`Rows`, which are read once for every chunk of the bank.
       k: neighbours; 5 in the SEAL paper, 30 in Baldock et al.
       metric: "l2" or "cosine".
       exclude_self: query i is bank row i, and no neighbour of itself.
-      byte_budget: bytes of the device arrays: chunks of bank, queries, and their distances.
+      byte_budget: bytes of what is held at a time: chunks of bank and queries, and their distances.
 
     Raises:
       UsageError: k larger than the bank, shapes that do not fit, or values that are not finite.
@@ -52,37 +77,47 @@ def knn(
     """
     if metric not in get_args(Metric):
         raise UsageError(f"metric = {metric!r} must be one of {', '.join(get_args(Metric))}")
-    most = len(bank) - exclude_self
+    bank, queries = as_rows(bank), as_rows(queries)
+    most = bank.count - exclude_self
     check_number("k", k, lambda value: 1 <= value <= most, f"lie in 1..{most}")
-    bank, queries = (array.reshape(len(array), -1) for array in (bank, queries))
-    if bank.shape[1] != queries.shape[1] or bank_labels.shape != (len(bank),):
+    if bank.size != queries.size or bank_labels.shape != (bank.count,):
         raise UsageError(
-            f"bank {bank.shape}, its labels {bank_labels.shape} and queries {queries.shape} differ"
+            f"bank {bank[:2]}, its labels {bank_labels.shape} and queries {queries[:2]} differ"
         )
-    if exclude_self and len(bank) != len(queries):
+    if exclude_self and bank.count != queries.count:
         raise UsageError("exclude_self needs the bank itself as queries")
     classes, codes = np.unique(bank_labels, return_inverse=True)
-    # Distances do not change, but the rounding of |q|^2 - 2 q b + |b|^2 does.
-    centre = bank.mean(0, dtype=np.float64) if metric == "l2" else np.zeros(bank.shape[1])
-    rows, columns = _chunks(len(queries), len(bank), bank.shape[1], byte_budget)
-    found = []
-    for start in range(0, len(queries), rows):
-        part, own = _prepared(queries, start, rows, centre, metric)
-        near = jnp.full((rows, k), jnp.inf)
-        labels = jnp.zeros((rows, k), jnp.int32)
-        for first in range(0, len(bank), columns):
-            chunk, count = _prepared(bank, first, columns, centre, metric)
-            near, labels = _merge(
-                near,
-                labels,
-                part,
+    rows, columns = _chunks(queries.count, bank.count, bank.size, byte_budget)
+    devices = jax.local_devices()[: max(columns // k, 1)]
+    # Every device has at least k rows of the bank to choose from.
+    columns = columns // len(devices) * len(devices)
+    mesh = jax.make_mesh((len(devices),), (BANK,), axis_types=(AxisType.Auto,), devices=devices)
+    starts = range(0, queries.count, rows)
+    nearest = [_nothing(rows, k) for _ in starts]
+    centre = np.zeros(bank.size)
+    for first in range(0, bank.count, columns):
+        raw = bank.read(first, min(first + columns, bank.count))
+        if metric == "l2" and first == 0:
+            # Distances do not change, but the rounding of |q|^2 - 2 q b + |b|^2 does.
+            centre = raw.reshape(len(raw), -1).mean(0, dtype=np.float64)
+        chunk = jax.device_put(
+            _prepared(raw, columns, centre, metric), NamedSharding(mesh, PartitionSpec(BANK))
+        )
+        own = np.zeros(columns, np.int32)
+        own[: len(raw)] = codes[first : first + len(raw)]
+        for index, start in enumerate(starts):
+            part = queries.read(start, min(start + rows, queries.count))
+            nearest[index] = _merge(
+                *nearest[index],
+                _prepared(part, rows, centre, metric),
                 chunk,
-                np.pad(codes[first : first + count].astype(np.int32), (0, columns - count)),
-                count,
+                own,
+                len(raw),
                 start - first if exclude_self else -rows - columns,
+                mesh=mesh,
             )
-        found.append(np.asarray(_vote(labels, len(classes)))[:own])
-    return classes[np.concatenate(found)]
+    found = [np.asarray(_vote(labels, len(classes))) for _, labels in nearest]
+    return classes[np.concatenate(found)[: queries.count]]
 
 
 def _chunks(queries: int, bank: int, size: int, byte_budget: int) -> tuple[int, int]:
@@ -93,31 +128,46 @@ def _chunks(queries: int, bank: int, size: int, byte_budget: int) -> tuple[int, 
     return min(queries, side), min(bank, side)
 
 
-def _prepared(
-    array: np.ndarray, start: int, rows: int, centre: np.ndarray, metric: Metric
-) -> tuple[np.ndarray, int]:
-    """Return a chunk, filled up with zeros, and its number of rows."""
-    part = (array[start : start + rows] - centre).astype(np.float32)
+def _nothing(rows: int, k: int) -> tuple[jax.Array, jax.Array]:
+    return jnp.full((rows, k), jnp.inf), jnp.zeros((rows, k), jnp.int32)
+
+
+def _prepared(raw: np.ndarray, rows: int, centre: np.ndarray, metric: Metric) -> np.ndarray:
+    """Return a chunk as float32 ``[rows, size]``, filled up with zeros."""
+    part = (raw.reshape(len(raw), -1) - centre).astype(np.float32)
     if not np.isfinite(part).all():
         raise UsageError("features hold NaN or infinity: the network or its input is broken")
     if metric == "cosine":
         part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
-    return np.pad(part, ((0, rows - len(part)), (0, 0))), len(part)
+    return np.pad(part, ((0, rows - len(part)), (0, 0)))
 
 
-@partial(jax.jit, donate_argnums=(0, 1))
-def _merge(near, labels, queries, bank, codes, count, offset):
+@partial(jax.jit, static_argnames=("mesh",), donate_argnums=(0, 1))
+def _merge(near, labels, queries, bank, codes, count, offset, *, mesh):
     """Merge a chunk of the bank into the nearest so far; ``offset`` is a query's own row in it."""
-    product = jnp.matmul(queries, bank.T, precision="highest")
-    squares = (queries**2).sum(1)[:, None] + (bank**2).sum(1)
-    distances = squares - 2 * product
-    column = jnp.arange(bank.shape[0])
-    own = column == jnp.arange(queries.shape[0])[:, None] + offset
-    distances = jnp.where((column < count) & ~own, distances, jnp.inf)
+    k = near.shape[1]
+
+    def nearest_here(queries, bank, codes, count, offset):
+        """Return the nearest of this device's part, ``[rows, k]``."""
+        product = jnp.matmul(queries, bank.T, precision="highest")
+        distances = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * product
+        column = jax.lax.axis_index(BANK) * bank.shape[0] + jnp.arange(bank.shape[0])
+        own = column == jnp.arange(queries.shape[0])[:, None] + offset
+        distances = jnp.where((column < count) & ~own, distances, jnp.inf)
+        negative, index = jax.lax.top_k(-distances, min(k, bank.shape[0]))
+        return -negative, codes[index]
+
+    whole, divided = PartitionSpec(), PartitionSpec(BANK)
+    found, found_labels = jax.shard_map(
+        nearest_here,
+        mesh=mesh,
+        in_specs=(whole, divided, divided, whole, whole),
+        out_specs=PartitionSpec(None, BANK),
+    )(queries, bank, codes, count, offset)
     # What was found first stands first, and top_k prefers the lower index among equals.
-    together = jnp.concatenate([near, distances], axis=1)
-    negative, index = jax.lax.top_k(-together, near.shape[1])
-    both = jnp.concatenate([labels, jnp.broadcast_to(codes, distances.shape)], axis=1)
+    together = jnp.concatenate([near, found], axis=1)
+    negative, index = jax.lax.top_k(-together, k)
+    both = jnp.concatenate([labels, found_labels], axis=1)
     return -negative, jnp.take_along_axis(both, index, axis=1)
 
 

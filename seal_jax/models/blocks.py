@@ -28,7 +28,7 @@ class _Block(Layered, kw_only=True):
     convs: ClassVar[tuple[str, ...]]
 
     def _finish(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-        """Add the shortcut of the input ``x`` to the residual ``y``, apply ReLU, sow ``output``."""
+        """Add the shortcut of the input ``x`` to the residual ``y``, apply ReLU, and sow both."""
         out = self.width * self.expansion
         if self.stride != 1 or x.shape[-1] != out:
             if self.shortcut == "A":
@@ -37,7 +37,9 @@ class _Block(Layered, kw_only=True):
             else:
                 x = self._conv(out, 1, "downsample_conv", self.stride)(x)
                 x = self._norm(train, "downsample_bn")(x)
-        y = nn.relu(y + x)
+        y = y + x
+        self.sow("intermediates", "before_relu", y)
+        y = nn.relu(y)
         self.sow("intermediates", "output", y)
         return inserted_normaliser(self, y)
 

@@ -79,6 +79,22 @@ class Model:
         found = self.features(variables, images)
         return {block: found[block] for block in self.round_blocks}
 
+    def before_relu(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        """Return what each round block ends with before its last ReLU, by path, in inference mode.
+
+        Raises:
+            UsageError: the network's blocks do not end with one.
+        """
+        _, state = self.module.apply(variables, images, train=False, mutable=["intermediates"])
+        sown = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
+        for block in self.round_blocks:
+            if f"{block}/before_relu" not in sown:
+                raise UsageError(
+                    f"model.name={self.name!r}: its block {block} does not end with an addition and a "
+                    "ReLU; take the blocks' outputs"
+                )
+        return {block: sown[f"{block}/before_relu"][0] for block in self.round_blocks}
+
     def extract(
         self, variables: Any, images: jax.Array, train: bool, *, rngs: Any = None
     ) -> tuple[jax.Array, Any]:

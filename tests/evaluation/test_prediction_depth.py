@@ -1,5 +1,8 @@
 """k-NN probes against scikit-learn, depth on cases made by hand."""
 
+import gc
+
+import jax
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
@@ -84,3 +87,29 @@ def test_bad_input(points):
             prediction_depth.knn(*arguments, **options)
     with pytest.raises(UsageError, match=r"must be \[layers, n\]"):
         prediction_depth.depth(np.zeros((2, 3)), np.zeros(4))
+
+
+def test_memory_stays_under_the_budget():
+    """Features of 32 times the budget, made when they are read, as a network would make them."""
+    count, size, budget = 2000, 64, 2**15
+    labels = np.random.default_rng(1).choice(3, count)
+    most = 0
+
+    def read(start, stop):
+        nonlocal most
+        rows = np.random.default_rng(0).normal(size=(count, size)).astype(np.float32)[start:stop]
+        live = sum(array.nbytes for array in jax.live_arrays()) - before
+        most = max(most, rows.nbytes + live)
+        return rows
+
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    rows = prediction_depth.Rows(count, size, read)
+    queries = prediction_depth.Rows(200, size, read)
+    ours = prediction_depth.knn(rows, labels, queries, k=3, byte_budget=budget)
+    # What is kept of the nearest so far is 200 x 3 pairs beside.
+    assert budget / 4 < most <= budget + 200 * 3 * 8
+    assert count * size * 4 > 15 * budget
+    bank = read(0, count)
+    theirs = KNeighborsClassifier(3, algorithm="brute").fit(bank.astype(np.float64), labels)
+    np.testing.assert_array_equal(ours, theirs.predict(bank[:200].astype(np.float64)))

@@ -110,8 +110,9 @@ def evaluate(
         "fingerprint": subject.fingerprint,
         "options": dataclasses.asdict(options),
     }
-    ledger = Ledger(output / UNITS, header, overwrite=overwrite)
+    # Input that cannot be used is found first, and leaves no file.
     units = kind.units(subject, options)
+    ledger = Ledger(output / UNITS, header, overwrite=overwrite)
     left = [unit for unit in units if unit.key not in ledger.records]
     with Progress(len(units), initial=len(units) - len(left), unit="part") as progress:
         for number, unit in enumerate(left, len(units) - len(left) + 1):

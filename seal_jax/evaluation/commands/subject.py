@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seal_jax import data, paths
 from seal_jax.errors import UsageError
@@ -181,7 +181,9 @@ class Subject:
           A pytree of NumPy arrays with first axis n.
         """
         devices = jax.local_devices()
-        mesh = jax.make_mesh((len(devices),), (BATCH,), devices=devices)
+        mesh = jax.make_mesh(
+            (len(devices),), (BATCH,), axis_types=(AxisType.Auto,), devices=devices
+        )
         batch = -(-min(batch_size, len(images)) // len(devices)) * len(devices)
         if function not in self._programs:
             self._programs[function] = jax.jit(

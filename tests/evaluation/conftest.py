@@ -1,0 +1,76 @@
+"""Runs of a second on digits, for the commands to evaluate."""
+
+import dataclasses
+import fcntl
+import os
+
+import pytest
+
+from seal_jax.training import experiment, loop
+from seal_jax.training import settings as settings_lib
+
+
+def settings(data_dir, method="normal", **train):
+    """A ResNet-8 of width 4 on 180 digits, one epoch; 2 seeds."""
+    train = {"generations": 1, "epochs_per_generation": 1, "seeds": 2, "batch_size": 30, **train}
+    return settings_lib.Settings(
+        data=settings_lib.Data(name="digits", data_dir=str(data_dir), validation_fraction=0.87),
+        model=settings_lib.Model(name="resnet8", width=4),
+        method={"name": method},
+        optimizer=settings_lib.Optimizer(learning_rate=0.1, label_smoothing=0.0),
+        train=settings_lib.Train(**train),
+        run=settings_lib.Run(checkpoint_every_epochs=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    return tmp_path_factory.getbasetemp().parent / "digits"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, digits_dir):
+    """``trained(name, **settings)``: a run's folder, trained once for all processes of a session."""
+    root = tmp_path_factory.getbasetemp().parent / "evaluated"
+    root.mkdir(exist_ok=True)
+
+    def train(name, **options):
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / name).exists():
+                chosen = settings(digits_dir, **options)
+                dataset = experiment.load_data(chosen.data)
+                loop.train(chosen, root / f"{name}.part", dataset, devices=1)
+                os.rename(root / f"{name}.part", root / name)
+        return root / name
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def run(trained):
+    """A plain run of two epochs, so of two checkpoints."""
+    return trained("normal", epochs_per_generation=2)
+
+
+@pytest.fixture(scope="session")
+def subject(run):
+    from seal_jax.evaluation.commands.subject import Subject
+
+    return Subject(run)
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """``evaluated(kind, folder, **options)``: rows, and the folder of the results."""
+    from seal_jax.evaluation import commands
+    from seal_jax.evaluation.commands import command
+
+    def evaluate(name, folder, *, weights=(), steps="newest", output=None, **options):
+        kind = commands.load(name)
+        output = tmp_path / "results" if output is None else output
+        chosen = dataclasses.replace(kind.options(), **options)
+        rows = command.evaluate(kind, folder, chosen, output, weights=weights, steps=steps)
+        return rows, output
+
+    return evaluate

@@ -1,0 +1,276 @@
+"""The command layer: subject, ledger, options, files; margins, flatness and depth through it."""
+
+import dataclasses
+import json
+import shutil
+from typing import Literal
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from sklearn.neighbors import KNeighborsClassifier
+
+from seal_jax import UsageError
+from seal_jax.cli import main
+from seal_jax.evaluation import commands, pooling
+from seal_jax.evaluation.commands import command, options, prediction_depth
+from seal_jax.evaluation.commands.ledger import Ledger
+from seal_jax.evaluation.commands.subject import Subject
+from seal_jax.training import workdir as workdirs
+from seal_jax.training.metrics import read as read_metrics
+
+
+def test_networks_are_those_that_were_trained(run):
+    """Their test accuracies, computed here, are those that the training wrote."""
+    subject = Subject(run, steps="all")
+    assert [network.key for network in subject.networks] == [
+        f"step{step}/{weights}/seed{seed}"
+        for step in (6, 12)
+        for weights in ("last", "best")
+        for seed in (0, 1)
+    ]
+    last = read_metrics(run)[-1]
+    test = subject.dataset.test
+    for network in subject.networks:
+        if network.step == 12:
+            found = (subject.logits(network, test.images).argmax(-1) == test.labels).mean()
+            wrote = last[f"test_{network.weights}/accuracy"][network.seed]
+            assert found == pytest.approx(wrote, abs=1e-6)
+
+
+def test_apply_is_the_same_in_any_batches(subject):
+    network, images = subject.networks[0], subject.dataset.test.images[:37]
+    whole = subject.features(network, images, 64)
+    assert whole.shape == (37, 16)
+    np.testing.assert_allclose(subject.features(network, images, 8), whole, rtol=1e-5, atol=1e-6)
+    direct = subject.model.features(network.variables, subject.normalise(images))["features"]
+    np.testing.assert_allclose(whole, direct, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"weights": ("newest",)}, "--weights=newest"),
+        ({"steps": "5"}, "--steps=5"),
+        ({"steps": "five"}, "--steps=five"),
+    ],
+)
+def test_what_is_not_there_is_one_line(run, given, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        Subject(run, **given)
+    assert "\n" not in str(caught.value)
+
+
+def _changed(run, folder, **model):
+    shutil.copytree(run, folder)
+    config = json.loads((folder / workdirs.CONFIG).read_text())
+    config["model"].update(model)
+    (folder / workdirs.CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("model", [{"width": 8}, {"name": "resnet14"}, {"norm": "layer"}])
+def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, model):
+    with pytest.raises(UsageError, match=r"is of another network than config\.json says"):
+        Subject(_changed(run, tmp_path / "other", **model))
+
+
+def test_no_run_no_checkpoint(run, tmp_path):
+    with pytest.raises(UsageError, match="is not the folder of a run"):
+        Subject(tmp_path)
+    shutil.copy(run / workdirs.CONFIG, tmp_path)
+    with pytest.raises(UsageError, match="holds no checkpoint yet"):
+        Subject(tmp_path)
+
+
+def test_nan_in_the_network_is_found(trained, run, tmp_path, monkeypatch):
+    from seal_jax.evaluation.commands import subject as module
+
+    def with_nan(*arguments, **options):
+        leaves = dict(read(*arguments, **options))
+        leaves["weights/params/fc/bias"] = np.full_like(leaves["weights/params/fc/bias"], np.nan)
+        return leaves
+
+    read = module.read_leaves
+    monkeypatch.setattr(module, "read_leaves", with_nan)
+    with pytest.raises(UsageError, match="holds NaN or infinity in params/fc/bias"):
+        Subject(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+      shots: how many,
+        of each.
+      rate: a rate.
+      metric: one of two.
+      layers: names.
+    """
+
+    shots: tuple[int, ...] = (1, 5)
+    rate: float | None = None
+    metric: Literal["a", "b"] = "a"
+    layers: tuple[str, ...] | None = None
+
+
+def test_options_come_from_the_dataclass():
+    assert options.descriptions(_Options)["shots"] == "how many, of each."
+    parser = main._Parser()
+    options.add_arguments(_Options, parser)
+    read = options.read(
+        _Options, parser.parse_args(["--shots=20", "--rate", "0.5", "--layers=x,y"])
+    )
+    assert read == _Options((20,), 0.5, "a", ("x", "y"))
+    assert options.read(_Options, parser.parse_args([])) == _Options()
+    assert "how many, of each (default: 1,5)" in " ".join(parser.format_help().split())
+    for bad, says in (
+        ("--shots=a", "--shots=a must be of type int"),
+        ("--shots=", "--shots= is empty"),
+        ("--metric=c", "--metric=c must be one of a, b"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            options.read(_Options, parser.parse_args([bad]))
+
+
+def test_every_option_of_every_kind_is_described():
+    for name in commands.NAMES:
+        kind = commands.load(name)
+        assert kind.name == name
+        fields = {field.name for field in dataclasses.fields(kind.options)}
+        assert fields == set(options.descriptions(kind.options)), name
+
+
+def test_a_ledger_goes_on_where_it_was_cut_off(tmp_path):
+    path = tmp_path / "units.jsonl"
+    ledger = Ledger(path, {"options": {"k": 1}})
+    ledger.keep("a", {"x": 1})
+    ledger.keep("b", {"x": 2})
+    path.write_text(path.read_text()[:-4])
+    ledger = Ledger(path, {"options": {"k": 1}})
+    assert ledger.records == {"a": {"x": 1}}
+    ledger.keep("b", {"x": 3})
+    assert Ledger(path, {"options": {"k": 1}}).records == {"a": {"x": 1}, "b": {"x": 3}}
+    with pytest.raises(UsageError, match=r"holds another evaluation \(options.k: 1 -> 2\)"):
+        Ledger(path, {"options": {"k": 2}})
+    assert Ledger(path, {"options": {"k": 2}}, overwrite=True).records == {}
+    path.write_text("")
+    with pytest.raises(UsageError, match="cannot be read"):
+        Ledger(path, {})
+
+
+def test_margins_on_the_command_line(run, tmp_path, capfd):
+    """Against NumPy on the same logits; a second call does nothing anew."""
+    arguments = ["evaluate", "--kind=margins", f"--checkpoint={run}", "--count=20"]
+    arguments += ["--sample=50", f"--output={tmp_path}"]
+    assert main.run(arguments) == main.OK
+    first = capfd.readouterr().out
+    assert "Margins in the softmax" in first
+    record = command.read(tmp_path / command.RESULTS)
+    subject = Subject(run)
+    train = subject.dataset.train
+    for row, network in zip(record["rows"], subject.networks, strict=True):
+        logits = subject.logits(network, train.images).astype(np.float64)
+        chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        own = chances[np.arange(len(train)), train.labels]
+        chances[np.arange(len(train)), train.labels] = 0
+        expected = np.sort(own - np.max(chances, axis=1))
+        np.testing.assert_allclose(row["smallest"], expected[:20], rtol=1e-9)
+        assert row["train_accuracy"] == (logits.argmax(1) == train.labels).mean()
+    header = (tmp_path / "results.csv").read_text().splitlines()[0]
+    assert header.startswith("run,data,model,method,weights,seed,step")
+    assert "smallest" not in header
+    assert (tmp_path / "margins.png").stat().st_size > 10_000
+    units = (tmp_path / command.UNITS).stat().st_mtime_ns
+    assert main.run(arguments) == main.OK
+    assert capfd.readouterr().out == first
+    assert (tmp_path / command.UNITS).stat().st_mtime_ns == units
+    assert main.run([*arguments[:-2], "--sample=51", arguments[-1]]) == main.USAGE
+    assert "options.sample: 50 -> 51" in capfd.readouterr().err
+    assert main.run([*arguments, "--sample=1000"]) == main.USAGE
+    assert "--sample=1000 is more than" in capfd.readouterr().err
+
+
+def test_flatness_without_noise_is_the_accuracy(run, subject, evaluated):
+    rows, _ = evaluated("flatness", run, sigmas=(0.0, 10.0), draws=3, batch_size=64)
+    train = subject.dataset.train
+    for row, network in zip(rows, subject.networks, strict=True):
+        hits = subject.logits(network, train.images).argmax(1) == train.labels
+        assert row["train_accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
+        assert row["accuracies"][0] == pytest.approx(hits.mean(), abs=1e-6)
+        assert row["accuracies"][1] < 0.4  # such noise leaves nothing of the network
+
+
+def test_prediction_depth_equals_scikit_learn(run, subject, evaluated, monkeypatch):
+    """Under a budget of half the stem's features; depth from the definition."""
+    rows, output = evaluated(
+        "prediction_depth", run, images=120, byte_budget=2**17, weights=("last",)
+    )
+    train, test = subject.dataset.train.rows(np.arange(120)), subject.dataset.test
+    test = test.rows(np.arange(120))
+    network = subject.networks[0]
+    layers = subject.model.features(network.variables, subject.normalise(train.images))
+    there = subject.model.features(network.variables, subject.normalise(test.images))
+    row = rows[0]
+    assert (row["step"], row["seed"]) == (12, 0)
+    assert row["layers"] == ["stem", *subject.model.round_blocks]
+    final = there["logits"].argmax(-1)
+    depths = np.zeros(120, int)
+    for layer, accuracy in zip(row["layers"], row["accuracies"], strict=True):
+        theirs = KNeighborsClassifier(5, algorithm="brute")
+        theirs.fit(np.asarray(layers[layer], np.float64).reshape(120, -1), train.labels)
+        predicted = theirs.predict(np.asarray(there[layer], np.float64).reshape(120, -1))
+        assert accuracy == (predicted == test.labels).mean()
+        # Whoever disagrees here has its depth above.
+        depths = np.where(predicted == final, depths, row["layers"].index(layer) + 1)
+    assert row["depths"] == np.bincount(depths, minlength=5).tolist()
+    assert row["mean_depth"] == pytest.approx(depths.mean())
+    assert (output / "prediction_depth.png").stat().st_size > 10_000
+    # With an earlier checkpoint the plot is of the course over training.
+    figure = Figure()
+    prediction_depth.draw(figure, [*rows, *({**row, "step": 6} for row in rows)])
+    assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[6, 12]] * 4
+
+
+def test_prediction_depth_before_the_relu(subject):
+    """The output is the ReLU of what comes before it."""
+    network = subject.networks[0]
+    images = subject.normalise(subject.dataset.test.images[:4])
+    before = subject.model.before_relu(network.variables, images)
+    after = subject.model.features(network.variables, images)
+    for block in subject.model.round_blocks:
+        np.testing.assert_array_equal(np.maximum(before[block], 0), after[block])
+        assert np.min(before[block]) < 0
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"layers": ("layer9",)}, "--layers=layer9 is no block"),
+        ({"k": 10_000}, "--k=10000 is more than"),
+        ({"byte_budget": 100}, "byte_budget = 100 is too small"),
+    ],
+)
+def test_prediction_depth_bad_input(subject, given, says):
+    chosen = dataclasses.replace(prediction_depth.Options(), **given)
+    with pytest.raises(UsageError, match=says):
+        prediction_depth.units(subject, chosen)[0].run()
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(6, 4, 2), (7, 5, 3), (2, 3, 4)])
+def test_adaptive_pooling_by_its_definition(height, width, side):
+    images = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    rows, columns = min(side, height), min(side, width)
+    expected = np.zeros((2, rows, columns, 3))
+    for i in range(rows):
+        for j in range(columns):
+            window = images[
+                :,
+                i * height // rows : -(-(i + 1) * height // rows),
+                j * width // columns : -(-(j + 1) * width // columns),
+            ]
+            expected[:, i, j] = window.mean((1, 2))
+    found = pooling.pool(jax.numpy.asarray(images), "adaptive", side)
+    np.testing.assert_allclose(found, expected.reshape(2, -1), rtol=1e-5, atol=1e-6)
