@@ -5,7 +5,7 @@ from seal_jax.data.dataset import Dataset, Split, from_arrays
 from seal_jax.data.device import epoch_order, flatten, padded_batches, steps_per_epoch, take
 from seal_jax.data.normalisation import STATISTICS, Statistics, statistics
 from seal_jax.data.preparation import prepare
-from seal_jax.data.sources import load
+from seal_jax.data.sources import load, load_labelled
 from seal_jax.data.splits import stratified_split
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "flatten",
     "from_arrays",
     "load",
+    "load_labelled",
     "padded_batches",
     "prepare",
     "statistics",

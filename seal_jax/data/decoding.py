@@ -32,8 +32,10 @@ class Decoder:
       features: the TFDS features of the image and the label alone.
       image: key of the image.
       label: key of the label.
-      channels: 1, 3 or 4; stored images with other channels are converted.
+      channels: 1, 3 or 4; stored images with other channels are converted: grey is repeated over
+        red, green and blue, and these are weighted to grey as in ITU-R 601-2 luma.
       size: ``(height, width)`` to resize to (bilinear), or None to keep the stored size.
+      crop: side of the square to cut from the middle after that, or None for all of it.
     """
 
     features: Any
@@ -41,6 +43,7 @@ class Decoder:
     label: str
     channels: int
     size: tuple[int, int] | None
+    crop: int | None = None
 
     def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
         """Return the image, uint8 ``[height, width, channels]``, and the label."""
@@ -54,8 +57,22 @@ class Decoder:
             image = stored.convert(mode) if stored.mode != mode else stored.copy()
         if self.size is not None and image.size != self.size[::-1]:
             image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
+        if self.crop is not None:
+            image = _crop_centre(image, self.crop)
         pixels = np.asarray(image)
         return pixels.reshape(*pixels.shape[:2], self.channels), int(example[self.label])
+
+
+def _crop_centre(image: Any, side: int) -> Any:
+    """Cut out the central square; an odd number of pixels is shared out as torchvision does."""
+    width, height = image.size
+    if side > min(width, height):
+        raise UsageError(
+            f"crop={side} is larger than an image ({height}x{width}): set data.image_size, or lower it"
+        )
+    # Half a pixel is rounded to the even side.
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _choose(features: Any, kind: type, given: str | None, supervised: Any, field: str) -> str:
@@ -76,8 +93,14 @@ def _choose(features: Any, kind: type, given: str | None, supervised: Any, field
     raise UsageError(f"{field} must choose one of {', '.join(keys)}")
 
 
-def make_decoder(info: Any, label: str | None, size: tuple[int, int] | None) -> Decoder:
-    """Return the decoder for a TFDS ``DatasetInfo``.
+def make_decoder(
+    info: Any,
+    label: str | None,
+    size: tuple[int, int] | None,
+    channels: int | None = None,
+    crop: int | None = None,
+) -> Decoder:
+    """Return the decoder for a TFDS ``DatasetInfo``; ``channels`` None keeps those of the data set.
 
     Raises:
       UsageError: where there is no single image or label to choose, or images are not 8-bit.
@@ -88,15 +111,15 @@ def make_decoder(info: Any, label: str | None, size: tuple[int, int] | None) -> 
     image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
     label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")
     image = features[image_key]
-    channels = image.shape[-1] or 3
-    if image.np_dtype != np.uint8 or channels not in _MODES:
+    stored = image.shape[-1] or 3
+    if image.np_dtype != np.uint8 or stored not in _MODES:
         raise UsageError(
-            f"{info.name} has images of dtype {image.np_dtype} and {channels} channels: "
+            f"{info.name} has images of dtype {image.np_dtype} and {stored} channels: "
             "choose a data set of 8-bit images with 1, 3 or 4 channels"
         )
     # Not tfds.decode.PartialDecoding, which imports TensorFlow.
     chosen = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
-    return Decoder(chosen, image_key, label_key, channels, size)
+    return Decoder(chosen, image_key, label_key, channels or stored, size, crop)
 
 
 def _chunks(source: Any, decoder: Decoder, pool: Any) -> Iterator[tuple[int, Any]]:

@@ -13,15 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
+from seal_jax.data.own import FOLDERS, SELF_PREPARING, needed_folder, own_module
 from seal_jax.errors import UsageError, nearest
-
-# Data sets built by this package: TFDS knows them once the module is imported.
-OWN_BUILDERS = {
-    "digits": "seal_jax.data.builders.digits",
-    "tiny_imagenet": "seal_jax.data.builders.tiny_imagenet",
-}
-# These need nothing but installed packages and are small: prepared where they are first used.
-SELF_PREPARING = frozenset({"digits"})
 
 
 def first_line(error: BaseException) -> str:
@@ -32,7 +25,7 @@ def first_line(error: BaseException) -> str:
 
 def prepare_command(name: str, data_dir: str | os.PathLike, manual_dir: str | None = None) -> str:
     """Return the shell command that prepares a data set."""
-    if manual_dir is None and name in OWN_BUILDERS and name not in SELF_PREPARING:
+    if manual_dir is None and needed_folder(name):
         manual_dir = "FOLDER"
     manual = f" --manual-dir={shlex.quote(manual_dir)}" if manual_dir else ""
     return (
@@ -50,13 +43,17 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     """
     import tensorflow_datasets as tfds
 
-    if name in OWN_BUILDERS:
-        importlib.import_module(OWN_BUILDERS[name])
+    module = own_module(name)
+    if module is not None:
+        # TFDS knows the builder once its module is imported.
+        builders = importlib.import_module(module)
+        if hasattr(builders, "check_name"):
+            builders.check_name(name)
     kwargs = {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
     try:
         return tfds.builder(name, **kwargs)
     except tfds.core.DatasetNotFoundError as error:
-        known = {*OWN_BUILDERS, *tfds.list_builders(with_community_datasets=False)}
+        known = {*FOLDERS, *SELF_PREPARING, *tfds.list_builders(with_community_datasets=False)}
         raise UsageError(
             f"data.name={name!r} is not a data set that TFDS knows{nearest(name, known)}"
         ) from error
@@ -130,7 +127,7 @@ def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: b
     other finds the data there.
     """
     root = Path(builder.data_dir_root)
-    stage = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    stage = Path(tempfile.mkdtemp(prefix=f".{builder.name}-", dir=root))
     try:
         staged = find_builder(name, stage)
         _generate(staged, manual_dir, progress)
@@ -145,18 +142,26 @@ def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: b
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _scan_tiny_imagenet(manual_dir: Path) -> list[str]:
-    from seal_jax.data.builders import tiny_imagenet
+def _scan(name: str, manual_dir: Path) -> Any:
+    """Return the ``Listing`` of the original files; a folder that cannot be used raises."""
+    module = own_module(name)
+    assert module is not None
+    return importlib.import_module(module).scan(manual_dir)
 
-    return tiny_imagenet.scan(manual_dir).wnids
 
-
-def _check_same_classes(builder: Any, manual_dir: Path) -> None:
-    if builder.info.features["label"].names != _scan_tiny_imagenet(manual_dir):
-        raise UsageError(
-            f"{builder.data_dir} holds other classes than manual_dir={manual_dir}: "
-            "give another --data-dir"
-        )
+def _check_same(name: str, builder: Any, manual_dir: Path) -> None:
+    """Raise unless the prepared data is that of ``manual_dir``, as far as counting tells."""
+    listing = _scan(name, manual_dir)
+    counts = {split: part.num_examples for split, part in builder.info.splits.items()}
+    if builder.info.features["label"].names != list(listing.classes):
+        differing = "other classes"
+    elif counts != listing.counts:
+        differing = f"other images ({counts}, not {listing.counts})"
+    else:
+        return
+    raise UsageError(
+        f"{builder.data_dir} holds {differing} than manual_dir={manual_dir}: give another --data-dir"
+    )
 
 
 def prepare(
@@ -168,8 +173,9 @@ def prepare(
     """Prepare a data set as array_record; do nothing where it is there already.
 
     Args:
-      name: ``digits``, ``tiny_imagenet`` or any TFDS name; TFDS downloads the latter, which needs
-        network and for many data sets TensorFlow.
+      name: ``digits``, a data set of ``FOLDERS`` such as ``tiny_imagenet`` or
+        ``image_folder/eurosat``, or any TFDS name; TFDS downloads the latter, which needs network
+        and for many data sets TensorFlow.
       data_dir: where to write; None is TFDS's default (``TFDS_DATA_DIR``).
       manual_dir: the folder of source files, for data sets that need one.
 
@@ -189,21 +195,20 @@ def prepare(
     manual = None if manual_dir is None else os.fspath(manual_dir)
     if is_prepared(builder):
         require_array_record(name, builder)
-        if name == "tiny_imagenet" and manual is not None:
-            _check_same_classes(builder, Path(manual))
+        if needed_folder(name) and manual is not None:
+            _check_same(name, builder, Path(manual))
         return builder.data_path
 
-    if name == "tiny_imagenet":
+    if needed_folder(name):
         if manual is None:
             raise UsageError(
-                f"{name} needs the unpacked tiny-imagenet-200 folder: "
-                f"run `{prepare_command(name, root)}`"
+                f"{name} needs {needed_folder(name)}: run `{prepare_command(name, root)}`"
             )
         # Before anything is written: a folder that cannot be used is the likeliest mistake.
-        _scan_tiny_imagenet(Path(manual))
+        _scan(name, Path(manual))
     _make_writable(root)
     try:
-        if name in OWN_BUILDERS:
+        if own_module(name):
             _prepare_beside(name, builder, manual, progress=name not in SELF_PREPARING)
         else:
             _generate(builder, manual, progress=True)
@@ -211,7 +216,7 @@ def prepare(
         raise
     # Downloads and other people's builders fail in any way.
     except Exception as error:
-        hint = "" if name in OWN_BUILDERS else f": {elsewhere_hint(name, root)}"
+        hint = "" if own_module(name) else f": {elsewhere_hint(name, root)}"
         raise UsageError(
             f"{name} could not be prepared in {root}: {first_line(error)}{hint}"
         ) from error
@@ -259,7 +264,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
         builder = find_builder(name, data_dir)
     if not is_prepared(builder):
         root = builder.data_dir_root
-        hint = "" if name in OWN_BUILDERS else f"; without network: {elsewhere_hint(name, root)}"
+        hint = "" if own_module(name) else f"; without network: {elsewhere_hint(name, root)}"
         raise UsageError(
             f"{name} is not prepared in {builder.data_dir}: run `{prepare_command(name, root)}`"
             f"{hint}"

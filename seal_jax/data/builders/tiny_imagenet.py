@@ -9,37 +9,17 @@ The layout is that of ``tiny-imagenet-200.zip``::
     val/images/*.JPEG
 
 A folder with fewer classes in the same layout works alike. The original test images are unlabelled
-and left out. The JPEG bytes are passed through, without TensorFlow or network.
+and left out.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import io
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
+from seal_jax.data.builders.listing import ListedImages, Listing
 from seal_jax.errors import UsageError
 
 SIDE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """What a Tiny-ImageNet folder holds.
-
-    Attributes:
-      wnids: WordNet ids in label order.
-      words: names by WordNet id, as far as ``words.txt`` has them.
-      train: ``(file, wnid)``, sorted by class and name.
-      validation: ``(file, wnid)``, in the order of the annotations.
-    """
-
-    wnids: list[str]
-    words: dict[str, str]
-    train: list[tuple[Path, str]]
-    validation: list[tuple[Path, str]]
 
 
 def _lines(path: Path) -> list[str]:
@@ -55,8 +35,12 @@ def _require(root: Path, *parts: str) -> Path:
     return path
 
 
-def scan(root: Path) -> Folder:
+def scan(root: Path) -> Listing:
     """Read the listing of a Tiny-ImageNet folder; its order does not depend on the file system.
+
+    Returns:
+      The WordNet ids of ``wnids.txt`` as classes; the training images sorted by class and name, the
+      validation images in the order of their annotations.
 
     Raises:
       UsageError: where a file or folder it must have is missing or contradicts another.
@@ -89,60 +73,23 @@ def scan(root: Path) -> Folder:
             wnid, _, names = line.partition("\t")
             if wnid in wnids:
                 words[wnid] = names
-    return Folder(wnids, words, train, validation)
+    return Listing(root, wnids, {"train": train, "validation": validation}, words)
 
 
-def _checked_bytes(path: Path) -> bytes:
-    """Return the file's bytes once they are known to decode to 64x64 pixels."""
-    from PIL import Image
-
-    content = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            size = image.size
-    except (OSError, SyntaxError) as error:
-        raise UsageError(f"{path} is not a readable image: restore the original file") from error
-    if size != (SIDE, SIDE):
-        raise UsageError(f"{path} is {size[0]}x{size[1]}, not {SIDE}x{SIDE}: restore the original")
-    return content
-
-
-class TinyImagenet(tfds.core.GeneratorBasedBuilder):
+class TinyImagenet(ListedImages):
     """Images uint8 ``(64, 64, 3)`` and the classes of ``wnids.txt``; splits train and validation.
 
-    ``info.metadata["words"]`` holds the readable names. Examples lie in TFDS's order, which depends
-    on file names alone.
+    ``info.metadata["words"]`` holds the readable names.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir is the unpacked tiny-imagenet-200 folder."
+    DESCRIPTION = "Tiny-ImageNet: 64x64 images of a subset of ImageNet's classes."
+    HOMEPAGE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    SIZE = (SIDE, SIDE)
+    ENCODING = "jpeg"
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Tiny-ImageNet: 64x64 images of a subset of ImageNet's classes.",
-            homepage="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="jpeg"),
-                    # The folder says how many classes there are.
-                    "label": tfds.features.ClassLabel(),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            metadata=tfds.core.MetadataDict(),
-        )
+    scan = staticmethod(scan)
 
-    def _split_generators(self, dl_manager):
-        folder = scan(Path(dl_manager.manual_dir))
-        self.info.features["label"].names = folder.wnids
-        self.info.metadata["words"] = folder.words
-        return {
-            "train": self._generate_examples(folder.train),
-            "validation": self._generate_examples(folder.validation),
-        }
-
-    def _generate_examples(self, examples: list[tuple[Path, str]]):
-        for path, wnid in examples:
-            yield path.name, {"image": io.BytesIO(_checked_bytes(path)), "label": wnid}
+    def key(self, path: Path, label: str) -> str:
+        """Return the file's name, which is unique here."""
+        del label
+        return path.name

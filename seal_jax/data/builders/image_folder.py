@@ -1,0 +1,120 @@
+"""TFDS builder ``image_folder/NAME``: any folder of images with one subfolder a class.
+
+The layout is one of::
+
+    <class>/*.jpg                one split, called train
+    <split>/<class>/*.jpg        splits called train, val and test, or by one of their synonyms
+
+NAME is the user's choice and tells such data sets apart. EuroSAT (``EuroSAT_RGB``) and CropDisease
+(the folder of ``train`` and ``test``) come like this. Labels follow the sorted names of the classes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import tensorflow_datasets as tfds
+
+from seal_jax.data.builders.files import is_image, require_folder
+from seal_jax.data.builders.listing import ListedImages, Listing
+from seal_jax.errors import UsageError
+
+# What a split's folder may be called, and TFDS's name for it.
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_NAME = re.compile(r"image_folder/[A-Za-z][\w-]*(:[\d.*]+)?")
+
+
+def check_name(name: str) -> None:
+    """Raise a UsageError unless ``name`` is ``image_folder/NAME``, perhaps with ``:version``.
+
+    >>> check_name("image_folder/eurosat")
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"data.name={name!r} must be image_folder/NAME with a NAME of your choice, a letter and "
+            "then letters, digits, _ and -, such as image_folder/eurosat"
+        )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(
+        each
+        for each in folder.iterdir()
+        if each.is_dir() and not each.name.startswith((".", "__MACOSX"))
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if is_image(each.name) and each.is_file())
+
+
+def _examples(folder: Path) -> list[tuple[Path, str]]:
+    """Return ``(file, class)`` of every image below a folder of class folders."""
+    examples: list[tuple[Path, str]] = []
+    for part in _subfolders(folder):
+        images, below = _images(part), _subfolders(part)
+        if below and not images:
+            raise UsageError(
+                f"{part} holds folders, no image: give as manual_dir the folder whose subfolders "
+                "are the classes, or are train, val and test with the classes below them"
+            )
+        if below:
+            raise UsageError(f"{part} holds {below[0].name}/ beside its images: move it elsewhere")
+        if not images:
+            raise UsageError(f"{part} has no image: restore it, or remove the empty folder")
+        examples.extend((path, part.name) for path in images)
+    return examples
+
+
+def scan(root: Path) -> Listing:
+    """List the images of a folder with one subfolder a class, or of its splits.
+
+    Raises:
+      UsageError: where a class is empty or missing in the training split, a folder lies too deep,
+        or there are fewer than two classes.
+    """
+    require_folder(root)
+    parts = _subfolders(root)
+    # Classes may be called train and test, too: then they hold images.
+    in_splits = parts and all(
+        each.name.lower() in SPLITS and _subfolders(each) and not _images(each) for each in parts
+    )
+    splits: dict[str, list[tuple[Path, str]]] = {}
+    if not in_splits:
+        splits["train"] = _examples(root)
+    else:
+        for part in parts:
+            split = SPLITS[part.name.lower()]
+            if split in splits:
+                raise UsageError(
+                    f"manual_dir={root} has two folders of the {split} split: keep one"
+                )
+            splits[split] = _examples(part)
+    classes = sorted({label for split in splits.values() for _, label in split})
+    order = ("train", "validation", "test")
+    return Listing(root, classes, {name: splits[name] for name in order if name in splits})
+
+
+class ImageFolder(ListedImages):
+    """Images of any size; the classes are the folders, sorted by name."""
+
+    DESCRIPTION = "A folder of images with one subfolder a class."
+
+    scan = staticmethod(scan)
+    _configs: ClassVar[dict[str, tfds.core.BuilderConfig]] = {}
+
+    @classmethod
+    def get_builder_config(cls, name: str, version=None) -> tfds.core.BuilderConfig:
+        """Return the configuration of any name: the user chooses it."""
+        del version
+        return cls._configs.setdefault(name, tfds.core.BuilderConfig(name=name))
