@@ -34,7 +34,7 @@ class DataShape(NamedTuple):
 
 def load_data(fields: settings_lib.Data) -> data.Dataset:
     """Load the data set that the settings name into host memory."""
-    return data.load(
+    dataset = data.load(
         fields.name,
         data_dir=fields.data_dir or None,
         train_split=fields.train_split,
@@ -44,6 +44,9 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         validation_fraction=fields.validation_fraction,
         validation_seed=fields.validation_seed,
     )
+    if fields.selection == "test_best":
+        return dataclasses.replace(dataset, validation=dataset.test)
+    return dataset
 
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
@@ -106,6 +109,11 @@ class Experiment:
             f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
             f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
         ]
+        if self.settings.data.selection == "test_best":
+            lines.append(
+                'the best weights are chosen ON THE TEST SPLIT (data.selection = "test_best"): their '
+                "test accuracy is no estimate"
+            )
         if self.method.mask is not None:
             lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
         return "\n".join(lines)

@@ -35,6 +35,8 @@ class Data:
       cutout: side of the square that is cut out; 0 for none.
       normalisation: a key of ``seal_jax.data.STATISTICS``; empty for that of the data set, or
         ImageNet's.
+      selection: what the best weights are chosen by: "validation", or "test_best", the test split
+        itself, as the papers' released codes do: a number for comparing with theirs, no estimate.
     """
 
     name: str = "digits"
@@ -49,6 +51,7 @@ class Data:
     flip: bool = False
     cutout: int = 0
     normalisation: str = ""
+    selection: Literal["validation", "test_best"] = "validation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +229,11 @@ class Settings:
         if self.train.seed + self.train.seeds > 2**32:
             raise UsageError(
                 f"train.seed = {self.train.seed} must leave all seeds below 2**32 = {2**32}"
+            )
+        if self.data.selection == "test_best" and self.data.validation_fraction:
+            raise UsageError(
+                'data.selection = "test_best" chooses by the test split; set '
+                "data.validation_fraction = 0"
             )
         if not 0 <= self.optimizer.label_smoothing < 1:
             raise UsageError(
