@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import pytest
 
 CACHE = Path(tempfile.gettempdir()) / "seal_jax-tests-xla"
 
@@ -14,3 +15,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module")
+def programs_of_seconds():
+    """Compile fast and keep all of it: where much is compiled once, most of the time goes there."""
+    quick = {
+        "jax_disable_most_optimizations": True,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in quick}
+    for name, value in quick.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

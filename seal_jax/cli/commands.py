@@ -68,6 +68,15 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return main.OK
 
 
+def datasets(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """List the data sets of the papers."""
+    del overrides
+    from seal_jax.cli import datasets_table
+
+    print(datasets_table.as_text(options.data_dir))
+    return main.OK
+
+
 def methods(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """List the systems of the papers."""
     del options, overrides
@@ -181,12 +190,6 @@ def _train(config: str, overrides: Sequence[str], workdir: Path) -> int:
 def _compare(workdirs: list[Path], output: Path) -> None:
     from seal_jax import reports
 
-    comparison = reports.compare(workdirs)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        comparison.to_csv(output / "generations.csv")
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}") from None
-    reports.draw(workdirs, output / "curves.png")
+    comparison = reports.write_report(workdirs, output)
     print(comparison.as_text())
-    print(f"table: {output / 'generations.csv'}, curves: {output / 'curves.png'}")
+    print(f"report: {output / 'report.html'}, with generations.csv, curves.png and more beside it")

@@ -68,9 +68,12 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
     sweep.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the runs")
     processes(sweep)
 
-    compare = command("compare", "print the generations table of runs and draw their curves")
+    compare = command(
+        "compare",
+        "print the generations table of runs and write a report of them, a page with its files",
+    )
     compare.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
-    compare.add_argument("--output", metavar="DIR", help="where curves.png and generations.csv go")
+    compare.add_argument("--output", metavar="DIR", help="where report.html and its files go")
 
     from seal_jax.evaluation.commands import command as evaluation
 
@@ -92,8 +95,13 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
         "--output", required=True, metavar="DIR", help="where slim.npz and slim.json go"
     )
 
+    datasets = command("datasets", "list the papers' data sets, and which of them are prepared")
+    datasets.add_argument("--data-dir", metavar="DIR", help="default: TFDS_DATA_DIR, or TFDS's own")
+
     prepare = command("prepare", "prepare a data set for training, without TensorFlow")
-    prepare.add_argument("--dataset", required=True, metavar="NAME", help="such as tiny_imagenet")
+    prepare.add_argument(
+        "--dataset", required=True, metavar="NAME", help="such as tiny_imagenet; see `datasets`"
+    )
     prepare.add_argument("--data-dir", metavar="DIR", help="default: TFDS_DATA_DIR, or TFDS's own")
     prepare.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
 
@@ -170,6 +178,7 @@ def _commands():
         "methods": commands.methods,
         "evaluate": commands.evaluate,
         "slim": commands.slim,
+        "datasets": commands.datasets,
         "prepare": commands.prepare,
         "preflight": commands.preflight,
         "reproduce": commands.reproduce,

@@ -1,6 +1,11 @@
-"""Tables and plots from run folders: :func:`compare`, :func:`draw` and :func:`draw_run`."""
+"""Tables, plots and pages from run folders.
+
+:func:`compare` makes the generations table, :func:`draw` and :func:`draw_run` the curves, and
+:func:`write_report` all of it with evaluations and studies across runs.
+"""
 
 from seal_jax.reports.curves import draw, draw_run
 from seal_jax.reports.generations import Column, Comparison, Stat, compare
+from seal_jax.reports.report import write as write_report
 
-__all__ = ["Column", "Comparison", "Stat", "compare", "draw", "draw_run"]
+__all__ = ["Column", "Comparison", "Stat", "compare", "draw", "draw_run", "write_report"]

@@ -21,6 +21,7 @@ CURVES = "curves.png"
 DPI = 150
 WIDTH = 11.0  # inches
 HEIGHT = 3.0  # inches of a whole panel
+LEGEND, LEGEND_RUN = 2.0, 0.42  # inches of the legend, and of each run in it
 KEY = "#444444"  # what stands for any run in the legend
 
 # A panel each, if any run has it. Test has its own, since its differences are small beside the
@@ -52,9 +53,13 @@ def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
       UsageError: no folder, the same one twice, one that holds no epoch of a run, or a file that
         cannot be written.
     """
-    runs = read_all(workdirs)
+    return draw_all(read_all(workdirs), Path(path))
+
+
+def draw_all(runs: Sequence[Run], path: Path) -> Path:
+    """Draw runs that have been read already, as :func:`draw` does."""
     figure, axes = _figure(runs)
-    return _finish(figure, axes, runs, Path(path))
+    return _finish(figure, axes, runs, path)
 
 
 def draw_run(workdir: PathLike) -> Path:
@@ -83,7 +88,8 @@ def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, li
 
     shown = [key for key in ACCURACIES if any(key in row for run in runs for row in run.rows)]
     heights = [*(1.0 for _ in shown), *more]
-    figure = Figure(figsize=(WIDTH, HEIGHT * sum(heights)), dpi=DPI, layout="constrained")
+    height = max(HEIGHT * sum(heights), LEGEND + LEGEND_RUN * len(runs))
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     ratios = {"height_ratios": heights}
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw=ratios)
     axes: list[Axes] = list(grid[:, 0])
@@ -94,7 +100,7 @@ def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, li
                 panels.marks(each, run, **panels.style(index))
             else:
                 panels.curve(each, run, key, scale=100, **panels.style(index))
-    subjects = ", ".join(dict.fromkeys(run.subject for run in runs))
+    subjects = subjects_of(runs)
     method = f"{runs[0].setting('method.name').upper()}: " if len(runs) == 1 else ""
     # No mathematics in names: a folder's may hold a dollar sign.
     axes[0].set_title(method + subjects, fontsize=14, pad=10, parse_math=False)
@@ -124,6 +130,13 @@ def _finish(
     figure.align_ylabels(axes)
     _legend(figure, runs, lines or {})
     return _save(figure, path)
+
+
+def subjects_of(runs: Sequence[Run], most: int = 3) -> str:
+    """Return the models and data sets, at most so many of them."""
+    every = list(dict.fromkeys(run.subject for run in runs))
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> None:

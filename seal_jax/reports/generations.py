@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seal_jax.errors import UsageError
-from seal_jax.reports import paper, runs, tables
+from seal_jax.reports import files, paper, runs, tables
 from seal_jax.reports.paper import PaperColumn
 from seal_jax.reports.runs import PathLike, Run
 
@@ -48,6 +46,8 @@ class Column:
       chosen: the generation whose best validation accuracy, as a mean over the seeds, is highest;
         ``None`` without a validation split or before the first generation has ended.
       paper: the paper's column for this setting, if it has one.
+      top5_last: top-5 test accuracy like ``last``; empty where the run did not score it.
+      top5_best: the same like ``best``.
     """
 
     run: Run
@@ -55,6 +55,8 @@ class Column:
     best: dict[int, Stat]
     chosen: int | None
     paper: PaperColumn | None
+    top5_last: dict[int, Stat] = dataclasses.field(default_factory=dict)
+    top5_best: dict[int, Stat] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +104,7 @@ class Comparison:
         Raises:
           UsageError: the file cannot be written.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(tables.csv_text(self), encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        files.write(Path(path), tables.csv_text(self))
 
 
 def compare(workdirs: PathLike | Sequence[PathLike]) -> Comparison:
@@ -141,15 +137,22 @@ def stat(values: Any) -> Stat:
 
 def _column(run: Run) -> Column:
     ends = [row for row in run.rows if "test_last/accuracy" in row]
-    last = {int(row["generation"]): stat(row["test_last/accuracy"]) for row in ends}
-    best = {
-        int(row["generation"]): stat(row["test_best/accuracy"])
-        for row in ends
-        if "test_best/accuracy" in row
-    }
+
+    def stats(key: str) -> dict[int, Stat]:
+        return {int(row["generation"]): stat(row[key]) for row in ends if key in row}
+
+    last, best = stats("test_last/accuracy"), stats("test_best/accuracy")
     for field in ("data.name", "model.name", "method.name", "train.seeds"):
         run.setting(field)  # an error that names the field, before anything needs it
-    return Column(run, last, best, _chosen(run, best), paper.beside(run.config))
+    return Column(
+        run,
+        last,
+        best,
+        _chosen(run, best),
+        paper.beside(run.config),
+        top5_last=stats("test_last/top5_accuracy"),
+        top5_best=stats("test_best/top5_accuracy"),
+    )
 
 
 def _chosen(run: Run, finished: dict[int, Stat]) -> int | None:

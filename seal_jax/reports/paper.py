@@ -1,4 +1,7 @@
-"""Test accuracies of the SEAL paper (Sarfi et al. 2023), to stand beside those of a run."""
+"""Test accuracies of the papers, to stand beside those of a run; here the SEAL paper's own.
+
+Those of the layerwise paper are in :mod:`seal_jax.reports.paper_lw`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# By the paper's own count of generations, "Gen=1" being plain training, the same for all methods.
-# "The test split" of Tiny-ImageNet is its labelled validation split, as here.
+from seal_jax.reports import paper_lw
+
+# Sarfi et al. 2023. By the paper's own count of generations, "Gen=1" being plain training, the same
+# for all methods. "The test split" of Tiny-ImageNet is its labelled validation split, as here.
 TABLE_2 = {  # ResNet-50
     "Normal": {1: 54.37, 3: 51.16, 10: 49.27},
     "LLF": {1: 54.37, 3: 56.12, 10: 56.92},
@@ -57,16 +62,34 @@ class PaperColumn:
       heading: the column's own.
       accuracy: in %, by the generation as the paper counts, from 1.
       differences: in what the run departs from the paper's setting, as ``field value (paper value)``.
+      paper: which paper.
     """
 
     table: str
     heading: str
     accuracy: Mapping[int, float]
     differences: tuple[str, ...]
+    paper: str = "SEAL paper"
 
 
 def beside(config: Mapping[str, Any]) -> PaperColumn | None:
     """Return the paper's column for a run with these settings, if it has the data, model and method."""
+    return _layerwise(config) or _seal(config)
+
+
+def _layerwise(config: Mapping[str, Any]) -> PaperColumn | None:
+    found = paper_lw.find(config)
+    if found is None:
+        return None
+    table, heading, accuracy = found
+    # The paper has the end only.
+    ends = {int(config["train"]["generations"]): accuracy}
+    return PaperColumn(
+        table, heading, ends, _differences(config, paper_lw.expected(config)), "LW paper"
+    )
+
+
+def _seal(config: Mapping[str, Any]) -> PaperColumn | None:
     model, method, train = config["model"], config["method"], config["train"]
     if config["data"]["name"] != "tiny_imagenet" or model.get("width", 64) != 64:
         return None
@@ -85,12 +108,19 @@ def beside(config: Mapping[str, Any]) -> PaperColumn | None:
     k = method.get("ascent_epochs")
     if k is not None and k != epochs / 4:
         differences.append(f"method.ascent_epochs {k:g} (paper {epochs / 4:g})")
-    for field, expected in _SETTINGS.items():
+    return PaperColumn(table, heading, accuracy, (*differences, *_differences(config, _SETTINGS)))
+
+
+def _differences(
+    config: Mapping[str, Any], expected: Mapping[str, tuple[Any, ...]]
+) -> tuple[str, ...]:
+    found = []
+    for field, values in expected.items():
         section, name = field.split(".")
-        value = config.get(section, {}).get(name, expected[0])
-        if value not in expected:
-            differences.append(f"{field} {value} (paper {expected[-1]})")
-    return PaperColumn(table, heading, accuracy, tuple(differences))
+        value = config.get(section, {}).get(name, values[0])
+        if value not in values:
+            found.append(f"{field} {value} (paper {values[-1]})")
+    return tuple(found)
 
 
 def _find(

@@ -84,8 +84,21 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has reached its end."""
-        return self.epochs_done >= self.generations * self.epochs_per_generation
+        """Whether the run has reached its end; validation may have ended its last generation."""
+        last = self.rows[-1]
+        ended = last["generation"] == self.generations - 1 and "test_last/accuracy" in last
+        return ended or self.epochs_done >= self.generations * self.epochs_per_generation
+
+    @property
+    def newest_checkpoint(self) -> int | None:
+        """The step of the newest checkpoint, if there is one."""
+        folder = self.path / workdirs.CHECKPOINTS
+        if not folder.is_dir():
+            return None
+        # What is being written, or was set aside as damaged, has another name.
+        return max(
+            (int(each.name) for each in folder.iterdir() if each.name.isdigit()), default=None
+        )
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the epochs ``[n]`` that have ``key``, counted from 1, and its values ``[n, seeds]``.

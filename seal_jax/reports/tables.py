@@ -31,10 +31,14 @@ _CSV_HEADER = (
     "chosen",
     "paper",
     "paper_table",
+    "last_top5_mean",
+    "last_top5_std",
+    "best_top5_mean",
+    "best_top5_std",
 )
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """The part of the table that belongs to one run: a title over columns of strings."""
 
     title: str
@@ -43,6 +47,7 @@ class _Group(NamedTuple):
 
     @property
     def widths(self) -> list[int]:
+        """Characters of each column."""
         widths = [max(map(len, cells)) for cells in zip(self.headings, *self.rows, strict=True)]
         # A title wider than its columns widens the first of them.
         widths[0] += max(0, len(self.title) - sum(widths) - 2 * (len(widths) - 1))
@@ -50,9 +55,11 @@ class _Group(NamedTuple):
 
     @property
     def width(self) -> int:
+        """Characters of all of them."""
         return sum(self.widths) + 2 * (len(self.headings) - 1)
 
     def lines(self) -> list[str]:
+        """Return the lines of its part of the table."""
         cells = [self.headings, *self.rows]
         return [
             self.title.center(self.width),
@@ -66,30 +73,30 @@ class _Group(NamedTuple):
 def text(comparison: Comparison, width: int) -> str:
     """Return ``Comparison.as_text``."""
     if not comparison.shown:
-        return "\n".join([_title(comparison), "", *_notes(comparison)])
+        return "\n".join([title_of(comparison), "", *notes_of(comparison)])
     gens = ["", "Gen", *(str(generation + 1) for generation in comparison.shown)]
     first = max(map(len, gens))
-    groups = [_group(comparison, column, " ± ") for column in comparison.columns]
+    groups = [group_of(comparison, column, " ± ") for column in comparison.columns]
     blocks = _fit(groups, width - first)
     if len(blocks) > 1:
         # Without the blanks around ± they may fit side by side.
-        tight = [_group(comparison, column, "±") for column in comparison.columns]
+        tight = [group_of(comparison, column, "±") for column in comparison.columns]
         if len(_fit(tight, width - first)) == 1:
             blocks = [tight]
-    lines = [_title(comparison), ""]
+    lines = [title_of(comparison), ""]
     for block in blocks:
         parts = [[gen.rjust(first) for gen in gens], *(group.lines() for group in block)]
         body = [" │ ".join(row).rstrip() for row in zip(*parts, strict=True)]
         rule = "─┼─".join("─" * len(part[0]) for part in parts)
         lines += [*body[:2], rule, *body[2:], ""]
-    for note in _notes(comparison):
+    for note in notes_of(comparison):
         lines += textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
 def markdown(comparison: Comparison) -> str:
     """Return ``Comparison.as_markdown``."""
-    groups = [_group(comparison, column, " ± ") for column in comparison.columns]
+    groups = [group_of(comparison, column, " ± ") for column in comparison.columns]
     header = ["Gen"]
     for group in groups:
         header += [f"{_escape(group.title)}<br>{heading}" for heading in group.headings]
@@ -99,8 +106,8 @@ def markdown(comparison: Comparison) -> str:
             [str(generation + 1), *(cell for group in groups for cell in group.rows[index])]
         )
     table = [f"| {' | '.join(row)} |" for row in rows]
-    notes = [f"- {_escape(note)}" for note in _notes(comparison)]
-    return "\n".join([f"**{_escape(_title(comparison))}**", "", *table, "", *notes])
+    notes = [f"- {_escape(note)}" for note in notes_of(comparison)]
+    return "\n".join([f"**{_escape(title_of(comparison))}**", "", *table, "", *notes])
 
 
 def csv_text(comparison: Comparison) -> str:
@@ -124,40 +131,51 @@ def csv_text(comparison: Comparison) -> str:
                     run.finished,
                     generation,
                     generation + 1,
-                    last.mean,
-                    last.std,
-                    best.mean if best else None,
-                    best.std if best else None,
+                    *_mean_and_std(last),
+                    *_mean_and_std(best),
                     generation == column.chosen,
                     published,
                     column.paper.table if column.paper and published is not None else None,
+                    *_mean_and_std(column.top5_last.get(generation)),
+                    *_mean_and_std(column.top5_best.get(generation)),
                 )
             )
     return buffer.getvalue()
 
 
-def _group(comparison: Comparison, column: Column, plus_minus: str) -> _Group:
+def _mean_and_std(stat: Stat | None) -> tuple[float | None, float | None]:
+    return (stat.mean, stat.std) if stat else (None, None)
+
+
+def group_of(
+    comparison: Comparison, column: Column, plus_minus: str = " ± ", *, top5: bool = False
+) -> Group:
+    """Return the cells of a run, with its top-5 accuracy if that is asked for and was scored."""
     seeds = column.run.seeds
     mark = "" if column.run.finished else UNFINISHED
-    headings = ["last"]
+    stats = {"last": column.last}
     if column.best:
-        headings.append("best")
+        stats["best"] = column.best
+    if top5 and column.top5_last:
+        stats["top-5 last"] = column.top5_last
+    if top5 and column.top5_best:
+        stats["top-5 best"] = column.top5_best
+    headings = list(stats)
     if column.paper:
         headings.append("paper")
     rows = []
     for generation in comparison.shown:
-        row = [_cell(column.last.get(generation), plus_minus)]
-        if column.best:
-            row.append(_cell(column.best.get(generation), plus_minus))
+        row = [cell(each.get(generation), plus_minus) for each in stats.values()]
         if column.paper:
             published = column.paper.accuracy.get(generation + 1)
             row.append(MISSING if published is None else f"{published:.2f}")
         rows.append(row)
     title = f"{column.run.name}{mark} ({seeds} seed{'' if seeds == 1 else 's'})"
-    return _Group(title, headings, rows)
+    return Group(title, headings, rows)
 
 
-def _cell(stat: Stat | None, plus_minus: str = " ± ") -> str:
+def cell(stat: Stat | None, plus_minus: str = " ± ") -> str:
+    """Return an accuracy as it stands in a table."""
     if stat is None:
         return MISSING
     if not math.isfinite(stat.mean):
@@ -165,9 +183,9 @@ def _cell(stat: Stat | None, plus_minus: str = " ± ") -> str:
     return f"{stat.mean:.2f}" + ("" if stat.std is None else f"{plus_minus}{stat.std:.2f}")
 
 
-def _fit(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
+def _fit(groups: Sequence[Group], room: int) -> list[list[Group]]:
     """Divide the groups into blocks no wider than ``room``, one group at least in each."""
-    blocks: list[list[_Group]] = []
+    blocks: list[list[Group]] = []
     left = 0
     for group in groups:
         needed = group.width + 3  # the bar between groups
@@ -179,12 +197,14 @@ def _fit(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
     return blocks
 
 
-def _title(comparison: Comparison) -> str:
+def title_of(comparison: Comparison) -> str:
+    """Return the table's title."""
     subjects = dict.fromkeys(column.run.subject for column in comparison.columns)
     return f"Test accuracy (%) by generation: {', '.join(subjects)}"
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def notes_of(comparison: Comparison) -> list[str]:
+    """Return what stands below the table."""
     columns, shown = comparison.columns, comparison.shown
     notes = []
     unfinished = [_unfinished_note(column) for column in columns if not column.run.finished]
@@ -212,14 +232,15 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def _paper_notes(columns: Sequence[Column]) -> list[str]:
-    sources: list[str] = []
+    sources: dict[str, list[str]] = {}
     departures: dict[tuple[str, ...], list[str]] = {}
     for column in columns:
         if column.paper:
             name = column.run.name
-            sources.append(f'{name}, {column.paper.table} "{column.paper.heading}"')
+            source = f'{name}, {column.paper.table} "{column.paper.heading}"'
+            sources.setdefault(column.paper.paper, []).append(source)
             departures.setdefault(column.paper.differences, []).append(name)
-    notes = [f"paper: the SEAL paper; {'; '.join(sources)}."] if sources else []
+    notes = [f"paper: the {paper}; {'; '.join(each)}." for paper, each in sources.items()]
     return notes + [
         f"Other settings than the paper's in {', '.join(names)}: {', '.join(differences)}."
         for differences, names in departures.items()
@@ -230,7 +251,7 @@ def _paper_notes(columns: Sequence[Column]) -> list[str]:
 def _best_note(column: Column) -> str:
     name = column.run.name
     if column.chosen is not None:
-        accuracy = _cell(column.best[column.chosen])
+        accuracy = cell(column.best[column.chosen])
         return (
             f"Best generation of {name}, by validation: Gen={column.chosen + 1}, best {accuracy}."
         )
@@ -238,7 +259,7 @@ def _best_note(column: Column) -> str:
     why = "validation is not finite" if column.best else "it has no validation split"
     return (
         f"Best generation of {name}: nothing chooses one, as {why}; the last, Gen={final + 1}, has "
-        f"{_cell(column.last[final])}."
+        f"{cell(column.last[final])}."
     )
 
 

@@ -45,7 +45,11 @@ _FLAGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command, without importing JAX."""
-    parser.add_argument("experiment", choices=("lw-synthetic",), help="the experiment")
+    parser.add_argument(
+        "experiment",
+        choices=("list", "lw-synthetic"),
+        help='the experiment; "list" prints the commands for every table and figure',
+    )
     parser.add_argument(
         "--table", choices=("1", "4", "all"), default="all", help="of the paper (default: all)"
     )
@@ -73,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the experiment; print and write its tables, and draw them; return the exit code."""
+    if options.experiment == "list":
+        from seal_jax.reproduce import catalogue
+
+        print(catalogue.as_text())
+        return 0
     _use_all_cores()
     from seal_jax.reproduce import lw_plans, lw_plot, lw_search, lw_synthetic, lw_tables
 

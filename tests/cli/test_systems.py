@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -25,20 +24,7 @@ STARTS = {"pof": "sam"} | {
 SMALLER = {"lw": ["--config.method.rounds=1"], "kels": ["--config.train.seeds=2"]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compile fast and keep all of it: most of the time goes there, and much recurs."""
-    quick = {
-        "jax_disable_most_optimizations": True,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in quick}
-    for name, value in quick.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("programs_of_seconds")
 
 
 class Systems:

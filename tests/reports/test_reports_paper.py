@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seal_jax.reports import paper
+from seal_jax.reports import paper, paper_lw
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,76 @@ def test_other_settings_have_no_column(config, section, values):
     assert paper.beside(config) is not None
     config[section] = values
     assert paper.beside(config) is None
+
+
+@pytest.fixture
+def layerwise(config):
+    """LW on CIFAR-10 with the simple CNN, as the paper trains it."""
+    config["data"] = {
+        "name": "cifar10",
+        "image_size": 224,
+        "flip": True,
+        "validation_fraction": 0.1,
+    }
+    config["model"] = {"name": "scnn", "dropout": None, "norm": None, "initialiser": None}
+    config["method"] = {"name": "lw", "rounds": 1}
+    config["optimizer"] = {
+        "learning_rate": 0.003,
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+        "label_smoothing": 0.0,
+        "plateau_epochs": 20,
+    }
+    config["train"] = {"generations": 4, "epochs_per_generation": 575, "batch_size": 256}
+    return config
+
+
+@pytest.mark.parametrize(
+    ("method", "heading", "accuracy"),
+    [
+        ({"name": "normal"}, "BL", (82.7, 72.2, 84.6)),
+        ({"name": "wels", "redraw": True}, "WELSR", (84.2, 75.1, 86.0)),
+        ({"name": "dsd"}, "DSD", (82.5, 74.5, 85.8)),
+        ({"name": "wels"}, "WELS", (83.7, 75.9, 85.4)),
+        ({"name": "fc"}, "FC", (84.9, 74.8, 85.9)),
+        ({"name": "lw"}, "LW", (84.3, 75.9, 85.6)),
+    ],
+)
+def test_layerwise_paper(layerwise, method, heading, accuracy):
+    layerwise["method"] = method
+    designs = [("Table 2", True, 0.0), ("Table 6", False, None), ("Table 7", True, 0.25)]
+    for (table, flip, dropout), value in zip(designs, accuracy, strict=True):
+        layerwise["data"]["flip"] = flip
+        layerwise["model"]["dropout"] = dropout
+        expected = paper.PaperColumn(table, heading, {4: value}, (), "LW paper")
+        assert paper.beside(layerwise) == expected
+
+
+def test_layerwise_differences_and_gaps(layerwise):
+    layerwise["model"]["name"] = "resnet50"
+    layerwise["optimizer"]["learning_rate"] = 0.01
+    found = paper.beside(layerwise)
+    assert found is not None
+    assert found.accuracy == {4: 89.1}
+    assert found.differences == (
+        "optimizer.learning_rate 0.01 (paper 0.003)",
+        "model.norm None (paper layer)",
+        "train.generations 4 (paper 16)",
+    )
+    layerwise["data"]["name"] = "oxford_iiit_pet"
+    assert paper.beside(layerwise) is None  # that number cannot be told
+    layerwise["data"] |= {"name": "mnist_corrupted/fog", "flip": False}
+    assert paper.beside(layerwise).accuracy == {4: 99.0}
+    layerwise["model"]["dropout"] = 0.25  # the paper has no dropout without augmentation
+    assert paper.beside(layerwise) is None
+
+
+def test_layerwise_tables_are_whole():
+    models = ("scnn", "vgg16", "mobilenet", "resnet50")
+    for text in paper_lw.TABLES.values():
+        lines = [line.split() for line in text.strip().split("\n")]
+        assert len(lines) == 12 * 4
+        assert [line[1] for line in lines] == list(models) * 12
+        assert len({line[0] for line in lines}) == 12
+        assert {len(line) for line in lines} == {8}
+        assert all(0 < float(cell) < 100 for line in lines for cell in line[2:] if cell != "-")

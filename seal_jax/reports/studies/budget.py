@@ -1,0 +1,179 @@
+"""Accuracy against the compute budget: LW paper, Figures 4 and 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from seal_jax.reports import panels
+from seal_jax.reports.grid import Table, spread
+from seal_jax.reports.section import Missing, Section, drawable
+from seal_jax.reports.studies import settings as grouping
+from seal_jax.reports.studies.settings import BASELINE, EPOCHS, Entry, Setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLE = "Accuracy against compute budget"
+ACROSS = 2
+
+
+class Point(NamedTuple):
+    """How one method ends with one budget, its accuracies by seed."""
+
+    method: str
+    weights: str
+    steps: float
+    total: int
+    scores: tuple[float, ...]
+
+
+class Panel(NamedTuple):
+    """One experiment in so many rounds, with several budgets."""
+
+    title: str
+    rounds: int
+    points: list[Point]
+
+
+def section(entries: Sequence[Entry]) -> Section | Missing:
+    """Plot test accuracy at the end against steps per round, in experiments that differ in these."""
+    groups: dict[Setting, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(grouping.without(entry.setting, EPOCHS), []).append(entry)
+    names = grouping.describe(list(groups))
+    found = [
+        panel for setting, members in groups.items() for panel in _panels(names[setting], members)
+    ]
+    if not found:
+        return Missing(
+            TITLE,
+            "needs finished runs of a method that differ only in train.epochs_per_generation, and "
+            "have more than one generation",
+        )
+    header = ("experiment", "rounds", "method", "weights", "steps per round", "steps in all")
+    lines = [
+        [
+            panel.title,
+            str(panel.rounds),
+            point.method,
+            point.weights,
+            f"{point.steps:g}",
+            str(point.total),
+            *_numbers(point.scores),
+        ]
+        for panel in found
+        for point in panel.points
+    ]
+    return Section(
+        "compute_budget",
+        TITLE,
+        "Test accuracy at the end by the training steps of a round of reinitialisation (LW paper, "
+        "Figures 4 and 9); the baseline, which trains once, stands where its steps are as many in "
+        "all. A round that ends early by validation takes fewer steps than its budget.",
+        tables=[Table("Test accuracy (%) by budget", (*header, "mean", "std", "seeds"), lines)],
+        draw=lambda figure: _draw(figure, found),
+        size=(4.2 * min(len(found), ACROSS) + 2.4, 3.4 * -(-len(found) // ACROSS)),
+        describe="Test accuracy against training steps per round, a line a method.",
+    )
+
+
+def _panels(name: str, members: Sequence[Entry]) -> list[Panel]:
+    """Return a panel for each number of rounds in which some method has several budgets."""
+    found = []
+    rounds = dict.fromkeys(
+        entry.run.generations
+        for entry in members
+        if entry.name != BASELINE and entry.run.generations > 1
+    )
+    for each in rounds:
+        points = [
+            point
+            for entry in members
+            if entry.name == BASELINE or entry.run.generations == each
+            for point in _points(entry, each)
+        ]
+        others = {entry.method for entry in members if entry.name != BASELINE}
+        budgets = {(point.method, point.steps) for point in points if point.method in others}
+        if len(budgets) > len({method for method, _ in budgets}):  # a method has two
+            title = name if len(rounds) == 1 else f"{name}, {each} rounds"
+            found.append(Panel(title, each, _merged(points)))
+    return found
+
+
+def _points(entry: Entry, rounds: int) -> list[Point]:
+    first = entry.run.rows[0]
+    per_epoch = first["step"] // (first["epoch"] + 1)
+    total = entry.run.generations * entry.run.epochs_per_generation * per_epoch
+    return [
+        Point(entry.method, weights, total / rounds, total, tuple(scores.values()))
+        for weights in grouping.WEIGHTS
+        if (scores := entry.scores(weights))
+    ]
+
+
+def _merged(points: Sequence[Point]) -> list[Point]:
+    """Put the seeds of several runs of one method and budget together; order by budget."""
+    seeds: dict[tuple[str, str, float, int], tuple[float, ...]] = {}
+    for point in sorted(points, key=lambda point: point.steps):
+        seeds[point[:4]] = seeds.get(point[:4], ()) + point.scores
+    return [Point(*key, scores) for key, scores in seeds.items()]
+
+
+def _numbers(scores: Sequence[float]) -> list[str]:
+    found = spread(scores)
+    std = "" if found.std is None else f"{100 * found.std:.2f}"
+    return [f"{100 * found.mean:.2f}", std, str(len(scores))]
+
+
+def _draw(figure: Figure, found: Sequence[Panel]) -> None:
+    methods = list(dict.fromkeys(point.method for panel in found for point in panel.points))
+    across = min(len(found), ACROSS)
+    grid = list(figure.subplots(-(-len(found) // across), across, squeeze=False).flat)
+    for axes, panel in zip(grid, found, strict=False):
+        for index, method in enumerate(methods):
+            for weights in grouping.WEIGHTS:
+                _line(axes, panel, method, weights, index)
+        axes.set_title(panel.title, fontsize=10, parse_math=False)
+        axes.set_xlabel(f"training steps per round, of {panel.rounds}")
+        axes.set_ylabel("test accuracy (%)")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(found) :]:
+        axes.set_axis_off()
+    _legend(figure, methods, {point.weights for panel in found for point in panel.points})
+
+
+def _line(axes: Axes, panel: Panel, method: str, weights: str, index: int) -> None:
+    """Draw the last weights as a line with deviations over seeds, the best as marks, as curves do."""
+    points = [point for point in panel.points if (point.method, point.weights) == (method, weights)]
+    if not points:
+        return
+    look = panels.style(index)
+    steps = [point.steps for point in points]
+    mean = [100 * spread(point.scores).mean for point in points]
+    axes.plot(steps, mean, **panels.mark(f"test_{weights}", look["color"]))
+    if weights == "last":
+        axes.plot(steps, mean, linewidth=1.4, **look)
+        bars = [100 * (spread(point.scores).std or 0) for point in points]
+        low, high = np.subtract(mean, bars), np.add(mean, bars)
+        axes.vlines(steps, low, high, colors=look["color"], linewidth=0.8)
+
+
+def _legend(figure: Figure, methods: Sequence[str], weights: set[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    entries = [
+        (Line2D([], [], linewidth=2, **panels.style(index)), drawable(method))
+        for index, method in enumerate(methods)
+    ]
+    if len(weights) > 1:
+        entries += [
+            (Line2D([], [], **panels.mark(f"test_{each}", "#444444")), label)
+            for each, label in grouping.WEIGHTS.items()
+        ]
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)

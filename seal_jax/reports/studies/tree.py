@@ -1,0 +1,198 @@
+"""When each method is best: LW paper, Figure 3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seal_jax.reports.grid import Table
+from seal_jax.reports.runs import Run
+from seal_jax.reports.section import Missing, Section, drawable
+from seal_jax.reports.studies import settings as grouping
+from seal_jax.reports.studies.scatter import augmented
+from seal_jax.reports.studies.settings import Entry, Setting
+from seal_jax.training import workdir as workdirs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from seal_jax.evaluation.decision_tree import Node
+
+TITLE = "Decision tree"
+# Of the papers' data sets, by their names here; others are known from the run's checkpoints.
+CLASSES = {
+    "digits": 10,
+    "mnist": 10,
+    "fashion_mnist": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "tiny_imagenet": 200,
+    "oxford_iiit_pet": 37,
+    "stanford_dogs": 120,
+    "cars196": 196,
+    "mnist_corrupted": 10,
+    "cifar10_corrupted": 10,
+    "caltech101": 102,
+    "cassava": 5,
+    "cmaterdb": 10,
+    "caltech_birds2010": 200,
+    "caltech_birds2011": 200,
+}
+
+
+def section(entries: Sequence[Entry]) -> Section | Missing:
+    """Fit a tree that predicts the best method from the design of the experiment."""
+    # Here and not above: the library of evaluations is loaded only where there is enough to do.
+    from seal_jax.evaluation import decision_tree
+
+    weights = "best" if "best" in grouping.available(entries) else "last"
+    least = 2 * decision_tree.MIN_LEAF
+    methods, scores = _complete(entries, weights, least)
+    runs = {entry.setting: entry.run for entry in entries}
+    designs = {setting: design(runs[setting], setting) for setting in scores}
+    unknown = [setting for setting, values in designs.items() if None in values.values()]
+    used = [setting for setting in scores if setting not in unknown]
+    if len(methods) < 2 or len(used) < least:
+        return Missing(
+            TITLE,
+            f"needs two methods that both finished in at least {least} settings (two leaves of "
+            f"{decision_tree.MIN_LEAF}) with known numbers of classes; here are {len(used)}",
+        )
+    features = {name: [designs[setting][name] for setting in used] for name in designs[used[0]]}
+    best = [methods[int(np.argmax(scores[setting]))] for setting in used]
+    root = decision_tree.fit(features, best)
+    leaves = len(list(root.leaves()))
+    return Section(
+        "decision_tree",
+        TITLE,
+        f"Predicts which method has the highest test accuracy ({grouping.WEIGHTS[weights]}, mean "
+        "over seeds; of equals the first listed) from the design of the experiment, as in the LW "
+        f"paper's Figure 3: depth at most {decision_tree.MAX_DEPTH}, at least "
+        f"{decision_tree.MIN_LEAF} settings in a leaf. A leaf with a Gini index over "
+        f"{decision_tree.IMPURE} names the most frequent methods that make up half of it.",
+        text=root.as_text(),
+        data=_data(used, features, best, methods, scores),
+        draw=lambda figure: _draw(figure, root),
+        size=(max(6.0, 1.7 * leaves), 1.3 * (root.depth + 1)),
+        describe="The decision tree; the same as text stands above it.",
+        warnings=_left_out(entries, methods, len(unknown)),
+    )
+
+
+def _complete(
+    entries: Sequence[Entry], weights: str, least: int
+) -> tuple[list[str], dict[Setting, list[float]]]:
+    """Return as many methods as have ``least`` settings in common, with their scores in these.
+
+    Methods that were trained in few settings would leave too little of the others.
+    """
+    table = grouping.by_setting(entries, weights)
+    methods = grouping.methods_of(entries)
+    ordered = sorted(methods, key=lambda name: -sum(name in scores for scores in table.values()))
+    for count in range(len(ordered), 2, -1):
+        kept = [name for name in methods if name in ordered[:count]]
+        if len(found := grouping.means(table, kept)) >= least:
+            return kept, found
+    kept = [name for name in methods if name in ordered[:2]]
+    return kept, grouping.means(table, kept)
+
+
+def _left_out(entries: Sequence[Entry], methods: Sequence[str], unknown: int) -> list[str]:
+    others = [name for name in grouping.methods_of(entries) if name not in methods]
+    found = []
+    if others:
+        found.append(f"Left out, as trained in too few settings: {', '.join(others)}.")
+    if unknown:
+        found.append(f"{unknown} settings are left out: their number of classes is not known.")
+    return found
+
+
+def design(run: Run, setting: Setting) -> dict[str, Any]:
+    """Return what the tree can ask; the number of classes is ``None`` where it cannot be known.
+
+    The training set size is the number of images that an epoch goes through.
+    """
+    values = dict(setting)
+    first = run.rows[0]
+    return {
+        "training images": first["step"] // (first["epoch"] + 1) * values["train.batch_size"],
+        "classes": CLASSES.get(values["data.name"]) or classes_in_checkpoint(run),
+        "model": values["model.name"],
+        "dropout": float(values.get("model.dropout") or 0.0),
+        "augmentation": augmented(setting),
+        "initializer": values.get("model.initialiser") or "the model's own",
+    }
+
+
+def classes_in_checkpoint(run: Run) -> int | None:
+    """Return the number of the classifier's outputs, from the description beside the newest weights."""
+    step = run.newest_checkpoint
+    if step is None:
+        return None
+    path = run.path / workdirs.CHECKPOINTS / str(step) / "metadata" / "metadata"
+    try:
+        leaves = json.loads(path.read_text())["leaves"]
+        return int(leaves["weights/params/fc/kernel"]["shape"][-1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _data(
+    used: Sequence[Setting],
+    features: dict[str, list[Any]],
+    best: Sequence[str],
+    methods: Sequence[str],
+    scores: dict[Setting, list[float]],
+) -> Table:
+    names = grouping.describe(used)
+    cells = [
+        [
+            names[setting],
+            *(str(values[index]) for values in features.values()),
+            best[index],
+            *(f"{100 * value:.6g}" for value in scores[setting]),
+        ]
+        for index, setting in enumerate(used)
+    ]
+    return Table(TITLE, ("setting", *features, "best", *(f"{m} %" for m in methods)), cells)
+
+
+def _draw(figure: Figure, root: Node) -> None:
+    """Draw the nodes as boxes, the answer yes to the left."""
+    axes = figure.subplots()
+    axes.set_axis_off()
+    leaves = len(list(root.leaves()))
+    _place(axes, root, 0, 0)
+    axes.set_xlim(-0.6, leaves - 0.4)
+    axes.set_ylim(-root.depth - 0.5, 0.5)
+
+
+def _place(axes: Axes, node: Node, start: int, depth: int) -> tuple[float, int]:
+    """Draw a node and what is below it, its leaves from column ``start`` on.
+
+    Returns:
+      The node's own place and the first column that is free.
+    """
+    if node.yes is None or node.no is None:
+        place, end = float(start), start + 1
+        names = " or\n".join(node.top)
+        text = f"{names}\nGini {node.gini:.2f}, n = {node.samples}"
+        face = "#eaf4fb"
+    else:
+        left, middle = _place(axes, node.yes, start, depth + 1)
+        right, end = _place(axes, node.no, middle, depth + 1)
+        place = (left + right) / 2
+        for child, answer in ((left, "yes"), (right, "no")):
+            axes.plot([place, child], [-depth, -depth - 1], color="#888888", linewidth=1, zorder=1)
+            axes.text((place + child) / 2, -depth - 0.5, answer, fontsize=8, ha="center", zorder=2)
+        text = f"{node.question}?\nn = {node.samples}"
+        face = "white"
+    box = {"boxstyle": "round,pad=0.4", "facecolor": face, "edgecolor": "#555555", "linewidth": 0.8}
+    axes.text(
+        place, -depth, drawable(text), fontsize=8, ha="center", va="center", bbox=box, zorder=3
+    )
+    return place, end

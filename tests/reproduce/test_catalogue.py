@@ -1,0 +1,127 @@
+"""Every table and figure of the papers has commands, and each of them runs."""
+
+import fcntl
+import functools
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from seal_jax.cli import main
+from seal_jax.reproduce import catalogue
+from seal_jax.training import loop
+
+pytestmark = pytest.mark.usefixtures("programs_of_seconds")
+ROOT = Path(__file__).parents[2]
+PAPERS = {"SEAL": (12, 3), "LW": (7, 12), "PoF": (2, 6), "FAST": (1, 15)}  # tables, figures
+COMMANDS = list(dict.fromkeys(each for item in catalogue.ITEMS for each in item.commands))
+
+# The commands as they are would take an hour: fewer images, epochs and draws, and a smaller network.
+TRAINING = ["data.train_split=train[:200]", "data.validation_fraction=0.5", "train.seeds=1"]
+TRAINING += ["train.epochs_per_generation=2", "model.width=4", "train.batch_size=50"]
+FREQUENCY = [each for each in TRAINING if "epochs_per_generation" not in each]
+SMALLER = {
+    "linear_probe": ["--epochs=2"],
+    "few_shot": ["--episodes=2", "--epochs=1", "--ways=2", "--queries=2", "--shots=1"],
+    "prediction_depth": ["--images=40"],
+    "hessian": ["--examples=60", "--batches=1", "--eigenvalues=1", "--max-products=30"],
+    "flatness": ["--draws=1", "--sigmas=0.01"],
+    "margins": ["--sample=20"],
+    "landscape": ["--examples=60", "--points=5", "--max-products=30"],
+    "gradients": ["--batches=4", "--batch-size=20", "--examples=60", "--eigenvectors=2"],
+    "perturbations": ["--batches=4", "--batch-size=20", "--weak-batch-size=10"],
+    "anytime": ["--max-steps=3"],
+    "lw-synthetic": ["--seeds=8", "--steps=3"],
+}
+NEEDED = ("normal", "llf", "seal", "welsr", "wels", "dsd", "fc", "lw", "born_again")
+
+
+def test_no_table_and_no_figure_is_missing():
+    for paper, (tables, figures) in PAPERS.items():
+        names = ", ".join(item.name for item in catalogue.ITEMS if item.paper == paper)
+        found = {"Table": set(), "Figure": set()}
+        for what, numbers in re.findall(r"(Table|Figure)s? ([\d, to]+\d)", names):
+            for first, last in re.findall(r"(\d+)(?: to (\d+))?", numbers):
+                found[what] |= set(range(int(first), int(last or first) + 1))
+        assert found["Table"] == set(range(1, tables + 1)), paper
+        assert found["Figure"] == set(range(1, figures + 1)), paper
+
+
+def test_the_page_lists_them():
+    assert catalogue.as_markdown() in (ROOT / "docs" / "reproduce.md").read_text()
+
+
+def test_the_command_line_lists_them(capsys):
+    assert main.run(["reproduce", "list"]) == main.OK
+    printed = capsys.readouterr().out
+    assert all(f"    python -m seal_jax {command}\n" in printed for command in COMMANDS)
+
+
+class Commands:
+    """Runs commands in ``folder``, each once for all processes of a session."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def run(self, command):
+        """Run a command, after those that make the runs it looks at."""
+        for sweep in (catalogue.RUNS, catalogue.FLIPPED, catalogue.SHORT, catalogue.SYSTEMS):
+            made = re.search(r"--workdir=(runs/\w+)", sweep)[1]
+            if sweep != command and f"{made}/" in command:
+                self.run(sweep)
+        name = re.sub(r"\W+", "_", command)
+        with (self.folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (self.folder / f"{name}.done").exists():
+                assert main.run(self.arguments(command)) == main.OK
+                (self.folder / f"{name}.done").touch()
+
+    def arguments(self, command):
+        words = shlex.split(command.replace("runs/", f"{self.folder}/"))
+        words = [word for part in words for word in self.expanded(part)]
+        if words[0] == "sweep":
+            fields = FREQUENCY if "frequency" in command else TRAINING
+            if "digits.py" in command:  # its network is an MLP; only the systems that are looked at
+                fields = [each for each in fields if "width" not in each]
+                text = (ROOT / "configs" / "digits.py").read_text()
+                fewer = re.sub(r"VARIANTS = \(.*?\)\n", f"VARIANTS = {NEEDED}\n", text, flags=re.S)
+                (self.folder / "digits.py").write_text(fewer)
+                words[1] = f"--config={self.folder / 'digits.py'}"
+            fields = [*fields, f"data.data_dir={self.folder / 'data'}"]
+            return words + [f"--config.{each}" for each in fields]
+        if words[0] in ("evaluate", "reproduce"):
+            kind = words[1].removeprefix("--kind=")
+            smaller = SMALLER.get(kind, [])
+            output = any(word.startswith("--output") for word in words)
+            if words[0] == "reproduce":
+                smaller = [*SMALLER["lw-synthetic"], f"--output={self.folder / 'synthetic'}"]
+            elif not output and "few_shot" in kind:
+                smaller = [*smaller, f"--output={self.folder / 'shots'}"]
+            return words + smaller
+        return words
+
+    def expanded(self, word):
+        """Expand stars as a shell does."""
+        if "*" not in word:
+            return [word]
+        whole = Path(word.rstrip("/"))
+        return sorted(str(path) for path in whole.parent.glob(whole.name) if path.is_dir())
+
+
+@pytest.fixture
+def commands(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(loop, "train", functools.partial(loop.train, devices=1))
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    # Some evaluations look for digits where TFDS does.
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "catalogue" / "data"))
+    return Commands(folder / "catalogue")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs(commands, command):
+    commands.run(command)
