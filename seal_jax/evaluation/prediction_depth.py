@@ -22,12 +22,12 @@ class Rows(NamedTuple):
     """Features that are computed when they are asked for, so that they need never exist together.
 
     Attributes:
-      count: how many there are.
+      number: how many there are.
       size: numbers in each.
       read: ``read(start, stop)`` returns ``[stop - start, ...]`` on the host; the same every time.
     """
 
-    count: int
+    number: int
     size: int
     read: Callable[[int, int], np.ndarray]
 
@@ -78,25 +78,25 @@ def knn(
     if metric not in get_args(Metric):
         raise UsageError(f"metric = {metric!r} must be one of {', '.join(get_args(Metric))}")
     bank, queries = as_rows(bank), as_rows(queries)
-    most = bank.count - exclude_self
+    most = bank.number - exclude_self
     check_number("k", k, lambda value: 1 <= value <= most, f"lie in 1..{most}")
-    if bank.size != queries.size or bank_labels.shape != (bank.count,):
+    if bank.size != queries.size or bank_labels.shape != (bank.number,):
         raise UsageError(
             f"bank {bank[:2]}, its labels {bank_labels.shape} and queries {queries[:2]} differ"
         )
-    if exclude_self and bank.count != queries.count:
+    if exclude_self and bank.number != queries.number:
         raise UsageError("exclude_self needs the bank itself as queries")
     classes, codes = np.unique(bank_labels, return_inverse=True)
-    rows, columns = _chunks(queries.count, bank.count, bank.size, byte_budget)
+    rows, columns = _chunks(queries.number, bank.number, bank.size, byte_budget)
     devices = jax.local_devices()[: max(columns // k, 1)]
     # Every device has at least k rows of the bank to choose from.
     columns = columns // len(devices) * len(devices)
     mesh = jax.make_mesh((len(devices),), (BANK,), axis_types=(AxisType.Auto,), devices=devices)
-    starts = range(0, queries.count, rows)
+    starts = range(0, queries.number, rows)
     nearest = [_nothing(rows, k) for _ in starts]
     centre = np.zeros(bank.size)
-    for first in range(0, bank.count, columns):
-        raw = bank.read(first, min(first + columns, bank.count))
+    for first in range(0, bank.number, columns):
+        raw = bank.read(first, min(first + columns, bank.number))
         if metric == "l2" and first == 0:
             # Distances do not change, but the rounding of |q|^2 - 2 q b + |b|^2 does.
             centre = raw.reshape(len(raw), -1).mean(0, dtype=np.float64)
@@ -106,7 +106,7 @@ def knn(
         own = np.zeros(columns, np.int32)
         own[: len(raw)] = codes[first : first + len(raw)]
         for index, start in enumerate(starts):
-            part = queries.read(start, min(start + rows, queries.count))
+            part = queries.read(start, min(start + rows, queries.number))
             nearest[index] = _merge(
                 *nearest[index],
                 _prepared(part, rows, centre, metric),
@@ -117,7 +117,7 @@ def knn(
                 mesh=mesh,
             )
     found = [np.asarray(_vote(labels, len(classes))) for _, labels in nearest]
-    return classes[np.concatenate(found)[: queries.count]]
+    return classes[np.concatenate(found)[: queries.number]]
 
 
 def _chunks(queries: int, bank: int, size: int, byte_budget: int) -> tuple[int, int]:

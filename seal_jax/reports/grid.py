@@ -98,7 +98,7 @@ class Spread(NamedTuple):
     mean: float
     std: float | None
     interval: float | None
-    count: int
+    seeds: int
 
     def text(self, digits: int = 2, scale: float = 1.0) -> str:
         """Return ``mean ± interval``, both times ``scale``.
