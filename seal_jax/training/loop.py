@@ -65,10 +65,13 @@ def train(
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
     programs = experiment.programs
     abstract = programs.abstract_state(settings.train.seeds)
-    given = {}
-    if settings.train.pretrained and not checkpoints.steps():
-        momentum = experiment.method.continues_momentum
-        given = pretrained.load(settings, workdir, abstract, momentum=momentum)
+    given: dict[str, np.ndarray] = {}
+    if settings.train.pretrained:
+        before = pretrained.inserted_before(workdir)
+        if not checkpoints.steps():
+            momentum = experiment.method.continues_momentum
+            given = pretrained.load(settings, workdir, abstract, momentum=momentum)
+        abstract = programs.abstract_state(settings.train.seeds, {**before, **given})
     _on_first_process(lambda: workdirs.claim(workdir, settings))
     if main:
         print(experiment.summary(), flush=True)
@@ -216,10 +219,11 @@ class _Loop:
 
 def _mean(name: str, sums: Any) -> dict[str, list[float]]:
     """Return loss and accuracy per seed from the sums over a split."""
-    return {
-        f"{name}/loss": (sums.loss / sums.weight).tolist(),
-        f"{name}/accuracy": (sums.correct / sums.weight).tolist(),
-    }
+    hits = {"accuracy": sums.correct}
+    if "top5" in sums.measures:
+        hits["top5_accuracy"] = sums.measures["top5"]
+    means = {f"{name}/{measure}": (total / sums.weight).tolist() for measure, total in hits.items()}
+    return {f"{name}/loss": (sums.loss / sums.weight).tolist(), **means}
 
 
 def fetch(tree: Any) -> Any:

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from flax import traverse_util
 
 from seal_jax import paths
 from seal_jax.errors import UsageError, nearest
+from seal_jax.training import checkpoint_files as files
 from seal_jax.training import workdir as workdirs
-from seal_jax.training.checkpoints import read_leaves
+from seal_jax.training.checkpoints import Checkpoints, read_leaves
 from seal_jax.training.settings import Settings
 
 PyTree = Any
 SOURCES = {"last": "weights/", "best": "best/weights/"}
+NORMALISERS = "weights/normalisers/"
+# LW inserts its own normalisers, and the slim network that KELS leaves behind has none.
+_WITHOUT_NORMALISERS = ("lw", "kels")
+
+
+def folder(settings: Settings, workdir: Path) -> Path:
+    """Return the folder that ``train.pretrained`` names.
+
+    Args:
+      settings: of the training that starts.
+      workdir: its folder; a ``train.pretrained`` that begins with ".." is taken from there.
+
+    Raises:
+      UsageError: there is no run.
+    """
+    found = Path(settings.train.pretrained)
+    if found.parts[:1] == ("..",):
+        found = Path(os.path.normpath(workdir / found))
+    if not (found / workdirs.CONFIG).is_file():
+        raise UsageError(f"train.pretrained = {str(found)!r} is not the folder of a run")
+    return found
 
 
 def load(
@@ -26,11 +51,12 @@ def load(
     """Return what a training takes from ``train.pretrained``, by the leaf's name in its own state.
 
     Parameters and BatchNorm statistics are taken where name and shape agree; a classifier for
-    another number of classes is not. Seed i starts from seed i of that run, or all from its only one.
+    another number of classes is not. The normalisers that LW inserted come with them, as constants.
+    Seed i starts from seed i of that run, or all from its only one.
 
     Args:
       settings: of the training that starts.
-      workdir: its folder; a ``train.pretrained`` that begins with ".." is taken from there.
+      workdir: its folder; see :func:`folder`.
       wanted: its abstract state, every leaf with the seeds' axis.
       momentum: take the optimizer's memory of the parameters, too.
 
@@ -38,52 +64,106 @@ def load(
       UsageError: there is no such run or checkpoint, its number of seeds does not fit, or nothing
         of it fits this network.
     """
-    fields = settings.train
-    folder = Path(fields.pretrained)
-    if folder.parts[:1] == ("..",):
-        folder = Path(os.path.normpath(workdir / folder))
-    if not (folder / workdirs.CONFIG).is_file():
-        raise UsageError(f"train.pretrained = {str(folder)!r} is not the folder of a run")
-    found = read_leaves(folder / workdirs.CHECKPOINTS)
-    if found is None:
-        raise UsageError(f"train.pretrained = {str(folder)!r} holds no checkpoint yet")
-    source = SOURCES[fields.pretrained_weights]
-    if any(name.startswith("weights/normalisers/") for name in found):
+    source = folder(settings, workdir)
+    leaves = read_leaves(source / workdirs.CHECKPOINTS)
+    if leaves is None:
+        raise UsageError(f"train.pretrained = {str(source)!r} holds no checkpoint yet")
+    name = f"train.pretrained = {str(source)!r}"
+    return take(settings, leaves, wanted, name, momentum=momentum)
+
+
+def take(
+    settings: Settings,
+    found: Mapping[str, np.ndarray],
+    wanted: PyTree,
+    source: str,
+    *,
+    momentum: bool,
+) -> dict[str, np.ndarray]:
+    """Return what :func:`load` does, from the leaves of a state in memory.
+
+    Args:
+      settings: of the training that starts.
+      found: the leaves by name, each with an axis of seeds.
+      wanted: its abstract state.
+      source: what messages call the run that the leaves are of, such as "train.pretrained = 'run'".
+      momentum: take the optimizer's memory of the parameters, too.
+    """
+    which = settings.train.pretrained_weights
+    prefix = SOURCES[which]
+    if not any(name.startswith(prefix) for name in found):
         raise UsageError(
-            f"train.pretrained = {str(folder)!r} was trained by LW, whose inserted normalisers would "
-            "be lost; start from another run"
-        )
-    if not any(name.startswith(source) for name in found):
-        raise UsageError(
-            f"train.pretrained_weights = {fields.pretrained_weights!r}: {folder} was trained without "
+            f"train.pretrained_weights = {which!r}: {source} was trained without "
             'a validation split; use "last"'
+        )
+    normalisers = {
+        name.removeprefix(prefix.removesuffix("weights/")): leaf
+        for name, leaf in found.items()
+        if name.startswith(f"{prefix}normalisers/")
+    }
+    method = settings.method["name"]
+    if normalisers and method in _WITHOUT_NORMALISERS:
+        raise UsageError(
+            f"{source} was trained by LW, whose inserted normalisers method "
+            f"{method!r} would lose; start from another run"
         )
     memories = {
         _memory(name): leaf for name, leaf in found.items() if name.startswith("opt_state/")
     }
+    abstract = _numeric(wanted)
     given = {}
-    for name, leaf in _numeric(wanted).items():
+    for name, leaf in abstract.items():
         if name.startswith("weights/"):
-            theirs = found.get(source + name.removeprefix("weights/"))
+            theirs = found.get(prefix + name.removeprefix("weights/"))
         elif momentum and name.startswith("opt_state/") and _memory(name):
             theirs = memories.get(_memory(name))
         else:
             continue
         if theirs is not None and theirs.shape[1:] == leaf.shape[1:]:
-            given[name] = _seeds(theirs, leaf.shape[0], folder)
+            given[name] = theirs
     kernels = [
-        name
-        for name in _numeric(wanted)
-        if name.startswith("weights/") and name.endswith("/kernel")
+        name for name in abstract if name.startswith("weights/") and name.endswith("/kernel")
     ]
     taken = [name for name in kernels if name in given]
     if len(taken) < max(len(kernels) - 1, 1):
         missing = next(name for name in kernels if name not in given)
         raise UsageError(
-            f"train.pretrained = {str(folder)!r} is of another network: nothing there fits "
+            f"{source} is of another network: nothing there fits "
             f"{missing.removeprefix('weights/')}{nearest(missing, found)}"
         )
-    return given
+    count = abstract["seed"].shape[0]
+    return {name: _seeds(leaf, count, source) for name, leaf in {**given, **normalisers}.items()}
+
+
+def inserted(given: Mapping[str, Any]) -> PyTree:
+    """Return the normalisers among what is given, as the collection a network takes.
+
+    >>> inserted({"weights/params/fc/bias": 0, "weights/normalisers/dense1/mean": 2.0})
+    {'dense1': {'mean': 2.0}}
+    """
+    names = [name for name in given if name.startswith(NORMALISERS)]
+    return traverse_util.unflatten_dict(
+        {name.removeprefix(NORMALISERS): given[name] for name in names}, sep="/"
+    )
+
+
+def inserted_before(workdir: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the normalisers, by name, in the checkpoints of a run that is taken up again.
+
+    Only shapes: the values come with the rest of the checkpoint.
+    """
+    folder = workdir / workdirs.CHECKPOINTS
+    for step in reversed(Checkpoints(folder).steps()):
+        try:
+            leaves = files.read_record(epath.Path(os.path.abspath(folder)) / str(step))["leaves"]
+        except files.Damaged:
+            continue  # they all have the same leaves
+        return {
+            name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+            for name, leaf in leaves.items()
+            if name.startswith(NORMALISERS)
+        }
+    return {}
 
 
 def merge(tree: PyTree, given: dict[str, jax.Array], prefix: str) -> PyTree:
@@ -114,12 +194,11 @@ def _numeric(tree: PyTree) -> dict[str, Any]:
     }
 
 
-def _seeds(leaf: np.ndarray, seeds: int, folder: Path) -> np.ndarray:
+def _seeds(leaf: np.ndarray, seeds: int, source: str) -> np.ndarray:
     if leaf.shape[0] == 1:
         return np.repeat(leaf, seeds, axis=0)
     if leaf.shape[0] < seeds:
         raise UsageError(
-            f"train.seeds = {seeds} is more than the {leaf.shape[0]} of train.pretrained = "
-            f"{str(folder)!r}; train as many, or one"
+            f"train.seeds = {seeds} is more than the {leaf.shape[0]} of {source}; train as many, or one"
         )
     return leaf[:seeds]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from seal_jax.training import mesh as meshes
 from seal_jax.training import problems
 from seal_jax.training.batches import Arrays, Batches, Step
 from seal_jax.training.course import Courses
-from seal_jax.training.pretrained import merge
+from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 from seal_jax.training.state import (
     State,
     Stream,
@@ -37,6 +38,7 @@ from seal_jax.training.state import (
 )
 
 PyTree = Any
+TOP = 5
 
 
 class Start(NamedTuple):
@@ -122,8 +124,14 @@ class Programs:
 
     @functools.cached_property
     def test(self):
-        """``test(Weights, Arrays) -> Tally [seeds]``."""
-        return self._compile(functools.partial(self._evaluate, self.test_size), shared=1)
+        """``test(Weights, Arrays) -> Tally [seeds]``, of more than five classes with "top5" hits."""
+        measures = ("top5",) if self.model.num_classes > TOP else ()
+        return self._compile(functools.partial(self._evaluate, self.test_size, measures), shared=1)
+
+    @functools.cached_property
+    def score_validation(self):
+        """``score_validation(Weights, Arrays) -> Tally [seeds]``: ``validate`` without a memory."""
+        return self._compile(functools.partial(self._evaluate, self.validate_size, ()), shared=1)
 
     @functools.cached_property
     def finite(self):
@@ -148,10 +156,20 @@ class Programs:
         )
         return Arrays(*shapes)
 
-    def abstract_state(self, seeds: int) -> State:
-        """Return the state's shapes and shardings, to restore a checkpoint against."""
+    def abstract_state(self, seeds: int, given: Mapping[str, Any] | None = None) -> State:
+        """Return the state's shapes and shardings, to restore a checkpoint against.
+
+        Args:
+          seeds: how many.
+          given: what the training takes from another run; only normalisers change the shapes.
+        """
         seed: Any = jax.ShapeDtypeStruct((seeds,), jnp.uint32)
-        start = Start(seed, {})
+        normalisers: Any = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for name, leaf in (given or {}).items()
+            if name.startswith(NORMALISERS)
+        }
+        start = Start(seed, normalisers)
         shapes = jax.eval_shape(self.init, start, self.abstract_data())
         sharding = NamedSharding(self.mesh, meshes.BY_SEED)
         return jax.tree.map(
@@ -161,7 +179,8 @@ class Programs:
     def _init(self, start: Start, data: Arrays) -> State:
         seed = start.seed
         variables = self.model.init(stream_key(seed, Stream.INIT, 0))
-        weights = Weights(variables["params"], variables.get("batch_stats", {}), {})
+        statistics = variables.get("batch_stats", {})
+        weights = Weights(variables["params"], statistics, inserted(start.given))
         weights = merge(weights, start.given, "weights/")
         step = jnp.zeros((), jnp.int32)
         memory: PyTree = ()
@@ -262,7 +281,7 @@ class Programs:
         return after, loss
 
     def _validate(self, state: State, data: Arrays) -> tuple[State, Tally]:
-        sums = self._evaluate(self.validate_size, state.weights, data)
+        sums = self._evaluate(self.validate_size, (), state.weights, data)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
         better = accuracy > state.best.accuracy
@@ -274,8 +293,17 @@ class Programs:
             memory = self.method.on_validation(memory, accuracy, state.step)
         return state._replace(best=best, memory=memory), sums
 
-    def _evaluate(self, size: int, weights: Weights, data: Arrays) -> Tally:
-        """Score a split in inference mode; ``size`` is its number of images."""
+    def _evaluate(
+        self, size: int, measures: tuple[str, ...], weights: Weights, data: Arrays
+    ) -> Tally:
+        """Score a split in inference mode.
+
+        Args:
+          size: its number of images.
+          measures: ``("top5",)`` to count the images whose class is among the first five, too.
+          weights: of one seed.
+          data: the split.
+        """
         shares = self.mesh.shape[meshes.DATA]
         batch = -(-min(self.eval_batch_size, size) // shares) * shares
         order = device.padded_batches(size, batch)
@@ -287,11 +315,27 @@ class Programs:
             logits = self.model.module.apply(variables, images, train=False)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             correct = (logits.argmax(-1) == labels) * example_weights
+            hits = {
+                name: ((rank(logits, labels) < TOP) * example_weights).sum() for name in measures
+            }
             scored = Tally(
-                (losses * example_weights).sum(), correct.sum(), example_weights.sum(), {}
+                (losses * example_weights).sum(), correct.sum(), example_weights.sum(), hits
             )
             return jax.tree.map(jnp.add, sums, scored), None
 
-        zero = jax.lax.pcast(empty_tally(), (meshes.SEED, meshes.DATA), to="varying")
+        zero = jax.lax.pcast(empty_tally(measures), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))
         return jax.lax.psum(sums, meshes.DATA)
+
+
+def rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return how many classes come before the label's, int32 ``[b]``, without sorting.
+
+    Of equal logits the first class comes first, as with ``argmax``; NaN comes before everything.
+
+    >>> rank(jnp.array([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0]]), jnp.array([2, 1])).tolist()
+    [1, 1]
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], 1)
+    before = jnp.arange(logits.shape[-1]) < labels[:, None]
+    return (~(logits <= own) | ((logits == own) & before)).sum(-1)

@@ -1,0 +1,114 @@
+"""Anytime deployment performance and forgetting of an adaptation (FAST paper, section 6.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def checkpoints(last: int) -> tuple[int, ...]:
+    """Return the steps at which a state is deployed: Fibonacci's, 0 at the start and ``last``.
+
+    The paper skips "the third number, equal to the second": 0, 1, (1), 2, 3, 5, ... (section 6.2.1).
+    The last step is there whether a Fibonacci number or not: Table 1 is about the end.
+
+    Args:
+      last: steps of the training, from 1.
+
+    >>> checkpoints(10)
+    (0, 1, 2, 3, 5, 8, 10)
+    """
+    found, following = [0, 1], 2
+    while following < last:
+        found.append(following)
+        following = found[-1] + found[-2]
+    return (*found, last) if last > found[-1] else tuple(found)
+
+
+def validations(last: int, longest: int = 10) -> tuple[int, ...]:
+    """Return the steps after which the validation split is scored, from the start on.
+
+    The paper: the number of steps between two validations "is increased gradually starting from 1
+    and saturating at 10" (section 6.2.1). How gradually is ours: by one step every time.
+
+    Args:
+      last: steps of the training; none later is returned.
+      longest: the interval that is not exceeded.
+
+    >>> validations(30, longest=5)
+    (0, 1, 3, 6, 10, 15, 20, 25, 30)
+    """
+    found, interval = [0], 1
+    while found[-1] + interval <= last:
+        found.append(found[-1] + interval)
+        interval = min(interval + 1, longest)
+    return tuple(found)
+
+
+def deployed(
+    checkpoints: Sequence[int], validated: Sequence[int], accuracy: np.ndarray
+) -> np.ndarray:
+    """Return which state is deployed at each checkpoint: the best on validation until then.
+
+    A state is kept when it is better than all before it, so of equals the earliest; one whose
+    accuracy is NaN never is.
+
+    Args:
+      checkpoints: ``[t]`` steps.
+      validated: ``[v]`` steps in ascending order, the first not after the first checkpoint.
+      accuracy: ``[..., v]`` on the validation split.
+
+    Returns:
+      int ``[..., t]``, indices into ``validated``.
+
+    >>> deployed([1, 3, 8], [0, 1, 4], np.array([0.1, 0.3, 0.2])).tolist()
+    [1, 1, 1]
+    """
+    scores = np.where(np.isnan(accuracy), -np.inf, accuracy)
+    counts = np.searchsorted(validated, checkpoints, side="right")
+    return np.stack([np.argmax(scores[..., :count], axis=-1) for count in counts], axis=-1)
+
+
+def performance(
+    checkpoints: Sequence[int],
+    validated: Sequence[int],
+    accuracy: np.ndarray,
+    test_accuracy: np.ndarray,
+) -> np.ndarray:
+    """Return the Anytime Deployment Performance ``[..., t]`` of a full trace.
+
+    Args:
+      checkpoints: ``[t]`` steps.
+      validated: ``[v]`` steps, see :func:`deployed`.
+      accuracy: ``[..., v]`` on the validation split.
+      test_accuracy: ``[..., v]`` of the same states on the test split.
+
+    >>> trace = np.array([0.1, 0.3, 0.2]), np.array([0.15, 0.25, 0.35])
+    >>> performance([0, 8], [0, 1, 4], *trace).tolist()
+    [0.15, 0.25]
+    """
+    index = deployed(checkpoints, validated, accuracy)
+    return np.take_along_axis(np.asarray(test_accuracy), index, axis=-1)
+
+
+def sizes(params: PyTree, start: PyTree, head: str) -> tuple[jax.Array, jax.Array]:
+    r"""Return :math:`\|W\|_F` and :math:`\|\theta - \theta_s\|_2` (Table 1, Figure 4).
+
+    Args:
+      params: of the network; traced or not.
+      start: those of the source, ``head`` left out or not.
+      head: the classifier's name; W is its kernel, and all other parameters are theta.
+    """
+    squares = jax.tree.map(
+        lambda now, then: jnp.sum((now - then).astype(jnp.float32) ** 2),
+        {name: leaf for name, leaf in params.items() if name != head},
+        {name: leaf for name, leaf in start.items() if name != head},
+    )
+    total = sum(jax.tree.leaves(squares), start=jnp.zeros((), jnp.float32))
+    return jnp.linalg.norm(params[head]["kernel"]), jnp.sqrt(total)

@@ -1,0 +1,345 @@
+"""ADP and forgetting by the command, against runs of the trainer and a loop written out."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from seal_jax import UsageError, data
+from seal_jax.evaluation.commands import adaptation, anytime, anytime_report
+from seal_jax.evaluation.commands.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
+from seal_jax.evaluation.commands.subject import Subject
+from seal_jax.training import experiment as experiments
+from seal_jax.training import loop, metrics, pretrained
+from seal_jax.training import mesh as meshes
+from seal_jax.training import settings as settings_lib
+from seal_jax.training.batches import Arrays
+from seal_jax.training.checkpoints import read_leaves
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling takes most of the time here."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def settings(digits_dir, method=None, **train):
+    """An MLP with BatchNorm on 140 digits, two seeds, one generation."""
+    train = {"generations": 1, "epochs_per_generation": 2, "batch_size": 20, "seeds": 2, **train}
+    return settings_lib.Settings(
+        data=settings_lib.Data(name="digits", data_dir=str(digits_dir), validation_fraction=0.9),
+        model=settings_lib.Model(name="mlp", norm="batch"),
+        method=method or {"name": "normal"},
+        optimizer=settings_lib.Optimizer(
+            learning_rate=0.1, schedule="constant", weight_decay=0.0, label_smoothing=0.0
+        ),
+        train=settings_lib.Train(**train),
+    )
+
+
+def warmup(digits_dir, **train):
+    """The baseline with most of a memory: its warm-up ends by the run's own validations."""
+    method = {"name": "fast", "head": "kaiming_fan_in", "warmup": True, "warmup_steps": 2}
+    train = {"pretrained": "../source", "sampling": "balanced", "validate_every": 1, **train}
+    return settings(digits_dir, method, **train)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits_dir):
+    """The runs "source" and "warmup", which starts from it."""
+    root = tmp_path_factory.mktemp("adaptations")
+    dataset = experiments.load_data(settings(digits_dir).data)
+    loop.train(settings(digits_dir, epochs_per_generation=4), root / "source", dataset, devices=2)
+    loop.train(warmup(digits_dir), root / "warmup", dataset, devices=2)
+    return root
+
+
+def series(rows, name, seed):
+    return [row[name] for row in rows if row["seed"] == seed]
+
+
+def accuracy(model, spec, split, weights):
+    """Accuracy and top-5 accuracy of one seed's weights, by sorting."""
+    images = (split.images / 255 - np.array(spec.mean)) / np.array(spec.std)
+    logits = np.asarray(
+        model.module.apply(weights._asdict(), images.astype(np.float32), train=False)
+    )
+    order = np.argsort(-logits, axis=1, kind="stable")
+    hits = order == split.labels[:, None]
+    return hits[:, 0].mean(), hits[:, :5].any(1).mean()
+
+
+def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, evaluated):
+    run = folder / "warmup"
+    rows, output = evaluated("anytime", run)
+    assert series(rows, "tau", 0) == series(rows, "tau", 1) == [0, 1, 2, 3, 5, 8, 13, 14]
+    assert {row["system"] for row in rows} == {"warmup"}
+
+    # The same training, by its programs and without the engine: after every step its weights.
+    config = warmup(digits_dir)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps_per_call=1))
+    dataset = experiments.load_data(config.data)
+    mesh = meshes.make(config, jax.devices()[:2])
+    experiment = experiments.build(config, experiments.data_shape(dataset), mesh)
+    programs = experiment.programs
+    given = pretrained.load(config, run, programs.abstract_state(2), momentum=False)
+    train, validation = (
+        Arrays(*(meshes.place(mesh, part) for part in data.flatten(split)))
+        for split in (dataset.train, dataset.validation)
+    )
+    state = programs.init(programs.starts(np.arange(2, dtype=np.uint32), given), train)
+    states = [jax.device_get(state.weights)]
+    warming = []
+    for _ in range(14):
+        warming.append(np.array(state.memory.warming))
+        state, _ = programs.train(state, train)
+        states.append(jax.device_get(state.weights))
+        state, _ = programs.validate(state, validation)
+    assert 0 < np.sum(warming) < 28  # the rule has ended the warm-up on the way
+
+    source = read_leaves(folder / "source" / "checkpoints")
+    model, spec = experiment.model, programs.batches.augmentation
+    for seed in (0, 1):
+        own = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], weights) for weights in states]
+        test = [accuracy(model, spec, dataset.test, weights) for weights in own]
+        best, kept, due, expected = -1.0, 0, [0, 1, 3, 6, 10], []
+        for step in range(15):
+            if step in due:
+                found = accuracy(model, spec, dataset.validation, own[step])[0]
+                best, kept = max((best, -kept), (found, -step))[0], kept if found <= best else step
+            if step in (0, 1, 2, 3, 5, 8, 13, 14):
+                expected.append((kept, *test[kept], *test[step]))
+        names = ("deployed", "adp", "adp_top5", "test", "test_top5")
+        for name, values in zip(names, zip(*expected, strict=True), strict=True):
+            np.testing.assert_allclose(series(rows, name, seed), values, atol=1e-6, err_msg=name)
+        head = {name: source[f"weights/params/fc/{name}"][seed] for name in own[0].params["fc"]}
+        for row in (row for row in rows if row["seed"] == seed):
+            weights = own[row["tau"]]
+            old = weights._replace(params={**weights.params, "fc": head})
+            found = accuracy(model, spec, dataset.test, old)[0]
+            assert row["source"] == pytest.approx(found, abs=1e-6)
+            norm = np.linalg.norm(weights.params["fc"]["kernel"])
+            assert row["head_norm"] == pytest.approx(norm, rel=1e-4)
+            squares = 0.0
+            for layer in ("dense1", "dense2"):
+                for path, leaf in jax.tree_util.tree_leaves_with_path(weights.params[layer]):
+                    name = jax.tree_util.keystr(path, simple=True, separator="/")
+                    squares += ((leaf - source[f"weights/params/{layer}/{name}"][seed]) ** 2).sum()
+            assert row["distance"] == pytest.approx(np.sqrt(squares), rel=1e-3, abs=1e-6)
+
+    # And what the run itself has recorded.
+    recorded = metrics.read(run)[-1]
+    for seed in (0, 1):
+        last = [row for row in rows if row["seed"] == seed][-1]
+        assert last["test"] == pytest.approx(recorded["test_last/accuracy"][seed], abs=1e-6)
+        assert last["test_top5"] == pytest.approx(
+            recorded["test_last/top5_accuracy"][seed], abs=1e-6
+        )
+    assert 0 <= rows[-1]["deviation"] < 1e-5
+    assert "source,head_norm,distance,deployed" in (output / "results.csv").read_text()
+
+
+def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(folder, digits_dir, evaluated):
+    source = folder / "source"
+    before = sorted(source.rglob("*"))
+    rows, output = evaluated(
+        "anytime",
+        source,
+        weights=("last",),
+        systems=("fast", "feature_extraction"),
+        alpha=0.2,
+        beta=0.05,
+        flip=False,
+        max_steps=14,
+    )
+    assert sorted(source.rglob("*")) == before
+    fast = [row for row in rows if row["system"] == "fast"]
+    test = experiments.load_data(settings(digits_dir).data).test
+    learnt = metrics.read(source)[-1]["test_last/accuracy"]
+    for seed in (0, 1):
+        start, first = [row for row in fast if row["seed"] == seed][:2]
+        assert start["head_norm"] == start["distance"] == 0
+        assert start["adp"] == pytest.approx((test.labels == 0).mean(), abs=1e-6)  # all equal
+        assert start["source"] == pytest.approx(learnt[seed], abs=1e-6)
+        # A zero head sends nothing back: after one step only it has moved.
+        assert first["head_norm"] > 0
+        assert first["distance"] == 0
+    moved = {row["system"]: row["distance"] for row in rows if row["tau"] == 14}
+    assert moved["fast"] > 0
+    assert moved["feature_extraction"] == 0
+
+    subject = Subject(source, weights=("last",))
+    config = settings_of(
+        "fast",
+        Rates(0.2, 0.05, 0.01),
+        subject.settings,
+        subject.dataset,
+        batch_size=10,
+        steps=14,
+        seeds=2,
+        flip=False,
+    )
+    train = dataclasses.replace(config.train, pretrained=str(source))
+    run = output.parent / "fast"
+    loop.train(dataclasses.replace(config, train=train), run, subject.dataset, devices=1)
+    recorded = metrics.read(run)[-1]
+    assert recorded["step"] == 14
+    assert [row["test"] for row in fast if row["tau"] == 14] == pytest.approx(
+        recorded["test_last/accuracy"], abs=1e-6
+    )
+
+
+def test_a_generation_that_ends_early(folder, digits_dir, evaluated, tmp_path):
+    """All rest after the first of three epochs: what follows has the state of its end."""
+    shutil.copytree(folder / "source", tmp_path / "source")
+    config = warmup(digits_dir, epochs_per_generation=3, until_accuracy=0.01, seeds=1)
+    dataset = experiments.load_data(config.data)
+    loop.train(config, tmp_path / "early", dataset, devices=1)
+    recorded = metrics.read(tmp_path / "early")
+    assert [row["step"] for row in recorded] == [7]
+    rows, _ = evaluated("anytime", tmp_path / "early")
+    assert series(rows, "tau", 0) == [0, 1, 2, 3, 5, 8, 13, 21]
+    assert [row["test"] for row in rows[-3:]] == pytest.approx(
+        recorded[0]["test_last/accuracy"] * 3, abs=1e-6
+    )
+
+
+@pytest.fixture
+def rows():
+    """Two systems, two seeds, three checkpoints, made up."""
+    base = {"run": "r", "step": 9, "weights": "last", "target": "digits", "alpha": 0.01}
+    return [
+        {**base, "system": system, "beta": beta, "seed": seed, "tau": tau}
+        | {"adp": 0.5 + 0.1 * tau + 0.02 * seed, "adp_top5": None, "source": 0.9}
+        | {"head_norm": float(tau), "distance": 0.25, "deviation": None}
+        for system, beta in (("fast", 0.001), ("kaiming_fan_in", 0.01))
+        for seed in (0, 1)
+        for tau in (0, 1, 2)
+    ]
+
+
+def test_table(rows):
+    found = anytime_report.table(rows)
+    cells = dict(zip(found.header, found.rows[1], strict=True))
+    assert cells["run"] == "kaiming_fan_in"
+    assert cells["ADP 1"] == "61.0 ± 12.7"  # t = 12.7 for two seeds, deviation / sqrt 2 = 1
+    assert (cells["top-1 err."], cells["top-5 err."]) == ("29.00 ± 12.71", "-")
+    assert "paper" not in cells
+    paper = anytime_report.table([{**row, "target": "cifar100"} for row in rows])
+    assert [line[-1] for line in paper.rows] == ["12.63 / 1.62 / 7.19", "16.8 / 3.46 / 34.58"]
+
+
+def test_draw(rows):
+    figure = Figure()
+    anytime_report.draw(figure, rows)
+    adp, source, norm = figure.axes
+    assert [line.get_label() for line in adp.lines] == ["fast", "kaiming_fan_in"]
+    assert adp.lines[0].get_xdata().tolist() == [0, 1, 2]
+    np.testing.assert_allclose(adp.lines[0].get_ydata(), [51, 61, 71])
+    np.testing.assert_allclose(source.lines[1].get_ydata(), [90, 90, 90])
+    assert norm.get_yscale() == "log"
+    figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_systems_are_known_by_their_settings(name, digits_dir):
+    target = experiments.load_data(settings(digits_dir).data)
+    config = settings_of(
+        name,
+        Rates(0.1, 0.01, 0.1),
+        settings(digits_dir),
+        target,
+        batch_size=10,
+        steps=5,
+        seeds=1,
+        flip=True,
+    )
+    assert system_of(config) == name
+    slow = 0.1 if name.endswith("adam") else 1.0
+    alpha, beta = config.method["alpha"], config.method["beta"]
+    assert alpha == pytest.approx(0 if name == "frozen_head" else slow * 0.1)
+    expected = {"feature_extraction": 0.0}.get(name, 0.01 if name.startswith("fast") else 0.1)
+    assert beta == pytest.approx(slow * expected)
+
+
+@pytest.mark.parametrize(
+    ("run", "given", "says"),
+    [
+        ("source", {"batch_size": 15}, "--batch-size=15 must be a multiple of the 10 classes"),
+        ("source", {"seeds": 3}, "--seeds=3 is more than the 2"),
+        ("source", {"image_size": 16}, "nothing there fits params/dense1|source task cannot be"),
+        ("warmup", {"alpha": 0.5}, "--alpha goes with a run to adapt"),
+        ("warmup", {"seeds": 3}, "--seeds=3 is more than the 2"),
+    ],
+)
+def test_bad_input(folder, run, given, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        anytime.units(Subject(folder / run), anytime.Options(**given))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"systems": ("fst",)}, "--systems=fst must be of .*nearest: fast"),
+        ({"systems": ("fast", "fast")}, "names a system twice"),
+        ({"alpha": float("nan")}, "--alpha = nan must be positive"),
+        ({"beta": 0.0}, "--beta = 0 must be positive"),
+        ({"max_steps": -1}, "--max-steps = -1 must be 0 or more"),
+        ({"validation_fraction": 1.0}, "--validation-fraction = 1 must lie in"),
+    ],
+)
+def test_bad_options(given, says):
+    with pytest.raises(UsageError, match=says):
+        anytime.Options(**given)
+
+
+def test_what_cannot_be_gone_through(folder, digits_dir, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(folder / "warmup", gone)
+    with pytest.raises(
+        UsageError, match=r"train\.pretrained = '.*source' is not the folder of a run"
+    ):
+        anytime.units(Subject(gone), anytime.Options())
+
+    dataset = experiments.load_data(settings(digits_dir).data)
+    config = warmup(digits_dir)
+    source = adaptation.read_source(config, folder / "warmup")
+    images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.arange(8) % 4
+    four = data.from_arrays((images, labels), (images, labels), name="four")
+    with pytest.raises(UsageError, match=r"fc/bias is .*10.*, and its data, four of 4 classes"):
+        adaptation.Replay(config, dataset, source._replace(dataset=four))
+    nothing = dataclasses.replace(
+        dataset, validation=data.Split(images[:0], labels[:0].astype("i4"))
+    )
+    with pytest.raises(UsageError, match="leaves no validation split of digits"):
+        adaptation.Replay(config, nothing, source)
+    by_test = dataclasses.replace(config.data, selection="test_best", validation_fraction=0.0)
+    with pytest.raises(UsageError, match="chooses by the test split"):
+        adaptation.Replay(dataclasses.replace(config, data=by_test), dataset, source)
+
+
+def test_a_training_that_diverges(folder):
+    options = anytime.Options(systems=("fast",), alpha=1e30, max_steps=3, flip=False)
+    unit = anytime.units(Subject(folder / "source", weights=("last",)), options)[0]
+    with pytest.raises(UsageError, match=r"fast on digits, seed 0: .* is not finite.*; lower the"):
+        unit.run()
+
+
+def test_a_config_that_was_changed(folder, tmp_path):
+    """The source's data is no longer what it was trained on."""
+    for name in ("source", "warmup"):
+        shutil.copytree(folder / name, tmp_path / name)
+    path = tmp_path / "source" / "config.json"
+    config = json.loads(path.read_text())
+    config["data"]["image_size"] = 16
+    path.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"dense1/linear/kernel is \[64, 32\], and its data.*256"):
+        anytime.units(Subject(tmp_path / "warmup"), anytime.Options())
