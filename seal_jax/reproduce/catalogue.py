@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# The runs that most items look at; an item's commands stand on these.
+# The runs in ``runs/digits`` that most items look at.
 RUNS = "sweep --config=configs/results.py --workdir=runs/digits"
 FLIPPED = (
     "sweep --config=configs/results.py --workdir=runs/flipped --config.data.flip=true "
@@ -60,31 +60,31 @@ ITEMS = (
         "SEAL",
         "Tables 1, 12",
         "transfer by linear probe",
-        (RUNS, _evaluate("linear_probe", options="--datasets=digits")),
+        (_evaluate("linear_probe", options="--datasets=digits"),),
         f"{TINY}; leave out --datasets",
     ),
     Item(
         "SEAL",
         "Figure 2",
         "k-NN accuracy by block",
-        (RUNS, _evaluate("prediction_depth"), _evaluate("prediction_depth", NORMAL)),
+        (
+            _evaluate("prediction_depth"),
+            _evaluate("prediction_depth", NORMAL),
+        ),
         TINY,
     ),
     Item(
         "SEAL",
         "Figure 3",
         "k-NN accuracy over training",
-        (RUNS, _evaluate("prediction_depth", options="--steps=all --output=runs/seal_course")),
+        (_evaluate("prediction_depth", options="--steps=all --output=runs/seal_course"),),
         f"{TINY} with run.keep_checkpoints",
     ),
     Item(
         "SEAL",
         "Tables 2, 8",
         "accuracy by generation",
-        (
-            RUNS,
-            _compare("runs/digits/normal", "runs/digits/llf", "runs/digits/seal", output="runs"),
-        ),
+        (_compare("runs/digits/normal", "runs/digits/llf", "runs/digits/seal", output="runs"),),
         TINY,
     ),
     Item("SEAL", "Table 3", "the data sets", ("datasets",)),
@@ -92,20 +92,23 @@ ITEMS = (
         "SEAL",
         "Table 4",
         "few-shot, 1 and 5 shots",
-        (RUNS, _evaluate("few_shot", options="--datasets=digits --shots=1,5")),
+        (_evaluate("few_shot", options="--datasets=digits --shots=1,5"),),
         f"{TINY}; leave out --datasets, --image-size=224 --normalisation=imagenet",
     ),
     Item(
         "SEAL",
         "Table 5",
         "few-shot, 20 and 50 shots",
-        (
-            RUNS,
-            _evaluate("few_shot", options="--datasets=digits --shots=20,50 --output=runs/shots"),
-        ),
+        (_evaluate("few_shot", options="--datasets=digits --shots=20,50 --output=runs/shots"),),
         "as Table 4",
     ),
-    Item("SEAL", "Table 6", "eigenvalues of the Hessian", (RUNS, _evaluate("hessian")), TINY),
+    Item(
+        "SEAL",
+        "Table 6",
+        "eigenvalues of the Hessian",
+        (_evaluate("hessian")),
+        TINY,
+    ),
     Item(
         "SEAL",
         "Table 7",
@@ -141,7 +144,10 @@ ITEMS = (
         "LW",
         "Table 3, Figures 2, 3",
         "who wins, significance, scatter, decision tree",
-        (RUNS, FLIPPED, _compare("runs/digits/*/", "runs/flipped/*/", output="runs/settings")),
+        (
+            FLIPPED,
+            _compare("runs/digits/*/", "runs/flipped/*/", output="runs/settings"),
+        ),
         f"{_LW} once for each setting",
     ),
     Item("LW", "Table 5", "the data sets", ("datasets",)),
@@ -149,21 +155,24 @@ ITEMS = (
         "LW",
         "Figures 4, 9",
         "accuracy against compute",
-        (RUNS, SHORT, _compare("runs/digits/*/", "runs/short/*/", output="runs/budget")),
+        (
+            SHORT,
+            _compare("runs/digits/*/", "runs/short/*/", output="runs/budget"),
+        ),
         f"{_LW} with several train.epochs_per_generation",
     ),
     Item(
         "LW",
         "Figures 5, 12",
         "flatness under noise",
-        (RUNS, _evaluate("flatness", "--checkpoint=runs/digits/lw")),
+        (_evaluate("flatness", "--checkpoint=runs/digits/lw"),),
         _LW,
     ),
     Item(
         "LW",
         "Figures 6, 10, 11",
         "smallest margins",
-        (RUNS, _evaluate("margins", "--checkpoint=runs/digits/lw")),
+        (_evaluate("margins", "--checkpoint=runs/digits/lw"),),
         _LW,
     ),
     Item(
@@ -171,7 +180,6 @@ ITEMS = (
         "Figure 7",
         "size of the weights over the baseline's",
         (
-            RUNS,
             _evaluate("margins", "--checkpoint=runs/digits/lw"),
             _evaluate("margins", NORMAL),
             _compare("runs/digits/lw", "runs/digits/normal", output="runs/size"),
@@ -182,21 +190,21 @@ ITEMS = (
         "LW",
         "Figure 8",
         "training speed by round",
-        (RUNS, _compare("runs/digits/lw", "runs/digits/normal", output="runs/speed")),
+        (_compare("runs/digits/lw", "runs/digits/normal", output="runs/speed"),),
         _LW,
     ),
     Item(
         "PoF",
         "Figure 1",
         "loss along eigenvectors of each layer (c, d); a, b are drawn",
-        (RUNS, _evaluate("landscape", NORMAL)),
+        (_evaluate("landscape", NORMAL),),
         "configs/pof_cifar10.py:sgd",
     ),
     Item(
         "PoF",
         "Figure 2",
         "gradients and eigenvectors, xi*",
-        (RUNS, _evaluate("gradients", "--checkpoint=runs/digits/sam")),
+        (_evaluate("gradients", "--checkpoint=runs/digits/sam"),),
         "configs/pof_cifar10.py:sgd",
     ),
     Item("PoF", "Figure 3", "the method, drawn"),
@@ -204,7 +212,7 @@ ITEMS = (
         "PoF",
         "Table 1, Figure 4",
         "test error and its course",
-        (RUNS, _compare("runs/digits/sam", "runs/digits/pof", output="runs/pof")),
+        (_compare("runs/digits/sam", "runs/digits/pof", output="runs/pof"),),
         "configs/pof_cifar10.py",
     ),
     Item(
@@ -212,7 +220,6 @@ ITEMS = (
         "Figure 5",
         "curvature along mini-batch gradients",
         (
-            RUNS,
             _evaluate("gradients", "--checkpoint=runs/digits/sam"),
             _evaluate("gradients", "--checkpoint=runs/digits/pof"),
             _compare("runs/digits/sam", "runs/digits/pof", output="runs/pof"),
@@ -223,7 +230,7 @@ ITEMS = (
         "PoF",
         "Figure 6",
         "sizes of the perturbations",
-        (RUNS, _evaluate("perturbations", "--checkpoint=runs/digits/pof")),
+        (_evaluate("perturbations", "--checkpoint=runs/digits/pof"),),
         "configs/pof_cifar10.py:pof",
     ),
     Item("PoF", "Table 2", "time of an epoch", (), "python -m benchmarks.methods"),
@@ -233,7 +240,6 @@ ITEMS = (
         "Figures 3, 4, 5",
         "forgetting, by the size of the new head",
         (
-            RUNS,
             f"{_ANYTIME} --systems=gaussian --sigma=1.0 --output=runs/sigma1",
             f"{_ANYTIME} --systems=gaussian,fast --sigma=0.01 --output=runs/sigma2",
         ),
@@ -243,14 +249,14 @@ ITEMS = (
         "FAST",
         "Figure 6",
         "a head that does not learn",
-        (RUNS, f"{_ANYTIME} --systems=frozen_head,gaussian --output=runs/frozen"),
+        (f"{_ANYTIME} --systems=frozen_head,gaussian --output=runs/frozen",),
         _FAST,
     ),
     Item(
         "FAST",
         "Figure 7",
         "classifier warm-up",
-        (RUNS, f"{_ANYTIME} --systems=warmup,kaiming_fan_out,kaiming_fan_in --output=runs/warmup"),
+        (f"{_ANYTIME} --systems=warmup,kaiming_fan_out,kaiming_fan_in --output=runs/warmup",),
         _FAST,
     ),
     Item(
@@ -258,7 +264,6 @@ ITEMS = (
         "Figures 8, 9",
         "unequal learning rates",
         (
-            RUNS,
             f"{_ANYTIME} --systems=fast --alpha=0.01 --beta=0.01 --output=runs/equal",
             f"{_ANYTIME} --systems=fast --alpha=0.01 --beta=0.001 --output=runs/unequal",
         ),
@@ -268,14 +273,14 @@ ITEMS = (
         "FAST",
         "Figures 10 to 13",
         "FAST and baselines, by optimizer",
-        (RUNS, f"{_ANYTIME} --systems=fast,kaiming_fan_in,fast_adam,fast_radam --output=runs/adam"),
+        (f"{_ANYTIME} --systems=fast,kaiming_fan_in,fast_adam,fast_radam --output=runs/adam",),
         f"{_FAST}; VGG-19 is --config.model.name=vgg19",
     ),
     Item(
         "FAST",
         "Table 1, Figures 14, 15",
         "where training ends, and how far from the start",
-        (RUNS, f"{_ANYTIME} --systems=fast,kaiming_fan_in --output=runs/far"),
+        (f"{_ANYTIME} --systems=fast,kaiming_fan_in --output=runs/far",),
         _FAST,
     ),
 )
@@ -283,7 +288,7 @@ ITEMS = (
 
 def as_text() -> str:
     """Return the items for a terminal, each with its commands below."""
-    lines = []
+    lines = ["First, for everything that looks at runs/digits:", f"    python -m seal_jax {RUNS}"]
     for item in ITEMS:
         lines.append(f"{item.paper}, {item.name}: {item.shows}")
         lines += [f"    python -m seal_jax {command}" for command in item.commands]
