@@ -6,126 +6,29 @@ uses it (Tables 4 and 5, "Linear"): in every episode a linear classifier learns 
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seal_jax.errors import UsageError
+from seal_jax.evaluation.episodes import (
+    EPISODES,
+    Episode,
+    Protocol,
+    Scores,
+    check,
+    chunks,
+    draw,
+    episode,
+    mesh_of,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """What an episode is, and how its classifier learns; the defaults are the public protocol's.
-
-    Attributes:
-      ways: classes of an episode.
-      shots: images of each class to learn from.
-      queries: images of each class to be scored on.
-      epochs: passes over the images to learn from.
-      batch_size: images a step; the last batch of a pass may be smaller.
-      learning_rate: of SGD.
-      momentum: its momentum.
-      dampening: a gradient enters the momentum with 1 - dampening, but the first with 1.
-      weight_decay: coupled L2, on the bias too.
-    """
-
-    ways: int = 5
-    shots: int = 5
-    queries: int = 15
-    epochs: int = 100
-    batch_size: int = 4
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    dampening: float = 0.9
-    weight_decay: float = 1e-3
-
-    def __post_init__(self):
-        for field in ("ways", "shots", "queries", "epochs", "batch_size"):
-            value = getattr(self, field)
-            least = 2 if field == "ways" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{field} = {value!r} must be a whole number of at least {least}")
-
-
-class Episode(NamedTuple):
-    """One episode, a pure function of the seed and its number.
-
-    Attributes:
-      support: rows to learn from, ``[ways * shots]``, class by class.
-      query: rows to be scored on, ``[ways * queries]``, class by class.
-      kernel: the classifier's initial weights, ``[ways, features]``, as PyTorch draws them.
-      bias: its initial bias, ``[ways]``.
-      orders: the order of the images in each epoch, ``[epochs, ways * shots]``.
-    """
-
-    support: np.ndarray
-    query: np.ndarray
-    kernel: np.ndarray
-    bias: np.ndarray
-    orders: np.ndarray
-
-
-def episode(
-    labels: np.ndarray, features: int, protocol: Protocol, *, seed: int, number: int
-) -> Episode:
-    """Draw an episode: classes without replacement, then images of each without replacement.
-
-    Args:
-      labels: ``[n]``, class numbers.
-      features: length of a feature vector.
-      protocol: see :class:`Protocol`.
-      seed: of the evaluation.
-      number: of the episode.
-
-    Raises:
-      UsageError: too few classes, or too few images in a class.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    needed = protocol.shots + protocol.queries
-    if len(classes) < protocol.ways:
-        raise UsageError(
-            f"ways = {protocol.ways} is more than the {len(classes)} classes there are"
-        )
-    if np.min(counts) < needed:
-        rare = classes[np.argmin(counts)]
-        raise UsageError(
-            f"shots + queries = {needed} is more than the {np.min(counts)} images of class {rare}"
-        )
-    random = np.random.default_rng([seed, number])
-    chosen = random.choice(classes, protocol.ways, replace=False)
-    rows = np.stack(
-        [random.choice(np.flatnonzero(labels == c), needed, replace=False) for c in chosen]
-    )
-    bound = 1 / math.sqrt(features)
-    kernel = random.uniform(-bound, bound, (protocol.ways, features)).astype(np.float32)
-    bias = random.uniform(-bound, bound, protocol.ways).astype(np.float32)
-    count = protocol.ways * protocol.shots
-    orders = np.stack([random.permutation(count) for _ in range(protocol.epochs)])
-    return Episode(
-        rows[:, : protocol.shots].ravel(), rows[:, protocol.shots :].ravel(), kernel, bias, orders
-    )
-
-
-class Scores(NamedTuple):
-    """Accuracies of all episodes, ``[episodes]`` in [0, 1], with their summary."""
-
-    accuracies: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Mean over the episodes."""
-        return float(self.accuracies.mean())
-
-    @property
-    def interval(self) -> float:
-        """Half the 95 % confidence interval of the mean, 1.96 standard errors."""
-        return float(1.96 * self.accuracies.std() / math.sqrt(len(self.accuracies)))
+__all__ = ["Episode", "Protocol", "Scores", "check", "draw", "episode", "linear"]
 
 
 def linear(
@@ -136,7 +39,8 @@ def linear(
     seed: int = 0,
     episodes: int = 600,
     first: int = 0,
-    chunk: int = 100,
+    chunk: int | None = None,
+    devices: Sequence[Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
     r"""Return the accuracy of a linear classifier in every episode.
@@ -152,7 +56,9 @@ def linear(
       seed: of the evaluation.
       episodes: how many.
       first: the number of the first, to go on with an evaluation.
-      chunk: episodes in one call of the program.
+      chunk: episodes in one call of the program, rounded up to a multiple of the devices; by
+        default all, as far as a device then holds no more than 1 GiB of them.
+      devices: over which the episodes of a call are divided; by default all of this process.
       progress: called with the number of episodes done.
 
     Raises:
@@ -165,28 +71,39 @@ def linear(
         )
     if not np.isfinite(features).all():
         raise UsageError("features hold NaN or infinity: the network or its input is broken")
-    if episodes < 1:
-        raise UsageError(f"episodes = {episodes} must be at least 1")
-    table = jnp.asarray(features, jnp.float32)
+    mesh = mesh_of(devices)
+    if chunk is None:
+        chunk = mesh.size * max(1, 2**30 // _bytes(protocol, features.shape[1]))
+    groups = check(labels, protocol)
+    table = jax.device_put(np.asarray(features, np.float32), NamedSharding(mesh, PartitionSpec()))
     found = []
-    for start in range(0, episodes, chunk):
-        numbers = range(first + start, first + min(start + chunk, episodes))
-        drawn = [
-            episode(labels, features.shape[1], protocol, seed=seed, number=number)
-            for number in numbers
-        ]
-        # The last chunk is filled up, so that there is one program.
-        drawn += drawn[-1:] * (min(chunk, episodes) - len(drawn))
-        whole = Episode(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
-        found.append(np.asarray(_solve(table, whole, protocol))[: len(numbers)])
+    for start, count, whole in chunks(
+        groups, features.shape[1], protocol, mesh, seed=seed, span=(first, episodes), chunk=chunk
+    ):
+        found.append(np.asarray(_solve(table, whole, protocol, mesh))[:count])
         if progress is not None:
-            progress(start + len(numbers))
-    return Scores(np.concatenate(found))
+            progress(start + count)
+    return Scores(np.concatenate(found) / (protocol.ways * protocol.queries))
 
 
-@partial(jax.jit, static_argnames=("protocol",))
-def _solve(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.Array:
-    return jax.vmap(lambda one: _one(features, one, protocol))(drawn)
+def _bytes(protocol: Protocol, features: int) -> int:
+    """Return about how many bytes an episode takes on its device."""
+    support, query = protocol.ways * protocol.shots, protocol.ways * protocol.queries
+    vectors = (support + query) * (features + 1 + support)
+    return 4 * (vectors + protocol.epochs * (support + protocol.batch_size) * 2)
+
+
+@partial(jax.jit, static_argnames=("protocol", "mesh"))
+def _solve(features: jax.Array, drawn: Episode, protocol: Protocol, mesh: Mesh) -> jax.Array:
+    def here(features: jax.Array, drawn: Episode) -> jax.Array:
+        return jax.vmap(lambda one: _one(features, one, protocol))(drawn)
+
+    split = PartitionSpec(EPISODES)
+    # Episodes need nothing of each other: a device's program is that of its own part.
+    divided = jax.shard_map(
+        here, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
+    )
+    return divided(features, drawn)
 
 
 def _one(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.Array:
@@ -222,7 +139,7 @@ def _one(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.Array:
     start = (jnp.ones(()), zero, jnp.zeros(()), zero, jnp.zeros((), jnp.int32))
     (c, a, *_), _ = jax.lax.scan(step, start, (rows, weights))
     predicted = (c * query_logits + query_gram @ a).argmax(-1)
-    return (predicted == jnp.repeat(jnp.arange(ways), protocol.queries)).mean()
+    return (predicted == jnp.repeat(jnp.arange(ways), protocol.queries)).sum()
 
 
 def _with_one(features: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from seal_jax.errors import UsageError, check_number
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How the classifiers learn; the defaults are those of the SEAL paper, Table 1.
+    """How the classifiers learn; the defaults are those of the SEAL paper, section 4.2 and Table 1.
+
+    The batch size is not in the paper.
 
     Attributes:
       learning_rates: one classifier each, flat.
@@ -37,6 +40,10 @@ class Protocol:
             raise UsageError("learning_rates is empty: name at least one")
         for rate in self.learning_rates:
             check_number("learning_rates", rate, lambda v: 0 < v < math.inf, "be positive")
+        check_number("momentum", self.momentum, lambda v: 0 <= v < 1, "lie in [0, 1)")
+        check_number(
+            "weight_decay", self.weight_decay, lambda v: 0 <= v < math.inf, "not be negative"
+        )
         for field in ("epochs", "batch_size"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -50,7 +57,7 @@ class Probe(NamedTuple):
       accuracies: on the test features, ``[learning rates]``, in [0, 1].
       kernels: ``[learning rates, d, classes]``.
       biases: ``[learning rates, classes]``.
-      best: index of the highest accuracy, which the paper reports.
+      best: index of the highest test accuracy, which the paper reports.
     """
 
     accuracies: np.ndarray
@@ -74,7 +81,7 @@ def fit(
     """Train linear classifiers on fixed features and score them.
 
     All learning rates start from the same weights, He-normal with zero bias, and see the same
-    batches, so they differ in nothing else.
+    batches, so they differ in nothing else. It is one compiled program.
 
     Args:
       train: features float ``[n, d]`` and labels ``[n]``.
@@ -87,61 +94,128 @@ def fit(
       UsageError: features that are not finite or do not fit the labels, or labels out of range.
     """
     protocol = Protocol() if protocol is None else protocol
-    for name, (features, labels) in (("train", train), ("test", test)):
-        if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-            raise UsageError(
-                f"{name} features {features.shape} and labels {labels.shape} must be [n, d] and [n]"
-            )
-        if not np.isfinite(features).all():
-            raise UsageError(
-                f"{name} features hold NaN or infinity: the network or its input is broken"
-            )
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise UsageError(f"{name} labels must lie in 0..{num_classes - 1}")
+    _check("train", train, num_classes)
+    _check("test", test, num_classes)
+    rates, fixed = _parted(protocol)
+    state, key = _start(jax.random.key(seed), rates, train[0].shape[1], num_classes)
+    state = _train(state, key, rates, *map(jnp.asarray, train), fixed)
+    return Probe(*map(np.asarray, _score(state, *map(jnp.asarray, test))))
+
+
+def fit_augmented(
+    epoch_features: Callable[[int], np.ndarray],
+    labels: np.ndarray,
+    test: tuple[np.ndarray, np.ndarray],
+    num_classes: int,
+    protocol: Protocol | None = None,
+    *,
+    seed: int = 0,
+) -> Probe:
+    """Train linear classifiers on features that are new in every epoch, and score them.
+
+    With features that stay the same it gives what :func:`fit` gives.
+
+    Args:
+      epoch_features: features float ``[n, d]`` of the augmented training images in epoch 0, 1, ...
+      labels: ``[n]``.
+      test: features and labels to be scored on.
+      num_classes: number of classes.
+      protocol: see :class:`Protocol`.
+      seed: of weights and order.
+
+    Raises:
+      UsageError: as for :func:`fit`.
+    """
+    protocol = Protocol() if protocol is None else protocol
+    _check("test", test, num_classes)
+    rates, fixed = _parted(protocol)
+    state, key = _start(jax.random.key(seed), rates, test[0].shape[1], num_classes)
+    targets = jnp.asarray(labels)
+    for number in range(protocol.epochs):
+        features = epoch_features(number)
+        _check("train", (features, labels), num_classes)
+        state = _epoch(state, key, number, rates, jnp.asarray(features), targets, fixed)
+    return Probe(*map(np.asarray, _score(state, *map(jnp.asarray, test))))
+
+
+def _check(name: str, split: tuple[np.ndarray, np.ndarray], num_classes: int) -> None:
+    features, labels = split
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        raise UsageError(
+            f"{name} features {features.shape} and labels {labels.shape} must be [n, d] and [n]"
+        )
+    if not np.isfinite(features).all():
+        raise UsageError(
+            f"{name} features hold NaN or infinity: the network or its input is broken"
+        )
+    if np.min(labels) < 0 or np.max(labels) >= num_classes:
+        raise UsageError(f"{name} labels must lie in 0..{num_classes - 1}")
+
+
+def _parted(protocol: Protocol) -> tuple[jax.Array, Protocol]:
+    """Return the rates and the protocol without them: other rates must not compile anew."""
     rates = jnp.asarray(protocol.learning_rates, jnp.float32)
-    arrays = [jnp.asarray(part) for part in (*train, *test)]
-    # Not part of the program's identity: other rates must not compile anew.
-    fixed = dataclasses.replace(protocol, learning_rates=(1.0,))
-    found = _fit(jax.random.key(seed), rates, *arrays, num_classes, fixed)
-    return Probe(*map(np.asarray, found))
+    return rates, dataclasses.replace(protocol, learning_rates=(1.0,))
 
 
-@partial(jax.jit, static_argnames=("num_classes", "protocol"))
-def _fit(key, rates, features, labels, test_features, test_labels, num_classes, protocol):
+@partial(jax.jit, static_argnames=("size", "num_classes"))
+def _start(key, rates, size, num_classes):
+    """Return weights and momentum of all learning rates, and the key of the orders."""
     start_key, order_key = jax.random.split(key)
-    count, size = features.shape
     kernel = jax.random.normal(start_key, (size, num_classes)) * math.sqrt(2 / size)
-    start = (kernel, jnp.zeros(num_classes))
+    params = (kernel, jnp.zeros(num_classes))
+    params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*rates.shape, *leaf.shape)), params)
+    return (params, jax.tree.map(jnp.zeros_like, params)), order_key
+
+
+@partial(jax.jit, static_argnames=("protocol",))
+def _train(state, key, rates, features, labels, protocol):
+    """Train for all epochs on the same features."""
+
+    def epoch(state, number):
+        return _epoch(state, key, number, rates, features, labels, protocol), None
+
+    return jax.lax.scan(epoch, state, jnp.arange(protocol.epochs))[0]
+
+
+@partial(jax.jit, static_argnames=("protocol",))
+def _epoch(state, key, number, rates, features, labels, protocol):
+    """Train all classifiers for an epoch, the last batch with the images that are left."""
+    count = len(labels)
     batch = min(protocol.batch_size, count)
     steps = -(-count // batch)
     weights = (jnp.arange(steps * batch) < count).astype(jnp.float32).reshape(steps, batch)
+    order = jax.random.permutation(jax.random.fold_in(key, number), count)
+    rows = jnp.concatenate([order, order[: steps * batch - count]]).reshape(steps, batch)
 
-    def one(rate):
-        def loss(params, rows, weights):
-            logits = features[rows] @ params[0] + params[1]
-            chances = jax.nn.log_softmax(logits)
-            picked = jnp.take_along_axis(chances, labels[rows][:, None], axis=1)[:, 0]
-            return -(weights * picked).sum() / weights.sum()
+    def loss(params, rows, weights):
+        logits = features[rows] @ params[0] + params[1]
+        chances = jax.nn.log_softmax(logits)
+        picked = jnp.take_along_axis(chances, labels[rows][:, None], axis=1)[:, 0]
+        return -(weights * picked).sum() / weights.sum()
 
-        def step(state, inputs):
-            params, momentum = state
-            slope = jax.grad(loss)(params, *inputs)
-            momentum = jax.tree.map(
-                lambda m, g, p: protocol.momentum * m + g + protocol.weight_decay * p,
-                momentum,
-                slope,
-                params,
-            )
-            return (jax.tree.map(lambda p, m: p - rate * m, params, momentum), momentum), None
+    def one(state, rate, inputs):
+        params, momentum = state
+        slope = jax.grad(loss)(params, *inputs)
+        momentum = jax.tree.map(
+            lambda m, g, p: protocol.momentum * m + g + protocol.weight_decay * p,
+            momentum,
+            slope,
+            params,
+        )
+        return jax.tree.map(lambda p, m: p - rate * m, params, momentum), momentum
 
-        def epoch(state, number):
-            order = jax.random.permutation(jax.random.fold_in(order_key, number), count)
-            rows = jnp.concatenate([order, order[: steps * batch - count]]).reshape(steps, batch)
-            return jax.lax.scan(step, state, (rows, weights))[0], None
+    def step(state, inputs):
+        return jax.vmap(one, in_axes=(0, 0, None))(state, rates, inputs), None
 
-        zero = jax.tree.map(jnp.zeros_like, start)
-        (params, _), _ = jax.lax.scan(epoch, (start, zero), jnp.arange(protocol.epochs))
-        predicted = (test_features @ params[0] + params[1]).argmax(-1)
-        return (predicted == test_labels).mean(), *params
+    return jax.lax.scan(step, state, (rows, weights))[0]
 
-    return jax.vmap(one)(rates)
+
+@jax.jit
+def _score(state, features, labels):
+    (kernels, biases), _ = state
+
+    def one(kernel, bias):
+        return ((features @ kernel + bias).argmax(-1) == labels).mean()
+
+    return jax.vmap(one)(kernels, biases), kernels, biases

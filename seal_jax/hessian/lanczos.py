@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax.errors import UsageError, check_number
-from seal_jax.hessian import trees
+from seal_jax.hessian import krylov, storage, trees
+from seal_jax.hessian.krylov import LinearOperator
 
 PyTree = Any
-Which = Literal["LA", "SA", "LM"]
-# An operator is a pytree that can be called with a vector and has ``like``, one of its vectors.
-LinearOperator = Any
+Which = Literal["LA", "SA", "LM", "BE"]
 
 
 class Eigenpairs(NamedTuple):
@@ -39,119 +36,35 @@ class Eigenpairs(NamedTuple):
     converged: bool
 
 
-class Krylov(NamedTuple):
-    """A Krylov decomposition ``A V = V T + v b'``; rows of the basis beyond its size are zero.
+def order_by(which: Which) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that sorts eigenvalues, the wanted ones first.
 
-    Attributes:
-      basis: ``[m + 1]`` vectors, orthonormal.
-      projected: ``V' A V``, ``[m, m]``.
-      residual: norm of what is left over, the last off-diagonal entry.
+    >>> order_by("BE")(np.array([-2.0, -1.0, 5.0, 7.0, 9.0])).tolist()
+    [4, 0, 3, 1, 2]
     """
 
-    basis: PyTree
-    projected: jax.Array
-    residual: jax.Array
+    def both_ends(values: np.ndarray) -> np.ndarray:
+        rising = np.argsort(values, kind="stable")
+        turns = np.stack([rising[::-1], rising], axis=1).ravel()
+        return turns[: len(values)]
 
-
-def orthogonalised(basis: PyTree, vector: PyTree) -> tuple[PyTree, jax.Array]:
-    """Return the vector without its part in the basis, twice is enough, and that part."""
-    found = jnp.zeros(())
-    for _ in range(2):
-        part = trees.coefficients(basis, vector)
-        vector = trees.add(vector, trees.combine(basis, part), -1.0)
-        found = found + part
-    return vector, found
-
-
-def _another(basis: PyTree, index: Any) -> PyTree:
-    """Return a random unit vector orthogonal to the basis, to go on from after a breakdown."""
-    like = trees.take(basis, 0)
-    vector, _ = orthogonalised(
-        basis, trees.random(jax.random.fold_in(jax.random.key(1), index), like)
-    )
-    length = trees.norm(vector)
-    # Nothing is left where the basis spans everything.
-    spans = length <= 1e-3 * jnp.sqrt(jnp.float32(trees.size(like)))
-    return trees.scale(vector, jnp.where(spans, 0.0, 1 / jnp.where(spans, 1.0, length)))
-
-
-def extend(op: LinearOperator, state: Krylov, start: Any, stop: int) -> Krylov:
-    """Take Lanczos steps from ``start`` (may be traced) to ``stop`` vectors."""
-
-    def step(index: Any, state: Krylov) -> Krylov:
-        basis, projected, _ = state
-        image = op(trees.take(basis, index))
-        rest, part = orthogonalised(basis, image)
-        length = trees.norm(rest)
-        scale = jnp.maximum(jnp.max(jnp.abs(part)), jnp.finfo(jnp.float32).tiny)
-        # A breakdown: the basis is an invariant subspace, and the rest is rounding.
-        exhausted = length <= 4 * jnp.finfo(jnp.float32).eps * scale
-        unit = jax.lax.cond(
-            exhausted,
-            lambda: _another(basis, index),
-            lambda: trees.scale(rest, 1 / jnp.where(exhausted, 1.0, length)),
-        )
-        length = jnp.where(exhausted, 0.0, length)
-        column = part[: projected.shape[0]]
-        # Its part in the basis is known from the symmetry, but for the newest entry, only roughly:
-        # the full column keeps the projection exact after restarts, where it is no tridiagonal.
-        projected = projected.at[:, index].set(column)
-        projected = projected.at[index, :].set(column)
-        return Krylov(trees.put(basis, index + 1, unit), projected, length)
-
-    return jax.lax.fori_loop(start, stop, step, state)
-
-
-@partial(jax.jit, static_argnames=("stop",))
-def _run(op: LinearOperator, state: Krylov, start: Any, stop: int) -> Krylov:
-    return extend(op, state, start, stop)
-
-
-@jax.jit
-def _restart(state: Krylov, rotation: jax.Array, values: jax.Array) -> Krylov:
-    """Keep the Ritz vectors ``rotation [m, p]`` and the residual vector after them."""
-    size = state.projected.shape[0]
-    kept = rotation.shape[1]
-    inner = jax.tree.map(lambda rows: rows[:size], state.basis)
-    ritz = trees.combine(inner, rotation)
-    basis = jax.tree.map(
-        lambda rows, own: jnp.zeros_like(rows).at[:kept].set(own).at[kept].set(rows[size]),
-        state.basis,
-        ritz,
-    )
-    projected = jnp.zeros_like(state.projected).at[jnp.arange(kept), jnp.arange(kept)].set(values)
-    return Krylov(basis, projected, state.residual)
-
-
-def _first(op: LinearOperator, key: jax.Array, size: int) -> Krylov:
-    """Return a basis with room for ``size`` + 1 vectors, spread over devices like the parameters."""
-    like = op.like
-
-    def build(key: jax.Array) -> PyTree:
-        vector = trees.random(key, like)
-        vector = trees.scale(vector, 1 / trees.norm(vector))
-        return trees.put(trees.empty_basis(like, size + 1), 0, vector)
-
-    shardings = jax.tree.map(_with_leading_axis, like)
-    basis = jax.jit(build, out_shardings=shardings)(key)
-    return Krylov(basis, jnp.zeros((size, size)), jnp.zeros(()))
-
-
-def _with_leading_axis(leaf: jax.Array) -> Any:
-    """Return the sharding of a stack of arrays like ``leaf``, ``None`` to leave it to the compiler."""
-    sharding = getattr(leaf, "sharding", None)
-    if not isinstance(sharding, NamedSharding):
-        return None
-    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-
-
-def order_by(which: Which) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that sorts eigenvalues, the wanted ones first."""
-    return {
+    orders: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "LA": lambda values: np.argsort(-values, kind="stable"),
         "SA": lambda values: np.argsort(values, kind="stable"),
         "LM": lambda values: np.argsort(-np.abs(values), kind="stable"),
-    }[which]
+        "BE": both_ends,
+    }
+    return orders[which]
+
+
+def rounding(values: np.ndarray) -> float:
+    """Return what the rounding of the products themselves leaves of any residual."""
+    return float(8 * np.finfo(np.float32).eps * np.abs(values).max(initial=0.0))
+
+
+def magnitude(values: np.ndarray) -> float:
+    """Return the largest magnitude, never 0."""
+    return float(max(np.abs(values).max(initial=0.0), np.finfo(np.float32).tiny))
 
 
 def eigenpairs(
@@ -161,6 +74,8 @@ def eigenpairs(
     *,
     tolerance: float = 1e-3,
     basis_size: int | None = None,
+    byte_budget: int | None = None,
+    basis: storage.Basis = "device",
     max_products: int = 1000,
     key: jax.Array | None = None,
     progress: Callable[[int, float], None] | None = None,
@@ -169,21 +84,32 @@ def eigenpairs(
 
     Lanczos iteration with full reorthogonalisation in a basis of bounded size; when it is full, the
     best Ritz vectors are kept and the iteration goes on from there (thick restart), until every
-    residual is at most ``tolerance`` times the largest eigenvalue in magnitude.
+    residual is at most ``tolerance`` times the largest eigenvalue in magnitude. Each value is one of
+    H's to within its residual. As with every method that starts from one vector, of an eigenvalue
+    that H has several times the further copies come late, by rounding, and may be left out.
 
     Args:
-      op: as :func:`seal_jax.hessian.operator` makes it, or any pytree that can be called with a
-        vector and has ``like``.
+      op: as :func:`seal_jax.hessian.operator` or :func:`seal_jax.hessian.streamed` makes it, or any
+        pytree that can be called with a vector and has ``like``.
       k: how many, at least 1 and at most the operator's rows.
-      which: the largest ("LA"), the smallest ("SA"), or those of largest magnitude ("LM").
+      which: the largest ("LA"), the smallest ("SA"), those of largest magnitude ("LM"), or half of
+        them from either end, one more of the largest where k is odd ("BE", in falling order).
       tolerance: see above; float32 products carry about 1e-6.
       basis_size: vectors held at a time; ``max(2 k, k + 20)`` by default.
-      max_products: bound on the products with the operator.
+      byte_budget: bytes of device memory for the basis and the work on it, without what a product
+        needs. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``: more vectors need
+        fewer products.
+      basis: "device"; "bfloat16", there in half the bytes: rounding then keeps residuals above some
+        1e-3 of the largest eigenvalue, and eigenvalues above about its square. They are found by k
+        more products, so they bound the error nevertheless. Or "host": in host memory, from where
+        every step reads it twice.
+      max_products: bound on the products with the operator, but for those k.
       key: of the random start; a fixed one by default.
       progress: called with the products so far and the worst relative residual.
 
     Raises:
-      UsageError: k, basis_size or which out of range.
+      UsageError: k, basis_size, byte_budget, basis or which out of range, or products that are not
+        finite.
 
     References:
       Wu & Simon, `Thick-restart Lanczos method for large symmetric eigenvalue problems`, 2000.
@@ -197,33 +123,111 @@ def eigenpairs(
     size = trees.size(op.like)
     if which not in get_args(Which):
         raise UsageError(f"which = {which!r} must be one of {', '.join(get_args(Which))}")
+    storage.check_basis(basis)
     check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}")
     check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
-    m = min(size, max(2 * k, k + 20) if basis_size is None else basis_size)
-    if m < min(k + 2, size):
-        raise UsageError(f"basis_size = {m} must be at least {min(k + 2, size)} for k = {k}")
-    key = jax.random.key(0) if key is None else key
-    state = _first(op, key, m)
+    m = choose_basis_size(op.like, k, basis_size, byte_budget, basis)
+    found = storage.begin(op, jax.random.key(0) if key is None else key, m, basis)
     kept, products = 0, 0
     while True:
-        state = _run(op, state, kept, m)
+        projected, beta = found.extend(kept, m)
         products += m - kept
-        projected, beta = np.asarray(state.projected, np.float64), float(state.residual)
-        projected = (projected + projected.T) / 2
         values, rotation = np.linalg.eigh(projected)
         order = order_by(which)(values)
         values, rotation = values[order], rotation[:, order]
-        # Rounding of the products themselves bounds what any residual can claim.
-        floor = 8 * np.finfo(np.float32).eps * np.abs(values).max(initial=0.0)
+        floor, scale = rounding(values), magnitude(values)
         residuals = np.abs(beta * rotation[-1]) + floor
-        scale = max(np.abs(values).max(initial=0.0), np.finfo(np.float32).tiny)
         converged = bool((residuals[:k] <= tolerance * scale + floor).all()) or m == size
         if progress is not None:
             progress(products, float(residuals[:k].max() / scale))
         if converged or products + 1 > max_products:
             break
         kept = min(k + (m - k) // 2, m - 1)
-        state = _restart(state, jnp.asarray(rotation[:, :kept]), jnp.asarray(values[:kept]))
-    inner = jax.tree.map(lambda rows: rows[:m], state.basis)
-    vectors = jax.jit(trees.combine)(inner, jnp.asarray(rotation[:, :k]))
-    return Eigenpairs(values[:k], vectors, residuals[:k], products, converged)
+        found.restart(rotation[:, :kept], values[:kept])
+    vectors = found.vectors(rotation[:, :k])
+    values, residuals = values[:k], residuals[:k]
+    del found
+    if basis == "bfloat16":
+        values, vectors, residuals = _refined(op, vectors)
+        products += k
+        order = order_by(which)(values)
+        converged = bool((residuals <= tolerance * scale + 2 * floor).all())
+    else:
+        order = np.arange(k)
+    if which == "BE":
+        order = np.argsort(-values, kind="stable")
+    if (order != np.arange(k)).any():
+        values, residuals = values[order], residuals[order]
+        vectors = jax.tree.map(lambda rows: rows[order], vectors)
+    return Eigenpairs(values, vectors, residuals, products, converged)
+
+
+def choose_basis_size(
+    like: PyTree, k: int, asked: int | None, byte_budget: int | None, basis: storage.Basis
+) -> int:
+    """Return how many vectors the basis of :func:`eigenpairs` has.
+
+    Raises:
+      UsageError: too few for k pairs, or a budget too small.
+    """
+    size = trees.size(like)
+    if asked is not None and byte_budget is not None:
+        raise UsageError("basis_size and byte_budget are both given: choose one")
+    if asked is not None:
+        if min(size, asked) < min(k + 2, size):
+            raise UsageError(
+                f"basis_size = {asked} must be at least {min(k + 2, size)} for k = {k}"
+            )
+        return min(size, asked)
+    default = min(size, max(2 * k, k + 20))
+    most = min(size, max(4 * k, k + 100))
+    return storage.fitting_size(like, k, most, byte_budget, basis, default)
+
+
+def _refined(op: LinearOperator, vectors: PyTree) -> tuple[np.ndarray, PyTree, np.ndarray]:
+    """Return the Ritz pairs in the space of the vectors, with residuals from their products."""
+    vectors = _orthonormal(vectors, op.like)
+    k = len(jax.tree.leaves(vectors)[0])
+    images = jax.tree.map(jnp.zeros_like, vectors)
+    vectors, images = krylov.fold(op, _ritz_vector, _keep_image, (vectors, images), 0, k)
+    projected, _ = krylov.checked(_gram(vectors, images, op.like), 0.0)
+    values, rotation = np.linalg.eigh(projected)
+    turned, lengths = _residuals(
+        vectors, images, jnp.asarray(rotation, jnp.float32), values, op.like
+    )
+    return values, turned, np.asarray(lengths, np.float64) + rounding(values)
+
+
+@jax.jit
+def _orthonormal(vectors: PyTree, like: PyTree) -> PyTree:
+    def one(index: Any, done: PyTree) -> PyTree:
+        vector, _ = krylov.orthogonalised(done, trees.take(vectors, index, like))
+        return trees.put(done, index, trees.scale(vector, 1 / trees.norm(vector)))
+
+    count = len(jax.tree.leaves(vectors)[0])
+    return jax.lax.fori_loop(0, count, one, jax.tree.map(jnp.zeros_like, vectors))
+
+
+def _ritz_vector(like: PyTree, carry: tuple[PyTree, PyTree], index: Any) -> PyTree:
+    return trees.take(carry[0], index, like)
+
+
+def _keep_image(carry: tuple[PyTree, PyTree], index: Any, vector: PyTree, image: PyTree) -> Any:
+    return carry[0], trees.put(carry[1], index, image)
+
+
+@jax.jit
+def _gram(a: PyTree, b: PyTree, like: PyTree) -> jax.Array:
+    count = len(jax.tree.leaves(b)[0])
+    return jax.lax.map(lambda i: trees.coefficients(a, trees.take(b, i, like)), jnp.arange(count))
+
+
+@jax.jit
+def _residuals(vectors: PyTree, images: PyTree, rotation: jax.Array, values: Any, like: PyTree):
+    def length(column: tuple[jax.Array, jax.Array]) -> jax.Array:
+        weights, value = column
+        image, vector = (trees.combine(own, weights, like) for own in (images, vectors))
+        return trees.norm(trees.add(image, vector, -value))
+
+    lengths = jax.lax.map(length, (rotation.T, jnp.asarray(values, jnp.float32)))
+    return trees.combine(vectors, rotation, like), lengths

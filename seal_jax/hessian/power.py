@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.hessian import trees
-from seal_jax.hessian.lanczos import Eigenpairs, orthogonalised
+from seal_jax.errors import UsageError
+from seal_jax.hessian import krylov, trees
+from seal_jax.hessian.lanczos import Eigenpairs, magnitude, rounding
+
+PyTree = Any
+
+
+class _Iterate(NamedTuple):
+    vector: PyTree
+    value: jax.Array
+    residual: jax.Array
+    products: jax.Array
 
 
 def power_iteration(
-    op: Any,
+    op: krylov.LinearOperator,
     k: int,
     *,
     tolerance: float = 1e-3,
@@ -24,6 +34,9 @@ def power_iteration(
 
     Each is iterated until its residual is at most ``tolerance`` times the first eigenvalue, or until
     it has used ``max_products`` products; the next starts orthogonal to those before.
+
+    Raises:
+      UsageError: products that are not finite.
 
     >>> import seal_jax.hessian as hessian
     >>> matrix = jnp.diag(jnp.array([3.0, -5.0, 1.0]))
@@ -36,40 +49,57 @@ def power_iteration(
     values, residuals, products = np.zeros(k), np.zeros(k), 0
     for index in range(k):
         first = float(abs(values[0])) if index else 0.0
-        value, vector, residual, used = _one(
-            op, basis, jax.random.fold_in(key, index), first, tolerance, max_products
+        own = jax.random.fold_in(key, index)
+        found = (_eager if krylov.is_eager(op) else _compiled)(
+            op, basis, own, first, tolerance, max_products
         )
-        basis = trees.put(basis, index, vector)
-        values[index], residuals[index] = float(value), float(residual)
-        products += int(used)
-    scale = max(np.max(np.abs(values)), np.finfo(np.float32).tiny)
-    return Eigenpairs(
-        values, basis, residuals, products, bool((residuals <= tolerance * scale).all())
-    )
+        if not np.isfinite(float(found.residual)):
+            raise UsageError(krylov.NOT_FINITE)
+        basis = trees.put(basis, index, found.vector)
+        values[index], residuals[index] = float(found.value), float(found.residual)
+        products += int(found.products)
+    residuals = residuals + rounding(values)
+    within = residuals <= tolerance * magnitude(values) + rounding(values)
+    return Eigenpairs(values, basis, residuals, products, bool(within.all()))
 
 
 @jax.jit
-def _one(op, basis, key, first, tolerance, max_products):
-    vector, _ = orthogonalised(basis, trees.random(key, op.like))
+def _start(basis: PyTree, key: jax.Array, like: PyTree) -> _Iterate:
+    vector, _ = krylov.orthogonalised(basis, trees.random(key, like))
     vector = trees.scale(vector, 1 / trees.norm(vector))
+    return _Iterate(vector, jnp.zeros(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
 
-    def iterate(carry):
-        vector, _, _, used = carry
-        image = op(vector)
-        value = trees.dot(vector, image)
-        residual = trees.norm(trees.add(image, vector, -value))
-        image, _ = orthogonalised(basis, image)
-        length = trees.norm(image)
-        moved = trees.scale(image, 1 / jnp.where(length > 0, length, 1.0))
-        kept = residual <= tolerance * jnp.maximum(first, jnp.abs(value))
-        vector = jax.tree.map(lambda a, b: jnp.where(kept, a, b), vector, moved)
-        return vector, value, residual, used + 1
 
-    def going(carry):
-        _, value, residual, used = carry
-        unfinished = residual > tolerance * jnp.maximum(first, jnp.abs(value))
-        return unfinished & (used < max_products)
+@jax.jit
+def _moved(now: _Iterate, image: PyTree, basis: PyTree, first: Any, tolerance: Any) -> _Iterate:
+    """Return the next iterate; the vector stays where it is good enough."""
+    value = trees.dot(now.vector, image)
+    residual = trees.norm(trees.add(image, now.vector, -value))
+    image, _ = krylov.orthogonalised(basis, image)
+    length = trees.norm(image)
+    moved = trees.scale(image, 1 / jnp.where(length > 0, length, 1.0))
+    good = residual <= tolerance * jnp.maximum(first, jnp.abs(value))
+    vector = jax.tree.map(lambda a, b: jnp.where(good, a, b), now.vector, moved)
+    return _Iterate(vector, value, residual, now.products + 1)
 
-    start = (vector, jnp.zeros(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
-    vector, value, residual, used = jax.lax.while_loop(going, iterate, start)
-    return value, vector, residual, used
+
+def _unfinished(now: _Iterate, first: Any, tolerance: Any, max_products: Any) -> Any:
+    # A NaN ends it.
+    wrong = now.residual > tolerance * jnp.maximum(first, jnp.abs(now.value))
+    return wrong & (now.products < max_products)
+
+
+@jax.jit
+def _compiled(op, basis, key, first, tolerance, max_products) -> _Iterate:
+    return jax.lax.while_loop(
+        lambda now: _unfinished(now, first, tolerance, max_products),
+        lambda now: _moved(now, op(now.vector), basis, first, tolerance),
+        _start(basis, key, op.like),
+    )
+
+
+def _eager(op, basis, key, first, tolerance, max_products) -> _Iterate:
+    now = _start(basis, key, op.like)
+    while bool(_unfinished(now, first, tolerance, max_products)):
+        now = _moved(now, op(now.vector), basis, first, tolerance)
+    return now

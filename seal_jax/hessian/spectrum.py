@@ -1,4 +1,4 @@
-"""Spectral density by stochastic Lanczos quadrature, and the trace by random probes."""
+"""Spectral density by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seal_jax.errors import check_number
-from seal_jax.hessian import trees
-from seal_jax.hessian.lanczos import Krylov, LinearOperator, extend
+from seal_jax.hessian import krylov, storage, trees
+from seal_jax.hessian.krylov import LinearOperator
 
 
 class Density(NamedTuple):
@@ -43,7 +42,12 @@ class Density(NamedTuple):
 
 
 def density(
-    op: LinearOperator, *, probes: int = 8, steps: int = 64, key: jax.Array | None = None
+    op: LinearOperator,
+    *,
+    probes: int = 8,
+    steps: int = 64,
+    basis: storage.Basis = "device",
+    key: jax.Array | None = None,
 ) -> Density:
     r"""Return the spectral density of a symmetric operator.
 
@@ -52,9 +56,14 @@ def density(
 
     Args:
       op: see :func:`seal_jax.hessian.eigenpairs`.
-      probes: random vectors, one after the other in one program.
+      probes: random vectors, one after the other, in one program unless the operator is streamed
+        or the basis on the host.
       steps: of Lanczos, m; memory holds m + 1 vectors.
+      basis: where it lies; see :func:`seal_jax.hessian.eigenpairs`.
       key: of the probes; a fixed one by default.
+
+    Raises:
+      UsageError: an argument out of range, or products that are not finite.
 
     References:
       Ubaru, Chen & Saad, `Fast estimation of tr(f(A)) via stochastic Lanczos quadrature`, 2017;
@@ -63,59 +72,23 @@ def density(
     """
     check_number("probes", probes, lambda value: value >= 1, "be at least 1")
     check_number("steps", steps, lambda value: value >= 1, "be at least 1")
+    storage.check_basis(basis)
     size = trees.size(op.like)
     steps = min(steps, size)
     keys = jax.random.split(jax.random.key(0) if key is None else key, probes)
-    projected = np.asarray(_probe(op, keys, steps), np.float64)
-    values, vectors = np.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
+    if krylov.is_eager(op) or basis == "host":
+        each = [storage.begin(op, own, steps, basis).extend(0, steps)[0] for own in keys]
+    else:
+        found = _probe(op, keys, steps, basis == "bfloat16")
+        each = [krylov.checked(projected, 0.0)[0] for projected in found]
+    values, vectors = np.linalg.eigh(np.stack(each))
     return Density(values, vectors[:, 0, :] ** 2, size)
 
 
-@partial(jax.jit, static_argnames=("steps",))
-def _probe(op: LinearOperator, keys: jax.Array, steps: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("steps", "packed"))
+def _probe(op: LinearOperator, keys: jax.Array, steps: int, packed: bool) -> jax.Array:
     def one(key: jax.Array) -> jax.Array:
-        vector = trees.random(key, op.like)
-        vector = trees.scale(vector, 1 / trees.norm(vector))
-        basis = trees.put(trees.empty_basis(op.like, steps + 1), 0, vector)
-        state = Krylov(basis, jnp.zeros((steps, steps)), jnp.zeros(()))
-        return extend(op, state, 0, steps).projected
-
-    return jax.lax.map(one, keys)
-
-
-class Trace(NamedTuple):
-    """An estimate of the trace, ``value``, and its standard ``error`` over the probes."""
-
-    value: float
-    error: float
-
-
-def trace(op: LinearOperator, *, probes: int = 32, key: jax.Array | None = None) -> Trace:
-    r"""Return Hutchinson's estimate, the mean of :math:`z^\top H z` over random signs z.
-
-    Args:
-      op: see :func:`seal_jax.hessian.eigenpairs`.
-      probes: random vectors, at least 2 for an error.
-      key: of the probes; a fixed one by default.
-
-    References:
-      Hutchinson, `A stochastic estimator of the trace of the influence matrix`, 1990.
-
-    >>> import seal_jax.hessian as hessian
-    >>> op = hessian.operator(lambda x: jnp.sum(x**2), jnp.zeros(5))
-    >>> trace(op, probes=4)
-    Trace(value=10.0, error=0.0)
-    """
-    check_number("probes", probes, lambda value: value >= 2, "be at least 2")
-    keys = jax.random.split(jax.random.key(0) if key is None else key, probes)
-    found = np.asarray(_forms(op, keys), np.float64)
-    return Trace(float(found.mean()), float(found.std(ddof=1) / np.sqrt(probes)))
-
-
-@jax.jit
-def _forms(op: LinearOperator, keys: jax.Array) -> jax.Array:
-    def one(key: jax.Array) -> jax.Array:
-        vector = trees.random(key, op.like, signs=True)
-        return trees.dot(vector, op(vector))
+        state = krylov.begin(op.like, key, steps, packed)
+        return krylov.folded(op, krylov.newest, krylov.advance, state, 0, steps).projected
 
     return jax.lax.map(one, keys)

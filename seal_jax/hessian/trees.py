@@ -1,4 +1,10 @@
-"""Linear algebra on pytrees, leaf by leaf."""
+"""Linear algebra on pytrees, leaf by leaf.
+
+A basis is a stack of vectors: every leaf has a leading axis. It may be packed, that is, hold the
+vectors rounded to bfloat16; the arithmetic is that of the vectors all the same. Products are never
+taken in the reduced precision that accelerators use for matrices by default: it would cost the
+orthogonality of a basis.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,10 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
+_EXACT = jax.lax.Precision.HIGHEST
+# A packed leaf holds the bits of bfloat16. As numbers of that type a compiler for a device that does
+# not compute with them, such as a CPU, would widen the whole basis to read one vector of it.
+_PACKED = jnp.uint16
 
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:
@@ -34,37 +44,92 @@ def scale(a: PyTree, factor: Any) -> PyTree:
     return jax.tree.map(lambda x: (factor * x).astype(x.dtype), a)
 
 
-def empty_basis(like: PyTree, count: int) -> PyTree:
-    """Return ``count`` zero vectors: every leaf gets a leading axis."""
-    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), like)
+def empty_basis(vector: PyTree, count: int, *, packed: bool = False) -> PyTree:
+    """Return ``count`` zero vectors."""
+    return jax.tree.map(
+        lambda x: jnp.zeros((count, *x.shape), _PACKED if packed else x.dtype), vector
+    )
 
 
 def put(basis: PyTree, index: Any, vector: PyTree) -> PyTree:
     """Return the basis with the vector of that index replaced."""
-    return jax.tree.map(lambda rows, x: rows.at[index].set(x), basis, vector)
+    return jax.tree.map(lambda rows, x: rows.at[index].set(_as_row(x, rows.dtype)), basis, vector)
 
 
-def take(basis: PyTree, index: Any) -> PyTree:
-    """Return one vector of a basis."""
-    return jax.tree.map(lambda rows: rows[index], basis)
+def _as_row(x: jax.Array, dtype: Any) -> jax.Array:
+    if dtype != _PACKED:
+        return x.astype(dtype)
+    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), _PACKED)
+
+
+def take(basis: PyTree, index: Any, vector: PyTree) -> PyTree:
+    """Return one vector of a basis, of the types of ``vector``."""
+
+    def row(rows: jax.Array, x: jax.Array) -> jax.Array:
+        if rows.dtype != _PACKED:
+            return rows[index]
+        return jax.lax.bitcast_convert_type(rows[index], jnp.bfloat16).astype(x.dtype)
+
+    return jax.tree.map(row, basis, vector)
 
 
 def coefficients(basis: PyTree, vector: PyTree) -> jax.Array:
     """Return the inner product of a vector with every vector of a basis, ``[count]``."""
-    parts = jax.tree.map(lambda rows, x: jnp.tensordot(rows, x, x.ndim), basis, vector)
-    return sum(jax.tree.leaves(parts), jnp.zeros(()))
+    if is_packed(basis):
+        # Row by row: the whole basis is never there in the vector's type.
+        count = len(jax.tree.leaves(basis)[0])
+        return jax.lax.map(lambda index: dot(take(basis, index, vector), vector), jnp.arange(count))
+
+    def one(rows: jax.Array, x: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.tensordot(rows, x, x.ndim, precision=_EXACT, preferred_element_type=wide)
+
+    return sum(jax.tree.leaves(jax.tree.map(one, basis, vector)), jnp.zeros(()))
 
 
-def combine(basis: PyTree, weights: jax.Array) -> PyTree:
-    """Return the sum of the basis weighted by ``[count]``, or by each column of ``[count, m]``."""
-    return jax.tree.map(
-        lambda rows: jnp.tensordot(weights.astype(rows.dtype), rows, ((0,), (0,))), basis
-    )
+def combine(basis: PyTree, weights: jax.Array, vector: PyTree) -> PyTree:
+    """Return the sum of the basis weighted by ``[count]``, or by each column of ``[count, m]``.
+
+    Args:
+      basis: the vectors.
+      weights: float32.
+      vector: one that has the types in which to sum.
+
+    Returns:
+      A vector, or m of them, of the types of ``vector``.
+    """
+    if not is_packed(basis):
+        return jax.tree.map(
+            lambda rows: jnp.tensordot(
+                weights.astype(rows.dtype), rows, ((0,), (0,)), precision=_EXACT
+            ),
+            basis,
+        )
+
+    def column(own: jax.Array) -> PyTree:
+        def step(index: Any, total: PyTree) -> PyTree:
+            return add(total, take(basis, index, vector), own[index])
+
+        return jax.lax.fori_loop(0, len(own), step, jax.tree.map(jnp.zeros_like, vector))
+
+    return column(weights) if weights.ndim == 1 else jax.lax.map(column, weights.T)
 
 
-def random(key: jax.Array, like: PyTree, *, signs: bool = False) -> PyTree:
+def is_packed(basis: PyTree) -> bool:
+    """Return whether a basis holds bfloat16 for vectors of another type."""
+    return any(rows.dtype == _PACKED for rows in jax.tree.leaves(basis))
+
+
+def rotate(rows: jax.Array, rotation: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Return one leaf of the basis of combinations ``rotation [count, m]``, ``[m, ...]``."""
+    if not is_packed(rows):
+        return combine(rows, rotation, leaf)
+    return jax.lax.map(lambda own: _as_row(combine(rows, own, leaf), _PACKED), rotation.T)
+
+
+def random(key: jax.Array, vector: PyTree, *, signs: bool = False) -> PyTree:
     """Draw a vector of standard normals, or of random signs."""
-    leaves, structure = jax.tree.flatten(like)
+    leaves, structure = jax.tree.flatten(vector)
     draw = jax.random.rademacher if signs else jax.random.normal
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(
@@ -73,6 +138,15 @@ def random(key: jax.Array, like: PyTree, *, signs: bool = False) -> PyTree:
     )
 
 
-def size(like: PyTree) -> int:
+def size(vector: PyTree) -> int:
     """Return the number of entries of a vector."""
-    return sum(leaf.size for leaf in jax.tree.leaves(like))
+    return sum(leaf.size for leaf in jax.tree.leaves(vector))
+
+
+def nbytes(tree: PyTree) -> int:
+    """Return the bytes of all leaves.
+
+    >>> nbytes({"a": jnp.zeros((2, 3)), "b": jnp.zeros(4, jnp.uint8)})
+    28
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -106,7 +106,7 @@ ITEMS = (
         "SEAL",
         "Table 6",
         "eigenvalues of the Hessian",
-        (_evaluate("hessian")),
+        (_evaluate("hessian"),),
         TINY,
     ),
     Item(

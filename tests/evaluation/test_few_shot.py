@@ -1,10 +1,12 @@
 """Few-shot classification against the protocol written out on the weights themselves."""
 
+import jax
 import numpy as np
 import pytest
 
 from seal_jax import UsageError
 from seal_jax.evaluation import few_shot
+from seal_jax.evaluation.episodes import chunks, mesh_of
 from seal_jax.evaluation.few_shot import Protocol
 
 
@@ -115,6 +117,24 @@ def test_an_evaluation_can_be_taken_up(images):
     whole = few_shot.linear(features, labels, protocol, episodes=6).accuracies
     rest = few_shot.linear(features, labels, protocol, episodes=2, first=4).accuracies
     np.testing.assert_array_equal(whole[4:], rest)
+
+
+def test_devices_share_the_episodes_and_change_none(images):
+    features, labels = images
+    protocol = Protocol(epochs=5)
+    alone = few_shot.linear(features, labels, protocol, episodes=21, devices=jax.devices()[:1])
+    # 21 are no multiple of 8: the program is filled up, once or in three calls.
+    for chunk in (None, 5):
+        spread = few_shot.linear(features, labels, protocol, episodes=21, chunk=chunk)
+        np.testing.assert_array_equal(spread.accuracies, alone.accuracies)
+    assert len(jax.devices()) == 8
+    mesh = mesh_of(None)
+    _, count, whole = next(
+        chunks(few_shot.check(labels, protocol), 40, protocol, mesh, seed=0, span=(0, 21), chunk=21)
+    )
+    solved = few_shot._solve(features, whole, protocol, mesh)
+    assert count == 21
+    assert [shard.data.shape for shard in solved.addressable_shards] == [(3,)] * 8
 
 
 def test_bad_input(images):

@@ -20,26 +20,45 @@ def splits():
     return (features[:50], labels[:50]), (features[50:], labels[50:])
 
 
-def test_equals_sgd_written_out(splits):
-    (features, labels), (test_features, test_labels) = splits
-    protocol = Protocol(learning_rates=(0.1, 0.01), epochs=3, batch_size=16, weight_decay=0.01)
-    found = linear_probe.fit(*splits, 3, protocol, seed=4)
-    start_key, order_key = jax.random.split(jax.random.key(4))
+def by_the_book(epoch_features, labels, protocol, seed):
+    """Return the weights and biases of each learning rate, by SGD in float64."""
+    start_key, order_key = jax.random.split(jax.random.key(seed))
     initial = np.asarray(jax.random.normal(start_key, (6, 3)), np.float64) * math.sqrt(2 / 6)
-    for index, rate in enumerate(protocol.learning_rates):
+    for rate in protocol.learning_rates:
         params = [initial.copy(), np.zeros(3)]
         momentum = [np.zeros((6, 3)), np.zeros(3)]
-        for epoch in range(3):
+        for epoch in range(protocol.epochs):
+            features = epoch_features(epoch).astype(np.float64)
             order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), 50))
-            for start in range(0, 50, 16):
-                rows = order[start : start + 16]
-                scores = features[rows].astype(np.float64) @ params[0] + params[1]
+            for start in range(0, 50, protocol.batch_size):
+                rows = order[start : start + protocol.batch_size]
+                scores = features[rows] @ params[0] + params[1]
                 error = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
                 error[np.arange(len(rows)), labels[rows]] -= 1
                 error /= len(rows)
                 for i, slope in enumerate([features[rows].T @ error, error.sum(0)]):
-                    momentum[i] = 0.9 * momentum[i] + slope + 0.01 * params[i]
+                    momentum[i] = 0.9 * momentum[i] + slope + protocol.weight_decay * params[i]
                     params[i] = params[i] - rate * momentum[i]
+        yield params
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_equals_sgd_written_out(splits, augmented):
+    (features, labels), (test_features, test_labels) = splits
+    protocol = Protocol(learning_rates=(0.1, 0.01), epochs=3, batch_size=16, weight_decay=0.01)
+    asked = []
+
+    def epoch_features(epoch):
+        asked.append(epoch)
+        return features + np.float32(augmented * 0.3 * epoch)
+
+    if augmented:
+        test = (test_features, test_labels)
+        found = linear_probe.fit_augmented(epoch_features, labels, test, 3, protocol, seed=4)
+        assert asked == [0, 1, 2]
+    else:
+        found = linear_probe.fit(*splits, 3, protocol, seed=4)
+    for index, params in enumerate(by_the_book(epoch_features, labels, protocol, 4)):
         np.testing.assert_allclose(found.kernels[index], params[0], atol=1e-5)
         np.testing.assert_allclose(found.biases[index], params[1], atol=1e-5)
         predicted = (test_features @ params[0] + params[1]).argmax(1)
@@ -50,12 +69,12 @@ def test_equals_sgd_written_out(splits):
 def test_three_rates_at_once_equal_three_runs_and_share_one_program(splits):
     rates = (0.1, 0.01, 0.001)
     together = linear_probe.fit(*splits, 3, Protocol(rates, epochs=4))
-    before = linear_probe._fit._cache_size()
+    before = linear_probe._train._cache_size()
     for index, rate in enumerate(rates):
         alone = linear_probe.fit(*splits, 3, Protocol((rate,), epochs=4))
         np.testing.assert_allclose(together.kernels[index], alone.kernels[0], atol=1e-6)
         assert together.accuracies[index] == alone.accuracies[0]
-    assert linear_probe._fit._cache_size() == before + 1
+    assert linear_probe._train._cache_size() == before + 1
 
 
 def test_bad_input(splits):
@@ -67,6 +86,8 @@ def test_bad_input(splits):
     ]:
         with pytest.raises(UsageError, match=message):
             linear_probe.fit(train, test, 3)
+    with pytest.raises(UsageError, match="train features hold NaN"):
+        linear_probe.fit_augmented(lambda _: features * np.nan, labels, test, 3)
     with pytest.raises(UsageError, match="learning_rates is empty"):
         Protocol(())
     with pytest.raises(UsageError, match="learning_rates = 0 must be positive"):
