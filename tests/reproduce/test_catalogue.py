@@ -38,7 +38,14 @@ SMALLER = {
     "anytime": ["--max-steps=3"],
     "lw-synthetic": ["--seeds=8", "--steps=3"],
 }
-NEEDED = ("normal", "llf", "seal", "welsr", "wels", "dsd", "fc", "lw", "born_again")
+# All variants of configs/results.py are trained once; of the other sweeps those that are looked at.
+VARIANTS = {
+    "systems": ("normal", "seal", "welsr", "wels", "dsd", "fc", "lw", "born_again"),
+    "flipped": ("normal", "lw"),
+    "short": ("normal", "lw"),
+    "ablations": ("descend", "reverse"),
+    "frequency": ("E60", "E200"),
+}
 
 
 def test_no_table_and_no_figure_is_missing():
@@ -86,13 +93,12 @@ class Commands:
         words = shlex.split(command.replace("runs/", f"{self.folder}/"))
         words = [word for part in words for word in self.expanded(part)]
         if words[0] == "sweep":
-            fields = FREQUENCY if "frequency" in command else TRAINING
-            if "digits.py" in command:  # its network is an MLP; only the systems that are looked at
+            made = re.search(r"--workdir=runs/(\w+)", command)[1]
+            fields = FREQUENCY if made == "frequency" else TRAINING
+            if made == "systems":  # its network is an MLP
                 fields = [each for each in fields if "width" not in each]
-                text = (ROOT / "configs" / "digits.py").read_text()
-                fewer = re.sub(r"VARIANTS = \(.*?\)\n", f"VARIANTS = {NEEDED}\n", text, flags=re.S)
-                (self.folder / "digits.py").write_text(fewer)
-                words[1] = f"--config={self.folder / 'digits.py'}"
+            if made in VARIANTS:
+                words[1] = f"--config={self.fewer(made, words[1].removeprefix('--config='))}"
             fields = [*fields, f"data.data_dir={self.folder / 'data'}"]
             return words + [f"--config.{each}" for each in fields]
         if words[0] in ("evaluate", "reproduce"):
@@ -105,6 +111,17 @@ class Commands:
                 smaller = [*smaller, f"--output={self.folder / 'shots'}"]
             return words + smaller
         return words
+
+    def fewer(self, name, config):
+        """Return a copy of a config file with fewer variants."""
+        text = (ROOT / config).read_text()
+        text, changed = re.subn(
+            r"^VARIANTS = \(.*?\)\n", f"VARIANTS = {VARIANTS[name]}\n", text, flags=re.S | re.M
+        )
+        assert changed == 1
+        path = self.folder / f"{name}.py"
+        path.write_text(text)
+        return path
 
     def expanded(self, word):
         """Expand stars as a shell does."""

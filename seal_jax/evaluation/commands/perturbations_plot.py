@@ -1,0 +1,54 @@
+"""The plot of the kind ``perturbations``: PoF paper, Figure 6, over the runs given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seal_jax.evaluation.commands import pof
+from seal_jax.evaluation.commands.kind import Record
+from seal_jax.reports import panels
+from seal_jax.reports.grid import grouped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEASURES = {"sgd": "SGD", "sam": "SAM", "pof": "PoF"}
+
+
+def own_mark(row: Record) -> str:
+    """Return a mark where a row measures the method that the run trained with."""
+    return "*" if _measure_of(row["method"]) == row["measure"] else ""
+
+
+def _measure_of(method: str) -> str:
+    return method if method in MEASURES else "sgd"
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw histograms on a log axis: all three of one run, or of several each its own."""
+    rows = pof.newest(rows)
+    several = len({row["run"] for row in rows}) > 1
+    if several:
+        rows = [row for row in rows if own_mark(row)]
+    found = grouped(rows, ("weights",))
+    grid = figure.subplots(len(found), 1, sharex=True, squeeze=False)
+    sizes = np.array([size for row in rows for size in row["sizes"] if size])
+    edges = pof.log_edges(sizes) if len(sizes) else np.array([0.1, 1.0])
+    for (axes,), ((weights,), own) in zip(grid, found.items(), strict=True):
+        groups = [
+            (
+                f"{run}: {MEASURES[measure]}" if several else MEASURES[measure],
+                np.array([size for row in mine for size in row["sizes"] if size]),
+                panels.style(index),
+            )
+            for index, ((run, measure), mine) in enumerate(grouped(own, ("run", "measure")).items())
+        ]
+        pof.histogram(axes, groups, edges)
+        axes.set_xscale("log")
+        axes.set_title(f"{weights} weights")
+        axes.set_ylabel("share of the mini-batches")
+        axes.set_xlabel("‖δθ‖₂, size of the classifier's perturbation")
+    grid[0][0].legend(frameon=False)

@@ -1,0 +1,158 @@
+"""What mini-batch gradients say about the Hessian: PoF paper, Figures 2 a and 5."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from seal_jax import masks
+from seal_jax.errors import check_number
+from seal_jax.evaluation.landscape import curvature
+from seal_jax.evaluation.subtree import Loss, PyTree, exact, inner, merge, select
+
+_EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
+
+
+def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -> np.ndarray:
+    """Return the rows of ``count`` mini-batches as training draws them, ``[count, batch_size]``.
+
+    Every epoch goes through the examples in a new order; what does not fill a batch is left out.
+
+    Args:
+      examples: how many there are.
+      batch_size: examples a batch.
+      count: of batches.
+      seed: batch i is a function of it and of i alone.
+
+    Raises:
+      UsageError: ``batch_size`` is not in 1..examples, or ``count`` below 1.
+
+    >>> rows = mini_batches(7, 3, 4)
+    >>> rows.shape, len(set(rows[:2].ravel().tolist())), len(set(rows[2:].ravel().tolist()))
+    ((4, 3), 6, 6)
+    """
+    check_number(
+        "batch_size",
+        batch_size,
+        lambda value: 1 <= value <= examples,
+        f"lie in 1..{examples}, the number of examples",
+    )
+    check_number("batches", count, lambda value: value >= 1, "be at least 1")
+    each = examples // batch_size
+    epochs = [
+        np.random.default_rng([seed, epoch]).permutation(examples)[: each * batch_size]
+        for epoch in range(-(-count // each))
+    ]
+    return np.concatenate(epochs).reshape(-1, batch_size)[:count].astype(np.int32)
+
+
+class Probe(NamedTuple):
+    """What :func:`probe` finds for each mini-batch B, with g its gradient over its norm.
+
+    Attributes:
+      norms: ``[count]``, of the gradient itself.
+      cosines: ``[count, k]``, the inner product of g with each vector, in [-1, 1].
+      curvatures: ``[count]``, ``g' H g`` with the Hessian of all the data.
+      own_curvatures: ``[count]``, the same with the Hessian of the mini-batch alone.
+    """
+
+    norms: jax.Array
+    cosines: jax.Array
+    curvatures: jax.Array
+    own_curvatures: jax.Array
+
+
+@partial(jax.jit, static_argnames=("loss", "mask", "chunk"))
+def probe(
+    loss: Loss,
+    weights: PyTree,
+    batches: PyTree,
+    data: PyTree,
+    vectors: PyTree | None = None,
+    *,
+    mask: masks.Mask | None = None,
+    chunk: int = 8,
+) -> Probe:
+    r"""Compare the gradient of each mini-batch with the Hessian of all the data.
+
+    The PoF paper estimates the largest eigenvalue of the classifier's Hessian by
+    :math:`\hat g_B^\top H \hat g_B`, since mini-batch gradients point mostly along the principal
+    eigenvector. One program goes over all mini-batches.
+
+    Args:
+      loss: ``loss(weights, batch) -> scalar``, the mean over a batch; can be hashed.
+      weights: pytree of arrays.
+      batches: the mini-batches along the first axis of every array.
+      data: all the data, in batches of one size along the first axis.
+      vectors: k unit vectors along the first axis of every array, such as the ``vectors`` of
+        :func:`seal_jax.hessian.eigenpairs`.
+      mask: whose gradient and Hessian, a path rule or another mask that can be hashed; ``None``:
+        that of all weights.
+      chunk: mini-batches side by side; memory grows with it.
+
+    References:
+      Sato et al., `PoF`, Figure 2 a; eq. 8 and Figure 5 ("Hessian evaluation").
+
+    >>> loss = lambda w, batch: jnp.mean(w @ batch) + 2 * w[0] ** 2 + 3 * w[1] ** 2
+    >>> batches = jnp.array([[[3.0], [0.0]], [[0.0], [-1.0]]])
+    >>> found = probe(loss, jnp.zeros(2), batches, batches, jnp.eye(2))
+    >>> found.norms.tolist(), found.curvatures.tolist(), jnp.abs(found.cosines).tolist()
+    ([3.0, 1.0], [4.0, 6.0], [[1.0, 0.0], [0.0, 1.0]])
+    """
+    part = select(mask, weights)
+
+    def one(batch: PyTree) -> Probe:
+        gradient = jax.grad(lambda part: exact(loss)(merge(weights, part), batch))(part)
+        norm = optax.tree.norm(gradient)
+        unit = optax.tree.scale(1 / (norm + _EPSILON), gradient)
+        alone = jax.tree.map(lambda leaf: leaf[None], batch)
+        return Probe(
+            norm,
+            jnp.zeros(0) if vectors is None else inner(vectors, unit),
+            curvature(loss, weights, unit, data),
+            curvature(loss, weights, unit, alone),
+        )
+
+    return jax.lax.map(one, batches, batch_size=chunk)
+
+
+class Strongest(NamedTuple):
+    """Which of k eigenvectors each gradient correlates with most; see :func:`strongest`.
+
+    Attributes:
+      eigenvector: int ``[count]``, its number from 0.
+      certain: bool ``[count]``, whether no further eigenvector can correlate more.
+      captured: ``[count]``, the share of the squared gradient that lies in their span.
+    """
+
+    eigenvector: np.ndarray
+    certain: np.ndarray
+    captured: np.ndarray
+
+
+def strongest(cosines: np.ndarray) -> Strongest:
+    r"""Return :math:`\arg\max_i |v_i^\top g|` of each mini-batch among k eigenvectors.
+
+    Only k of the eigenvectors are known. The others share what the gradient has outside their span:
+    where its length there is at most the largest of the k, the answer is that over all eigenvectors.
+
+    Args:
+      cosines: ``[count, k]``, as in :class:`Probe`.
+
+    References:
+      Sato et al., `PoF`, Figure 2 a.
+
+    >>> found = strongest(np.array([[-0.8, 0.1], [0.3, 0.4]]))
+    >>> found.eigenvector.tolist(), found.certain.tolist(), found.captured.round(2).tolist()
+    ([0, 1], [True, False], [0.65, 0.25])
+    """
+    sizes = np.abs(np.asarray(cosines, np.float64))
+    captured = np.minimum((sizes**2).sum(1), 1.0)
+    return Strongest(
+        np.argmax(sizes, 1), np.max(sizes, 1, initial=0.0) ** 2 >= 1 - captured, captured
+    )

@@ -1,0 +1,169 @@
+"""How far SGD, SAM and PoF move the classifier for one mini-batch: PoF paper, Figure 6."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seal_jax import masks
+from seal_jax.evaluation.subtree import Loss, PyTree, exact, merge, select
+from seal_jax.transforms.sam import check_radius
+from seal_jax.weak_classifiers import Classify, perturbation
+
+_EPSILON = 1e-12  # the same as in seal_jax.transforms.sam
+
+
+class Steps(NamedTuple):
+    """Norms of what a gradient does to the classifier, each ``[count]``.
+
+    Attributes:
+      sgd: of a plain step.
+      sam: of the classifier's part of SAM's perturbation.
+    """
+
+    sgd: jax.Array
+    sam: jax.Array
+
+
+def steps(
+    loss: Loss,
+    weights: PyTree,
+    batches: PyTree,
+    *,
+    head: masks.Mask,
+    trained: masks.Mask | None = None,
+    learning_rate: Any = 1.6e-4,
+    rho: Any = 0.05,
+    adaptive: bool = False,
+    eta: Any = 0.0,
+    weight_decay: Any = 0.0,
+) -> Steps:
+    r"""Return the sizes :math:`\|\delta\theta\|_2` of SGD's steps and of SAM's perturbations.
+
+    For the gradient :math:`g_B` of each mini-batch, with :math:`g_\theta` the classifier's part,
+
+    .. math::
+        \eta \|g_\theta\| \ \text{(SGD)}, \qquad
+        \rho \frac{\|T_\theta^2 g_\theta\|}{\|T g\|} \ \text{(SAM)}, \quad
+        T = 1 \ \text{or}\ |w| + \eta_{ASAM}.
+
+    SAM's norm is that over all parameters, so its part of the classifier is at most
+    :math:`\rho`. They are computed from the gradient, not as a difference of weights, of which
+    nothing would be left after rounding. One program goes over all mini-batches, one after another.
+
+    Args:
+      loss: ``loss(weights, batch) -> scalar``, the mean over a batch; can be hashed.
+      weights: pytree of arrays.
+      batches: the mini-batches along the first axis of every array.
+      head: mask of the classifier; a path rule, or another that can be hashed.
+      trained: mask of the parameters, where the weights hold statistics, too; ``None``: all.
+      learning_rate: of SGD; the paper's is that of its last epochs.
+      rho: SAM's radius.
+      adaptive: ASAM.
+      eta: of ASAM.
+      weight_decay: of SAM's perturbation, see :func:`seal_jax.transforms.sam.perturb`.
+
+    Raises:
+      UsageError: a negative or infinite ``rho`` or ``eta``; masks that do not fit.
+
+    References:
+      Sato et al., `PoF`, section 4.2 ("Perturbation range") and Figure 6.
+
+    >>> loss = lambda w, batch: 3 * w["conv"] + 4 * w["fc"] * batch.mean()
+    >>> weights, batches = {"conv": jnp.float32(0), "fc": jnp.float32(0)}, jnp.ones((1, 1))
+    >>> found = steps(loss, weights, batches, head="fc", learning_rate=0.25, rho=0.5)
+    >>> round(float(found.sgd[0]), 5), round(float(found.sam[0]), 5)
+    (1.0, 0.4)
+    """
+    check_radius(rho, eta)
+    rates = (learning_rate, rho, eta, weight_decay)
+    return _steps(loss, weights, batches, rates, head, trained, adaptive)
+
+
+@partial(jax.jit, static_argnames=("loss", "head", "trained", "adaptive"))
+def _steps(loss, weights, batches, rates, head, trained, adaptive):
+    learning_rate, rho, eta, weight_decay = rates
+    part = select(trained, weights)
+    of_head = select(head, weights)
+
+    def one(batch: PyTree) -> Steps:
+        plain = jax.grad(lambda part: exact(loss)(merge(weights, part), batch))(part)
+        slopes = jax.tree.map(lambda g, w: g + weight_decay * w, plain, part)
+        if adaptive:
+            slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
+        norm = optax.tree.norm(slopes)
+        if adaptive:
+            slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
+        return Steps(
+            learning_rate * optax.tree.norm(_within(of_head, plain)),
+            rho * optax.tree.norm(_within(of_head, slopes)) / (norm + _EPSILON),
+        )
+
+    return jax.lax.map(one, batches)
+
+
+def _within(part: PyTree, tree: PyTree) -> PyTree:
+    """Return the arrays of a tree where a part has any."""
+    return jax.tree.map(
+        lambda own, leaf: None if own is None else leaf, part, tree, is_leaf=lambda own: own is None
+    )
+
+
+class Searches(NamedTuple):
+    """What the line searches of PoF found, each ``[count]``.
+
+    Attributes:
+      xi: distance of the mini-batch's minimum against its gradient; 0 where there is none.
+      accepted: bool, whether there is a minimum.
+    """
+
+    xi: jax.Array
+    accepted: jax.Array
+
+
+@partial(jax.jit, static_argnames=("classify", "loss", "linear", "chunk"))
+def searches(
+    head: PyTree,
+    features: jax.Array,
+    labels: jax.Array,
+    classify: Classify,
+    loss: Loss,
+    *,
+    linear: bool | None = None,
+    chunk: int = 16,
+) -> Searches:
+    r"""Return :math:`\xi_B^*`, PoF's line search on the classifier, for each mini-batch.
+
+    It is :func:`seal_jax.weak_classifiers.perturbation`, as in training. PoF's perturbation then has
+    the size :math:`\gamma \xi_B^*`, since the direction has norm 1.
+
+    Args:
+      head: the classifier's parameters.
+      features: ``[count, batch, ...]``, the classifier's input.
+      labels: ``[count, batch]``.
+      classify: ``classify(head, features) -> logits``; can be hashed.
+      loss: ``loss(logits, labels) -> scalar``, the mean over a batch; can be hashed.
+      linear: see :func:`seal_jax.weak_classifiers.perturbation`.
+      chunk: mini-batches side by side.
+
+    References:
+      Sato et al., `PoF`, eq. 2 and 3, Figures 2 b and 6.
+
+    >>> head, labels = jnp.zeros((1, 1)), jnp.zeros((2, 1), jnp.int32)
+    >>> classify = lambda head, features: features @ head
+    >>> loss = lambda z, y: jnp.mean((z - 1.0) ** 2)
+    >>> found = searches(head, jnp.array([[[2.0]], [[0.5]]]), labels, classify, loss)
+    >>> found.xi.round(5).tolist(), found.accepted.tolist()
+    ([0.5, 2.0], [True, True])
+    """
+
+    def one(batch: tuple[jax.Array, jax.Array]) -> Searches:
+        with jax.default_matmul_precision("highest"):
+            found = perturbation(head, *batch, classify, loss, linear=linear)
+        return Searches(found.xi, found.accepted)
+
+    return jax.lax.map(one, (features, labels), batch_size=chunk)

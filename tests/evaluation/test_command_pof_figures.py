@@ -1,0 +1,273 @@
+"""The kinds of the PoF paper's figures on runs of an MLP, against NumPy on the same weights."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from softmax_oracle import derivatives, inputs_of, loss, matrix_of
+
+from seal_jax import UsageError, weak_classifiers
+from seal_jax.evaluation import commands
+from seal_jax.evaluation.commands import gradients, landscape, perturbations, pof
+from seal_jax.evaluation.commands.subject import Subject
+from seal_jax.evaluation.gradients import mini_batches
+from seal_jax.methods.method import plain_loss
+from seal_jax.training import experiment, loop
+from seal_jax.training import settings as settings_lib
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory, digits_dir):
+    """Two seeds of the default MLP with BatchNorm, trained for two epochs by SAM of radius 0.1."""
+    folder = tmp_path_factory.mktemp("mlp") / "sam_run"
+    settings = settings_lib.Settings(
+        data=settings_lib.Data(name="digits", data_dir=str(digits_dir), validation_fraction=0.87),
+        model=settings_lib.Model(name="mlp", norm="batch"),
+        method={"name": "sam", "rho": 0.1},
+        optimizer=settings_lib.Optimizer(learning_rate=0.1, label_smoothing=0.0),
+        train=settings_lib.Train(
+            generations=1, epochs_per_generation=2, seeds=2, batch_size=30, seed=5
+        ),
+    )
+    loop.train(settings, folder, experiment.load_data(settings.data), devices=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mlp_subject(mlp):
+    return Subject(mlp, weights=("last",))
+
+
+def head_of(subject, index, split):
+    """Features and labels of a split, and the classifier as a matrix."""
+    network = subject.networks[index]
+    features = subject.features(network, split.images)
+    return features, split.labels, matrix_of(network.variables["params"]["fc"])
+
+
+def drawn(rows, kind, runs=1):
+    """Rows of several runs as a table and a plot."""
+    rows = [
+        {**row, "run": f"run{index}", "method": ("sam", "pof", "seal")[index]}
+        for index in range(runs)
+        for row in rows
+    ]
+    figure = Figure(figsize=kind.size(rows))
+    kind.draw(figure, rows)
+    found = kind.table(rows)
+    assert {len(row) for row in found.rows} == {len(found.header)}
+    return found, figure
+
+
+def test_landscape_of_the_classifier_equals_numpy(mlp_subject):
+    """Eigenvalue, slices and loss increment by the dense Hessian and a dense scan."""
+    options = landscape.Options(examples=90, batch_size=31, points=5, tolerance=1e-5)
+    units = landscape.units(mlp_subject, options)
+    assert [unit.key for unit in units] == [
+        f"step12/last/seed{seed}/{part}/1"
+        for seed in (5, 6)
+        for part in ("dense1", "dense2", "fc", "all")
+    ]
+    layers = landscape.units(mlp_subject, landscape.Options(per="layers", eigenvectors=2))
+    assert len(layers) == 2 * 4 * 2
+    assert layers[0].key == "step12/last/seed5/dense1/linear/1"
+    rows = [unit.run() for unit in units if unit.key.split("/")[-2] in ("fc", "all")]
+    data = mlp_subject.dataset
+    data = mlp_subject.dataset
+    train, test = (pof.some(split, 90, 0) for split in (data.train, data.test))
+    for index, seed in enumerate((5, 6)):
+        own = {row["part"]: row for row in rows if row["seed"] == seed}
+        row = own["fc"]
+        features, labels, matrix = head_of(mlp_subject, index, train)
+        values, basis = np.linalg.eigh(derivatives(features, labels, matrix)[1])
+        np.testing.assert_allclose(row["eigenvalue"], values[-1], rtol=1e-4)
+        assert row["converged"]
+        assert row["parameters"] == matrix.size == 330
+        # A block's largest eigenvalue is at most that of the whole matrix.
+        assert own["all"]["eigenvalue"] >= row["eigenvalue"]
+
+        there, targets, _ = head_of(mlp_subject, index, test)
+        slope, whole = derivatives(there, targets, matrix)
+        vector = basis[:, -1] * (-1 if slope @ basis[:, -1] > 0 else 1)  # the test loss falls
+        np.testing.assert_allclose(row["test_curvature"], vector @ whole @ vector, rtol=1e-3)
+        unit = vector.reshape(matrix.shape)
+        for name, x, y in (("train", features, labels), ("test", there, targets)):
+            expected = [loss(x, y, matrix + t * unit) for t in row["distances"]]
+            np.testing.assert_allclose(row[f"{name}_slice"], expected, rtol=2e-4)
+            np.testing.assert_allclose(row[f"{name}_loss"], loss(x, y, matrix), rtol=1e-5)
+        grid = np.linspace(0, 4 * row["shift"], 401)
+        losses = [loss(there, targets, matrix + t * unit) for t in grid]
+        assert grid[np.argmin(losses)] == pytest.approx(row["shift"], rel=0.02)
+        gained = losses[0] - min(losses)
+        assert row["increment"] == pytest.approx(gained, rel=0.01, abs=2e-6)
+    found, figure = drawn(rows, landscape.KIND, runs=2)
+    assert len(found.rows) == 4
+    assert len(figure.axes) == 3
+
+
+def test_gradients_equal_numpy(mlp, mlp_subject, evaluated):
+    options = {"batches": 13, "batch_size": 26, "weak_batch_size": 15, "eigenvectors": 5}
+    options["examples"] = 150  # of both splits: one set of programs
+    rows, _ = evaluated("gradients", mlp, weights=("last",), tolerance=1e-5, **options)
+    assert [(row["seed"], row["split"]) for row in rows] == [
+        (seed, split) for seed in (5, 6) for split in ("train", "test")
+    ]
+    for row in rows:
+        split = pof.some(getattr(mlp_subject.dataset, row["split"]), 150, 0)
+        features, labels, matrix = head_of(mlp_subject, row["seed"] - 5, split)
+        whole = derivatives(features, labels, matrix)[1]
+        values, basis = np.linalg.eigh(whole)
+        np.testing.assert_allclose(row["eigenvalues"], values[::-1][:5], rtol=1e-4)
+        best = []
+        for b, chosen in enumerate(mini_batches(len(split), 26, 13)):
+            gradient, own = derivatives(features[chosen], labels[chosen], matrix)
+            unit = gradient / np.linalg.norm(gradient)
+            np.testing.assert_allclose(row["norms"][b], np.linalg.norm(gradient), rtol=1e-3)
+            np.testing.assert_allclose(row["curvatures"][b], unit @ whole @ unit, rtol=1e-3)
+            np.testing.assert_allclose(row["own_curvatures"][b], unit @ own @ unit, rtol=1e-3)
+            best.append(np.argmax(np.abs(unit @ basis[:, ::-1][:, :5])))
+        assert row["counts"] == np.bincount(best, minlength=5).tolist()
+        assert row["principal"] == row["counts"][0] / 13
+        assert len(row["distances"]) == round(13 * (1 - row["rejected"]))
+        assert row["curvature"] == pytest.approx(np.median(row["curvatures"]))
+        assert max(row["curvatures"]) <= row["eigenvalue"] * 1.001
+    found, figure = drawn(rows, gradients.KIND, runs=2)
+    assert [cells[-1] for cells in found.rows] == ["-", "2"] * 2
+    assert len(figure.axes) == 4
+
+
+def test_perturbations_equal_single_steps(mlp, mlp_subject, evaluated, monkeypatch):
+    """In two units, of four batches and of two; SAM's radius is the run's own."""
+    monkeypatch.setattr(perturbations, "CHUNK", 4)
+    options = {"batches": 6, "batch_size": 26, "weak_batch_size": 15, "learning_rate": 0.5}
+    rows, _ = evaluated("perturbations", mlp, weights=("last",), gamma=1.5, **options)
+    assert [(row["seed"], row["measure"], row["setting"]) for row in rows] == [
+        (seed, *each) for seed in (5, 6) for each in (("sgd", 0.5), ("sam", 0.1), ("pof", 1.5))
+    ]
+    assert {row["batches"] for row in rows} == {6}
+    model, train = mlp_subject.model, mlp_subject.dataset.train
+    network = mlp_subject.networks[1]
+    params, rest = network.variables["params"], network.variables["batch_stats"]
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, images, labels):
+        images = mlp_subject.normalise(images)
+        logits = model.module.apply({"params": params, "batch_stats": rest}, images, train=False)
+        return plain_loss(logits, labels)
+
+    def norm(tree):
+        return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+    sizes = {row["measure"]: row["sizes"] for row in rows if row["seed"] == 6}
+    for b, chosen in enumerate(mini_batches(len(train), 26, 6)):
+        found = gradient(params, train.images[chosen], train.labels[chosen])
+        np.testing.assert_allclose(sizes["sgd"][b], 0.5 * norm(found["fc"]), rtol=1e-3)
+        expected = 0.1 * norm(found["fc"]) / norm(found)
+        np.testing.assert_allclose(sizes["sam"][b], expected, rtol=1e-3)
+    features, labels, matrix = head_of(mlp_subject, 1, train)
+    expected = []
+    for chosen in mini_batches(len(train), 15, 6):
+        slope = derivatives(features[chosen], labels[chosen], matrix)[0].reshape(matrix.shape)
+        unit = slope / np.linalg.norm(slope)
+        grid = np.linspace(0, 12, 2401)
+        along = [loss(features[chosen], labels[chosen], matrix - t * unit) for t in grid]
+        if np.argmin(along) < 2400:
+            expected.append(1.5 * grid[np.argmin(along)])
+    np.testing.assert_allclose(sizes["pof"], expected, atol=1.5 * 6e-3)
+
+    one, figure = drawn(rows, perturbations.KIND)
+    assert [cells[4] for cells in one.rows] == ["SGD", "SAM*", "PoF"]
+    assert len(figure.axes[0].get_legend().get_texts()) == 3
+    several, figure = drawn(rows, perturbations.KIND, runs=3)
+    marks = [cells[4] for cells in several.rows if cells[4].endswith("*")]
+    assert marks == ["SAM*", "PoF*", "SGD*"]
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == ["run0: SAM", "run1: PoF", "run2: SGD"]
+
+
+def test_statistics_of_the_batch_make_another_network(mlp, mlp_subject):
+    """Features of a weak batch are those of the training pass, by the model's own extract."""
+    options = {"batches": 4, "batch_size": 26, "weak_batch_size": 15}
+    found = {}
+    for mode in ("running", "batch"):
+        chosen = perturbations.Options(batch_norm=mode, **options)
+        units = perturbations.units(mlp_subject, chosen)
+        found[mode] = next(unit for unit in units if unit.key.endswith("searches/0")).run()["pof"]
+    assert found["running"] != found["batch"]
+    model, train = mlp_subject.model, mlp_subject.dataset.train
+    network = mlp_subject.networks[0]
+    head = network.variables["params"]["fc"]
+    expected = []
+    for rows in mini_batches(len(train), 15, 4):
+        images = mlp_subject.normalise(train.images[rows])
+        features, _ = model.extract(network.variables, images, True)
+        search = functools.partial(weak_classifiers.perturbation, loss=plain_loss)
+        one = search(head, features, train.labels[rows], model.classify)
+        if bool(one.accepted):
+            expected.append(2 * float(one.xi))
+    np.testing.assert_allclose(found["batch"], expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("landscape", {"eigenvectors": 331}, "--eigenvectors=331 is more than the 330 parameters"),
+        ("gradients", {"batch_size": 1000}, "--batch-size=1000 is more than the 187 train images"),
+        ("gradients", {"eigenvectors": 331}, "--eigenvectors=331 is more than the 330 parameters"),
+        ("perturbations", {"weak_batch_size": 200}, "--weak-batch-size=200 is more than the 187"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_any_work(mlp_subject, name, given, says):
+    kind = commands.load(name)
+    given = {"batch_size": 16, **given}
+    with pytest.raises(UsageError, match=says) as caught:
+        kind.units(mlp_subject, kind.options(**given))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "says"),
+    [
+        (landscape, {"points": 2}, "--points=2 must be at least 3"),
+        (landscape, {"label_smoothing": 1.0}, "--label-smoothing=1 must lie"),
+        (landscape, {"tolerance": float("nan")}, "--tolerance=nan must be positive"),
+        (gradients, {"weak_batch_size": 0}, "--weak-batch-size=0 must be at least 1"),
+        (perturbations, {"rho": -0.1}, "--rho=-0.1 must be at least 0"),
+        (perturbations, {"gamma": float("inf")}, "--gamma=inf must be at least 0"),
+    ],
+)
+def test_options_out_of_range(kind, given, says):
+    with pytest.raises(UsageError, match=says):
+        kind.Options(**given)
+
+
+def test_options_of_the_method_stand_in(mlp_subject):
+    def option(method, *rest):
+        subject = type("Run", (), {"settings": dataclasses.replace(given, method=method)})
+        return pof.method_option(subject, "pof", *rest)
+
+    given = mlp_subject.settings
+    assert option({"name": "pof", "gamma_high": 1.25}, "gamma_high", 9.0) == 1.25
+    assert option({"name": "pof"}, "weak_batch_size", 9) == 32
+    assert option({"name": "seal"}, "gamma_high", 9.0) == 9.0
+
+
+def test_shares_make_the_mean_over_padded_batches_that_over_all():
+    values = np.random.default_rng(0).normal(size=11)
+    for at_least in (0, 5):
+        rows, shares = pof.all_rows(11, 4, at_least)
+        assert rows.shape == (max(3, at_least), 4)
+        assert (shares * values[rows]).mean() == pytest.approx(values.mean())
+
+
+def test_batches_are_divided_over_the_devices_that_divide_them():
+    weights, (images, labels) = pof.place({"w": np.ones(3)}, (np.ones((5, 12, 2)), np.ones(5)))
+    assert len(images.sharding.device_set) == 4  # of 8
+    assert images.addressable_shards[0].data.shape == (5, 3, 2)
+    assert weights["w"].sharding.device_set == images.sharding.device_set
+    assert labels.is_fully_replicated
+    assert inputs_of(np.zeros((2, 1))).tolist() == [[1, 0], [1, 0]]
