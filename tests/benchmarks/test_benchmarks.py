@@ -20,7 +20,10 @@ BENCHMARKS = [
     ("overhead", "optimizer", ["sgd", "sgd again", "seal"]),
     ("convolution", "convolution", ["native", "native", "matmul", "matmul"]),
     ("methods", "method", ["normal", "normal again", "seal", "sam", "pof", "feature extraction"]),
+    ("neighbours", "neighbours by", ["scikit-learn", "ours", "small budget"]),
+    ("few_shot", "episodes as", ["loop", "one program"]),
 ]
+NEED_TORCH = {"few_shot", "eigenvalues"}
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +33,8 @@ def _import_benchmarks(monkeypatch):
 
 @pytest.mark.parametrize(("name", "column", "rows"), BENCHMARKS)
 def test_quick_run_prints_and_writes_its_table(name, column, rows, tmp_path):
+    if name in NEED_TORCH:
+        pytest.importorskip("torch")
     figures = tmp_path / "figures.json"
     # Compiled without optimisation, which takes a third of the time.
     environment = os.environ | {

@@ -21,10 +21,11 @@ def run(code, first_line, path, namespace):
     exec(compile("\n" * (first_line - 1) + code, path, "exec"), namespace)
 
 
-def test_own_code():
-    path = ROOT / "docs" / "own_code.md"
+@pytest.mark.parametrize(("page", "least"), [("own_code.md", 11), ("evaluations.md", 1)])
+def test_own_code(page, least):
+    path = ROOT / "docs" / page
     blocks = list(python_blocks(path))
-    assert len(blocks) > 10
+    assert len(blocks) >= least
     namespace = {"__name__": "own_code"}
     for first_line, code in blocks:
         run(code, first_line, path, namespace)

@@ -8,6 +8,7 @@ import pytest
 
 from seal_jax.cli import configs
 from seal_jax.cli import main as cli
+from seal_jax.evaluation import commands as evaluations
 from seal_jax.methods import catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,13 @@ def test_commands_are_those_of_the_command_line():
         action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
     )
     assert {row.strip("`").split()[0] for row in table("Commands")} == set(commands.choices)
+
+
+def test_kinds_are_those_of_the_command_line():
+    page = (ROOT / "docs" / "evaluations.md").read_text()
+    section = page.partition("## Kinds")[2].partition("\n##")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert [row.strip("| ").split("`")[1] for row in rows] == list(evaluations.NAMES)
 
 
 def test_links():
