@@ -49,7 +49,7 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         builders = importlib.import_module(module)
         if hasattr(builders, "check_name"):
             builders.check_name(name)
-    kwargs = {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
+    kwargs = {"data_dir": os.fspath(data_dir)} if data_dir else {}  # "" would be this folder
     try:
         return tfds.builder(name, **kwargs)
     except tfds.core.DatasetNotFoundError as error:
@@ -256,7 +256,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
     """
     builder = find_builder(name, data_dir)
     if not is_prepared(builder) and name in SELF_PREPARING:
-        if data_dir is None and not _is_writable(Path(builder.data_dir_root)):
+        if not data_dir and not _is_writable(Path(builder.data_dir_root)):
             # TFDS_DATA_DIR often names a shared folder of other data; ours needs no room in it.
             data_dir = _cache_folder()
         if not is_prepared(find_builder(name, data_dir)):

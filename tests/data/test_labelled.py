@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from seal_jax.data import load, load_labelled, prepare
+from seal_jax.data.preparation import find_builder
 from seal_jax.errors import UsageError
 
 HEIGHT, WIDTH = 9, 6
@@ -130,3 +131,9 @@ def test_unusable_arguments(colours, options, message):
     with pytest.raises(UsageError, match=message) as caught:
         colours(progress=False, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_data_dir_is_that_of_tfds():
+    """And not the folder one happens to be in: "" is what settings say where nothing is given."""
+    roots = {find_builder("digits", data_dir).data_dir_root for data_dir in ("", None)}
+    assert len(roots) == 1

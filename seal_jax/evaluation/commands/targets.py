@@ -96,7 +96,7 @@ def episode_images(subject: Subject, name: str, side: int) -> data.Split:
     """
     split, _ = data.load_labelled(
         name,
-        data_dir=subject.settings.data.data_dir,
+        data_dir=subject.settings.data.data_dir or None,
         split=_part(name),
         image_size=int(1.15 * side),
         crop=side,
@@ -116,7 +116,7 @@ def episode_labels(subject: Subject, name: str) -> np.ndarray:
     from seal_jax.data.decoding import make_decoder
     from seal_jax.data.preparation import first_line, open_prepared
 
-    builder = open_prepared(name, subject.settings.data.data_dir)
+    builder = open_prepared(name, subject.settings.data.data_dir or None)
     decoder = make_decoder(builder.info, None, None)
     splits = [split for split, info in builder.info.splits.items() if info.num_examples]
     skip = {decoder.image: tfds.decode.SkipDecoding()}
@@ -147,14 +147,14 @@ def check_prepared(subject: Subject, name: str) -> None:
     """
     from seal_jax.data.preparation import open_prepared
 
-    open_prepared(name, subject.settings.data.data_dir)
+    open_prepared(name, subject.settings.data.data_dir or None)
 
 
 def transfer_set(subject: Subject, name: str, size: tuple[int, int]) -> data.Dataset:
     """Return training and test images of ``(height, width)``, with nothing held out."""
     return data.load(
         name,
-        data_dir=subject.settings.data.data_dir,
+        data_dir=subject.settings.data.data_dir or None,
         image_size=size,
         channels=subject.channels,
         validation_fraction=0.0,
