@@ -103,7 +103,7 @@ def eigenpairs(
         1e-3 of the largest eigenvalue, and eigenvalues above about its square. They are found by k
         more products, so they bound the error nevertheless. Or "host": in host memory, from where
         every step reads it twice.
-      max_products: bound on the products with the operator, but for those k.
+      max_products: bound on the products with the operator, but for those k and the first k.
       key: of the random start; a fixed one by default.
       progress: called with the products so far and the worst relative residual.
 
@@ -128,22 +128,28 @@ def eigenpairs(
     check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
     m = choose_basis_size(op.like, k, basis_size, byte_budget, basis)
     found = storage.begin(op, jax.random.key(0) if key is None else key, m, basis)
-    kept, products = 0, 0
+    filled, products = 0, 0
     while True:
-        projected, beta = found.extend(kept, m)
-        products += m - kept
-        values, rotation = np.linalg.eigh(projected)
+        # Looked at now and then, so as not to fill a basis that has long sufficed.
+        first = k + 2 if not products else filled + max(4, k // 2)
+        stop = min(m, first, filled + max(1, max_products - products))
+        projected, beta = found.extend(filled, stop)
+        products, filled = products + stop - filled, stop
+        values, rotation = np.linalg.eigh(projected[:filled, :filled])
         order = order_by(which)(values)
         values, rotation = values[order], rotation[:, order]
         floor, scale = rounding(values), magnitude(values)
         residuals = np.abs(beta * rotation[-1]) + floor
-        converged = bool((residuals[:k] <= tolerance * scale + floor).all()) or m == size
+        within = filled >= k and bool((residuals[:k] <= tolerance * scale + floor).all())
+        converged = within or filled == size
         if progress is not None:
             progress(products, float(residuals[:k].max() / scale))
-        if converged or products + 1 > max_products:
+        if converged or (filled >= k and products >= max_products):
             break
-        kept = min(k + (m - k) // 2, m - 1)
-        found.restart(rotation[:, :kept], values[:kept])
+        if filled == m:
+            filled = min(k + (m - k) // 2, m - 1)
+            found.restart(rotation[:, :filled], values[:filled])
+    rotation = np.pad(rotation, ((0, m - filled), (0, 0)))
     vectors = found.vectors(rotation[:, :k])
     values, residuals = values[:k], residuals[:k]
     del found

@@ -138,6 +138,31 @@ def random(key: jax.Array, vector: PyTree, *, signs: bool = False) -> PyTree:
     )
 
 
+def scrambled(index: Any, vector: PyTree) -> PyTree:
+    """Return a vector of pseudo-random numbers in [-1, 1), another for each ``index``.
+
+    A hash of each entry's place: for where a random direction is hardly ever needed but must be in
+    the program. Random keys would take longer to compile than all the rest.
+    """
+    leaves, structure = jax.tree.flatten(vector)
+
+    def one(number: int, leaf: jax.Array) -> jax.Array:
+        bits = jnp.full(leaf.shape, number + 1, jnp.uint32) + jnp.uint32(7919) * jnp.uint32(index)
+        for axis in range(leaf.ndim):
+            bits = _mixed(bits + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis))
+        return (_mixed(bits).astype(jnp.float32) / 2.0**31 - 1).astype(leaf.dtype)
+
+    return jax.tree.unflatten(structure, [one(*pair) for pair in enumerate(leaves)])
+
+
+def _mixed(bits: jax.Array) -> jax.Array:
+    """Return the bits mixed by multiplication and shifts, as in Murmur3's finaliser."""
+    for factor, shift in ((0x9E3779B1, 16), (0x85EBCA6B, 13), (0xC2B2AE35, 16)):
+        bits = bits * jnp.uint32(factor)
+        bits = bits ^ (bits >> shift)
+    return bits
+
+
 def size(vector: PyTree) -> int:
     """Return the number of entries of a vector."""
     return sum(leaf.size for leaf in jax.tree.leaves(vector))

@@ -1,0 +1,176 @@
+"""Eigenvalues of every mini-batch's own Hessian: what Table 6 of the SEAL paper sums up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from seal_jax.errors import UsageError, check_number
+from seal_jax.hessian import krylov
+from seal_jax.hessian.lanczos import order_by
+from seal_jax.hessian.operator import Operator, operator
+
+PyTree = Any
+_AXIS = "batches"
+_SPREAD = PartitionSpec(_AXIS)
+
+
+class BatchEigenvalues(NamedTuple):
+    """What :func:`batch_eigenvalues` found.
+
+    Attributes:
+      values: ``[batches, k]``, falling in magnitude.
+      residuals: ``[batches, k]``, upper bounds of the distance from each value to an eigenvalue.
+      converged: ``[batches]``, whether all of a batch's are within the tolerance.
+    """
+
+    values: np.ndarray
+    residuals: np.ndarray
+    converged: np.ndarray
+
+    @property
+    def max(self) -> float:
+        """The largest of the pool of all batches."""
+        return float(np.max(self.values))
+
+    @property
+    def negative_share(self) -> float:
+        """The share of negative values in the pool, in [0, 1]."""
+        return float(np.mean(self.values < 0))
+
+    @property
+    def certain_share(self) -> float:
+        """The share of values whose sign their residual leaves no doubt about."""
+        return float(np.mean(np.abs(self.values) > self.residuals))
+
+
+def batch_eigenvalues(
+    loss: Any,
+    params: PyTree,
+    batches: PyTree,
+    k: int = 5,
+    *,
+    steps: int | None = None,
+    tolerance: float = 1e-2,
+    key: jax.Array | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    **options: Any,
+) -> BatchEigenvalues:
+    """Return the k eigenvalues of largest magnitude of each batch's own Hessian.
+
+    One program for all batches, which goes from one to the next: Lanczos of a fixed length with full
+    reorthogonalisation from a random vector. Park and Kim (2022), whom the SEAL paper follows in its
+    Table 6, pool five for every mini-batch of the training set, of the loss with its L2 term on
+    augmented data; the table gives the largest of the pool and the share of negative ones.
+
+    Args:
+      loss: see :func:`seal_jax.hessian.operator`; a batch may hold its weights or random draws.
+      params: where the Hessians are taken.
+      batches: pytree whose leaves have the batches as their leading axis.
+      k: values for each batch.
+      steps: of Lanczos, and products for each batch; ``4 k + 20`` by default. Memory holds one
+        vector more.
+      tolerance: how large residuals may be, over the batch's largest magnitude, for it to count as
+        converged. Values err by about the square of that.
+      key: of the random starts; a fixed one by default.
+      devices: over which the batches are dealt out, each with the whole parameters; that of the
+        parameters by default.
+      **options: ``mask``, ``weight_decay``, ``mode``, ``outer``, ``precision``, see
+        :func:`seal_jax.hessian.operator`.
+
+    Raises:
+      UsageError: k or steps out of range, or products that are not finite.
+
+    References:
+      Park & Kim, `How Do Vision Transformers Work?`, 2022, arXiv:2202.06709.
+
+    >>> import jax.numpy as jnp
+    >>> batches = jnp.array([[3.0, -1.0], [1.0, -2.0]])
+    >>> found = batch_eigenvalues(
+    ...     lambda x, batch: jnp.sum(batch * x**2) / 2, jnp.zeros(2), batches, k=1
+    ... )
+    >>> found.values.round(4).tolist(), found.max.__round__(4), found.negative_share
+    ([[3.0], [-2.0]], 3.0, 0.5)
+    """
+    op = operator(loss, params, batches, **options)
+    size, count = op.size, len(op.weights) if op.weights is not None else 0
+    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}")
+    steps = min(size, 4 * k + 20 if steps is None else steps)
+    least = min(size, k + 1)
+    check_number("steps", steps, lambda value: value >= least, f"be at least {least} for k = {k}")
+    check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
+    keys = jax.random.split(jax.random.key(0) if key is None else key, count)
+    devices = list(devices or [])
+    if len(devices) > 1:
+        projected, last = _dealt_out(op, keys, steps, devices)
+    else:
+        projected, last = _each(op, keys, steps)
+    projected, last = np.asarray(projected, np.float64), np.asarray(last, np.float64)
+    if not (np.isfinite(projected).all() and np.isfinite(last).all()):
+        raise UsageError(krylov.NOT_FINITE)
+    values, vectors = np.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
+    order = np.stack([order_by("LM")(own)[:k] for own in values])
+    ends = np.take_along_axis(vectors[:, -1, :], order, axis=1)
+    values = np.take_along_axis(values, order, axis=1)
+    scale = np.abs(values[:, :1])
+    floor = 8 * np.finfo(np.float32).eps * scale
+    residuals = np.abs(last[:, None] * ends) + floor
+    converged = (residuals <= tolerance * scale + floor).all(1) | (steps == size)
+    return BatchEigenvalues(values, residuals, converged)
+
+
+def _lanczos(op: Operator, key: jax.Array, batch: PyTree, steps: int) -> tuple[Any, Any]:
+    own = op.of_batch(batch)
+    state = krylov.begin(own.like, key, steps)
+    state = krylov.folded(own, krylov.newest, krylov.advance, state, 0, steps)
+    return state.projected, state.residual
+
+
+def _in_turn(op: Operator, keys: jax.Array, batches: PyTree, steps: int) -> tuple[Any, Any]:
+    return jax.lax.map(lambda each: _lanczos(op, each[0], each[1], steps), (keys, batches))
+
+
+@partial(jax.jit, static_argnames=("steps",))
+def _each(op: Operator, keys: jax.Array, steps: int) -> tuple[Any, Any]:
+    return _in_turn(op, keys, op.data, steps)
+
+
+def _dealt_out(
+    op: Operator, keys: jax.Array, steps: int, devices: Sequence[jax.Device]
+) -> tuple[Any, Any]:
+    """Do the same on several devices, which need nothing of each other."""
+    mesh = jax.make_mesh(
+        (len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=list(devices)
+    )
+    count = len(keys)
+    rows = np.arange(-(-count // len(devices)) * len(devices)) % count
+    everywhere, spread = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), _SPREAD))
+    # Straight from the host, if that is where the batches are: no device holds them all.
+    batches = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], op.data), spread)
+    template = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
+    template = jax.device_put(template, everywhere)
+    projected, last = _spread(template, jax.device_put(keys[rows], spread), batches, steps, mesh)
+    return projected[:count], last[:count]
+
+
+@partial(jax.jit, static_argnames=("steps", "mesh"))
+def _spread(
+    template: Operator, keys: jax.Array, batches: PyTree, steps: int, mesh: jax.sharding.Mesh
+) -> tuple[Any, Any]:
+    def body(template: Operator, keys: jax.Array, batches: PyTree) -> tuple[Any, Any]:
+        return _in_turn(template, keys, batches, steps)
+
+    mapped = jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), _SPREAD, _SPREAD),
+        out_specs=_SPREAD,
+        check_vma=False,
+    )
+    found: tuple[Any, Any] = mapped(template, keys, batches)
+    return found
