@@ -26,7 +26,8 @@ class Progress:
       stream: where to print; stderr by default.
     """
 
-    _LINE = "{n_fmt}/{total_fmt} {unit}s ({percentage:.0f}%) [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    _DONE = "{n_fmt}/{total_fmt} {unit}s ({percentage:.0f}%)"
+    _LINE = _DONE + " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
     def __init__(
         self,
