@@ -33,7 +33,9 @@ def power_iteration(
     """Return the k eigenpairs of largest magnitude, one after the other.
 
     Each is iterated until its residual is at most ``tolerance`` times the first eigenvalue, or until
-    it has used ``max_products`` products; the next starts orthogonal to those before.
+    it has used ``max_products`` products; the next starts orthogonal to those before. What is wrong
+    with those before stays in the residuals of those after, whatever their number of products: the
+    first are iterated further than the last, by a factor of the square root of 2 each.
 
     Raises:
       UsageError: products that are not finite.
@@ -50,8 +52,9 @@ def power_iteration(
     for index in range(k):
         first = float(abs(values[0])) if index else 0.0
         own = jax.random.fold_in(key, index)
+        limit = tolerance * 2 ** (-(k - 1 - index) / 2)
         found = (_eager if krylov.is_eager(op) else _compiled)(
-            op, basis, own, first, tolerance, max_products
+            op, basis, own, first, limit, max_products
         )
         if not np.isfinite(float(found.residual)):
             raise UsageError(krylov.NOT_FINITE)

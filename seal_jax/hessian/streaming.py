@@ -62,6 +62,8 @@ class Streamed:
             total = _accumulate(own, vector, total, count)
             running.append((own, total))
             del chunk, own
+        # Or the next product's chunks would come before the last ones of this are gone.
+        jax.block_until_ready(total)
         return _finish(total, vector, self.weights.sum(), self.part.weight_decay)
 
     def _chunks(

@@ -22,6 +22,7 @@ BENCHMARKS = [
     ("methods", "method", ["normal", "normal again", "seal", "sam", "pof", "feature extraction"]),
     ("neighbours", "neighbours by", ["scikit-learn", "ours", "small budget"]),
     ("few_shot", "episodes as", ["loop", "one program"]),
+    ("eigenvalues", "solver", ["lanczos", "power", "power, torch"]),
 ]
 NEED_TORCH = {"few_shot", "eigenvalues"}
 

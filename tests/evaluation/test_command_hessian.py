@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from seal_jax import UsageError, data, models
 from seal_jax.evaluation import commands
-from seal_jax.evaluation.commands import hessian, hessian_problem, hessian_views
+from seal_jax.evaluation.commands import hessian, hessian_problem, hessian_views, hessian_work
 from seal_jax.evaluation.commands.subject import Subject
+from seal_jax.hessian import Streamed
 
 # The classifier of 330 parameters, which a dense Hessian is made of in no time.
 SMALL = {
@@ -179,9 +180,10 @@ def test_a_budget_that_the_data_does_not_fit_in(subject, run, evaluated):
     options = {**SMALL, "parts": ("eigenvalues",), "mask": ("fc/bias",), "eigenvalues": 2}
     options |= {"byte_budget": 8000, "basis": "host", "data_batch_size": 16}
     train = subject.dataset.train
-    assert train.images.nbytes > 2 * options["byte_budget"] / 2
-    rows, _ = evaluated("hessian", run, weights=("last",), **options)
     network = subject.networks[0]
+    work = hessian_work.Work(subject, hessian.Options(**options))
+    assert isinstance(work.operators.of(network), Streamed)
+    rows, _ = evaluated("hessian", run, weights=("last",), **options)
     matrix = dense(subject, network, subject.normalise(train.images), train.labels)[:10, :10]
     exact = np.linalg.eigvalsh(matrix)
     np.testing.assert_allclose(rows[0]["largest"], exact[:-3:-1], rtol=1e-4)

@@ -171,6 +171,7 @@ def _draw_pool(axes: Axes, rows: Sequence[Record]) -> None:
         axes.stairs(shares, edges, label=run, linewidth=1.2, **panels.style(index))
     axes.axvline(0, color="#888888", linewidth=0.7)
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5 / len(values), top=1)
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("share of the pool")
 
