@@ -132,10 +132,7 @@ def run(arguments: Sequence[str]) -> int:
         takes_config = hasattr(options, "config")
         for override in overrides:
             if not (takes_config and override.startswith("--config.") and "=" in override):
-                raise UsageError(
-                    f"{override} is not an option of {options.command}; settings are "
-                    "--config.section.field=value"
-                )
+                raise UsageError(_unknown(override, options, arguments, takes_config))
         return _commands()[options.command](options, overrides)
     except UsageError as error:
         return fail(str(error), USAGE)
@@ -159,6 +156,20 @@ def _kind(arguments: Sequence[str]) -> str | None:
     before = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     before.add_argument("--kind", nargs="?")
     return before.parse_known_args(list(arguments))[0].kind if "evaluate" in arguments else None
+
+
+def _unknown(
+    argument: str, options: argparse.Namespace, arguments: Sequence[str], takes_config: bool
+) -> str:
+    """Return what to say about an argument that no option is."""
+    command = options.command
+    if takes_config:
+        return (
+            f"{argument} is not an option of {command}; settings are --config.section.field=value"
+        )
+    kind = _kind(arguments)
+    subject = f"{command} --kind={kind}" if command == "evaluate" else command
+    return f"{argument} is not an option of {subject}; see python -m seal_jax {subject} --help"
 
 
 def fail(message: str, code: int) -> int:

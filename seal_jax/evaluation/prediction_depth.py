@@ -122,9 +122,13 @@ def knn(
 
 def _chunks(queries: int, bank: int, size: int, byte_budget: int) -> tuple[int, int]:
     """Return how many rows of queries and bank at a time keep within the budget."""
-    side = int((-size + math.sqrt(size**2 + byte_budget / 8)) // 1)
-    if side < 1:
-        raise UsageError(f"byte_budget = {byte_budget} is too small for rows of {size} numbers")
+    least = 8 * (2 * size + 1)
+    if byte_budget < least:
+        raise UsageError(
+            f"byte_budget = {byte_budget} is too small for rows of {size} numbers; give at least "
+            f"{least}"
+        )
+    side = int(-size + math.sqrt(size**2 + byte_budget / 8))
     return min(queries, side), min(bank, side)
 
 

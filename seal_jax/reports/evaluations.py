@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FOLDER, RESULTS = "evaluations", "results.json"
 STALE = "†"
+IDENTITY = ("run", "weights", "seed", "step")  # what every row has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,9 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Found]], list[str]]:
                 raise UsageError(f"{path} holds results of {record['kind']}; evaluate again")
             if not all(isinstance(row, dict) for row in record["rows"]) or not record["rows"]:
                 raise UsageError(f"{path} holds no rows; evaluate again")
+            for field in IDENTITY:
+                if not all(field in row for row in record["rows"]):
+                    raise UsageError(f"{path} has a row without {field}; evaluate again")
         except UsageError as error:
             broken.append(f"{name}: {error}")
             continue
@@ -80,15 +84,28 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Found]], list[str]]:
 def sections(
     results: dict[str, list[Found]], runs: Sequence[Run]
 ) -> tuple[list[Section], list[str]]:
-    """Return a section for each kind, and a sentence for each that cannot be shown."""
+    """Return a section for each kind, and a sentence for each result that cannot be shown.
+
+    Those are taken out of ``results``.
+    """
     made, broken = [], []
     for name, found in results.items():
         from seal_jax.evaluation import commands
 
-        try:
-            made.append(section(commands.load(name), found, runs))
-        except UsageError as error:
-            broken.append(f"{name}: {error}")
+        kind, usable = commands.load(name), []
+        for each in found:
+            try:
+                kind.table(each.rows())
+                usable.append(each)
+            # Rows of another version, or edited by hand, may lack anything.
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                broken.append(
+                    f"{each.run.name}: its results of {name} cannot be shown "
+                    f"({type(error).__name__}: {error}); evaluate again with --overwrite"
+                )
+        found[:] = usable
+        if usable:
+            made.append(section(kind, usable, runs))
     return made, broken
 
 
@@ -120,10 +137,13 @@ def _stale(kind: Kind, found: Sequence[Found]) -> list[str]:
 
 def _other_options(found: Sequence[Found]) -> list[str]:
     """Name the options in which runs were not evaluated alike."""
+    from seal_jax.evaluation.commands.options import shown
+
     values: dict[str, dict[str, list[str]]] = {}
     for each in found:
         for option, value in (each.record.get("options") or {}).items():
-            values.setdefault(option, {}).setdefault(str(value), []).append(each.run.name)
+            text = shown(tuple(value) if isinstance(value, list) else value)
+            values.setdefault(option, {}).setdefault(text, []).append(each.run.name)
     return [
         f"The runs were evaluated with different --{option.replace('_', '-')}: "
         + "; ".join(f"{value} for {', '.join(names)}" for value, names in by_value.items())

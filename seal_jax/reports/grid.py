@@ -162,6 +162,16 @@ def grouped(
     return found
 
 
+def newest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of each run's newest checkpoint.
+
+    >>> [row["step"] for row in newest([{"run": "a", "step": 1}, {"run": "a", "step": 2}])]
+    [2]
+    """
+    last = {run: max(row["step"] for row in own) for (run,), own in grouped(rows, ("run",)).items()}
+    return [row for row in rows if row["step"] == last[row["run"]]]
+
+
 def cell(value: Any, form: Callable[[Any], str] = str) -> str:
     """Return ``form(value)``, or the sign for what is missing."""
     return MISSING if value is None else form(value)

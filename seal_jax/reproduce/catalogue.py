@@ -143,7 +143,7 @@ ITEMS = (
     Item(
         "LW",
         "Table 3, Figures 2, 3",
-        "who wins, significance, scatter, decision tree",
+        "who wins, significance, scatter; from fourteen settings on, decision tree",
         (
             FLIPPED,
             _compare("runs/digits/*/", "runs/flipped/*/", output="runs/settings"),

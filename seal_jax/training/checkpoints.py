@@ -280,6 +280,12 @@ def read_leaves(
         return dict(zip(wanted, jax.device_get(leaves), strict=True))
     if damaged:
         reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+        if step is not None:
+            others = ", ".join(str(each) for each in steps if each != step) or "none"
+            raise UsageError(
+                f"the checkpoint of step {step} in {directory} cannot be read ({damaged[step]}); "
+                f"take another: {others}"
+            )
         raise UsageError(f"no checkpoint in {directory} can be read ({reasons})")
     return None
 

@@ -114,7 +114,8 @@ def test_other_statistics_are_those_of_the_whole_pipeline(subject, pictures):
         ({"shots": (1, 180)}, r"--datasets=digits: shots \+ queries = 184 is more than the 17"),
         ({"datasets": ("fashion_mnist",)}, "fashion_mnist"),
         ({"normalisation": "imagenet"}, "--normalisation=imagenet has 3 channels"),
-        ({"image_size": 3}, r"image_shape=\(3, 3, 1\) is too small for resnet8"),
+        ({"normalisation": "imgnet"}, "--normalisation=imgnet: .* is not one of imagenet"),
+        ({"image_size": 3}, r"--image-size=3: image_shape=\(3, 3, 1\) is too small for resnet8"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused_at_once(

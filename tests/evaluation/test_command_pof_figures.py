@@ -235,6 +235,7 @@ def test_what_does_not_fit_is_found_before_any_work(mlp_subject, name, given, sa
         (landscape, {"points": 2}, "--points=2 must be at least 3"),
         (landscape, {"label_smoothing": 1.0}, "--label-smoothing=1 must lie"),
         (landscape, {"tolerance": float("nan")}, "--tolerance=nan must be positive"),
+        (landscape, {"tolerance": np.inf}, "--tolerance=inf must be positive and finite"),
         (gradients, {"weak_batch_size": 0}, "--weak-batch-size=0 must be at least 1"),
         (perturbations, {"rho": -0.1}, "--rho=-0.1 must be at least 0"),
         (perturbations, {"gamma": float("inf")}, "--gamma=inf must be at least 0"),

@@ -52,6 +52,9 @@ def test_apply_is_the_same_in_any_batches(subject):
     ("given", "says"),
     [
         ({"weights": ("newest",)}, "--weights=newest"),
+        # Every seed would count twice in means and intervals.
+        ({"weights": ("last", "last")}, "--weights=last,last names one twice"),
+        ({"steps": "6,12,6"}, "--steps=6,12,6 names a checkpoint twice"),
         ({"steps": "5"}, "--steps=5"),
         ({"steps": "five"}, "--steps=five"),
     ],
@@ -156,9 +159,13 @@ def test_a_ledger_goes_on_where_it_was_cut_off(tmp_path):
     with pytest.raises(UsageError, match=r"holds another evaluation \(options.k: 1 -> 2\)"):
         Ledger(path, {"options": {"k": 2}})
     assert Ledger(path, {"options": {"k": 2}}, overwrite=True).records == {}
-    path.write_text("")
-    with pytest.raises(UsageError, match="cannot be read"):
-        Ledger(path, {})
+    for garbage in ("", "5\n", "[]\n"):
+        path.write_text(garbage)
+        with pytest.raises(UsageError, match="cannot be read"):
+            Ledger(path, {})
+    for entry in ('{"key": "a", "record": 5}', '{"key": "a", "record": {}}', "7"):
+        path.write_text(f"{{}}\n{entry}\n")
+        assert Ledger(path, {}).records == {}
 
 
 def test_margins_on_the_command_line(run, tmp_path, capfd):
@@ -191,6 +198,58 @@ def test_margins_on_the_command_line(run, tmp_path, capfd):
     assert "options.sample: 50 -> 51" in capfd.readouterr().err
     assert main.run([*arguments, "--sample=1000"]) == main.USAGE
     assert "--sample=1000 is more than" in capfd.readouterr().err
+
+
+def test_what_is_wrong_is_found_before_the_work(run, tmp_path, capfd):
+    afile = tmp_path / "file"
+    afile.write_text("mine")
+    start = ["evaluate", "--kind=margins", f"--checkpoint={run}"]
+    for more, says in (
+        ([f"--output={afile}"], f"--output={afile}: {afile} is a file; name a folder"),
+        ([f"--output={afile}/x/y"], f"--output={afile}/x/y: {afile} is a file"),
+        (["--seed=-1"], "--seed=-1 must lie in 0..4294967295"),
+        ([f"--seed={2**32}"], "--seed=4294967296 must lie in"),
+        (["--cout=3"], "--cout=3 is not an option of evaluate --kind=margins; see"),
+    ):
+        assert main.run([*start, *more]) == main.USAGE
+        error = capfd.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert afile.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [afile]
+
+
+def test_a_damaged_checkpoint_is_named_with_the_others(run, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / workdirs.CHECKPOINTS / "12" / "metadata")
+    with pytest.raises(UsageError, match=r"of step 12 in .* cannot be read .* take another: 6"):
+        Subject(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_would_be_mathematics_are_drawn(tmp_path):
+    identity = {"data": "d", "model": "m", "method": "seal", "weights": "last", "seed": 0}
+    row = {**identity, "step": 1, "generation": 0, "run": r"_a $\b$ <&>"}
+    row |= {"layers": ["stem"], "accuracies": [0.5], "network_accuracy": 0.5, "mean_depth": 0.5}
+    command.write(prediction_depth.KIND, {}, [row], tmp_path)
+    assert (tmp_path / "prediction_depth.png").stat().st_size > 5_000
+    assert json.loads((tmp_path / command.RESULTS).read_text())["rows"] == [row]
+
+
+def test_several_runs_in_one_table(run, tmp_path, capsys):
+    """Runs whose folders have one name keep their own results, under names that tell them apart."""
+    folders = [shutil.copytree(run, tmp_path / name / "normal") for name in ("a", "b")]
+    arguments = ["evaluate", "--kind=margins", "--weights=last", "--sample=50"]
+    arguments += ["--checkpoint", *map(str, folders)]
+    assert main.run(arguments) == main.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "normal  " in line] == ["a/normal", "b/normal"]
+    for folder in folders:
+        found = command.read(folder / command.EVALUATIONS / "margins" / command.RESULTS)
+        assert len(found["rows"]) == 2
+    assert main.run([*arguments, f"--output={tmp_path}"]) == main.USAGE
+    assert "is for one run, and --checkpoint names 2" in capsys.readouterr().err
 
 
 def test_flatness_without_noise_is_the_accuracy(run, subject, evaluated):
@@ -228,6 +287,14 @@ def test_prediction_depth_equals_scikit_learn(run, subject, evaluated, monkeypat
     assert row["depths"] == np.bincount(depths, minlength=5).tolist()
     assert row["mean_depth"] == pytest.approx(depths.mean())
     assert (output / "prediction_depth.png").stat().st_size > 10_000
+    # Bars of another network stand over its own blocks.
+    figure = Figure()
+    other = {**row, "run": "other", "layers": ["stem", "layer9"], "accuracies": [0.1, 0.2]}
+    prediction_depth.draw(figure, [row, other])
+    axes = figure.axes[0]
+    places = [bar.get_x() + bar.get_width() for bar in axes.containers[1]]
+    assert [each.get_text() for each in axes.get_xticklabels()] == [*row["layers"], "layer9"]
+    np.testing.assert_allclose(places, [0.4, 4.4])
     # With an earlier checkpoint the plot is of the course over training.
     figure = Figure()
     prediction_depth.draw(figure, [*rows, *({**row, "step": 6} for row in rows)])
@@ -250,7 +317,7 @@ def test_prediction_depth_before_the_relu(subject):
     [
         ({"layers": ("layer9",)}, "--layers=layer9 is no block"),
         ({"k": 10_000}, "--k=10000 is more than"),
-        ({"byte_budget": 100}, "byte_budget = 100 is too small"),
+        ({"byte_budget": 100}, "byte_budget = 100 is too small .* give at least"),
     ],
 )
 def test_prediction_depth_bad_input(subject, given, says):

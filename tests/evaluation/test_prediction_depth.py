@@ -81,6 +81,7 @@ def test_bad_input(points):
         ((features, labels, features[1:]), {"exclude_self": True}, "exclude_self needs the bank"),
         ((features, labels, features), {"metric": "l1"}, "metric = 'l1' must be one of l2, cosine"),
         ((features, labels, features), {"byte_budget": 100}, "byte_budget = 100 is too small"),
+        ((features, labels, features), {"byte_budget": -(10**9)}, "is too small"),
         ((features, labels, features * np.nan), {}, "features hold NaN"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -258,8 +258,10 @@ def test_runs_without_checkpoints_are_not_stale(seal, margins):
     ("content", "says"),
     [
         ("{", "cannot be read"),
+        ("{}", "it has no rows of a kind"),
         ('{"kind": "margins", "rows": []}', "holds no rows; evaluate again"),
         ('{"kind": "flatness", "rows": [{}]}', "holds results of flatness; evaluate again"),
+        ('{"kind": "margins", "rows": [{"run": "seal"}]}', "has a row without weights"),
     ],
 )
 def test_broken_results_are_left_out_and_named(seal, content, says):
@@ -272,14 +274,24 @@ def test_broken_results_are_left_out_and_named(seal, content, says):
     assert says in line
 
 
-def test_what_is_left_out_is_named_in_the_page(make_run, tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        # Of another version, as it were.
+        '{"kind": "margins", "rows": [{"run": "a", "weights": "last", "seed": 0, "step": 1}]}',
+    ],
+)
+def test_what_is_left_out_is_named_in_the_page(make_run, tmp_path, content):
     run = make_run(epochs=1)
     path = run / "evaluations" / "margins" / "results.json"
     path.parent.mkdir(parents=True)
-    path.write_text("{")
+    path.write_text(content)
     write_report(run, tmp_path / "out")
     page = check(tmp_path / "out" / "report.html")
-    assert "Left out: seal: " in page.words[""]
+    assert (
+        "Left out: seal: " if content == "{" else "Left out: seal: its results of margins"
+    ) in page.words[""]
     assert "Evaluations" in page.words["not-shown"]
 
 

@@ -25,6 +25,7 @@ COMMANDS = [
 TRAINING = ["data.train_split=train[:200]", "data.validation_fraction=0.5", "train.seeds=1"]
 TRAINING += ["train.epochs_per_generation=2", "model.width=4", "train.batch_size=50"]
 FREQUENCY = [each for each in TRAINING if "epochs_per_generation" not in each]
+FREQUENCY += ["train.generations=1", "run.checkpoint_every_epochs=60"]
 SMALLER = {
     "linear_probe": ["--epochs=2"],
     "few_shot": ["--episodes=2", "--epochs=1", "--ways=2", "--queries=2", "--shots=1"],

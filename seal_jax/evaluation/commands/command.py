@@ -17,6 +17,7 @@ from seal_jax.evaluation import commands
 from seal_jax.evaluation.commands import options as options_lib
 from seal_jax.evaluation.commands.kind import Kind, Record
 from seal_jax.evaluation.commands.ledger import Ledger
+from seal_jax.reports.section import drawable
 
 EVALUATIONS = "evaluations"
 UNITS, RESULTS = "units.jsonl", "results.json"
@@ -27,7 +28,14 @@ def add_arguments(to: argparse.ArgumentParser, kind: str | None) -> None:
     to.add_argument(
         "--kind", required=True, metavar="KIND", help=f"one of {', '.join(commands.NAMES)}"
     )
-    to.add_argument("--checkpoint", required=True, metavar="RUN", help="the folder of a run")
+    to.add_argument(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="RUN",
+        help="the folder of a run; several are evaluated in turn and shown in one table",
+    )
     to.add_argument(
         "--weights",
         metavar="last,best",
@@ -54,22 +62,33 @@ def add_arguments(to: argparse.ArgumentParser, kind: str | None) -> None:
 
 def run(parsed: argparse.Namespace) -> str:
     """Evaluate; return the table with the names of the files."""
+    from seal_jax.reports.runs import short_names
+
     kind = commands.load(parsed.kind)
     chosen = options_lib.read(kind.options, parsed)
     weights = tuple(parsed.weights.split(",")) if parsed.weights else ()
-    folder = Path(parsed.checkpoint)
-    output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / kind.name
-    rows = evaluate(
-        kind,
-        folder,
-        chosen,
-        output,
-        weights=weights,
-        steps=parsed.steps,
-        overwrite=parsed.overwrite,
-    )
-    files = f"{output / RESULTS}, results.csv, {kind.name}.png"
-    return f"{kind.table(rows).as_text()}\n\nresults: {files}"
+    folders = [Path(name) for name in parsed.checkpoint]
+    if parsed.output and len(folders) > 1:
+        raise UsageError(
+            f"--output={parsed.output} is for one run, and --checkpoint names {len(folders)}; leave "
+            "it out: each has a folder of its own"
+        )
+    rows: list[Record] = []
+    outputs = []
+    for folder, name in zip(folders, short_names(folders), strict=True):
+        output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / kind.name
+        found = evaluate(
+            kind,
+            folder,
+            chosen,
+            output,
+            weights=weights,
+            steps=parsed.steps,
+            overwrite=parsed.overwrite,
+        )
+        rows += [{**row, "run": name} for row in found]
+        outputs.append(f"results: {output / RESULTS}, results.csv, {kind.name}.png")
+    return "\n".join([kind.table(rows).as_text(), "", *outputs])
 
 
 def evaluate(
@@ -111,6 +130,7 @@ def evaluate(
         "options": dataclasses.asdict(options),
     }
     # Input that cannot be used is found first, and leaves no file.
+    _check_writable(output)
     units = kind.units(subject, options)
     ledger = Ledger(output / UNITS, header, overwrite=overwrite)
     left = [unit for unit in units if unit.key not in ledger.records]
@@ -128,7 +148,7 @@ def write(kind: Kind, header: Mapping[str, Any], rows: Sequence[Record], output:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=kind.size(rows), dpi=120, layout="constrained")
-    kind.draw(figure, rows)
+    kind.draw(figure, [{**row, "run": drawable(row["run"])} for row in rows])
     record = {**json.loads(json.dumps(header)), "rows": list(rows)}
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -147,9 +167,10 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text())
-        if not isinstance(record["rows"], list) or record["kind"] not in commands.NAMES:
+        known = isinstance(record, dict) and record.get("kind") in commands.NAMES
+        if not known or not isinstance(record.get("rows"), list):
             raise ValueError("it has no rows of a kind")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}); evaluate again") from None
     return record
 
@@ -163,6 +184,15 @@ def as_csv(rows: Sequence[Record]) -> str:
     writer.writerow(names)
     writer.writerows([row.get(name) for name in names] for row in rows)
     return buffer.getvalue()
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise unless the folder can be written: not after hours of work, but before."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise UsageError(f"--output={folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--output={folder}: {there} cannot be written; name another folder")
 
 
 def _whole(path: Path, write: Callable[[Path], Any]) -> None:

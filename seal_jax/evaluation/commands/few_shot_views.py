@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from seal_jax.evaluation.commands import targets
 from seal_jax.evaluation.commands.kind import Record
 from seal_jax.reports import panels
-from seal_jax.reports.grid import MISSING, Table, grouped, spread
+from seal_jax.reports.grid import MISSING, Table, grouped, newest, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +132,7 @@ def _accuracy(own: Sequence[Record]) -> str:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw accuracy over shots: a panel a data set and kind of weights, a line a run and head."""
-    rows = targets.newest(rows)
+    rows = newest(rows)
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     kinds = list(dict.fromkeys(row["weights"] for row in rows))
     panes = figure.subplots(len(kinds), len(names), squeeze=False, sharex=True, sharey="col")

@@ -63,8 +63,8 @@ class Options:
         pof.at_least(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"--label-smoothing={self.label_smoothing:g} must lie in [0, 1)")
-        if not self.tolerance > 0:
-            raise UsageError(f"--tolerance={self.tolerance:g} must be positive")
+        if not 0 < self.tolerance < np.inf:
+            raise UsageError(f"--tolerance={self.tolerance:g} must be positive and finite")
 
 
 class _Setup(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from seal_jax.evaluation.commands import pof
 from seal_jax.evaluation.commands.kind import Record
 from seal_jax.reports import panels
-from seal_jax.reports.grid import grouped
+from seal_jax.reports.grid import grouped, newest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ Runs = Mapping[tuple[str, ...], Sequence[Record]]
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw counts, distances, and the curvatures of both splits, one row of panels for weights."""
-    rows = pof.newest(rows)
+    rows = newest(rows)
     found = grouped(rows, ("weights",))
     grid = figure.subplots(len(found), 4, squeeze=False)
     for line, ((weights,), own) in zip(grid, found.items(), strict=True):
@@ -67,6 +67,8 @@ def _counts(axes: Axes, runs: Runs) -> None:
 
 
 def _distances(axes: Axes, runs: Runs) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     values = [_values(mine, split, "distances") for mine in runs.values() for split in SPLITS]
     positive = np.concatenate(values)
     if len(positive):
@@ -80,6 +82,10 @@ def _distances(axes: Axes, runs: Runs) -> None:
                 if split == "train":
                     axes.stairs(share, edges, fill=True, alpha=0.25, color=style["color"])
         axes.set_xscale("log")
+        # Over less than a decade matplotlib labels every small tick, one upon the other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("distance of the mini-batch's minimum")
     axes.set_ylabel("share of the mini-batches")
     axes.spines[["top", "right"]].set_visible(False)

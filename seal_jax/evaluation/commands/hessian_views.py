@@ -11,7 +11,7 @@ from seal_jax.evaluation.commands import targets
 from seal_jax.evaluation.commands.kind import Record
 from seal_jax.hessian import Density
 from seal_jax.reports import panels
-from seal_jax.reports.grid import MISSING, Table, grouped, spread
+from seal_jax.reports.grid import MISSING, Table, grouped, newest, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,7 +123,7 @@ def density_of(row: Record) -> Density:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the density of each run, and the pool of its mini-batches' eigenvalues, both log."""
-    rows = targets.newest(rows)
+    rows = newest(rows)
     kinds = grouped(rows, ("weights",))
     shown = [
         (field, title, painter)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seal_jax.evaluation.commands import pof
 from seal_jax.evaluation.commands.kind import Record
 from seal_jax.reports import panels
-from seal_jax.reports.grid import grouped
+from seal_jax.reports.grid import grouped, newest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +21,7 @@ WHOLE = "all"  # the part that is the whole network
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw ΔL of every part, and slices along the eigenvectors of the classifier and of all."""
-    rows = [row for row in pof.newest(rows) if row["rank"] == 1]
+    rows = [row for row in newest(rows) if row["rank"] == 1]
     parts = list(dict.fromkeys(row["part"] for row in rows))
     sliced = [*[part for part in parts if part != WHOLE][-1:], WHOLE]
     found = grouped(rows, ("weights",))

@@ -66,6 +66,8 @@ class Ledger:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
             header = json.loads(lines[0])
+            if not isinstance(header, dict):
+                raise ValueError("its first line is no header")
         except (OSError, ValueError, IndexError):
             raise UsageError(
                 f"{self._path} cannot be read; give another --output, or --overwrite"
@@ -80,6 +82,8 @@ class Ledger:
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
+                if not entry["record"] or not isinstance(entry["record"], dict):
+                    raise ValueError("it is no record")
                 self.records[entry["key"]] = entry["record"]
             except (ValueError, KeyError, TypeError):
                 break  # cut off where a kill or a full disk came; what follows is done again

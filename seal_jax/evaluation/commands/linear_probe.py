@@ -127,6 +127,11 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
             "learning_rate": options.learning_rates[found.best],
             "learning_rates": list(options.learning_rates),
             "accuracies": found.accuracies.tolist(),
+            "diverged": [
+                rate
+                for rate, kernel in zip(options.learning_rates, found.kernels, strict=True)
+                if not np.isfinite(kernel).all()
+            ],
         }
 
     return [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from seal_jax.evaluation.commands import targets
 from seal_jax.evaluation.commands.kind import Record
 from seal_jax.reports import panels
-from seal_jax.reports.grid import MISSING, Table, grouped, spread
+from seal_jax.reports.grid import MISSING, Table, grouped, newest, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,6 +75,12 @@ def table(rows: Sequence[Record]) -> Table:
             "Normal for one. Its image size, augmentation and batch size are not given. Here: "
             f"{targets.settings_of(rows)}."
         )
+    diverged = sorted({rate for row in rows for rate in row.get("diverged", ())}, reverse=True)
+    if diverged:
+        notes.append(
+            f"At rate {', '.join(f'{rate:g}' for rate in diverged)} some classifier diverged; its "
+            "accuracy is that of one class alone."
+        )
     return Table(
         "Linear probe on other data sets",
         (*header, "best rate", *(f"rate {rate:g}" for rate in rates)),
@@ -94,7 +100,7 @@ def _of_rate(own: Sequence[Record], rate: float) -> str:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw bars by data set with the deviation over seeds, the paper's as marks; a panel a weights."""
-    rows = targets.newest(rows)
+    rows = newest(rows)
     kinds = grouped(rows, ("weights",))
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     panes = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]

@@ -39,6 +39,8 @@ def read(kind: type, parsed: argparse.Namespace) -> Any:
         text = getattr(parsed, f"option:{field.name}")
         if text is not None:
             given[field.name] = convert(hints[field.name], text, flag(field.name))
+    if not 0 <= given.get("seed", 0) < 2**32:  # what all generators of random numbers take
+        raise UsageError(f"--seed={given['seed']} must lie in 0..{2**32 - 1}")
     return kind(**given)
 
 

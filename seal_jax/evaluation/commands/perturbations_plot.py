@@ -10,7 +10,7 @@ import numpy as np
 from seal_jax.evaluation.commands import pof
 from seal_jax.evaluation.commands.kind import Record
 from seal_jax.reports import panels
-from seal_jax.reports.grid import grouped
+from seal_jax.reports.grid import grouped, newest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def _measure_of(method: str) -> str:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw histograms on a log axis: all three of one run, or of several each its own."""
-    rows = pof.newest(rows)
+    rows = newest(rows)
     several = len({row["run"] for row in rows}) > 1
     if several:
         rows = [row for row in rows if own_mark(row)]

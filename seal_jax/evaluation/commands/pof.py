@@ -129,18 +129,6 @@ def short(values: Iterable[float | None], scale: float = 1.0) -> str:
     return mean if found.interval is None else f"{mean} ± {found.interval:.2g}"
 
 
-def newest(rows: Sequence[Record]) -> list[Record]:
-    """Return the rows of each run's newest checkpoint, for a plot.
-
-    >>> [row["step"] for row in newest([{"run": "a", "step": 1}, {"run": "a", "step": 2}])]
-    [2]
-    """
-    last: dict[str, int] = {}
-    for row in rows:
-        last[row["run"]] = max(row["step"], last.get(row["run"], 0))
-    return [row for row in rows if row["step"] == last[row["run"]]]
-
-
 def log_edges(values: np.ndarray, bins: int = 60) -> np.ndarray:
     """Return edges of bins of one width on a log axis, around all values, which are positive.
 

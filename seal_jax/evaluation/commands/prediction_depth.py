@@ -18,7 +18,7 @@ from seal_jax.evaluation import prediction_depth as library
 from seal_jax.evaluation.commands.kind import Kind, Record, Unit
 from seal_jax.evaluation.commands.subject import Network, Subject
 from seal_jax.reports import panels
-from seal_jax.reports.grid import MISSING, Table, grouped, spread
+from seal_jax.reports.grid import MISSING, Table, grouped, newest, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,9 +53,12 @@ class Options:
     batch_size: int = 256
 
     def __post_init__(self):
-        for field, least in (("k", 1), ("side", 1), ("images", 0), ("batch_size", 1)):
-            if getattr(self, field) < least:
-                raise UsageError(f"--{field}={getattr(self, field)} must be at least {least}")
+        least = {"k": 1, "side": 1, "images": 0, "byte_budget": 1, "batch_size": 1}
+        for field, bound in least.items():
+            if getattr(self, field) < bound:
+                raise UsageError(
+                    f"--{field.replace('_', '-')}={getattr(self, field)} must be at least {bound}"
+                )
 
 
 def units(subject: Subject, options: Options) -> Sequence[Unit]:
@@ -70,7 +73,8 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
     for layer in options.layers or ():
         if layer not in layers:
             raise UsageError(
-                f"--layers={layer} is no block of {model.name}{nearest(layer, layers)}"
+                f"--layers={layer} is no block of {model.name}, which has {', '.join(layers)}"
+                f"{nearest(layer, layers)}"
             )
     layers = [layer for layer in layers if options.layers is None or layer in options.layers]
     if not layers:
@@ -162,17 +166,9 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
     return found
 
 
-def _newest(rows: Sequence[Record]) -> list[Record]:
-    """Return the rows of each run's newest step."""
-    last: dict[str, int] = {}
-    for row in rows:
-        last[row["run"]] = max(row["step"], last.get(row["run"], 0))
-    return [row for row in rows if row["step"] == last[row["run"]]]
-
-
 def table(rows: Sequence[Record]) -> Table:
     """Return the accuracy of the probe on every layer, a column for each run and weights."""
-    groups = grouped(_newest(rows), ("run", "weights"))
+    groups = grouped(newest(rows), ("run", "weights"))
     layers = list(dict.fromkeys(layer for row in rows for layer in row["layers"]))
 
     def accuracy(own: Sequence[Record], layer: str) -> str:
@@ -225,20 +221,23 @@ def _mean(own: Sequence[Record]) -> np.ndarray:
 
 def _draw_bars(figure: Figure, rows: Sequence[Record]) -> None:
     found = grouped(rows, ("weights",))
+    layers = list(dict.fromkeys(layer for row in rows for layer in row["layers"]))
     axes = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
     for each, ((weights,), own) in zip(axes, found.items(), strict=True):
         runs = grouped(own, ("run",))
         for index, ((run,), mine) in enumerate(runs.items()):
             values = 100 * np.array([row["accuracies"] for row in mine])
             width = 0.8 / len(runs)
-            place = np.arange(values.shape[1]) + (index - (len(runs) - 1) / 2) * width
+            # Other networks have other blocks.
+            place = np.array([layers.index(layer) for layer in mine[0]["layers"]], float)
+            place += (index - (len(runs) - 1) / 2) * width
             error = values.std(0, ddof=1) if len(values) > 1 else None
             colour = panels.style(index)["color"]
             each.bar(place, values.mean(0), width, yerr=error, label=run, color=colour)
-            each.set_xticks(range(values.shape[1]), mine[0]["layers"], rotation=30, ha="right")
+        each.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
         low = min(np.min(row["accuracies"]) for row in own)
         each.set_ylim(max(0, 100 * low - 10), None)
-        each.set_ylabel(f"k-NN accuracy, %\n{weights} weights")
+        each.set_ylabel(f"k-NN accuracy, %\n{weights} weights (bars: std)")
         each.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
@@ -254,7 +253,7 @@ def _draw_course(figure: Figure, rows: Sequence[Record]) -> None:
         for index, layer in enumerate(own[0]["layers"]):
             steps = [step for (step,), _ in by_step]
             each.plot(steps, values[:, index], label=layer, marker=".", **panels.style(index))
-        each.set_title(run, parse_math=False)
+        each.set_title(run)
         each.set_xlabel("training step")
         each.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(f"k-NN accuracy, %, {weights} weights")

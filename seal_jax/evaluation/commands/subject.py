@@ -90,6 +90,8 @@ class Subject:
         unknown = [name for name in weights if name not in SOURCES]
         if unknown:
             raise UsageError(f"--weights={unknown[0]} must be one of {', '.join(SOURCES)}")
+        if len(set(weights)) < len(weights):
+            raise UsageError(f"--weights={','.join(weights)} names one twice; name each once")
         self.run = run
         self.settings = settings_lib.read(Settings, workdirs.read(run))
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
@@ -281,6 +283,8 @@ def _steps(folder: Path, asked: str) -> list[int]:
         raise UsageError(
             f'--steps={asked} must be "newest", "all", or steps separated by commas'
         ) from None
+    if len(set(wanted)) < len(wanted):  # or every seed would count twice
+        raise UsageError(f"--steps={asked} names a checkpoint twice; name each once")
     for step in wanted:
         if step not in steps:
             raise UsageError(

@@ -12,6 +12,7 @@ import numpy as np
 from seal_jax import data
 from seal_jax.data.catalogue import DATA_SETS
 from seal_jax.errors import UsageError
+from seal_jax.evaluation.commands.options import shown
 from seal_jax.evaluation.commands.subject import Subject
 from seal_jax.evaluation.resizing import resized
 
@@ -63,14 +64,6 @@ def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     )
     return "; ".join(dict.fromkeys(found))
-
-
-def newest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of each run's newest step."""
-    last: dict[str, int] = {}
-    for row in rows:
-        last[row["run"]] = max(row["step"], last.get(row["run"], 0))
-    return [row for row in rows if row["step"] == last[row["run"]]]
 
 
 def legend(figure: Figure, panes: np.ndarray) -> None:
@@ -168,7 +161,10 @@ def image_shape(subject: Subject, side: int | None) -> tuple[int, int, int]:
       UsageError: the network cannot take them.
     """
     shape = subject.model.image_shape if side is None else (side, side, subject.channels)
-    resized(subject.model, shape)
+    try:
+        resized(subject.model, shape)
+    except UsageError as error:
+        raise UsageError(f"--image-size={shown(side)}: {error}") from None
     return shape
 
 
@@ -206,7 +202,10 @@ def normalisation(subject: Subject, name: str) -> Normalisation:
       UsageError: an unknown name, or statistics of another number of channels.
     """
     own = subject.augmentation
-    mean, std = (own.mean, own.std) if not name else data.statistics(name)
+    try:
+        mean, std = (own.mean, own.std) if not name else data.statistics(name)
+    except UsageError as error:
+        raise UsageError(f"--normalisation={name}: {error}") from None
     if len(mean) != subject.channels:
         raise UsageError(
             f"--normalisation={name} has {len(mean)} channels and the network takes "
