@@ -62,7 +62,12 @@ def commands(text):
 def test_commands_parse(text):
     for words in commands(text):
         words = [re.sub(r"\[.*|\.$", "", word) for word in words if not word.startswith("[")]
-        _, overrides = cli.parser().parse_known_args(words)
+        kind = next((word[7:] for word in words if word.startswith("--kind=")), None)
+        if "--help" in words:
+            with pytest.raises(SystemExit):
+                cli.parser(kind).parse_known_args(words)
+            continue
+        _, overrides = cli.parser(kind).parse_known_args(words)
         assert all(word.startswith("--config.") for word in overrides), words
         config = next((word[9:] for word in words if word.startswith("--config=")), "FILE")
         if not config.startswith("FILE"):
