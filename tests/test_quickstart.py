@@ -8,12 +8,12 @@ from seal_jax.training import experiment, loop, metrics
 
 
 def test_training_accuracy_falls_and_recovers_in_every_generation_but_the_first(tmp_path):
+    # All four seeds: how far a single one falls depends on how the processor rounds.
     settings = configs.load(
-        "configs/quickstart.py:seal",
-        ["--config.train.seeds=2", f"--config.data.data_dir={tmp_path / 'tfds'}"],
+        "configs/quickstart.py:seal", [f"--config.data.data_dir={tmp_path / 'tfds'}"]
     )
     dataset = experiment.load_data(settings.data)
-    outcome = loop.train(settings, tmp_path / "run", dataset, devices=2)
+    outcome = loop.train(settings, tmp_path / "run", dataset, devices=4)
     assert outcome.finished
     rows = metrics.read(tmp_path / "run")
     generations, epochs = settings.train.generations, settings.train.epochs_per_generation
