@@ -205,7 +205,12 @@ def test_every_network_with_batch_norm_has_a_program(name, options):
     variables = jax.eval_shape(model.init, jax.random.key(0))
     size, _ = tuning.sizes(spec, variables)
     drawn = few_shot.episode(np.repeat(np.arange(3), 8), size, PROTOCOL, seed=0, number=0)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), drawn)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (2, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)
+        ),
+        drawn,
+    )
     pixels = jax.ShapeDtypeStruct((2, 24, 32 * 32 * 3), np.uint8)
     right, _, _, (trained, statistics) = jax.eval_shape(
         lambda *arrays: tuning.tune(*arrays, spec), variables, pixels, batch
