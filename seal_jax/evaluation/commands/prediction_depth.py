@@ -168,7 +168,10 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the accuracy of the probe on every layer, a column for each run and weights."""
-    groups = grouped(newest(rows), ("run", "weights"))
+    last = newest(rows)
+    groups = grouped(last, ("run", "weights"))
+    earlier = ["Of each run its newest checkpoint; the plot has the others."]
+    earlier = earlier if len(last) < len(rows) else []
     layers = list(dict.fromkeys(layer for row in rows for layer in row["layers"]))
 
     def accuracy(own: Sequence[Record], layer: str) -> str:
@@ -199,10 +202,12 @@ def table(rows: Sequence[Record]) -> Table:
         cells,
         (
             "Prediction depth of a test image: the first probe from which on all agree with the "
-            f"network's own prediction, 0 for the lowest, {len(layers)} if even the last does not.",
+            "network's own prediction, 0 for the lowest, the number of probes if even the last does "
+            "not.",
             "±: half the 95 % interval of the mean over seeds (Student's t). The SEAL paper shows "
             "these as bars; of numbers it gives Block4.1 of LLF, 50.15 in G = 1 and 45.62 in G = 10 "
             "(Tiny-ImageNet, ResNet-50, k = 5).",
+            *earlier,
         ),
     )
 
