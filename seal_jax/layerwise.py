@@ -219,7 +219,7 @@ def block_levels(
     names = [path for path, _ in paths.named_leaves(params)]
     places = []
     for path in names:
-        entries = [index for index, entry in enumerate(order) if selections.below(path, entry)]
+        entries = [index for index, entry in enumerate(order) if paths.below(path, entry)]
         if len(entries) != 1:
             how = f"{len(entries)} entries" if entries else "no entry"
             near = "" if entries else nearest(path, order)
@@ -239,7 +239,7 @@ def _ends(order: Sequence[str], blocks: Sequence[str]) -> list[int]:
     """Return the place of each block's last entry in the order."""
     ends: list[int] = []
     for block in blocks:
-        own = [index for index, entry in enumerate(order) if selections.below(entry, block)]
+        own = [index for index, entry in enumerate(order) if paths.below(entry, block)]
         if not own:
             raise UsageError(f"block {block!r} is not in the declared order{nearest(block, order)}")
         if own[-1] - own[0] >= len(own) or (ends and own[-1] <= ends[-1]):

@@ -4,8 +4,10 @@ A mask may be given as any of
 
 * a pytree of ``bool`` with the structure of the parameters (or a prefix of it);
 * a callable of the parameters that returns such a pytree;
-* path rules: a regular expression, a sequence of them, or of ``(expression, bool)`` pairs of which
-  the first match counts (see :func:`seal_jax.paths.matches`);
+* path rules: a path such as ``"layer1/conv/kernel"``, or a leading part of its components; a
+  compiled regular expression (or a string that begins with ``re:``), which must match a path or a
+  leading part in full; a sequence of these, or of ``(rule, bool)`` pairs of which the first match
+  counts. A key that contains ``/`` is written as :func:`seal_jax.paths.escape` returns it;
 * an NNX filter (``nnx.PathContains("fc")``, a ``Variable`` type, ...) or any predicate
   ``(path, leaf) -> bool``.
 
@@ -15,7 +17,7 @@ A mask may be given as any of
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,17 +44,16 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     >>> resolve([("fc/bias", False), ("fc", True)], params)["fc"]
     {'bias': False, 'kernel': True}
     """
-    leaves = paths.named_leaves(params)
-    names = [path for path, _ in leaves]
-    if not names:
+    leaves = paths.leaves_with_keys(params)
+    if not leaves:
         raise UsageError("mask: there are no parameters to select from")
-    flags = _flags(mask, params, leaves)
-    if names == [""]:
+    flags = _flags(mask, params)
+    if leaves[0][0] == ():
         raise UsageError("mask: the parameters are a single array, which no mask can split")
     if not any(flags) or all(flags):
         amount = "every parameter" if flags[0] else "no parameter"
         raise UsageError(
-            f"mask {_shown(mask)} selects {amount}; it must split {', '.join(_sketch(names))}"
+            f"mask {_shown(mask)} selects {amount}; it must split {', '.join(_sketch(params))}"
         )
     structure = jax.tree.structure(params, is_leaf=paths.is_placeholder)
     kept = [
@@ -62,33 +63,34 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, kept)
 
 
-def _flags(mask: Mask, params: PyTree, leaves: list[tuple[str, Any]]) -> list[bool]:
+def _flags(mask: Mask, params: PyTree) -> list[bool]:
     """Return one ``bool`` per parameter, whatever form the mask has."""
-    names = [path for path, _ in leaves]
+    leaves = paths.leaves_with_keys(params)
+    names = [paths.join(keys) for keys, _ in leaves]
     # One placeholder may hide a whole subtree, with names that nobody knows here.
-    hidden = {path for path, leaf in leaves if paths.is_placeholder(leaf)}
+    strict = not any(paths.is_placeholder(leaf) for _, leaf in leaves)
     if _is_nnx_filter(mask):
         from flax.nnx import filterlib
 
         return _predicate_flags(filterlib.to_predicate(mask), params)
-    if isinstance(mask, str):
-        return paths.first_match([(mask, True)], names, False, strict=not hidden)
+    if paths.is_rule(mask):
+        return paths.first_match([(mask, True)], names, False, strict=strict)
     if isinstance(mask, list | tuple) and mask and all(_is_rule(rule) for rule in mask):
-        rules = [(rule, True) if isinstance(rule, str) else tuple(rule) for rule in mask]
-        return paths.first_match(rules, names, False, strict=not hidden)
+        rules = [(rule, True) if paths.is_rule(rule) else tuple(rule) for rule in mask]
+        return paths.first_match(rules, names, False, strict=strict)
     # A tree of bool may itself be callable: an Equinox module.
     if callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
         if _arguments(mask) == 2:
             return _predicate_flags(mask, params)
         mask = mask(params)
-    return _tree_flags(mask, names, hidden)
+    return _tree_flags(mask, leaves)
 
 
 def _is_rule(rule: Any) -> bool:
-    return isinstance(rule, str) or (
+    return paths.is_rule(rule) or (
         isinstance(rule, tuple | list)
         and len(rule) == 2
-        and isinstance(rule[0], str)
+        and paths.is_rule(rule[0])
         and isinstance(rule[1], bool)
     )
 
@@ -108,10 +110,6 @@ def _arguments(function: Callable) -> int:
     )
 
 
-def _is_variable(node: Any) -> bool:
-    return paths.is_placeholder(node) or hasattr(type(node), "get_raw_value")
-
-
 def _predicate_flags(predicate: Callable, params: PyTree) -> list[bool]:
     """Apply an NNX-style predicate to each variable (or bare leaf) and spread it over its arrays.
 
@@ -119,46 +117,52 @@ def _predicate_flags(predicate: Callable, params: PyTree) -> list[bool]:
     which they cannot decide. Filters by path work in both places.
     """
     flags: list[bool] = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_variable):
-        parts = tuple(int(part) if part.isdigit() else part for part in paths.name(path).split("/"))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=paths.is_variable):
+        keys = tuple(int(key) if key.isdigit() else key for key in paths.keys_of(path))
         arrays = jax.tree.leaves(leaf, is_leaf=paths.is_placeholder)
-        flags.extend([bool(predicate(parts, leaf))] * len(arrays))
+        flags.extend([bool(predicate(keys, leaf))] * len(arrays))
     return flags
 
 
-def _tree_flags(mask: PyTree, names: list[str], hidden: set[str]) -> list[bool]:
-    """Look each parameter up in a tree of ``bool`` (or a prefix of one) by name."""
-    entries = dict(paths.named_leaves(mask))
-    for path, value in entries.items():
+def _tree_flags(mask: PyTree, leaves: list[tuple[tuple[str, ...], Any]]) -> list[bool]:
+    """Look each parameter up in a tree of ``bool`` (or a prefix of one) by its keys."""
+    entries = dict(paths.leaves_with_keys(mask))
+    for keys, value in entries.items():
+        where = paths.join(keys) or "its root"
         if isinstance(value, jax.core.Tracer):
-            raise UsageError(
-                f"mask is traced at {path or 'its root'!r}; masks are static: use Python's bool"
-            )
+            raise UsageError(f"mask is traced at {where!r}; masks are static: use Python's bool")
         if not paths.is_placeholder(value) and not _is_bool(value):
             raise UsageError(
-                f"mask has {_shown(value)} at {path or 'its root'!r}; a mask holds bool, True = forget"
+                f"mask has {_shown(value)} at {where!r}; a mask holds bool, True = forget"
             )
     used = set()
     flags = []
-    for path in names:
-        below = [entry for entry in entries if entry.startswith(f"{path}/")]
-        if path in hidden and below:
-            used.update(below)
-            flags.append(all(entries[entry] is True for entry in below))
-            continue
-        owner = path
-        while owner not in entries and "/" in owner:
-            owner = owner.rpartition("/")[0]
+    for keys, leaf in leaves:
+        if paths.is_placeholder(leaf):
+            parts = [entry for entry in entries if entry[: len(keys)] == keys and entry != keys]
+            if parts:
+                used.update(parts)
+                flags.append(all(entries[entry] is True for entry in parts))
+                continue
+        owner = keys
+        while owner not in entries and owner:
+            owner = owner[:-1]
         if owner not in entries:
-            near = nearest(path, paths.with_parents(list(entries)))
-            raise UsageError(f"mask has no entry for the parameter {path!r}{near}")
+            path, near = _shown_path(keys, entries)
+            raise UsageError(f"mask has no entry for the parameter {path}{near}")
         used.add(owner)
         flags.append(_is_bool(entries[owner]) and bool(entries[owner]))
-    unknown = [path for path in entries if path not in used]
-    if unknown:
-        near = nearest(unknown[0], paths.with_parents(names))
-        raise UsageError(f"mask has an entry {unknown[0]!r} that is no parameter{near}")
+    for keys in entries:
+        if keys not in used:
+            path, near = _shown_path(keys, [keys for keys, _ in leaves])
+            raise UsageError(f"mask has an entry {path} that is no parameter{near}")
     return flags
+
+
+def _shown_path(keys: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> tuple[str, str]:
+    """Return the path of ``keys`` and the most similar ones of ``others``, for an error message."""
+    path = paths.join(keys)
+    return repr(path), nearest(path, paths.with_parents([paths.join(other) for other in others]))
 
 
 def _is_bool(value: Any) -> bool:
@@ -173,8 +177,9 @@ def _shown(mask: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _sketch(names: list[str]) -> list[str]:
+def _sketch(params: PyTree) -> list[str]:
     """Return the top-level names, for an error message."""
+    names = [path for path, _ in paths.named_leaves(params)]
     tops = list(dict.fromkeys(path.split("/")[0] for path in names))
     return tops if len(tops) <= 8 else [*tops[:7], "..."]
 
@@ -190,7 +195,7 @@ def before(order: Sequence[str], threshold: str) -> tuple[str, ...]:
     >>> before(("conv1", "layer1/block0", "layer2/block0", "fc"), "layer2")
     ('conv1', 'layer1/block0')
     """
-    return tuple(_literal(entry) for entry in order[: _position(order, threshold)])
+    return tuple(order[: _position(order, threshold)])
 
 
 def since(order: Sequence[str], threshold: str) -> tuple[str, ...]:
@@ -199,12 +204,12 @@ def since(order: Sequence[str], threshold: str) -> tuple[str, ...]:
     >>> since(("conv1", "layer1/block0", "layer2/block0", "fc"), "layer2")
     ('layer2/block0', 'fc')
     """
-    return tuple(_literal(entry) for entry in order[_position(order, threshold) :])
+    return tuple(order[_position(order, threshold) :])
 
 
 def _position(order: Sequence[str], threshold: str) -> int:
     for index, entry in enumerate(order):
-        if entry == threshold or entry.startswith(f"{threshold}/"):
+        if paths.below(entry, threshold):
             if index == 0:
                 raise UsageError(
                     f"layer threshold {threshold!r} is the first of the order: no split"
@@ -213,10 +218,6 @@ def _position(order: Sequence[str], threshold: str) -> int:
     raise UsageError(
         f"layer threshold {threshold!r} is not in the declared order{nearest(threshold, order)}"
     )
-
-
-def _literal(entry: str) -> str:
-    return "".join(f"\\{char}" if char in r".^$*+?{}[]\|()" else char for char in entry)
 
 
 def invert(mask: Mask) -> Callable[[PyTree], PyTree]:
@@ -245,7 +246,7 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
 
     def restricted(params: PyTree) -> PyTree:
         leaves = paths.named_leaves(params)
-        flags = _flags(mask, params, leaves)
+        flags = _flags(mask, params)
         with_kernel = {path.rpartition("/")[0] for path, leaf in leaves if _rank(leaf) >= 2}
         kept = []
         for flag, (path, leaf) in zip(flags, leaves, strict=True):

@@ -6,16 +6,18 @@ The only place that turns key paths into strings such as ``layer3/block0/conv1/k
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import jax
 import optax
-from jax.tree_util import GetAttrKey, KeyPath
+from jax.tree_util import KeyPath
 
 from seal_jax.errors import UsageError, nearest
 
 T = TypeVar("T")
+Rule = str | re.Pattern[str]
 
 
 def is_placeholder(node: Any) -> bool:
@@ -23,39 +25,91 @@ def is_placeholder(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def name(path: KeyPath) -> str:
-    """Return the path as names joined by ``/``.
+def is_rule(node: Any) -> bool:
+    """Tell whether ``node`` is a path or a compiled regular expression."""
+    return isinstance(node, str | re.Pattern)
 
-    ``nnx.Optimizer`` calls ``init`` with paths that end in the variable's ``value`` attribute and
-    ``update`` with paths that do not; the name is the same for both.
 
-    >>> tree = {"conv1": {"kernel": 1.0}}
-    >>> [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    ['conv1/kernel']
+def is_variable(node: Any) -> bool:
+    """Tell whether ``node`` is an NNX ``Variable``, or hidden."""
+    return is_placeholder(node) or hasattr(type(node), "get_raw_value")
+
+
+def escape(key: str) -> str:
+    """Return ``key`` as it is written in a path: ``/`` as ``%2F`` and ``%`` as ``%25``.
+
+    >>> escape("net/~/linear")
+    'net%2F~%2Flinear'
     """
-    if len(path) > 1 and isinstance(path[-1], GetAttrKey) and path[-1].name.lstrip("_.") == "value":
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return key.replace("%", "%25").replace("/", "%2F")
+
+
+def join(keys: Iterable[str]) -> str:
+    """Return the escaped keys joined by ``/``: a name that no other leaf of the tree has."""
+    return "/".join(map(escape, keys))
+
+
+def keys_of(path: KeyPath) -> tuple[str, ...]:
+    """Return the keys of ``path`` as strings."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def name(path: KeyPath) -> str:
+    """Return the keys of ``path`` joined by ``/``; see :func:`escape` for keys that contain one.
+
+    >>> tree = {"conv1": {"kernel": 1.0}, "a/b": 2.0}
+    >>> [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    ['a%2Fb', 'conv1/kernel']
+    """
+    return join(keys_of(path))
+
+
+def leaves_with_keys(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return ``(keys, leaf)`` for every leaf of ``tree``, hidden parameters included.
+
+    ``nnx.Optimizer`` calls ``init`` with Variables, whose paths go through their attribute ``value``,
+    and ``update`` with bare arrays; the keys are the same for both.
+    """
+    return [
+        (keys_of(path) + keys_of(inner[1:]), leaf)
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_placeholder)
+    ]
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Return ``(name, leaf)`` for every leaf of ``tree``, hidden parameters included."""
-    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_placeholder)
-    return [(name(path), leaf) for path, leaf in flat]
+    return [(join(keys), leaf) for keys, leaf in leaves_with_keys(tree)]
 
 
-def matches(pattern: str, path: str) -> bool:
-    """Tell whether the regular expression matches ``path`` or a leading part of its components.
+def below(path: str, layer: str) -> bool:
+    """Tell whether ``path`` is ``layer`` or in it.
 
-    >>> matches("layer1", "layer1/block0/conv1/kernel"), matches("layer1", "layer10/kernel")
+    >>> below("layer1/conv/kernel", "layer1"), below("layer10/kernel", "layer1")
     (True, False)
-    >>> matches(".*/bias", "fc/bias")
-    True
     """
-    try:
-        return re.fullmatch(f"(?:{pattern})(?:/.*)?", path) is not None
-    except re.error as error:
-        raise UsageError(f"path rule {pattern!r} is not a regular expression: {error}") from None
+    return path == layer or path.startswith(f"{layer}/")
+
+
+def matches(rule: Rule, path: str) -> bool:
+    """Tell whether ``rule`` takes ``path`` or a leading part of its components.
+
+    A string is compared exactly. A regular expression, compiled or in a string that begins with
+    ``re:``, must match in full.
+
+    >>> matches("layer.1", "layer.1/kernel"), matches("layer.1", "layer11/kernel")
+    (True, False)
+    >>> matches(re.compile(".*/bias"), "fc/bias"), matches("re:fc|conv", "fc/bias")
+    (True, True)
+    """
+    if isinstance(rule, str):
+        if not rule.startswith("re:"):
+            return below(path, rule)
+        try:
+            rule = re.compile(rule[3:])
+        except re.error as error:
+            raise UsageError(f"path rule {rule!r} is not a regular expression: {error}") from None
+    return any(rule.fullmatch(part) for part in with_parents([path]))
 
 
 def with_parents(names: Sequence[str]) -> list[str]:
@@ -66,15 +120,16 @@ def with_parents(names: Sequence[str]) -> list[str]:
     """
     parts = (path.split("/") for path in names)
     return list(
-        dict.fromkeys("/".join(own[:size]) for own in parts for size in range(1, len(own) + 1))
+        dict.fromkeys("/".join(keys[:size]) for keys in parts for size in range(1, len(keys) + 1))
     )
 
 
 def first_match(
-    rules: Sequence[tuple[str, T]], names: Sequence[str], default: T, *, strict: bool = True
+    rules: Sequence[tuple[Rule, T]], names: Sequence[str], default: T, *, strict: bool = True
 ) -> list[T]:
     """Return for each name the value of the first rule that matches it, else ``default``.
 
+    A string that no name matches is compared with the names as they read without escapes.
     ``strict=False`` lets rules match nothing, for when not every name is known.
 
     Raises:
@@ -84,18 +139,19 @@ def first_match(
     [-1, 0, 1]
     """
     values = [default] * len(names)
-    used = [False] * len(rules)
-    for index, path in enumerate(names):
-        for number, (pattern, value) in enumerate(rules):
-            if matches(pattern, path):
-                values[index] = value
-                used[number] = True
-                break
-    for (pattern, _), hit in zip(rules, used, strict=True):
-        if strict and not hit:
-            shadowed = any(matches(pattern, path) for path in names)
-            why = "only paths that an earlier rule takes" if shadowed else "no parameter path"
-            raise UsageError(
-                f"path rule {pattern!r} matches {why}{nearest(pattern, with_parents(names))}"
-            )
+    free = set(range(len(names)))
+    for rule, value in rules:
+        hits = {index for index, path in enumerate(names) if matches(rule, path)}
+        hits = hits or {index for index, path in enumerate(names) if matches(rule, unquote(path))}
+        if strict and not hits & free:
+            why = "only paths that an earlier rule takes" if hits else "no parameter path"
+            shown = rule if isinstance(rule, str) else f"re:{rule.pattern}"
+            hint = ""
+            if not hits and rule == shown and re.search(r"[*+?|^$\\(){}\[\]]", shown):
+                hint = f"; for a pattern write re.compile({shown!r}) or {'re:' + shown!r}"
+            near = nearest(shown, with_parents(names))
+            raise UsageError(f"path rule {shown!r} matches {why}{hint}{near}")
+        for index in hits & free:
+            values[index] = value
+        free -= hits
     return values

@@ -23,7 +23,7 @@ import numpy as np
 
 from seal_jax import masks, paths
 from seal_jax.errors import UsageError, check_number
-from seal_jax.slimming import below, channels_of, check_flattened, find_layers
+from seal_jax.slimming import channels_of, check_flattened, find_layers
 
 PyTree = Any
 Scope = Literal["tensor", "global"]
@@ -43,12 +43,12 @@ def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
         flags = [masks._rank(leaf) >= 2 for _, leaf in leaves]
     else:
         # Not ``resolve``: a selection divides tensors, so it may well be made among all of them.
-        flags = masks._flags(among, params, leaves)
+        flags = masks._flags(among, params)
     visible = [not paths.is_placeholder(leaf) for _, leaf in leaves]
     flags = [flag and seen for flag, seen in zip(flags, visible, strict=True)]
     if any(visible) and not any(flags):
         taken = "the default, kernels of two or more dimensions," if among is None else "the mask"
-        raise UsageError(f"among: {taken} takes no parameter of {masks._sketch(_names(params))}")
+        raise UsageError(f"among: {taken} takes no parameter of {masks._sketch(params)}")
     return flags
 
 
@@ -282,9 +282,9 @@ def kernel_slices(
         if rank == 0:
             return cut
         axes = []
-        if not below(path, head):
+        if not paths.below(path, head):
             axes.append(rank - 1)
-        if rank >= 2 and not below(path, first):
+        if rank >= 2 and not paths.below(path, first):
             axes.append(rank - 2)
         inputs = max(rank - 2, 0)  # the axis that a flatten makes: a kernel's inputs, or a vector
         for axis in axes:

@@ -80,18 +80,13 @@ def _leading(path: str, leaf: Any, shape: tuple[int, ...], flattened: Mapping[st
     return cut.reshape(shape)
 
 
-def below(path: str, layer: str) -> bool:
-    """Tell whether ``path`` is ``layer`` or lies below it; names are taken literally."""
-    return path == layer or path.startswith(f"{layer}/")
-
-
 def find_layers(params: PyTree, layers: Mapping[str, str]) -> None:
     """Raise unless each of ``layers`` (field: path) has a kernel in ``params``."""
     kernels = [
         path for path, leaf in paths.named_leaves(params) if len(getattr(leaf, "shape", ())) >= 2
     ]
     for field, layer in layers.items():
-        if not any(below(path, layer) for path in kernels):
+        if not any(paths.below(path, layer) for path in kernels):
             near = nearest(str(layer), paths.with_parents(kernels))
             raise UsageError(f"{field} = {layer!r} is no layer with a kernel{near}")
 
@@ -99,7 +94,7 @@ def find_layers(params: PyTree, layers: Mapping[str, str]) -> None:
 def channels_of(path: str, rank: int, flattened: Mapping[str, int]) -> int | None:
     """Return the channels of a flattened axis: a layer's name means its kernel, not its bias."""
     for layer, channels in flattened.items():
-        if path == layer or (rank >= 2 and below(path, layer)):
+        if path == layer or (rank >= 2 and paths.below(path, layer)):
             return channels
     return None
 
