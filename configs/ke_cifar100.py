@@ -4,7 +4,7 @@
     python -m seal_jax slim runs/ke/kels --output=runs/ke/slim
 
 The paper's datasets are fine-grained ones at 224x224 (--config.data.name=caltech_birds2011, ...); its
-length is ten generations of 200 epochs, its rates 0.8 (KELS) and 0.5 (WELS): these are used here.
+length is ten generations of 200 epochs, it keeps 0.8 (KELS) and 0.5 (WELS): these are used here.
 `shrink_perturb` (Ash & Adams 2020) is compared at equal epochs; the setting is not that paper's.
 
 Made for a TPU or GPU; not run to its end here.
@@ -28,5 +28,5 @@ def get_config(variant="kels"):
     config.train.batch_size = 256
     config.train.epochs_per_generation = 200
     if variant == "wels":
-        config.method.rate = 0.5
+        config.method.fraction = 0.5
     return config

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax import masks, optimizer_state, paths, pruning, selections
+from seal_jax import layers, masks, optimizer_state, paths, pruning, selections
 from seal_jax.errors import UsageError, check_number
 
 PyTree = Any
@@ -22,42 +22,44 @@ Initialiser = Callable[[jax.Array], PyTree] | Literal["torch_default"]
 StatePolicy = Literal["fresh", "zero", "keep"]
 
 
-def torch_default(key: jax.Array, params: PyTree) -> PyTree:
+def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | None = None) -> PyTree:
     r"""Draw parameters as PyTorch's layers do by default, and the released LLF code with them.
 
-    Kernels and their biases are :math:`U(\pm 1/\sqrt{\text{fan in}})`, with the fan-in of the kernel
-    (all its dimensions but the last, as Flax lays kernels out); normalisations get scale 1, bias 0.
+    Kernels and their biases are :math:`U(\pm 1/\sqrt{\text{fan in}})`, with the fan-in of the kernel;
+    in layers without a kernel ``bias``, ``b``, ``offset`` and ``beta`` are 0, all else is 1. See
+    :func:`seal_jax.layers.roles`. What is not floating-point is returned as it is.
 
     Args:
       key: a random key.
       params: arrays or ``jax.ShapeDtypeStruct``, for the structure, shapes and dtypes.
+      layout: which axes of kernels are inputs; by default inferred from their names, see
+        :func:`seal_jax.layers.fans`.
 
-    >>> import numpy as np
-    >>> fresh = torch_default(jax.random.key(0), {"fc": {"kernel": jnp.zeros((100, 10))}})
-    >>> bool(np.abs(fresh["fc"]["kernel"]).max() <= 0.1)
-    True
+    >>> params = {"fc": {"kernel": jnp.zeros((4, 2))}, "bn": {"scale": jnp.zeros(2)}}
+    >>> fresh = torch_default(jax.random.key(0), params)
+    >>> bool(abs(fresh["fc"]["kernel"]).max() <= 0.5), fresh["bn"]["scale"].tolist()
+    (True, [1.0, 1.0])
     """
-    leaves = paths.named_leaves(params)
+    leaves, roles = paths.named_leaves(params), layers.roles(params)
     fan_in = {
-        path.rpartition("/")[0]: math.prod(leaf.shape[:-1])
-        for path, leaf in leaves
-        if not paths.is_placeholder(leaf) and len(leaf.shape) >= 2
+        path.rpartition("/")[0]: layers.fans(path, leaf.shape, layout)[0]
+        for (path, leaf), role in zip(leaves, roles, strict=True)
+        if role == "kernel"
     }
     fresh = []
-    for index, (path, leaf) in enumerate(leaves):
-        if paths.is_placeholder(leaf):
+    for index, ((path, leaf), role) in enumerate(zip(leaves, roles, strict=True)):
+        layer, _, name = path.rpartition("/")
+        if not jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating):
             fresh.append(leaf)
-            continue
-        layer, _, own_name = path.rpartition("/")
-        if layer in fan_in:
-            bound = 1 / math.sqrt(fan_in[layer])
-            draw = jax.random.uniform(
-                jax.random.fold_in(key, index), leaf.shape, leaf.dtype, -bound, bound
-            )
-            fresh.append(draw)
+        elif role == "norm":
+            fresh.append(jnp.full(leaf.shape, float(name not in layers.BIASES), leaf.dtype))
         else:
-            fill = 0.0 if own_name == "bias" else 1.0
-            fresh.append(jnp.full(leaf.shape, fill, leaf.dtype))
+            bound = 1 / math.sqrt(fan_in[layer])
+            fresh.append(
+                jax.random.uniform(
+                    jax.random.fold_in(key, index), leaf.shape, leaf.dtype, -bound, bound
+                )
+            )
     return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), fresh)
 
 

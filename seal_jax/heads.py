@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from seal_jax import paths
+from seal_jax import layers, paths
 from seal_jax.errors import UsageError, check_number, nearest
 
 PyTree = Any
@@ -30,9 +30,14 @@ def check(name: str, sigma: float | None = None) -> None:
 
 
 def initialise(
-    key: jax.Array, head_params: PyTree, name: Name = "zero", sigma: float | None = None
+    key: jax.Array,
+    head_params: PyTree,
+    name: Name = "zero",
+    sigma: float | None = None,
+    *,
+    layout: layers.Layout | None = None,
 ) -> PyTree:
-    r"""Return fresh values for a head: kernels ``[D, N]`` as the name says, biases 0.
+    r"""Return fresh values for a head: kernels as the name says, biases 0.
 
     ===================  ==========================================================================
     ``zero``             0: every prediction is 1/N and nothing reaches the features at first (FAST)
@@ -46,9 +51,11 @@ def initialise(
     Args:
       key: a random key; use a new one for every head.
       head_params: arrays or ``jax.ShapeDtypeStruct``, for structure, shapes and dtypes: kernels of
-        two dimensions, D features by N classes, and biases of one.
+        two dimensions, D features by N classes or the other way round, and biases of one.
       name: one of the above.
       sigma: the standard deviation of "normal".
+      layout: "in_out" for kernels ``[D, N]``, "out_in" for ``[N, D]``; by default inferred from
+        their names, see :func:`seal_jax.layers.fans`.
 
     Raises:
       UsageError: an unknown name, ``sigma`` missing or out of place, or a parameter that is neither
@@ -68,23 +75,27 @@ def initialise(
     """
     check(name, sigma)
     fresh = []
-    for index, (path, leaf) in enumerate(paths.named_leaves(head_params)):
+    leaves, roles = paths.named_leaves(head_params), layers.roles(head_params)
+    for index, ((path, leaf), role) in enumerate(zip(leaves, roles, strict=True)):
         if paths.is_placeholder(leaf):
             fresh.append(leaf)
-        elif len(leaf.shape) == 2:
-            fresh.append(_kernel(jax.random.fold_in(key, index), leaf, name, sigma))
-        elif len(leaf.shape) == 1 and path.rpartition("/")[2] == "bias":
+        elif role == "kernel" and len(leaf.shape) == 2:
+            fans = layers.fans(path, leaf.shape, layout)
+            fresh.append(_kernel(jax.random.fold_in(key, index), leaf, fans, name, sigma))
+        elif role == "bias" or path.rpartition("/")[2] == "bias":
             fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
         else:
             raise UsageError(
-                f"head parameter {path!r} of shape {tuple(leaf.shape)} is neither a kernel [D, N] "
-                "nor a bias: give the classifier's last layer alone"
+                f"head parameter {path!r} of shape {tuple(leaf.shape)} is neither a kernel of two "
+                "dimensions nor a bias: give the classifier's last layer alone"
             )
     return jax.tree.unflatten(jax.tree.structure(head_params, is_leaf=paths.is_placeholder), fresh)
 
 
-def _kernel(key: jax.Array, leaf: Any, name: Name, sigma: float | None) -> jax.Array:
-    features, classes = leaf.shape
+def _kernel(
+    key: jax.Array, leaf: Any, fans: tuple[int, int], name: Name, sigma: float | None
+) -> jax.Array:
+    features, classes = fans
     if name == "zero":
         return jnp.zeros(leaf.shape, leaf.dtype)
     if name == "xavier":

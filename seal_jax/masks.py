@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from seal_jax import paths
+from seal_jax import layers, paths
 from seal_jax.errors import UsageError, nearest
 
 PyTree = Any
@@ -236,8 +236,7 @@ def invert(mask: Mask) -> Callable[[PyTree], PyTree]:
 def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callable[[PyTree], PyTree]:
     """Return ``mask`` without the normalisation parameters, or without the biases.
 
-    A leaf of two or more dimensions is a kernel; a smaller one beside a kernel is a bias; one in a
-    layer without a kernel belongs to a normalisation.
+    See :func:`seal_jax.layers.roles` for which are which.
 
     >>> params = {"bn": {"scale": jax.numpy.ones(2)}, "fc": {"kernel": jax.numpy.ones((2, 2))}}
     >>> resolve(restrict(lambda p: jax.tree.map(lambda _: True, p)), params)
@@ -245,21 +244,14 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
     """
 
     def restricted(params: PyTree) -> PyTree:
-        leaves = paths.named_leaves(params)
-        flags = _flags(mask, params)
-        with_kernel = {path.rpartition("/")[0] for path, leaf in leaves if _rank(leaf) >= 2}
-        kept = []
-        for flag, (path, leaf) in zip(flags, leaves, strict=True):
-            beside_kernel = path.rpartition("/")[0] in with_kernel
-            wanted = _rank(leaf) >= 2 or (biases if beside_kernel else norms)
-            kept.append(flag and wanted)
-        return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), kept)
+        wanted = {"kernel": True, "bias": biases, "norm": norms}
+        flags = [
+            flag and wanted[role]
+            for flag, role in zip(_flags(mask, params), layers.roles(params), strict=True)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), flags)
 
     return restricted
-
-
-def _rank(leaf: Any) -> int:
-    return len(getattr(leaf, "shape", ()))
 
 
 class Report(NamedTuple):

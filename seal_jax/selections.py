@@ -5,8 +5,8 @@ parameter's shape, or one bool for all of it; True = forget. Unlike the masks of
 :mod:`seal_jax.masks` selections may be traced: drawn from a key, or computed from the weights.
 
 ``among`` says which parameters a selection may take from: a mask in any form of
-:mod:`seal_jax.masks`, which here may also take every parameter; by default the kernels, that is the
-leaves of two or more dimensions, so that normalisations and biases stay as they are.
+:mod:`seal_jax.masks`, which here may also take every parameter; by default the kernels (see
+:func:`seal_jax.layers.roles`), so that normalisations and biases stay as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax import masks, paths
+from seal_jax import layers, masks, paths
 from seal_jax.errors import UsageError, check_number
 from seal_jax.slimming import channels_of, check_flattened, find_layers
 
@@ -40,7 +40,7 @@ def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
     """
     leaves = paths.named_leaves(params)
     if among is None:
-        flags = [masks._rank(leaf) >= 2 for _, leaf in leaves]
+        flags = [role == "kernel" for role in layers.roles(params)]
     else:
         # Not ``resolve``: a selection divides tensors, so it may well be made among all of them.
         flags = masks._flags(among, params)
@@ -94,10 +94,15 @@ def by_rule(mask: masks.Mask) -> Callable[[PyTree], PyTree]:
     return lambda params: masks.resolve(mask, params)
 
 
-def bernoulli(
-    key: jax.Array, params: PyTree, rate: float, *, among: masks.Mask | None = None
+def random_subset(
+    key: jax.Array,
+    params: PyTree,
+    fraction: float,
+    *,
+    exact: bool = True,
+    among: masks.Mask | None = None,
 ) -> PyTree:
-    """Select every entry by itself with probability ``rate`` (WELS, WELSR).
+    """Select a random ``fraction`` of the entries of each tensor (WELS, WELSR).
 
     A tensor's draw follows from the key and the tensor's own name and shape, so that a layer added
     elsewhere, or another order of the tree, changes nothing.
@@ -105,23 +110,30 @@ def bernoulli(
     Args:
       key: a random key.
       params: arrays or ``jax.ShapeDtypeStruct``.
-      rate: P(forget), in (0, 1). A "split rate" of 0.8 kept is ``rate=0.2`` here.
+      fraction: in (0, 1); static, but for ``exact=False``. A "split rate" of 0.8 kept is 0.2 here.
+      exact: select ``fraction * n`` of n entries, rounded to the nearest whole number, halves up;
+        ``False`` selects every entry by itself with probability ``fraction`` (Bernoulli).
       among: the parameters to select from; kernels by default.
 
     References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (weight-level splitting).
+      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (weight-level splitting);
+      Alabdulmohsin et al., `The Impact of Reinitialization ...`, 2022, section 1 ("a random subset of
+      the parameters of a fixed size").
 
-    >>> selection = bernoulli(jax.random.key(0), {"kernel": jnp.ones((100, 100))}, rate=0.2)
-    >>> print(f"{selection['kernel'].mean():.1f}")
-    0.2
+    >>> selection = random_subset(jax.random.key(0), {"kernel": jnp.ones((10, 10))}, 0.2)
+    >>> int(selection["kernel"].sum())
+    20
     """
-    check_inside("rate", rate)
+    (check_static if exact else check_inside)("fraction", fraction)
 
     def draw(path, leaf, flag):
         if not flag:
             return jnp.zeros(leaf.shape, bool)
-        own = jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
-        return jax.random.bernoulli(own, rate, leaf.shape)
+        leaf_key = jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
+        if not exact:
+            return jax.random.bernoulli(leaf_key, fraction, leaf.shape)
+        bits = jax.random.bits(leaf_key, (math.prod(leaf.shape),))
+        return _lowest(bits, lambda values: portion(fraction, values.size)).reshape(leaf.shape)
 
     return map_named(draw, params, eligible(params, among))
 
@@ -233,7 +245,7 @@ def check_inside(field: str, value: float) -> None:
 
 def kernel_slices(
     params: PyTree,
-    rate: float,
+    keep: float,
     *,
     first: str,
     head: str,
@@ -251,7 +263,7 @@ def kernel_slices(
 
     Args:
       params: arrays or ``jax.ShapeDtypeStruct`` of dense and convolution layers.
-      rate: r, the share of channels that is kept, in (0, 1).
+      keep: r, the share of channels that is kept, in (0, 1).
       first: path of the layer (or the kernel) that sees the input.
       head: path of the layer (or the kernel) that gives the output.
       flattened: dense layers behind a flatten, with the number of channels before it: their input
@@ -270,9 +282,9 @@ def kernel_slices(
     >>> selection["conv"]["kernel"][0, 0].tolist(), selection["fc"]["kernel"][:, 0].tolist()
     ([[False, False, True, True]], [False, False, True, True])
     """
-    check_static("rate", rate)
+    check_static("keep", keep)
     flattened = dict(flattened or {})
-    ratio = Fraction(float(rate)).limit_denominator(10**9)
+    ratio = Fraction(float(keep)).limit_denominator(10**9)
     find_layers(params, {"first": first, "head": head})
     check_flattened(params, flattened)
 

@@ -159,7 +159,8 @@ def _check_override(override: str, known: ConfigDict) -> tuple[str, str]:
     for field in name.split("."):
         if not isinstance(node, ConfigDict) or field not in node:
             fields = list(node) if isinstance(node, ConfigDict) else []
-            raise UsageError(f"{name} is not a setting{nearest(field, fields)}")
+            hint = settings_lib.renamed(name) or nearest(field, fields)
+            raise UsageError(f"{name} is not a setting{hint}")
         path = f"{path}.{field}" if path else field
         kind, node = node.get_type(field), node.get_ref(field).get()
     if isinstance(node, ConfigDict):

@@ -17,24 +17,24 @@ class Options:
     """Options of kernel-level convolution-aware splitting.
 
     Attributes:
-      rate: share of the input and output channels of each kernel that is kept; these form a network
+      keep: share of the input and output channels of each kernel that is kept; these form a network
         of their own, which ``python -m seal_jax slim`` exports.
       init: from the model's own initialisation, or PyTorch's default.
     """
 
-    rate: float = 0.8
+    keep: float = 0.8
     init: Init = "model"
 
 
 def build(options: Options, context: Context) -> Method:
     """Return KELS; the kept network is the same in all generations."""
-    check_number("method.rate", options.rate, lambda r: 0 < r < 1, "lie between 0 and 1")
+    check_number("method.keep", options.keep, lambda r: 0 < r < 1, "lie between 0 and 1")
     model = context.model
 
     def choose(event):
         return selections.kernel_slices(
             event.weights.params,
-            options.rate,
+            options.keep,
             first=model.layers[0],
             head=model.head,
             flattened=model.flattened,

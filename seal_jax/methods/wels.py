@@ -19,25 +19,30 @@ class Options:
     """Options of weight-level splitting.
 
     Attributes:
-      rate: share of the weights of each kernel that is re-initialised: 0.2 in the LW paper, 0.5 in
-        knowledge evolution.
+      fraction: share of the weights of each kernel that is re-initialised: 0.2 in the LW paper, 0.5
+        in knowledge evolution.
+      exact: exactly that share of each kernel, rounded; ``False`` takes every weight by itself with
+        that probability.
       redraw: choose other weights in every generation (WELSR), not the same in all (WELS).
       init: from the model's own initialisation, or PyTorch's default.
     """
 
-    rate: float = 0.2
+    fraction: float = 0.2
+    exact: bool = True
     redraw: bool = False
     init: Init = "model"
 
 
 def build(options: Options, context: Context) -> Method:
     """Return WELS, whose choice is made before the first step and kept, or WELSR."""
-    check_number("method.rate", options.rate, lambda r: 0 < r < 1, "lie between 0 and 1")
+    check_number("method.fraction", options.fraction, lambda f: 0 < f < 1, "lie between 0 and 1")
 
     def choose(event: Event):
         # Not the event's own key: what is chosen must not depend on what is drawn for it.
         key = jax.random.fold_in(event.key, 2)
-        return selections.bernoulli(key, event.weights.params, options.rate)
+        return selections.random_subset(
+            key, event.weights.params, options.fraction, exact=options.exact
+        )
 
     if options.redraw:
         return relearning(context, "wels", choose, init=options.init)

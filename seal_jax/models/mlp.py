@@ -56,6 +56,6 @@ class MLP(Network, kw_only=True):
         """The hidden layers."""
         return numbered("dense", len(self.hidden))
 
-    def slim(self, rate: float) -> Self:
-        """Return the network with ``ceil(rate * units)`` units; its images keep their size."""
-        return self.clone(hidden=tuple(slim_width(rate, width) for width in self.hidden))
+    def slim(self, keep: float) -> Self:
+        """Return the network with ``ceil(keep * units)`` units; its images keep their size."""
+        return self.clone(hidden=tuple(slim_width(keep, width) for width in self.hidden))

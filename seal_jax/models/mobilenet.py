@@ -77,6 +77,6 @@ class MobileNet(Network, kw_only=True):
         """Factor by which the image has shrunk at the last block."""
         return 2 ** self.strides.count(2)
 
-    def slim(self, rate: float) -> Self:
-        """Return the network with ``ceil(rate * width)`` channels."""
-        return self.clone(widths=tuple(slim_width(rate, width) for width in self.widths))
+    def slim(self, keep: float) -> Self:
+        """Return the network with ``ceil(keep * width)`` channels."""
+        return self.clone(widths=tuple(slim_width(keep, width) for width in self.widths))

@@ -160,8 +160,8 @@ class Model:
         """
         return dict(getattr(self.module, "flattened", {}))
 
-    def slim(self, rate: float) -> "Model":
-        """Return the network with ``ceil(rate * width)`` in place of every width.
+    def slim(self, keep: float) -> "Model":
+        """Return the network with ``ceil(keep * width)`` in place of every width.
 
         The channels of the images and the classes stay. Knowledge evolution (Taha et al. 2021,
         section 3) evaluates the fit hypothesis in this form. Every parameter and statistic of the
@@ -170,18 +170,18 @@ class Model:
         ``[h * w, c, ...]`` first, c being the channels named there, and slice c.
 
         Args:
-            rate: in (0, 1]. In the residual networks ``rate * width`` of the first stage must be
+            keep: in (0, 1]. In the residual networks ``keep * width`` of the first stage must be
                 whole, or the stages would no longer fit each other.
 
         Raises:
-            UsageError: ``rate`` is out of range or does not fit the widths, or the module has no
+            UsageError: ``keep`` is out of range or does not fit the widths, or the module has no
                 slim form.
         """
-        check_number("method.rate", rate, lambda value: 0 < value <= 1, "lie in (0, 1]")
+        check_number("method.keep", keep, lambda value: 0 < value <= 1, "lie in (0, 1]")
         if not hasattr(self.module, "slim"):
             raise UsageError(f"model.name={self.name!r} has no slim form: its module has no slim()")
         return from_module(
-            self.module.slim(rate), name=f"{self.name} at {rate:g}", image_shape=self.image_shape
+            self.module.slim(keep), name=f"{self.name} at {keep:g}", image_shape=self.image_shape
         )
 
     def _sown(self, state: Any) -> dict[str, jax.Array]:

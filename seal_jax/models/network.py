@@ -106,8 +106,8 @@ class Network(Layered, kw_only=True):
         """What else one may do about images smaller than ``total_stride``, for the error message."""
         return ""
 
-    def slim(self, rate: float) -> Self:
-        """Return the same network with ``ceil(rate * width)`` in place of every width.
+    def slim(self, keep: float) -> Self:
+        """Return the same network with ``ceil(keep * width)`` in place of every width.
 
         Raises:
             UsageError: the widths would no longer fit each other.
@@ -115,25 +115,25 @@ class Network(Layered, kw_only=True):
         raise NotImplementedError
 
 
-def slim_width(rate: float, width: int) -> int:
-    """Return ``rate * width`` rounded up, but for rounding errors of the product.
+def slim_width(keep: float, width: int) -> int:
+    """Return ``keep * width`` rounded up, but for rounding errors of the product.
 
     >>> slim_width(0.5, 3), slim_width(0.07, 100), 0.07 * 100
     (2, 7, 7.000000000000001)
     """
-    return math.ceil(rate * width - 1e-9)
+    return math.ceil(keep * width - 1e-9)
 
 
-def slim_stages(rate: float, width: int) -> int:
-    """Return ``rate * width`` for a network whose other widths are multiples of ``width``.
+def slim_stages(keep: float, width: int) -> int:
+    """Return ``keep * width`` for a network whose other widths are multiples of ``width``.
 
     Raises:
         UsageError: the product is not whole, so that the multiples would not stay multiples.
     """
-    slim = slim_width(rate, width)
-    if abs(slim - rate * width) > 1e-6:
+    slim = slim_width(keep, width)
+    if abs(slim - keep * width) > 1e-6:
         raise UsageError(
-            f"method.rate = {rate:g} leaves {rate * width:g} of {width} channels, and the stages "
+            f"method.keep = {keep:g} leaves {keep * width:g} of {width} channels, and the stages "
             f"would no longer fit each other: use {slim / width:.12g}"
         )
     return slim

@@ -143,6 +143,6 @@ class ResNet(Network, kw_only=True):
         """The other stem."""
         return ", or stem='cifar'" if self.stem == "imagenet" else ""
 
-    def slim(self, rate: float) -> Self:
-        """Return the network with ``rate * width`` channels, which must be whole."""
-        return self.clone(width=slim_stages(rate, self.width))
+    def slim(self, keep: float) -> Self:
+        """Return the network with ``keep * width`` channels, which must be whole."""
+        return self.clone(width=slim_stages(keep, self.width))

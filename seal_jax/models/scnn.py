@@ -81,7 +81,7 @@ class SimpleCNN(Network, kw_only=True):
         """Factor by which the pools shrink the image."""
         return 2 ** (len(self.widths) // 2)
 
-    def slim(self, rate: float) -> Self:
-        """Return the network with ``ceil(rate * width)`` channels and units."""
-        widths = tuple(slim_width(rate, width) for width in self.widths)
-        return self.clone(widths=widths, dense_width=slim_width(rate, self.dense_width))
+    def slim(self, keep: float) -> Self:
+        """Return the network with ``ceil(keep * width)`` channels and units."""
+        widths = tuple(slim_width(keep, width) for width in self.widths)
+        return self.clone(widths=widths, dense_width=slim_width(keep, self.dense_width))

@@ -85,7 +85,7 @@ class VGG(Network, kw_only=True):
         """The first dense kernel and the channels below it."""
         return {"dense1/linear/kernel": self.widths[-1]}
 
-    def slim(self, rate: float) -> Self:
-        """Return the network with ``ceil(rate * width)`` channels and units."""
-        widths = tuple(slim_width(rate, width) for width in self.widths)
-        return self.clone(widths=widths, dense_width=slim_width(rate, self.dense_width))
+    def slim(self, keep: float) -> Self:
+        """Return the network with ``ceil(keep * width)`` channels and units."""
+        widths = tuple(slim_width(keep, width) for width in self.widths)
+        return self.clone(widths=widths, dense_width=slim_width(keep, self.dense_width))

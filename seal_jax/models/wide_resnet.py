@@ -174,9 +174,9 @@ class WideResNet(Network, kw_only=True):
         """Factor by which the image has shrunk at the last stage."""
         return 2 ** (STAGES - 1)
 
-    def slim(self, rate: float) -> Self:
-        """Return the network with ``rate * width`` channels, which must be whole."""
-        stem_width, width = slim_width(rate, self.stem_width), slim_stages(rate, self.width)
+    def slim(self, keep: float) -> Self:
+        """Return the network with ``keep * width`` channels, which must be whole."""
+        stem_width, width = slim_width(keep, self.stem_width), slim_stages(keep, self.width)
         # A stem as wide as the first stage leaves no work for the 1x1 convolution of its shortcut.
         fitting = next(
             other
@@ -186,7 +186,7 @@ class WideResNet(Network, kw_only=True):
         )
         if fitting != width:
             raise UsageError(
-                f"method.rate = {rate:g} leaves {width} channels in the stem and in the first stage, "
+                f"method.keep = {keep:g} leaves {width} channels in the stem and in the first stage, "
                 f"which then has no 1x1 shortcut: use {fitting / self.width:.12g}"
             )
         return self.clone(width=width, stem_width=stem_width)

@@ -170,7 +170,6 @@ SETTINGS = {
     "data.validation_fraction": (0.1,),
     "model.initialiser": (None, "he"),
     "method.rounds": (1,),
-    "method.rate": (0.2,),
     "method.fraction": (0.2,),
     "optimizer.learning_rate": (0.003,),
     "optimizer.momentum": (0.9,),

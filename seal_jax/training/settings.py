@@ -251,6 +251,18 @@ class Settings:
             raise UsageError("method.name must name the method")
 
 
+# What settings of earlier run folders and configs are called now.
+RENAMED = {
+    "method.rate": "method.fraction in wels (to resume a run, with method.exact = False) and "
+    "method.keep in kels"
+}
+
+
+def renamed(path: str) -> str:
+    """Return what an error message says about a setting that was renamed, else ""."""
+    return f", it is now {RENAMED[path]}: rename it" if path in RENAMED else ""
+
+
 def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Return the dataclass ``kind`` filled from ``values``, checking names and types.
 
@@ -266,7 +278,7 @@ def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     for field, value in values.items():
         path = f"{where}.{field}" if where else field
         if field not in hints:
-            raise UsageError(f"{path} is not a setting{nearest(field, hints)}")
+            raise UsageError(f"{path} is not a setting{renamed(path) or nearest(field, hints)}")
         filled[field] = _checked(hints[field], value, path)
     return kind(**filled)
 

@@ -45,13 +45,13 @@ def export(run: Path, output: Path) -> str:
     leaves = read_leaves(run / workdirs.CHECKPOINTS)
     if leaves is None:
         raise UsageError(f"{run} holds no checkpoint yet")
-    rate = settings.method["rate"]
+    keep = settings.method["keep"]
     dataset = experiments.load_data(settings.data)
     mesh = meshes.make(settings, jax.devices()[:1])
     shape = experiments.data_shape(dataset)
     experiment = experiments.build(settings, shape, mesh)
     whole = _weights(experiment.programs.abstract_state(settings.train.seeds).weights, leaves)
-    model = experiment.model.slim(rate)
+    model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
     test = Arrays(*(meshes.place(mesh, part) for part in data.flatten(dataset.test)))
     slim_programs = dataclasses.replace(experiment.programs, model=model)
@@ -65,7 +65,7 @@ def export(run: Path, output: Path) -> str:
             "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(weights.params)),
             "test_accuracy": (sums.correct / sums.weight).tolist(),
         }
-    record = {"run": str(run), "rate": rate, "model": settings.model.name, **scores}
+    record = {"run": str(run), "keep": keep, "model": settings.model.name, **scores}
     _write(output, cut, record)
     lines = [
         f"{name:5}  {score['parameters']:>12,} parameters  test accuracy "

@@ -62,6 +62,10 @@ def read(workdir: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}") from None
     if not isinstance(record, dict) or not isinstance(record.get("train"), dict):
         raise UsageError(f"{path} does not hold the settings of a run; give another folder")
+    for setting in settings_lib.RENAMED:
+        section, _, field = setting.partition(".")
+        if field in (record.get(section) or {}):
+            raise UsageError(f"{path}: {setting} is not a setting{settings_lib.renamed(setting)}")
     return record
 
 

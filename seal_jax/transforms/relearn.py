@@ -21,33 +21,37 @@ from seal_jax.transforms.reinit import Select, masked_reinit, reinit_moments
 from seal_jax.transforms.sgd import ResetMomentum, descent, moments
 
 
-def wels(rate: float, key: jax.Array, *, among: masks.Mask | None = None) -> Select:
+def wels(
+    fraction: float, key: jax.Array, *, exact: bool = True, among: masks.Mask | None = None
+) -> Select:
     """Weight-level splitting: a random part of the weights, the same in every generation.
 
     Args:
-      rate: the share that is FORGOTTEN, in (0, 1): 0.2 in the LW paper, 0.5 in knowledge evolution.
+      fraction: the share that is FORGOTTEN, in (0, 1): 0.2 in the LW paper, 0.5 in knowledge
+        evolution.
       key: the random key of the one selection.
+      exact: that share of every tensor; see :func:`selections.random_subset`.
       among: the parameters to select from; kernels by default.
 
     References:
       Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3.
     """
-    selections.check_inside("rate", rate)
+    selections.check_static("fraction", fraction)
 
     def select(event_key, params, generation):
         del event_key, generation
-        return selections.bernoulli(key, params, rate, among=among)
+        return selections.random_subset(key, params, fraction, exact=exact, among=among)
 
     return select
 
 
-def welsr(rate: float, *, among: masks.Mask | None = None) -> Select:
+def welsr(fraction: float, *, exact: bool = True, among: masks.Mask | None = None) -> Select:
     """Return the selection of :func:`wels`, but a new one in every generation."""
-    selections.check_inside("rate", rate)
+    selections.check_static("fraction", fraction)
 
     def select(key, params, generation):
         del generation
-        return selections.bernoulli(key, params, rate, among=among)
+        return selections.random_subset(key, params, fraction, exact=exact, among=among)
 
     return select
 
@@ -75,21 +79,21 @@ def dsd(
 
 
 def kels(
-    rate: float, first: str, head: str, *, flattened: Mapping[str, int] | None = None
+    keep: float, first: str, head: str, *, flattened: Mapping[str, int] | None = None
 ) -> Select:
     """Kernel-level splitting: all but a slim network; see :func:`selections.kernel_slices`.
 
     Args:
-      rate: the share of channels that is KEPT, in (0, 1).
+      keep: the share of channels that is KEPT, in (0, 1).
       first: path of the first layer.
       head: path of the last layer.
       flattened: dense layers behind a flatten, with the channels before it.
     """
-    selections.check_static("rate", rate)
+    selections.check_static("keep", keep)
 
     def select(key, params, generation):
         del key, generation
-        return selections.kernel_slices(params, rate, first=first, head=head, flattened=flattened)
+        return selections.kernel_slices(params, keep, first=first, head=head, flattened=flattened)
 
     return select
 

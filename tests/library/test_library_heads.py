@@ -1,5 +1,6 @@
 """Initial heads: their moments, bounds and zeros."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,20 @@ def test_without_a_bias_in_half_precision_under_vmap():
 def test_errors(name, sigma, words):
     with pytest.raises(UsageError, match=words):
         heads.initialise(jax.random.key(0), HEAD, name, sigma)
+
+
+@pytest.mark.parametrize(("name", "fan"), [("kaiming_fan_in", 400), ("kaiming_fan_out", 10)])
+def test_layouts(name, fan):
+    equinox = eqx.filter(eqx.nn.Linear(400, 10, key=jax.random.key(0)), eqx.is_array)
+    fresh = heads.initialise(jax.random.key(1), equinox, name)
+    haiku = heads.initialise(jax.random.key(1), {"w": jnp.ones((400, 10)), "b": jnp.ones(10)}, name)
+    other = {"weights": jnp.ones((10, 400)), "offset": jnp.ones(10)}
+    given = heads.initialise(jax.random.key(1), other, name, layout="out_in")
+    for kernel in (fresh.weight, haiku["w"], given["weights"]):
+        deviation = np.sqrt(2 / fan)
+        assert abs(np.std(kernel) - deviation) < 5 * deviation / np.sqrt(2 * 4000)
+    for bias in (fresh.bias, haiku["b"], given["offset"]):
+        assert not np.any(bias)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 4, 5), (4,), ()])

@@ -14,7 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seal_jax import UsageError, masks, paths
+from seal_jax import UsageError, masks, paths, selections
 
 PARAMS = {
     "conv1": {"kernel": np.ones((3, 3, 2, 4))},
@@ -184,6 +184,21 @@ def test_restrict_tells_kernels_biases_and_norms_apart():
     norms = {"bn1/scale", "bn1/bias"}
     assert select(masks.restrict(everything, norms=True, biases=False)) == kernels | norms
     assert select(masks.restrict(["fc", "bn1"])) == {"fc/kernel", "fc/bias"}
+
+
+def test_roles_in_other_libraries():
+    conv, norm = eqx.nn.Conv2d(2, 3, 3, key=jax.random.key(0)), eqx.nn.LayerNorm((2, 3))
+    tree = eqx.filter({"conv": conv, "norm": norm}, eqx.is_array)
+    tree |= {
+        "haiku": {"w": np.ones((3, 4)), "b": np.ones(4)},
+        "twins": {"a": PARAMS["fc"]["kernel"]},
+    }
+    tree["twins"]["b"] = np.ones((4, 5))
+    everything = masks.restrict(lambda p: jax.tree.map(lambda _: True, p), biases=False)
+    kernels = {"conv/weight", "haiku/w", "twins/a", "twins/b"}
+    assert select(everything, tree) == kernels
+    named = zip(paths.named_leaves(tree), selections.eligible(tree), strict=True)
+    assert {name for (name, _), flag in named if flag} == kernels
 
 
 def test_hidden_parameters_stay_hidden_and_take_part():

@@ -104,7 +104,7 @@ PARAMS = {"conv": jnp.ones((2, 2)), "fc": jnp.ones((2, 2))}
         ({"optimizer": optax.adam(1.0), "learning_rate": lambda t: 0.1}, "learning_rate has no"),
         ({"optimizer": optax.adam(1.0), "weight_decay": jnp.ones(2)}, "weight_decay has no effect"),
         ({"mask": "cnv"}, "matches no parameter path; nearest: conv"),
-        ({"mask": ".*"}, "selects every parameter"),
+        ({"mask": "re:.*"}, "selects every parameter"),
         ({"mask": {"stem": True, "head": False}}, "no entry for the parameter 'conv'"),
     ],
 )

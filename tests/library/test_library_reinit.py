@@ -1,5 +1,6 @@
 """Re-initialisation inside a chain and between steps, against NumPy and closed forms."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -257,6 +258,70 @@ def test_torch_default_against_the_uniform_distribution():
     spec = jax.eval_shape(lambda: params)
     again = forgetting.torch_default(jax.random.key(0), spec)
     np.testing.assert_allclose(again["fc"]["kernel"], fresh["fc"]["kernel"], rtol=1e-6)
+
+
+def assert_uniform(leaf, torch_parameter, bound):
+    """Check that ``leaf`` spreads over the bounds that PyTorch's own layer has."""
+    for values in (np.asarray(leaf), torch_parameter.detach().numpy()):
+        assert 0.8 * bound < np.abs(values).max() <= bound * (1 + 1e-6)
+
+
+def test_torch_default_of_equinox_is_torchs():
+    torch = pytest.importorskip("torch")
+    keys = jax.random.split(jax.random.key(0), 2)
+    net = {
+        "linear": (eqx.nn.Linear(400, 30, key=keys[0]), torch.nn.Linear(400, 30), 400),
+        "conv": (eqx.nn.Conv2d(16, 30, 3, key=keys[1]), torch.nn.Conv2d(16, 30, 3), 16 * 9),
+        "grouped": (
+            eqx.nn.Conv2d(16, 32, 3, groups=4, key=keys[1]),
+            torch.nn.Conv2d(16, 32, 3, groups=4),
+            4 * 9,
+        ),
+    }
+    params = eqx.filter({name: module for name, (module, _, _) in net.items()}, eqx.is_array)
+    fresh = forgetting.torch_default(jax.random.key(1), params)
+    for name, (_, module, fan_in) in net.items():
+        assert_uniform(fresh[name].weight, module.weight, 1 / np.sqrt(fan_in))
+        assert_uniform(fresh[name].bias, module.bias, 1 / np.sqrt(fan_in))
+    norms = {
+        "layer": eqx.filter(eqx.nn.LayerNorm((4, 5)), eqx.is_array),
+        "group": eqx.filter(eqx.nn.GroupNorm(2, 8), eqx.is_array),
+        "haiku": {"scale": jnp.zeros(3), "offset": jnp.ones(3)},
+    }
+    fresh = forgetting.torch_default(jax.random.key(1), jax.tree.map(lambda leaf: leaf + 5, norms))
+    for norm in ("layer", "group"):
+        np.testing.assert_array_equal(fresh[norm].weight, 1)
+        np.testing.assert_array_equal(fresh[norm].bias, 0)
+    assert fresh["haiku"]["scale"].tolist() == [1, 1, 1]
+    assert fresh["haiku"]["offset"].tolist() == [0, 0, 0]
+
+
+def test_torch_default_of_other_layouts():
+    params = {"weight": jnp.zeros((400, 10)), "b": jnp.zeros(1000)}
+    for layout, fan_in in ((None, 10), ("out_in", 10), ("in_out", 400)):
+        fresh = forgetting.torch_default(jax.random.key(0), params, layout=layout)
+        for leaf in fresh.values():
+            assert 0.95 < np.abs(leaf).max() * np.sqrt(fan_in) <= 1 + 1e-6
+    with pytest.raises(UsageError, match="layout = 'HWIO' must be one of in_out, out_in, or None"):
+        forgetting.torch_default(jax.random.key(0), params, layout="HWIO")
+
+
+def test_torch_default_leaves_alone_what_is_not_floating():
+    params = {
+        "embed": {"table": jnp.arange(6).reshape(2, 3)},
+        "fc": {"kernel": jnp.ones((2, 2)), "mask": jnp.ones((2, 2), bool)},
+        "rng": jax.random.key(3),
+        "steps": jnp.int32(7),
+    }
+    for run in (forgetting.torch_default, jax.jit(forgetting.torch_default)):
+        fresh = run(jax.random.key(0), params)
+        assert (fresh["fc"]["kernel"] != 1).all()
+        assert fresh["embed"]["table"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert fresh["fc"]["mask"].all()
+        assert fresh["steps"] == 7
+        assert fresh["rng"] == params["rng"]
+    new = forgetting.reinitialise(jax.random.key(0), params, "fc/kernel", "torch_default")
+    np.testing.assert_array_equal(new["embed"]["table"], params["embed"]["table"])
 
 
 # The optimizer's memory beside an exact event

@@ -194,7 +194,7 @@ def test_vmap_over_learning_rates():
 def test_inject_hyperparams():
     static = ("steps_per_epoch", "epochs_per_generation", "reset_momentum", "fit_in_ascent")
     tx = optax.inject_hyperparams(seal_jax.make_seal_tx, static_args=static)(
-        mask="conv1|bn1", learning_rate=0.1, weight_decay=0.05, **CLOCK
+        mask="re:conv1|bn1", learning_rate=0.1, weight_decay=0.05, **CLOCK
     )
     check_scan(tx, book(rate=lambda epoch: 0.1))
 
@@ -391,9 +391,9 @@ MASKS = {
     "callable": lambda params: {
         name: jax.tree.map(lambda _, name=name: name != "fc", own) for name, own in params.items()
     },
-    "one rule": "conv1|bn1",
+    "one rule": "re:conv1|bn1",
     "list": ["conv1", "bn1/scale"],
-    "pairs": [("fc", False), (".*", True)],
+    "pairs": [("fc", False), ("re:.*", True)],
     "rule and pair": ("conv1", ("bn1", True)),
     "nnx": nnx.Any(nnx.PathContains("conv1"), nnx.PathContains("bn1")),
     "nnx not": nnx.Not(nnx.PathContains("fc")),

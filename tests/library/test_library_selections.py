@@ -1,5 +1,6 @@
 """Selections against NumPy's sorting, index sets made by hand, and probability."""
 
+import functools
 import math
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -35,61 +36,87 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-# Bernoulli
+# Random subsets
 
 
-def test_bernoulli_takes_its_rate_of_the_kernels_alone():
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.29])
+def test_random_subsets_have_exact_sizes(fraction):
+    """Every tensor has its count, and every entry is as likely as any other."""
+    params = {"a": {"kernel": jnp.zeros((5, 7)), "bias": jnp.zeros(9)}, "w": jnp.zeros((3, 2, 1))}
+    keys = jax.random.split(jax.random.key(1), 2000)
+    run = jax.jit(jax.vmap(lambda key: selections.random_subset(key, params, fraction)))
+    chosen = jax.tree.map(np.asarray, run(keys))
+    assert not chosen["a"]["bias"].any()
+    for leaf in (chosen["a"]["kernel"], chosen["w"]):
+        flat = leaf.reshape(len(keys), -1)
+        share = rounded(fraction, flat.shape[1]) / flat.shape[1]
+        assert (flat.sum(1) == round(share * flat.shape[1])).all()
+        deviation = math.sqrt(share * (1 - share) / len(keys))
+        assert np.abs(flat.mean(0) - share).max() < 5 * deviation
+        # Two entries are chosen together as often as without replacement.
+        size, count = flat.shape[1], flat[0].sum()
+        together = count * (count - 1) / (size * (size - 1))
+        pairs = (flat[:, 1:] & flat[:, :-1]).mean(0)
+        assert np.abs(pairs - together).max() < 5 * math.sqrt(max(together, 1e-3) / len(keys))
+
+
+def test_bernoulli_takes_its_share_of_the_kernels_alone():
     params = {"a": {"kernel": jnp.zeros((300, 200)), "bias": jnp.zeros(500)}, "bn": jnp.zeros(9)}
-    for rate in (0.2, 0.5):
-        chosen = selections.bernoulli(jax.random.key(1), params, rate)
+    for share in (0.2, 0.5):
+        chosen = selections.random_subset(jax.random.key(1), params, share, exact=False)
         kernel = np.asarray(chosen["a"]["kernel"])
         assert kernel.dtype == bool
-        assert abs(kernel.mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / kernel.size)
+        assert abs(kernel.mean() - share) < 5 * math.sqrt(share * (1 - share) / kernel.size)
         # Independent entries: neighbours agree as often as two draws do.
         agree = (kernel[:, 1:] == kernel[:, :-1]).mean()
-        expected = rate**2 + (1 - rate) ** 2
+        expected = share**2 + (1 - share) ** 2
         assert abs(agree - expected) < 5 * math.sqrt(expected * (1 - expected) / kernel.size)
         assert chosen["a"]["bias"].shape == (500,)
         assert not chosen["a"]["bias"].any()
         assert not chosen["bn"].any()
 
 
-def test_bernoulli_depends_on_key_and_name_only():
+def test_random_subsets_depend_on_key_and_name_only():
     params, key = normal(), jax.random.key(3)
-    chosen = selections.bernoulli(key, params, 0.5)
-    assert_equal(selections.bernoulli(key, params, 0.5), chosen)
-    assert_equal(jax.jit(lambda k: selections.bernoulli(k, params, 0.5))(key), chosen)
+    select = functools.partial(selections.random_subset, fraction=0.5)
+    chosen = select(key, params)
+    assert_equal(select(key, params), chosen)
+    assert_equal(jax.jit(lambda k: select(k, params))(key), chosen)
     wider = {"a_first_layer": {"kernel": jnp.ones((3, 8))}, **dict(reversed(params.items()))}
-    again = selections.bernoulli(key, wider, 0.5)
+    again = select(key, wider)
     assert_equal({name: again[name] for name in chosen}, chosen)
-    other = selections.bernoulli(jax.random.key(4), params, 0.5)
+    other = select(jax.random.key(4), params)
     assert (other["conv2"]["kernel"] != chosen["conv2"]["kernel"]).any()
     twins = {"a": jnp.ones((20, 20)), "b": jnp.ones((20, 20))}
-    drawn = selections.bernoulli(key, twins, 0.5)
+    drawn = select(key, twins)
     assert (drawn["a"] != drawn["b"]).any()
+    alike = {"x": {"k": jnp.ones((20, 20))}, "x/k": jnp.ones((20, 20))}
+    drawn = select(key, alike)
+    assert (drawn["x"]["k"] != drawn["x/k"]).any()
 
 
-def test_bernoulli_among_what_one_says():
+def test_random_subsets_among_what_one_says():
     params = normal()
-    chosen = selections.bernoulli(jax.random.key(0), params, 0.5, among=["fc", ".*/scale"])
+    among = ["fc", "re:.*/scale"]
+    chosen = selections.random_subset(jax.random.key(0), params, 0.5, among=among)
     taken = jax.tree.map(lambda leaf: bool(leaf.any()), chosen)
     assert taken["fc"] == {"kernel": True, "bias": True}
     assert taken["bn1"] == {"scale": True}
     assert not taken["conv1"]["kernel"]
     assert not taken["conv2"]["kernel"]
-    every = selections.bernoulli(jax.random.key(0), params, 0.5, among=".*")
+    every = selections.random_subset(jax.random.key(0), params, 0.5, among="re:.*")
     assert all(leaf.any() for leaf in jax.tree.leaves(every))
     spec = jax.eval_shape(lambda: params)
-    assert_equal(selections.bernoulli(jax.random.key(0), spec, 0.5, among=".*"), every)
+    assert_equal(selections.random_subset(jax.random.key(0), spec, 0.5, among="re:.*"), every)
 
 
 def test_seeds_that_are_vmapped_select_apart():
     params, keys = normal(), jax.random.split(jax.random.key(0), 3)
-    many = jax.vmap(lambda key: selections.bernoulli(key, params, 0.3))(keys)
+    many = jax.vmap(lambda key: selections.random_subset(key, params, 0.3))(keys)
     kernel = many["conv2"]["kernel"]
     assert (kernel[0] != kernel[1]).any()
     assert (kernel[1] != kernel[2]).any()
-    assert_equal(jax.tree.map(lambda x: x[2], many), selections.bernoulli(keys[2], params, 0.3))
+    assert_equal(jax.tree.map(lambda x: x[2], many), selections.random_subset(keys[2], params, 0.3))
 
 
 # Magnitudes
@@ -206,8 +233,8 @@ def test_kernel_slices_by_hand():
 
 def test_kernel_slices_round_up_what_is_exact_in_decimals():
     params = {"a": jnp.ones((2, 30)), "b": jnp.ones((30, 5)), "c": jnp.ones((5, 2))}
-    for rate, of_30, of_5 in ((0.1, 3, 1), (0.8, 24, 4), (0.5, 15, 3), (0.61, 19, 4)):
-        chosen = selections.kernel_slices(params, rate, first="a", head="c")
+    for keep, of_30, of_5 in ((0.1, 3, 1), (0.8, 24, 4), (0.5, 15, 3), (0.61, 19, 4)):
+        chosen = selections.kernel_slices(params, keep, first="a", head="c")
         fit = np.argwhere(~np.asarray(chosen["b"]))
         assert fit.max(0).tolist() == [of_30 - 1, of_5 - 1]
         assert len(fit) == of_30 * of_5
@@ -221,28 +248,28 @@ def test_kernel_slices_round_up_what_is_exact_in_decimals():
         ({"flattened": {"dens": 10}}, "flattened names 'dens', which is no layer .*nearest: dense"),
         ({"flattened": {"dense": 7}}, r"flattened\['dense'\] = 7 does not divide the axis of 40"),
         ({"flattened": {"dense": 0}}, "must be a number of channels"),
-        ({"rate": 1.0}, "rate = 1 must lie between 0 and 1"),
-        ({"rate": math.nan}, "rate = nan must"),
-        ({"rate": jnp.float32(0.5)}, "rate must be a number of Python"),
+        ({"keep": 1.0}, "keep = 1 must lie between 0 and 1"),
+        ({"keep": math.nan}, "keep = nan must"),
+        ({"keep": jnp.float32(0.5)}, "keep must be a number of Python"),
     ],
 )
 def test_slices_that_cannot_be(options, message):
-    options = {"rate": 0.5, "first": "stem", "head": "head", **options}
+    options = {"keep": 0.5, "first": "stem", "head": "head", **options}
     with pytest.raises(UsageError, match=message):
         selections.kernel_slices(normal(NET), **options)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, -0.2, 1.2, math.nan, True, "0.2"])
 def test_fractions_that_cannot_be(wrong):
-    with pytest.raises(UsageError, match=r"rate = .* must lie between 0 and 1"):
-        selections.bernoulli(jax.random.key(0), normal(), wrong)
+    with pytest.raises(UsageError, match=r"fraction = .* must lie between 0 and 1"):
+        selections.random_subset(jax.random.key(0), normal(), wrong)
     with pytest.raises(UsageError, match=r"fraction = .* must lie between 0 and 1"):
         selections.smallest(normal(), wrong)
 
 
 def test_among_nothing():
     with pytest.raises(UsageError, match="kernels of two or more dimensions, takes no parameter"):
-        selections.bernoulli(jax.random.key(0), {"bias": jnp.ones(3)}, 0.5)
+        selections.random_subset(jax.random.key(0), {"bias": jnp.ones(3)}, 0.5)
     with pytest.raises(UsageError, match="the mask takes no parameter"):
         selections.smallest(normal(), 0.5, among=lambda p: jax.tree.map(lambda _: False, p))
     with pytest.raises(UsageError, match="nearest: conv"):
@@ -254,7 +281,7 @@ def test_among_nothing():
 def test_hidden_parameters_stay_hidden():
     params = {**normal(), "bn1": optax.MaskedNode()}
     for chosen in (
-        selections.bernoulli(jax.random.key(0), params, 0.5),
+        selections.random_subset(jax.random.key(0), params, 0.5),
         selections.smallest(params, 0.5, scope="global"),
         selections.kernel_slices(params, 0.5, first="conv1", head="fc"),
     ):
@@ -270,7 +297,7 @@ def test_hidden_parameters_stay_hidden():
 
 def test_replace_is_bit_exact():
     old, new = normal(seed=0, dtype=jnp.bfloat16), normal(seed=1)
-    chosen = selections.bernoulli(jax.random.key(0), old, 0.5, among=".*")
+    chosen = selections.random_subset(jax.random.key(0), old, 0.5, among="re:.*")
     got = jax.jit(forgetting.replace)(old, new, chosen)
     wanted = jax.tree.map(
         lambda c, n, o: np.where(c, np.asarray(n.astype(jnp.bfloat16)), np.asarray(o)),

@@ -59,17 +59,17 @@ def test_the_slim_network_is_the_dense_one_with_zeros_outside(tiny_of, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "rate"),
+    ("name", "keep"),
     [("resnet50", 0.5), ("resnet20", 0.25), ("wrn16-8", 0.75), ("vgg16", 0.3), ("mlp", 0.8)],
 )
-def test_every_width_is_the_rate_rounded_up(name, rate):
+def test_every_width_is_the_kept_share_rounded_up(name, keep):
     model = models.create(name, num_classes=10, image_shape=(32, 32, 3), norm="batch")
-    slim = model.slim(rate)
+    slim = model.slim(keep)
     assert (slim.blocks, slim.num_classes, slim.image_shape) == (model.blocks, 10, (32, 32, 3))
     found = shapes(slim)
     inputs = f"params/{model.layers[0]}/kernel"
     for path, shape in shapes(model).items():
-        widths = [math.ceil(rate * size) for size in shape]
+        widths = [math.ceil(keep * size) for size in shape]
         if path.endswith("kernel"):
             widths[:-2] = shape[:-2]
             if path == inputs:
@@ -79,14 +79,14 @@ def test_every_width_is_the_rate_rounded_up(name, rate):
         assert found[path] == tuple(widths), path
 
 
-def test_rates_that_do_not_fit():
+def test_shares_that_do_not_fit():
     make = functools.partial(models.create, num_classes=10, image_shape=(32, 32, 3))
-    with pytest.raises(UsageError, match=r"method.rate = 0.8 leaves 51.2 of 64 .*: use 0.8125"):
+    with pytest.raises(UsageError, match=r"method.keep = 0.8 leaves 51.2 of 64 .*: use 0.8125"):
         make("resnet50").slim(0.8)
     assert make("resnet50").slim(0.8125).module.width == 52
-    with pytest.raises(UsageError, match=r"method.rate = 0.3 leaves 4.8 of 16 .*: use 0.3125"):
+    with pytest.raises(UsageError, match=r"method.keep = 0.3 leaves 4.8 of 16 .*: use 0.3125"):
         make("wrn10-1").slim(0.3)
-    with pytest.raises(UsageError, match=r"method.rate = 1.5 must lie in \(0, 1\]"):
+    with pytest.raises(UsageError, match=r"method.keep = 1.5 must lie in \(0, 1\]"):
         make("mlp").slim(1.5)
     narrow = models.WideResNet(num_classes=3, depth=10, width=8, stem_width=4)
     with pytest.raises(UsageError, match=r"no 1x1 shortcut: use 0.25"):

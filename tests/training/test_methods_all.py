@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 METHODS = {
     "sa_gd": {"temperature": 0.01},
     "wels": {},
-    "kels": {"rate": 0.5},
+    "kels": {"keep": 0.5},
     "dsd": {},
     "fc": {},
     "imp": {"rewind_step": 2},

@@ -53,9 +53,9 @@ def replaced(before, after, fresh, seed=0):
 VECTORS = {"dense1/norm/bias", "dense1/norm/scale", "dense2/norm/bias", "dense2/norm/scale"}
 
 
-@pytest.mark.parametrize("redraw", [False, True])
-def test_wels_draws_the_same_weights_in_all_generations_and_welsr_others(redraw):
-    method = {"name": "wels", "rate": 0.3, "redraw": redraw}
+@pytest.mark.parametrize(("redraw", "exact"), [(False, True), (True, True), (True, False)])
+def test_wels_draws_the_same_weights_in_all_generations_and_welsr_others(redraw, exact):
+    method = {"name": "wels", "fraction": 0.3, "redraw": redraw, "exact": exact}
     _, seen = events(method, seeds=2, norm="batch")
     masks = {}
     for generation, (before, after, fresh) in enumerate(seen):
@@ -64,8 +64,9 @@ def test_wels_draws_the_same_weights_in_all_generations_and_welsr_others(redraw)
             for name, mask in chosen.items():
                 if name in VECTORS or name == "fc/bias":
                     assert not mask.any()
-                else:
-                    # Within four standard deviations of the rate.
+                elif exact:
+                    assert mask.sum() == round(0.3 * mask.size)
+                else:  # within four standard deviations
                     assert abs(mask.mean() - 0.3) < 4 * np.sqrt(0.21 / mask.size)
                 masks[generation, seed, name] = mask
             assert_same(after.opt_state, seen[0][1].opt_state)  # its turn is the next step
@@ -78,7 +79,7 @@ def test_wels_draws_the_same_weights_in_all_generations_and_welsr_others(redraw)
 
 
 def test_kels_keeps_the_first_channels():
-    _, seen = events({"name": "kels", "rate": 0.3}, norm="batch")
+    _, seen = events({"name": "kels", "keep": 0.3}, norm="batch")
     wanted = {"dense1/linear/kernel": (64, 10), "dense2/linear/kernel": (10, 10)}
     wanted |= {"fc/kernel": (10, 4), "fc/bias": (4,)} | dict.fromkeys(VECTORS, (10,))
     for before, after, fresh in seen:

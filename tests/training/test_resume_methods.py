@@ -23,7 +23,7 @@ METHODS = {
     "sa_gd": {"temperature": 0.01},
     "wels": {},
     "welsr": {"redraw": True},
-    "kels": {"rate": 0.5},
+    "kels": {"keep": 0.5},
     "dsd": {},
     "fc": {"threshold": "dense2"},
     "imp": {"rewind_step": 2},

@@ -51,7 +51,8 @@ class Options:
       weight_decay: of the L2 term, which adds it to every eigenvalue; by default the training's.
       train_mode: normalise by the statistics of each batch instead of the running ones; images that
         do not fill a batch are then left out.
-      mask: restrict the Hessian to parameters whose path begins with one of these expressions.
+      mask: restrict the Hessian to the parameters at or below these paths; "re:..." is a regular
+        expression.
       basis: where the Krylov basis of the whole data lies; see seal_jax.hessian.eigenpairs.
       byte_budget: bytes of device memory, one half for the data, which is streamed from the host if
         it is larger, the other for the basis of the eigenvalues.

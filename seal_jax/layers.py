@@ -1,0 +1,77 @@
+"""The layers of a parameter tree: which leaves are kernels, and which of their axes are inputs.
+
+Leaves with the same parent are a layer. Names follow Flax (``kernel``, ``bias``, ``scale``), Haiku
+(``w``, ``b``, ``scale``, ``offset``), and PyTorch and Equinox (``weight``, ``bias``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from seal_jax import paths
+from seal_jax.errors import UsageError
+
+PyTree = Any
+Layout = Literal["in_out", "out_in"]
+Role = Literal["kernel", "bias", "norm"]
+BIASES = ("bias", "b", "offset", "beta")
+SCALES = ("scale", "weight", "gamma")
+
+
+def roles(params: PyTree) -> list[Role]:
+    """Return what each leaf of ``params``, hidden ones included, is to its layer.
+
+    A kernel has two or more dimensions. Any other leaf beside a kernel is a bias, and so is one of
+    more dimensions that has the name of a bias and one axis longer than 1 (``[C, 1, 1]``). The
+    leaves of a layer without a kernel belong to a normalisation, and so do a scale and a bias of
+    equal shape (LayerNorm over several axes).
+
+    >>> import numpy as np
+    >>> roles({"bn": {"scale": np.ones(2)}, "fc": {"bias": np.ones(2), "kernel": np.ones((3, 2))}})
+    ['norm', 'bias', 'kernel']
+    """
+    split = [path.rpartition("/") for path, _ in paths.named_leaves(params)]
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for (layer, _, name), (_, leaf) in zip(split, paths.named_leaves(params), strict=True):
+        layers.setdefault(layer, {})[name] = tuple(getattr(leaf, "shape", ()))
+    kernels = {
+        layer: {name for name in shapes if _is_kernel(name, shapes)}
+        for layer, shapes in layers.items()
+    }
+    return [
+        "kernel" if name in kernels[layer] else "bias" if kernels[layer] else "norm"
+        for layer, _, name in split
+    ]
+
+
+def _is_kernel(name: str, layer: Mapping[str, tuple[int, ...]]) -> bool:
+    shape = layer[name]
+    vector = name in BIASES and sum(size > 1 for size in shape) <= 1
+    partners = BIASES if name in SCALES else SCALES if name in BIASES else ()
+    affine = any(layer.get(partner) == shape for partner in partners)
+    return len(shape) >= 2 and not vector and not affine
+
+
+def fans(path: str, shape: tuple[int, ...], layout: Layout | None = None) -> tuple[int, int]:
+    """Return the inputs of each output of a kernel, and the number of its outputs.
+
+    Args:
+      path: of the kernel.
+      shape: of the kernel.
+      layout: "in_out" where the last axis is the outputs, "out_in" where the first is; ``None``
+        infers "out_in" from a name like ``weight`` (PyTorch, Equinox), else "in_out" (Flax, Haiku).
+
+    >>> fans("conv/kernel", (3, 3, 8, 16)), fans("conv/weight", (16, 8, 3, 3))
+    ((72, 16), (72, 16))
+    """
+    if layout not in (None, *get_args(Layout)):
+        choices = ", ".join(get_args(Layout))
+        raise UsageError(f"layout = {layout!r} must be one of {choices}, or None")
+    if layout is None:
+        torch = re.fullmatch(r"weight(_.*)?", path.rpartition("/")[2])
+        layout = "out_in" if torch else "in_out"
+    outputs = shape[0] if layout == "out_in" else shape[-1]
+    return math.prod(shape) // max(outputs, 1), outputs
