@@ -49,7 +49,7 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
     fresh = []
     for index, ((path, leaf), role) in enumerate(zip(leaves, roles, strict=True)):
         layer, _, name = path.rpartition("/")
-        if not jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating):
+        if not jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating):
             fresh.append(leaf)
         elif role == "norm":
             fresh.append(jnp.full(leaf.shape, float(name not in layers.BIASES), leaf.dtype))

@@ -20,14 +20,17 @@ PyTree = Any
 def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = None) -> PyTree:
     """Return the leading slices of every axis of ``params``, in the shapes of ``like``.
 
-    With the weights outside the fit slices at zero the slim network is the wide one, computed with
-    fewer channels; the released code of knowledge evolution reports both.
+    With all parameters outside the fit slices at zero, a wide network with BatchNorm or without
+    normalisation computes what the slim one does. One with LayerNorm does not: its zeros count in
+    the mean and variance over channels. There the slim network is a network of its own. The released
+    code of knowledge evolution reports the accuracies of both.
 
     Args:
       params: pytree of arrays of the wide network: parameters, batch statistics, or both.
       like: the same of the slim network, as arrays or ``jax.ShapeDtypeStruct``, for the shapes.
       flattened: dense layers behind a flatten, with the number of channels before it in the WIDE
-        network; see :func:`seal_jax.selections.kernel_slices`.
+        network; see :func:`seal_jax.selections.kernel_slices`. Their paths are those of ``params``:
+        ``"params/fc"`` where parameters and statistics come in one tree.
 
     Returns:
       A tree of the structure of ``like``, with the dtypes of ``params``.

@@ -164,7 +164,9 @@ class Model:
         """Return the network with ``ceil(keep * width)`` in place of every width.
 
         The channels of the images and the classes stay. Knowledge evolution (Taha et al. 2021,
-        section 3) evaluates the fit hypothesis in this form. Every parameter and statistic of the
+        section 3) evaluates the fit hypothesis in this form. Its function is that of the dense
+        network with zeros elsewhere, except with LayerNorm, where these zeros would count in the
+        statistics. Every parameter and statistic of the
         slim network is a leading slice, along each axis, of the dense network's, but for the input
         axes of the kernels in ``flattened``: there reshape ``[h * w * c, ...]`` to
         ``[h * w, c, ...]`` first, c being the channels named there, and slice c.

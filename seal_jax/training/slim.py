@@ -72,6 +72,11 @@ def export(run: Path, output: Path) -> str:
         + "  ".join(f"{100 * value:.2f} %" for value in score["test_accuracy"])
         for name, score in scores.items()
     ]
+    if getattr(experiment.model.module, "norm", None) == "layer":
+        lines.append(
+            "model.norm=layer: the slim network normalises over its own channels, which the whole one "
+            "with zeros elsewhere would not"
+        )
     return "\n".join([*lines, f"weights: {output / 'slim.npz'}"])
 
 
@@ -83,14 +88,10 @@ def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
     """Cut the slim network's weights out of the whole one's, for each seed."""
     like = jax.eval_shape(model.init, jax.random.key(0))
 
-    def one(params, statistics):
-        return (
-            slimming.slim(params, like["params"], dense.flattened),
-            slimming.slim(statistics, like["batch_stats"]) if like["batch_stats"] else {},
-        )
-
-    params, statistics = jax.vmap(one)(weights.params, weights.batch_stats)
-    return Weights(params, statistics, {})
+    wide = {"params": weights.params, "batch_stats": weights.batch_stats}
+    flattened = {f"params/{layer}": channels for layer, channels in dense.flattened.items()}
+    cut = jax.vmap(lambda tree: slimming.slim(tree, like, flattened))(wide)
+    return Weights(cut["params"], cut["batch_stats"], {})
 
 
 def _write(output: Path, weights: Weights, record: dict[str, Any]) -> None:

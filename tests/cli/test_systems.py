@@ -205,6 +205,19 @@ def test_slim(systems, tmp_path, capfd):
     assert sorted(os.listdir(output)) == ["slim.json", "slim.npz"]
 
 
+def test_slim_says_what_layer_norm_changes(systems, tmp_path, capfd):
+    systems.trained("kels")  # its data
+    run = tmp_path / "run"
+    arguments = systems.arguments("kels")
+    arguments[2] = f"--workdir={run}"
+    layer = ["model.norm=layer", "train.generations=1", "train.epochs_per_generation=1"]
+    assert main.run(arguments + [f"--config.{field}" for field in layer]) == main.OK
+    capfd.readouterr()
+    assert main.run(["slim", str(run), f"--output={tmp_path / 'slim'}"]) == main.OK
+    note = "model.norm=layer: the slim network normalises over its own channels, "
+    assert capfd.readouterr().out.splitlines()[2].startswith(note)
+
+
 def test_slim_that_cannot_be(systems, tmp_path, capfd):
     def error(run, output=tmp_path / "out"):
         capfd.readouterr()

@@ -310,6 +310,7 @@ def test_torch_default_leaves_alone_what_is_not_floating():
     params = {
         "embed": {"table": jnp.arange(6).reshape(2, 3)},
         "fc": {"kernel": jnp.ones((2, 2)), "mask": jnp.ones((2, 2), bool)},
+        "hidden": optax.MaskedNode(),
         "rng": jax.random.key(3),
         "steps": jnp.int32(7),
     }

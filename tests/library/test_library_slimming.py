@@ -86,6 +86,20 @@ def test_slim_and_wide_agree_where_the_rest_is_zero():
         np.testing.assert_array_equal(np.asarray(kept).ravel(), np.asarray(of)[~np.asarray(flags)])
 
 
+def test_parameters_and_statistics_in_one_tree():
+    params, stats = normal(WIDE, 0), normal(STATS, 1)
+    both = {"params": params, "batch_stats": stats}
+    like = {"params": specs(SLIM), "batch_stats": specs(SLIM_STATS)}
+    together = slimming.slim(both, like, {"params/dense": 10})
+    apart = slimming.slim(params, specs(SLIM), {"dense": 10})
+    jax.tree.map(np.testing.assert_array_equal, together["params"], apart)
+    np.testing.assert_array_equal(
+        together["batch_stats"]["norm"]["mean"], stats["norm"]["mean"][:2]
+    )
+    with pytest.raises(UsageError, match=r"flattened names 'dense', .* nearest: params/dense"):
+        slimming.slim(both, like, {"dense": 10})
+
+
 def test_slim_keeps_dtype_and_takes_arrays_and_stacked_seeds():
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), normal(WIDE, 0))
     like = normal(SLIM, 1)

@@ -31,10 +31,8 @@ def embed(path, leaf, shape, flattened):
     return dense.reshape(-1, shape[-1]) if channels else dense
 
 
-@pytest.mark.parametrize("name", ["resnet", "wide_resnet", "scnn", "vgg", "mobilenet", "mlp"])
-def test_the_slim_network_is_the_dense_one_with_zeros_outside(tiny_of, name):
-    # With LayerNorm it is not: the zeros count in its statistics.
-    model, _, images = tiny_of(name, norm="batch")
+def dense_and_slim(model, images, train=False):
+    """Return the logits of the dense network with zeros outside a slim one, and of the slim one."""
     slim = model.slim(0.5)
     dense_shapes, slim_shapes = shapes(model), shapes(slim)
     assert set(dense_shapes) == set(slim_shapes)
@@ -51,11 +49,33 @@ def test_the_slim_network_is_the_dense_one_with_zeros_outside(tiny_of, name):
 
     def logits(model, flat):
         variables = traverse_util.unflatten_dict(flat, sep="/")
-        return jax.jit(lambda v: model.module.apply(v, images, train=False))(variables)
+        mutable = ["batch_stats"] if train else []
+        return jax.jit(lambda v: model.module.apply(v, images, train=train, mutable=mutable)[0])(
+            variables
+        )
 
     want = logits(slim, inner)
     assert np.abs(want - want[0]).max() > 1e-3
-    np.testing.assert_allclose(logits(model, outer), want, rtol=1e-4, atol=1e-4)
+    return logits(model, outer), want
+
+
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [(name, False) for name in ("resnet", "wide_resnet", "scnn", "vgg", "mobilenet", "mlp")]
+    + [("scnn", True)],
+)
+def test_with_batch_norm_the_slim_network_is_the_dense_one_with_zeros_outside(tiny_of, name, train):
+    model, _, images = tiny_of(name, norm="batch")
+    got, want = dense_and_slim(model, images, train)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["scnn", "mobilenet"])
+def test_with_layer_norm_it_is_a_network_of_its_own(tiny_of, name):
+    model, _, images = tiny_of(name)
+    assert model.module.norm == "layer"
+    got, want = dense_and_slim(model, images)
+    assert np.abs(got - want).max() > 0.1  # where BatchNorm agrees to 1e-4
 
 
 @pytest.mark.parametrize(
