@@ -36,9 +36,8 @@ def gate(
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, -0.5)
     """
-    wrapped = optimizer_state.keep_dtypes(
-        optax.identity() if inner is None else split_state(inner, mask)
-    )
+    wrapped = optax.identity() if inner is None else split_state(inner, mask)
+    wrapped = optax.with_extra_args_support(wrapped)
 
     def init_fn(params):
         masks.resolve(mask, params)

@@ -51,7 +51,7 @@ def split_state(
     >>> split_state(optax.trace(0.9), "fc").init(params) == optax.trace(0.9).init(params)
     True
     """
-    whole = optax.with_extra_args_support(inner)
+    whole = optimizer_state.keep_dtypes(inner)
 
     def labels(tree):
         return jax.tree.map(lambda flag: "masked" if flag else "rest", masks.resolve(mask, tree))
@@ -112,9 +112,9 @@ def reset_state(
     """
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise UsageError(f"optimizer = {inner!r} must be an optax transformation: optax.adam(1e-3)")
+    inner = optimizer_state.keep_dtypes(inner)
     for part in (mask, frozen):
         inner = inner if part is None else split_state(inner, part)
-    inner = optimizer_state.keep_dtypes(inner)
 
     def init_fn(params):
         return ResetState(jnp.zeros((), jnp.int32), inner.init(params))

@@ -187,7 +187,7 @@ def test_llf_resets_the_memory_it_is_told_to(optimizer, policy, reset, zeroed):
     trainer.put(before._replace(step=np.full_like(before.step, 20))).event()
     old, new = named(before.opt_state), named(host(trainer).opt_state)
     for name, leaf in new.items():
-        if name.endswith("kernel"):
+        if name.endswith("kernel") and not paths.is_placeholder(leaf):
             layer = next(layer for layer in ("dense1", *LATER) if f"/{layer}/" in name)
             np.testing.assert_array_equal(leaf, 0 if layer in zeroed else old[name])
             assert old[name].any()
