@@ -233,6 +233,10 @@ def forget_state(
       mask: the parameters that were re-initialised.
       policy: "fresh" starts the memory of ALL parameters anew, as a new optimizer would (the
         released LLF code); "zero" sets that of the masked ones to zero; "keep" changes nothing.
+
+    Raises:
+      UsageError: "zero" for an optimizer such as Adam, whose memory of masked and other parameters
+        has a count in common: see :func:`seal_jax.transforms.split_state`.
     """
     if policy not in get_args(StatePolicy):
         choices = ", ".join(get_args(StatePolicy))
@@ -241,6 +245,16 @@ def forget_state(
         return opt_state
     if policy == "zero":
         fresh, flags = jax.tree.map(jnp.zeros_like, opt_state), masks.resolve(mask, params)
+        memory = jax.tree.map(
+            lambda node: None if pruning.is_state(node) else node,
+            opt_state,
+            is_leaf=pruning.is_state,
+        )
+        if optimizer_state.shares(memory, params, flags):
+            raise UsageError(
+                "optimizer_state = 'zero' needs a count of its own for the masked parameters: "
+                "use seal_jax.transforms.split_state(optimizer, mask) as the optimizer, or 'fresh'"
+            )
     else:
         fresh, flags = tx.init(params), None
     new = optimizer_state.reinitialise(opt_state, fresh, params, flags, when=True, restart=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from seal_jax.paths import is_placeholder
 
@@ -33,7 +34,8 @@ def reinitialise(
 
     Args:
       state: the state of an optax transformation.
-      fresh: the values to go back to, of the same structure: ``tx.init(params)``, or zeros.
+      fresh: the values to go back to, of the same structure: ``tx.init(params)``, zeros, or those
+        before an update.
       params: parameters, for their structure; hidden ones may be ``optax.MaskedNode``.
       mask: pytree of bool with the structure of ``params``; ``None`` means every parameter.
       when: scalar bool, may be traced: whether to replace the memory.
@@ -43,6 +45,39 @@ def reinitialise(
         mask = jax.tree.map(lambda _: True, params)
     flags = jax.tree.leaves(mask, is_leaf=is_placeholder)
     return _Walker(params, flags, when, restart).node(state, fresh)
+
+
+def shares(state: PyTree, params: PyTree, mask: PyTree) -> bool:
+    """Tell whether masked and other parameters have a leaf in common, such as Adam's count.
+
+    The memory of one part cannot be replaced without the other's then.
+
+    Args:
+      state: the state of an optax transformation, or its shapes.
+      params: parameters, for their structure.
+      mask: pytree of bool with the structure of ``params``.
+    """
+    flags = jax.tree.leaves(mask, is_leaf=is_placeholder)
+    return _Walker(params, flags, False, False).shares(state)
+
+
+def keep_dtypes(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Wrap ``inner`` so that its state keeps its dtypes, whatever those of the gradients.
+
+    Momentum that starts in the parameters' bfloat16 would become float32 with float32 gradients,
+    and ``lax.scan`` could not carry it. The updates are ``inner``'s.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def cast(new: Any, old: Any) -> Any:
+        dtype = jnp.result_type(old)
+        return new if jnp.result_type(new) == dtype else new.astype(dtype)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        updates, new = inner.update(updates, state, params, **extra_args)
+        return updates, jax.tree.map(cast, new, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def _structure(tree: PyTree) -> Any:
@@ -55,6 +90,10 @@ def _is_leaf(tree: PyTree) -> bool:
 
 def _dtype_is(leaf: Any, *kinds: Any) -> bool:
     return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)
+
+
+def _is_random_key(leaf: Any) -> bool:
+    return _dtype_is(leaf, jax.dtypes.prng_key, jnp.unsignedinteger)
 
 
 def _open(tree: PyTree) -> tuple[list[PyTree], Any]:
@@ -117,8 +156,8 @@ class _Walker:
         children, structure = _open(state)
         if _is_leaf(state):
             return self.loose(state, fresh, shared)
-        memories = [part for part in map(self.per_parameter, children) if part is not None]
-        shared = all(map(self.covers, memories)) if memories else None
+        selected = self.selected(children)
+        shared = False not in selected if selected is not None else None
         counterparts = structure.flatten_up_to(fresh)
         return jax.tree.unflatten(
             structure,
@@ -138,17 +177,31 @@ class _Walker:
         ]
         return jax.tree.unflatten(structure, replaced)
 
-    def covers(self, parts: list[PyTree]) -> bool:
-        """Tell whether the mask takes every parameter that ``parts`` remember something about."""
-        return all(
+    def selected(self, children: list[PyTree]) -> set[bool] | None:
+        """Return the flags of all parameters that ``children`` remember; ``None`` without memory."""
+        memories = [parts for parts in map(self.per_parameter, children) if parts is not None]
+        if not memories:
+            return None
+        return {
             flag is True
+            for parts in memories
             for flag, part in zip(self.flags, parts, strict=True)
             if not is_placeholder(part)
+        }
+
+    def shares(self, state: PyTree) -> bool:
+        """Tell whether a leaf in ``state`` goes with the memory of masked and other parameters."""
+        if _is_leaf(state) or self.per_parameter(state) is not None:
+            return False
+        children, _ = _open(state)
+        common = any(_is_leaf(child) and not _is_random_key(child) for child in children)
+        return (common and self.selected(children) == {True, False}) or any(
+            map(self.shares, children)
         )
 
     def loose(self, state: Any, fresh: Any, shared: bool | None) -> Any:
         """Handle a leaf that belongs to no single parameter."""
-        if _dtype_is(state, jax.dtypes.prng_key, jnp.unsignedinteger):
+        if _is_random_key(state):
             return state
         if shared is not None:
             return jnp.where(self.when, fresh, state) if shared else state

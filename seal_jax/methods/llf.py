@@ -7,8 +7,8 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods import normal
 from seal_jax.methods.method import Context, Event, Method
+from seal_jax.transforms import make_normal_tx, split_state
 
 SOURCE = "Zhou et al. 2022, section 4; SEAL paper, section 2"
 
@@ -22,7 +22,8 @@ class Options:
       init: from the model's own initialisation, or PyTorch's default as in the released code.
       reset_norm: re-initialise scale and bias of the normalisation layers too.
       reset_bias: re-initialise biases beside kernels (the released code does not).
-      optimizer_state: "fresh", "zero" or "keep"; see :func:`seal_jax.forgetting.forget_state`.
+      optimizer_state: what ``optimizer.reset_momentum`` does where a generation starts: "fresh",
+        "zero" or "keep" of :func:`seal_jax.forgetting.forget_state`; with "never" it is "keep".
     """
 
     threshold: str = "layer3"
@@ -45,14 +46,22 @@ def build(options: Options, context: Context) -> Method:
     init_fn: forgetting.Initialiser = (
         context.init_params if options.init == "model" else "torch_default"
     )
-    # The event decides what becomes of the momentum, so the transformation itself keeps it.
-    optimizer = dataclasses.replace(context.optimizer, reset_momentum="never")
-    plain = normal.build(normal.Options(), dataclasses.replace(context, optimizer=optimizer))
+    policy, arguments = options.optimizer_state, context.arguments()
+    if arguments["reset_momentum"] == "never":
+        if policy == "zero":
+            raise UsageError(
+                "method.optimizer_state = 'zero' does not go with optimizer.reset_momentum = "
+                "'never'; set optimizer.reset_momentum to 'generation'"
+            )
+        policy = "keep"
+    if policy == "zero":
+        arguments["preconditioner"] = split_state(arguments["preconditioner"], mask)
+    # The event resets the memory, so the transformation itself keeps it.
+    tx = make_normal_tx(**{**arguments, "reset_momentum": "never"})
 
     def forget(event: Event) -> Event:
         params = forgetting.reinitialise(event.key, event.weights.params, mask, init_fn)
-        policy = options.optimizer_state
-        opt_state = forgetting.forget_state(plain.tx, event.opt_state, params, mask, policy)
+        opt_state = forgetting.forget_state(tx, event.opt_state, params, mask, policy)
         return event._replace(weights=event.weights._replace(params=params), opt_state=opt_state)
 
-    return dataclasses.replace(plain, on_generation_start=forget, mask=mask)
+    return Method(tx=tx, loss=context.loss, on_generation_start=forget, mask=mask)

@@ -190,7 +190,8 @@ def _numeric(tree: PyTree) -> dict[str, Any]:
     return {
         name: leaf
         for name, leaf in paths.named_leaves(tree)
-        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if not paths.is_placeholder(leaf)  # of an optimizer in parts
+        and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     }
 
 

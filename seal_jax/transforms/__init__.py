@@ -9,7 +9,7 @@ from seal_jax.transforms.pof import make_pof_tx
 from seal_jax.transforms.preconditioners import damped_trace, preconditioner, scale_by_radam
 from seal_jax.transforms.reinit import ReinitState, masked_reinit
 from seal_jax.transforms.relearn import dsd, fc, kels, make_relearn_tx, wels, welsr
-from seal_jax.transforms.reset_state import ResetState, reset_state
+from seal_jax.transforms.reset_state import ResetState, reset_state, split_state
 from seal_jax.transforms.sa_gd import AnnealState, anneal, make_sa_gd_tx
 from seal_jax.transforms.sam import (
     make_sam_tx,
@@ -59,6 +59,7 @@ __all__ = [
     "scale_by_two_rates",
     "sharpness_aware",
     "sharpness_aware_gradient",
+    "split_state",
     "wels",
     "welsr",
 ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks, optimizer_state
-from seal_jax.errors import NO_PARAMS
+from seal_jax.transforms.reset_state import split_state
 
 
 def gate(
@@ -19,12 +19,12 @@ def gate(
     without it nothing is held. Neither momentum nor decay moves a held parameter, since its update
     becomes exactly zero after both: put the gate at the END of a chain, or around it as ``inner``.
     The latter also forgets what the optimizer remembers about the held parameters, so that they
-    start from zero momentum when the warm-up ends. (Counts that all parameters share, such as
-    Adam's, go on.)
+    start with a fresh optimizer when the warm-up ends; only the clocks of schedules go on.
 
     Args:
       mask: the parameters to hold, in any form of :mod:`seal_jax.masks`.
-      inner: the transformation to go round; its state is then the gate's. ``None``: a mere link.
+      inner: the transformation to go round, two of it where :func:`split_state` says so; its state
+        is then the gate's. ``None``: a mere link.
 
     References:
       Li & Hoiem, `Learning without Forgetting`, 2018: classifier warm-up, held against FAST in
@@ -36,7 +36,8 @@ def gate(
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, -0.5)
     """
-    wrapped = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    wrapped = optax.identity() if inner is None else split_state(inner, mask)
+    wrapped = optax.with_extra_args_support(wrapped)
 
     def init_fn(params):
         masks.resolve(mask, params)
@@ -48,8 +49,6 @@ def gate(
             return updates, state
         flags = masks.resolve(mask, updates)
         if inner is not None:
-            if params is None:
-                raise ValueError(NO_PARAMS)
             state = optimizer_state.reinitialise(
                 state, wrapped.init(params), params, flags, when=warming, restart=False
             )

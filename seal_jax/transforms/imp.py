@@ -14,7 +14,7 @@ from seal_jax import masks, pruning, selections
 from seal_jax.errors import NO_PARAMS, UsageError
 from seal_jax.generations import Clock, Schedule
 from seal_jax.pruning import PruneState
-from seal_jax.transforms.reinit import reinit_moments
+from seal_jax.transforms.reinit import difference, reinit_moments, widen
 from seal_jax.transforms.reset_state import never
 from seal_jax.transforms.sgd import ResetMomentum, descent, moments
 
@@ -33,7 +33,8 @@ def hold_pruned(
     snapshot is taken before the update of ``rewind_step``; 0 takes it in ``init``. Events come from
     :func:`seal_jax.pruning.prune` between two steps, which is exact; or, when ``when(count)`` holds,
     take the place of an update: then pruned weights are exactly zero after it, too, and the others
-    are rewound up to rounding, since an update reaches w only as p + (w - p).
+    are rewound up to rounding, since an update reaches w only as p + (w - p). (In float32, as with
+    :func:`masked_reinit`.)
 
     Args:
       among: the parameters that may be pruned, in any form of :mod:`seal_jax.masks`, which here may
@@ -74,16 +75,16 @@ def hold_pruned(
             )
             state = state._replace(rewind=rewind)
 
+        if when is not never:
+            updates = jax.tree.map(widen, updates)
+
         def plain():
             return jax.tree.map(_hold, state.kept, updates, params), state.kept
 
         def event():
             kept = pruning.pruned_further(params, state.kept, fraction, scope)
             aims = pruning.rewound(state._replace(kept=kept), params)
-            moves = jax.tree.map(
-                lambda aim, param, update: (aim - param).astype(update.dtype), aims, params, updates
-            )
-            return moves, kept
+            return jax.tree.map(difference, aims, params, updates), kept
 
         updates, kept = plain() if when is never else jax.lax.cond(when(state.count), event, plain)
         return updates, PruneState(optax.safe_increment(state.count), kept, state.rewind)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.optimizer_state import keep_dtypes
 from seal_jax.transforms.sgd import checked_momentum
 
 Name = Literal["sgd", "adam", "radam"]
@@ -59,7 +60,7 @@ def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTrans
         trace = jax.tree.map(blend, updates, state.trace)
         return jax.tree.map(blend, updates, trace) if nesterov else trace, optax.TraceState(trace)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def rectification(count: Any, b2: float) -> tuple[Any, Any]:
@@ -108,7 +109,7 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
       eps: added to the root of the second moment.
     """
     check_number("b2", b2, lambda value: 0.6 < value < 1, "lie in (0.6, 1)")
-    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    adam = keep_dtypes(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -165,9 +166,9 @@ def preconditioner(
     if name == "sgd":
         if damped:
             return damped_trace(momentum, nesterov=nesterov)
-        return optax.with_extra_args_support(optax.trace(momentum, nesterov=nesterov))
+        return keep_dtypes(optax.trace(momentum, nesterov=nesterov))
     for field, value in (("nesterov", nesterov), ("damped", damped)):
         if value:
             raise UsageError(f'{field} = True goes with optimizer "sgd" only, not {name!r}')
     scale = optax.scale_by_adam if name == "adam" else scale_by_radam
-    return optax.with_extra_args_support(scale(b1=momentum, b2=b2, eps=eps))
+    return keep_dtypes(scale(b1=momentum, b2=b2, eps=eps))

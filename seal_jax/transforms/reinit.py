@@ -47,9 +47,14 @@ def masked_reinit(
 
     Put it at the END of a chain. When ``when(count)`` holds, the updates of the masked parameters
     become ``fresh - p``, exact up to rounding, and all others become zero: the gradient of that step
-    belongs to weights that are no longer there. The event takes the FIRST step of a generation
-    rather than the last of the one before, so that the weights a generation ends with can be
-    evaluated. For an exact event between two steps use :func:`seal_jax.forgetting.reinitialise`.
+    belongs to weights that are no longer there. Updates in bfloat16 or float16 come out in float32,
+    in every step, since a sum in that precision would keep digits of the old weights:
+    ``optax.apply_updates`` adds in float32 and returns the parameters' dtype. (``apply_if_finite``
+    around such a transformation asks for float32 gradients.)
+
+    The event takes the FIRST step of a generation rather than the last of the one before, so that
+    the weights a generation ends with can be evaluated. For an exact event between two steps use
+    :func:`seal_jax.forgetting.reinitialise`.
 
     Args:
       mask: the forget subtree, in any form of :mod:`seal_jax.masks`; or a function of (key,
@@ -99,6 +104,7 @@ def masked_reinit(
             fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))
             return jax.tree.map(_move, selection(state, params), fresh, params, updates)
 
+        updates = jax.tree.map(widen, updates)
         # A branch, so that the initialisation runs in the steps that need it only.
         updates = jax.lax.cond(when(state.count), event, lambda: updates)
         return updates, ReinitState(optax.safe_increment(state.count), state.key)
@@ -106,10 +112,21 @@ def masked_reinit(
     return optax.GradientTransformationExtraArgs(init_fn_, update_fn)
 
 
+def widen(update: jax.Array) -> jax.Array:
+    """Return an update in float32 if it is of a narrower floating type."""
+    narrow = jnp.issubdtype(update.dtype, jnp.floating)
+    return update.astype(jnp.promote_types(update.dtype, jnp.float32)) if narrow else update
+
+
+def difference(new: Any, old: Any, update: jax.Array) -> jax.Array:
+    """Return the update, of the dtype of ``update``, that takes ``old`` to ``new``."""
+    return jnp.asarray(new, update.dtype) - jnp.asarray(old, update.dtype)
+
+
 def _move(chosen: Any, new: Any, old: Any, update: Any) -> jax.Array:
     if isinstance(chosen, bool):
-        return (new - old).astype(update.dtype) if chosen else jnp.zeros_like(update)
-    return jnp.where(chosen, (new - old).astype(update.dtype), 0)
+        return difference(new, old, update) if chosen else jnp.zeros_like(update)
+    return jnp.where(chosen, difference(new, old, update), 0)
 
 
 def is_select(mask: Any) -> bool:

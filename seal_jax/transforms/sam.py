@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seal_jax import optimizer_state
 from seal_jax.errors import NO_PARAMS, UsageError, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.sgd import ResetMomentum, descent, moments
@@ -127,7 +128,7 @@ def sharpness_aware(
     -1.5
     """
     check_radius(rho, eta)
-    wrapped = optax.with_extra_args_support(inner)
+    wrapped = optimizer_state.keep_dtypes(inner)
 
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
         if _may_differ_from_zero(rho):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
@@ -59,12 +61,17 @@ def make_seal_tx(
       momentum: of SGD, undamped.
       weight_decay: :math:`\lambda`, coupled L2.
       ascent_weight_decay_factor: f; -1 as in the paper, 0 as in the released code; not positive.
+        A whole ``optimizer`` is given f p for p in ascent, so that any decay inside it, coupled or
+        decoupled, has the factor, and norms of p (LARS, LAMB) stay at f = -1. An optimizer
+        that does something else with them (SAM, schedule-free averages, the distances of DoG and
+        Prodigy) does not go with ascent; put SAM around SEAL.
       reset_momentum: "phase" (both moments), "generation" (only its start), or "never".
       optimizer: a whole optax optimizer, learning rate included, in place of momentum SGD:
         ``learning_rate``, ``momentum`` and ``weight_decay`` must then be left alone; the optimizer's
         state is re-initialised at the same moments and its schedules restart every generation.
-      fit_in_ascent: what the fit subtree does during ascent (Table 7): "descend"; "freeze", no
-        update; "reinit", it descends after a re-initialisation where the generation starts.
+      fit_in_ascent: what the fit subtree does during ascent (Table 7): "descend"; "freeze", neither
+        it nor what the optimizer remembers of it changes; "reinit", it descends after a
+        re-initialisation where the generation starts.
       init_fn: for "reinit": maps a key to a whole tree of freshly initialised parameters, or
         "torch_default".
       key: for "reinit": the random key; each generation draws anew from it.
@@ -75,7 +82,6 @@ def make_seal_tx(
     References:
       Sarfi et al., `Simulated Annealing in Early Layers Leads to Better Generalization`, section 3.
 
-    >>> import jax.numpy as jnp
     >>> params = {"conv1": {"kernel": jnp.ones(2)}, "fc": {"kernel": jnp.ones(2)}}
     >>> tx = make_seal_tx("conv1", 0.1, steps_per_epoch=1, epochs_per_generation=4)
     >>> state = tx.init(params)
@@ -112,6 +118,18 @@ def make_seal_tx(
     decay = decay_weights(
         weight_decay, mask=mask, when=clock.ascending, factor=ascent_weight_decay_factor
     )
+    frozen: dict[str, Any] = {}
+    if fit_in_ascent == "freeze":
+        frozen = {"frozen": masks.invert(mask), "frozen_when": clock.ascending}
+
+    def view(count, params):
+        scale = jnp.where(clock.ascending(count), ascent_weight_decay_factor, 1.0)
+        return jax.tree.map(
+            lambda flag, param: (scale * param).astype(param.dtype) if flag else param,
+            masks.resolve(mask, params),
+            params,
+        )
+
     descending = descent(
         clock,
         when,
@@ -121,6 +139,8 @@ def make_seal_tx(
         optimizer,
         decay=decay,
         preconditioner=preconditioner,
+        view=view,
+        **frozen,
     )
     links = [descending, turned]
     if fit_in_ascent == "reinit":

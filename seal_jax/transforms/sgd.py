@@ -177,6 +177,8 @@ def descent(
     decay: optax.GradientTransformation | None = None,
     preconditioner: optax.GradientTransformation | None = None,
     default_rate: float = 0.01,
+    view: Callable[[Any, Any], Any] | None = None,
+    **frozen: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the part that all methods share: an optimizer that starts anew at chosen moments.
 
@@ -191,15 +193,17 @@ def descent(
       decay: what stands in for plain coupled decay.
       preconditioner: what stands in for the momentum.
       default_rate: the learning rate that counts as left alone.
+      view: what ``optimizer`` sees of the parameters; see :func:`reset_state`.
+      **frozen: ``frozen`` and ``frozen_when`` of :func:`reset_state`.
     """
     if optimizer is not None:
         if preconditioner is not None:
             raise UsageError("preconditioner has no effect beside optimizer=: give one of the two")
         reject_unused(learning_rate, momentum, weight_decay, default_rate)
-        return reset_state(optimizer, when, restart=clock.starts_generation)
+        return reset_state(optimizer, when, restart=clock.starts_generation, view=view, **frozen)
     return optax.chain(
         decay_weights(weight_decay) if decay is None else decay,
-        reset_state(preconditioned(preconditioner, momentum, nesterov), when),
+        reset_state(preconditioned(preconditioner, momentum, nesterov), when, **frozen),
         scale_by_restarting_rate(learning_rate, clock),
     )
 

@@ -111,6 +111,9 @@ def seal_by_the_book(
                     if n in outside:
                         updates[n] = -outside[n] * g[n]
                         continue
+                    if ascending and freeze and n not in forget:
+                        updates[n] = np.zeros_like(p[n])
+                        continue
                     decay = weight_decay
                     if ascending and n in forget:
                         decay = decay * factor
@@ -118,8 +121,6 @@ def seal_by_the_book(
                     updates[n] = -lr * buf[n]
                     if ascending and n in forget:
                         updates[n] = scale * lr * buf[n]
-                    elif ascending and freeze:
-                        updates[n] = np.zeros_like(p[n])
                 p = {n: p[n] + updates[n] for n in p}
                 params_seen.append(p)
                 updates_seen.append(updates)

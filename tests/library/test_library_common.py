@@ -60,6 +60,7 @@ ROWS = dict(
         row("anneal", CLOCK, 1.0, 1.0, ascent_cap=0.9, key=KEY, note="key"),
         row("make_sa_gd_tx", temperature=1.0, epsilon=1.0, ascent_cap=0.9, **SPAN),
         row("make_sa_gd_tx", temperature=1.0, epsilon=1.0, key=KEY, **SPAN, note="key"),
+        row("split_state", optax.adam(0.1), "conv1"),
         row("gate", "conv1"),
         row("gate", "conv1", optax.sgd(0.1, momentum=0.9), note="around"),
         row("freeze", "conv1"),
@@ -135,6 +136,8 @@ class Row:
 
     def __init__(self, factory, args, options):
         self.factory = factory
+        self.moves_to_values = "init_fn" in options or factory in ("masked_reinit", "make_imp_tx")
+        self.moves_to_values |= factory == "hold_pruned" and "when" in options
         self.make = lambda: getattr(transforms, factory)(*args, **options)
         tx = self.tx = optax.with_extra_args_support(self.make())
 
@@ -214,11 +217,20 @@ def test_structure_and_dtype_stay(row_):
     mixed = draw(0)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), mixed)
     mixed["conv1"] = half["conv1"]
-    for params in (mixed, half):
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    for params, gradient in ((mixed, mixed), (half, half), (half, single)):
         state = row_.tx.init(params)
-        updates, after = jax.eval_shape(row_.update, state, params, jnp.asarray(0))
-        assert jax.tree.structure((updates, after)) == jax.tree.structure((params, state))
-        new, old = jax.tree.leaves((updates, after)), jax.tree.leaves((params, state))
+
+        def update(gradient, state, params):
+            inputs = given(params, jnp.asarray(0))
+            inputs["grad_fn"] = lambda params: optax.tree.cast_like(slope(params), gradient)
+            return row_.tx.update(gradient, state, params, **inputs)
+
+        updates, after = jax.eval_shape(update, gradient, state, params)
+        # An event must reach its values: see masked_reinit.
+        reached = single if row_.moves_to_values else gradient
+        assert jax.tree.structure((updates, after)) == jax.tree.structure((reached, state))
+        new, old = jax.tree.leaves((updates, after)), jax.tree.leaves((reached, state))
         assert [(x.shape, x.dtype) for x in new] == [(x.shape, x.dtype) for x in old]
         assert not any(getattr(x, "weak_type", False) for x in new)  # it would compile once more
     with jax.disable_jit():

@@ -266,6 +266,35 @@ def test_warm_up_holds_the_features_and_what_is_remembered_of_them():
         np.testing.assert_array_equal(never[name], value)
 
 
+@pytest.mark.parametrize("name", ["adam", "radam"])
+def test_after_the_warm_up_the_features_have_a_fresh_optimizer(name):
+    """Torch's, made when the warm-up ends; the schedule of the rate has gone on meanwhile."""
+    torch = pytest.importorskip("torch")
+    held = 5
+    tx = fast(lambda step: 0.5 / (1 + step), lambda step: 0.2 / (1 + step), optimizer=name)
+    params = jax.tree.map(jnp.asarray, START)
+    tensors = {n: torch.tensor(x, requires_grad=True) for n, x in flat(START).items()}
+    kind, _ = TORCH[name]
+    optimizers = {}
+    state, update = tx.init(params), jax.jit(tx.update)
+    for t in range(S * E):
+        rng = np.random.default_rng(t)
+        g = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype("f"), START)
+        updates, state = update(g, state, params, warming=jnp.array(t < held))
+        for n, tensor in tensors.items():
+            if t < held and n == "conv/kernel":
+                assert not np.any(flat(updates)[n])
+                continue
+            if n not in optimizers:
+                optimizers[n] = getattr(torch.optim, kind)([tensor], lr=1.0)
+            optimizers[n].param_groups[0]["lr"] = (0.5 if n.startswith("fc") else 0.2) / (1 + t)
+            before = tensor.detach().clone()
+            tensor.grad = torch.tensor(flat(g)[n])
+            optimizers[n].step()
+            moved = (tensor.detach() - before).numpy()
+            np.testing.assert_allclose(flat(updates)[n], moved, rtol=1e-3, atol=2e-6)
+
+
 def test_gate_as_a_last_link():
     base = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
     tx = optax.chain(base, gate("conv"))

@@ -34,6 +34,7 @@ from library_oracles import (
 
 import seal_jax
 from seal_jax import masks
+from seal_jax.transforms import preconditioner
 
 RULES = ("conv1", "bn1")
 CLOCK = {"steps_per_epoch": S, "epochs_per_generation": E}
@@ -102,8 +103,36 @@ def test_the_reference_tells_the_options_apart():
             assert np.linalg.norm(a - b) > 1e-5 * np.linalg.norm(b)
 
 
-def test_freeze():
-    check_scan(seal(fit_in_ascent="freeze"), book(freeze=True))
+@pytest.mark.parametrize("reset", ["phase", "generation", "never"])
+def test_freeze(reset):
+    tx = seal(fit_in_ascent="freeze", reset_momentum=reset)
+    check_scan(tx, book(freeze=True, reset=reset))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_adam_of_the_frozen_knows_nothing_of_the_ascent(whole):
+    """The fit subtree moves as by an Adam that is not called while it is frozen."""
+    options = {"optimizer": optax.adam(0.1)} if whole else {"learning_rate": 0.1}
+    if not whole:
+        options |= {"preconditioner": preconditioner("adam"), "weight_decay": 0.0}
+    tx = seal_jax.make_seal_tx(
+        RULES, fit_in_ascent="freeze", reset_momentum="never", **CLOCK, **options
+    )
+    params, noise, _ = start()
+    adam = optax.adam(0.1)
+    state, alone, update = tx.init(params), adam.init(params["fc"]), jax.jit(tx.update)
+    for t in range(2 * S * E):
+        g = jax.tree.map(lambda x, t=t: x[t], noise)
+        updates, state = update(g, state, params)
+        if S * E <= t < S * (E + K):
+            assert not any(np.any(x) for x in updates["fc"].values())
+            continue
+        expected, alone = adam.update(g["fc"], alone)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            updates["fc"],
+            expected,
+        )
 
 
 def test_reverse():
@@ -148,6 +177,61 @@ def test_an_optax_optimizer_restarts_its_schedule():
         return 0.1 if epoch < 1 else 0.05 if epoch < 4 else 0.005
 
     check_scan(tx, book(rate=rate, weight_decay=0.0))
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0])
+def test_a_whole_optimizer_decays_by_the_factor(factor):
+    """Coupled decay inside it is ours; the decay of the fit subtree and of descent is untouched."""
+    sgd = optax.chain(optax.add_decayed_weights(0.05), optax.sgd(SCHEDULE, momentum=0.9))
+    tx = seal_jax.make_seal_tx(RULES, optimizer=sgd, ascent_weight_decay_factor=factor, **CLOCK)
+    check_scan(tx, book(factor=factor))
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adamw(0.1, weight_decay=0.5),
+        optax.lion(0.1, weight_decay=0.5),
+        optax.chain(optax.trace(0.9), optax.add_decayed_weights(0.5), optax.scale(-0.1)),
+    ],
+)
+def test_decoupled_decay_shrinks_what_ascends(optimizer, factor):
+    """Without a gradient only the decay moves: by 1 - S lr wd a step of ascent, 1 - lr wd otherwise."""
+    tx = seal_jax.make_seal_tx(
+        "w", optimizer=optimizer, ascent_scale=0.4, steps_per_epoch=10, epochs_per_generation=4,
+        ascent_weight_decay_factor=factor,
+    )  # fmt: skip
+    params = {"w": jnp.ones(3), "fc": jnp.ones(3)}
+    zero, state, update = jax.tree.map(jnp.zeros_like, params), tx.init(params), jax.jit(tx.update)
+    for _ in range(50):
+        before = params["w"]
+        updates, state = update(zero, state, params)
+        params = optax.apply_updates(params, updates)
+        ratio = params["w"] / before
+    assert int(state[1].count) == 50  # ten steps into the generation: the last of the ascent
+    np.testing.assert_allclose(ratio, 1 + factor * 0.4 * 0.1 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(params["fc"], 0.95**50, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", [optax.lamb(0.1), optax.lars(0.1)], ids=["lamb", "lars"])
+def test_norms_do_not_see_the_factor(optimizer):
+    """A trust ratio scales by |w|: the ascent is -S times the step of descent."""
+    params, noise, _ = start()
+    tx = seal_jax.make_seal_tx(
+        RULES, optimizer=optimizer, ascent_epochs=1 / S, steps_per_epoch=S, epochs_per_generation=1
+    )
+    state, update = tx.init(params), jax.jit(tx.update)
+    for t in range(S + 1):
+        g = jax.tree.map(lambda x, t=t: x[t], noise)
+        updates, state = update(g, state, params)
+    expected, _ = optimizer.update(g, optimizer.init(params), params)
+    for layer, scale in (("conv1", -0.01), ("bn1", -0.01), ("fc", 1.0)):
+        jax.tree.map(
+            lambda a, b, scale=scale: np.testing.assert_allclose(a, scale * b, rtol=1e-5),
+            updates[layer],
+            expected[layer],
+        )
 
 
 # Where the transformation may stand

@@ -35,6 +35,12 @@ CASES = [
     ("fc", {"threshold": "dense3"}, {}, "method.threshold"),
     ("fc", {"threshold": "dense1"}, {}, "method.threshold"),
     ("llf", {"threshold": "layer3"}, {}, "method.threshold"),
+    (
+        "llf",
+        {"threshold": "dense2", "optimizer_state": "zero"},
+        {"optimizer": {"reset_momentum": "never"}},
+        "method.optimizer_state",
+    ),
     ("imp", {"fraction": 0.0}, {}, "method.fraction"),
     ("imp", {"fraction": 1e-9}, {}, "method.fraction"),
     ("imp", {"rewind_step": 20}, {}, "method.rewind_step"),

@@ -164,3 +164,39 @@ def test_imp_prunes_rewinds_and_holds():
                 np.testing.assert_array_equal(now[name] == 0, ~alive[name])
         momentum = host(trainer).opt_state
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(momentum) if leaf.ndim == 3) > 0
+
+
+LATER = ("dense2", "fc")
+
+
+@pytest.mark.parametrize(
+    ("policy", "reset", "zeroed"),
+    [
+        ("fresh", "phase", ("dense1", *LATER)),
+        ("zero", "generation", LATER),
+        ("keep", "phase", ()),
+        ("fresh", "never", ()),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_llf_resets_the_memory_it_is_told_to(optimizer, policy, reset, zeroed):
+    """With the count of Adam that belongs to it; never where ``reset_momentum`` says never."""
+    method = {"name": "llf", "threshold": "dense2", "optimizer_state": policy}
+    config = mlp(method, optimizer={"name": optimizer, "reset_momentum": reset})
+    trainer = Trainer(STRIPES, config).calls(2)
+    before = host(trainer)
+    trainer.put(before._replace(step=np.full_like(before.step, 20))).event()
+    old, new = named(before.opt_state), named(host(trainer).opt_state)
+    for name, leaf in new.items():
+        if name.endswith("kernel") and not paths.is_placeholder(leaf):
+            layer = next(layer for layer in ("dense1", *LATER) if f"/{layer}/" in name)
+            np.testing.assert_array_equal(leaf, 0 if layer in zeroed else old[name])
+            assert old[name].any()
+    counts = {name: int(leaf[0]) for name, leaf in new.items() if name.endswith("inner/count")}
+    parts = {name: int(leaf[0]) for name, leaf in new.items() if "inner_state/count" in name}
+    if optimizer == "sgd":
+        assert not {**counts, **parts}
+    elif policy == "zero":
+        assert [parts[name] for name in sorted(parts)] == [0, 2]  # masked, rest
+    else:
+        assert list(counts.values()) == [0 if zeroed else 2]

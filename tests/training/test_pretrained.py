@@ -75,6 +75,22 @@ def test_a_training_from_a_run_of_lw_starts_as_its_network(lw, weights, tmp_path
         assert np.abs(without - expected).max() > 0.01
 
 
+def test_an_optimizer_in_two_parts_starts_from_another_run(lw, tmp_path):
+    """FAST holds an Adam for the head and one for the features; momentum comes from either."""
+    train = {"pretrained": str(lw), "generations": 1, "seeds": 2}
+    config = mlp({"name": "fast"}, optimizer={"name": "adam"}, train=train)
+    wanted = Trainer(STRIPES, config).programs.abstract_state(2)
+    first = pretrained.load(config, tmp_path, wanted, momentum=False)
+    kernels = ("dense1/linear/kernel", "fc/kernel")
+    assert set(first) >= {f"weights/params/{name}" for name in kernels}
+    found = {
+        name: np.zeros((2, *leaf.shape[1:])) for name, leaf in pretrained._numeric(wanted).items()
+    }
+    taken = pretrained.take(config, found, wanted, "it", momentum=True)
+    moments = {name.partition("/mu/")[2] for name in taken if "/mu/" in name}
+    assert moments >= set(kernels)
+
+
 def test_a_run_from_lw_is_taken_up_without_the_folder_it_started_from(lw, tmp_path):
     train = {"pretrained": "../lw", "generations": 1, "epochs_per_generation": 2, "seeds": 2}
     config, here = mlp(train=train), tmp_path / "run"
