@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.custom_batching import custom_vmap
 
 from seal_jax.evaluation.subtree import Loss, PyTree, mean_loss, moved
 from seal_jax.line_search import minimise
@@ -65,10 +64,8 @@ def slices(
     )
 
 
-@partial(jax.jit, static_argnames=("loss", "chunk"))
-def increment(
-    loss: Loss, weights: PyTree, direction: PyTree, data: PyTree, *, chunk: int = 8
-) -> Increment:
+@partial(jax.jit, static_argnames=("loss",))
+def increment(loss: Loss, weights: PyTree, direction: PyTree, data: PyTree) -> Increment:
     r"""Return how much the loss at the weights exceeds its nearest minimum along the direction.
 
     .. math:: \Delta L = L(\theta) - \min_t L(\theta + t v)
@@ -79,7 +76,7 @@ def increment(
     test loss increases from its minimum value near the training-set minimizer".
 
     Args:
-      loss, weights, direction, data, chunk: as in :func:`slices`.
+      loss, weights, direction, data: as in :func:`slices`.
 
     References:
       Sato et al., `PoF`, section 1 and Figure 1 a to c.
@@ -89,31 +86,13 @@ def increment(
     >>> round(float(found.increment), 5), round(float(found.shift), 5), float(found.loss)
     (0.5, -0.5, 1.5)
     """
-    at_weights, slope = jax.jvp(
-        lambda t: mean_loss(loss, moved(weights, direction, t), data),
-        (jnp.float32(0),),
-        (jnp.float32(1),),
-    )
+
+    def along(distance: jax.Array) -> jax.Array:
+        return mean_loss(loss, moved(weights, direction, distance), data)
+
+    at_weights, slope = jax.jvp(along, (jnp.float32(0),), (jnp.float32(1),))
     side = -jnp.sign(slope)
-
-    def along(distance: jax.Array, *constants: PyTree) -> tuple[jax.Array, jax.Array]:
-        weights, direction, data = constants
-        return jax.jvp(
-            lambda t: mean_loss(loss, moved(weights, direction, t), data), (distance,), (side,)
-        )
-
-    pair = _in_chunks(along, chunk)
-
-    @jax.custom_jvp
-    def function(distance: jax.Array) -> jax.Array:
-        return pair(side * distance, weights, direction, data)[0]
-
-    @function.defjvp
-    def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        value, slope = pair(side * primals[0], weights, direction, data)
-        return value, slope * tangents[0]
-
-    found = minimise(function)
+    found = minimise(lambda distance: along(side * distance), cells=2)
     # At a stationary point nothing falls: it is the minimum itself.
     bounded = found.accepted | (slope == 0)
     gained = jnp.maximum(at_weights - jnp.where(found.accepted, found.value, at_weights), 0)
@@ -123,25 +102,6 @@ def increment(
         bounded,
         at_weights,
     )
-
-
-def _in_chunks(function: Any, chunk: int) -> Any:
-    """Let a function of one number and constants bear ``vmap`` over the number with little memory.
-
-    The line search evaluates its whole grid at once: as many copies of a network's activations. It
-    must not be differentiated, as then the constants would be taken to vary over the grid.
-    """
-    wrapped = custom_vmap(function)
-
-    @wrapped.def_vmap
-    def rule(axis_size, in_batched, number, *constants):
-        del axis_size
-        assert in_batched[0]
-        assert not any(jax.tree.leaves(in_batched[1:]))
-        found = jax.lax.map(lambda one: function(one, *constants), number, batch_size=chunk)
-        return found, jax.tree.map(lambda _: True, found)
-
-    return wrapped
 
 
 @partial(jax.jit, static_argnames=("loss",))

@@ -14,6 +14,7 @@ from seal_jax.evaluation import commands
 from seal_jax.evaluation.commands import gradients, landscape, perturbations, pof
 from seal_jax.evaluation.commands.subject import Subject
 from seal_jax.evaluation.gradients import mini_batches
+from seal_jax.hessian import krylov
 from seal_jax.methods.method import plain_loss
 from seal_jax.training import experiment, loop
 from seal_jax.training import settings as settings_lib
@@ -74,8 +75,9 @@ def test_landscape_of_the_classifier_equals_numpy(mlp_subject):
     layers = landscape.units(mlp_subject, landscape.Options(per="layers", eigenvectors=2))
     assert len(layers) == 2 * 4 * 2
     assert layers[0].key == "step12/last/seed5/dense1/linear/1"
+    before = krylov._folded._cache_size()
     rows = [unit.run() for unit in units if unit.key.split("/")[-2] in ("fc", "all")]
-    data = mlp_subject.dataset
+    assert krylov._folded._cache_size() == before + 1  # for all parts and seeds
     data = mlp_subject.dataset
     train, test = (pof.some(split, 90, 0) for split in (data.train, data.test))
     for index, seed in enumerate((5, 6)):

@@ -101,9 +101,10 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are found together
     def found(index: int, part: str) -> hessian.Eigenpairs:
         weights, train = pof.place(subject.networks[index].variables, batches("train"))
-        op = hessian.operator(loss, weights, train, mask=masks[part])
+        # The parts are data, and directions have zeros elsewhere: one program for all of them.
+        op = hessian.operator(loss, weights, train, mask=masks[WHOLE])
         return hessian.eigenpairs(
-            op,
+            op.block(masks[part]),
             options.eigenvectors,
             tolerance=options.tolerance,
             max_products=options.max_products,
@@ -111,7 +112,6 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
 
     def measure(index: int, network: Network, part: str, rank: int) -> dict[str, Any]:
         pairs = found(index, part)
-        # Zeros elsewhere: the programs below then are the same for all parts.
         weights, train = pof.place(network.variables, batches("train"))
         direction = jax.device_put(
             filled(jax.tree.map(lambda rows: rows[rank], pairs.vectors), weights),
