@@ -120,9 +120,7 @@ def minimise(
         (xi, *_), _, is_above, _ = carry
         return falls & (is_above == inwards) & jnp.where(inwards, xi > floor, xi < cap)
 
-    _, upper, is_above, count = jax.lax.while_loop(
-        one_sided, moved, (first, first, inwards, count)
-    )
+    _, upper, is_above, count = jax.lax.while_loop(one_sided, moved, (first, first, inwards, count))
     bracketed = falls & (is_above != inwards)
 
     def refined(carry):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from seal_jax.errors import check_number
-from seal_jax.hessian import krylov, storage, trees
+from seal_jax.hessian import krylov, storage
 from seal_jax.hessian.krylov import LinearOperator
 
 

@@ -52,9 +52,7 @@ def test_the_correction_is_over_pairs_or_over_directions():
                 np.testing.assert_array_equal((found | found.T)[upper], flags)
                 assert not (found & found.T).any()
             else:
-                np.testing.assert_array_equal(
-                    np.concatenate([found[upper], found.T[upper]]), flags
-                )
+                np.testing.assert_array_equal(np.concatenate([found[upper], found.T[upper]]), flags)
             rejected[family] += found.sum()
     assert rejected["pairs"] > rejected["ordered"]
     untested = np.full((3, 3), np.nan)

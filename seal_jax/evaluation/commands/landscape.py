@@ -36,7 +36,7 @@ class Options:
       eigenvectors: leading eigenvectors of each part.
       examples: training and test images, each drawn at random; 0 for all.
       batch_size: images at a time.
-      label_smoothing: of the loss; the paper's has none.
+      label_smoothing: of the loss; "none" takes the training's.
       points: of a slice.
       reach: of a slice to either side, in the norm of the weights; 0 goes to where the steeper of
         both losses' parabolas has risen by 0.5, and past the minimum of the test loss.
@@ -49,7 +49,7 @@ class Options:
     eigenvectors: int = 1
     examples: int = 2048
     batch_size: int = 128
-    label_smoothing: float = 0.0
+    label_smoothing: float | None = None
     points: int = 41
     reach: float = 0.0
     tolerance: float = 1e-3
@@ -58,11 +58,7 @@ class Options:
 
     def __post_init__(self):
         least = {"eigenvectors": 1, "examples": 0, "batch_size": 1, "points": 3, "reach": 0}
-        pof.at_least(self, {**least, "max_products": 1, "seed": 0})
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing={self.label_smoothing:g} must lie in [0, 1)")
-        if not 0 < self.tolerance < np.inf:
-            raise UsageError(f"--tolerance={self.tolerance:g} must be positive and finite")
+        pof.check(self, {**least, "max_products": 1, "seed": 0})
 
 
 def units(subject: Subject, options: Options) -> Sequence[Unit]:
@@ -78,10 +74,12 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
                 f"--eigenvectors={options.eigenvectors} is more than the {count} parameters of {part}"
             )
 
+    smoothing = pof.label_smoothing(subject, options)
+
     def loss(variables: Any, batch: Any) -> jax.Array:
         images, labels, shares = batch
         logits = model.module.apply(variables, subject.normalise(images), train=False)
-        return pof.cross_entropy(logits, labels, shares, options.label_smoothing)
+        return pof.cross_entropy(logits, labels, shares, smoothing)
 
     splits = {
         name: pof.some(getattr(subject.dataset, name), options.examples, options.seed)
@@ -123,6 +121,7 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
             "rank": rank + 1,
             "parameters": size(select(masks[part], network.variables)),
             "examples": len(splits["train"]),
+            "label_smoothing": smoothing,
             "eigenvalue": float(pairs.values[rank]),
             "residual": float(pairs.residuals[rank]),
             "products": pairs.products,
@@ -224,6 +223,7 @@ def table(rows: Sequence[Record]) -> Table:
         "eigenvalue (λ) of the training Hessian, restricted to the part; Δw: how far that minimum "
         "is. v'Hv: curvature of the test loss along it. Train ΔL: the same of the training loss.",
         "No minimum: seeds whose test loss falls without end along it; they are left out of ΔL.",
+        pof.loss_note(rows),
         f"Inference mode, no augmentation, {' or '.join(map(str, some))} training images. ±: half "
         "the 95 % interval of the mean over seeds (Student's t).",
         "The PoF paper (Figure 1 c, d) shows these for a toy MLP, without numbers.",
