@@ -33,11 +33,11 @@ class Protocol(episodes.Protocol):
         statistics.
 
         "batch" is what a network in training mode does in the public protocol: statistics of the
-        batch, which also enter the running ones, the variance times n / (n - 1). Without that the queries, of another domain than
-        the network's own data, would be normalised with statistics that the scales and biases have
-        never met. A last batch of one image joins the batch before it: one image has no statistics
-        where the last feature map is one pixel, and poor ones elsewhere. It then is one of
-        ``batch_size + 1``, and no image is left out.
+        batch, which also enter the running ones, the variance times n / (n - 1). Without that the
+        queries, of another domain than the network's own data, would be normalised with statistics
+        that the scales and biases have never met. A last batch of one image joins the batch before
+        it: one image has no statistics where the last feature map is one pixel, and poor ones
+        elsewhere. It then is one of ``batch_size + 1``, and no image is left out.
 
         "batch_only" leaves the running statistics as they are. "running" uses them for learning too,
         and keeps a batch of one.

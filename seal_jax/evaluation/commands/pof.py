@@ -68,7 +68,7 @@ def batch_sizes(subject: Subject, options: Any, splits: Mapping[str, Split]) -> 
 
 
 def label_smoothing(subject: Subject, options: Any) -> float:
-    """Return the label smoothing asked for, or the training's: of its loss the weights are a minimum."""
+    """Return the label smoothing asked for, or the training's, of whose loss weights are a minimum."""
     asked = options.label_smoothing
     return subject.settings.optimizer.label_smoothing if asked is None else asked
 
