@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seal_jax.errors import UsageError, check_number
 
-_ROUNDS = 24  # of the grid; of one of 32 cells the first two or three do
+_CELLS = 32  # of a grid, whose points are evaluated in one batched call
+_ROUNDS = 12  # of the grid; the first two or three do
 _WIDTH = 1e-3  # of the last cell, relative to its upper end: the parabola does the rest
 _RISE = 1e-4  # relative to the loss at 0: a minimum higher than that by rounding still counts
 
@@ -39,7 +39,6 @@ def minimise(
     start: Any = 1.0,
     cap: float = 2.0**20,
     floor: float = 2.0**-26,
-    cells: int = 32,
 ) -> LineSearch:
     r"""Return :math:`\xi^* = \arg\min_{\xi > 0} f(\xi)` within the basin that begins at 0.
 
@@ -48,9 +47,7 @@ def minimise(
     and the search is rejected; so it is if f does not fall from 0 on, is flat, or is NaN at 0. Then
     a grid of 32 cells, evaluated at once, is laid over the bracket, and again over the cell that
     holds the minimum, until the parabola through the cell's two slopes gives the rest. Of several
-    minima the lowest counts that the grid tells apart, and the nearest of equals. A grid of two
-    cells halves the bracket: a fifth of the evaluations, one after another, for a function that is
-    too dear to be evaluated side by side; of several minima it takes any.
+    minima the lowest counts that the grid tells apart, and the nearest of equals.
 
     Slopes, by forward differentiation, decide where the minimum lies; values decide only which of
     several, and where the basin ends. The reason is float32: f changes by a few roundings over a
@@ -66,7 +63,6 @@ def minimise(
       start: where the bracketing starts; may be traced, e.g. the result of the last search.
       cap: the largest distance looked at.
       floor: the smallest; a basin that ends below it is rejected.
-      cells: of the grid, at least 2.
 
     Returns:
       A :class:`LineSearch`. No derivative is defined through it.
@@ -85,7 +81,6 @@ def minimise(
       the end of section 3.2 (asymmetric landscapes).
     """
     _check(function, start, cap, floor)
-    check_number("cells", cells, lambda value: value >= 2, "be at least 2")
 
     def at(xi):
         """Return value and slope; no slope where there is no value: none may descend to there."""
@@ -95,8 +90,8 @@ def minimise(
     value_0, slope_0 = at(jnp.float32(0.0))
     falls = (slope_0 < 0) & (slope_0 > -jnp.inf)
 
-    def above(point):
-        _, value, slope = point
+    def above(xi):
+        value, slope = at(xi)
         # Not where it falls: below the resolution of f, rounding can make it look higher than f(0).
         return ~(value <= value_0) & ~(slope < 0)
 
@@ -105,47 +100,38 @@ def minimise(
     # Chosen by what the function returned, so that carries vary over a mesh just as it does.
     first = jnp.where(falls, first, 1.0)
     count = jnp.where(falls, 2, 1).astype(jnp.int32)
-    first = first, *at(first)
     inwards = above(first)
 
     def moved(carry):
-        (xi, *_), beyond, _, count = carry
+        xi, _, count = carry
         xi = jnp.where(inwards, xi / 2, jnp.minimum(2 * xi, cap))
-        point = xi, *at(xi)
-        is_above = above(point)
-        beyond = [jnp.where(is_above, new, old) for new, old in zip(point, beyond, strict=True)]
-        return point, (*beyond,), is_above, count + 1
+        return xi, above(xi), count + 1
 
     def one_sided(carry):
-        (xi, *_), _, is_above, _ = carry
+        xi, is_above, _ = carry
         return falls & (is_above == inwards) & jnp.where(inwards, xi > floor, xi < cap)
 
-    _, upper, is_above, count = jax.lax.while_loop(one_sided, moved, (first, first, inwards, count))
+    xi, is_above, count = jax.lax.while_loop(one_sided, moved, (first, inwards, count))
+    upper = jnp.where(inwards, 2 * xi, xi)
     bracketed = falls & (is_above != inwards)
 
     def refined(carry):
-        low, high, _, rounds, count = carry
-        # The ends are known.
-        inner = low[0] + (high[0] - low[0]) * jnp.float32(np.arange(1, cells) / cells)
-        # Not by vmap for one point: a network's weights would become a batch of themselves.
-        new = jax.vmap(at)(inner) if cells > 2 else [x[None] for x in at(inner[0])]
-        points, values, slopes = (
-            jnp.concatenate([a[None], b, c[None]])
-            for a, b, c in zip(low, (inner, *new), high, strict=True)
-        )
+        (low, _), (high, _), _, rounds, count = carry
+        points = low + (high - low) * (jnp.arange(_CELLS + 1) / _CELLS).astype(jnp.float32)
+        values, slopes = jax.vmap(at)(points)
         falling = slopes < 0
         valleys = falling[:-1] & ~falling[1:]
-        lowest = jnp.where(valleys, jnp.fmin(values[:-1], values[1:]), jnp.inf)
-        cell = jnp.argmin(lowest)
-        ends = [(points[i], values[i], slopes[i]) for i in (cell, cell + 1)]
-        return *ends, valleys[cell], rounds + 1, count + inner.size
+        values = jnp.where(valleys, jnp.fmin(values[:-1], values[1:]), jnp.inf)
+        cell = jnp.argmin(values)
+        ends = [(points[i], slopes[i]) for i in (cell, cell + 1)]
+        return *ends, valleys[cell], rounds + 1, count + points.size
 
     def wide(carry):
-        low, high, is_valley, rounds, _ = carry
-        return is_valley & (high[0] - low[0] > _WIDTH * high[0]) & (rounds < _ROUNDS)
+        (low, _), (high, _), is_valley, rounds, _ = carry
+        return is_valley & (high - low > _WIDTH * high) & (rounds < _ROUNDS)
 
-    bracket = (0 * upper[0], value_0, slope_0), upper
-    (low, _, fall), (high, _, rise), is_valley, _, count = jax.lax.while_loop(
+    bracket = (0 * upper, slope_0), (upper, slope_0)
+    (low, fall), (high, rise), is_valley, _, count = jax.lax.while_loop(
         wide, refined, (*bracket, bracketed, 0 * count, count)
     )
     share = fall / (fall - rise)

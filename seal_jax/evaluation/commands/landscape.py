@@ -50,7 +50,7 @@ class Options:
     examples: int = 2048
     batch_size: int = 128
     label_smoothing: float | None = None
-    points: int = 41
+    points: int = 21
     reach: float = 0.0
     tolerance: float = 1e-3
     max_products: int = 200
@@ -85,15 +85,11 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
         name: pof.some(getattr(subject.dataset, name), options.examples, options.seed)
         for name in ("train", "test")
     }
-    longest = max(map(len, splits.values()))
-    batch_size = min(options.batch_size, longest)
-    # As many batches of both: then one program is compiled. Too dear where all images count.
-    filling = -(-longest // batch_size) if options.examples else 0
 
     @functools.cache
     def batches(name: str) -> Any:
         split = splits[name]
-        rows, shares = pof.all_rows(len(split), batch_size, filling)
+        rows, shares = pof.all_rows(len(split), min(options.batch_size, len(split)))
         return split.images[rows], split.labels[rows], shares
 
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are found together
@@ -152,20 +148,21 @@ def _along(
 ) -> dict[str, Any]:
     """Return increments and slices of both losses along one direction."""
     _, test = pof.place({}, test)
-    on_test = library.increment(loss, weights, direction, test)
-    if bool(on_test.bounded):
-        direction = library.oriented(direction, on_test.shift)
-    on_train = library.increment(loss, weights, direction, train)
-    shift = abs(float(on_test.shift)) if bool(on_test.bounded) else 0.0
+    eigenvalue = float(pairs.values[rank])
     steepness = float(library.curvature(loss, weights, direction, test))
-    reach = options.reach or _reach(max(steepness, float(pairs.values[rank])), shift)
+    on_test = library.increment(loss, weights, direction, test, second_derivative=steepness)
+    if on_test.bounded:
+        direction = library.oriented(direction, on_test.shift)
+    on_train = library.increment(loss, weights, direction, train, second_derivative=eigenvalue)
+    shift = abs(on_test.shift) if on_test.bounded else 0.0
+    reach = options.reach or _reach(max(steepness, eigenvalue), shift)
     distances = np.linspace(-reach, reach, options.points)
     return {
-        "test_loss": float(on_test.loss),
+        "test_loss": on_test.loss,
         "test_curvature": steepness,
         "increment": pof.number(on_test.increment),
-        "shift": shift if bool(on_test.bounded) else None,
-        "train_loss": float(on_train.loss),
+        "shift": shift if on_test.bounded else None,
+        "train_loss": on_train.loss,
         "train_increment": pof.number(on_train.increment),
         "train_shift": pof.number(on_train.shift),
         "distances": distances.tolist(),

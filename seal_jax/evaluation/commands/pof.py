@@ -98,19 +98,17 @@ def some(split: Split, count: int, seed: int) -> Split:
     return split.rows(np.sort(rows))
 
 
-def all_rows(count: int, batch_size: int, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def all_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of all examples in batches of one size, with their shares in the mean.
 
-    The last batch is filled up at share 0, and so are further batches up to ``at_least``; the other
-    shares are such that the mean over batches of ``mean(share * loss)`` is that over all examples.
+    The last batch is filled up at share 0; the other shares are such that the mean over batches of
+    ``mean(share * loss)`` is that over all examples.
 
     >>> rows, shares = all_rows(3, 2)
     >>> rows.tolist(), shares.tolist()
     ([[0, 1], [2, 0]], [[1.3333333730697632, 1.3333333730697632], [1.3333333730697632, 0.0]])
     """
     rows, weights = data.padded_batches(count, batch_size)
-    more = [(0, max(at_least - len(rows), 0)), (0, 0)]
-    rows, weights = np.pad(rows, more), np.pad(weights, more)
     return rows, weights * np.float32(rows.size / count)
 
 
