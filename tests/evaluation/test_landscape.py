@@ -7,7 +7,7 @@ import pytest
 
 from seal_jax import UsageError, hessian
 from seal_jax.evaluation import landscape
-from seal_jax.evaluation.subtree import filled, mean_loss, moved, select
+from seal_jax.evaluation.subtree import mean_loss, moved, select
 
 
 def quadratic(weights, batch):
@@ -72,7 +72,7 @@ def test_increment_along_the_principal_eigenvector_of_a_block(problem, mask, blo
         float(landscape.curvature(quadratic, params, direction, test)), value, rtol=1e-5
     )
     turned = landscape.oriented(direction, found.shift)
-    again = landscape.increment(quadratic, params, filled(turned, params), test)
+    again = landscape.increment(quadratic, params, turned, test, second_derivative=value)
     np.testing.assert_allclose(float(again.shift), abs(distance), rtol=1e-3)
 
 

@@ -22,7 +22,7 @@ from seal_jax.evaluation.commands import landscape_plot, pof
 from seal_jax.evaluation.commands.kind import Kind, Record, Unit
 from seal_jax.evaluation.commands.landscape_plot import WHOLE
 from seal_jax.evaluation.commands.subject import Network, Subject
-from seal_jax.evaluation.subtree import filled, select, size
+from seal_jax.evaluation.subtree import select, size
 from seal_jax.reports.grid import Table, cell, grouped
 
 
@@ -107,10 +107,7 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
     def measure(index: int, network: Network, part: str, rank: int) -> dict[str, Any]:
         pairs = found(index, part)
         weights, train = pof.place(network.variables, batches("train"))
-        direction = jax.device_put(
-            filled(jax.tree.map(lambda rows: rows[rank], pairs.vectors), weights),
-            jax.tree.map(lambda leaf: leaf.sharding, weights),
-        )
+        direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         return {
             **network.identity,
             "part": part,
