@@ -78,10 +78,11 @@ def fit(
     *,
     seed: int = 0,
 ) -> Probe:
-    """Train linear classifiers on fixed features and score them.
+    r"""Train linear classifiers on fixed features and score them.
 
-    All learning rates start from the same weights, He-normal with zero bias, and see the same
-    batches, so they differ in nothing else. It is one compiled program.
+    All learning rates start from the same weights, as torch's ``nn.Linear`` draws them, uniform in
+    :math:`\pm 1 / \sqrt d`, and see the same batches, so they differ in nothing else. It is one
+    compiled program.
 
     Args:
       train: features float ``[n, d]`` and labels ``[n]``.
@@ -162,8 +163,9 @@ def _parted(protocol: Protocol) -> tuple[jax.Array, Protocol]:
 def _start(key, rates, size, num_classes):
     """Return weights and momentum of all learning rates, and the key of the orders."""
     start_key, order_key = jax.random.split(key)
-    kernel = jax.random.normal(start_key, (size, num_classes)) * math.sqrt(2 / size)
-    params = (kernel, jnp.zeros(num_classes))
+    bound = 1 / math.sqrt(size)
+    drawn = jax.random.uniform(start_key, (size + 1, num_classes), minval=-bound, maxval=bound)
+    params = (drawn[:-1], drawn[-1])
     params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*rates.shape, *leaf.shape)), params)
     return (params, jax.tree.map(jnp.zeros_like, params)), order_key
 

@@ -42,15 +42,6 @@ def merge(whole: PyTree, part: PyTree) -> PyTree:
     )
 
 
-def filled(part: PyTree, whole: PyTree) -> PyTree:
-    """Return a part with zeros outside: one program then serves the parts of a network.
-
-    >>> filled({"conv": None, "fc": jnp.ones(())}, {"conv": jnp.ones(2), "fc": jnp.ones(())})
-    {'conv': Array([0., 0.], dtype=float32), 'fc': Array(1., dtype=float32)}
-    """
-    return merge(jax.tree.map(jnp.zeros_like, whole), part)
-
-
 def moved(whole: PyTree, direction: PyTree, distance: Any) -> PyTree:
     """Return ``whole + distance * direction``; the direction is a part.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
 from seal_jax.errors import UsageError, check_number
@@ -32,11 +33,11 @@ class Protocol(episodes.Protocol):
         statistics.
 
         "batch" is what a network in training mode does in the public protocol: statistics of the
-        batch, which also enter the running ones. Without that the queries, of another domain than
-        the network's own data, would be normalised with statistics that the scales and biases have
-        never met. A last batch of one image joins the batch before it: one image has no statistics
-        where the last feature map is one pixel, and poor ones elsewhere. It then is one of
-        ``batch_size + 1``, and no image is left out.
+        batch, which also enter the running ones, the variance times n / (n - 1). Without that the
+        queries, of another domain than the network's own data, would be normalised with statistics
+        that the scales and biases have never met. A last batch of one image joins the batch before
+        it: one image has no statistics where the last feature map is one pixel, and poor ones
+        elsewhere. It then is one of ``batch_size + 1``, and no image is left out.
 
         "batch_only" leaves the running statistics as they are. "running" uses them for learning too,
         and keeps a batch of one.
@@ -100,8 +101,26 @@ class Spec(NamedTuple):
 def _features(spec: Spec, variables: Any, rows: jax.Array, train: bool) -> tuple[jax.Array, Any]:
     """Return features and batch statistics of flat images."""
     images = spec.normalise(rows.reshape(len(rows), *spec.model.image_shape))
-    features, statistics = spec.model.extract(variables, images, train)
+    with nn.intercept_methods(_as_torch):
+        features, statistics = spec.model.extract(variables, images, train)
     return features.astype(jnp.float32), statistics
+
+
+def _as_torch(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Let the running variance take in n / (n - 1) times the batch's, as torch's BatchNorm does.
+
+    Flax takes in the batch's own: three quarters of that for four images and a last feature map of
+    one pixel. What normalises the batch is its own variance in both.
+    """
+    module = context.module
+    if not isinstance(module, nn.BatchNorm) or module.use_running_average:
+        return call(*args, **kwargs)
+    old = module.get_variable("batch_stats", "var")
+    result = call(*args, **kwargs)
+    variance = jnp.var(args[0].astype(jnp.float32), axis=range(args[0].ndim - 1), ddof=1)
+    share = module.momentum
+    module.put_variable("batch_stats", "var", share * old + (1 - share) * variance)
+    return result
 
 
 def _logits(features: jax.Array, head: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -16,7 +16,8 @@ from seal_jax.hessian import trees
 
 PyTree = Any
 # An operator is a pytree that can be called with a vector and has ``like``, one of its vectors. If it
-# has a true attribute ``eager`` it is no pytree but called from Python, as ``Streamed`` is.
+# has a true attribute ``eager`` it is no pytree but called from Python, as ``Streamed`` is. If it acts
+# on a part of its vectors alone, it has the attributes ``selected`` and ``size``, as ``Operator`` does.
 LinearOperator = Any
 Make = Callable[[PyTree, PyTree, Any], PyTree]
 Use = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
@@ -99,16 +100,26 @@ def exhausted(length: Any, part: Any) -> Any:
     return length <= 4 * jnp.finfo(jnp.float32).eps * scale
 
 
-def spans(length: Any, like: PyTree) -> Any:
-    """Return whether of a scrambled vector so little is left that the basis must span everything."""
-    return length <= 1e-3 * jnp.sqrt(jnp.float32(trees.size(like)))
+def scrambled(index: Any, first: PyTree) -> PyTree:
+    """Return a vector of pseudo-random numbers, zero where the first of a basis is exactly.
+
+    There the operator acts on nothing: see ``Operator.block``.
+    """
+    vector = trees.scrambled(index, first)
+    return jax.tree.map(lambda x, start: jnp.where(start == 0, 0, x), vector, first)
+
+
+def spans(length: Any, before: Any) -> Any:
+    """Return whether of a vector so little is left that the basis must span everything."""
+    return length <= 1e-3 * before
 
 
 def _another(basis: PyTree, index: Any, like: PyTree) -> PyTree:
     """Return any unit vector orthogonal to the basis, to go on from after a breakdown, or zero."""
-    vector, _ = orthogonalised(basis, trees.scrambled(index, like))
+    any_other = scrambled(index, trees.take(basis, 0, like))
+    vector, _ = orthogonalised(basis, any_other)
     length = trees.norm(vector)
-    nothing = spans(length, like)
+    nothing = spans(length, trees.norm(any_other))
     return trees.scale(vector, jnp.where(nothing, 0.0, 1 / jnp.where(nothing, 1.0, length)))
 
 
@@ -142,11 +153,28 @@ def advance(state: Krylov, index: Any, vector: PyTree, image: PyTree) -> Krylov:
     return Krylov(trees.put(basis, index + 1, unit), projected, jnp.where(over, 0.0, length))
 
 
-def begin(like: PyTree, key: jax.Array, size: int, packed: bool = False) -> Krylov:
+def start(like: PyTree, key: jax.Array, selected: PyTree = None) -> PyTree:
+    """Return a random unit vector, zero outside of what is selected; traced."""
+    vector = trees.within(selected, trees.random(key, like))
+    return trees.scale(vector, 1 / trees.norm(vector))
+
+
+def rows(op: LinearOperator) -> int:
+    """Return the size of the operator's matrix, without what it does not act on."""
+    return getattr(op, "size", trees.size(op.like))
+
+
+def selected(op: LinearOperator) -> PyTree:
+    """Return what an operator acts on, 0 or 1 for each leaf; ``None`` for everything."""
+    return getattr(op, "selected", None)
+
+
+def begin(
+    like: PyTree, key: jax.Array, size: int, packed: bool = False, selected: PyTree = None
+) -> Krylov:
     """Return a basis with room for ``size`` + 1 vectors, the first one random; traced."""
-    vector = trees.random(key, like)
-    vector = trees.scale(vector, 1 / trees.norm(vector))
-    basis = trees.put(trees.empty_basis(like, size + 1, packed=packed), 0, vector)
+    basis = trees.empty_basis(like, size + 1, packed=packed)
+    basis = trees.put(basis, 0, start(like, key, selected))
     return Krylov(basis, jnp.zeros((size, size)), jnp.zeros(()))
 
 
@@ -165,7 +193,7 @@ class OnDevice:
         # Spread over devices like the parameters.
         shardings: Any = (jax.tree.map(_with_leading_axis, op.like), None, None)
         first = jax.jit(begin, static_argnums=(2, 3), out_shardings=Krylov(*shardings))
-        self.state = first(op.like, key, size, packed)
+        self.state = first(op.like, key, size, packed, selected(op))
 
     def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
         """Take Lanczos steps; return the projection in float64 and the norm of the residual.

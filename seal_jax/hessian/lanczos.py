@@ -120,7 +120,7 @@ def eigenpairs(
     >>> [round(float(value), 4) for value in eigenpairs(op, 2, "LM").values]
     [-5.0, 3.0]
     """
-    size = trees.size(op.like)
+    size = krylov.rows(op)
     if which not in get_args(Which):
         raise UsageError(f"which = {which!r} must be one of {', '.join(get_args(Which))}")
     storage.check_basis(basis)
@@ -132,7 +132,7 @@ def eigenpairs(
     while True:
         # Looked at now and then, so as not to fill a basis that has long sufficed.
         first = k + 2 if not products else filled + max(4, k // 2)
-        stop = min(m, first, filled + max(1, max_products - products))
+        stop = min(m, size, first, filled + max(1, max_products - products))
         projected, beta = found.extend(filled, stop)
         products, filled = products + stop - filled, stop
         values, rotation = np.linalg.eigh(projected[:filled, :filled])

@@ -38,6 +38,7 @@ class Operator:
       flags: for each parameter whether it is in the subtree.
       mode: how a product is computed.
       precision: of the matrix products in it.
+      selected: 0 or 1 for each array of a vector, or ``None``; see :meth:`block`.
     """
 
     params: PyTree
@@ -49,6 +50,7 @@ class Operator:
     flags: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
     mode: Mode = dataclasses.field(metadata={"static": True})
     precision: Precision = dataclasses.field(default="highest", metadata={"static": True})
+    selected: PyTree = None
 
     @property
     def like(self) -> PyTree:
@@ -59,17 +61,34 @@ class Operator:
 
     @property
     def size(self) -> int:
-        """Rows of the matrix."""
-        return trees.size(self.like)
+        """Rows of the matrix, those of its block alone."""
+        leaves = jax.tree.leaves(self.like)
+        flags = [1] * len(leaves) if self.selected is None else jax.tree.leaves(self.selected)
+        return sum(leaf.size for leaf, flag in zip(leaves, flags, strict=True) if flag)
+
+    def block(self, mask: masks.Mask | None) -> Operator:
+        """Return the block ``P H P`` of a part of the parameters, zero elsewhere; ``None``: of all.
+
+        The operator's own mask is compiled into the program and shortens the vectors. That of a block
+        is data: one program serves all parts of a network, with vectors of the whole.
+        """
+        flags = self.flags if mask is None else jax.tree.leaves(masks.resolve(mask, self.params))
+        leaves, structure = jax.tree.flatten(self.params)
+        selected = [
+            jnp.asarray(flag, leaf.dtype) if kept else None
+            for flag, leaf, kept in zip(flags, leaves, self.flags, strict=True)
+        ]
+        return dataclasses.replace(self, selected=jax.tree.unflatten(structure, selected))
 
     def __call__(self, vector: PyTree) -> PyTree:
         """Return ``H v``, a vector."""
+        vector = trees.within(self.selected, vector)
         if self.weights is None:
             product = self._product(vector, ())
         else:
             total = self.weighted_sum(vector, len(self.weights))
             product = trees.scale(total, 1 / jnp.sum(self.weights))
-        return trees.add(product, vector, self.weight_decay)
+        return trees.add(trees.within(self.selected, product), vector, self.weight_decay)
 
     def weighted_sum(self, vector: PyTree, count: Any) -> PyTree:
         """Return the sum of ``weight * H v`` over the first ``count`` batches, without decay."""

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from seal_jax.errors import check_number
-from seal_jax.hessian import krylov, storage, trees
+from seal_jax.hessian import krylov, storage
 from seal_jax.hessian.krylov import LinearOperator
 
 
@@ -73,7 +73,7 @@ def density(
     check_number("probes", probes, lambda value: value >= 1, "be at least 1")
     check_number("steps", steps, lambda value: value >= 1, "be at least 1")
     storage.check_basis(basis)
-    size = trees.size(op.like)
+    size = krylov.rows(op)
     steps = min(steps, size)
     keys = jax.random.split(jax.random.key(0) if key is None else key, probes)
     if krylov.is_eager(op) or basis == "host":
@@ -88,7 +88,7 @@ def density(
 @partial(jax.jit, static_argnames=("steps", "packed"))
 def _probe(op: LinearOperator, keys: jax.Array, steps: int, packed: bool) -> jax.Array:
     def one(key: jax.Array) -> jax.Array:
-        state = krylov.begin(op.like, key, steps, packed)
+        state = krylov.begin(op.like, key, steps, packed, krylov.selected(op))
         return krylov.folded(op, krylov.newest, krylov.advance, state, 0, steps).projected
 
     return jax.lax.map(one, keys)

@@ -38,7 +38,7 @@ class OnHost:
         self.projected, self.residual = np.zeros((size, size)), 0.0
         self._device = jax.tree.map(lambda leaf: leaf.sharding, op.like)
         self._host = jax.tree.map(_pinned, op.like)
-        self.basis = [self._stored(_unit(trees.random(key, op.like)))]
+        self.basis = [self._stored(jax.jit(krylov.start)(op.like, key, krylov.selected(op)))]
 
     def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
         """Take Lanczos steps; return the projection in float64 and the norm of the residual.
@@ -56,8 +56,9 @@ class OnHost:
                 raise UsageError(krylov.NOT_FINITE)
             if bool(krylov.exhausted(length, part)):
                 length = 0.0
-                rest, _ = self._orthogonalised(trees.scrambled(index, image))
-                if bool(krylov.spans(_norm(rest), image)):
+                any_other = krylov.scrambled(index, self._loaded(self.basis[0]))
+                rest, _ = self._orthogonalised(any_other)
+                if bool(krylov.spans(_norm(rest), _norm(any_other))):
                     rest = jax.tree.map(jnp.zeros_like, rest)
             self.basis.append(self._stored(_unit(rest)))
             column = np.pad(part, (0, self.size - len(part)))

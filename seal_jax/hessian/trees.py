@@ -163,6 +163,11 @@ def _mixed(bits: jax.Array) -> jax.Array:
     return bits
 
 
+def within(part: PyTree | None, vector: PyTree) -> PyTree:
+    """Return the vector with zeros outside a part, which has 0 or 1 for each leaf; ``None``: all."""
+    return vector if part is None else jax.tree.map(jnp.multiply, vector, part)
+
+
 def size(vector: PyTree) -> int:
     """Return the number of entries of a vector."""
     return sum(leaf.size for leaf in jax.tree.leaves(vector))

@@ -16,20 +16,25 @@ def matrix_of(head):
     )
 
 
-def loss(features, labels, matrix):
+def targets_of(labels, classes, smoothing):
+    return (1 - smoothing) * np.eye(classes)[labels] + smoothing / classes
+
+
+def loss(features, labels, matrix, smoothing=0.0):
     logits = inputs_of(features) @ matrix
     top = np.max(logits, axis=1)
     sums = np.log(np.exp(logits - top[:, None]).sum(1)) + top
-    return float((sums - logits[np.arange(len(labels)), labels]).mean())
+    targets = targets_of(labels, matrix.shape[1], smoothing)
+    return float((sums - (targets * logits).sum(1)).mean())
 
 
-def derivatives(features, labels, matrix):
+def derivatives(features, labels, matrix, smoothing=0.0):
     """The gradient, and x x' times diag(p) - p p', both over the flat matrix."""
     inputs, classes = inputs_of(features), matrix.shape[1]
     logits = inputs @ matrix
     p = np.exp(logits - np.max(logits, axis=1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    gradient = inputs.T @ (p - np.eye(classes)[labels]) / len(labels)
+    gradient = inputs.T @ (p - targets_of(labels, classes, smoothing)) / len(labels)
     curved = np.einsum("nk,kl->nkl", p, np.eye(classes)) - np.einsum("nk,nl->nkl", p, p)
     whole = np.einsum("ni,nj,nkl->ikjl", inputs, inputs, curved, optimize=True) / len(labels)
     return gradient.ravel(), whole.reshape(matrix.size, matrix.size)

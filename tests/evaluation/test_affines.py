@@ -86,16 +86,13 @@ def in_torch(torch, variables, support, query, drawn, protocol):
         return functional.conv2d(x, kernel, padding=1)
 
     def normalised(x, path, learning):
-        if learning and protocol.statistics != "running":
-            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
-            if protocol.statistics == "batch":
-                for name, value in (("mean", mean), ("var", var)):
-                    old = running[f"{path}/{name}"]
-                    running[f"{path}/{name}"] = 0.9 * old + 0.1 * value.detach()
-        else:
-            mean, var = running[f"{path}/mean"], running[f"{path}/var"]
-        x = (x - mean[:, None, None]) / torch.sqrt(var + 1e-5)[:, None, None]
-        return x * trained[f"{path}/scale"][:, None, None] + trained[f"{path}/bias"][:, None, None]
+        """As BatchNorm2d does, its unbiased running variance included."""
+        statistics = [running[f"{path}/{name}"] for name in ("mean", "var")]
+        if protocol.statistics == "batch_only":
+            statistics = [value.clone() for value in statistics]
+        by_batch = learning and protocol.statistics != "running"
+        affine = [trained[f"{path}/{name}"] for name in ("scale", "bias")]
+        return functional.batch_norm(x, *statistics, *affine, by_batch, momentum=0.1, eps=1e-5)
 
     def features(images, learning):
         x = (tensor(images) / 100 - 1).permute(0, 3, 1, 2)

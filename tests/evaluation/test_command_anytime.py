@@ -121,18 +121,22 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
             np.testing.assert_allclose(series(rows, name, seed), values, atol=1e-6, err_msg=name)
         head = {name: source[f"weights/params/fc/{name}"][seed] for name in own[0].params["fc"]}
         for row in (row for row in rows if row["seed"] == seed):
-            weights = own[row["tau"]]
-            old = weights._replace(params={**weights.params, "fc": head})
-            found = accuracy(model, spec, dataset.test, old)[0]
-            assert row["source"] == pytest.approx(found, abs=1e-6)
-            norm = np.linalg.norm(weights.params["fc"]["kernel"])
+            norm = np.linalg.norm(own[row["tau"]].params["fc"]["kernel"])
             assert row["head_norm"] == pytest.approx(norm, rel=1e-4)
-            squares = 0.0
-            for layer in ("dense1", "dense2"):
-                for path, leaf in jax.tree_util.tree_leaves_with_path(weights.params[layer]):
-                    name = jax.tree_util.keystr(path, simple=True, separator="/")
-                    squares += ((leaf - source[f"weights/params/{layer}/{name}"][seed]) ** 2).sum()
-            assert row["distance"] == pytest.approx(np.sqrt(squares), rel=1e-3, abs=1e-6)
+            # Figure 3: both tasks by the deployed state; and by the one that training is in.
+            for prefix, weights in (("adp_", own[row["deployed"]]), ("", own[row["tau"]])):
+                old = weights._replace(params={**weights.params, "fc": head})
+                found = accuracy(model, spec, dataset.test, old)[0]
+                assert row[f"{prefix}source"] == pytest.approx(found, abs=1e-6)
+                squares = 0.0
+                for layer in ("dense1", "dense2"):
+                    for path, leaf in jax.tree_util.tree_leaves_with_path(weights.params[layer]):
+                        name = jax.tree_util.keystr(path, simple=True, separator="/")
+                        start = source[f"weights/params/{layer}/{name}"][seed]
+                        squares += ((leaf - start) ** 2).sum()
+                expected = pytest.approx(np.sqrt(squares), rel=1e-3, abs=1e-6)
+                assert row[f"{prefix}distance"] == expected
+        assert any(row["deployed"] != row["tau"] for row in rows)
 
     # And what the run itself has recorded.
     recorded = metrics.read(run)[-1]
@@ -143,7 +147,7 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
             recorded["test_last/top5_accuracy"][seed], abs=1e-6
         )
     assert 0 <= rows[-1]["deviation"] < 1e-5
-    assert "source,head_norm,distance,deployed" in (output / "results.csv").read_text()
+    assert "test_top5,source,distance,head_norm,deployed" in (output / "results.csv").read_text()
 
 
 def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(folder, digits_dir, evaluated):
@@ -217,7 +221,8 @@ def rows():
     base = {"run": "r", "step": 9, "weights": "last", "target": "digits", "alpha": 0.01}
     return [
         {**base, "system": system, "beta": beta, "seed": seed, "tau": tau}
-        | {"adp": 0.5 + 0.1 * tau + 0.02 * seed, "adp_top5": None, "source": 0.9}
+        | {"adp": 0.5 + 0.1 * tau + 0.02 * seed, "adp_top5": None, "test": 0.5, "source": 0.8}
+        | {"adp_source": 0.9, "adp_distance": 0.125}
         | {"head_norm": float(tau), "distance": 0.25, "deviation": None}
         for system, beta in (("fast", 0.001), ("kaiming_fan_in", 0.01))
         for seed in (0, 1)
@@ -231,6 +236,7 @@ def test_table(rows):
     assert cells["run"] == "kaiming_fan_in"
     assert cells["ADP 1"] == "61.0 ± 12.7"  # t = 12.7 for two seeds, deviation / sqrt 2 = 1
     assert (cells["top-1 err."], cells["top-5 err."]) == ("29.00 ± 12.71", "-")
+    assert (cells["ADP source"], cells["source"]) == ("90.0 ± 0.0", "80.0 ± 0.0")
     assert "paper" not in cells
     paper = anytime_report.table([{**row, "target": "cifar100"} for row in rows])
     assert [line[-1] for line in paper.rows] == ["12.63 / 1.62 / 7.19", "16.8 / 3.46 / 34.58"]
@@ -240,10 +246,11 @@ def test_draw(rows):
     figure = Figure()
     anytime_report.draw(figure, rows)
     adp, source, norm = figure.axes
-    assert [line.get_label() for line in adp.lines] == ["fast", "kaiming_fan_in"]
+    assert [line.get_label() for line in adp.lines[::2]] == ["fast", "kaiming_fan_in"]
     assert adp.lines[0].get_xdata().tolist() == [0, 1, 2]
     np.testing.assert_allclose(adp.lines[0].get_ydata(), [51, 61, 71])
-    np.testing.assert_allclose(source.lines[1].get_ydata(), [90, 90, 90])
+    np.testing.assert_allclose(source.lines[2].get_ydata(), [90, 90, 90])
+    np.testing.assert_allclose(source.lines[3].get_ydata(), [80, 80, 80])  # dotted, current
     assert norm.get_yscale() == "log"
     figure.draw_without_rendering()
 

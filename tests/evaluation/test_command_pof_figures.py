@@ -14,9 +14,11 @@ from seal_jax.evaluation import commands
 from seal_jax.evaluation.commands import gradients, landscape, perturbations, pof
 from seal_jax.evaluation.commands.subject import Subject
 from seal_jax.evaluation.gradients import mini_batches
-from seal_jax.methods.method import plain_loss
+from seal_jax.hessian import krylov
 from seal_jax.training import experiment, loop
 from seal_jax.training import settings as settings_lib
+
+SMOOTHING = 0.2  # of the run's loss, which is that of all kinds unless they are told another
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def mlp(tmp_path_factory, digits_dir):
         data=settings_lib.Data(name="digits", data_dir=str(digits_dir), validation_fraction=0.87),
         model=settings_lib.Model(name="mlp", norm="batch"),
         method={"name": "sam", "rho": 0.1},
-        optimizer=settings_lib.Optimizer(learning_rate=0.1, label_smoothing=0.0),
+        optimizer=settings_lib.Optimizer(learning_rate=0.1, label_smoothing=SMOOTHING),
         train=settings_lib.Train(
             generations=1, epochs_per_generation=2, seeds=2, batch_size=30, seed=5
         ),
@@ -62,6 +64,23 @@ def drawn(rows, kind, runs=1):
     return found, figure
 
 
+def smoothed(logits, labels):
+    targets = (1 - SMOOTHING) * jax.nn.one_hot(labels, 10) + SMOOTHING / 10
+    return -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
+
+
+def minima(features, labels, matrix, batches):
+    """Distances to the minimum against each mini-batch's gradient, by a dense scan up to 12."""
+    grid, found = np.linspace(0, 12, 2401), []
+    for rows in batches:
+        x, y = features[rows], labels[rows]
+        slope = derivatives(x, y, matrix, SMOOTHING)[0].reshape(matrix.shape)
+        unit = slope / np.linalg.norm(slope)
+        along = [loss(x, y, matrix - t * unit, SMOOTHING) for t in grid]
+        found += [grid[np.argmin(along)]] if np.argmin(along) < 2400 else []
+    return found
+
+
 def test_landscape_of_the_classifier_equals_numpy(mlp_subject):
     """Eigenvalue, slices and loss increment by the dense Hessian and a dense scan."""
     options = landscape.Options(examples=90, batch_size=31, points=5, tolerance=1e-5)
@@ -74,15 +93,18 @@ def test_landscape_of_the_classifier_equals_numpy(mlp_subject):
     layers = landscape.units(mlp_subject, landscape.Options(per="layers", eigenvectors=2))
     assert len(layers) == 2 * 4 * 2
     assert layers[0].key == "step12/last/seed5/dense1/linear/1"
-    rows = [unit.run() for unit in units if unit.key.split("/")[-2] in ("fc", "all")]
-    data = mlp_subject.dataset
+    chosen = [unit for unit in units if unit.key.split("/")[-2] in ("fc", "all")]
+    rows = [chosen[0].run()]
+    programs = krylov._folded._cache_size()
+    rows += [unit.run() for unit in chosen[1:]]
+    assert krylov._folded._cache_size() == programs  # one for all parts and seeds
     data = mlp_subject.dataset
     train, test = (pof.some(split, 90, 0) for split in (data.train, data.test))
     for index, seed in enumerate((5, 6)):
         own = {row["part"]: row for row in rows if row["seed"] == seed}
         row = own["fc"]
         features, labels, matrix = head_of(mlp_subject, index, train)
-        values, basis = np.linalg.eigh(derivatives(features, labels, matrix)[1])
+        values, basis = np.linalg.eigh(derivatives(features, labels, matrix, SMOOTHING)[1])
         np.testing.assert_allclose(row["eigenvalue"], values[-1], rtol=1e-4)
         assert row["converged"]
         assert row["parameters"] == matrix.size == 330
@@ -90,16 +112,18 @@ def test_landscape_of_the_classifier_equals_numpy(mlp_subject):
         assert own["all"]["eigenvalue"] >= row["eigenvalue"]
 
         there, targets, _ = head_of(mlp_subject, index, test)
-        slope, whole = derivatives(there, targets, matrix)
+        slope, whole = derivatives(there, targets, matrix, SMOOTHING)
         vector = basis[:, -1] * (-1 if slope @ basis[:, -1] > 0 else 1)  # the test loss falls
         np.testing.assert_allclose(row["test_curvature"], vector @ whole @ vector, rtol=1e-3)
         unit = vector.reshape(matrix.shape)
         for name, x, y in (("train", features, labels), ("test", there, targets)):
-            expected = [loss(x, y, matrix + t * unit) for t in row["distances"]]
+            expected = [loss(x, y, matrix + t * unit, SMOOTHING) for t in row["distances"]]
             np.testing.assert_allclose(row[f"{name}_slice"], expected, rtol=2e-4)
-            np.testing.assert_allclose(row[f"{name}_loss"], loss(x, y, matrix), rtol=1e-5)
+            np.testing.assert_allclose(
+                row[f"{name}_loss"], loss(x, y, matrix, SMOOTHING), rtol=1e-5
+            )
         grid = np.linspace(0, 4 * row["shift"], 401)
-        losses = [loss(there, targets, matrix + t * unit) for t in grid]
+        losses = [loss(there, targets, matrix + t * unit, SMOOTHING) for t in grid]
         assert grid[np.argmin(losses)] == pytest.approx(row["shift"], rel=0.02)
         gained = losses[0] - min(losses)
         assert row["increment"] == pytest.approx(gained, rel=0.01, abs=2e-6)
@@ -118,12 +142,12 @@ def test_gradients_equal_numpy(mlp, mlp_subject, evaluated):
     for row in rows:
         split = pof.some(getattr(mlp_subject.dataset, row["split"]), 150, 0)
         features, labels, matrix = head_of(mlp_subject, row["seed"] - 5, split)
-        whole = derivatives(features, labels, matrix)[1]
+        whole = derivatives(features, labels, matrix, SMOOTHING)[1]
         values, basis = np.linalg.eigh(whole)
         np.testing.assert_allclose(row["eigenvalues"], values[::-1][:5], rtol=1e-4)
         best = []
         for b, chosen in enumerate(mini_batches(len(split), 26, 13)):
-            gradient, own = derivatives(features[chosen], labels[chosen], matrix)
+            gradient, own = derivatives(features[chosen], labels[chosen], matrix, SMOOTHING)
             unit = gradient / np.linalg.norm(gradient)
             np.testing.assert_allclose(row["norms"][b], np.linalg.norm(gradient), rtol=1e-3)
             np.testing.assert_allclose(row["curvatures"][b], unit @ whole @ unit, rtol=1e-3)
@@ -132,6 +156,8 @@ def test_gradients_equal_numpy(mlp, mlp_subject, evaluated):
         assert row["counts"] == np.bincount(best, minlength=5).tolist()
         assert row["principal"] == row["counts"][0] / 13
         assert len(row["distances"]) == round(13 * (1 - row["rejected"]))
+        expected = minima(features, labels, matrix, mini_batches(len(split), 15, 13))
+        np.testing.assert_allclose(row["distances"], expected, atol=6e-3)
         assert row["curvature"] == pytest.approx(np.median(row["curvatures"]))
         assert max(row["curvatures"]) <= row["eigenvalue"] * 1.001
     found, figure = drawn(rows, gradients.KIND, runs=2)
@@ -157,7 +183,7 @@ def test_perturbations_equal_single_steps(mlp, mlp_subject, evaluated, monkeypat
     def gradient(params, images, labels):
         images = mlp_subject.normalise(images)
         logits = model.module.apply({"params": params, "batch_stats": rest}, images, train=False)
-        return plain_loss(logits, labels)
+        return smoothed(logits, labels)
 
     def norm(tree):
         return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
@@ -168,15 +194,8 @@ def test_perturbations_equal_single_steps(mlp, mlp_subject, evaluated, monkeypat
         np.testing.assert_allclose(sizes["sgd"][b], 0.5 * norm(found["fc"]), rtol=1e-3)
         expected = 0.1 * norm(found["fc"]) / norm(found)
         np.testing.assert_allclose(sizes["sam"][b], expected, rtol=1e-3)
-    features, labels, matrix = head_of(mlp_subject, 1, train)
-    expected = []
-    for chosen in mini_batches(len(train), 15, 6):
-        slope = derivatives(features[chosen], labels[chosen], matrix)[0].reshape(matrix.shape)
-        unit = slope / np.linalg.norm(slope)
-        grid = np.linspace(0, 12, 2401)
-        along = [loss(features[chosen], labels[chosen], matrix - t * unit) for t in grid]
-        if np.argmin(along) < 2400:
-            expected.append(1.5 * grid[np.argmin(along)])
+    head = head_of(mlp_subject, 1, train)
+    expected = [1.5 * xi for xi in minima(*head, mini_batches(len(train), 15, 6))]
     np.testing.assert_allclose(sizes["pof"], expected, atol=1.5 * 6e-3)
 
     one, figure = drawn(rows, perturbations.KIND)
@@ -205,7 +224,7 @@ def test_statistics_of_the_batch_make_another_network(mlp, mlp_subject):
     for rows in mini_batches(len(train), 15, 4):
         images = mlp_subject.normalise(train.images[rows])
         features, _ = model.extract(network.variables, images, True)
-        search = functools.partial(weak_classifiers.perturbation, loss=plain_loss)
+        search = functools.partial(weak_classifiers.perturbation, loss=smoothed)
         one = search(head, features, train.labels[rows], model.classify)
         if bool(one.accepted):
             expected.append(2 * float(one.xi))
@@ -257,12 +276,23 @@ def test_options_of_the_method_stand_in(mlp_subject):
     assert option({"name": "seal"}, "gamma_high", 9.0) == 9.0
 
 
+def test_batches_are_the_runs_as_far_as_there_are_images(mlp_subject):
+    train = mlp_subject.dataset.train
+    few = pof.some(train, 20, 0)
+    options = gradients.Options()
+    assert pof.batch_sizes(mlp_subject, options, {"train": train}) == (30, 32)
+    assert pof.batch_sizes(mlp_subject, options, {"train": train, "test": few}) == (20, 20)
+    asked = gradients.Options(batch_size=40, weak_batch_size=8)
+    assert pof.batch_sizes(mlp_subject, asked, {"train": train}) == (40, 8)
+    assert pof.label_smoothing(mlp_subject, options) == SMOOTHING
+    assert pof.label_smoothing(mlp_subject, gradients.Options(label_smoothing=0.0)) == 0
+
+
 def test_shares_make_the_mean_over_padded_batches_that_over_all():
     values = np.random.default_rng(0).normal(size=11)
-    for at_least in (0, 5):
-        rows, shares = pof.all_rows(11, 4, at_least)
-        assert rows.shape == (max(3, at_least), 4)
-        assert (shares * values[rows]).mean() == pytest.approx(values.mean())
+    rows, shares = pof.all_rows(11, 4)
+    assert rows.shape == (3, 4)
+    assert (shares * values[rows]).mean() == pytest.approx(values.mean())
 
 
 def test_batches_are_divided_over_the_devices_that_divide_them():

@@ -23,9 +23,11 @@ def splits():
 def by_the_book(epoch_features, labels, protocol, seed):
     """Return the weights and biases of each learning rate, by SGD in float64."""
     start_key, order_key = jax.random.split(jax.random.key(seed))
-    initial = np.asarray(jax.random.normal(start_key, (6, 3)), np.float64) * math.sqrt(2 / 6)
+    bound = 1 / math.sqrt(6)
+    initial = np.asarray(jax.random.uniform(start_key, (7, 3), minval=-bound, maxval=bound))
+    initial = initial.astype(np.float64)
     for rate in protocol.learning_rates:
-        params = [initial.copy(), np.zeros(3)]
+        params = [initial[:6].copy(), initial[6].copy()]
         momentum = [np.zeros((6, 3)), np.zeros(3)]
         for epoch in range(protocol.epochs):
             features = epoch_features(epoch).astype(np.float64)
@@ -64,6 +66,29 @@ def test_equals_sgd_written_out(splits, augmented):
         predicted = (test_features @ params[0] + params[1]).argmax(1)
         assert found.accuracies[index] == pytest.approx((predicted == test_labels).mean())
     assert found.best == found.accuracies.argmax()
+
+
+def test_starts_as_a_linear_layer_of_torch():
+    """Deciles of 8,000 weights and 80 biases, against torch's own draws."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    features, labels = np.zeros((80, 100), np.float32), np.arange(80)
+    still = Protocol((1e-12,), epochs=1)
+    ours = linear_probe.fit((features, labels), (features, labels), 80, still, seed=3)
+    layer = torch.nn.Linear(100, 80)
+    deciles = np.linspace(0, 1, 11)
+    for found, expected, rough in (
+        (ours.kernels[0], layer.weight, 5e-3),
+        (ours.biases[0], layer.bias, 5e-2),
+    ):
+        np.testing.assert_allclose(
+            np.quantile(found, deciles),
+            np.quantile(expected.detach().numpy(), deciles),
+            atol=rough,
+        )
+        assert np.abs(found).max() <= 0.1
+    again = linear_probe.fit((features, labels), (features, labels), 80, still, seed=4)
+    assert np.abs(again.kernels - ours.kernels).max() > 0.1
 
 
 def test_three_rates_at_once_equal_three_runs_and_share_one_program(splits):

@@ -143,6 +143,30 @@ def test_mask_gives_the_block(problem, dense):
     np.testing.assert_allclose(as_matrix(op), dense[-32:, -32:], atol=2e-6)
 
 
+def test_blocks_are_data_of_one_program(problem, dense):
+    """All eigenvalues of a small block, negative ones and fewer than the basis could hold, too."""
+    params, _ = problem
+    op = hessian.operator(loss, *problem)
+    ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(params)])
+    before = krylov._folded._cache_size()
+    for mask, k, inside in (
+        ("one/bias", 8, slice(0, 8)),
+        ("one/kernel", 3, slice(8, ends[1])),
+        ("two", 8, slice(ends[1], ends[2])),
+        (None, 3, slice(0, ends[2])),
+    ):
+        block = op.block(mask)
+        values, basis = np.linalg.eigh(dense[inside, inside])
+        assert block.size == len(values)
+        found = hessian.eigenpairs(block, k, tolerance=1e-5, basis_size=28)
+        assert found.converged
+        np.testing.assert_allclose(found.values, values[::-1][:k], atol=1e-5 * values[-1])
+        leading = vector_of(found, 0)
+        np.testing.assert_allclose(abs(leading[inside] @ basis[:, -1]), 1, atol=1e-4)
+        np.testing.assert_array_equal(np.delete(leading, np.arange(ends[2])[inside]), 0)
+    assert krylov._folded._cache_size() == before + 1
+
+
 def test_density_integrates_to_one_and_its_moments_are_traces(problem, dense):
     op = hessian.operator(loss, *problem)
     found = hessian.density(op, probes=200, steps=16)

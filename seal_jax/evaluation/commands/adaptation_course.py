@@ -28,10 +28,11 @@ class Trace(NamedTuple):
       validated: V steps.
       validation: accuracy ``[S, V]`` after each of these.
       adp: test accuracy ``[S, T]`` of the deployed states; ``adp_top5`` likewise, or None.
-      test: that of the states that training is in; ``test_top5`` likewise.
-      source: accuracy ``[S, T]`` on the source's test data of the features under its own head.
-      head_norm: ``[S, T]``.
-      distance: ``[S, T]``.
+      adp_source: accuracy ``[S, T]`` of their features on the source's test data under its own head.
+      adp_distance: ``[S, T]`` of their features from the source's.
+      test: what ``adp`` is, of the states that training is in; ``test_top5``, ``source`` and
+        ``distance`` likewise.
+      head_norm: ``[S, T]`` of the states that training is in.
       train_loss: ``[S]`` at the end of each epoch, by step, as the run's own metrics have it.
     """
 
@@ -40,11 +41,13 @@ class Trace(NamedTuple):
     validation: np.ndarray
     adp: np.ndarray
     adp_top5: np.ndarray | None
+    adp_source: np.ndarray
+    adp_distance: np.ndarray
     test: np.ndarray
     test_top5: np.ndarray | None
     source: np.ndarray
-    head_norm: np.ndarray
     distance: np.ndarray
+    head_norm: np.ndarray
     train_loss: dict[int, np.ndarray]
 
 
@@ -64,7 +67,7 @@ class Course:
         self.train_loss: dict[int, np.ndarray] = {}
         self.best: Weights | None = None
         self.best_accuracy = np.full(len(replay.seeds), -np.inf)
-        self.best_test: dict[str, np.ndarray] | None = None
+        self.deployed: dict[str, np.ndarray] | None = None
 
     def run(self) -> Trace:
         """Train to the end and return what was measured."""
@@ -94,14 +97,8 @@ class Course:
             checkpoints=self.checkpoints,
             validated=self.validated,
             validation=np.stack(self.validation, 1),
-            adp=found["adp"],
-            adp_top5=found.get("adp_top5"),
-            test=found["test"],
-            test_top5=found.get("test_top5"),
-            source=found["source"],
-            head_norm=found["head_norm"],
-            distance=found["distance"],
             train_loss=self.train_loss,
+            **{"adp_top5": None, "test_top5": None, **found},
         )
 
     def end_epoch(self, state: State, step: int) -> tuple[State, int]:
@@ -135,24 +132,32 @@ class Course:
         if self.best is None or better.any():
             # A copy: the training overwrites its own.
             self.best = _choose(better, weights, weights if self.best is None else self.best)
-            self.best_test = None
+            self.deployed = None
         self.best_accuracy = np.where(better, accuracy, self.best_accuracy)
 
     def measure(self, weights: Weights) -> None:
         """Measure what is deployed, and the state that training is in."""
         assert self.best is not None  # the start was validated
-        if self.best_test is None:
-            self.best_test = self.scoring.test(self.best)
+        if self.deployed is None:
+            scores = self.scores(self.best)
+            del scores["head_norm"]
+            self.deployed = {
+                f"adp_{name}".replace("adp_test", "adp"): values for name, values in scores.items()
+            }
+        for name, values in {**self.deployed, **self.scores(weights)}.items():
+            self.found.setdefault(name, []).append(values)
+
+    def scores(self, weights: Weights) -> dict[str, np.ndarray]:
+        """Return accuracies on the target and on the source, and how far the weights are."""
         norms = jax.device_get(self.scoring.sizes(weights.params, self.start))
         for size in norms:
             if not np.isfinite(size).all():
                 self.diverged(~np.isfinite(size), "a parameter")
-        row = {f"adp{name}": values for name, values in self.best_test.items()}
-        row |= {f"test{name}": values for name, values in self.scoring.test(weights).items()}
-        row |= {"source": self.scoring.on_source(weights)}
-        row |= dict(zip(("head_norm", "distance"), norms, strict=True))
-        for name, values in row.items():
-            self.found.setdefault(name, []).append(values)
+        return {
+            **{f"test{name}": values for name, values in self.scoring.test(weights).items()},
+            "source": self.scoring.on_source(weights),
+            **dict(zip(("head_norm", "distance"), norms, strict=True)),
+        }
 
     def check(self, step: int) -> None:
         """Raise if a loss since the last check was not a number."""

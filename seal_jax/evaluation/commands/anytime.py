@@ -229,13 +229,14 @@ def _identity(network: Network, replay: Replay, system: str, weights: str) -> di
 
 def combine(records: Sequence[Record]) -> Sequence[Record]:
     """Return one row a seed and checkpoint."""
-    series = ("adp", "adp_top5", "test", "test_top5", "source", "head_norm", "distance", "deployed")
+    of_deployed = ("adp", "adp_top5", "adp_source", "adp_distance")
+    series = (*of_deployed, "test", "test_top5", "source", "distance", "head_norm", "deployed")
     others = (*series, "checkpoints", "validated", "validation")
     return [
         {
             **{name: value for name, value in record.items() if name not in others},
             "tau": tau,
-            **{name: None if record[name] is None else record[name][index] for name in series},
+            **{name: record[name][index] if record.get(name) else None for name in series},
         }
         for record in records
         for index, tau in enumerate(record["checkpoints"])

@@ -41,7 +41,7 @@ _ALL = (
 )
 PANELS = (
     ("adp", "ADP on the target (%)", 100.0),
-    ("source", "accuracy on the source (%)", 100.0),
+    ("adp_source", "ADP on the source (%)", 100.0),
     ("head_norm", "‖W‖, Frobenius", 1.0),
 )
 
@@ -60,11 +60,13 @@ def table(rows: Sequence[Record]) -> Table:
         line = [label, f"{own[0]['alpha']:g}", f"{own[0]['beta']:g}"]
         line += [_text([row for row in own if row["tau"] == tau], "adp", 1, 100) for tau in shown]
         line += [f"{end}", _text(last, "adp", 2, 100, 100), _text(last, "adp_top5", 2, 100, 100)]
-        line += [_text(last, "source", 1, 100), _text(last, "head_norm", 3)]
-        line += [_text(last, "distance", 3)]
+        line += [_text(last, "adp_source", 1, 100), _text(last, "adp_distance", 3)]
+        line += [_text(last, "source", 1, 100), _text(last, "distance", 3)]
+        line += [_text(last, "head_norm", 3)]
         cells.append(line + ([papers[group] or MISSING] if beside else []))
     header = ["run", "alpha", "beta", *(f"ADP {tau}" for tau in shown)]
-    header += ["steps", "top-1 err.", "top-5 err.", "source", "|W|", "distance"]
+    header += ["steps", "top-1 err.", "top-5 err.", "ADP source", "ADP distance"]
+    header += ["source", "distance", "|W|"]
     targets = ", ".join(dict.fromkeys(row["target"] for row in rows))
     return Table(
         f"Anytime deployment performance on {targets} (%), and forgetting",
@@ -74,8 +76,9 @@ def table(rows: Sequence[Record]) -> Table:
             "ADP n: test accuracy of the state that was best on validation within n steps; errors are "
             "100 less that, at the end. Validations: at the start, and after intervals of 1, 2, ... "
             "10, 10, ... steps (the paper names only 1 and 10).",
-            "source: accuracy of the features then on the source's test data under its own head; |W|: "
-            "Frobenius norm of the new head; distance: of the features' parameters from the source's.",
+            "ADP source: accuracy of the same state's features on the source's test data under its own "
+            "head (Figure 3); ADP distance: of their parameters from the source's. source, distance: "
+            "the same of the state that training is in; |W|: Frobenius norm of its new head.",
             *_deviations(rows),
             _SETTING if beside else f"{_SETTING} {_ALL}",
             "±: half the 95 % interval of the mean over seeds (Student's t).",
@@ -141,7 +144,10 @@ def _labels(rows: Sequence[Record]) -> dict[tuple[Any, ...], str]:
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
-    """Draw ADP, source accuracy and the head's norm by step, with a 95 % band over seeds."""
+    """Draw ADP on both tasks and the head's norm by step, with a 95 % band over seeds.
+
+    Dotted: the accuracies of the state that training is in.
+    """
     axes = figure.subplots(len(PANELS), 1, sharex=True)
     groups = grouped(rows, GROUP)
     for index, (group, label) in enumerate(_labels(rows).items()):
@@ -149,10 +155,14 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
         taus = np.array([tau for (tau,), _ in by_tau])
         look = panels.style(index)
         for each, (name, _, scale) in zip(axes, PANELS, strict=True):
-            found = [spread([row[name] for row in own]) for _, own in by_tau]
+            found = [spread([row.get(name, np.nan) for row in own]) for _, own in by_tau]
             middle = scale * np.array([each_tau.mean for each_tau in found])
             half = scale * np.array([each_tau.interval or 0.0 for each_tau in found])
             each.plot(taus, middle, label=label, linewidth=1.4, marker=".", markersize=4, **look)
+            if name.startswith("adp"):  # and of the state that training is in
+                current = {"adp": "test", "adp_source": "source"}[name]
+                means = [np.mean([row.get(current, np.nan) for row in own]) for _, own in by_tau]
+                each.plot(taus, scale * np.array(means), ":", color=look["color"], linewidth=1)
             if half.any():
                 low, high = middle - half, middle + half
                 if scale == 100:  # a band over no more than an accuracy can be
@@ -169,7 +179,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     axes[0].set_xscale("symlog", linthresh=1, linscale=0.3)
     axes[0].set_xlim(0, None)
     targets = ", ".join(dict.fromkeys(row["target"] for row in rows))
-    axes[-1].set_xlabel(f"step of the adaptation to {targets}")
+    axes[-1].set_xlabel(f"step of the adaptation to {targets}; dotted: the state in training")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
 

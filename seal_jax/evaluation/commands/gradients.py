@@ -23,7 +23,6 @@ from seal_jax.evaluation.commands import gradients_plot, pof
 from seal_jax.evaluation.commands.kind import Kind, Record, Unit
 from seal_jax.evaluation.commands.subject import Network, Subject
 from seal_jax.evaluation.subtree import size
-from seal_jax.methods.method import plain_loss
 from seal_jax.reports.grid import MISSING, Table, grouped
 
 # Text and Figure 2 b: "the peak point of the test distribution is roughly twice as that of the
@@ -37,34 +36,31 @@ class Options:
 
     Attributes:
       batches: mini-batches of each split.
-      batch_size: images of a mini-batch whose gradient is compared with the Hessian.
+      batch_size: images of a mini-batch whose gradient is compared with the Hessian; "none" takes
+        the training's.
       weak_batch_size: images of a mini-batch whose minimum is searched for; "none" takes the
         training's (method "pof") or the paper's 32.
       eigenvectors: leading eigenvectors of the classifier's Hessian.
       examples: training and test images, each drawn at random; 0 for all.
-      label_smoothing: of gradients and Hessian; the paper has none.
+      label_smoothing: of gradients, Hessian and searches; "none" takes the training's.
       tolerance: of the eigenvectors, their residual over the largest eigenvalue.
       max_products: bound on the products with each Hessian.
       seed: of the draws.
     """
 
     batches: int = 400
-    batch_size: int = 256
+    batch_size: int | None = None
     weak_batch_size: int | None = None
     eigenvectors: int = 10
     examples: int = 0
-    label_smoothing: float = 0.0
+    label_smoothing: float | None = None
     tolerance: float = 1e-3
     max_products: int = 300
     seed: int = 0
 
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size", "eigenvectors", "max_products")
-        pof.at_least(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing={self.label_smoothing:g} must lie in [0, 1)")
-        if not 0 < self.tolerance < np.inf:
-            raise UsageError(f"--tolerance={self.tolerance:g} must be positive and finite")
+        pof.check(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
 
 
 class _Setup(NamedTuple):
@@ -73,23 +69,20 @@ class _Setup(NamedTuple):
     loss: Callable[..., jax.Array]
     classify: Callable[..., jax.Array]
     options: Options
+    batch_size: int
     weak_batch_size: int
+    label_smoothing: float
 
 
 def units(subject: Subject, options: Options) -> Sequence[Unit]:
     """Return one unit for each network and split."""
     model = subject.model
-    weak = options.weak_batch_size or pof.method_option(subject, "pof", "weak_batch_size", 32)
     splits = {
         name: pof.some(getattr(subject.dataset, name), options.examples, options.seed)
         for name in gradients_plot.SPLITS
     }
-    for name, split in splits.items():
-        for flag, count in (("batch-size", options.batch_size), ("weak-batch-size", weak)):
-            if count > len(split):
-                raise UsageError(
-                    f"--{flag}={count} is more than the {len(split)} {name} images; lower it"
-                )
+    batch_sizes = pof.batch_sizes(subject, options, splits)
+    smoothing = pof.label_smoothing(subject, options)
     parameters = size(subject.networks[0].variables["params"][model.head])
     if options.eigenvectors > parameters:
         raise UsageError(
@@ -101,9 +94,9 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
         rows, shares = batch
         logits = model.classify(weights["head"], weights["features"][rows])
         labels = weights["labels"][rows]
-        return pof.cross_entropy(logits, labels, shares, options.label_smoothing)
+        return pof.cross_entropy(logits, labels, shares, smoothing)
 
-    setup = _Setup(loss, model.classify, options, weak)
+    setup = _Setup(loss, model.classify, options, *batch_sizes, smoothing)
 
     def measure(network: Network, name: str) -> dict[str, Any]:
         split = splits[name]
@@ -121,7 +114,7 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
 def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> dict[str, Any]:
     """Compare the mini-batches of one split with its Hessian."""
     options, labels = setup.options, split.labels
-    drawn = library.mini_batches(len(split), options.batch_size, options.batches, seed=options.seed)
+    drawn = library.mini_batches(len(split), setup.batch_size, options.batches, seed=options.seed)
     weights = {"head": head, "features": features, "labels": labels}
     weights, (whole, batches) = pof.place(
         weights,
@@ -143,14 +136,16 @@ def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> d
         len(split), setup.weak_batch_size, options.batches, seed=options.seed
     )
     # On one device: to divide the few images of each search would be slower.
-    found = perturbations.searches(head, features[weak], labels[weak], setup.classify, plain_loss)
+    weak_loss = functools.partial(pof.cross_entropy, shares=1.0, smoothing=setup.label_smoothing)
+    found = perturbations.searches(head, features[weak], labels[weak], setup.classify, weak_loss)
     accepted = np.asarray(found.accepted)
     xi = np.asarray(found.xi)[accepted]
     return {
         "examples": len(split),
         "batches": options.batches,
-        "batch_size": options.batch_size,
+        "batch_size": setup.batch_size,
         "weak_batch_size": setup.weak_batch_size,
+        "label_smoothing": setup.label_smoothing,
         "eigenvalue": float(pairs.values[0]),
         "converged": pairs.converged,
         "principal": float((strongest.eigenvector == 0).mean()),
@@ -203,6 +198,7 @@ def table(rows: Sequence[Record]) -> Table:
         "can correlate more.",
         f"ξ*: median distance of a mini-batch's minimum against its gradient (PoF paper, eq. 2; "
         f"{row['weak_batch_size']} images), without the rejected, whose loss falls without end.",
+        pof.loss_note(rows),
         "Inference mode, no augmentation. ±: half the 95 % interval of the mean over seeds "
         "(Student's t).",
         "paper: the peak of the test distribution of ξ* lies at roughly twice that of the training "

@@ -22,7 +22,7 @@ from seal_jax.evaluation.commands import landscape_plot, pof
 from seal_jax.evaluation.commands.kind import Kind, Record, Unit
 from seal_jax.evaluation.commands.landscape_plot import WHOLE
 from seal_jax.evaluation.commands.subject import Network, Subject
-from seal_jax.evaluation.subtree import filled, select, size
+from seal_jax.evaluation.subtree import select, size
 from seal_jax.reports.grid import Table, cell, grouped
 
 
@@ -36,7 +36,7 @@ class Options:
       eigenvectors: leading eigenvectors of each part.
       examples: training and test images, each drawn at random; 0 for all.
       batch_size: images at a time.
-      label_smoothing: of the loss; the paper's has none.
+      label_smoothing: of the loss; "none" takes the training's.
       points: of a slice.
       reach: of a slice to either side, in the norm of the weights; 0 goes to where the steeper of
         both losses' parabolas has risen by 0.5, and past the minimum of the test loss.
@@ -49,8 +49,8 @@ class Options:
     eigenvectors: int = 1
     examples: int = 2048
     batch_size: int = 128
-    label_smoothing: float = 0.0
-    points: int = 41
+    label_smoothing: float | None = None
+    points: int = 15
     reach: float = 0.0
     tolerance: float = 1e-3
     max_products: int = 200
@@ -58,11 +58,7 @@ class Options:
 
     def __post_init__(self):
         least = {"eigenvectors": 1, "examples": 0, "batch_size": 1, "points": 3, "reach": 0}
-        pof.at_least(self, {**least, "max_products": 1, "seed": 0})
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing={self.label_smoothing:g} must lie in [0, 1)")
-        if not 0 < self.tolerance < np.inf:
-            raise UsageError(f"--tolerance={self.tolerance:g} must be positive and finite")
+        pof.check(self, {**least, "max_products": 1, "seed": 0})
 
 
 def units(subject: Subject, options: Options) -> Sequence[Unit]:
@@ -78,32 +74,31 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
                 f"--eigenvectors={options.eigenvectors} is more than the {count} parameters of {part}"
             )
 
+    smoothing = pof.label_smoothing(subject, options)
+
     def loss(variables: Any, batch: Any) -> jax.Array:
         images, labels, shares = batch
         logits = model.module.apply(variables, subject.normalise(images), train=False)
-        return pof.cross_entropy(logits, labels, shares, options.label_smoothing)
+        return pof.cross_entropy(logits, labels, shares, smoothing)
 
     splits = {
         name: pof.some(getattr(subject.dataset, name), options.examples, options.seed)
         for name in ("train", "test")
     }
-    longest = max(map(len, splits.values()))
-    batch_size = min(options.batch_size, longest)
-    # As many batches of both: then one program is compiled. Too dear where all images count.
-    filling = -(-longest // batch_size) if options.examples else 0
 
     @functools.cache
     def batches(name: str) -> Any:
         split = splits[name]
-        rows, shares = pof.all_rows(len(split), batch_size, filling)
+        rows, shares = pof.all_rows(len(split), min(options.batch_size, len(split)))
         return split.images[rows], split.labels[rows], shares
 
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are found together
     def found(index: int, part: str) -> hessian.Eigenpairs:
         weights, train = pof.place(subject.networks[index].variables, batches("train"))
-        op = hessian.operator(loss, weights, train, mask=masks[part])
+        # The parts are data, and directions have zeros elsewhere: one program for all of them.
+        op = hessian.operator(loss, weights, train, mask=masks[WHOLE])
         return hessian.eigenpairs(
-            op,
+            op.block(masks[part]),
             options.eigenvectors,
             tolerance=options.tolerance,
             max_products=options.max_products,
@@ -111,18 +106,15 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
 
     def measure(index: int, network: Network, part: str, rank: int) -> dict[str, Any]:
         pairs = found(index, part)
-        # Zeros elsewhere: the programs below then are the same for all parts.
         weights, train = pof.place(network.variables, batches("train"))
-        direction = jax.device_put(
-            filled(jax.tree.map(lambda rows: rows[rank], pairs.vectors), weights),
-            jax.tree.map(lambda leaf: leaf.sharding, weights),
-        )
+        direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         return {
             **network.identity,
             "part": part,
             "rank": rank + 1,
             "parameters": size(select(masks[part], network.variables)),
             "examples": len(splits["train"]),
+            "label_smoothing": smoothing,
             "eigenvalue": float(pairs.values[rank]),
             "residual": float(pairs.residuals[rank]),
             "products": pairs.products,
@@ -153,20 +145,21 @@ def _along(
 ) -> dict[str, Any]:
     """Return increments and slices of both losses along one direction."""
     _, test = pof.place({}, test)
-    on_test = library.increment(loss, weights, direction, test)
-    if bool(on_test.bounded):
-        direction = library.oriented(direction, on_test.shift)
-    on_train = library.increment(loss, weights, direction, train)
-    shift = abs(float(on_test.shift)) if bool(on_test.bounded) else 0.0
+    eigenvalue = float(pairs.values[rank])
     steepness = float(library.curvature(loss, weights, direction, test))
-    reach = options.reach or _reach(max(steepness, float(pairs.values[rank])), shift)
+    on_test = library.increment(loss, weights, direction, test, second_derivative=steepness)
+    if on_test.bounded:
+        direction = library.oriented(direction, on_test.shift)
+    on_train = library.increment(loss, weights, direction, train, second_derivative=eigenvalue)
+    shift = abs(on_test.shift) if on_test.bounded else 0.0
+    reach = options.reach or _reach(max(steepness, eigenvalue), shift)
     distances = np.linspace(-reach, reach, options.points)
     return {
-        "test_loss": float(on_test.loss),
+        "test_loss": on_test.loss,
         "test_curvature": steepness,
         "increment": pof.number(on_test.increment),
-        "shift": shift if bool(on_test.bounded) else None,
-        "train_loss": float(on_train.loss),
+        "shift": shift if on_test.bounded else None,
+        "train_loss": on_train.loss,
         "train_increment": pof.number(on_train.increment),
         "train_shift": pof.number(on_train.shift),
         "distances": distances.tolist(),
@@ -224,6 +217,7 @@ def table(rows: Sequence[Record]) -> Table:
         "eigenvalue (λ) of the training Hessian, restricted to the part; Δw: how far that minimum "
         "is. v'Hv: curvature of the test loss along it. Train ΔL: the same of the training loss.",
         "No minimum: seeds whose test loss falls without end along it; they are left out of ΔL.",
+        pof.loss_note(rows),
         f"Inference mode, no augmentation, {' or '.join(map(str, some))} training images. ±: half "
         "the 95 % interval of the mean over seeds (Student's t).",
         "The PoF paper (Figure 1 c, d) shows these for a toy MLP, without numbers.",

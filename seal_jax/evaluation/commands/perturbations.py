@@ -10,14 +10,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from seal_jax.errors import UsageError
 from seal_jax.evaluation import perturbations as library
 from seal_jax.evaluation.commands import perturbations_plot, pof
 from seal_jax.evaluation.commands.kind import Kind, Record, Unit
 from seal_jax.evaluation.commands.perturbations_plot import MEASURES
 from seal_jax.evaluation.commands.subject import Network, Subject
 from seal_jax.evaluation.gradients import mini_batches
-from seal_jax.methods.method import plain_loss
 from seal_jax.reports.grid import Table, grouped
 
 CHUNK = 50  # mini-batches of one unit
@@ -29,40 +27,41 @@ class Options:
 
     Attributes:
       batches: training mini-batches.
-      batch_size: images of a mini-batch of SGD and SAM.
+      batch_size: images of a mini-batch of SGD and SAM; "none" takes the training's.
       weak_batch_size: images of a mini-batch of PoF; "none" takes the training's, if it is PoF, or
         the paper's 32.
       learning_rate: of SGD; the paper's is that of its last epochs.
       rho: SAM's radius; "none" takes the training's, if it is SAM, or the paper's 0.05.
       gamma: PoF's expansion factor; "none" takes the training's highest, if it is PoF, or the
         paper's 2.
+      label_smoothing: of the loss; "none" takes the training's.
       batch_norm: "running" statistics, as in inference, or those of the "batch", as in training,
         dropout included.
       seed: of the draw of mini-batches.
     """
 
     batches: int = 400
-    batch_size: int = 256
+    batch_size: int | None = None
     weak_batch_size: int | None = None
     learning_rate: float = 1.6e-4
     rho: float | None = None
     gamma: float | None = None
+    label_smoothing: float | None = None
     batch_norm: Literal["running", "batch"] = "running"
     seed: int = 0
 
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size")
         rates = ("learning_rate", "rho", "gamma", "seed")
-        pof.at_least(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
+        pof.check(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
 
 
 def units(subject: Subject, options: Options) -> Sequence[Unit]:
     """Return the units of each network: the steps of SGD and SAM, and the searches of PoF."""
     split = subject.dataset.train
-    weak_size = options.weak_batch_size or pof.method_option(subject, "pof", "weak_batch_size", 32)
-    for flag, size in (("batch-size", options.batch_size), ("weak-batch-size", weak_size)):
-        if size > len(split):
-            raise UsageError(f"--{flag}={size} is more than the {len(split)} training images")
+    batch_size, weak_size = pof.batch_sizes(subject, options, {"training": split})
+    smoothing = pof.label_smoothing(subject, options)
+    mean_loss = functools.partial(pof.cross_entropy, shares=1.0, smoothing=smoothing)
     gamma = options.gamma
     if gamma is None:
         gamma = pof.method_option(subject, "pof", "gamma_high", 2.0)
@@ -86,14 +85,14 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
     def loss(variables: Any, batch: Any) -> jax.Array:
         images, labels, number = batch
         features = extract(variables, images, number)
-        return plain_loss(model.classify(variables["params"][model.head], features), labels)
+        return mean_loss(model.classify(variables["params"][model.head], features), labels)
 
     @jax.jit
     def features_of(variables: Any, images: jax.Array, numbers: jax.Array) -> jax.Array:
         return jax.lax.map(lambda one: extract(variables, *one), (images, numbers))
 
     def steps(network: Network, start: int) -> dict[str, Any]:
-        weights, placed = pof.place(network.variables, batches(options.batch_size, start))
+        weights, placed = pof.place(network.variables, batches(batch_size, start))
         found = library.steps(
             loss,
             weights,
@@ -105,7 +104,8 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
         )
         return {
             **network.identity,
-            "batch_size": options.batch_size,
+            "batch_size": batch_size,
+            "label_smoothing": smoothing,
             "sgd": pof.numbers(own(found.sgd, start)),
             "sgd_setting": options.learning_rate,
             "sam": pof.numbers(own(found.sam, start)),
@@ -120,11 +120,12 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
         # To one device: to divide the few images of each search would be slower.
         features = np.asarray(features_of(weights, *placed))
         head = network.variables["params"][model.head]
-        found = library.searches(head, features, labels, model.classify, plain_loss)
+        found = library.searches(head, features, labels, model.classify, mean_loss)
         accepted = own(found.accepted, start)
         return {
             **network.identity,
             "batch_size": weak_size,
+            "label_smoothing": smoothing,
             "pof": pof.numbers(gamma * own(found.xi, start)[accepted]),
             "pof_setting": gamma,
             "rejected": int((~accepted).sum()),
@@ -173,6 +174,7 @@ def combined(records: Sequence[Record]) -> Sequence[Record]:
                 {
                     **{name: first[name] for name in identity},
                     "batch_norm": first["batch_norm"],
+                    "label_smoothing": first.get("label_smoothing", 0.0),
                     "measure": measure,
                     "setting": first[f"{measure}_setting"],
                     "adaptive": bool(first.get("adaptive")) and measure == "sam",
@@ -244,6 +246,7 @@ def table(rows: Sequence[Record]) -> Table:
         (
             f"Euclidean norms over {rows[0]['batches']} training mini-batches, not augmented; "
             f"BatchNorm's statistics: {' or '.join(modes)}. *: the training's own method.",
+            pof.loss_note(rows),
             "SGD: the learning rate times the gradient's norm. SAM: the classifier's part of the "
             "perturbation of all parameters, of radius rho. PoF: gamma times the distance of the "
             "mini-batch's minimum; rejected: those whose loss falls without end, left out.",

@@ -27,13 +27,56 @@ PyTree = Any
 BATCH = "batch"
 
 
-def at_least(options: Any, least: Mapping[str, float]) -> None:
-    """Raise unless every named option is at least so much, and finite."""
+def check(options: Any, least: Mapping[str, float]) -> None:
+    """Raise unless every named option is at least so much and finite, and the others in range."""
     for field, bound in least.items():
         value = getattr(options, field)
         if value is not None and not bound <= value < math.inf:
             flag = field.replace("_", "-")
             raise UsageError(f"--{flag}={value:g} must be at least {bound:g}")
+    smoothing, tolerance = options.label_smoothing, getattr(options, "tolerance", 1.0)
+    if smoothing is not None and not 0 <= smoothing < 1:
+        raise UsageError(f"--label-smoothing={smoothing:g} must lie in [0, 1)")
+    if not 0 < tolerance < math.inf:
+        raise UsageError(f"--tolerance={tolerance:g} must be positive and finite")
+
+
+def batch_sizes(subject: Subject, options: Any, splits: Mapping[str, Split]) -> tuple[int, int]:
+    """Return the sizes of mini-batches and of PoF's weak batches.
+
+    Those that are not given are the training's, or the PoF paper's 32 for weak batches where another
+    method trained; but no more than the smallest split has.
+
+    Raises:
+      UsageError: one that is given is more than a split has.
+    """
+    sizes = []
+    weak = method_option(subject, "pof", "weak_batch_size", 32)
+    for field, default in (
+        ("batch_size", subject.settings.train.batch_size),
+        ("weak_batch_size", weak),
+    ):
+        asked = getattr(options, field)
+        for name, split in splits.items():
+            if asked is not None and asked > len(split):
+                flag = field.replace("_", "-")
+                raise UsageError(
+                    f"--{flag}={asked} is more than the {len(split)} {name} images; lower it"
+                )
+        sizes.append(asked or min(default, *map(len, splits.values())))
+    return sizes[0], sizes[1]
+
+
+def label_smoothing(subject: Subject, options: Any) -> float:
+    """Return the label smoothing asked for, or the training's, of whose loss weights are a minimum."""
+    asked = options.label_smoothing
+    return subject.settings.optimizer.label_smoothing if asked is None else asked
+
+
+def loss_note(rows: Sequence[Record]) -> str:
+    """Say for a table which loss was measured."""
+    smoothing = sorted({row.get("label_smoothing", 0.0) for row in rows})
+    return f"Cross entropy with label smoothing {' or '.join(f'{value:g}' for value in smoothing)}."
 
 
 def method_option(subject: Subject, method: str, field: str, default: Any) -> Any:
@@ -55,25 +98,21 @@ def some(split: Split, count: int, seed: int) -> Split:
     return split.rows(np.sort(rows))
 
 
-def all_rows(count: int, batch_size: int, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def all_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of all examples in batches of one size, with their shares in the mean.
 
-    The last batch is filled up at share 0, and so are further batches up to ``at_least``; the other
-    shares are such that the mean over batches of ``mean(share * loss)`` is that over all examples.
+    The last batch is filled up at share 0; the other shares are such that the mean over batches of
+    ``mean(share * loss)`` is that over all examples.
 
     >>> rows, shares = all_rows(3, 2)
     >>> rows.tolist(), shares.tolist()
     ([[0, 1], [2, 0]], [[1.3333333730697632, 1.3333333730697632], [1.3333333730697632, 0.0]])
     """
     rows, weights = data.padded_batches(count, batch_size)
-    more = [(0, max(at_least - len(rows), 0)), (0, 0)]
-    rows, weights = np.pad(rows, more), np.pad(weights, more)
     return rows, weights * np.float32(rows.size / count)
 
 
-def cross_entropy(
-    logits: jax.Array, labels: jax.Array, shares: jax.Array, smoothing: float
-) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, shares: Any, smoothing: float) -> jax.Array:
     """Return the mean of the examples' losses times their shares."""
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return jnp.mean(shares * optax.softmax_cross_entropy(logits, targets))

@@ -55,7 +55,7 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
             lines += _lines(found, weights, where)
     if not tables:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
-    tables[-1] = tables[-1]._replace(notes=[KEY])
+    tables[-1] = tables[-1]._replace(notes=[KEY, panels[-1][1].rules])
     header = ("weights", "model", "row", "column", "column better", "row better", "p", "mark")
     return Section(
         "significance",
@@ -75,8 +75,8 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
 def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
     """Test each pair over the settings that both have; ``None`` if no pair shares two.
 
-    Of the methods, those without such a pair are left out. Holm's correction is over the pairs, both
-    ways round, that share two settings.
+    Of the methods, those without such a pair are left out. Holm's correction is over the pairs that
+    share two settings.
     """
     from seal_jax.evaluation import significance
 
@@ -90,18 +90,17 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
     if not kept:
         return None
     wins = np.zeros((len(kept), len(kept)), int)
-    p_values = np.ones(wins.shape)
-    tested = np.zeros(wins.shape, bool)
+    p_values = np.full(wins.shape, np.nan)
     for pair, values in shared.items():
         found = significance.compare(pair, values, level=LEVEL)
-        where = np.ix_(*[[kept.index(name) for name in pair]] * 2)
-        wins[where] += found.wins
-        p_values[where] = np.minimum(p_values[where], found.p_values)
-        tested[where] |= ~np.eye(2, dtype=bool)
-    corrected = np.zeros(wins.shape, bool)
-    corrected[tested] = significance.holm(p_values[tested], LEVEL)
-    significant = tested & (p_values <= LEVEL)
-    return significance.Comparisons(tuple(kept), wins, p_values, significant, corrected)
+        a, b = (kept.index(name) for name in pair)
+        for row, column, ours in ((a, b, (0, 1)), (b, a, (1, 0))):
+            wins[row, column], p_values[row, column] = found.wins[ours], found.p_values[ours]
+    corrected = significance.correct(p_values, LEVEL)
+    p_values = np.nan_to_num(p_values, nan=1.0)
+    return significance.Comparisons(
+        tuple(kept), wins, p_values, p_values <= LEVEL, corrected, significance.rules()
+    )
 
 
 def _table(found: Comparisons, where: str) -> Table:
