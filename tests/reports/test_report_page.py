@@ -13,13 +13,22 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from seal_jax.cli import main
 from seal_jax.errors import UsageError
-from seal_jax.reports import compare, differences, evaluations, generations_html, write_report
+from seal_jax.reports import (
+    compare,
+    differences,
+    evaluations,
+    generations_html,
+    panels,
+    write_report,
+)
 from seal_jax.reports.grid import MEANING
 from seal_jax.reports.runs import read_all
+from seal_jax.reports.studies import settings
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -244,6 +253,25 @@ def test_evaluations_of_two_runs(seal, make_run, margins, tmp_path):
     with Image.open(tmp_path / "out" / "margins.png") as image:
         assert image.format == "PNG"
     assert "Evaluations" not in page.words["not-shown"]
+
+
+def test_a_run_has_one_colour_whatever_others_were_evaluated(make_run, margins):
+    runs = [
+        make_run(name, test=[([0.5, 0.6], None)] * 2, method={"name": method})
+        for name, method in (("plain", "normal"), ("lw", "lw"), ("dsd", "dsd"))
+    ]
+    margins(runs[2], 80)
+    read = read_all(runs)
+    results, _ = evaluations.read(read)
+    ((section,), _) = evaluations.sections(results, read)
+    figure = Figure()
+    section.draw(figure)
+    assert figure.axes[0].get_lines()[0].get_color() == panels.COLOURS[2]
+    # And in the studies, which compare methods.
+    looks = settings.styles(settings.entries(read))
+    assert {name: look["color"] for name, look in looks.items()} == dict(
+        zip(("normal", "lw", "dsd"), panels.COLOURS, strict=False)
+    )
 
 
 def test_runs_without_checkpoints_are_not_stale(seal, margins):

@@ -143,11 +143,8 @@ def _draw(figure: Figure, found: Sequence[Panel], styles: Styles) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(found) :]:
         axes.set_axis_off()
-    _legend(
-        figure,
-        {name: styles[name] for name in methods},
-        {point.weights for panel in found for point in panel.points},
-    )
+    shown = {name: styles[name] for name in methods}
+    _legend(figure, shown, {point.weights for panel in found for point in panel.points})
 
 
 def _line(axes: Axes, panel: Panel, method: str, weights: str, look: Mapping[str, Any]) -> None:
