@@ -75,6 +75,17 @@ def table(rows: Sequence[Record]) -> Table:
             "Normal for one. Its image size, augmentation and batch size are not given. Here: "
             f"{targets.settings_of(rows)}."
         )
+    parts = {
+        f"{targets.paper_name(row['dataset'])} ({row['test_images']} of "
+        f"{row['train_images'] + row['test_images']})"
+        for row in rows
+        if row.get("held_out")
+    }
+    if parts:
+        notes.append(
+            "Without a test split, so scored on images held out of all that it has, stratified by "
+            f"class: {', '.join(sorted(parts))}."
+        )
     diverged = sorted({rate for row in rows for rate in row.get("diverged", ())}, reverse=True)
     if diverged:
         notes.append(
