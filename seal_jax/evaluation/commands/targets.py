@@ -152,10 +152,8 @@ def has_test_split(subject: Subject, name: str) -> bool:
     """
     from seal_jax.data.preparation import open_prepared
 
-    return (
-        sources.default_test_split(open_prepared(name, subject.settings.data.data_dir or None))
-        is not None
-    )
+    builder = open_prepared(name, subject.settings.data.data_dir or None)
+    return sources.default_test_split(builder) is not None
 
 
 def transfer_set(
