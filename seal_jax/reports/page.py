@@ -30,8 +30,8 @@ nav ul { margin: 0; padding: 0; list-style: none; display: flex; flex-wrap: wrap
 nav a { display: inline-block; padding: 0.35rem 0; }
 /* Wider than the text where the window has room; else shades at the sides, and a scrollbar that
    never hides, say that there is more. */
-.scroll { overflow: auto; margin: 0.8rem 0; max-height: 80vh; width: max-content; min-width: 100%;
-  max-width: calc(50vw + 50% - 1.5rem); border-right: 1px solid var(--line);
+.scroll { overflow: auto; margin: 0.8rem 0; max-height: 80vh; width: max-content;
+  max-width: calc(50vw + 50% - 1.5rem);
   background: linear-gradient(to right, transparent, var(--back) 60%) right / 3rem 100% local,
     linear-gradient(to left, var(--shadow), transparent) right / 1rem 100% scroll;
   background-repeat: no-repeat; }
@@ -70,7 +70,9 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: 0.875rem; }
   nav { display: none; }
   table { font-size: 7.5pt; }
   th, td { padding: 1pt 3pt; white-space: normal; }
-  .scroll, pre { overflow: visible; max-height: none; }
+  .scroll, pre { overflow: visible; max-height: none; max-width: none; background: none; }
+  .scroll { width: auto; }
+  @page { size: A4 landscape; margin: 12mm; }
   pre { white-space: pre-wrap; }
   figure img { min-width: 0; }
   figure, tr { break-inside: avoid; }
