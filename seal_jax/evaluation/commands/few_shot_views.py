@@ -95,7 +95,7 @@ def table(rows: Sequence[Record]) -> Table:
         seeds = list(dict.fromkeys(row["seed"] for row in own))
         lines = [(str(seed), [row for row in own if row["seed"] == seed]) for seed in seeds]
         if len(seeds) > 1:
-            lines.append((f"mean of {len(seeds)}", own))
+            lines.append((f"{len(seeds)} seeds", own))
         for label, mine in lines:
             line = [str(run), weights, str(step), label, HEADS[head], str(shots)]
             for name in names:
@@ -149,7 +149,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             if line == len(kinds) - 1:
                 axes.set_xticks(range(len(shots)), [str(each) for each in shots])
                 axes.set_xlabel("images a class")
-        panes[line][0].set_ylabel(f"accuracy, %\n{weights} weights")
+        panes[line][0].set_ylabel(f"accuracy, %, {weights} weights\nmean, 95 % interval")
     targets.legend(figure, panes)
 
 

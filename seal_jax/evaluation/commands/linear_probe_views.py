@@ -117,7 +117,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     panes = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
     for axes, ((weights,), own) in zip(panes, kinds.items(), strict=True):
         _draw_bars(axes, own, names)
-        axes.set_ylabel(f"test accuracy, %\n{weights} weights")
+        axes.set_ylabel(f"test accuracy, %, {weights} weights\n{panels.BAND}", fontsize=9)
     targets.legend(figure, panes)
 
 
