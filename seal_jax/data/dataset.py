@@ -152,8 +152,10 @@ def from_arrays(
     return Dataset(name, num_classes, tuple(class_names), trained, validated, tested)
 
 
-def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Return ``(train, validation)`` of a stratified split; no copy is made for fraction 0."""
-    train_rows, validation_rows = stratified_split(split.labels, fraction, seed)
+def hold_out(
+    split: Split, fraction: float, seed: int, field: str = "data.validation_fraction"
+) -> tuple[Split, Split]:
+    """Return ``(train, held out)`` of a stratified split; no copy is made for fraction 0."""
+    train_rows, validation_rows = stratified_split(split.labels, fraction, seed, field=field)
     validation = split.rows(validation_rows)
     return (split if not len(validation) else split.rows(train_rows)), validation

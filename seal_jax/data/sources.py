@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,7 @@ def load(
     data_dir: str | os.PathLike | None = None,
     train_split: str = "train",
     test_split: str | None = None,
+    test_fraction: float | None = None,
     label: str | None = None,
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
@@ -63,6 +65,8 @@ def load(
       data_dir: where the data lies; None is TFDS's default (``TFDS_DATA_DIR``).
       train_split: a TFDS split, such as ``train`` or ``train[:10%]``.
       test_split: the same; by default ``test`` where there is one, else ``validation``.
+      test_fraction: part of the training split to test on, stratified by class and always the same,
+        where the data set has neither; None refuses such a data set.
       label: which class label, where there are several (CIFAR-100: ``label``, ``coarse_label``).
       image_size: side, or ``(height, width)``, to resize to (bilinear); None keeps the stored size.
       channels: 3 repeats grey images over red, green and blue; 1 turns these into grey (ITU-R 601-2
@@ -83,25 +87,29 @@ def load(
     """
     size = _checked_size(image_size, channels, crop)
     builder = open_prepared(name, data_dir)
-    splits = list(builder.info.splits)
-    if test_split is None:
-        test_split = next((split for split in ("test", "validation") if split in splits), None)
-        if test_split is None:
-            raise UsageError(
-                f"{name} has neither a test nor a validation split: set train_split and test_split "
-                f"to parts of {', '.join(splits) or 'another data set'}, such as train[:80%] and "
-                "train[80%:]"
-            )
+    test_split = test_split or default_test_split(builder)
+    if test_split is None and test_fraction is None:
+        raise UsageError(
+            f"{name} has neither a test nor a validation split: set train_split and test_split to "
+            f"parts of {', '.join(builder.info.splits) or 'another data set'}, such as train[:80%] "
+            "and train[80%:]"
+        )
     if test_split == train_split:
         raise UsageError(f"test_split={test_split!r} is the training split: choose other examples")
     decoder = make_decoder(builder.info, label, size, channels, crop)
     classes = decoder.features[decoder.label]
-    whole, test = (
-        decode_split(builder, split, decoder, field=field, progress=progress)
-        for split, field in ((train_split, "train_split"), (test_split, "test_split"))
-    )
+    whole = decode_split(builder, train_split, decoder, field="train_split", progress=progress)
+    if test_split is not None:
+        test = decode_split(builder, test_split, decoder, field="test_split", progress=progress)
+    else:
+        whole, test = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
     train, validation = hold_out(whole, validation_fraction, validation_seed)
     return Dataset(name, classes.num_classes, tuple(classes.names), train, validation, test)
+
+
+def default_test_split(builder: Any) -> str | None:
+    """Return the split that a prepared data set is tested on, ``None`` if it has none."""
+    return next((split for split in ("test", "validation") if split in builder.info.splits), None)
 
 
 def load_labelled(

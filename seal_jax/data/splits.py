@@ -23,7 +23,7 @@ def _class_quotas(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int = 0
+    labels: np.ndarray, fraction: float, seed: int = 0, *, field: str = "data.validation_fraction"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into training and validation rows, class by class.
 
@@ -34,6 +34,7 @@ def stratified_split(
       labels: integer ``[n]``.
       fraction: share of the rows to hold out, in ``[0, 1)``; 0 holds out nothing.
       seed: a non-negative integer.
+      field: what messages call the fraction.
 
     Returns:
       ``(train_rows, validation_rows)``, both int64, sorted, disjoint, together ``0 .. n-1``.
@@ -53,9 +54,7 @@ def stratified_split(
             f"labels have shape {labels.shape} and dtype {labels.dtype}: give integers of shape [n]"
         )
     if not 0.0 <= fraction < 1.0:
-        raise UsageError(
-            f"data.validation_fraction={fraction!r} must lie in [0, 1): 0.1 holds out a tenth"
-        )
+        raise UsageError(f"{field}={fraction!r} must lie in [0, 1): 0.1 holds out a tenth")
     if seed < 0:
         raise UsageError(f"data.validation_seed={seed} must not be negative")
     rows = np.arange(len(labels), dtype=np.int64)
@@ -66,14 +65,14 @@ def stratified_split(
     quotas = _class_quotas(counts, fraction)
     if quotas.sum() == 0:
         raise UsageError(
-            f"data.validation_fraction={fraction} holds out no example of {len(labels)}: "
+            f"{field}={fraction} holds out no example of {len(labels)}: "
             "raise it, or set 0 for no validation split"
         )
     emptied = np.flatnonzero(quotas >= counts)
     if emptied.size:
         first = emptied[0]
         raise UsageError(
-            f"data.validation_fraction={fraction} leaves class {classes[first]} "
+            f"{field}={fraction} leaves class {classes[first]} "
             f"({counts[first]} examples) without a training example: lower it"
         )
 

@@ -5,7 +5,8 @@
 """
 
 from seal_jax.reports.curves import draw, draw_run
-from seal_jax.reports.generations import Column, Comparison, Stat, compare
+from seal_jax.reports.generations import Column, Comparison, compare
+from seal_jax.reports.grid import Spread
 from seal_jax.reports.report import write as write_report
 
-__all__ = ["Column", "Comparison", "Stat", "compare", "draw", "draw_run", "write_report"]
+__all__ = ["Column", "Comparison", "Spread", "compare", "draw", "draw_run", "write_report"]

@@ -37,7 +37,7 @@ LOSSES = {"train/loss": "-", "validation/loss": "--"}
 def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
     """Draw training, validation and test accuracy of one or more runs as a PNG of 1650 x 1350.
 
-    Lines are means over the seeds and bands one sample standard deviation. Test accuracy is marked
+    Lines are means over the seeds and bands their 95 % intervals. Test accuracy is marked
     where generations end: filled for the last weights, hollow for those with the best validation
     accuracy of the generation. Vertical lines are the starts of generations, shades the ascents.
     Without a validation split, or a finished generation, there is a panel of 450 rows less.
@@ -95,11 +95,11 @@ def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, li
     axes: list[Axes] = list(grid[:, 0])
     for each, key in zip(axes, shown, strict=False):
         each.set_ylabel(ACCURACIES[key])
-        for index, run in enumerate(runs):
+        for run in runs:
             if key == "test_last/accuracy":
-                panels.marks(each, run, **panels.style(index))
+                panels.marks(each, run, **panels.style(run.index))
             else:
-                panels.curve(each, run, key, scale=100, **panels.style(index))
+                panels.curve(each, run, key, scale=100, **panels.style(run.index))
     subjects = subjects_of(runs)
     method = f"{runs[0].setting('method.name').upper()}: " if len(runs) == 1 else ""
     # No mathematics in names: a folder's may hold a dollar sign.
@@ -145,15 +145,15 @@ def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> No
     from matplotlib.patches import Patch
 
     entries: list[tuple[Any, str]] = []
-    for index, run in enumerate(runs):
+    for run in runs:
         seeds = f"{run.seeds} seed{'' if run.seeds == 1 else 's'}"
         left = "" if run.finished else ", unfinished"
-        line = Line2D([], [], linewidth=2.5, **panels.style(index))
+        line = Line2D([], [], linewidth=2.5, **panels.style(run.index))
         entries.append((line, f"{run.name}\n({seeds}{left})"))
     entries.append((Line2D([], [], linestyle="none"), ""))
     if any(run.seeds > 1 for run in runs):
         band = (Patch(color=KEY, alpha=0.25, linewidth=0), Line2D([], [], color=KEY))
-        entries.append((band, "mean ± std over seeds"))
+        entries.append((band, panels.BAND.replace(", ", ",\n")))
     for key, label in (("test_last", "test, last weights"), ("test_best", "test, best weights")):
         if any(f"{key}/accuracy" in row for run in runs for row in run.rows):
             entries.append((Line2D([], [], **panels.mark(key, KEY)), label))

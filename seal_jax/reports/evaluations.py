@@ -43,7 +43,7 @@ class Found:
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows under the run's name in this report, which is marked if they are stale."""
         name = self.run.name + (STALE if self.stale else "")
-        return [{**row, "run": name} for row in self.record["rows"]]
+        return [{**row, "run": name, "index": self.run.index} for row in self.record["rows"]]
 
     def newest_rows(self) -> list[dict[str, Any]]:
         """Return the rows of the newest checkpoint that was evaluated."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from seal_jax.reports import files, paper, runs, tables
+from seal_jax.reports.grid import Spread, spread
 from seal_jax.reports.paper import PaperColumn
 from seal_jax.reports.runs import PathLike, Run
 
@@ -24,14 +25,6 @@ _TO_AGREE = (
     "train.generations",
     "train.epochs_per_generation",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Stat:
-    """Accuracy in % over seeds: mean, and the sample standard deviation unless there is one seed."""
-
-    mean: float
-    std: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +44,12 @@ class Column:
     """
 
     run: Run
-    last: dict[int, Stat]
-    best: dict[int, Stat]
+    last: dict[int, Spread]
+    best: dict[int, Spread]
     chosen: int | None
     paper: PaperColumn | None
-    top5_last: dict[int, Stat] = dataclasses.field(default_factory=dict)
-    top5_best: dict[int, Stat] = dataclasses.field(default_factory=dict)
+    top5_last: dict[int, Spread] = dataclasses.field(default_factory=dict)
+    top5_best: dict[int, Spread] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,22 +116,19 @@ def compare(workdirs: PathLike | Sequence[PathLike]) -> Comparison:
     return Comparison(tuple(map(_column, found)), tuple(_disagreements(found)))
 
 
-def stat(values: Any) -> Stat:
-    """Return mean and sample standard deviation, in %, of one fraction a seed.
+def stat(values: Any) -> Spread:
+    """Summarise one fraction per seed, in %.
 
-    >>> stat([0.5, 0.52])
-    Stat(mean=51.0, std=1.41...)
-    >>> stat([0.5])
-    Stat(mean=50.0, std=None)
+    >>> stat([0.5, 0.52]).text(), stat([0.5]).text()
+    ('50.00 to 52.00', '50.00')
     """
-    percent = 100 * runs.per_seed(values)
-    return Stat(float(percent.mean()), float(percent.std(ddof=1)) if len(percent) > 1 else None)
+    return spread(100 * runs.per_seed(values))
 
 
 def _column(run: Run) -> Column:
     ends = [row for row in run.rows if "test_last/accuracy" in row]
 
-    def stats(key: str) -> dict[int, Stat]:
+    def stats(key: str) -> dict[int, Spread]:
         return {int(row["generation"]): stat(row[key]) for row in ends if key in row}
 
     last, best = stats("test_last/accuracy"), stats("test_best/accuracy")
@@ -155,7 +145,7 @@ def _column(run: Run) -> Column:
     )
 
 
-def _chosen(run: Run, finished: dict[int, Stat]) -> int | None:
+def _chosen(run: Run, finished: dict[int, Spread]) -> int | None:
     """Choose a finished generation by the seeds' mean of the best validation accuracy within it."""
     scores: dict[int, float] = {}
     for generation in finished:

@@ -23,8 +23,9 @@ def markup(comparison: Comparison) -> str:
     blocks = [groups[start : start + across] for start in range(0, len(groups), across)]
     found = [_block(gens, block) for block in blocks] if gens else []
     caption = f"<p>{html.escape(tables.title_of(comparison))}</p>"
+    meaning = "".join(f"<p>{html.escape(line)}</p>" for line in tables.meaning_of(comparison))
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in tables.notes_of(comparison))
-    return f'{caption}{"".join(found)}<ul class="notes">{notes}</ul>'
+    return f'{caption}{meaning}{"".join(found)}<ul class="notes">{notes}</ul>'
 
 
 def _block(gens: list[str], groups: list[tables.Group]) -> str:

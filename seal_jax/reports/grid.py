@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MISSING = "-"
+# The one meaning of ± in all tables and pages; a paper's own numbers keep theirs, and say so.
+MEANING = (
+    "±: half the 95 % interval of the mean over seeds (Student's t); of two seeds both, a to b."
+)
 
 
 class Table(NamedTuple):
@@ -29,6 +33,12 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+
+    @property
+    def meaning(self) -> list[str]:
+        """What ± means, where a cell has a mean over seeds."""
+        cells = [cell for row in self.rows for cell in row]
+        return [MEANING] if any("±" in cell or " to " in cell for cell in cells) else []
 
     def as_text(self, width: int = 100) -> str:
         """Return the table for a terminal.
@@ -52,12 +62,13 @@ class Table(NamedTuple):
             for row in cells
         ]
         lines.insert(1, "  ".join("-" * size for size in widths))
+        heading = [self.title, *self.meaning]
         notes = [
             line
             for note in self.notes
             for line in textwrap.wrap(note, width, subsequent_indent="  ")
         ]
-        return "\n".join([self.title, "", *lines, *([""] if notes else []), *notes])
+        return "\n".join([*heading, "", *lines, *([""] if notes else []), *notes])
 
     def as_markdown(self) -> str:
         """Return the table in Markdown."""
@@ -68,7 +79,8 @@ class Table(NamedTuple):
         rule = ["---", *("---:" for _ in self.header[1:])]
         notes = [f"- {note}" for note in self.notes]
         table = [line(self.header), line(rule), *map(line, self.rows)]
-        return "\n".join([f"**{self.title}**", "", *table, *([""] if notes else []), *notes])
+        heading = "\n\n".join([f"**{self.title}**", *self.meaning])
+        return "\n".join([heading, "", *table, *([""] if notes else []), *notes])
 
     def as_html(self) -> str:
         """Return a ``<table>`` and its notes, all text escaped."""
@@ -79,8 +91,9 @@ class Table(NamedTuple):
 
         body = "".join(row(cells, "td") for cells in self.rows)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        meaning = "".join(f"<small>{html.escape(line)}</small>" for line in self.meaning)
         return (
-            f'<div class="scroll"><table><caption>{html.escape(self.title)}</caption>'
+            f'<div class="scroll"><table><caption>{html.escape(self.title)}{meaning}</caption>'
             f"<thead>{row(self.header, 'th')}</thead><tbody>{body}</tbody></table></div>"
             + (f'<ul class="notes">{notes}</ul>' if notes else "")
         )
@@ -93,29 +106,69 @@ class Table(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean over seeds; sample standard deviation and half the 95 % interval, ``None`` for one seed."""
+    """Mean over seeds, and how far it can be trusted.
+
+    Attributes:
+      mean: over the seeds.
+      std: sample standard deviation; ``None`` for one seed.
+      interval: half the 95 % interval of the mean (Student's t); ``None`` for fewer than three seeds,
+        since of two it is 12.7 standard errors and says nothing.
+      low: the interval's lower end; of two seeds the smaller value, of one its value.
+      high: the upper end, alike.
+    """
 
     mean: float
     std: float | None
     interval: float | None
-    seeds: int
+    low: float
+    high: float
 
-    def text(self, digits: int = 2, scale: float = 1.0) -> str:
-        """Return ``mean ± interval``, both times ``scale``.
+    def text(self, digits: int | None = 2, scale: float = 1.0) -> str:
+        """Return ``mean ± interval``, of two seeds ``low to high``, of one its value.
 
-        >>> spread([0.5, 0.7]).text(1, scale=100)
-        '60.0 ± 127.1'
+        Args:
+          digits: decimals, and more where these would round all of the interval away; ``None`` for
+            two digits of the interval, or three of a value that has none.
+          scale: a factor for all numbers.
+
+        >>> spread([0.5, 0.7, 0.6]).text(2, scale=100), spread([0.5, 0.7]).text(1), spread([3]).text(1)
+        ('60.00 ± 24.84', '0.5 to 0.7', '3.0')
+        >>> spread([-0.004, 0.002, 0.001]).text(1), spread([4e-5, 5e-5]).text(1)
+        ('0.000 ± 0.008', '(4.0 to 5.0)e-5')
         """
         if not math.isfinite(self.mean):
             return "not finite"
-        mean = f"{scale * self.mean:.{digits}f}"
-        return mean if self.interval is None else f"{mean} ± {scale * self.interval:.{digits}f}"
+        single = self.std is None
+        unsure = abs(scale) * (self.high - self.low) / 2
+        largest = max(abs(scale * self.mean), unsure)
+        power = _power(largest)
+        if largest and not -3 <= power < 6:
+            text = self.text(digits, scale / 10.0**power)
+            return f"{text}e{power}" if single else f"({text})e{power}"
+        decimals = max(digits or 0, 0)
+        # An interval of less than a millionth is that of rounding.
+        if unsure > 1e-6 * largest:
+            decimals = max(decimals, (1 if digits is None else 0) - _power(unsure))
+        elif digits is None or power < -digits:
+            decimals = max(decimals, 2 - power)
+        numbers = (self.low, self.high) if self.interval is None else (self.mean, self.interval)
+        parts = [_rounded(scale * number, decimals) for number in numbers]
+        return parts[0] if single else (" to " if self.interval is None else " ± ").join(parts)
+
+
+def _power(value: float) -> int:
+    """Return the power of ten of the first digit of a positive number."""
+    return math.floor(math.log10(value)) if value else 0
+
+
+def _rounded(value: float, decimals: int) -> str:
+    """Return a number with so many decimals, and zero without a sign."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 # Half the 95 % interval of a mean over n seeds, in standard errors: Student's t, n - 1 degrees of
 # freedom. A table, since scipy takes a second to import; beyond it the normal's value is near enough.
 _STUDENT = (
-    (2, 12.7062),
     (3, 4.3027),
     (4, 3.1824),
     (5, 2.7764),
@@ -133,7 +186,7 @@ _STUDENT = (
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Summarise one number a seed.
+    """Summarise one number per seed.
 
     The interval is Student's; between tabulated counts the next smaller one, which errs wide.
 
@@ -141,11 +194,17 @@ def spread(values: Iterable[float]) -> Spread:
     2.4842
     """
     found = np.asarray(list(values), np.float64)
-    if len(found) < 2:
-        return Spread(float(found.mean()) if len(found) else math.nan, None, None, len(found))
+    if not len(found):
+        return Spread(math.nan, None, None, math.nan, math.nan)
+    mean, low, high = float(found.mean()), float(np.min(found)), float(np.max(found))
+    if len(found) == 1:
+        return Spread(mean, None, None, mean, mean)
     std = float(found.std(ddof=1))
+    if len(found) == 2:
+        return Spread(mean, std, None, low, high)
     factor = next(t for count, t in reversed(_STUDENT) if count <= len(found))
-    return Spread(float(found.mean()), std, factor * std / math.sqrt(len(found)), len(found))
+    half = factor * std / math.sqrt(len(found))
+    return Spread(mean, std, half, mean - half, mean + half)
 
 
 def grouped(

@@ -6,14 +6,17 @@ import base64
 import html
 from collections.abc import Sequence
 
+from seal_jax.reports.grid import MEANING
 from seal_jax.reports.section import Missing, Section
 
 # Plots are on white also in the dark: their colours are chosen for it.
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1c1c; --back: #ffffff; --soft: #5c5c5c;
-  --line: #d4d4d4; --shade: #f4f5f7; --link: #0b5cad; --mark: #fff4d6; --edge: #d99a00; }
+  --line: #d4d4d4; --shade: #f4f5f7; --link: #0b5cad; --mark: #fff4d6; --edge: #d99a00;
+  --shadow: #00000059; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e6e6; --back: #16181c; --soft: #a6abb3;
-  --line: #3a3e45; --shade: #1f2227; --link: #7db8f5; --mark: #33290f; --edge: #d9a62e; } }
+  --line: #3a3e45; --shade: #1f2227; --link: #7db8f5; --mark: #33290f; --edge: #d9a62e;
+  --shadow: #ffffff66; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 70rem; color: var(--text); background: var(--back);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
@@ -25,12 +28,22 @@ a { color: var(--link); }
 nav ul { margin: 0; padding: 0; list-style: none; display: flex; flex-wrap: wrap;
   gap: 0.2rem 1.2rem; }
 nav a { display: inline-block; padding: 0.35rem 0; }
-.scroll { overflow: auto; margin: 0.8rem 0; max-height: 80vh; }
+/* Wider than the text where the window has room; else shades at the sides, and a scrollbar that
+   never hides, say that there is more. */
+.scroll { overflow: auto; margin: 0.8rem 0; max-height: 80vh; width: max-content;
+  max-width: calc(50vw + 50% - 1.5rem);
+  background: linear-gradient(to right, transparent, var(--back) 60%) right / 3rem 100% local,
+    linear-gradient(to left, var(--shadow), transparent) right / 1rem 100% scroll;
+  background-repeat: no-repeat; }
+.scroll::-webkit-scrollbar { width: 0.7rem; height: 0.7rem; }
+.scroll::-webkit-scrollbar-thumb { background: var(--soft); border-radius: 0.35rem; }
+.scroll::-webkit-scrollbar-track { background: var(--shade); }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: 0.4rem; }
+caption small { display: block; font-weight: 400; color: var(--soft); }
 th, td { padding: 0.25rem 0.7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
-th { font-weight: 600; background: var(--shade); vertical-align: bottom; }
+th { font-weight: 600; background: var(--shade); vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; }
 .scroll tr > :first-child { position: sticky; left: 0; background: var(--back); }
 .scroll tr > th:first-child { background: var(--shade); }
@@ -57,7 +70,9 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: 0.875rem; }
   nav { display: none; }
   table { font-size: 7.5pt; }
   th, td { padding: 1pt 3pt; white-space: normal; }
-  .scroll, pre { overflow: visible; max-height: none; }
+  .scroll, pre { overflow: visible; max-height: none; max-width: none; background: none; }
+  .scroll { width: auto; }
+  @page { size: A4 landscape; margin: 12mm; }
   pre { white-space: pre-wrap; }
   figure img { min-width: 0; }
   figure, tr { break-inside: avoid; }
@@ -91,7 +106,9 @@ def page(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(title)}</h1></header>\n"
+        f"<header><h1>{escape(title)}</h1>\n"
+        f'<p class="notes">{escape(MEANING)} The same are bars and bands in plots. A run has one '
+        "colour in all plots.</p></header>\n"
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n'
         f"<main>\n{_warnings(warnings)}{body}\n{_missing(missing)}</main>\n"
         f"<footer>Written by seal_jax {escape(version)}.</footer>\n</body>\n</html>\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from seal_jax.reports.grid import spread
 from seal_jax.reports.runs import Run
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", "--", ":")
 SHADE = "#777777"
 MOST_BOUNDARIES = 60
+BAND = "mean, 95 % interval over seeds"  # what bands and bars are in all plots
 
 Span = tuple[float, float]
 
@@ -26,21 +30,41 @@ def style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": dashes}
 
 
+def run_styles(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the style of each run with rows of an evaluation.
+
+    In a report the rows hold the run's ``index``, so that a run has one style there, whatever other
+    runs were evaluated; elsewhere runs are numbered as they come.
+    """
+    first = {row["run"]: row for row in reversed(rows)}
+    names = dict.fromkeys(row["run"] for row in rows)
+    return {name: style(first[name].get("index", place)) for place, name in enumerate(names)}
+
+
+def over_seeds(values: Iterable[Iterable[float]]) -> np.ndarray:
+    """Return mean and ends of the 95 % interval, ``[3, n]``, of values over seeds, ``[n][seeds]``."""
+    spreads = [spread(seeds) for seeds in values]
+    return np.array([(each.mean, each.low, each.high) for each in spreads]).reshape(-1, 3).T
+
+
+def bars(points: np.ndarray) -> np.ndarray:
+    """Return what ``errorbar`` takes for the ends that :func:`over_seeds` gives, ``[2, n]``."""
+    mean, low, high = points
+    return np.maximum([mean - low, high - mean], 0)  # rounding may put an end past the mean
+
+
 def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> None:
-    """Draw the mean over the seeds, and a band of one standard deviation on either side."""
+    """Draw the mean over the seeds, and a band of its 95 % interval; of two seeds, of both values."""
     epochs, values = run.series(key)
     if not len(epochs):
         return
-    values = values * scale
-    mean = values.mean(1)
+    mean, low, high = over_seeds(values * scale)
     # A line needs two points to be seen.
     marker: dict[str, Any] = (
         {"marker": ".", "markersize": 8, "clip_on": False} if len(epochs) == 1 else {}
     )
     axes.plot(epochs, mean, linewidth=1.4, **line, **marker)
     if values.shape[1] > 1:
-        std = values.std(1, ddof=1)
-        low, high = mean - std, mean + std
         if key.endswith("/accuracy"):  # a band over no more than an accuracy can be
             low, high = low.clip(0), high.clip(max=scale)
         colour = line["color"]
@@ -57,22 +81,20 @@ MARKS: dict[str, dict[str, Any]] = {
 def marks(axes: Axes, run: Run, **line: Any) -> None:
     """Mark test accuracy where generations end: hollow for the best weights, filled for the last.
 
-    Those of the last weights are joined and have a bar of one standard deviation on either side.
+    Those of the last weights are joined and have a bar of the mean's 95 % interval.
     """
     for key, look in MARKS.items():
         epochs, values = run.series(f"{key}/accuracy")
         if not len(epochs):
             continue
-        values = 100 * values
-        mean = values.mean(1)
+        mean, low, high = over_seeds(100 * values)
         axes.plot(epochs, mean, **mark(key, line["color"]), zorder=look["zorder"])
         if key == "test_last":
             axes.plot(epochs, mean, linewidth=1.4, **line)
         # For the last only: at the same epoch the two bars would lie on each other.
         if key == "test_last" and values.shape[1] > 1:
-            std = values.std(1, ddof=1)
             bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
-            axes.vlines(epochs, mean - std, mean + std, **bar)
+            axes.vlines(epochs, low, high, **bar)
 
 
 def mark(key: str, colour: str) -> dict[str, Any]:
@@ -103,7 +125,7 @@ def phases(axes: Axes, runs: Sequence[Run]) -> None:
 def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[Span, ...]]]:
     """Return the spans of ascent with their colour: one grey for all runs, or each run's own."""
     end = max(run.epochs_done for run in runs)
-    spans = [(style(index)["color"], ascents(run, end)) for index, run in enumerate(runs)]
+    spans = [(style(run.index)["color"], ascents(run, end)) for run in runs]
     found = [(colour, each) for colour, each in spans if each]
     alike = len({each for _, each in found}) == 1
     return [(SHADE, found[0][1])] if alike else found

@@ -15,10 +15,9 @@ from seal_jax.reports import (
     generations_html,
     page,
     studies,
-    tables,
 )
-from seal_jax.reports.generations import Column, Comparison, Stat, compare
-from seal_jax.reports.grid import MISSING, Table
+from seal_jax.reports.generations import Column, Comparison, compare
+from seal_jax.reports.grid import MISSING, Spread, Table
 from seal_jax.reports.panels import COLOURS, DASHES
 from seal_jax.reports.runs import PathLike, Run
 from seal_jax.reports.section import Missing, Section
@@ -115,8 +114,8 @@ def _of_runs(comparison: Comparison, picture: bytes) -> list[Section]:
 
 
 def _runs(columns: Sequence[Column]) -> Table:
-    def end(stats: Mapping[int, Stat]) -> str:
-        return tables.cell(stats[max(stats)]) if stats else MISSING
+    def end(stats: Mapping[int, Spread]) -> str:
+        return stats[max(stats)].text() if stats else MISSING
 
     cells = [
         [

@@ -27,12 +27,14 @@ class Run:
       name: the folder's name, made short, and different from those of the other runs.
       config: the settings, nested.
       rows: one mapping an epoch, in order.
+      index: its place among the runs that were read together, which gives it one colour in all plots.
     """
 
     path: Path
     name: str
     config: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
+    index: int = 0
 
     def setting(self, field: str) -> Any:
         """Return the setting ``section.field``.
@@ -133,8 +135,8 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
             raise UsageError(f"{path} is given twice; give each run folder once")
         seen.add(path.resolve())
     return [
-        Run(path, name, workdirs.read(path), _rows(path))
-        for path, name in zip(paths, short_names(paths), strict=True)
+        Run(path, name, workdirs.read(path), _rows(path), index)
+        for index, (path, name) in enumerate(zip(paths, short_names(paths), strict=True))
     ]
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from seal_jax.reports.generations import Column, Comparison, Stat
+from seal_jax.reports.grid import MEANING, MISSING, Spread, cell
 
-MISSING = "-"
+if TYPE_CHECKING:
+    from seal_jax.reports.generations import Column, Comparison
+
 UNFINISHED = "*"
 _CSV_HEADER = (
     "run",
@@ -44,19 +44,27 @@ class Group(NamedTuple):
     title: str
     headings: list[str]
     rows: list[list[str]]
+    gap: str = "  "
 
     @property
     def widths(self) -> list[int]:
         """Characters of each column."""
         widths = [max(map(len, cells)) for cells in zip(self.headings, *self.rows, strict=True)]
         # A title wider than its columns widens the first of them.
-        widths[0] += max(0, len(self.title) - sum(widths) - 2 * (len(widths) - 1))
+        widths[0] += max(0, len(self.title) - sum(widths) - len(self.gap) * (len(widths) - 1))
         return widths
 
     @property
     def width(self) -> int:
         """Characters of all of them."""
-        return sum(self.widths) + 2 * (len(self.headings) - 1)
+        return sum(self.widths) + len(self.gap) * (len(self.headings) - 1)
+
+    def tight(self) -> Group:
+        """Return it with fewer blanks."""
+        rows = [
+            [text.replace(" ± ", "±").replace(" to ", "-") for text in row] for row in self.rows
+        ]
+        return self._replace(rows=rows, gap=" ")
 
     def lines(self) -> list[str]:
         """Return the lines of its part of the table."""
@@ -64,7 +72,9 @@ class Group(NamedTuple):
         return [
             self.title.center(self.width),
             *(
-                "  ".join(cell.rjust(width) for cell, width in zip(row, self.widths, strict=True))
+                self.gap.join(
+                    text.rjust(width) for text, width in zip(row, self.widths, strict=True)
+                )
                 for row in cells
             ),
         ]
@@ -76,14 +86,14 @@ def text(comparison: Comparison, width: int) -> str:
         return "\n".join([title_of(comparison), "", *notes_of(comparison)])
     gens = ["", "Gen", *(str(generation + 1) for generation in comparison.shown)]
     first = max(map(len, gens))
-    groups = [group_of(comparison, column, " ± ") for column in comparison.columns]
+    groups = [group_of(comparison, column) for column in comparison.columns]
     blocks = _fit(groups, width - first)
     if len(blocks) > 1:
-        # Without the blanks around ± they may fit side by side.
-        tight = [group_of(comparison, column, "±") for column in comparison.columns]
+        # With fewer blanks they may fit side by side.
+        tight = [group.tight() for group in groups]
         if len(_fit(tight, width - first)) == 1:
             blocks = [tight]
-    lines = [title_of(comparison), ""]
+    lines = [title_of(comparison), *meaning_of(comparison), ""]
     for block in blocks:
         parts = [[gen.rjust(first) for gen in gens], *(group.lines() for group in block)]
         body = [" │ ".join(row).rstrip() for row in zip(*parts, strict=True)]
@@ -96,7 +106,7 @@ def text(comparison: Comparison, width: int) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """Return ``Comparison.as_markdown``."""
-    groups = [group_of(comparison, column, " ± ") for column in comparison.columns]
+    groups = [group_of(comparison, column) for column in comparison.columns]
     header = ["Gen"]
     for group in groups:
         header += [f"{_escape(group.title)}<br>{heading}" for heading in group.headings]
@@ -107,7 +117,8 @@ def markdown(comparison: Comparison) -> str:
         )
     table = [f"| {' | '.join(row)} |" for row in rows]
     notes = [f"- {_escape(note)}" for note in notes_of(comparison)]
-    return "\n".join([f"**{_escape(title_of(comparison))}**", "", *table, "", *notes])
+    heading = "\n\n".join([f"**{_escape(title_of(comparison))}**", *meaning_of(comparison)])
+    return "\n".join([heading, "", *table, "", *notes])
 
 
 def csv_text(comparison: Comparison) -> str:
@@ -143,13 +154,11 @@ def csv_text(comparison: Comparison) -> str:
     return buffer.getvalue()
 
 
-def _mean_and_std(stat: Stat | None) -> tuple[float | None, float | None]:
+def _mean_and_std(stat: Spread | None) -> tuple[float | None, float | None]:
     return (stat.mean, stat.std) if stat else (None, None)
 
 
-def group_of(
-    comparison: Comparison, column: Column, plus_minus: str = " ± ", *, top5: bool = False
-) -> Group:
+def group_of(comparison: Comparison, column: Column, *, top5: bool = False) -> Group:
     """Return the cells of a run, with its top-5 accuracy if that is asked for and was scored."""
     seeds = column.run.seeds
     mark = "" if column.run.finished else UNFINISHED
@@ -165,22 +174,13 @@ def group_of(
         headings.append("paper")
     rows = []
     for generation in comparison.shown:
-        row = [cell(each.get(generation), plus_minus) for each in stats.values()]
+        row = [cell(by_generation.get(generation), Spread.text) for by_generation in stats.values()]
         if column.paper:
             published = column.paper.accuracy.get(generation + 1)
             row.append(MISSING if published is None else f"{published:.2f}")
         rows.append(row)
     title = f"{column.run.name}{mark} ({seeds} seed{'' if seeds == 1 else 's'})"
     return Group(title, headings, rows)
-
-
-def cell(stat: Stat | None, plus_minus: str = " ± ") -> str:
-    """Return an accuracy as it stands in a table."""
-    if stat is None:
-        return MISSING
-    if not math.isfinite(stat.mean):
-        return "not finite"
-    return f"{stat.mean:.2f}" + ("" if stat.std is None else f"{plus_minus}{stat.std:.2f}")
 
 
 def _fit(groups: Sequence[Group], room: int) -> list[list[Group]]:
@@ -201,6 +201,12 @@ def title_of(comparison: Comparison) -> str:
     """Return the table's title."""
     subjects = dict.fromkeys(column.run.subject for column in comparison.columns)
     return f"Test accuracy (%) by generation: {', '.join(subjects)}"
+
+
+def meaning_of(comparison: Comparison) -> list[str]:
+    """Return what ± means, if any run has several seeds."""
+    several = any(column.run.seeds > 1 for column in comparison.columns)
+    return [MEANING] if several and comparison.shown else []
 
 
 def notes_of(comparison: Comparison) -> list[str]:
@@ -224,8 +230,6 @@ def notes_of(comparison: Comparison) -> list[str]:
             "best: the weights with the best validation accuracy of that generation; test never "
             "chooses."
         )
-    if any(column.run.seeds > 1 for column in columns):
-        notes.append("±: the sample standard deviation over the seeds of the run.")
     notes += _paper_notes(columns)
     notes += [_best_note(column) for column in columns if column.last]
     return notes + unfinished + [f"Warning: {line}." for line in comparison.warnings]
@@ -251,7 +255,7 @@ def _paper_notes(columns: Sequence[Column]) -> list[str]:
 def _best_note(column: Column) -> str:
     name = column.run.name
     if column.chosen is not None:
-        accuracy = cell(column.best[column.chosen])
+        accuracy = column.best[column.chosen].text()
         return (
             f"Best generation of {name}, by validation: Gen={column.chosen + 1}, best {accuracy}."
         )
@@ -259,7 +263,7 @@ def _best_note(column: Column) -> str:
     why = "validation is not finite" if column.best else "it has no validation split"
     return (
         f"Best generation of {name}: nothing chooses one, as {why}; the last, Gen={final + 1}, has "
-        f"{cell(column.last[final])}."
+        f"{column.last[final].text()}."
     )
 
 

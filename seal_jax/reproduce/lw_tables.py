@@ -118,7 +118,7 @@ def text1(cells: Sequence[Cell]) -> str:
     """Return Table 1 for the terminal, with what agrees."""
     seeds = len(cells[0].accuracies)
     lines = [
-        f"Table 1: test accuracy (%), mean ± standard deviation of {_count(seeds, 'seed')}; "
+        f"Table 1: test accuracy (%), mean (standard deviation) of {_count(seeds, 'seed')}; "
         f"* within {WITHIN} of the paper's standard deviations",
         "",
         _line("alpha", "", METHODS),
@@ -250,11 +250,11 @@ def by_initialiser(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 
 def _line(row: str, source: str, columns: Sequence[str]) -> str:
-    return (f"{row:<6}{source:<7}" + "".join(f"{column:>12}" for column in columns)).rstrip()
+    return (f"{row:<6}{source:<7}" + "".join(f"{column:>13}" for column in columns)).rstrip()
 
 
 def _number(mean: float, std: float) -> str:
-    return f"{mean:.1f}±{std:.1f}"
+    return f"{mean:.1f} ({std:.1f})"
 
 
 def _count(number: int, what: str) -> str:

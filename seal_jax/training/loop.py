@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,10 +72,15 @@ def train(
             momentum = experiment.method.continues_momentum
             given = pretrained.load(settings, workdir, abstract, momentum=momentum)
         abstract = programs.abstract_state(settings.train.seeds, {**before, **given})
-    _on_first_process(lambda: workdirs.claim(workdir, settings))
-    if main:
-        print(experiment.summary(), flush=True)
-    with checkpoints, _stop() as stop:
+    with ExitStack() as held, checkpoints, _stop() as stop:
+
+        def claim() -> None:
+            workdirs.claim(workdir, settings)
+            held.enter_context(workdirs.locked(workdir / workdirs.CONFIG, "--workdir"))
+
+        _on_first_process(claim)
+        if main:
+            print(experiment.summary(), flush=True)
         restored = checkpoints.restore(abstract)
         if restored is None:
             state, step = None, 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,39 @@ def claim(workdir: Path, settings: Settings) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def locked(path: Path, option: str) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it does not exist, against other processes.
+
+    The kernel releases it however this process ends, so none is left over from a kill. Where files
+    cannot be locked, or not be written, nothing is held.
+
+    Args:
+      path: of the file, in the folder that only one process may write to.
+      option: that named the folder, such as "--workdir".
+
+    Raises:
+      UsageError: another process holds it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")  # NFS locks only what is open for writing
+    except OSError:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{option}={path.parent} is in use by another process; wait until it ends, or give "
+                f"another {option}"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def read(workdir: Path) -> dict[str, Any]:

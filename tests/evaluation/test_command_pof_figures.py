@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from softmax_oracle import derivatives, inputs_of, loss, matrix_of
 
@@ -15,6 +16,7 @@ from seal_jax.evaluation.commands import gradients, landscape, perturbations, po
 from seal_jax.evaluation.commands.subject import Subject
 from seal_jax.evaluation.gradients import mini_batches
 from seal_jax.hessian import krylov
+from seal_jax.reports import panels
 from seal_jax.training import experiment, loop
 from seal_jax.training import settings as settings_lib
 
@@ -263,6 +265,22 @@ def test_what_does_not_fit_is_found_before_any_work(mlp_subject, name, given, sa
 def test_options_out_of_range(kind, given, says):
     with pytest.raises(UsageError, match=says):
         kind.Options(**given)
+
+
+def test_plots_say_what_they_show():
+    """Titles name the measures shown, and the last bin says that it holds all above."""
+    row = {"run": "a", "weights": "last", "step": 1, "index": 3, "measure": "sgd", "method": "seal"}
+    figure = Figure()
+    perturbations.KIND.draw(figure, [{**row, "run": run, "sizes": [0.1, 0.2]} for run in "ab"])
+    assert figure.axes[0].get_title() == "SGD, last weights"
+    assert figure.axes[0].patches[0].get_facecolor()[:3] == to_rgb(panels.COLOURS[3])
+
+    curved = {**row, "counts": [3, 1], "distances": [1.0], "curvatures": [*np.ones(999), 50.0]}
+    figure = Figure()
+    gradients.KIND.draw(figure, [{**curved, "split": split} for split in ("train", "test")])
+    for axes in figure.axes[2:]:
+        assert axes.get_xlabel().endswith("(last bin: all from 0.975 up)")
+        assert axes.get_xlim()[1] < 2
 
 
 def test_options_of_the_method_stand_in(mlp_subject):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from typing import Literal
 
 import jax
@@ -200,6 +202,22 @@ def test_margins_on_the_command_line(run, tmp_path, capfd):
     assert "--sample=1000 is more than" in capfd.readouterr().err
 
 
+def test_a_folder_that_another_process_writes_to_is_refused(run, tmp_path, capfd):
+    arguments = ["evaluate", "--kind=margins", f"--checkpoint={run}", "--sample=50"]
+    arguments += [f"--output={tmp_path}"]
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1); input()"
+    holder = [sys.executable, "-uc", code, str(tmp_path / command.LOCK)]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"1\n"
+        assert main.run(arguments) == main.USAGE
+        error = capfd.readouterr().err
+        assert f"--output={tmp_path} is in use by another process; wait until it ends" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / command.UNITS).exists()
+        process.kill()  # which leaves no lock behind
+    assert main.run(arguments) == main.OK
+
+
 def test_what_is_wrong_is_found_before_the_work(run, tmp_path, capfd):
     afile = tmp_path / "file"
     afile.write_text("mine")
@@ -287,14 +305,15 @@ def test_prediction_depth_equals_scikit_learn(run, subject, evaluated, monkeypat
     assert row["depths"] == np.bincount(depths, minlength=5).tolist()
     assert row["mean_depth"] == pytest.approx(depths.mean())
     assert (output / "prediction_depth.png").stat().st_size > 10_000
-    # Bars of another network stand over its own blocks.
+    # Points of another network stand over its own blocks.
     figure = Figure()
     other = {**row, "run": "other", "layers": ["stem", "layer9"], "accuracies": [0.1, 0.2]}
     prediction_depth.draw(figure, [row, other])
     axes = figure.axes[0]
-    places = [bar.get_x() + bar.get_width() for bar in axes.containers[1]]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[0, 1, 2, 3], [0, 4]]
+    assert axes.lines[1].get_ydata().tolist() == [10, 20]
+    assert not axes.patches  # bars would have to start at 0
     assert [each.get_text() for each in axes.get_xticklabels()] == [*row["layers"], "layer9"]
-    np.testing.assert_allclose(places, [0.4, 4.4])
     # With an earlier checkpoint the plot is of the course over training.
     figure = Figure()
     prediction_depth.draw(figure, [*rows, *({**row, "step": 6} for row in rows)])

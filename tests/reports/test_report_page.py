@@ -13,12 +13,22 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from seal_jax.cli import main
 from seal_jax.errors import UsageError
-from seal_jax.reports import compare, differences, evaluations, generations_html, write_report
+from seal_jax.reports import (
+    compare,
+    differences,
+    evaluations,
+    generations_html,
+    panels,
+    write_report,
+)
+from seal_jax.reports.grid import MEANING
 from seal_jax.reports.runs import read_all
+from seal_jax.reports.studies import settings
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -129,13 +139,14 @@ def test_command(seal, tmp_path, capsys):
     output = tmp_path / "new" / "report"
     assert main.run(["compare", str(seal), f"--output={output}"]) == main.OK
     printed = capsys.readouterr().out
-    assert "  1 │ 51.00 ± 1.41  54.00 ± 1.41  54.37" in printed
+    assert "  1 │ 50.00 to 52.00  53.00 to 55.00  54.37" in printed
     assert f"report: {output / 'report.html'}" in printed
     page = check(output / "report.html")
     assert page.ids == ["generations", "curves", "runs", "training_speed", "not-shown"]
     words = " ".join(page.words["generations"].split())
     assert "seal (2 seeds) last best paper" in words
-    assert "1 51.00 ± 1.41 54.00 ± 1.41 54.37 2 62.00 ± 2.83 64.00 ± 4.24 -" in words
+    assert "1 50.00 to 52.00 53.00 to 55.00 54.37 2 60.00 to 64.00 61.00 to 67.00 -" in words
+    assert MEANING in words
     assert "Gen=1, as the papers count" in words
     missing = page.words["not-shown"]
     for title in (
@@ -195,7 +206,7 @@ def test_top5_is_in_page_and_csv(seal, tmp_path):
     assert float(first["best_top5_mean"]) == pytest.approx(70)
     words = " ".join(Page(generations_html.markup(comparison)).words[""].split())
     assert "last best top-5 last top-5 best paper" in words
-    assert "1 51.00 ± 1.41 54.00 ± 1.41 85.00 ± 7.07 70.00 ± 0.00 54.37" in words
+    assert "1 50.00 to 52.00 53.00 to 55.00 80.00 to 90.00 70.00 to 70.00 54.37" in words
 
 
 def test_differences_of_settings(make_run):
@@ -242,6 +253,25 @@ def test_evaluations_of_two_runs(seal, make_run, margins, tmp_path):
     with Image.open(tmp_path / "out" / "margins.png") as image:
         assert image.format == "PNG"
     assert "Evaluations" not in page.words["not-shown"]
+
+
+def test_a_run_has_one_colour_whatever_others_were_evaluated(make_run, margins):
+    runs = [
+        make_run(name, test=[([0.5, 0.6], None)] * 2, method={"name": method})
+        for name, method in (("plain", "normal"), ("lw", "lw"), ("dsd", "dsd"))
+    ]
+    margins(runs[2], 80)
+    read = read_all(runs)
+    results, _ = evaluations.read(read)
+    ((section,), _) = evaluations.sections(results, read)
+    figure = Figure()
+    section.draw(figure)
+    assert figure.axes[0].get_lines()[0].get_color() == panels.COLOURS[2]
+    # And in the studies, which compare methods.
+    looks = settings.styles(settings.entries(read))
+    assert {name: look["color"] for name, look in looks.items()} == dict(
+        zip(("normal", "lw", "dsd"), panels.COLOURS, strict=False)
+    )
 
 
 def test_runs_without_checkpoints_are_not_stale(seal, margins):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from seal_jax.errors import UsageError
 from seal_jax.reports import curves, draw, draw_run, panels
@@ -72,15 +73,26 @@ def test_two_runs(seal, make_run, tmp_path, kept):
     assert above.get_title() == "resnet50 on tiny_imagenet"
 
 
-def test_band_is_one_sample_std(seal, tmp_path, kept):
+def test_band_is_the_interval_of_the_mean(make_run, tmp_path, kept):
+    test, validation = [0.50, 0.52, 0.57], [0.56, 0.62, 0.57]
+    one = {"seeds": 3, "generations": 1}
+    draw(make_run(test=[(test, test)], validation=[validation], train=one), tmp_path / "one.png")
+    band = kept[0].axes[1].collections[0].get_paths()[0].vertices
+    at_third = band[np.isclose(band[:, 0], 3)][:, 1]
+    ((low, high),) = [bar[:, 1] for bar in kept[0].axes[2].collections[0].get_segments()]
+    for ends, values in (((low, high), test), ((at_third.min(), at_third.max()), validation)):
+        values = 100 * np.array(values)
+        expected = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+        assert ends == pytest.approx(expected, rel=1e-4)
+    labels = " ".join(text.get_text() for text in kept[0].legends[0].get_texts())
+    assert "95 % interval over seeds" in labels
+
+
+def test_band_of_two_seeds_is_their_range(seal, tmp_path, kept):
     draw(seal, tmp_path / "one.png")
     band = kept[0].axes[1].collections[0].get_paths()[0].vertices
     at_third = band[np.isclose(band[:, 0], 3)][:, 1]
-    (low, high), _ = [bar[:, 1] for bar in kept[0].axes[2].collections[0].get_segments()]
-    assert (low, high) == (pytest.approx(51 - 2**0.5), pytest.approx(51 + 2**0.5))
-    # Validation of 56 and 62 %: mean 59, deviation 3 * sqrt(2).
-    assert at_third.min() == pytest.approx(59 - 3 * 2**0.5)
-    assert at_third.max() == pytest.approx(59 + 3 * 2**0.5)
+    assert (at_third.min(), at_third.max()) == pytest.approx((56, 62))
 
 
 def test_phases(seal, make_run):

@@ -6,10 +6,12 @@ import csv
 import math
 
 import pytest
+from scipy import stats
 
 from seal_jax.errors import UsageError
 from seal_jax.reports import compare
 from seal_jax.reports.generations import stat
+from seal_jax.reports.grid import MEANING, spread
 
 LONG = {"train": {"epochs_per_generation": 160}}
 
@@ -30,21 +32,32 @@ def test_validation_and_not_test_chooses(seal):
     comparison = compare([seal])
     assert comparison.columns[0].chosen == 0
     assert (
-        "Best generation of seal, by validation: Gen=1, best 54.00 ± 1.41." in comparison.as_text()
+        "Best generation of seal, by validation: Gen=1, best 53.00 to 55.00."
+        in comparison.as_text()
     )
 
 
 def test_text(seal):
     lines = compare(seal).as_text().splitlines()
-    assert lines[:6] == [
+    assert lines[:8] == [
         "Test accuracy (%) by generation: resnet50 on tiny_imagenet",
+        MEANING,
         "",
-        "    │           seal (2 seeds)",
-        "Gen │         last          best  paper",
-        "────┼──────────────────────────────────",
-        "  1 │ 51.00 ± 1.41  54.00 ± 1.41  54.37",
+        "    │             seal (2 seeds)",
+        "Gen │           last            best  paper",
+        "────┼──────────────────────────────────────",
+        "  1 │ 50.00 to 52.00  53.00 to 55.00  54.37",
+        "  2 │ 60.00 to 64.00  61.00 to 67.00      -",
     ]
-    assert lines[6] == "  2 │ 62.00 ± 2.83  64.00 ± 4.24      -"
+
+
+def test_plus_minus_is_half_the_interval_of_the_mean(make_run):
+    run = make_run(test=[([0.5, 0.51, 0.54], None)], train={"seeds": 3, "generations": 1})
+    low, high = stats.t.interval(0.95, 2, loc=155 / 3, scale=stats.sem([50, 51, 54]))
+    lines = compare(run).as_text().splitlines()
+    assert lines[1] == MEANING
+    assert lines[6].split(" │ ")[1].split("  ")[0] == f"51.67 ± {(high - low) / 2:.2f}"
+    assert "standard deviation" not in compare(run).as_text()
 
 
 def test_one_seed_has_no_std(make_run):
@@ -61,7 +74,7 @@ def test_no_validation_split_has_no_best(make_run):
     assert comparison.columns[0].chosen is None
     text = comparison.as_text()
     assert "nothing chooses one, as it has no validation split; the last, Gen=2," in text
-    assert "  2 │ 25.00 ± 0.00      -" in text
+    assert "  2 │ 25.00 to 25.00      -" in text
 
 
 def test_not_finished_is_marked(make_run):
@@ -86,7 +99,7 @@ def test_missing_generations_of_a_shorter_run(seal, make_run):
     short = make_run("short", test=[([0.3, 0.3], None)], train={"generations": 1})
     comparison = compare([seal, short])
     assert comparison.generations == [0, 1]
-    assert comparison.as_text().splitlines()[6].endswith("│            -      -")
+    assert comparison.as_text().splitlines()[7].endswith("│              -      -")
 
 
 def test_value_that_is_not_finite(make_run):
@@ -146,8 +159,9 @@ def test_many_generations_print_a_selection(make_run, tmp_path):
 def test_markdown(seal):
     lines = compare([seal]).as_markdown().splitlines()
     assert lines[0] == "**Test accuracy (%) by generation: resnet50 on tiny\\_imagenet**"
-    assert lines[3] == "| ---: | ---: | ---: | ---: |"
-    assert lines[4] == "| 1 | 51.00 ± 1.41 | 54.00 ± 1.41 | 54.37 |"
+    assert lines[2] == MEANING
+    assert lines[5] == "| ---: | ---: | ---: | ---: |"
+    assert lines[6] == "| 1 | 50.00 to 52.00 | 53.00 to 55.00 | 54.37 |"
 
 
 def test_csv_comes_back(seal, make_run, tmp_path):
@@ -181,3 +195,23 @@ def test_stat_of_three():
     # 1, 2 and 6 %: mean 3, squares 4 + 1 + 9 over 2.
     found = stat([0.01, 0.02, 0.06])
     assert (found.mean, found.std) == (pytest.approx(3), pytest.approx(math.sqrt(7)))
+
+
+@pytest.mark.parametrize(
+    ("values", "digits", "text"),
+    [
+        ([98.6111, 98.6111, 98.6111], 2, "98.61 ± 0.00"),
+        # As many digits as the interval has, and no zero with a sign.
+        ([-1e-3, 2e-3, 0.0], 1, "0.000 ± 0.004"),
+        ([-0.01, 0.0, 0.0], 1, "0.00 ± 0.01"),
+        ([4e-5, 5e-5, 6e-5], None, "(5.0 ± 2.5)e-5"),
+        ([-0.004], 1, "-0.00400"),
+        ([-0.0], 1, "0.0"),
+        ([1.0, 2.0], 1, "1.0 to 2.0"),
+        ([2.0, 1.0], None, "1.00 to 2.00"),
+        ([1234.5, 1300.0, 1250.0], None, "1262 ± 85"),
+        ([1.0, float("nan"), 2.0], 2, "not finite"),
+    ],
+)
+def test_text_of_mean_and_interval(values, digits, text):
+    assert spread(values).text(digits) == text

@@ -145,6 +145,19 @@ def test_a_start_that_was_killed_while_it_wrote_the_settings(tmp_path):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
+def test_a_folder_that_another_process_trains_in_is_refused(runs, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(runs.reference(CALLS), workdir)
+    with workdirs.locked(workdir / "config.json", "--workdir"):
+        error = only_error(runs.finish(workdir, CALLS, code=main.USAGE))
+    assert error == (
+        f"error: --workdir={workdir} is in use by another process; wait until it ends, or give another "
+        "--workdir"
+    )
+    with workdirs.locked(workdir / "config.json", "--workdir"):
+        pass  # nothing is held any more
+
+
 def only_error(stderr):
     """Return the one error among what was printed; the rest is how far the run came."""
     assert "Traceback" not in stderr

@@ -76,7 +76,11 @@ def source_of(subject: Subject, networks: Sequence[Network]) -> Source:
 
 
 def target(
-    subject: Subject, name: str | None, image_size: int, validation_fraction: float
+    subject: Subject,
+    name: str | None,
+    image_size: int,
+    validation_fraction: float,
+    test_fraction: float,
 ) -> data.Dataset:
     """Return the data to adapt a run's network to, in its number of channels.
 
@@ -85,6 +89,7 @@ def target(
       name: of the data set; None for the run's own, with the validation split that it has.
       image_size: side; 0 for the size of the run's images.
       validation_fraction: held out of the training images, stratified by class.
+      test_fraction: held out to test on where the data set has no test split.
     """
     own, fields = subject.dataset, subject.settings.data
     if name is None and not image_size:
@@ -105,6 +110,7 @@ def target(
         data_dir=fields.data_dir or None,
         train_split=fields.train_split if mine else "train",
         test_split=(fields.test_split or None) if mine else None,
+        test_fraction=test_fraction,
         label=(fields.label or None) if mine else None,
         image_size=image_size or (height, width),
         channels=channels,

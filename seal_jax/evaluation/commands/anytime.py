@@ -43,6 +43,8 @@ class Options:
       batch_size: images a step, as many of each class; 0 for one of each.
       image_size: side that images are resized to; 0 for that of the run's images.
       validation_fraction: held out of the training images, unless they are the run's own.
+      test_fraction: share of its images that a data set without a test split is tested on, stratified
+        by class.
       flip: random horizontal flip.
     """
 
@@ -65,6 +67,7 @@ class Options:
     batch_size: int = 0
     image_size: int = 0
     validation_fraction: float = 0.05
+    test_fraction: float = 0.2
     flip: bool = True
 
     def __post_init__(self):
@@ -83,9 +86,9 @@ class Options:
             check_number(f"--{field}", value, lambda v: 0 < v < float("inf"), "be positive")
         if self.beta is not None:
             check_number("--beta", self.beta, lambda v: 0 < v < float("inf"), "be positive")
-        check_number(
-            "--validation-fraction", self.validation_fraction, lambda v: 0 < v < 1, "lie in (0, 1)"
-        )
+        for field in ("validation_fraction", "test_fraction"):
+            flag = field.replace("_", "-")
+            check_number(f"--{flag}", getattr(self, field), lambda v: 0 < v < 1, "lie in (0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +174,11 @@ def _adapted(subject: Subject, options: Options) -> list[_Plan]:
     from seal_jax.evaluation.commands import adaptation
 
     target = adaptation.target(
-        subject, options.dataset, options.image_size, options.validation_fraction
+        subject,
+        options.dataset,
+        options.image_size,
+        options.validation_fraction,
+        options.test_fraction,
     )
     groups: dict[tuple[int, str], list[Network]] = {}
     for network in subject.networks:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GROUP = ("run", "step", "weights", "system")
 # Checkpoints in the table, beside the end.
 COLUMNS = 4
+MARKS = ".sD^vPX*"
 
 # Table 1: by target, system and alpha (none where the paper names no rate), top-1 and top-5 error in
 # % and the distance travelled.
@@ -81,7 +82,6 @@ def table(rows: Sequence[Record]) -> Table:
             "the same of the state that training is in; |W|: Frobenius norm of its new head.",
             *_deviations(rows),
             _SETTING if beside else f"{_SETTING} {_ALL}",
-            "±: half the 95 % interval of the mean over seeds (Student's t).",
         ),
     )
 
@@ -150,21 +150,23 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """
     axes = figure.subplots(len(PANELS), 1, sharex=True)
     groups = grouped(rows, GROUP)
+    styles, runs = panels.run_styles(rows), [group[0] for group in groups]
     for index, (group, label) in enumerate(_labels(rows).items()):
         by_tau = sorted(grouped(groups[group], ("tau",)).items())
         taus = np.array([tau for (tau,), _ in by_tau])
-        look = panels.style(index)
+        # Of several runs each has its colour, and its systems differ in their marks.
+        several = len(styles) > 1
+        look = styles[group[0]] if several else panels.style(index)
+        mark = MARKS[runs[:index].count(group[0]) % len(MARKS)] if several else "."
         for each, (name, _, scale) in zip(axes, PANELS, strict=True):
-            found = [spread([row.get(name, np.nan) for row in own]) for _, own in by_tau]
-            middle = scale * np.array([each_tau.mean for each_tau in found])
-            half = scale * np.array([each_tau.interval or 0.0 for each_tau in found])
-            each.plot(taus, middle, label=label, linewidth=1.4, marker=".", markersize=4, **look)
+            values = [[scale * row.get(name, np.nan) for row in own] for _, own in by_tau]
+            mean, low, high = panels.over_seeds(values)
+            each.plot(taus, mean, label=label, linewidth=1.4, marker=mark, markersize=4, **look)
             if name.startswith("adp"):  # and of the state that training is in
                 current = {"adp": "test", "adp_source": "source"}[name]
                 means = [np.mean([row.get(current, np.nan) for row in own]) for _, own in by_tau]
                 each.plot(taus, scale * np.array(means), ":", color=look["color"], linewidth=1)
-            if half.any():
-                low, high = middle - half, middle + half
+            if len(values[0]) > 1:
                 if scale == 100:  # a band over no more than an accuracy can be
                     low, high = low.clip(0), high.clip(max=100)
                 colour = look["color"]

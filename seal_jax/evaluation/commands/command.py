@@ -20,7 +20,7 @@ from seal_jax.evaluation.commands.ledger import Ledger
 from seal_jax.reports.section import drawable
 
 EVALUATIONS = "evaluations"
-UNITS, RESULTS = "units.jsonl", "results.json"
+UNITS, RESULTS, LOCK = "units.jsonl", "results.json", ".lock"
 
 
 def add_arguments(to: argparse.ArgumentParser, kind: str | None) -> None:
@@ -116,9 +116,11 @@ def evaluate(
       The rows, which ``results.json`` holds too.
 
     Raises:
-      UsageError: whatever is wrong with the input, or a folder that cannot be written.
+      UsageError: whatever is wrong with the input, or a folder that cannot be written or that another
+        process writes to.
     """
     from seal_jax.evaluation.commands.subject import Subject
+    from seal_jax.training import workdir as workdirs
     from seal_jax.training.progress import Progress
 
     subject = Subject(folder, weights=weights, steps=steps)
@@ -132,14 +134,15 @@ def evaluate(
     # Input that cannot be used is found first, and leaves no file.
     _check_writable(output)
     units = kind.units(subject, options)
-    ledger = Ledger(output / UNITS, header, overwrite=overwrite)
-    left = [unit for unit in units if unit.key not in ledger.records]
-    with Progress(len(units), initial=len(units) - len(left), unit="part") as progress:
-        for number, unit in enumerate(left, len(units) - len(left) + 1):
-            ledger.keep(unit.key, unit.run())
-            progress.update(number)
-    rows = kind.rows([ledger.records[unit.key] for unit in units])
-    write(kind, header, rows, output)
+    with workdirs.locked(output / LOCK, "--output"):
+        ledger = Ledger(output / UNITS, header, overwrite=overwrite)
+        left = [unit for unit in units if unit.key not in ledger.records]
+        with Progress(len(units), initial=len(units) - len(left), unit="part") as progress:
+            for number, unit in enumerate(left, len(units) - len(left) + 1):
+                ledger.keep(unit.key, unit.run())
+                progress.update(number)
+        rows = kind.rows([ledger.records[unit.key] for unit in units])
+        write(kind, header, rows, output)
     return rows
 
 

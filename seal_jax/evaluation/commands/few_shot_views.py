@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from seal_jax.evaluation.commands import targets
 from seal_jax.evaluation.commands.kind import Record
 from seal_jax.reports import panels
@@ -93,7 +95,7 @@ def table(rows: Sequence[Record]) -> Table:
         seeds = list(dict.fromkeys(row["seed"] for row in own))
         lines = [(str(seed), [row for row in own if row["seed"] == seed]) for seed in seeds]
         if len(seeds) > 1:
-            lines.append((f"mean of {len(seeds)}", own))
+            lines.append((f"{len(seeds)} seeds", own))
         for label, mine in lines:
             line = [str(run), weights, str(step), label, HEADS[head], str(shots)]
             for name in names:
@@ -105,14 +107,14 @@ def table(rows: Sequence[Record]) -> Table:
             cells.append(line)
     first = rows[0]
     notes = [
-        f"Accuracy in % of {first['ways']}-way episodes ({first['episodes']} of each kind). ±: half "
-        "the 95 % interval, of one seed over its episodes (1.96 standard errors), of several over "
-        "the seeds (Student's t).",
+        f"Accuracy in % of {first['ways']}-way episodes ({first['episodes']} of each kind). In "
+        "brackets: the 95 % interval of one network over its episodes (1.96 standard errors).",
     ]
     if known:
         notes.append(
             "paper: SEAL paper, Tables 4 and 5, the row of the same method; ResNet-50 trained on "
-            "Tiny-ImageNet (64x64) for 10 generations of 160 epochs, Normal for one. Here: "
+            "Tiny-ImageNet (64x64) for 10 generations of 160 epochs, Normal for one. Its ± is half "
+            "the 95 % interval over 600 episodes. Here: "
             f"{targets.settings_of(rows)}."
         )
     diverged = sum(row["diverged"] for row in rows)
@@ -127,7 +129,8 @@ def _accuracy(own: Sequence[Record]) -> str:
         return spread([row["accuracy"] for row in own]).text(scale=100)
     if not own:
         return MISSING
-    return f"{100 * own[0]['accuracy']:.2f} ± {100 * own[0]['interval']:.2f}"
+    mean, half = 100 * own[0]["accuracy"], 100 * own[0]["interval"]
+    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
@@ -146,23 +149,22 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             if line == len(kinds) - 1:
                 axes.set_xticks(range(len(shots)), [str(each) for each in shots])
                 axes.set_xlabel("images a class")
-        panes[line][0].set_ylabel(f"accuracy, %\n{weights} weights")
+        panes[line][0].set_ylabel(f"accuracy, %, {weights} weights\nmean, 95 % interval")
     targets.legend(figure, panes)
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> None:
-    for index, ((run,), mine) in enumerate(grouped(rows, ("run",)).items()):
-        colour = panels.style(index)["color"]
+    styles = panels.run_styles(rows)
+    for (run,), mine in grouped(rows, ("run",)).items():
+        colour = styles[run]["color"]
         for (head,), own in grouped(mine, ("head",)).items():
             by_shots = grouped(own, ("shots",))
-            # Side by side, so that both bars are seen.
-            shift = -0.04 if head == "linear" else 0.04
             place = [shots.index(each) for (each,) in by_shots]
-            found = [_point(each) for each in by_shots.values()]
+            points = 100 * np.array([_point(each) for each in by_shots.values()]).T
             axes.errorbar(
-                [each + shift for each in place],
-                [100 * mean for mean, _ in found],
-                [100 * bar for _, bar in found],
+                place,
+                points[0],
+                panels.bars(points),
                 color=colour,
                 linestyle="-" if head == "linear" else "--",
                 marker="o" if head == "linear" else "s",
@@ -171,10 +173,8 @@ def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> Non
                 elinewidth=1.0,
                 label=f"{run}, {HEADS[head]}",
             )
-            theirs = [
-                (shots.index(each) + shift, paper(own[0])) for (each,), own in by_shots.items()
-            ]
-            numbers = [(x, found[0]) for x, found in theirs if found]
+            theirs = [(shots.index(each), paper(own[0])) for (each,), own in by_shots.items()]
+            numbers = [(x, published[0]) for x, published in theirs if published]
             if numbers:
                 axes.plot(
                     *zip(*numbers, strict=True),
@@ -192,12 +192,13 @@ def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> Non
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _point(own: Sequence[Record]) -> tuple[float, float]:
-    """Return accuracy and bar: half the interval over episodes, or the deviation over seeds."""
+def _point(own: Sequence[Record]) -> tuple[float, float, float]:
+    """Return accuracy and ends of its interval: of one seed over episodes, of several over seeds."""
     if len(own) == 1:
-        return own[0]["accuracy"], own[0]["interval"]
-    found = spread([row["accuracy"] for row in own])
-    return found.mean, found.std or 0.0
+        mean, half = own[0]["accuracy"], own[0]["interval"]
+        return mean, mean - half, mean + half
+    mean, _, _, low, high = spread([row["accuracy"] for row in own])
+    return mean, low, high
 
 
 def size(rows: Sequence[Record]) -> tuple[float, float]:

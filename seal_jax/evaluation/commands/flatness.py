@@ -114,8 +114,8 @@ def table(rows: Sequence[Record]) -> Table:
         ("run", "weights", "step", "seeds", "train acc. %", *(f"{sigma:g}" for sigma in sigmas)),
         cells,
         (
-            "Smaller is flatter. Mean over draws of noise; ±: half the 95 % interval over seeds. "
-            "The LW paper shows this as a plot, without numbers.",
+            "Smaller is flatter. Mean over draws of noise. The LW paper shows this as a plot, without "
+            "numbers.",
             "Networks whose weights differ in size feel the same noise differently: BatchNorm makes "
             "the size of a kernel meaningless, not that of the noise.",
         ),
@@ -124,25 +124,25 @@ def table(rows: Sequence[Record]) -> Table:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the change of training accuracy against the deviation, best and last side by side."""
-    found = grouped(rows, ("weights",))
+    found, styles = grouped(rows, ("weights",)), panels.run_styles(rows)
     axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for each, ((weights,), own) in zip(axes, found.items(), strict=True):
-        for index, ((run,), mine) in enumerate(grouped(own, ("run",)).items()):
+        for (run,), mine in grouped(own, ("run",)).items():
             newest = max(row["step"] for row in mine)
             chosen = [row for row in mine if row["step"] == newest]
             lines = 100 * np.array([_change(row) for row in chosen])
             sigmas = chosen[0]["sigmas"]
-            style = panels.style(index)
-            each.plot(sigmas, lines.mean(0), label=run, linewidth=1.4, marker=".", **style)
+            style = styles[run]
+            mean, low, high = panels.over_seeds(lines.T)
+            each.plot(sigmas, mean, label=run, linewidth=1.4, marker=".", **style)
             if len(lines) > 1:
-                low, high = np.min(lines, axis=0), np.max(lines, axis=0)
                 each.fill_between(sigmas, low, high, color=style["color"], alpha=0.2, linewidth=0)
         each.set_xscale("log")
         each.set_title(f"{weights} weights")
         each.set_xlabel("sigma of the noise")
         each.grid(axis="y", color="#dddddd", linewidth=0.6)
         each.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("training accuracy lost, points\n(mean and range over seeds)")
+    axes[0].set_ylabel(f"training accuracy lost, points\n{panels.BAND}")
     axes[0].legend(frameon=False)
 
 

@@ -199,8 +199,7 @@ def table(rows: Sequence[Record]) -> Table:
         f"ξ*: median distance of a mini-batch's minimum against its gradient (PoF paper, eq. 2; "
         f"{row['weak_batch_size']} images), without the rejected, whose loss falls without end.",
         pof.loss_note(rows),
-        "Inference mode, no augmentation. ±: half the 95 % interval of the mean over seeds "
-        "(Student's t).",
+        "Inference mode, no augmentation.",
         "paper: the peak of the test distribution of ξ* lies at roughly twice that of the training "
         "distribution, on toy data with an MLP (Figure 2 b). Figure 5: PoF has peaks of g'Hg about "
         "half as large as SAM's, on training and test images (WRN-28-10, CIFAR-10, 400 batches).",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,31 +18,33 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 Runs = Mapping[tuple[str, ...], Sequence[Record]]
+Styles = Mapping[str, Mapping[str, Any]]
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw counts, distances, and the curvatures of both splits, one row of panels for weights."""
     rows = newest(rows)
-    found = grouped(rows, ("weights",))
+    found, styles = grouped(rows, ("weights",)), panels.run_styles(rows)
     grid = figure.subplots(len(found), 4, squeeze=False)
     for line, ((weights,), own) in zip(grid, found.items(), strict=True):
         runs = grouped(own, ("run",))
-        _counts(line[0], runs)
+        _counts(line[0], runs, styles)
         line[0].set_title(f"{weights} weights: strongest eigenvector")
-        _distances(line[1], runs)
+        _distances(line[1], runs, styles)
         line[1].set_title("ξ*: training filled, test dashed")
         for axes, split in zip(line[2:], SPLITS, strict=True):
             values = _values(own, split, "curvatures")
             # A few outliers would leave the others in one bin: they are counted in the last.
             top = float(np.quantile(values, 0.99)) if len(values) else 1.0
-            edges = np.linspace(0, top or 1.0, 41)
+            edges = np.linspace(min(0.0, np.min(values, initial=0.0)), top or 1.0, 41)
             groups = [
-                (run, _values(mine, split, "curvatures"), panels.style(index))
-                for index, ((run,), mine) in enumerate(runs.items())
+                (run, _values(mine, split, "curvatures"), styles[run])
+                for (run,), mine in runs.items()
             ]
             pof.histogram(axes, groups, edges)
             axes.set_title(f"g'Hg, {split} images")
-            axes.set_xlabel("curvature along the gradient")
+            beyond = f"\n(last bin: all from {edges[-2]:.3g} up)" if (values > top).any() else ""
+            axes.set_xlabel(f"curvature along the gradient{beyond}")
             axes.set_ylabel("share of the mini-batches")
     grid[0][-1].legend(frameon=False)
 
@@ -54,27 +56,27 @@ def _values(rows: Sequence[Record], split: str, name: str) -> np.ndarray:
     )
 
 
-def _counts(axes: Axes, runs: Runs) -> None:
+def _counts(axes: Axes, runs: Runs, styles: Styles) -> None:
     width = 0.8 / len(runs)
     for index, ((run,), mine) in enumerate(runs.items()):
         counts = np.sum([row["counts"] for row in mine if row["split"] == "train"], axis=0)
         place = np.arange(1, len(counts) + 1) + width * (index - (len(runs) - 1) / 2)
-        axes.bar(place, counts, width, color=panels.style(index)["color"], label=run)
+        axes.bar(place, counts, width, color=styles[run]["color"], label=run)
     axes.set_xticks(np.arange(1, len(counts) + 1))
     axes.set_xlabel("eigenvector, the largest eigenvalue first")
     axes.set_ylabel("training mini-batches")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _distances(axes: Axes, runs: Runs) -> None:
+def _distances(axes: Axes, runs: Runs, styles: Styles) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     values = [_values(mine, split, "distances") for mine in runs.values() for split in SPLITS]
     positive = np.concatenate(values)
     if len(positive):
         edges = pof.log_edges(positive)
-        for index, ((run,), mine) in enumerate(runs.items()):
-            style = panels.style(index)
+        for (run,), mine in runs.items():
+            style = styles[run]
             for split, dashes in (("train", "-"), ("test", "--")):
                 share = pof.shares(_values(mine, split, "distances"), edges)
                 look = {"color": style["color"], "linestyle": dashes}

@@ -109,7 +109,6 @@ def _notes(rows: Sequence[Record], parts: set[str], known: bool) -> list[str]:
             "(64x64). It names neither the number of images in a mini-batch nor that of "
             "eigenvalues; maxima grow as mini-batches shrink."
         )
-    notes.append("±: half the 95 % interval of the mean over seeds (Student's t).")
     return notes
 
 
@@ -150,13 +149,16 @@ def _draw_density(axes: Axes, rows: Sequence[Record]) -> None:
     high = max(max(row["nodes"]) for row in rows)
     width = (high - low) or 1.0
     grid = np.linspace(low - 0.05 * width, high + 0.05 * width, 600)
+    highest = 0.0
     for index, (run, own) in _runs(rows):
         lines = np.array([density_of(row).on_grid(grid, _SIGMA * width) for row in own])
         axes.plot(grid, lines.mean(0), label=run, linewidth=1.2, **panels.style(index))
+        highest = max(highest, float(np.max(lines.mean(0))))
     axes.set_yscale("log")
     # One eigenvalue among all of them is as little as there is to be seen.
     least = min(1 / row["parameters"] for row in rows) / (_SIGMA * width * np.sqrt(2 * np.pi))
-    axes.set_ylim(bottom=0.05 * least)
+    # A margin over all decades that a density falls through would leave the axis mostly empty.
+    axes.set_ylim(0.05 * least, 3 * max(highest, least))
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("density")
 
@@ -199,7 +201,7 @@ def _draw_trace(axes: Axes, rows: Sequence[Record]) -> None:
 
 def _runs(rows: Sequence[Record]) -> list[tuple[int, tuple[str, Any]]]:
     return [
-        (index, (str(run), own))
+        (own[0].get("index", index), (str(run), own))
         for index, ((run,), own) in enumerate(grouped(rows, ("run",)).items())
     ]
 

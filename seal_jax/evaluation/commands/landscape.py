@@ -218,8 +218,7 @@ def table(rows: Sequence[Record]) -> Table:
         "is. v'Hv: curvature of the test loss along it. Train ΔL: the same of the training loss.",
         "No minimum: seeds whose test loss falls without end along it; they are left out of ΔL.",
         pof.loss_note(rows),
-        f"Inference mode, no augmentation, {' or '.join(map(str, some))} training images. ±: half "
-        "the 95 % interval of the mean over seeds (Student's t).",
+        f"Inference mode, no augmentation, {' or '.join(map(str, some))} training images.",
         "The PoF paper (Figure 1 c, d) shows these for a toy MLP, without numbers.",
     ]
     loose = sum(not row["converged"] for row in rows)

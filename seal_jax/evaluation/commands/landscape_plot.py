@@ -24,11 +24,11 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     rows = [row for row in newest(rows) if row["rank"] == 1]
     parts = list(dict.fromkeys(row["part"] for row in rows))
     sliced = [*[part for part in parts if part != WHOLE][-1:], WHOLE]
-    found = grouped(rows, ("weights",))
+    found, styles = grouped(rows, ("weights",)), panels.run_styles(rows)
     grid = figure.subplots(len(found), 1 + len(sliced), squeeze=False)
     for line, ((weights,), own) in zip(grid, found.items(), strict=True):
-        for index, ((run,), mine) in enumerate(grouped(own, ("run",)).items()):
-            style = panels.style(index)
+        for (run,), mine in grouped(own, ("run",)).items():
+            style = styles[run]
             means = [_mean([row["increment"] for row in mine if row["part"] == p]) for p in parts]
             line[0].plot(parts, means, marker="o", markersize=4, label=run, **style)
             for axes, part in zip(line[1:], sliced, strict=True):

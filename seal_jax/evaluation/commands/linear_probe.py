@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seal_jax import data
-from seal_jax.errors import UsageError, nearest
+from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.evaluation import linear_probe
 from seal_jax.evaluation.commands import linear_probe_views as views
 from seal_jax.evaluation.commands import targets
@@ -35,6 +35,8 @@ class Options:
       crop_padding: pixels around the image, for "crop_flip".
       image_size: side of the images; "none" for the run's own.
       normalisation: name of channel statistics, such as "imagenet"; left out, the run's.
+      test_fraction: share of its images that a data set without a test split is scored on, stratified
+        by class and the same for every network; the rest are trained on.
       features: what the classifier sees, the input of the network's own or the output of a block,
         averaged over the image.
       seed: of the classifier's first weights and of the order of the images.
@@ -55,6 +57,7 @@ class Options:
     crop_padding: int = 4
     image_size: int | None = None
     normalisation: str = ""
+    test_fraction: float = 0.2
     features: str = "features"
     seed: int = 0
     feature_batch_size: int = 256
@@ -66,6 +69,8 @@ class Options:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UsageError(f"--{field.replace('_', '-')}={value} must be at least 1")
+        share = self.test_fraction
+        check_number("--test-fraction", share, lambda v: 0 < v < 1, "be between 0 and 1")
         self.protocol()
 
     def protocol(self) -> linear_probe.Protocol:
@@ -84,13 +89,12 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
             f"{nearest(options.features, known)}"
         )
     augmentation = _augmentation(options, shape)
-    for name in options.datasets:
-        targets.check_prepared(subject, name)
+    complete = {name: targets.has_test_split(subject, name) for name in options.datasets}
     model = resized(subject.model, shape)
 
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Dataset:
-        return targets.transfer_set(subject, name, shape[:2])
+        return targets.transfer_set(subject, name, shape[:2], options.test_fraction)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         images = shown_as.from_theirs(images) if options.normalisation else images
@@ -122,6 +126,7 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
             "dataset": name,
             "train_images": len(train),
             "test_images": len(test),
+            "held_out": not complete[name],
             "classes": dataset.num_classes,
             "accuracy": float(found.accuracies[found.best]),
             "learning_rate": options.learning_rates[found.best],

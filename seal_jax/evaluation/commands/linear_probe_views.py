@@ -66,7 +66,7 @@ def table(rows: Sequence[Record]) -> Table:
     header = ("run", "weights", "step", "seeds", "data set", "best", *(["paper"] if known else []))
     notes = [
         "Test accuracy in %; best: of the learning rates, by test accuracy as in the paper, for each "
-        "seed. ±: half the 95 % interval of the mean over seeds (Student's t)."
+        "seed."
     ]
     if known:
         notes.append(
@@ -74,6 +74,17 @@ def table(rows: Sequence[Record]) -> Table:
             "the same method, trained on Tiny-ImageNet (64x64) for 10 generations of 160 epochs, "
             "Normal for one. Its image size, augmentation and batch size are not given. Here: "
             f"{targets.settings_of(rows)}."
+        )
+    parts = {
+        f"{targets.paper_name(row['dataset'])} ({row['test_images']} of "
+        f"{row['train_images'] + row['test_images']})"
+        for row in rows
+        if row.get("held_out")
+    }
+    if parts:
+        notes.append(
+            "Without a test split, so scored on images held out of all that it has, stratified by "
+            f"class: {', '.join(sorted(parts))}."
         )
     diverged = sorted({rate for row in rows for rate in row.get("diverged", ())}, reverse=True)
     if diverged:
@@ -99,14 +110,14 @@ def _of_rate(own: Sequence[Record], rate: float) -> str:
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
-    """Draw bars by data set with the deviation over seeds, the paper's as marks; a panel a weights."""
+    """Draw bars by data set with intervals over seeds, the paper's as marks; a panel per weights."""
     rows = newest(rows)
     kinds = grouped(rows, ("weights",))
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     panes = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
     for axes, ((weights,), own) in zip(panes, kinds.items(), strict=True):
         _draw_bars(axes, own, names)
-        axes.set_ylabel(f"test accuracy, %\n{weights} weights")
+        axes.set_ylabel(f"test accuracy, %, {weights} weights\n{panels.BAND}", fontsize=9)
     targets.legend(figure, panes)
 
 
@@ -114,16 +125,17 @@ def _draw_bars(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> None
     runs = grouped(rows, ("run",))
     width = 0.8 / len(runs)
     marks: list[tuple[float, float]] = []
+    styles = panels.run_styles(rows)
     for index, ((run,), own) in enumerate(runs.items()):
         for number, ((name,), mine) in enumerate(grouped(own, ("dataset",)).items()):
             place = names.index(name) + (index - (len(runs) - 1) / 2) * width
-            found = spread([row["accuracy"] for row in mine])
+            points = panels.over_seeds([[100 * row["accuracy"] for row in mine]])
             axes.bar(
                 place,
-                100 * found.mean,
+                points[0],
                 0.92 * width,
-                yerr=None if found.std is None else 100 * found.std,
-                color=panels.style(index)["color"],
+                yerr=panels.bars(points) if len(mine) > 1 else None,
+                color=styles[run]["color"],
                 ecolor="#444444",
                 label=run if number == 0 else None,
             )

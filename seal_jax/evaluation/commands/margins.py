@@ -100,32 +100,31 @@ def table(rows: Sequence[Record]) -> Table:
             "images are not augmented, so the accuracy is not that of the training's log.",
             "size of weights: norm of a sample of classifier inputs times that of its weights "
             "(LW paper, appendix D).",
-            "±: half the 95 % interval of the mean over seeds (Student's t). The LW paper shows "
-            "these as plots, without numbers.",
+            "The LW paper shows these as plots, without numbers.",
         ),
     )
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the smallest margins in ascending order, one line a run, best and last side by side."""
-    found = grouped(rows, ("weights",))
+    found, styles = grouped(rows, ("weights",)), panels.run_styles(rows)
     axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for each, ((weights,), own) in zip(axes, found.items(), strict=True):
-        for index, ((run,), mine) in enumerate(grouped(own, ("run",)).items()):
+        for (run,), mine in grouped(own, ("run",)).items():
             newest = max(row["step"] for row in mine)
             lines = np.array([row["smallest"] for row in mine if row["step"] == newest])
             rank = np.arange(1, lines.shape[1] + 1)
-            style = panels.style(index)
-            each.plot(rank, lines.mean(0), label=run, linewidth=1.4, **style)
+            style = styles[run]
+            mean, low, high = panels.over_seeds(lines.T)
+            each.plot(rank, mean, label=run, linewidth=1.4, **style)
             if len(lines) > 1:
-                low, high = np.min(lines, axis=0), np.max(lines, axis=0)
                 each.fill_between(rank, low, high, color=style["color"], alpha=0.2, linewidth=0)
         each.axhline(0, color="#888888", linewidth=0.7)
         each.set_title(f"{weights} weights")
         each.set_xlabel("rank of the training image")
         each.grid(axis="y", color="#dddddd", linewidth=0.6)
         each.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("margin (mean and range over seeds)")
+    axes[0].set_ylabel(f"margin\n{panels.BAND}")
     axes[-1].legend(frameon=False)
 
 

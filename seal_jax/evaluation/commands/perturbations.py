@@ -250,7 +250,6 @@ def table(rows: Sequence[Record]) -> Table:
             "SGD: the learning rate times the gradient's norm. SAM: the classifier's part of the "
             "perturbation of all parameters, of radius rho. PoF: gamma times the distance of the "
             "mini-batch's minimum; rejected: those whose loss falls without end, left out.",
-            "±: half the 95 % interval of the mean over seeds (Student's t).",
             "The PoF paper (Figure 6: WRN-28-10, CIFAR-10, each measure on the run of its own "
             "method) has PoF a few orders of magnitude above SAM, and SAM far above SGD at 1.6e-4.",
         ),
@@ -259,7 +258,7 @@ def table(rows: Sequence[Record]) -> Table:
 
 KIND = Kind(
     name="perturbations",
-    summary="sizes of the classifier's perturbations in SGD, SAM and PoF",
+    summary="sizes of the classifier's perturbations by one mini-batch",
     source="PoF paper, Figure 6",
     options=Options,
     units=units,

@@ -30,6 +30,7 @@ def _measure_of(method: str) -> str:
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw histograms on a log axis: all three of one run, or of several each its own."""
     rows = newest(rows)
+    styles = panels.run_styles(rows)
     several = len({row["run"] for row in rows}) > 1
     if several:
         rows = [row for row in rows if own_mark(row)]
@@ -42,13 +43,14 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             (
                 f"{run}: {MEASURES[measure]}" if several else MEASURES[measure],
                 np.array([size for row in mine for size in row["sizes"] if size]),
-                panels.style(index),
+                styles[run] if several else panels.style(index),
             )
             for index, ((run, measure), mine) in enumerate(grouped(own, ("run", "measure")).items())
         ]
         pof.histogram(axes, groups, edges)
         axes.set_xscale("log")
-        axes.set_title(f"{weights} weights")
+        shown = dict.fromkeys(MEASURES[row["measure"]] for row in own)
+        axes.set_title(f"{', '.join(shown)}, {weights} weights")
         axes.set_ylabel("share of the mini-batches")
         axes.set_xlabel("‖δθ‖₂, size of the classifier's perturbation")
     grid[0][0].legend(frameon=False)

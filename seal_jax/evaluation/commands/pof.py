@@ -155,17 +155,13 @@ def numbers(values: Any) -> list[float | None]:
 
 
 def short(values: Iterable[float | None], scale: float = 1.0) -> str:
-    """Return the mean over seeds with half its 95 % interval, in three digits.
+    """Return mean and interval over the seeds that have a value, in as many digits as these allow.
 
-    >>> short([0.00012345]), short([1.0, 3.0]), short([None])
-    ('0.000123', '2 ± 13', '-')
+    >>> short([0.00012345]), short([1.0, 2.0, 3.0]), short([None])
+    ('1.23e-4', '2.0 ± 2.5', '-')
     """
-    known = [value * scale for value in values if value is not None]
-    if not known:
-        return MISSING
-    found = spread(known)
-    mean = f"{found.mean:.3g}"
-    return mean if found.interval is None else f"{mean} ± {found.interval:.2g}"
+    known = [value for value in values if value is not None]
+    return spread(known).text(None, scale) if known else MISSING
 
 
 def log_edges(values: np.ndarray, bins: int = 60) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from seal_jax import data
+from seal_jax.data import sources
 from seal_jax.data.catalogue import DATA_SETS
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.commands.options import shown
@@ -143,13 +144,28 @@ def check_prepared(subject: Subject, name: str) -> None:
     open_prepared(name, subject.settings.data.data_dir or None)
 
 
-def transfer_set(subject: Subject, name: str, size: tuple[int, int]) -> data.Dataset:
-    """Return training and test images of ``(height, width)``, with nothing held out."""
+def has_test_split(subject: Subject, name: str) -> bool:
+    """Return whether a data set has a test split; without, a part of its images is held out.
+
+    Raises:
+      UsageError: as :func:`check_prepared`.
+    """
+    from seal_jax.data.preparation import open_prepared
+
+    builder = open_prepared(name, subject.settings.data.data_dir or None)
+    return sources.default_test_split(builder) is not None
+
+
+def transfer_set(
+    subject: Subject, name: str, size: tuple[int, int], test_fraction: float | None = None
+) -> data.Dataset:
+    """Return training and test images of ``(height, width)``, with nothing held out for validation."""
     return data.load(
         name,
         data_dir=subject.settings.data.data_dir or None,
         image_size=size,
         channels=subject.channels,
+        test_fraction=test_fraction,
         validation_fraction=0.0,
     )
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seal_jax.reports import panels
 from seal_jax.reports.grid import Table, spread
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 
 TITLE = "Accuracy against compute budget"
 ACROSS = 2
+Styles = Mapping[str, Mapping[str, Any]]
 
 
 class Point(NamedTuple):
@@ -75,7 +74,7 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         "Figures 4 and 9); the baseline, which trains once, stands where its steps are as many in "
         "all. A round that ends early by validation takes fewer steps than its budget.",
         tables=[Table("Test accuracy (%) by budget", (*header, "mean", "std", "seeds"), lines)],
-        draw=lambda figure: _draw(figure, found),
+        draw=lambda figure: _draw(figure, found, grouping.styles(entries)),
         size=(4.2 * min(len(found), ACROSS) + 2.4, 3.4 * -(-len(found) // ACROSS)),
         describe="Test accuracy against training steps per round, a line a method.",
     )
@@ -129,46 +128,43 @@ def _numbers(scores: Sequence[float]) -> list[str]:
     return [f"{100 * found.mean:.2f}", std, str(len(scores))]
 
 
-def _draw(figure: Figure, found: Sequence[Panel]) -> None:
+def _draw(figure: Figure, found: Sequence[Panel], styles: Styles) -> None:
     methods = list(dict.fromkeys(point.method for panel in found for point in panel.points))
     across = min(len(found), ACROSS)
     grid = list(figure.subplots(-(-len(found) // across), across, squeeze=False).flat)
     for axes, panel in zip(grid, found, strict=False):
-        for index, method in enumerate(methods):
+        for method in methods:
             for weights in grouping.WEIGHTS:
-                _line(axes, panel, method, weights, index)
+                _line(axes, panel, method, weights, styles[method])
         axes.set_title(panel.title, fontsize=10, parse_math=False)
         axes.set_xlabel(f"training steps per round, of {panel.rounds}")
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(f"test accuracy (%)\n{panels.BAND}", fontsize=9)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(found) :]:
         axes.set_axis_off()
-    _legend(figure, methods, {point.weights for panel in found for point in panel.points})
+    shown = {name: styles[name] for name in methods}
+    _legend(figure, shown, {point.weights for panel in found for point in panel.points})
 
 
-def _line(axes: Axes, panel: Panel, method: str, weights: str, index: int) -> None:
-    """Draw the last weights as a line with deviations over seeds, the best as marks, as curves do."""
+def _line(axes: Axes, panel: Panel, method: str, weights: str, look: Mapping[str, Any]) -> None:
+    """Draw the last weights as a line with intervals over seeds, the best as marks, as curves do."""
     points = [point for point in panel.points if (point.method, point.weights) == (method, weights)]
     if not points:
         return
-    look = panels.style(index)
     steps = [point.steps for point in points]
-    mean = [100 * spread(point.scores).mean for point in points]
+    mean, low, high = 100 * panels.over_seeds(point.scores for point in points)
     axes.plot(steps, mean, **panels.mark(f"test_{weights}", look["color"]))
     if weights == "last":
         axes.plot(steps, mean, linewidth=1.4, **look)
-        bars = [100 * (spread(point.scores).std or 0) for point in points]
-        low, high = np.subtract(mean, bars), np.add(mean, bars)
         axes.vlines(steps, low, high, colors=look["color"], linewidth=0.8)
 
 
-def _legend(figure: Figure, methods: Sequence[str], weights: set[str]) -> None:
+def _legend(figure: Figure, methods: Styles, weights: set[str]) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
-        (Line2D([], [], linewidth=2, **panels.style(index)), drawable(method))
-        for index, method in enumerate(methods)
+        (Line2D([], [], linewidth=2, **look), drawable(method)) for method, look in methods.items()
     ]
     if len(weights) > 1:
         entries += [

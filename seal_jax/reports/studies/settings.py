@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seal_jax.reports import differences
+from seal_jax.reports import differences, panels
 from seal_jax.reports.runs import Run, per_seed
 
 BASELINE = "normal"
@@ -142,6 +142,11 @@ def means(
                 float(np.mean([scores[method][seed] for seed in common])) for method in methods
             ]
     return found
+
+
+def styles(found: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+    """Return the style of each method: that of its first run in the other plots."""
+    return {entry.method: panels.style(entry.run.index) for entry in reversed(found)}
 
 
 def methods_of(found: Sequence[Entry]) -> list[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from seal_jax.reports import panels
 from seal_jax.reports.grid import Table
 from seal_jax.reports.section import Missing, Section, drawable
 from seal_jax.reports.studies import settings as grouping
@@ -83,7 +82,7 @@ def section(
         "around 1).",
         tables=[Table("Size of the weights over the baseline's", header, summary)],
         data=Table(TITLE, csv_header, lines),
-        draw=lambda figure: _draw(figure, found),
+        draw=lambda figure: _draw(figure, found, grouping.styles(entries)),
         size=(4.2 * across + 2.4, 3.4),
         describe="Density of the ratio of the size of the weights to the baseline's, by method.",
     )
@@ -112,15 +111,15 @@ def ratios(entries: Sequence[Entry], margins: Mapping[str, Sequence[Mapping[str,
     return {key: each for key, each in found.items() if len(each) >= LEAST}
 
 
-def _draw(figure: Figure, found: Ratios) -> None:
+def _draw(figure: Figure, found: Ratios, styles: Mapping[str, Any]) -> None:
     kinds = list(dict.fromkeys(weights for weights, _ in found))
     methods = list(dict.fromkeys(method for _, method in found))
     grid = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, weights in zip(grid, kinds, strict=True):
-        for index, method in enumerate(methods):
+        for method in methods:
             if (weights, method) in found:
                 values = np.array([ratio.value for ratio in found[weights, method]])
-                _density(axes, values, drawable(method), index)
+                _density(axes, values, drawable(method), styles[method])
         axes.axvline(1, color="#888888", linewidth=0.8, zorder=0)
         axes.set_title(f"{weights} weights", fontsize=10)
         axes.set_xlabel("size of the weights, over the baseline's")
@@ -130,8 +129,7 @@ def _draw(figure: Figure, found: Ratios) -> None:
     grid[-1].legend(frameon=False, fontsize=9)
 
 
-def _density(axes: Axes, values: np.ndarray, label: str, index: int) -> None:
-    look = panels.style(index)
+def _density(axes: Axes, values: np.ndarray, label: str, look: Mapping[str, Any]) -> None:
     mean, std = values.mean(), values.std(ddof=1)
     axes.plot(values, np.zeros(len(values)), "|", color=look["color"], markersize=8, clip_on=False)
     if std == 0:  # all of the density lies in one place

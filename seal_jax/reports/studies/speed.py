@@ -54,6 +54,7 @@ def section(runs: Sequence[Run]) -> Section | Missing:
         "accuracies are the mean over seeds of running averages over the epoch, with augmentation.",
     )
     shown = dict(list(found.items())[:MOST])
+    colours = {run.name: panels.style(run.index)["color"] for run in runs}
     summary = [cells for cells in summary if cells[0] in shown]
     header = ("run", "Gen", "after 1 epoch %", "at its end %", "epochs to the goal", "goal %")
     csv_header = ("run", "papers_gen", "epoch", "mean %", "std %")
@@ -64,7 +65,7 @@ def section(runs: Sequence[Run]) -> Section | Missing:
         "(LW paper, appendix E, Figure 8).",
         tables=[Table("Training accuracy (%)", header, summary, notes)],
         data=Table(TITLE, csv_header, lines),
-        draw=lambda figure: _draw(figure, shown),
+        draw=lambda figure: _draw(figure, shown, colours),
         size=(3.4 * min(len(shown), ACROSS) + 1.4, 3.0 * -(-len(shown) // ACROSS)),
         describe="Training accuracy against epochs of a generation, a panel a run.",
         warnings=[f"The first {MOST} of {len(found)} runs; the CSV file has all."]
@@ -89,19 +90,23 @@ def chosen(run: Run) -> dict[int, np.ndarray]:
     return {generation: np.array(rows[generation]) for generation in wanted}
 
 
-def _draw(figure: Figure, found: dict[str, dict[int, np.ndarray]]) -> None:
+def _draw(figure: Figure, found: dict[str, dict[int, np.ndarray]], colours: dict[str, str]) -> None:
     across = min(len(found), ACROSS)
     down = -(-len(found) // across)
     grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     for axes, (name, rounds) in zip(grid, found.items(), strict=False):
-        for index, (generation, values) in enumerate(rounds.items()):
-            epochs, mean = np.arange(1, len(values) + 1), 100 * values.mean(1)
-            look = panels.style(index)
+        # The run's colour, and the last of its generations as a solid line.
+        dashes = panels.DASHES[len(rounds) - 1 :: -1]
+        for linestyle, (generation, values) in zip(dashes, rounds.items(), strict=True):
+            epochs, (mean, low, high) = (
+                np.arange(1, len(values) + 1),
+                panels.over_seeds(100 * values),
+            )
+            look = {"color": colours[name], "linestyle": linestyle}
             point = {"marker": "."} if len(values) == 1 else {}
             axes.plot(epochs, mean, linewidth=1.4, label=f"Gen={generation + 1}", **look, **point)
             if values.shape[1] > 1:
-                std = 100 * values.std(1, ddof=1)
-                low, high = (mean - std).clip(0), (mean + std).clip(max=100)
+                low, high = low.clip(0), high.clip(max=100)
                 axes.fill_between(epochs, low, high, color=look["color"], alpha=0.2, linewidth=0)
         axes.set_title(name, fontsize=10, parse_math=False)
         axes.set_xlabel("epoch of the generation")
@@ -111,4 +116,4 @@ def _draw(figure: Figure, found: dict[str, dict[int, np.ndarray]]) -> None:
     for axes in grid[len(found) :]:
         axes.set_axis_off()
     for axes in grid[::across]:
-        axes.set_ylabel("training accuracy (%)")
+        axes.set_ylabel(f"training accuracy (%)\n{panels.BAND}", fontsize=9)
