@@ -156,6 +156,8 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
+    if train.batch_statistics == "frozen":
+        method = dataclasses.replace(method, frozen_statistics=lambda memory: True)
     _check_extra_batches(method, shape, mesh)
     batches = Batches(
         size=shape.train,
