@@ -90,8 +90,9 @@ def complete(given: Settings) -> Settings:
     >>> complete(Settings(method={"name": "fast"})).model.head_bias
     False
     """
-    defaults = getattr(_module(given.method["name"]), "defaults", lambda options: {})
-    for name, fields in defaults(_options(given.method)).items():
+    module = _module(given.method["name"])
+    defaults = module.defaults(_options(given.method)) if hasattr(module, "defaults") else {}
+    for name, fields in defaults.items():
         section = getattr(given, name)
         left_open = {field: v for field, v in fields.items() if getattr(section, field) is None}
         given = dataclasses.replace(given, **{name: dataclasses.replace(section, **left_open)})
@@ -100,8 +101,10 @@ def complete(given: Settings) -> Settings:
 
 def momentum_weight(given: Settings) -> float:
     """Return the weight with which a gradient enters the momentum of a run: 1 unless damped."""
-    weight = getattr(_module(given.method["name"]), "momentum_weight", lambda given, options: 1.0)
-    return weight(given, _options(given.method))
+    module = _module(given.method["name"])
+    if not hasattr(module, "momentum_weight"):
+        return 1.0
+    return module.momentum_weight(given, _options(given.method))
 
 
 def _options(values: Mapping[str, Any]) -> Any:

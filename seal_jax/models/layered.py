@@ -95,7 +95,9 @@ class BatchNorm(nn.BatchNorm):
                 return normalise(x, use_running_average=True)
             if frozen is False and mask is None:
                 return normalise(x, use_running_average=False)
-            running = {name: self.get_variable("batch_stats", name) for name in ("mean", "var")}
+            running: dict[str, jax.Array] = {
+                name: self.get_variable("batch_stats", name) for name in ("mean", "var")
+            }
             batch, count = _moments(x, mask, self.axis_name)
             keep = jnp.logical_or(frozen, count == 0)
             # Flax normalises with a choice of its own; so lend it what this batch is to be

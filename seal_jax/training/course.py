@@ -77,9 +77,7 @@ def with_clocks(opt_state: Any, other: Any, params: Any) -> Any:
 
     What Adam counts for its bias correction is memory, as many updates as there really were.
     """
-    return optimizer_state.reinitialise(
-        opt_state, other, params, None, when=False, restart=True
-    )
+    return optimizer_state.reinitialise(opt_state, other, params, None, when=False, restart=True)
 
 
 def courses(settings: Settings, clock: Clock, validates: bool) -> Courses | None:
