@@ -179,6 +179,7 @@ class Method:
         ``optimizer.learning_rate``.
       measures: names of what ``gradient`` measures in every step; the log has their means.
       mask: the forget subtree, to be reported before training; ``None`` if there is none.
+      note: a line to be printed before training, if any.
     """
 
     tx: optax.GradientTransformationExtraArgs
@@ -197,6 +198,7 @@ class Method:
     rate: Schedule | None = None
     measures: tuple[str, ...] = ()
     mask: PyTree | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,6 +116,8 @@ class Experiment:
             )
         if self.method.mask is not None:
             lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
+        if self.method.note:
+            lines.append(self.method.note)
         return "\n".join(lines)
 
 
