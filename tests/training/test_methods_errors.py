@@ -12,6 +12,7 @@ from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
 
+
 def test_the_forgetting_frequencies_of_seal_build_on_all_of_tiny_imagenet():
     """Table 11: a quarter of 70 or 90 epochs of 3125 steps is half a step off whole."""
     for variant, ascent in (("E70", "54,688 of the 218,750"), ("E90", "70,313 of the 281,250")):

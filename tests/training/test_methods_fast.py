@@ -1,5 +1,6 @@
 """FAST and its baselines through the compiled programs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,6 +20,7 @@ from programs import (
 )
 
 from seal_jax.data import device
+from seal_jax.training import loop, workdir
 from seal_jax.training.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -96,6 +98,18 @@ def test_the_head_has_no_bias_unless_asked_for():
     assert set(Trainer(STRIPES, fast()).state.weights.params["fc"]) == {"kernel"}
     asked = Trainer(STRIPES, fast(model={"head_bias": True}))
     assert set(asked.state.weights.params["fc"]) == {"kernel", "bias"}
+
+
+def test_a_run_records_what_the_method_chose(tmp_path):
+    config = fast({"beta": 0.0}, norm="batch", train={"epochs_per_generation": 1})
+    model = dataclasses.replace(config.model, head_bias=None)
+    train = dataclasses.replace(config.train, batch_statistics=None)
+    left_open = dataclasses.replace(config, model=model, train=train)
+    done = loop.train(left_open, tmp_path, STRIPES, devices=1)
+    assert set(done.state.weights.params["fc"]) == {"kernel"}
+    record = workdir.read(tmp_path)
+    assert record["model"]["head_bias"] is False
+    assert record["train"]["batch_statistics"] == "frozen"
 
 
 def test_feature_extraction_moves_the_head_alone():
