@@ -3,8 +3,8 @@
     python -m seal_jax sweep --config=configs/seal_frequency.py --workdir=runs/frequency
 
 Tiny-ImageNet, ResNet-50, the paper's preset; every variant trains 10 generations of E epochs and
-ascends for the first E / 4 of each. Expected (the paper's, after 10 generations): E=60 56.56 %,
-E=100 59.36 %, E=160 59.22 %, E=200 59.47 %. Not reproduced here.
+ascends for the first E / 4 of each, to the nearest whole step. Expected (the paper's, after 10
+generations): E=60 56.56 %, E=100 59.36 %, E=160 59.22 %, E=200 59.47 %. Not reproduced here.
 """
 
 from seal_jax.cli.configs import base, use_preset

@@ -30,7 +30,7 @@ class Clock:
       steps_per_epoch: S, optimizer steps in an epoch.
       epochs_per_generation: E.
       ascent_epochs: k, the epochs of ascent at the start of each generation from 1 on; k times S
-        must be whole. 0 for methods that do not ascend; SEAL has E / 4.
+        must be whole. 0 for methods that do not ascend; SEAL has ``quarter``.
 
     >>> clock = Clock(steps_per_epoch=10, epochs_per_generation=8, ascent_epochs=2)
     >>> clock.generation(95), clock.epoch(95), clock.epoch_in_generation(95)
@@ -67,6 +67,16 @@ class Clock:
     def ascent_steps(self) -> int:
         """Steps of ascent at the start of each generation from 1 on."""
         return round(self.ascent_epochs * self.steps_per_epoch)
+
+    @property
+    def quarter(self) -> float:
+        """Epochs of SEAL's ascent by default: E / 4, to the nearest whole step, halves up.
+
+        >>> clock = Clock(steps_per_epoch=3125, epochs_per_generation=70)  # 54687.5 steps
+        >>> clock.quarter * 3125
+        54688.0
+        """
+        return (self.steps_per_generation + 2) // 4 / self.steps_per_epoch
 
     @property
     def steps_per_generation(self) -> int:

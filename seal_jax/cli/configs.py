@@ -29,6 +29,7 @@ def base(method: str = "normal") -> ConfigDict:
     """
     config = ConfigDict(settings_lib.as_dict(Settings()))
     _open_optional(config.model, settings_lib.Model)
+    _open_optional(config.train, settings_lib.Train)
     options = methods.options(method)
     config.method = ConfigDict({"name": method, **dataclasses.asdict(options)})
     _open_optional(config.method, type(options))
@@ -141,7 +142,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
 
 def _may_be_none(config: ConfigDict, path: str) -> bool:
     section, _, field = path.partition(".")
-    kinds: dict[str, type] = {"model": settings_lib.Model}
+    kinds: dict[str, type] = {"model": settings_lib.Model, "train": settings_lib.Train}
     if section == "method":
         kinds["method"] = type(methods.options(config.method.name))
     return section in kinds and field in settings_lib.optional_fields(kinds[section])

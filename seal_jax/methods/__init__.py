@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from seal_jax.errors import UsageError, nearest
 from seal_jax.methods.method import Context, Method
 from seal_jax.training import settings
+from seal_jax.training.settings import Settings
 
 # Each is a module of this package with a docstring whose first line says what it does, ``SOURCE``,
-# an ``Options`` dataclass and ``build(options, context)``.
+# an ``Options`` dataclass and ``build(options, context)``. It may have ``defaults(options)``, see
+# ``complete``, and ``momentum_weight(settings, options)``, see there.
 NAMES = (
     "normal",
     "llf",
@@ -31,7 +34,16 @@ NAMES = (
     "born_again",
 )
 
-__all__ = ["NAMES", "Context", "Method", "build", "described", "options"]
+__all__ = [
+    "NAMES",
+    "Context",
+    "Method",
+    "build",
+    "complete",
+    "described",
+    "momentum_weight",
+    "options",
+]
 
 
 def _module(name: str) -> Any:
@@ -66,6 +78,35 @@ def build(values: Mapping[str, Any], context: Context) -> Method:
     Raises:
       UsageError: no such method, or an option that it does not have or that does not fit.
     """
-    module = _module(values["name"])
+    return _module(values["name"]).build(_options(values), context)
+
+
+def complete(given: Settings) -> Settings:
+    """Return the settings with the method's own choice in each field that was left open, ``None``.
+
+    A method that differs from the others there has ``defaults(options)``, which returns sections of
+    fields: ``{"model": {"head_bias": False}}``.
+
+    >>> complete(Settings(method={"name": "fast"})).model.head_bias
+    False
+    """
+    module = _module(given.method["name"])
+    defaults = module.defaults(_options(given.method)) if hasattr(module, "defaults") else {}
+    for name, fields in defaults.items():
+        section = getattr(given, name)
+        left_open = {field: v for field, v in fields.items() if getattr(section, field) is None}
+        given = dataclasses.replace(given, **{name: dataclasses.replace(section, **left_open)})
+    return given
+
+
+def momentum_weight(given: Settings) -> float:
+    """Return the weight with which a gradient enters the momentum of a run: 1 unless damped."""
+    module = _module(given.method["name"])
+    if not hasattr(module, "momentum_weight"):
+        return 1.0
+    return module.momentum_weight(given, _options(given.method))
+
+
+def _options(values: Mapping[str, Any]) -> Any:
     given = {field: value for field, value in values.items() if field != "name"}
-    return module.build(settings.read(module.Options, given, "method"), context)
+    return settings.read(_module(values["name"]).Options, given, "method")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from seal_jax.errors import UsageError, check_number
 from seal_jax.methods.method import (
     Context,
     Event,
-    Gradient,
     GradientFunction,
     Method,
     gradient_of,
     plain_gradient,
 )
+from seal_jax.training.settings import Settings
 from seal_jax.transforms.fast import make_fast_tx
 
 SOURCE = "FAST paper, Algorithm 2"
@@ -40,7 +40,8 @@ class Options:
         ``warmup_gain`` for ``warmup_steps`` steps, then everything.
       warmup_gain: of the accuracy, 0.01 for one percent.
       warmup_steps: see ``warmup``; scored as often as ``train.validate_every`` says.
-      warmup_statistics: let BatchNorm's running statistics move during the warm-up.
+      warmup_statistics: normalise with the statistics of the batch during the warm-up, and let the
+        running ones move; otherwise BatchNorm is in inference mode until it ends.
     """
 
     head: heads.Name = "zero"
@@ -51,7 +52,7 @@ class Options:
     warmup: bool = False
     warmup_gain: float = 0.01
     warmup_steps: int = 10
-    warmup_statistics: bool = True
+    warmup_statistics: bool = False
 
 
 class Warmup(NamedTuple):
@@ -66,6 +67,19 @@ class Warmup(NamedTuple):
     warming: jax.Array
     best: jax.Array
     since: jax.Array
+
+
+def defaults(options: Options) -> dict[str, dict[str, Any]]:
+    """Return the paper's network: a head without bias on features that change only if they learn."""
+    # Section 3: in feature extraction theta stays what it was; the statistics are part of that.
+    statistics = "frozen" if options.beta == 0 else "batch"
+    return {"model": {"head_bias": False}, "train": {"batch_statistics": statistics}}
+
+
+def momentum_weight(settings: Settings, options: Options) -> float:
+    """Return the weight with which a gradient enters the momentum of SGD."""
+    damped = options.damped_momentum and settings.optimizer.name == "sgd"
+    return 1 - settings.optimizer.momentum if damped else 1.0
 
 
 def build(options: Options, context: Context) -> Method:
@@ -83,6 +97,11 @@ def build(options: Options, context: Context) -> Method:
         raise UsageError("method.alpha = 0 and method.beta = 0 leave nothing to train")
     if options.warmup and not (alpha and beta):
         raise UsageError("method.warmup = True needs method.alpha and method.beta above 0")
+    if options.warmup_statistics and context.train.batch_statistics == "frozen":
+        raise UsageError(
+            'method.warmup_statistics = True does not go with train.batch_statistics = "frozen"; use '
+            '"batch"'
+        )
     nesterov = optimizer.name == "sgd" and optimizer.nesterov
     tx = make_fast_tx(
         head,
@@ -136,20 +155,13 @@ def _with_warmup(method: Method, options: Options) -> Method:
         warming = memory.warming & (step - since < options.warmup_steps)
         return Warmup(warming, best, since)
 
-    def gradient(problem, params) -> Gradient:
-        found = method.gradient(problem, params)
-        if options.warmup_statistics:
-            return found
-        statistics = jax.tree.map(
-            lambda old, new: jnp.where(problem.memory.warming, old, new),
-            problem.weights.batch_stats,
-            found.auxiliary.batch_stats,
-        )
-        return found._replace(auxiliary=found.auxiliary._replace(batch_stats=statistics))
+    def frozen(memory: Warmup) -> Any:
+        # Section 5.3.3: in this phase "the feature extractor works in its inference mode".
+        return False if options.warmup_statistics else memory.warming
 
     return dataclasses.replace(
         method,
-        gradient=gradient,
         on_validation=on_validation,
         extra_args=lambda memory: {"warming": memory.warming},
+        frozen_statistics=frozen,
     )

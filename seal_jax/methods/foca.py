@@ -54,8 +54,7 @@ def build(options: Options, context: Context) -> Method:
     def gradient(problem: Problem, params) -> Gradient:
         assert problem.key is not None
         images, labels = problem.extra_batch(0)
-        variables = problem.weights._replace(params=params)._asdict()
-        features, _ = model.extract(variables, images, train=True, rngs=problem.extra_rngs)
+        features, _ = problem.extract(params, images)
         features, labels = problem.gather((features, labels))
         classifier = weak_classifiers.foca(
             problem.key,

@@ -70,7 +70,8 @@ class Problem:
       progress: share of the training that is over, in [0, 1).
       extra_batch: ``extra_batch(i) -> (images, labels)``, this device's part of another batch of
         ``Method.extra_batch_size`` training images, for i below ``Method.extra_batches``.
-      extra_rngs: Flax's keys for dropout in a pass over a further batch; empty without dropout.
+      extract: ``(params, images) -> (features, batch_stats)``: the classifier's input, float32
+        ``[b, C]``, and the statistics after a training pass over a further batch.
       gather: puts the devices' parts of a batch together, along the first axis.
     """
 
@@ -82,7 +83,7 @@ class Problem:
     key: jax.Array | None
     progress: jax.Array
     extra_batch: Callable[[Any], tuple[jax.Array, jax.Array]]
-    extra_rngs: dict[str, jax.Array]
+    extract: Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]]
     gather: Callable[[PyTree], PyTree]
 
 
@@ -168,6 +169,8 @@ class Method:
         split.
       gradient: how the gradient is found; see :func:`plain_gradient`.
       extra_args: further arguments of ``tx.update``, from the memory.
+      frozen_statistics: ``memory -> bool``, traced or not: whether training passes use BatchNorm's
+        running statistics and leave them as they are; ``train.batch_statistics`` goes before it.
       extra_batch_size: images in each further batch that ``gradient`` may ask for; 0 for none.
       extra_batches: how many of them there are a step.
       continues_momentum: whether a training that starts from another run takes over the momentum.
@@ -176,6 +179,7 @@ class Method:
         ``optimizer.learning_rate``.
       measures: names of what ``gradient`` measures in every step; the log has their means.
       mask: the forget subtree, to be reported before training; ``None`` if there is none.
+      note: a line to be printed before training, if any.
     """
 
     tx: optax.GradientTransformationExtraArgs
@@ -186,6 +190,7 @@ class Method:
     on_validation: Callable[[PyTree, jax.Array, jax.Array], PyTree] | None = None
     gradient: GradientFunction = plain_gradient
     extra_args: Callable[[PyTree], Mapping[str, Any]] = lambda memory: {}
+    frozen_statistics: Callable[[PyTree], Any] = lambda memory: False
     extra_batch_size: int = 0
     extra_batches: int = 1
     continues_momentum: bool = False
@@ -193,6 +198,7 @@ class Method:
     rate: Schedule | None = None
     measures: tuple[str, ...] = ()
     mask: PyTree | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

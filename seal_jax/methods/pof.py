@@ -79,13 +79,10 @@ def build(options: Options, context: Context) -> Method:
 
     def gradient(problem: Problem, params) -> Gradient:
         assert problem.key is not None
-        variables = problem.weights._replace(params=params)._asdict()
 
         def weak(index):
             images, labels = problem.extra_batch(index)
-            features, statistics = model.extract(
-                variables, images, train=True, rngs=problem.extra_rngs
-            )
+            features, statistics = problem.extract(params, images)
             return problem.gather((features, labels)), statistics
 
         def another(key, attempt):

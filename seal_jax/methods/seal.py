@@ -19,7 +19,7 @@ class Options:
 
     Attributes:
       threshold: the first block, of the model's declared order, that does not ascend.
-      ascent_epochs: k; ``None`` for E / 4.
+      ascent_epochs: k; ``None`` for E / 4, to the nearest whole step.
       ascent_scale: S, the ascent's learning rate over the descent's.
       ascent_weight_decay_factor: on the weight decay in ascent; -1 (paper) or 0 (released code).
       fit: what the fit subtree does in ascent: "descend", "freeze", or "reinit" where the
@@ -55,7 +55,13 @@ def build(options: Options, context: Context) -> Method:
         fit_in_ascent="freeze" if options.fit == "freeze" else "descend",
         **context.arguments(),
     )
-    method = Method(tx=tx, loss=context.loss, mask=mask)
+    clock = context.clock
+    ascent = clock.quarter if options.ascent_epochs is None else options.ascent_epochs
+    note = (
+        f"ascent: the first {round(ascent * clock.steps_per_epoch):,} of the "
+        f"{clock.steps_per_generation:,} steps of each generation from 1 on"
+    )
+    method = Method(tx=tx, loss=context.loss, mask=mask, note=note)
     if options.fit != "reinit":
         return method
 

@@ -1,6 +1,7 @@
 """Flax networks and, next to each, the declared order of its parameters."""
 
 from seal_jax.models.cifar_resnet import cifar_resnet
+from seal_jax.models.layered import batch_statistics
 from seal_jax.models.mlp import MLP
 from seal_jax.models.mobilenet import MobileNet
 from seal_jax.models.model import Model, from_module
@@ -20,6 +21,7 @@ __all__ = [
     "ResNet",
     "SimpleCNN",
     "WideResNet",
+    "batch_statistics",
     "cifar_resnet",
     "create",
     "from_module",

@@ -70,12 +70,80 @@ def conv(
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's BatchNorm under a scope of its own, by which its collectives can be told from others."""
+    """Flax's BatchNorm under a scope of its own, by which its collectives can be told from others.
 
-    def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
-        """Normalise; see ``nn.BatchNorm``."""
+    Attributes:
+        train: whether it normalises with the statistics of the batch, unless told otherwise.
+    """
+
+    train: bool = False
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        frozen: Any = False,
+    ) -> jax.Array:
+        """Normalise ``[N, ..., C]``; see ``nn.BatchNorm`` and ``batch_statistics``."""
+        normalise = super().__call__
+        if use_running_average is None:
+            use_running_average = not self.train
         with jax.named_scope("batch_norm"):
-            return super().__call__(*args, **kwargs)
+            if use_running_average or frozen is True:
+                return normalise(x, use_running_average=True)
+            if frozen is False and mask is None:
+                return normalise(x, use_running_average=False)
+            running: dict[str, jax.Array] = {
+                name: self.get_variable("batch_stats", name) for name in ("mean", "var")
+            }
+            batch, count = _moments(x, mask, self.axis_name)
+            keep = jnp.logical_or(frozen, count == 0)
+            # Flax normalises with a choice of its own; so lend it what this batch is to be
+            # normalised with as the running statistics, and store the moved ones afterwards.
+            for name, old in running.items():
+                self.put_variable("batch_stats", name, jnp.where(keep, old, batch[name]))
+            y = normalise(x, use_running_average=True)
+            for name, old in running.items():
+                moved = self.momentum * old + (1 - self.momentum) * batch[name]
+                self.put_variable("batch_stats", name, jnp.where(keep, old, moved))
+            return y
+
+
+def _moments(
+    x: jax.Array, mask: jax.Array | None, axis_name: str | None
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Return mean and variance of the masked examples on all devices, and how many values."""
+    x = x.astype(jnp.float32)
+    mask = jnp.ones(len(x)) if mask is None else mask
+    weights = jnp.broadcast_to(mask.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
+    axes = tuple(range(x.ndim - 1))
+    sums = jnp.stack([jnp.sum(weights * power, axes) for power in (x, jnp.square(x))])
+    count = jnp.sum(weights)
+    if axis_name is not None:
+        sums, count = jax.lax.psum((sums, count), axis_name)
+    mean, square = sums / jnp.maximum(count, 1)
+    return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}, count
+
+
+def batch_statistics(*, frozen: Any = False, example_mask: jax.Array | None = None) -> Any:
+    """Return a context in which training passes treat every ``BatchNorm`` alike.
+
+    Args:
+        frozen: normalise with the running statistics and leave them as they are, exactly; a bool,
+            which may be traced.
+        example_mask: float32 ``[N]``, 0 for examples that do not count; where none of them does,
+            the running statistics take the place of the batch's. ``None``: all count.
+    """
+
+    def call(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        # The inner call, Flax's own, comes past here too: it has been told what to use.
+        if isinstance(context.module, BatchNorm) and "use_running_average" not in kwargs:
+            kwargs = {**kwargs, "frozen": frozen, "mask": example_mask}
+        return next_call(*args, **kwargs)
+
+    return nn.intercept_methods(call)
 
 
 def batch_norm(*, train: bool, dtype: Any, axis_name: str | None, name: str) -> BatchNorm:
@@ -85,7 +153,7 @@ def batch_norm(*, train: bool, dtype: Any, axis_name: str | None, name: str) -> 
     ``axis_name`` the batch statistics are averaged over that named axis.
     """
     return BatchNorm(
-        use_running_average=not train,
+        train=train,
         momentum=0.9,
         epsilon=1e-5,
         dtype=dtype,

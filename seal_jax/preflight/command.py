@@ -63,6 +63,7 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
     import jax
     from jax.sharding import NamedSharding
 
+    from seal_jax import methods
     from seal_jax.cli import configs
     from seal_jax.data.device import row_bytes
     from seal_jax.preflight import analyse, devices_for
@@ -70,7 +71,7 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
     from seal_jax.training import mesh as meshes
     from seal_jax.training.settings import Settings
 
-    settings: Settings = configs.load(config, overrides)
+    settings: Settings = methods.complete(configs.load(config, overrides))
     if settings.data.name not in KNOWN:
         raise UsageError(
             f"data.name = {settings.data.name!r} has no known shape for preflight; "

@@ -77,6 +77,11 @@ class Batches:
     extra_batches: int
     random: bool
 
+    @property
+    def fills(self) -> bool:
+        """Whether a batch may hold images that only fill it up."""
+        return not self.drop_last and self.size % self.batch_size > 0
+
     def steps(
         self, seed: jax.Array, first: jax.Array, count: int, per_epoch: int, labels: jax.Array
     ) -> Step:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seal_jax import optimizer_state
 from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
 from seal_jax.training.settings import Settings
@@ -42,10 +43,9 @@ class Courses:
 
     def judge(self, state: State) -> State:
         """Return the state with the course that the epoch which has just ended leads to."""
-        course = state.course
-        assert course is not None
+        assert state.course is not None
         epoch = self.clock.epoch(state.step - 1)
-        stopped, rate_scale, since = course
+        stopped, rate_scale, since = state.course
         if self.until_accuracy:
             stopped |= state.tally.correct >= self.until_accuracy * state.tally.weight
         if state.best is not None:
@@ -53,7 +53,7 @@ class Courses:
                 stopped |= epoch - state.best.epoch >= self.patience
             if self.plateau_epochs:
                 since = jnp.maximum(since, state.best.epoch)
-                falls = epoch - since >= self.plateau_epochs
+                falls = ~state.course.stopped & (epoch - since >= self.plateau_epochs)
                 rate_scale = jnp.where(falls, rate_scale * self.plateau_factor, rate_scale)
                 since = jnp.where(falls, epoch, since)
         return state._replace(course=Course(stopped, rate_scale, since))
@@ -64,15 +64,20 @@ class Courses:
         step = generation * self.clock.steps_per_generation
         step = step.astype(state.step.dtype)
         # The clocks inside the optimizer count updates, as many as there were steps so far.
-        skipped = step - state.step
-
-        def on(path: Any, leaf: Any) -> Any:
-            is_clock = path and getattr(path[-1], "name", None) == "count"
-            return leaf + skipped if is_clock and leaf.dtype == jnp.int32 else leaf
-
-        return state._replace(
-            step=step, opt_state=jax.tree_util.tree_map_with_path(on, state.opt_state)
+        skipped = (step - state.step).astype(jnp.int32)
+        moved = jax.tree.map(
+            lambda leaf: leaf + skipped if leaf.dtype == jnp.int32 else leaf, state.opt_state
         )
+        opt_state = with_clocks(state.opt_state, moved, state.weights.params)
+        return state._replace(step=step, opt_state=opt_state)
+
+
+def with_clocks(opt_state: Any, other: Any, params: Any) -> Any:
+    """Return ``opt_state`` with the clocks of ``other``: the counts that are no optimizer's memory.
+
+    What Adam counts for its bias correction is memory, as many updates as there really were.
+    """
+    return optimizer_state.reinitialise(opt_state, other, params, None, when=False, restart=True)
 
 
 def courses(settings: Settings, clock: Clock, validates: bool) -> Courses | None:

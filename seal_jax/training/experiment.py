@@ -116,6 +116,8 @@ class Experiment:
             )
         if self.method.mask is not None:
             lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
+        if self.method.note:
+            lines.append(self.method.note)
         return "\n".join(lines)
 
 
@@ -156,6 +158,8 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
+    if train.batch_statistics == "frozen":
+        method = dataclasses.replace(method, frozen_statistics=lambda memory: True)
     _check_extra_batches(method, shape, mesh)
     batches = Batches(
         size=shape.train,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seal_jax import data
+from seal_jax import data, methods
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
@@ -58,6 +58,7 @@ def train(
       UsageError: input that cannot be used, before anything is written.
       NonFiniteError: the training diverged; the last good checkpoint stays.
     """
+    settings = methods.complete(settings)
     mesh = meshes.make(settings, jax.devices()[:devices])
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     experiments.check_data(settings, dataset)

@@ -13,9 +13,10 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from seal_jax import paths
+from seal_jax import methods, paths
 from seal_jax.errors import UsageError, nearest
 from seal_jax.training import checkpoint_files as files
+from seal_jax.training import settings as settings_lib
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import Checkpoints, read_leaves
 from seal_jax.training.settings import Settings
@@ -69,7 +70,8 @@ def load(
     if leaves is None:
         raise UsageError(f"train.pretrained = {str(source)!r} holds no checkpoint yet")
     name = f"train.pretrained = {str(source)!r}"
-    return take(settings, leaves, wanted, name, momentum=momentum)
+    theirs = settings_lib.read(Settings, workdirs.read(source))
+    return take(settings, leaves, wanted, name, theirs, momentum=momentum)
 
 
 def take(
@@ -77,6 +79,7 @@ def take(
     found: Mapping[str, np.ndarray],
     wanted: PyTree,
     source: str,
+    theirs: Settings,
     *,
     momentum: bool,
 ) -> dict[str, np.ndarray]:
@@ -87,7 +90,9 @@ def take(
       found: the leaves by name, each with an axis of seeds.
       wanted: its abstract state.
       source: what messages call the run that the leaves are of, such as "train.pretrained = 'run'".
-      momentum: take the optimizer's memory of the parameters, too.
+      theirs: the settings of that run.
+      momentum: take the optimizer's memory of the parameters, too; where the run's is a damped
+        average (1 - M) b, the undamped sum b is made of it.
     """
     which = settings.train.pretrained_weights
     prefix = SOURCES[which]
@@ -107,20 +112,23 @@ def take(
             f"{source} was trained by LW, whose inserted normalisers method "
             f"{method!r} would lose; start from another run"
         )
+    weight = methods.momentum_weight(theirs) if momentum else 1.0
     memories = {
-        _memory(name): leaf for name, leaf in found.items() if name.startswith("opt_state/")
+        _memory(name): leaf if weight == 1 else (leaf / weight).astype(leaf.dtype)
+        for name, leaf in found.items()
+        if momentum and name.startswith("opt_state/") and _memory(name)
     }
     abstract = _numeric(wanted)
     given = {}
     for name, leaf in abstract.items():
         if name.startswith("weights/"):
-            theirs = found.get(prefix + name.removeprefix("weights/"))
-        elif momentum and name.startswith("opt_state/") and _memory(name):
-            theirs = memories.get(_memory(name))
+            there = found.get(prefix + name.removeprefix("weights/"))
+        elif name.startswith("opt_state/"):
+            there = memories.get(_memory(name))
         else:
             continue
-        if theirs is not None and theirs.shape[1:] == leaf.shape[1:]:
-            given[name] = theirs
+        if there is not None and there.shape[1:] == leaf.shape[1:]:
+            given[name] = there
     kernels = [
         name for name in abstract if name.startswith("weights/") and name.endswith("/kernel")
     ]

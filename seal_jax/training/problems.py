@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from seal_jax import models
 from seal_jax.methods.method import Auxiliary, Problem
 from seal_jax.training import mesh as meshes
 from seal_jax.training.batches import Arrays, Step
@@ -50,19 +51,32 @@ def problem(
     def part(losses: jax.Array) -> jax.Array:
         return (example_weights * losses).sum() / total
 
+    # Images that only fill the batch up must not enter BatchNorm either.
+    example_mask = example_weights if batches.fills else None
+    frozen = method.frozen_statistics(state.memory)
+
+    def forward(params: Any, images: Any, rngs: Any, example_mask: Any) -> tuple[Any, Any, Any]:
+        """Return logits, features and the statistics after a pass in training mode."""
+        with models.batch_statistics(frozen=frozen, example_mask=example_mask):
+            logits, changed = model.module.apply(
+                weights._replace(params=params)._asdict(),
+                images,
+                train=True,
+                mutable=["batch_stats", "intermediates"],
+                rngs=rngs,
+            )
+        features = changed["intermediates"]["features"][0]
+        return logits, features, changed.get("batch_stats", {})
+
     def objective(params: Any) -> tuple[jax.Array, Auxiliary]:
-        logits, changed = model.module.apply(
-            weights._replace(params=params)._asdict(),
-            images,
-            train=True,
-            mutable=["batch_stats", "intermediates"],
-            rngs=rngs,
-        )
+        logits, features, statistics = forward(params, images, rngs, example_mask)
         losses = example_weights * method.loss(logits, labels, targets)
         correct = example_weights * (logits.argmax(-1) == labels)
         sums = Tally(losses.sum(), correct.sum(), example_weights.sum(), {})
-        features = changed["intermediates"]["features"][0]
-        return losses.sum() / total, Auxiliary(changed.get("batch_stats", {}), sums, features)
+        return losses.sum() / total, Auxiliary(statistics, sums, features)
+
+    def extract(params: Any, images: Any) -> tuple[jax.Array, Any]:
+        return forward(params, images, extra_rngs, None)[1:]
 
     def extra_batch(index: Any) -> tuple[jax.Array, jax.Array]:
         one = jax.tree.map(
@@ -89,7 +103,7 @@ def problem(
         key=step_key,
         progress=state.step / programs.total_steps,
         extra_batch=extra_batch,
-        extra_rngs=extra_rngs,
+        extract=extract,
         gather=gather,
     )
 

@@ -56,7 +56,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Which network; an option that is ``None`` is the network's own choice.
+    """Which network; an option that is ``None`` is the method's own choice, or the network's.
 
     Attributes:
       name: see ``seal_jax.models.names()``.
@@ -148,6 +148,8 @@ class Train:
       seeds: trainings in this run, all in one program.
       dtype: of the computation; parameters stay float32.
       batch_norm: statistics over the whole batch ("global") or each device's part ("device").
+      batch_statistics: what BatchNorm normalises with in training: "batch", its own statistics, or
+        "frozen", the running ones, which then stay as they are; ``None`` is the method's own choice.
     """
 
     generations: int = 10
@@ -164,6 +166,7 @@ class Train:
     seeds: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_norm: Literal["global", "device"] = "global"
+    batch_statistics: Literal["batch", "frozen"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,14 +318,15 @@ def as_dict(settings: Settings) -> dict[str, Any]:
 def optional_fields(kind: type) -> dict[str, type]:
     """Return the fields of a dataclass that may be ``None``, with their type otherwise.
 
-    >>> optional_fields(Model)["width"]
-    <class 'int'>
+    >>> optional_fields(Model)["width"], optional_fields(Train)["batch_statistics"]
+    (<class 'int'>, <class 'str'>)
     """
     found = {}
     for field, hint in typing.get_type_hints(kind).items():
         choices = typing.get_args(hint)
         if type(None) in choices:
-            found[field] = next(choice for choice in choices if choice is not type(None))
+            kind_of = next(choice for choice in choices if choice is not type(None))
+            found[field] = str if typing.get_origin(kind_of) is Literal else kind_of
     return found
 
 

@@ -25,7 +25,7 @@ from seal_jax.models import Model
 from seal_jax.training import mesh as meshes
 from seal_jax.training import problems
 from seal_jax.training.batches import Arrays, Batches, Step
-from seal_jax.training.course import Courses
+from seal_jax.training.course import Courses, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 from seal_jax.training.state import (
     State,
@@ -240,10 +240,10 @@ class Programs:
         problem = problems.problem(self, state, weights, data, step)
         auxiliary, gradient, measures = self.method.gradient(problem, weights.params)
         with jax.named_scope("gradient_reduce"):
-            shares = self.mesh.shape[meshes.DATA]
-            statistics, measures = jax.tree.map(
-                lambda leaf: leaf / shares, (auxiliary.batch_stats, measures)
-            )
+            # A device counts by its images, of which the last batch may give it few or none.
+            share = auxiliary.sums.weight / step.batch.weights.sum()
+            statistics = jax.tree.map(lambda leaf: leaf * share, auxiliary.batch_stats)
+            measures = jax.tree.map(lambda leaf: leaf / self.mesh.shape[meshes.DATA], measures)
             parts = (gradient, statistics, auxiliary.sums._replace(measures=measures))
             gradient, statistics, sums = jax.lax.psum(parts, meshes.DATA)
 
@@ -268,10 +268,15 @@ class Programs:
             if course is not None:
                 updates = jax.tree.map(lambda leaf: leaf * course.rate_scale, updates)
             params = optax.apply_updates(state.weights.params, updates)
+        frozen = self.method.frozen_statistics(state.memory)
+        # The mean over the devices of one and the same number may be rounded to another.
+        statistics = _where(frozen, state.weights.batch_stats, statistics)
         new = state.weights._replace(params=params, batch_stats=statistics)
         if course is not None:
-            stopped = course.stopped
-            new = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), state.weights, new)
+            # A stopped training is frozen whole; only its clocks go on with the others'.
+            new = _where(course.stopped, state.weights, new)
+            held = _where(course.stopped, state.opt_state, opt_state)
+            opt_state = with_clocks(held, opt_state, params)
         after = state._replace(
             step=state.step + 1,
             weights=new,
@@ -287,10 +292,12 @@ class Programs:
         better = accuracy > state.best.accuracy
         epoch = self.clock.epoch(state.step - 1)
         candidate = state.best._replace(accuracy=accuracy, epoch=epoch, weights=state.weights)
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), candidate, state.best)
+        best = _where(better, candidate, state.best)
         memory = state.memory
         if self.method.on_validation is not None:
             memory = self.method.on_validation(memory, accuracy, state.step)
+            if state.course is not None:
+                memory = _where(state.course.stopped, state.memory, memory)
         return state._replace(best=best, memory=memory), sums
 
     def _evaluate(
@@ -326,6 +333,11 @@ class Programs:
         zero = jax.lax.pcast(empty_tally(measures), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))
         return jax.lax.psum(sums, meshes.DATA)
+
+
+def _where(condition: Any, this: PyTree, other: PyTree) -> PyTree:
+    """Return the leaves of ``this`` where a condition holds, those of ``other`` elsewhere."""
+    return jax.tree.map(functools.partial(jnp.where, condition), this, other)
 
 
 def rank(logits: jax.Array, labels: jax.Array) -> jax.Array:

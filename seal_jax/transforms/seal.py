@@ -56,7 +56,7 @@ def make_seal_tx(
       learning_rate: a float, or an optax schedule of the step within the generation.
       steps_per_epoch: S, calls of ``update`` in an epoch (of applied updates, in ``MultiSteps``).
       epochs_per_generation: E.
-      ascent_epochs: k; ``None`` means E / 4. k times S must be whole.
+      ascent_epochs: k; k times S must be whole. ``None``: E / 4, to the nearest whole step.
       ascent_scale: S of eq. 2, the ratio of the ascent's learning rate to the descent's.
       momentum: of SGD, undamped.
       weight_decay: :math:`\lambda`, coupled L2.
@@ -96,7 +96,7 @@ def make_seal_tx(
     5 False
     """
     if ascent_epochs is None:
-        ascent_epochs = epochs_per_generation / 4
+        ascent_epochs = Clock(steps_per_epoch, epochs_per_generation).quarter
     clock = Clock(steps_per_epoch, epochs_per_generation, ascent_epochs)
     if clock.ascent_steps == 0:
         raise UsageError(

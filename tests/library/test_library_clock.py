@@ -38,6 +38,15 @@ def simulate(steps, epochs, ascent_steps, generations):
     return rows
 
 
+def test_a_quarter_is_rounded_to_whole_steps():
+    """Tiny-ImageNet in batches of 32, the generations of the SEAL paper's Table 11, and small ones."""
+    steps = {60: 46875, 70: 54688, 80: 62500, 90: 70313, 100: 78125, 160: 125000, 200: 156250}
+    for epochs, expected in steps.items():
+        assert Clock(3125, epochs, Clock(3125, epochs).quarter).ascent_steps == expected
+    for span in range(1, 60):
+        assert Clock(1, span).quarter == math.floor(span / 4 + 0.5)
+
+
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4)).flatmap(
     lambda sizes: st.tuples(st.just(sizes), st.integers(0, sizes[0] * sizes[1]))
 )

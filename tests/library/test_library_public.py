@@ -93,7 +93,7 @@ PARAMS = {"conv": jnp.ones((2, 2)), "fc": jnp.ones((2, 2))}
         ({"ascent_scale": -0.01}, "ascent_scale = -0.01 must be positive"),
         ({"ascent_epochs": 0}, "ascent_epochs = 0 leaves no ascent"),
         ({"ascent_epochs": 0.3}, "whole number of steps"),
-        ({"epochs_per_generation": 5}, "ascent_epochs = 1.25 is 2.5 steps of 2"),
+        ({"ascent_epochs": 1.25}, "ascent_epochs = 1.25 is 2.5 steps of 2"),
         ({"steps_per_epoch": 2.5}, "steps_per_epoch = 2.5 must be a whole number"),
         ({"reset_momentum": "always"}, "'always' must be one of phase, generation, never"),
         ({"fit_in_ascent": "frozen"}, "'frozen' must be one of descend, freeze, reinit"),

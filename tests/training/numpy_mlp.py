@@ -21,7 +21,7 @@ def forward(params, images):
 
 
 def logits(classifier, features):
-    return features @ classifier["kernel"] + classifier["bias"]
+    return features @ classifier["kernel"] + classifier.get("bias", 0)
 
 
 def softmax(logits):
@@ -45,7 +45,8 @@ def cross_entropy(logits, labels, smoothing=0.1):
 def head_gradient(classifier, features, labels, smoothing=0.1):
     scores = softmax(logits(classifier, features))
     slopes = (scores - smoothed(labels, scores.shape[-1], smoothing)) / len(labels)
-    return {"kernel": features.T @ slopes, "bias": slopes.sum(0)}, slopes
+    gradient = {"kernel": features.T @ slopes, "bias": slopes.sum(0)}
+    return {name: gradient[name] for name in classifier}, slopes
 
 
 def loss_and_gradient(params, images, labels, smoothing=0.1):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from seal_jax import data
+from seal_jax import data, methods
 from seal_jax.data import device
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
@@ -36,7 +36,7 @@ def settings(method=None, **sections):
     values["method"] = method or {"name": "normal"}
     for section, fields in sections.items():
         values[section] |= fields
-    return settings_lib.read(settings_lib.Settings, values)
+    return methods.complete(settings_lib.read(settings_lib.Settings, values))
 
 
 def mlp(method=None, norm=None, **sections):

@@ -52,7 +52,7 @@ def test_rules_equal_numpy(judged, start):
         for seed in range(2):
             ends = stopped[seed] or correct[seed] / 80 >= 0.8 or epoch - best[seed] >= 3
             last = max(since[seed], best[seed])
-            falls = epoch - last >= 2
+            falls = not stopped[seed] and epoch - last >= 2
             expected = (ends, scale[seed] * (0.5 if falls else 1), epoch if falls else last)
             assert tuple(leaf[seed] for leaf in found) == expected
             outcomes.add((bool(ends), bool(falls)))
@@ -75,6 +75,54 @@ def test_a_stopped_seed_rests_and_a_plateau_halves_the_step(judged, start):
     )
     assert_same(half, jax.tree.map(lambda leaf: leaf / 2, full), rtol=1e-3, atol=1e-7)
     assert oracle.norm(full) > 1e-3
+
+
+NEVER = {"reset_momentum": "never"}
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [
+        ({"name": "normal"}, {**NEVER, "name": "adam", "learning_rate": 0.01}),
+        ({"name": "llf", "threshold": "dense2", "optimizer_state": "keep"}, {}),
+        ({"name": "llf", "threshold": "dense2", "optimizer_state": "zero"}, {}),
+        ({"name": "sa_gd", "temperature": 0.01}, NEVER),
+    ],
+)
+def test_stopped_seeds_do_not_see_how_long_a_third_goes_on(method, optimizer):
+    """Two seeds stop after five steps; beside a third, which needs ten more, they end the same."""
+
+    def trained(seeds, more):
+        train = {"seeds": seeds, "patience": 3}
+        trainer = Trainer(STRIPES, mlp(method, norm="batch", optimizer=optimizer, train=train))
+        state = host(trainer.calls(5))
+        stopped = np.arange(seeds) < 2
+        trainer.put(state._replace(course=state.course._replace(stopped=stopped))).calls(more)
+        trainer.state = trainer.programs.end_generation(trainer.state)
+        return host(trainer.calls(3))
+
+    alone, beside = trained(2, 0), trained(3, 10)
+    for seed in range(2):
+        for part in ("weights", "opt_state", "memory"):
+            assert_same(*(seed_of(getattr(state, part), seed) for state in (alone, beside)))
+    assert alone.step[0] == 23
+    if optimizer.get("name") == "adam":
+        adams = jax.tree.leaves(beside.opt_state, is_leaf=lambda node: hasattr(node, "mu"))
+        (adam,) = [node for node in adams if hasattr(node, "mu")]
+        assert adam.count.tolist() == [8, 8, 18]  # as many as there were updates
+
+
+def test_the_memory_of_a_stopped_seed_rests():
+    """The validation split goes on being scored, but for others."""
+    method = {"name": "fast", "warmup": True}
+    train = {"seeds": 2, "patience": 3, "generations": 1, "sampling": "balanced"}
+    trainer = Trainer(STRIPES, mlp(method, train=train))
+    start = host(trainer)
+    trainer.put(start._replace(course=start.course._replace(stopped=np.array([True, False]))))
+    trainer.state, _ = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+    memory = host(trainer).memory
+    assert_same(seed_of(memory, 0), seed_of(start.memory, 0))
+    assert differ(seed_of(memory, 1), seed_of(start.memory, 1))
 
 
 def clocks(named_leaves):

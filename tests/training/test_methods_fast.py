@@ -1,5 +1,6 @@
 """FAST and its baselines through the compiled programs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,6 +20,7 @@ from programs import (
 )
 
 from seal_jax.data import device
+from seal_jax.training import loop, workdir
 from seal_jax.training.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,24 +78,80 @@ def flops(trainer):
     return program.cost_analysis()["flops"]
 
 
-def test_feature_extraction_moves_the_head_and_statistics_alone():
-    everything = Trainer(STRIPES, fast({"head": "kaiming_fan_in"}, norm="batch"))
+def moved_statistics(trainer):
+    """Give the features other statistics than those they start with."""
+    state = host(trainer)
+    shifted = jax.tree.map(lambda leaf: leaf + np.float32(0.3), state.weights.batch_stats)
+    return trainer.put(state._replace(weights=state.weights._replace(batch_stats=shifted)))
+
+
+def loss_of(trainer, weights, step, train):
+    """The mean cross entropy of a step's batch in training or in inference mode, by NumPy."""
+    images = jnp.asarray(normalised(STRIPES.train.images[balanced_rows(step)]), jnp.float32)
+    variables = seed_of(weights)._asdict()
+    features = trainer.experiment.model.extract(variables, images, train)[0]
+    logits = oracle.logits(oracle.wide(seed_of(weights).params["fc"]), np.asarray(features))
+    return oracle.cross_entropy(logits, STRIPES.train.labels[balanced_rows(step)], smoothing=0)
+
+
+def test_the_head_has_no_bias_unless_asked_for():
+    assert set(Trainer(STRIPES, fast()).state.weights.params["fc"]) == {"kernel"}
+    asked = Trainer(STRIPES, fast(model={"head_bias": True}))
+    assert set(asked.state.weights.params["fc"]) == {"kernel", "bias"}
+
+
+def test_a_run_records_what_the_method_chose(tmp_path):
+    config = fast({"beta": 0.0}, norm="batch", train={"epochs_per_generation": 1})
+    model = dataclasses.replace(config.model, head_bias=None)
+    train = dataclasses.replace(config.train, batch_statistics=None)
+    left_open = dataclasses.replace(config, model=model, train=train)
+    done = loop.train(left_open, tmp_path, STRIPES, devices=1)
+    assert set(done.state.weights.params["fc"]) == {"kernel"}
+    record = workdir.read(tmp_path)
+    assert record["model"]["head_bias"] is False
+    assert record["train"]["batch_statistics"] == "frozen"
+
+
+def test_feature_extraction_moves_the_head_alone():
+    """The features stay bit for bit, in inference mode too: so do the statistics."""
+    frozen = {"train": {"batch_statistics": "frozen"}}
+    everything = Trainer(STRIPES, fast({"head": "kaiming_fan_in"}, norm="batch", **frozen))
     trainer = Trainer(STRIPES, fast({"head": "kaiming_fan_in", "beta": 0.0}, norm="batch"))
-    start = host(trainer).weights
+    start = host(moved_statistics(trainer)).weights
+    moved_statistics(everything)
     assert_same(start, everything.state.weights)
     # The gradient of the features is not computed: two of three products of the hidden layers.
     assert flops(trainer) < 0.7 * flops(everything)
     # In the first step the head moves as it does where everything learns.
     heads = (t.calls(1).state.weights.params["fc"] for t in (trainer, everything))
     assert_same(*heads, rtol=1e-5, atol=1e-7)
+    expected = loss_of(trainer, start, 0, train=False)
+    np.testing.assert_allclose(trainer.losses[0][0, 0], expected, rtol=1e-5)
+    assert abs(loss_of(trainer, start, 0, train=True) - expected) > 1e-2
     trainer.calls(2)
     found = host(trainer).weights
+    assert_same(found.batch_stats, start.batch_stats)
+    assert_same(host(everything).weights.batch_stats, start.batch_stats)
     for name in oracle.HIDDEN:
         assert_same(found.params[name], start.params[name])
-        for moment in ("mean", "var"):
-            now, then = (w.batch_stats[name]["norm"][moment] for w in (found, start))
-            assert np.abs(now - then).max() > 1e-2
     assert differ(found.params["fc"], start.params["fc"])
+
+
+def test_statistics_of_feature_extraction_move_if_asked_for():
+    batch = {"train": {"batch_statistics": "batch"}}
+    trainer = Trainer(STRIPES, fast({"beta": 0.0}, norm="batch", **batch))
+    start = host(trainer).weights.batch_stats
+    assert differ(trainer.calls(1).state.weights.batch_stats, start)
+
+
+def test_frozen_statistics_are_the_same_bits_on_three_devices_and_in_every_pass_of_sam():
+    """Thirds of a number need not add up to it."""
+    train = {"batch_statistics": "frozen", "batch_size": 15}
+    trainer = Trainer(STRIPES, mlp({"name": "sam"}, norm="batch", train=train), devices=3)
+    start = host(moved_statistics(trainer)).weights
+    found = host(trainer.calls(3)).weights
+    assert_same(found.batch_stats, start.batch_stats)
+    assert differ(found.params, start.params)
 
 
 def test_a_frozen_head_stays():
@@ -159,7 +217,7 @@ def test_features_wait_for_the_warm_up(statistics):
     method = {"head": "kaiming_fan_in", "warmup": True, "warmup_gain": 0.3, "warmup_steps": 3}
     method["warmup_statistics"] = statistics
     trainer = Trainer(STRIPES, fast(method, norm="batch", train={"validate_every": 1}))
-    seen, warm = [host(trainer)], []
+    seen, warm = [host(moved_statistics(trainer))], []
     for _ in range(10):
         trainer.calls(1)
         trainer.state, _ = trainer.programs.validate(trainer.state, trainer.splits["validation"])
@@ -167,6 +225,10 @@ def test_features_wait_for_the_warm_up(statistics):
         warm.append(bool(seen[-2].memory.warming[0]))
     assert 3 <= sum(warm) < 9
     assert warm == sorted(warm, reverse=True)
+    # Without them the features are in inference mode for as long as it lasts, and no longer.
+    for step in (0, sum(warm)):
+        expected = loss_of(trainer, seen[step].weights, step, train=statistics or not warm[step])
+        np.testing.assert_allclose(trainer.losses[step][0, 0], expected, rtol=1e-4)
     for before, after, warming in zip(seen[:-1], seen[1:], warm, strict=True):
         old, new = before.weights, after.weights
         assert differ(new.params["fc"], old.params["fc"])

@@ -140,6 +140,26 @@ def test_features_learn_under_perturbations_and_the_classifier_stays(source, gam
         assert 0 < sum(rejected) < 7
 
 
+def test_a_damped_momentum_goes_on_as_a_sum(tmp_path):
+    """FAST's average at ten times the rate is the sum of an undamped training, to be continued."""
+    momenta, abstract = {}, Trainer(STRIPES, pof({})).programs.abstract_state(1)
+    for damped, rate in ((True, 0.05), (False, 0.005)):
+        workdir = tmp_path / str(damped)
+        config = mlp(
+            {"name": "fast", "damped_momentum": damped},
+            optimizer={"learning_rate": rate},
+            model={"head_bias": True},
+            train={"generations": 1, "epochs_per_generation": 2},
+        )
+        assert loop.train(config, workdir, STRIPES, devices=1).finished
+        given = pretrained.load(pof({}, workdir), workdir, abstract, momentum=True)
+        momenta[damped] = {name: leaf for name, leaf in given.items() if "trace/" in name}
+    assert len(momenta[True]) == 6
+    for name, leaf in momenta[True].items():
+        np.testing.assert_allclose(leaf, momenta[False][name], rtol=1e-3, atol=1e-6)
+        assert np.abs(leaf).max() > 1e-3
+
+
 RESAMPLED = {
     "weak_batch_size": 8,
     "resample": 2,

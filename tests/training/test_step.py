@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from programs import STRIPES, Trainer, assert_same, settings
+from programs import STRIPES, Trainer, assert_same, host, mlp, normalised, seed_of, settings
 
 from seal_jax.data import augment, device
 from seal_jax.training.state import Stream, stream_key
@@ -186,6 +186,44 @@ def test_filled_batches_count_every_image_once(dataset):
     trainer = Trainer(dataset, settings(train={"drop_last": False})).run(1)
     assert trainer.losses[0].shape == (1, 6)
     assert float(trainer.state.tally.weight[0]) == 90
+
+
+@pytest.mark.parametrize(("devices", "batch_norm"), [(1, "global"), (8, "global"), (8, "device")])
+def test_images_that_fill_a_batch_up_enter_nothing(dataset, devices, batch_norm):
+    """The last batch has 26 of 32 images: of eight devices one gets half its part, one nothing."""
+    config = mlp(
+        norm="batch",
+        optimizer={"schedule": "constant", "momentum": 0.0, "weight_decay": 0.0},
+        train={"drop_last": False, "batch_size": 32, "batch_norm": batch_norm},
+    )
+    trainer = Trainer(dataset, config, devices=devices).calls(2)
+    before = seed_of(host(trainer).weights)
+    trainer.calls(1)
+    rows = device.epoch_order(stream_key(0, Stream.ORDER, 0), 90, 32, False)[0][2][:26]
+    images = jnp.asarray(normalised(dataset.train.images[rows]), jnp.float32)
+    labels = dataset.train.labels[rows]
+    size = 4 if batch_norm == "device" else 26  # what is normalised together
+    parts = [slice(start, start + size) for start in range(0, 26, size)]
+    module = dataclasses.replace(trainer.experiment.model.module, bn_axis_name=None)
+
+    @jax.jit
+    def objective(params):
+        total, statistics = 0.0, []
+        for part in parts:
+            variables = {"params": params, "batch_stats": before.batch_stats}
+            logits, changed = module.apply(variables, images[part], True, mutable=["batch_stats"])
+            targets = 0.9 * jax.nn.one_hot(labels[part], 4) + 0.1 / 4
+            total -= (targets * jax.nn.log_softmax(logits)).sum() / 26
+            share = len(labels[part]) / 26
+            statistics.append(jax.tree.map(lambda leaf: share * leaf, changed["batch_stats"]))  # noqa: B023
+        return total, jax.tree.map(lambda *leaves: sum(leaves), *statistics)
+
+    (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(before.params)
+    params = jax.tree.map(lambda p, g: p - 0.05 * g, before.params, gradient)
+    after = seed_of(host(trainer).weights)
+    np.testing.assert_allclose(trainer.losses[2][0, 0], loss, rtol=1e-5)
+    assert_same(after.batch_stats, statistics, rtol=1e-5, atol=1e-6)
+    assert_same(after.params, params, rtol=1e-4, atol=1e-6)
 
 
 def test_scores_equal_numpy(dataset):

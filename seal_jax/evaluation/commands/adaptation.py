@@ -179,6 +179,7 @@ class Replay:
             self._source.leaves,
             self.programs.abstract_state(self.settings.train.seeds),
             self._source.label,
+            self._source.settings,
             momentum=self.experiment.method.continues_momentum,
         )
 

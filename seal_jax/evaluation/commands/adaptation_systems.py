@@ -83,7 +83,7 @@ def settings_of(
       seeds: how many.
       flip: whether images are mirrored.
     """
-    from seal_jax import data
+    from seal_jax import data, methods
 
     system = SYSTEMS[name]
     scale = 0.1 if system.optimizer in ADAPTIVE else 1.0
@@ -96,7 +96,7 @@ def settings_of(
     if system.warmup:
         method["warmup"] = True
     per_epoch = data.steps_per_epoch(len(target.train), batch_size, True)
-    return Settings(
+    settings = Settings(
         data=settings_lib.Data(
             name=target.name,
             data_dir=source.data.data_dir,
@@ -126,6 +126,7 @@ def settings_of(
         ),
         run=settings_lib.Run(eval_batch_size=source.run.eval_batch_size),
     )
+    return methods.complete(settings)
 
 
 def _normalisation(target: data.Dataset, source: Settings) -> str:
