@@ -209,8 +209,9 @@ def check_like(fresh: PyTree, params: PyTree) -> None:
             f"{[path for path, _ in paths.named_leaves(fresh)][:4]}, expected "
             f"{[path for path, _ in paths.named_leaves(params)][:4]}"
         )
-    for (path, new), old in zip(paths.named_leaves(fresh), jax.tree.leaves(params), strict=True):
-        if jnp.shape(new) != jnp.shape(old):
+    pairs = zip(paths.named_leaves(fresh), paths.named_leaves(params), strict=True)
+    for (path, new), (_, old) in pairs:
+        if not paths.is_placeholder(old) and jnp.shape(new) != jnp.shape(old):
             raise UsageError(
                 f"init_fn returns shape {jnp.shape(new)} for {path!r}, expected {jnp.shape(old)}"
             )

@@ -82,7 +82,7 @@ def initialise(
         elif role == "kernel" and len(leaf.shape) == 2:
             fans = layers.fans(path, leaf.shape, layout)
             fresh.append(_kernel(jax.random.fold_in(key, index), leaf, fans, name, sigma))
-        elif role == "bias" or path.rpartition("/")[2] == "bias":
+        elif role == "bias" or path.rpartition("/")[2] in layers.BIASES:
             fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
         else:
             raise UsageError(

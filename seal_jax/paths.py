@@ -27,7 +27,8 @@ def is_placeholder(node: Any) -> bool:
 
 def is_rule(node: Any) -> bool:
     """Tell whether ``node`` is a path or a compiled regular expression."""
-    return isinstance(node, str | re.Pattern)
+    text = node.pattern if isinstance(node, re.Pattern) else node
+    return isinstance(text, str)
 
 
 def is_variable(node: Any) -> bool:

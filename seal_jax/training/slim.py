@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seal_jax import data, slimming
+from seal_jax import data, paths, slimming
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
@@ -95,10 +95,7 @@ def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
 
 
 def _write(output: Path, weights: Weights, record: dict[str, Any]) -> None:
-    arrays: dict[str, Any] = {
-        "/".join(key.key if hasattr(key, "key") else key.name for key in path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(weights)
-    }
+    arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in paths.named_leaves(weights)}
     try:
         output.mkdir(parents=True, exist_ok=True)
         partial = output / ".slim.npz.partial"

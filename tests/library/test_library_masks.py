@@ -319,6 +319,7 @@ ERRORS = {
         "'forget' at 'conv1'; a mask holds bool",
         "",
     ),
+    "bytes": (re.compile(b"fc"), "at 'its root'; a mask holds bool", ""),
     "number": (3, "3 at 'its root'; a mask holds bool", ""),
     "array": (
         {"conv1": np.ones((3, 3), bool), "bn1": True, "layer1": False, "layer10": 0, "fc": False},
