@@ -110,8 +110,10 @@ def increment(
     @functools.cache
     def at(distance: float) -> tuple[float, float]:
         """Return value and slope; a wall, where the loss is not finite, rises."""
-        value, slope = _line(loss, weights, direction, data, jnp.float32(side * distance))
-        return float(value), side * float(slope) if jnp.isfinite(value) else 1.0
+        value, slope = map(
+            float, _line(loss, weights, direction, data, jnp.float32(side * distance))
+        )
+        return value, side * slope if math.isfinite(value + slope) else 1.0
 
     def above(distance: float) -> bool:
         value, slope = at(distance)
@@ -130,6 +132,8 @@ def increment(
         shift = optimize.brentq(
             lambda t: at(t)[1] if t else -abs(slope_there), 0, end, xtol=1e-4 * end, rtol=1e-4
         )
+        if not math.isfinite(at(shift)[0]):  # beside a wall: stay before it
+            shift -= 4e-4 * end
         gained = at_weights - at(shift)[0]
         if gained >= -1e-4 * abs(at_weights):  # not a minimum higher than that but by rounding
             return Increment(max(gained, 0.0), side * shift, True, at_weights)
@@ -158,7 +162,6 @@ def curvature(loss: Loss, weights: PyTree, direction: PyTree, data: PyTree) -> j
     >>> float(curvature(lambda w, x: w["a"] ** 2 * w["b"] * x.mean(), weights, direction, data))
     12.0
     """
-
     return jax.jvp(
         lambda t: _line(loss, weights, direction, data, t)[1], (jnp.float32(0),), (jnp.float32(1),)
     )[1]

@@ -115,7 +115,7 @@ def _as_torch(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) ->
     module = context.module
     if not isinstance(module, nn.BatchNorm) or module.use_running_average:
         return call(*args, **kwargs)
-    old = module.get_variable("batch_stats", "var")
+    old: Any = module.get_variable("batch_stats", "var")
     result = call(*args, **kwargs)
     variance = jnp.var(args[0].astype(jnp.float32), axis=range(args[0].ndim - 1), ddof=1)
     share = module.momentum

@@ -116,6 +116,22 @@ def test_the_nearest_minimum_counts_and_a_fall_without_end_is_told():
     assert (float(there.shift), float(there.increment), float(there.loss)) == (0, 0, -2)
 
 
+def test_a_basin_that_ends_at_a_wall_and_a_known_second_derivative():
+    """Beyond a wall the loss is not finite; the parabola of a known curvature is a first guess."""
+
+    def walled(weights, batch):
+        return jnp.where(weights > batch[0], jnp.nan, (weights - batch[1]) ** 2)
+
+    def at(wall, centre, **options):
+        batch = jnp.array([[wall, centre]], jnp.float32)
+        return landscape.increment(walled, jnp.float32(0), jnp.float32(1), batch, **options)
+
+    np.testing.assert_allclose(at(0.3, 0.02)[:2], (0.0004, 0.02), rtol=1e-3)
+    for guess in (2.0, 1e-6, 1e9):  # the right one, and two that are far off
+        np.testing.assert_allclose(at(0.3, 0.02, second_derivative=guess).shift, 0.02, rtol=1e-3)
+    np.testing.assert_allclose(at(0.3, 7.0).shift, 0.3, rtol=1e-3)
+
+
 def test_masks_that_select_nothing_are_refused():
     with pytest.raises(UsageError, match="nothing"):
         select("nothing", {"low": jnp.ones(2), "top": jnp.ones(2)})

@@ -92,7 +92,7 @@ class Course:
             elif every and step % every == 0:
                 state, _ = programs.validate(state, scoring.split("validation"))
             self.observe(state, step)
-        found = {name: np.stack(values, 1) for name, values in self.found.items()}
+        found: dict[str, Any] = {name: np.stack(values, 1) for name, values in self.found.items()}
         return Trace(
             checkpoints=self.checkpoints,
             validated=self.validated,
