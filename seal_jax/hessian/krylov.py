@@ -134,8 +134,7 @@ def steps(op: LinearOperator, key: jax.Array, size: int) -> Krylov:
             vector = jax.tree.map(lambda a, b: jnp.where(first, a, b), image, direction)
             basis, *result = appended(basis, index + 1, vector, jnp.where(first, 0.0, least))
             part, length = (
-                jnp.where(first, new, old)
-                for new, old in zip(result, (part, length), strict=True)
+                jnp.where(first, new, old) for new, old in zip(result, (part, length), strict=True)
             )
             return number + 1, basis, part, length
 

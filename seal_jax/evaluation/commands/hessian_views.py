@@ -53,7 +53,7 @@ def table(rows: Sequence[Record]) -> Table:
         if field in parts:
             header += [title, *([f"paper {('max', 'negative %')[index]}"] if known else [])]
     header += [title for title, field, _, _ in _CHECK_COLUMNS if field in parts]
-    header += [title for end in _ENDS if end in parts for title in (end, "residual")]
+    header += [title for end in _ENDS if end in parts for title in (end, f"residual of {end}")]
     header += ["trace"] if "trace" in parts else []
     header += [title for title, field, _ in _MASS_COLUMNS if field in parts]
     cells = []
@@ -147,7 +147,7 @@ def density_of(row: Record) -> Density:
     probes = row["density_probes"]
     nodes = np.reshape(row["nodes"], (probes, -1))
     weights = np.reshape(row["node_weights"], (probes, -1)) * probes
-    return Density(nodes, weights, row["parameters"])
+    return Density(nodes, weights, np.zeros_like(nodes), 0.0, row["parameters"])
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
