@@ -107,11 +107,11 @@ def eigenpairs(
 
     Lanczos iteration with full reorthogonalisation in a basis of bounded size; when it is full, the
     best Ritz vectors are kept and the iteration goes on from there (thick restart), until every
-    residual is at most ``tolerance`` times the largest magnitude among the values at the same end of
-    the spectrum. Float32 allows for no less than 2e-6 of the largest eigenvalue in magnitude, or
-    after restarts 4e-6: a residual that small will do. Each value is one of H's to within its residual. As with
-    every method that starts from one vector, of an eigenvalue that H has several times the further
-    copies come late, by rounding, and may be left out.
+    residual is at most ``tolerance`` times the largest magnitude among the values at the same end
+    of the spectrum. Float32 allows for no less than 2e-6 of the largest eigenvalue in magnitude, or
+    after restarts 4e-6: a residual that small will do. Each value is one of H's to within its
+    residual. As with every method that starts from one vector, of an eigenvalue that H has several
+    times the further copies come late, by rounding, and may be left out.
 
     Residuals are estimates of the iteration. Where restarts or bfloat16 have rounded the vectors,
     they are computed from k more products at the end, and pairs are those of the vectors' span.

@@ -45,7 +45,8 @@ class Density(NamedTuple):
         Eigenvalues nearer to the bound than ``resolution`` may count on either side.
 
         Returns:
-          Two arrays ``[probes]``. The share of each is that of a random vector; see :func:`share_error`.
+          Two arrays ``[probes]``. The share of each is that of a random vector, which errs by
+          :func:`share_error`.
 
         References:
           Golub & Meurant, `Matrices, Moments and Quadrature with Applications`, 2010.

@@ -102,8 +102,8 @@ def test_whole_data_is_that_of_the_dense_hessian(subject, found):
         assert (distances <= row["smallest_residuals"]).all()
         assert abs(row["trace"] - np.trace(matrix)) < 5 * row["trace_error"] + 1e-3
         # A convex problem, and every eigenvalue at least the decay.
-        assert row["negative_mass"][0] == row["clearly_negative_mass"][0] == 0
-        assert row["clearly_negative_mass"][1] < 0.1
+        assert row["negative_mass_bounds"][0] == row["clearly_negative_mass_bounds"][0] == 0
+        assert row["clearly_negative_mass_bounds"][1] < 0.1
         assert row["negative_mass_error"] <= np.sqrt(0.5 / 332 / 2)
         # Those beside it take more products than there are, which is not hidden.
         assert row["converged"] or max(row["smallest_residuals"]) > 1e-4 * row["smallest"][-1]
@@ -219,7 +219,7 @@ def test_table_and_plot(found):
     assert line["max (batches)"].startswith(f"{mean:.2f} ± ")
     assert float(line["residual of smallest"]) <= 1e-4 * rows[0]["smallest"][-1] + 2e-4
     lower, upper = map(float, line["negative mass %"].split(" to "))
-    mean = 100 * np.mean([row["negative_mass"] for row in rows], axis=0)
+    mean = 100 * np.mean([row["negative_mass_bounds"] for row in rows], axis=0)
     assert lower - 0.05 <= mean[0] < mean[1] <= upper + 0.05
     others = [{**row, "run": "other", "method": "seal"} for row in rows]
     both = hessian_views.table([*rows, *others]).rows

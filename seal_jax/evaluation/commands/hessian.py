@@ -179,8 +179,8 @@ def _combined(own: Sequence[Record]) -> dict[str, Any]:
             density_probes=len(probes),
         )
         for name in ("negative_mass", "clearly_negative_mass"):
-            bounds = np.array([record[name] for record in probes]).mean(0)
-            found[name] = bounds.tolist()
+            bounds = np.array([record[f"{name}_bounds"] for record in probes]).mean(0)
+            found[f"{name}_bounds"] = bounds.tolist()
             found[f"{name}_error"] = share_error(bounds, found["parameters"], len(probes))
     chunks = [record for record in own if "batch_values" in record]
     if chunks:

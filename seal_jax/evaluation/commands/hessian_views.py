@@ -55,7 +55,7 @@ def table(rows: Sequence[Record]) -> Table:
     header += [title for title, field, _, _ in _CHECK_COLUMNS if field in parts]
     header += [title for end in _ENDS if end in parts for title in (end, f"residual of {end}")]
     header += ["trace"] if "trace" in parts else []
-    header += [title for title, field, _ in _MASS_COLUMNS if field in parts]
+    header += [title for title, field, _ in _MASS_COLUMNS if f"{field}_bounds" in parts]
     cells = []
     for (run, weights, step), own in grouped(rows, ("run", "weights", "step")).items():
         line = [str(run), weights, str(step), str(len(own))]
@@ -68,7 +68,9 @@ def table(rows: Sequence[Record]) -> Table:
         line += [_cell(own, *column[1:]) for column in _CHECK_COLUMNS if column[1] in parts]
         line += [cell for end in _ENDS if end in parts for cell in _first(own, end)]
         line += [_cell(own, "trace", 1, 2)] if "trace" in parts else []
-        line += [_range(own, *column[1:]) for column in _MASS_COLUMNS if column[1] in parts]
+        line += [
+            _range(own, *column[1:]) for column in _MASS_COLUMNS if f"{column[1]}_bounds" in parts
+        ]
         cells.append(line)
     return Table("Eigenvalues of the Hessian", header, cells, _notes(rows, parts, known))
 
@@ -93,10 +95,10 @@ def _first(own: Sequence[Record], field: str) -> tuple[str, str]:
 
 def _range(own: Sequence[Record], field: str, digits: int) -> str:
     """Return the mean bounds of a share, widened by twice the error of the random vectors."""
-    rows = [row for row in own if field in row]
+    rows = [row for row in own if f"{field}_bounds" in row]
     if not rows:
         return MISSING
-    lower, upper = np.mean([row[field] for row in rows], axis=0)
+    lower, upper = np.mean([row[f"{field}_bounds"] for row in rows], axis=0)
     error = np.sqrt(sum(row[f"{field}_error"] ** 2 for row in rows)) / len(rows)
     lower, upper = np.clip([lower - 2 * error, upper + 2 * error], 0, 1)
     return f"{100 * lower:.{digits}f} to {100 * upper:.{digits}f}"
@@ -112,7 +114,7 @@ def _notes(rows: Sequence[Record], parts: set[str], known: bool) -> list[str]:
             "mini-batches whose residuals are within the tolerance; sign sure: values that their "
             "residual keeps away from zero."
         )
-    if "largest" in parts or "trace" in parts or "negative_mass" in parts:
+    if "largest" in parts or "trace" in parts or "negative_mass_bounds" in parts:
         notes.append(
             "largest, smallest, trace, negative mass: of the one Hessian of the mean loss over the "
             "training data."
@@ -123,7 +125,7 @@ def _notes(rows: Sequence[Record], parts: set[str], known: bool) -> list[str]:
             "most is the value from an eigenvalue. not converged: of all values computed at that end "
             "or the other, one has a residual above the tolerance."
         )
-    if "negative_mass" in parts:
+    if "negative_mass_bounds" in parts:
         notes.append(
             "negative mass: between which bounds the share of ALL its eigenvalues below zero is, "
             "mean over seeds; not the negative % of mini-batches, which is that of a few of the "

@@ -151,8 +151,8 @@ class Work:
             "parameters": found.size,
             "nodes": found.nodes[0].tolist(),
             "node_weights": found.weights[0].tolist(),
-            "negative_mass": np.ravel(found.mass_below()).tolist(),
-            "clearly_negative_mass": np.ravel(found.mass_below(clear)).tolist(),
+            "negative_mass_bounds": np.ravel(found.mass_below()).tolist(),
+            "clearly_negative_mass_bounds": np.ravel(found.mass_below(clear)).tolist(),
         }
 
     def mini_batches(self, start: int, network: Network) -> dict[str, Any]:
