@@ -52,8 +52,14 @@ def knn(
 ) -> np.ndarray:
     """Return the majority class of each query's k nearest neighbours, int ``[queries]``.
 
-    Of equally near neighbours the one with the lower row is the nearer; of classes with equally many
-    votes the lowest number wins, as in scikit-learn. The bank is divided over the devices.
+    Of classes with equally many votes the lowest number wins, as in scikit-learn. The bank is divided
+    over the devices.
+
+    Squared distances are float32, |q|^2 - 2 q b + |b|^2, where for "l2" q and b are taken from the
+    mean of the first chunk of the bank. Rounding, which varies with ``byte_budget`` and the number of
+    devices, may order neighbours either way whose distances differ by less than some 1e-6 of
+    |q|^2 + |b|^2, duplicates of a row with another label among them; of distances that come out equal
+    the lower row's is the nearer.
 
     Args:
       bank: float ``[n, ...]``, flattened from the second axis on, or :class:`Rows`, which are read

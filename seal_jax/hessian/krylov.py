@@ -38,7 +38,10 @@ class Krylov(NamedTuple):
 
 
 def fold(op: LinearOperator, make: Make, use: Use, carry: PyTree, start: int, stop: int) -> PyTree:
-    """Multiply one vector after the other: one program, or a Python loop if the operator is eager.
+    """Multiply one vector after the other.
+
+    The loop is Python's: the product is compiled once for whatever is done with it, and compiling
+    it takes longer than all the dispatches.
 
     Args:
       op: the operator.
@@ -51,117 +54,59 @@ def fold(op: LinearOperator, make: Make, use: Use, carry: PyTree, start: int, st
     Returns:
       The last carry.
     """
-    if not is_eager(op):
-        return _folded(op, make, use, carry, start, stop)
     for index in range(start, stop):
         vector = _made(make, op.like, carry, index)
-        carry = _used(use, carry, index, vector, op(vector))
+        carry = _used(use, carry, index, vector, product(op, vector))
     return carry
-
-
-def folded(
-    op: LinearOperator, make: Make, use: Use, carry: PyTree, start: Any, stop: Any
-) -> PyTree:
-    """Do the same within a program."""
-
-    def step(index: Any, carry: PyTree) -> PyTree:
-        vector = make(op.like, carry, index)
-        return use(carry, index, vector, op(vector))
-
-    return jax.lax.fori_loop(start, stop, step, carry)
 
 
 def product(op: LinearOperator, vector: PyTree) -> PyTree:
     """Return the product of any operator with a vector, from Python."""
-    return op(vector) if is_eager(op) else _applied(op, vector)
-
-
-def is_eager(op: LinearOperator) -> bool:
-    """Return whether an operator must be called from Python."""
-    return getattr(op, "eager", False)
+    return op(vector) if getattr(op, "eager", False) else _applied(op, vector)
 
 
 def orthogonalised(basis: PyTree, vector: PyTree) -> tuple[PyTree, jax.Array]:
     """Return the vector without its part in the basis, twice is enough, and that part."""
-    found = jnp.zeros(())
-    for _ in range(2):
+
+    def project(_: Any, carry: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
+        vector, coefficients = carry
         part = trees.coefficients(basis, vector)
-        vector = trees.add(vector, trees.combine(basis, part, vector), -1.0)
-        found = found + part
-    return vector, found
+        return trees.add(vector, trees.combine(basis, part, vector), -1.0), coefficients + part
+
+    # A loop, so that it is compiled once.
+    count = len(jax.tree.leaves(basis)[0])
+    return jax.lax.fori_loop(0, 2, project, (vector, jnp.zeros(count)))
 
 
-def exhausted(length: Any, part: Any) -> Any:
-    """Return whether what is left of a product beside its ``part`` in the basis is rounding.
+def remainder(length: Any, part: Any, least: Any = 0.0, packed: bool = False) -> Any:
+    """Return the norm of what is left of a vector beside its ``part`` in a basis, 0 if rounding.
 
-    That is a breakdown: the basis spans an invariant subspace.
+    For a product that is a breakdown: the basis spans an invariant subspace.
+
+    Args:
+      length: the norm as computed.
+      part: coefficients in the basis.
+      least: further bound below which it counts as nothing.
+      packed: whether the basis is in bfloat16. What the rounding of its vectors leaves is in their
+        span: normalized, it would make the basis dependent.
     """
     scale = jnp.maximum(jnp.max(jnp.abs(part)), jnp.finfo(jnp.float32).tiny)
-    return length <= 4 * jnp.finfo(jnp.float32).eps * scale
+    bound = (2.0**-8 if packed else 4 * jnp.finfo(jnp.float32).eps) * scale
+    return jnp.where(length <= jnp.maximum(bound, least), 0.0, length)
 
 
-def scrambled(index: Any, first: PyTree) -> PyTree:
-    """Return a vector of pseudo-random numbers, zero where the first of a basis is exactly.
+def unit(vector: PyTree, length: Any) -> PyTree:
+    """Return the vector over its norm, zero if that is 0."""
+    return trees.scale(vector, jnp.where(length == 0, 0.0, 1 / jnp.where(length == 0, 1.0, length)))
 
-    There the operator acts on nothing: see ``Operator.block``.
+
+def another(op: LinearOperator, index: Any) -> tuple[PyTree, Any]:
+    """Return any direction to go on from after a breakdown, and the ``least`` of its remainder.
+
+    If less is left of it, the basis spans everything that the operator acts on.
     """
-    vector = trees.scrambled(index, first)
-    return jax.tree.map(lambda x, start: jnp.where(start == 0, 0, x), vector, first)
-
-
-def spans(length: Any, before: Any) -> Any:
-    """Return whether of a vector so little is left that the basis must span everything."""
-    return length <= 1e-3 * before
-
-
-def _another(basis: PyTree, index: Any, like: PyTree) -> PyTree:
-    """Return any unit vector orthogonal to the basis, to go on from after a breakdown, or zero."""
-    any_other = scrambled(index, trees.take(basis, 0, like))
-    vector, _ = orthogonalised(basis, any_other)
-    length = trees.norm(vector)
-    nothing = spans(length, trees.norm(any_other))
-    return trees.scale(vector, jnp.where(nothing, 0.0, 1 / jnp.where(nothing, 1.0, length)))
-
-
-def mirrored(projected: Any, index: Any, column: Any) -> Any:
-    """Write a row and a column of the projection.
-
-    Most of it is known from the symmetry, but for the newest entry, only roughly: the full column
-    keeps the projection exact after restarts, where it is no tridiagonal.
-    """
-    return projected.at[:, index].set(column).at[index, :].set(column)
-
-
-def newest(like: PyTree, state: Krylov, index: Any) -> PyTree:
-    """Return the vector that is to be multiplied, the newest of the basis."""
-    return trees.take(state.basis, index, like)
-
-
-def advance(state: Krylov, index: Any, vector: PyTree, image: PyTree) -> Krylov:
-    """Take in ``image``, the product with the newest vector."""
-    del vector  # as the basis has it
-    basis, projected, _ = state
-    rest, part = orthogonalised(basis, image)
-    length = trees.norm(rest)
-    over = exhausted(length, part)
-    unit = jax.lax.cond(
-        over,
-        lambda: _another(basis, index, image),
-        lambda: trees.scale(rest, 1 / jnp.where(over, 1.0, length)),
-    )
-    projected = mirrored(projected, index, part[: projected.shape[0]])
-    return Krylov(trees.put(basis, index + 1, unit), projected, jnp.where(over, 0.0, length))
-
-
-def start(like: PyTree, key: jax.Array, selected: PyTree = None) -> PyTree:
-    """Return a random unit vector, zero outside of what is selected; traced."""
-    vector = trees.within(selected, trees.random(key, like))
-    return trees.scale(vector, 1 / trees.norm(vector))
-
-
-def rows(op: LinearOperator) -> int:
-    """Return the size of the operator's matrix, without what it does not act on."""
-    return getattr(op, "size", trees.size(op.like))
+    vector = trees.within(selected(op), trees.scrambled(index, op.like))
+    return vector, 1e-3 * trees.norm(vector)
 
 
 def selected(op: LinearOperator) -> PyTree:
@@ -169,17 +114,126 @@ def selected(op: LinearOperator) -> PyTree:
     return getattr(op, "selected", None)
 
 
+def rows(op: LinearOperator) -> int:
+    """Return the size of the operator's matrix, without what it does not act on."""
+    return getattr(op, "size", trees.size(op.like))
+
+
+def appended(
+    basis: PyTree, index: Any, vector: PyTree, least: Any = 0.0
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """Put what a vector adds to a basis into row ``index``, normalized.
+
+    Returns:
+      The basis, the vector's part in it, and the norm of what is left beside it, 0 if rounding.
+    """
+    rest, part = orthogonalised(basis, vector)
+    length = remainder(trees.norm(rest), part, least, trees.is_packed(basis))
+    return trees.put(basis, index, unit(rest, length)), part, length
+
+
+def steps(op: LinearOperator, key: jax.Array, size: int) -> Krylov:
+    """Take ``size`` Lanczos steps from a random vector, within a program."""
+
+    def step(index: Any, state: Krylov) -> Krylov:
+        image = op(trees.take(state.basis, index, op.like))
+        direction, least = another(op, index)
+
+        def attempt(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            number, basis, part, length = carry
+            first = number == 0
+            vector = jax.tree.map(lambda a, b: jnp.where(first, a, b), image, direction)
+            basis, *result = appended(basis, index + 1, vector, jnp.where(first, 0.0, least))
+            part, length = (
+                jnp.where(first, new, old) for new, old in zip(result, (part, length), strict=True)
+            )
+            return number + 1, basis, part, length
+
+        # The product, and after a breakdown another direction: a loop, so as to be compiled once.
+        _, basis, part, length = jax.lax.while_loop(
+            lambda carry: (carry[0] == 0) | ((carry[0] == 1) & (carry[3] == 0)),
+            attempt,
+            (0, state.basis, jnp.zeros(size + 1), jnp.zeros(())),
+        )
+        # Most of the column is known from the symmetry, but for the newest entry, only roughly.
+        column = part[:size]
+        projected = state.projected.at[:, index].set(column).at[index, :].set(column)
+        return Krylov(basis, projected, length)
+
+    state = Krylov(
+        begin(op.like, key, size, False, selected(op)), jnp.zeros((size, size)), jnp.zeros(())
+    )
+    return jax.lax.fori_loop(0, size, step, state)
+
+
+def start(like: PyTree, key: jax.Array, selected: PyTree = None) -> PyTree:
+    """Return a random unit vector, zero outside of what is selected; traced."""
+    vector = trees.within(selected, trees.random(key, like))
+    return unit(vector, trees.norm(vector))
+
+
 def begin(
     like: PyTree, key: jax.Array, size: int, packed: bool = False, selected: PyTree = None
-) -> Krylov:
+) -> PyTree:
     """Return a basis with room for ``size`` + 1 vectors, the first one random; traced."""
     basis = trees.empty_basis(like, size + 1, packed=packed)
-    basis = trees.put(basis, 0, start(like, key, selected))
-    return Krylov(basis, jnp.zeros((size, size)), jnp.zeros(()))
+    return trees.put(basis, 0, start(like, key, selected))
 
 
-class OnDevice:
-    """A Krylov basis in device memory that grows, is cut down to Ritz vectors, and grows again.
+class Iteration:
+    """A Lanczos iteration that grows, is cut down to Ritz vectors, and grows again.
+
+    The projection is on the host, in float64; where the basis is stored is up to the subclasses.
+
+    Args:
+      op: the operator.
+      size: vectors, m.
+    """
+
+    def __init__(self, op: LinearOperator, size: int):
+        self.op, self.size = op, size
+        self.projected, self.residual = np.zeros((size, size)), 0.0
+
+    def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
+        """Take Lanczos steps; return the projection and the norm of the residual.
+
+        Raises:
+          UsageError: products that are not finite.
+        """
+        for index in range(start, stop):
+            image = product(self.op, self._vector(index))
+            part, self.residual = self._append(index + 1, image)
+            if not (np.isfinite(part).all() and np.isfinite(self.residual)):
+                raise UsageError(NOT_FINITE)
+            # Most of the column is known from the symmetry, but for the newest entry, only roughly:
+            # all of it keeps the projection exact after restarts, where it is no tridiagonal.
+            self.projected[:, index] = self.projected[index, :] = part[: self.size]
+            if self.residual == 0:
+                self._append(index + 1, *another(self.op, index))
+        return self.projected, self.residual
+
+    def restart(self, rotation: np.ndarray, values: np.ndarray) -> None:
+        """Keep the Ritz vectors ``rotation [m, p]`` of those ``values``, and the residual vector."""
+        self._rotate(rotation)
+        self.projected = np.diag(np.pad(values, (0, self.size - len(values))))
+
+    def vectors(self, rotation: np.ndarray) -> PyTree:
+        """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
+        raise NotImplementedError
+
+    def _vector(self, index: int) -> PyTree:
+        raise NotImplementedError
+
+    def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
+        """Put what a vector adds to the basis into row ``index``; see :func:`appended`."""
+        raise NotImplementedError
+
+    def _rotate(self, rotation: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class OnDevice(Iteration):
+    """An iteration whose basis is in device memory.
 
     Args:
       op: the operator.
@@ -189,52 +243,34 @@ class OnDevice:
     """
 
     def __init__(self, op: LinearOperator, key: jax.Array, size: int, packed: bool = False):
-        self.op, self.size = op, size
+        super().__init__(op, size)
         # Spread over devices like the parameters.
-        shardings: Any = (jax.tree.map(_with_leading_axis, op.like), None, None)
-        first = jax.jit(begin, static_argnums=(2, 3), out_shardings=Krylov(*shardings))
-        self.state = first(op.like, key, size, packed, selected(op))
+        shardings = jax.tree.map(_with_leading_axis, op.like)
+        first = jax.jit(begin, static_argnums=(2, 3), out_shardings=shardings)
+        self.basis = first(op.like, key, size, packed, selected(op))
 
-    def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
-        """Take Lanczos steps; return the projection in float64 and the norm of the residual.
+    def _vector(self, index: int) -> PyTree:
+        return _taken(self.basis, index, self.op.like)
 
-        Raises:
-          UsageError: products that are not finite.
-        """
-        self.state = fold(self.op, newest, advance, self.state, start, stop)
-        return checked(self.state.projected, self.state.residual)
+    def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
+        self.basis, part, length = _appended(self.basis, index, vector, least)
+        return np.asarray(part, np.float64), float(length)
 
-    def restart(self, rotation: np.ndarray, values: np.ndarray) -> None:
-        """Keep the Ritz vectors ``rotation [m, p]`` of those ``values``, and the residual vector."""
-        kept = len(values)
-        whole = np.zeros((self.size + 1, self.size + 1))
+    def _rotate(self, rotation: np.ndarray) -> None:
+        kept = rotation.shape[1]
+        whole = np.zeros((self.size + 1, self.size + 1), np.float32)
         whole[:-1, :kept], whole[-1, kept] = rotation, 1
-        leaves, structure = jax.tree.flatten(self.state.basis)
-        types = jax.tree.leaves(self.op.like)
-        residual, self.state = self.state.residual, None
+        leaves, structure = jax.tree.flatten(self.basis)
+        self.basis = None
         # Leaf by leaf, so that no second basis is needed.
-        for index in range(len(leaves)):
-            leaves[index] = _rotated(leaves[index], jnp.asarray(whole, jnp.float32), types[index])
-        self.state = Krylov(
-            jax.tree.unflatten(structure, leaves), _diagonal(self.size, values), residual
-        )
+        for index, leaf in enumerate(jax.tree.leaves(self.op.like)):
+            leaves[index] = _rotated(leaves[index], whole, leaf)
+        self.basis = jax.tree.unflatten(structure, leaves)
 
     def vectors(self, rotation: np.ndarray) -> PyTree:
         """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
-        padded = np.pad(rotation, ((0, 1), (0, 0)))
-        return _combined(self.state.basis, jnp.asarray(padded, jnp.float32), self.op.like)
-
-
-def checked(projected: Any, residual: Any) -> tuple[np.ndarray, float]:
-    """Return both on the host.
-
-    Raises:
-      UsageError: they are not finite.
-    """
-    found, rest = np.asarray(projected, np.float64), float(residual)
-    if not (np.isfinite(found).all() and np.isfinite(rest)):
-        raise UsageError(NOT_FINITE)
-    return (found + found.T) / 2, rest
+        padded = np.pad(rotation, ((0, 1), (0, 0))).astype(np.float32)
+        return _combined(self.basis, padded, self.op.like)
 
 
 NOT_FINITE = (
@@ -248,11 +284,6 @@ def _applied(op: LinearOperator, vector: PyTree) -> PyTree:
     return op(vector)
 
 
-@partial(jax.jit, static_argnames=("make", "use"), donate_argnames=("carry",))
-def _folded(op: LinearOperator, make: Make, use: Use, carry: PyTree, start: Any, stop: Any):
-    return folded(op, make, use, carry, start, stop)
-
-
 @partial(jax.jit, static_argnames=("make",))
 def _made(make: Make, like: PyTree, carry: PyTree, index: Any) -> PyTree:
     return make(like, carry, index)
@@ -263,16 +294,14 @@ def _used(use: Use, carry: PyTree, index: Any, vector: PyTree, image: PyTree) ->
     return use(carry, index, vector, image)
 
 
+_taken = jax.jit(trees.take)
+_appended = jax.jit(appended, donate_argnums=0)
 _rotated = jax.jit(trees.rotate)
 
 
 @jax.jit
 def _combined(basis: PyTree, rotation: jax.Array, like: PyTree) -> PyTree:
     return trees.combine(basis, rotation, like)
-
-
-def _diagonal(size: int, values: np.ndarray) -> jax.Array:
-    return jnp.asarray(np.diag(np.pad(values, (0, size - len(values)))), jnp.float32)
 
 
 def _with_leading_axis(leaf: jax.Array) -> Any:

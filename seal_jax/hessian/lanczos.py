@@ -15,6 +15,8 @@ from seal_jax.hessian.krylov import LinearOperator
 
 PyTree = Any
 Which = Literal["LA", "SA", "LM", "BE"]
+# Of the basis, where neither its size nor a budget is given.
+_DEFAULT_BYTES = 2**28
 
 
 class Eigenpairs(NamedTuple):
@@ -26,7 +28,9 @@ class Eigenpairs(NamedTuple):
       residuals: ``[k]``, upper bounds of ``|H v - value v|``, and so of the distance from each value
         to an eigenvalue of H.
       products: how many products with the operator it took.
-      converged: whether every residual is within the tolerance.
+      converged: whether every residual is within the tolerance: then every value is an eigenvalue.
+        That none further out was missed it does not say: of an eigenvalue that H has several times,
+        one start vector finds a single copy until rounding brings in the others.
     """
 
     values: np.ndarray
@@ -57,14 +61,33 @@ def order_by(which: Which) -> Callable[[np.ndarray], np.ndarray]:
     return orders[which]
 
 
-def rounding(values: np.ndarray) -> float:
-    """Return what the rounding of the products themselves leaves of any residual."""
-    return float(8 * np.finfo(np.float32).eps * np.abs(values).max(initial=0.0))
+def rounding(largest: Any) -> Any:
+    """Return what the rounding of float32 products leaves of any residual.
+
+    Args:
+      largest: magnitude of eigenvalues.
+    """
+    return 8 * np.finfo(np.float32).eps * largest + np.finfo(np.float32).tiny
 
 
-def magnitude(values: np.ndarray) -> float:
-    """Return the largest magnitude, never 0."""
-    return float(max(np.abs(values).max(initial=0.0), np.finfo(np.float32).tiny))
+def limits(values: np.ndarray, which: Which, tolerance: float, floor: float) -> np.ndarray:
+    """Return how large the residuals of converged pairs may be, ``[k]``.
+
+    They are judged by the largest magnitude of the values at their own end of the spectrum.
+
+    Args:
+      values: ``[k]``, in the order of :class:`Eigenpairs`.
+      which: see :func:`eigenpairs`.
+      tolerance: see :func:`eigenpairs`.
+      floor: what rounding allows for.
+
+    >>> limits(np.array([1000.0, 100.0, -0.5, -1.0]), "BE", 1e-2, 1e-3).round(3).tolist()
+    [10.0, 10.0, 0.01, 0.01]
+    """
+    upper = (len(values) + 1) // 2 if which == "BE" else len(values)
+    scales = [np.abs(end).max(initial=0.0) for end in (values[:upper], values[upper:])]
+    scale = np.repeat(scales, [upper, len(values) - upper])
+    return np.maximum(tolerance * scale, floor)
 
 
 def eigenpairs(
@@ -84,9 +107,14 @@ def eigenpairs(
 
     Lanczos iteration with full reorthogonalisation in a basis of bounded size; when it is full, the
     best Ritz vectors are kept and the iteration goes on from there (thick restart), until every
-    residual is at most ``tolerance`` times the largest eigenvalue in magnitude. Each value is one of
-    H's to within its residual. As with every method that starts from one vector, of an eigenvalue
-    that H has several times the further copies come late, by rounding, and may be left out.
+    residual is at most ``tolerance`` times the largest magnitude among the values at the same end
+    of the spectrum. Float32 allows for no less than 2e-6 of the largest eigenvalue in magnitude, or
+    after restarts 4e-6: a residual that small will do. Each value is one of H's to within its
+    residual. As with every method that starts from one vector, of an eigenvalue that H has several
+    times the further copies come late, by rounding, and may be left out.
+
+    Residuals are estimates of the iteration. Where restarts or bfloat16 have rounded the vectors,
+    they are computed from k more products at the end, and pairs are those of the vectors' span.
 
     Args:
       op: as :func:`seal_jax.hessian.operator` or :func:`seal_jax.hessian.streamed` makes it, or any
@@ -94,16 +122,16 @@ def eigenpairs(
       k: how many, at least 1 and at most the operator's rows.
       which: the largest ("LA"), the smallest ("SA"), those of largest magnitude ("LM"), or half of
         them from either end, one more of the largest where k is odd ("BE", in falling order).
-      tolerance: see above; float32 products carry about 1e-6.
-      basis_size: vectors held at a time; ``max(2 k, k + 20)`` by default.
+      tolerance: see above.
+      basis_size: vectors held at a time; by default what fits into 256 MiB, between
+        ``max(2 k, k + 20)`` and ``max(4 k, k + 100)``.
       byte_budget: bytes of device memory for the basis and the work on it, without what a product
         needs. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``: more vectors need
         fewer products.
       basis: "device"; "bfloat16", there in half the bytes: rounding then keeps residuals above some
-        1e-3 of the largest eigenvalue, and eigenvalues above about its square. They are found by k
-        more products, so they bound the error nevertheless. Or "host": in host memory, from where
-        every step reads it twice.
-      max_products: bound on the products with the operator, but for those k and the first k.
+        1e-3 of the largest eigenvalue, where the iteration stops, and errors of eigenvalues above
+        about its square. Or "host": in host memory, from where every step reads it twice.
+      max_products: bound on the products of the iteration, but for the first k.
       key: of the random start; a fixed one by default.
       progress: called with the products so far and the worst relative residual.
 
@@ -127,44 +155,41 @@ def eigenpairs(
     check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}")
     check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
     m = choose_basis_size(op.like, k, basis_size, byte_budget, basis)
-    found = storage.begin(op, jax.random.key(0) if key is None else key, m, basis)
-    filled, products = 0, 0
+    iteration = storage.begin(op, jax.random.key(0) if key is None else key, m, basis)
+    filled, products, rounded = 0, 0, basis == "bfloat16"
     while True:
         # Looked at now and then, so as not to fill a basis that has long sufficed.
         first = k + 2 if not products else filled + max(4, k // 2)
         stop = min(m, size, first, filled + max(1, max_products - products))
-        projected, beta = found.extend(filled, stop)
+        projected, beta = iteration.extend(filled, stop)
         products, filled = products + stop - filled, stop
         values, rotation = np.linalg.eigh(projected[:filled, :filled])
         order = order_by(which)(values)
-        values, rotation = values[order], rotation[:, order]
-        floor, scale = rounding(values), magnitude(values)
-        residuals = np.abs(beta * rotation[-1]) + floor
-        within = filled >= k and bool((residuals[:k] <= tolerance * scale + floor).all())
-        converged = within or filled == size
+        largest = np.abs(values).max()
+        # Both ends take turns, so that a restart keeps as many of either; results fall.
+        wanted = np.sort(order[:k])[::-1] if which == "BE" else order[:k]
+        residuals = np.abs(beta * rotation[-1, wanted]) + rounding(largest)
+        floor = largest / 2**8 if basis == "bfloat16" else 2 * rounding(largest)
+        allowed = limits(values[wanted], which, tolerance, floor)
+        within = bool((residuals <= allowed).all())
         if progress is not None:
-            progress(products, float(residuals[:k].max() / scale))
-        if converged or (filled >= k and products >= max_products):
+            progress(products, float(residuals.max() / max(largest, np.finfo(np.float32).tiny)))
+        if filled >= k and (within or filled == size or products >= max_products):
             break
         if filled == m:
-            filled = min(k + (m - k) // 2, m - 1)
-            found.restart(rotation[:, :filled], values[:filled])
-    rotation = np.pad(rotation, ((0, m - filled), (0, 0)))
-    vectors = found.vectors(rotation[:, :k])
-    values, residuals = values[:k], residuals[:k]
-    del found
-    if basis == "bfloat16":
-        values, vectors, residuals = _refined(op, vectors)
+            filled, rounded = min(k + (m - k) // 2, m - 1), True
+            kept = order[:filled]
+            iteration.restart(rotation[:, kept], values[kept])
+    vectors = iteration.vectors(np.pad(rotation[:, wanted], ((0, m - filled), (0, 0))))
+    del iteration
+    values, converged = values[wanted], within
+    if rounded:
+        values, vectors, lengths = _refined(op, vectors, which)
         products += k
-        order = order_by(which)(values)
-        converged = bool((residuals <= tolerance * scale + 2 * floor).all())
-    else:
-        order = np.arange(k)
-    if which == "BE":
-        order = np.argsort(-values, kind="stable")
-    if (order != np.arange(k)).any():
-        values, residuals = values[order], residuals[order]
-        vectors = jax.tree.map(lambda rows: rows[order], vectors)
+        residuals = lengths + rounding(largest)
+        # Vectors in float32 leave more than the iteration, which knows them better.
+        floor = 4 * rounding(largest)
+        converged = bool((residuals <= limits(values, which, tolerance, floor)).all())
     return Eigenpairs(values, vectors, residuals, products, converged)
 
 
@@ -185,23 +210,27 @@ def choose_basis_size(
                 f"basis_size = {asked} must be at least {min(k + 2, size)} for k = {k}"
             )
         return min(size, asked)
-    default = min(size, max(2 * k, k + 20))
     most = min(size, max(4 * k, k + 100))
+    default = min(most, max(2 * k, k + 20, _DEFAULT_BYTES // trees.nbytes(like)))
     return storage.fitting_size(like, k, most, byte_budget, basis, default)
 
 
-def _refined(op: LinearOperator, vectors: PyTree) -> tuple[np.ndarray, PyTree, np.ndarray]:
-    """Return the Ritz pairs in the space of the vectors, with residuals from their products."""
+def _refined(
+    op: LinearOperator, vectors: PyTree, which: Which
+) -> tuple[np.ndarray, PyTree, np.ndarray]:
+    """Return the Ritz pairs in the space of the vectors, and ``|H v - value v|`` from products."""
     vectors = _orthonormal(vectors, op.like)
     k = len(jax.tree.leaves(vectors)[0])
     images = jax.tree.map(jnp.zeros_like, vectors)
     vectors, images = krylov.fold(op, _ritz_vector, _keep_image, (vectors, images), 0, k)
-    projected, _ = krylov.checked(_gram(vectors, images, op.like), 0.0)
-    values, rotation = np.linalg.eigh(projected)
-    turned, lengths = _residuals(
-        vectors, images, jnp.asarray(rotation, jnp.float32), values, op.like
+    projected = np.asarray(_gram(vectors, images, op.like), np.float64)
+    values, rotation = np.linalg.eigh((projected + projected.T) / 2)
+    order = np.argsort(-values) if which == "BE" else order_by(which)(values)
+    values = values[order]
+    rotated, lengths = _residuals(
+        vectors, images, rotation[:, order].astype(np.float32), values, op.like
     )
-    return values, turned, np.asarray(lengths, np.float64) + rounding(values)
+    return values, rotated, np.asarray(lengths, np.float64)
 
 
 @jax.jit
@@ -232,7 +261,7 @@ def _gram(a: PyTree, b: PyTree, like: PyTree) -> jax.Array:
 def _residuals(vectors: PyTree, images: PyTree, rotation: jax.Array, values: Any, like: PyTree):
     def length(column: tuple[jax.Array, jax.Array]) -> jax.Array:
         weights, value = column
-        image, vector = (trees.combine(own, weights, like) for own in (images, vectors))
+        image, vector = (trees.combine(rows, weights, like) for rows in (images, vectors))
         return trees.norm(trees.add(image, vector, -value))
 
     lengths = jax.lax.map(length, (rotation.T, jnp.asarray(values, jnp.float32)))

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax.errors import UsageError, check_number
 from seal_jax.hessian import krylov
-from seal_jax.hessian.lanczos import order_by
+from seal_jax.hessian.lanczos import order_by, rounding
 from seal_jax.hessian.operator import Operator, operator
 
 PyTree = Any
@@ -118,21 +118,19 @@ def batch_eigenvalues(
     ends = np.take_along_axis(vectors[:, -1, :], order, axis=1)
     values = np.take_along_axis(values, order, axis=1)
     scale = np.abs(values[:, :1])
-    floor = 8 * np.finfo(np.float32).eps * scale
+    floor = rounding(scale)
     residuals = np.abs(last[:, None] * ends) + floor
     converged = (residuals <= tolerance * scale + floor).all(1) | (steps == size)
     return BatchEigenvalues(values, residuals, converged)
 
 
-def _lanczos(op: Operator, key: jax.Array, batch: PyTree, steps: int) -> tuple[Any, Any]:
-    own = op.of_batch(batch)
-    state = krylov.begin(own.like, key, steps)
-    state = krylov.folded(own, krylov.newest, krylov.advance, state, 0, steps)
-    return state.projected, state.residual
-
-
 def _in_turn(op: Operator, keys: jax.Array, batches: PyTree, steps: int) -> tuple[Any, Any]:
-    return jax.lax.map(lambda each: _lanczos(op, each[0], each[1], steps), (keys, batches))
+    def lanczos(key_and_batch: tuple[jax.Array, PyTree]) -> tuple[Any, Any]:
+        key, batch = key_and_batch
+        _, projected, residual = krylov.steps(op.of_batch(batch), key, steps)
+        return projected, residual
+
+    return jax.lax.map(lanczos, (keys, batches))
 
 
 @partial(jax.jit, static_argnames=("steps",))

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number
 from seal_jax.hessian import krylov, trees
-from seal_jax.hessian.lanczos import Eigenpairs, magnitude, rounding
+from seal_jax.hessian.lanczos import Eigenpairs, rounding
 
 PyTree = Any
 
@@ -38,7 +38,7 @@ def power_iteration(
     first are iterated further than the last, by a factor of the square root of 2 each.
 
     Raises:
-      UsageError: products that are not finite.
+      UsageError: an argument out of range, or products that are not finite.
 
     >>> import seal_jax.hessian as hessian
     >>> matrix = jnp.diag(jnp.array([3.0, -5.0, 1.0]))
@@ -46,6 +46,10 @@ def power_iteration(
     >>> [round(float(value), 2) for value in power_iteration(op, 2).values]
     [-5.0, 3.0]
     """
+    size = krylov.rows(op)
+    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}")
+    check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
+    check_number("max_products", max_products, lambda value: value >= 1, "be at least 1")
     key = jax.random.key(0) if key is None else key
     basis = trees.empty_basis(op.like, k)
     values, residuals, products = np.zeros(k), np.zeros(k), 0
@@ -53,16 +57,20 @@ def power_iteration(
         first = float(abs(values[0])) if index else 0.0
         own = jax.random.fold_in(key, index)
         limit = tolerance * 2 ** (-(k - 1 - index) / 2)
-        found = (_eager if krylov.is_eager(op) else _compiled)(
-            op, basis, own, first, limit, max_products
-        )
-        if not np.isfinite(float(found.residual)):
+        iterate = _start(basis, own, op.like)
+        # A NaN ends it.
+        while iterate.products < max_products and (
+            iterate.residual > limit * np.maximum(first, np.abs(iterate.value))
+        ):
+            iterate = _moved(iterate, krylov.product(op, iterate.vector), basis, first, limit)
+        if not np.isfinite(float(iterate.residual)):
             raise UsageError(krylov.NOT_FINITE)
-        basis = trees.put(basis, index, found.vector)
-        values[index], residuals[index] = float(found.value), float(found.residual)
-        products += int(found.products)
-    residuals = residuals + rounding(values)
-    within = residuals <= tolerance * magnitude(values) + rounding(values)
+        basis = trees.put(basis, index, iterate.vector)
+        values[index], residuals[index] = float(iterate.value), float(iterate.residual)
+        products += int(iterate.products)
+    largest = np.abs(values).max()
+    residuals = residuals + rounding(largest)
+    within = residuals <= tolerance * largest + rounding(largest)
     return Eigenpairs(values, basis, residuals, products, bool(within.all()))
 
 
@@ -84,25 +92,3 @@ def _moved(now: _Iterate, image: PyTree, basis: PyTree, first: Any, tolerance: A
     good = residual <= tolerance * jnp.maximum(first, jnp.abs(value))
     vector = jax.tree.map(lambda a, b: jnp.where(good, a, b), now.vector, moved)
     return _Iterate(vector, value, residual, now.products + 1)
-
-
-def _unfinished(now: _Iterate, first: Any, tolerance: Any, max_products: Any) -> Any:
-    # A NaN ends it.
-    wrong = now.residual > tolerance * jnp.maximum(first, jnp.abs(now.value))
-    return wrong & (now.products < max_products)
-
-
-@jax.jit
-def _compiled(op, basis, key, first, tolerance, max_products) -> _Iterate:
-    return jax.lax.while_loop(
-        lambda now: _unfinished(now, first, tolerance, max_products),
-        lambda now: _moved(now, op(now.vector), basis, first, tolerance),
-        _start(basis, key, op.like),
-    )
-
-
-def _eager(op, basis, key, first, tolerance, max_products) -> _Iterate:
-    now = _start(basis, key, op.like)
-    while bool(_unfinished(now, first, tolerance, max_products)):
-        now = _moved(now, op(now.vector), basis, first, tolerance)
-    return now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from seal_jax.errors import check_number
 from seal_jax.hessian import krylov, storage
 from seal_jax.hessian.krylov import LinearOperator
+from seal_jax.hessian.lanczos import rounding
 
 
 class Density(NamedTuple):
@@ -19,26 +19,86 @@ class Density(NamedTuple):
     Attributes:
       nodes: ``[probes, steps]``, Ritz values.
       weights: ``[probes, steps]``, at least 0, of sum 1 for each probe.
+      couplings: ``[probes, steps]``, of the nodes' Ritz vectors with the next vector of the basis:
+        what the iteration has not seen of the spectrum.
+      resolution: the rounding of nodes.
       size: rows of the operator.
     """
 
     nodes: np.ndarray
     weights: np.ndarray
+    couplings: np.ndarray
+    resolution: float
     size: int
 
     def moment(self, power: int) -> float:
         """Return the mean of the eigenvalues' ``power``-th power; times ``size`` the trace of H^p."""
         return float((self.weights * self.nodes**power).sum(1).mean())
 
-    def negative_mass(self, below: float = 0.0) -> float:
-        """Return the share of eigenvalues under ``below``."""
-        return float((self.weights * (self.nodes < below)).sum(1).mean())
+    def mass_below(self, bound: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        r"""Return a lower and an upper bound of each probe's share of eigenvalues under ``bound``.
+
+        By the inequalities of Chebyshev, Markov and Stieltjes: of all measures with the moments that
+        the iteration has seen, the canonical one, which has a node at the bound, puts most and least
+        below it. The weights of the nodes below the bound are no estimate of that share: where many
+        eigenvalues are closer to the bound than its neighbouring nodes, they may err by half of all.
+        Eigenvalues nearer to the bound than ``resolution`` may count on either side.
+
+        Returns:
+          Two arrays ``[probes]``. The share of each is that of a random vector, which errs by
+          :func:`share_error`.
+
+        References:
+          Golub & Meurant, `Matrices, Moments and Quadrature with Applications`, 2010.
+
+        >>> nodes, no = np.array([[-2.0, 1.0]]), np.zeros((1, 2))
+        >>> whole = Density(nodes, np.array([[0.25, 0.75]]), no, 1e-6, 2)
+        >>> [bound.item() for bound in whole.mass_below(0.0)]
+        [0.25, 0.25]
+        """
+        lower = self._canonical(bound - self.resolution)[0]
+        upper = self._canonical(bound + self.resolution)[1]
+        return lower, upper
+
+    def _canonical(self, node: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weights below a prescribed node, without and with its own, ``[probes]``."""
+        probes, steps = self.nodes.shape
+        gaps = self.nodes - node
+        gaps = np.where(np.abs(gaps) < self.resolution, self.resolution, gaps)
+        # The tridiagonal matrix with one more row, in the basis of its Ritz vectors.
+        arrow = np.zeros((probes, steps + 1, steps + 1))
+        arrow[:, range(steps), range(steps)] = self.nodes
+        arrow[:, -1, :-1] = arrow[:, :-1, -1] = self.couplings
+        # That makes the node an eigenvalue (a Gauss-Radau rule).
+        arrow[:, -1, -1] = node + (self.couplings**2 / gaps).sum(1)
+        values, vectors = np.linalg.eigh(arrow)
+        weights = np.einsum("pi,pij->pj", np.sqrt(self.weights), vectors[:, :-1]) ** 2
+        own = np.abs(values - node).argmin(1)[:, None]
+        index = np.arange(steps + 1)
+        return (weights * (index < own)).sum(1), (weights * (index <= own)).sum(1)
 
     def on_grid(self, grid: np.ndarray, sigma: float) -> np.ndarray:
         """Return the density on a grid, every node widened to a normal of deviation ``sigma``."""
         distance = (grid[:, None, None] - self.nodes) / sigma
         bumps = np.exp(-0.5 * distance**2) / (sigma * np.sqrt(2 * np.pi))
         return (self.weights * bumps).sum(-1).mean(-1)
+
+
+def share_error(bounds: np.ndarray, size: int, probes: int) -> float:
+    """Return the standard error of a mean of ``mass_below`` over probes.
+
+    A normal vector's share of a subspace has a beta distribution, so its variance is known.
+
+    Args:
+      bounds: between which the share is.
+      size: rows of the operator.
+      probes: random vectors.
+
+    >>> share_error(np.array([0.1, 0.9]), 98, 2)
+    0.05
+    """
+    share = np.clip(0.5, *bounds)
+    return float(np.sqrt(2 * share * (1 - share) / (size + 2) / probes))
 
 
 def density(
@@ -56,8 +116,8 @@ def density(
 
     Args:
       op: see :func:`seal_jax.hessian.eigenpairs`.
-      probes: random vectors, one after the other, in one program unless the operator is streamed
-        or the basis on the host.
+      probes: random vectors, one after the other. Each errs by the square root of the operator's
+        rows, so that few are enough for a network; more steps resolve more.
       steps: of Lanczos, m; memory holds m + 1 vectors.
       basis: where it lies; see :func:`seal_jax.hessian.eigenpairs`.
       key: of the probes; a fixed one by default.
@@ -76,19 +136,11 @@ def density(
     size = krylov.rows(op)
     steps = min(steps, size)
     keys = jax.random.split(jax.random.key(0) if key is None else key, probes)
-    if krylov.is_eager(op) or basis == "host":
-        each = [storage.begin(op, own, steps, basis).extend(0, steps)[0] for own in keys]
-    else:
-        found = _probe(op, keys, steps, basis == "bfloat16")
-        each = [krylov.checked(projected, 0.0)[0] for projected in found]
-    values, vectors = np.linalg.eigh(np.stack(each))
-    return Density(values, vectors[:, 0, :] ** 2, size)
-
-
-@partial(jax.jit, static_argnames=("steps", "packed"))
-def _probe(op: LinearOperator, keys: jax.Array, steps: int, packed: bool) -> jax.Array:
-    def one(key: jax.Array) -> jax.Array:
-        state = krylov.begin(op.like, key, steps, packed, krylov.selected(op))
-        return krylov.folded(op, krylov.newest, krylov.advance, state, 0, steps).projected
-
-    return jax.lax.map(one, keys)
+    runs = [storage.begin(op, probe, steps, basis).extend(0, steps) for probe in keys]
+    values, vectors = np.linalg.eigh(np.stack([projected for projected, _ in runs]))
+    first, last = vectors[:, 0], vectors[:, -1]
+    # The sign of an eigenvector is arbitrary: that with the first entry positive.
+    couplings = np.array([[residual] for _, residual in runs]) * last * np.where(first < 0, -1, 1)
+    largest = np.abs(values).max()
+    coarse = largest / 2**8 if basis == "bfloat16" else 0.0
+    return Density(values, first**2, couplings, float(rounding(largest) + coarse), size)

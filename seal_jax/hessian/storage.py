@@ -21,8 +21,8 @@ _WORKING = 7
 _ON_THE_WAY = 2
 
 
-class OnHost:
-    """A Krylov basis in pinned host memory; vectors pass through the device one by one.
+class OnHost(krylov.Iteration):
+    """An iteration whose basis is in pinned host memory; vectors pass through the device one by one.
 
     Every vector keeps the sharding of the parameters: each device exchanges its own part with its
     host. Orthogonalisation is modified Gram-Schmidt, twice, so each step reads the basis twice.
@@ -34,51 +34,22 @@ class OnHost:
     """
 
     def __init__(self, op: LinearOperator, key: jax.Array, size: int):
-        self.op, self.size = op, size
-        self.projected, self.residual = np.zeros((size, size)), 0.0
+        super().__init__(op, size)
         self._device = jax.tree.map(lambda leaf: leaf.sharding, op.like)
         self._host = jax.tree.map(_pinned, op.like)
-        self.basis = [self._stored(jax.jit(krylov.start)(op.like, key, krylov.selected(op)))]
-
-    def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
-        """Take Lanczos steps; return the projection in float64 and the norm of the residual.
-
-        Raises:
-          UsageError: products that are not finite.
-        """
-        for index in range(start, stop):
-            vector = self._loaded(self.basis[index])
-            image = krylov.product(self.op, vector)
-            del vector
-            rest, part = self._orthogonalised(image)
-            length = float(_norm(rest))
-            if not (np.isfinite(part).all() and np.isfinite(length)):
-                raise UsageError(krylov.NOT_FINITE)
-            if bool(krylov.exhausted(length, part)):
-                length = 0.0
-                any_other = krylov.scrambled(index, self._loaded(self.basis[0]))
-                rest, _ = self._orthogonalised(any_other)
-                if bool(krylov.spans(_norm(rest), _norm(any_other))):
-                    rest = jax.tree.map(jnp.zeros_like, rest)
-            self.basis.append(self._stored(_unit(rest)))
-            column = np.pad(part, (0, self.size - len(part)))
-            self.projected[:, index] = self.projected[index, :] = column
-            self.residual = length
-        return krylov.checked(self.projected, self.residual)
-
-    def restart(self, rotation: np.ndarray, values: np.ndarray) -> None:
-        """Keep the Ritz vectors ``rotation [m, p]`` of those ``values``, and the residual vector."""
-        kept = [self._stored(self._combined(column)) for column in rotation.T]
-        self.basis = [*kept, self.basis[-1]]
-        self.projected = np.diag(np.pad(values, (0, self.size - len(values))))
+        self.basis = [self._stored(_start(op.like, key, krylov.selected(op)))]
 
     def vectors(self, rotation: np.ndarray) -> PyTree:
         """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
-        found = [self._combined(column) for column in rotation.T]
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *found)
+        combined = [self._combined(column) for column in rotation.T]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *combined)
 
-    def _orthogonalised(self, vector: PyTree) -> tuple[PyTree, np.ndarray]:
-        found = np.zeros(len(self.basis))
+    def _vector(self, index: int) -> PyTree:
+        return self._loaded(self.basis[index])
+
+    def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
+        coefficients = np.zeros(self.size + 1)
+        del self.basis[index:]
         for _ in range(2):
             pending: deque[jax.Array] = deque()
             parts = []
@@ -87,8 +58,14 @@ class OnHost:
                     parts.append(float(pending.popleft()))
                 vector, part = _without(vector, self._loaded(stored))
                 pending.append(part)
-            found += np.array([*parts, *map(float, pending)])
-        return vector, found
+            coefficients[:index] += np.array([*parts, *map(float, pending)])
+        length = float(krylov.remainder(_norm(vector), coefficients, least))
+        self.basis.append(self._stored(_unit(vector, length)))
+        return coefficients, length
+
+    def _rotate(self, rotation: np.ndarray) -> None:
+        kept = [self._stored(self._combined(column)) for column in rotation.T]
+        self.basis = [*kept, self.basis[-1]]
 
     def _combined(self, weights: np.ndarray) -> PyTree:
         total = None
@@ -115,15 +92,9 @@ def _pinned(leaf: jax.Array) -> Any:
     return leaf.sharding.with_memory_kind("pinned_host")
 
 
-@jax.jit
-def _norm(vector: PyTree) -> jax.Array:
-    return trees.norm(vector)
-
-
-@jax.jit
-def _unit(vector: PyTree) -> PyTree:
-    length = trees.norm(vector)
-    return trees.scale(vector, jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1.0), 0.0))
+_norm = jax.jit(trees.norm)
+_unit = jax.jit(krylov.unit)
+_start = jax.jit(krylov.start)
 
 
 @jax.jit
@@ -165,16 +136,17 @@ def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> in
       basis: where it lies.
     """
     whole = trees.nbytes(like)
+    # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them
+    # there are their products, and then the combinations of both.
+    refining = (3 * k + _WORKING) * whole
     if basis == "host":
-        return (_WORKING + _ON_THE_WAY + k) * whole
+        return refining + _ON_THE_WAY * whole
     leaves = jax.tree.leaves(like)
     width = {id(leaf): 2 if basis == "bfloat16" else leaf.dtype.itemsize for leaf in leaves}
     rows = [(size + 1) * leaf.size * width[id(leaf)] for leaf in leaves]
-    # A restart makes the basis anew, leaf by leaf.
-    turned = max(rows) + 2 * max(leaf.nbytes for leaf in leaves)
-    # In bfloat16 the vectors found are multiplied once more, for their residuals.
-    found = (3 if basis == "bfloat16" else 1) * k * whole
-    return sum(rows) + max(_WORKING * whole, turned, found)
+    # A restart makes another basis, leaf by leaf.
+    rotated = max(rows) + 2 * max(leaf.nbytes for leaf in leaves)
+    return max(sum(rows) + max(_WORKING * whole, rotated, k * whole), refining)
 
 
 def fitting_size(

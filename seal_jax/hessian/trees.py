@@ -30,8 +30,17 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
 
 def norm(a: PyTree) -> jax.Array:
-    """Return the Euclidean norm over all leaves."""
-    return jnp.sqrt(dot(a, a))
+    """Return the Euclidean norm over all leaves.
+
+    The squares of entries below 1e-19 underflow in float32: entries are divided by the largest.
+
+    >>> f"{norm({'w': jnp.array([3e-30, 4e-30])}):.3g}"
+    '5e-30'
+    """
+    leaves = jax.tree.leaves(a)
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+    unit = jnp.where(largest > 0, largest, 1.0)
+    return unit * jnp.sqrt(sum(jnp.sum((x / unit) ** 2) for x in leaves))
 
 
 def add(a: PyTree, b: PyTree, factor: Any = 1.0) -> PyTree:

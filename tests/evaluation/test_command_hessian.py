@@ -1,5 +1,6 @@
 """``evaluate --kind=hessian`` on a tiny run: against dense Hessians, refused, shown."""
 
+import copy
 import dataclasses
 import json
 
@@ -100,8 +101,13 @@ def test_whole_data_is_that_of_the_dense_hessian(subject, found):
         distances = abs(np.array(row["smallest"])[:, None] - exact).min(1)
         assert (distances <= row["smallest_residuals"]).all()
         assert abs(row["trace"] - np.trace(matrix)) < 5 * row["trace_error"] + 1e-3
-        assert row["negative_mass"] == 0 == row["clearly_negative_mass"]  # a convex problem
-        assert row["converged"]
+        # A convex problem, and every eigenvalue at least the decay.
+        assert row["negative_mass_bounds"][0] == row["clearly_negative_mass_bounds"][0] == 0
+        assert row["clearly_negative_mass_bounds"][1] < 0.1
+        assert row["negative_mass_error"] <= np.sqrt(0.5 / 332 / 2)
+        # Those beside it take more products than there are, which is not hidden.
+        assert row["converged"] or max(row["smallest_residuals"]) > 1e-4 * row["smallest"][-1]
+        assert max(row["largest_residuals"]) < 1e-4 * row["largest"][0]
         assert row["parameters"] == len(matrix)
 
 
@@ -109,8 +115,7 @@ def test_mini_batches_are_those_of_an_epoch_augmented(subject, found):
     """Every mini-batch's largest eigenvalues by magnitude, over all chunks, pooled."""
     rows, _ = found
     train, spec = subject.dataset.train, subject.augmentation
-    order, weights = data.epoch_order(jax.random.key(0), len(train), 40, False)
-    assert np.asarray(weights)[:3].all()
+    order, _ = data.epoch_order(jax.random.key(0), len(train), 40)
     drawn = hessian_problem.draws(np.asarray(order)[:3], train, spec, 0)
     pool = []
     for batch in range(3):
@@ -124,6 +129,18 @@ def test_mini_batches_are_those_of_an_epoch_augmented(subject, found):
     assert rows[0]["batch_max"] == np.max(values)
     assert (rows[0]["batch_negative"], rows[0]["batch_converged"]) == (0, 1)
     assert rows[0]["batches"] == 3
+
+
+def test_mini_batches_are_those_that_training_sees(subject):
+    """187 images in batches of 40: the 27 that are left over are dropped, as in training."""
+    assert len(subject.dataset.train) == 187
+    work = hessian_work.Work(subject, hessian.Options(batch_size=40))
+    assert work.batches.weights.tolist() == np.ones((4, 40)).tolist()
+    train = dataclasses.replace(subject.settings.train, drop_last=False)
+    kept = copy.copy(subject)
+    kept.settings = dataclasses.replace(subject.settings, train=train)
+    rows = hessian_work.Work(kept, hessian.Options(batch_size=40)).batches.weights
+    assert rows.sum(1).tolist() == [40, 40, 40, 40, 27]
 
 
 def test_other_options_reach_the_loss(subject, run, evaluated):
@@ -200,6 +217,10 @@ def test_table_and_plot(found):
     assert line["seeds"] == "2"
     low, high = sorted(row["batch_max"] for row in rows)
     assert line["max (batches)"] == f"{low:.2f} to {high:.2f}"
+    assert float(line["residual of smallest"]) <= 1e-4 * rows[0]["smallest"][-1] + 2e-4
+    lower, upper = map(float, line["negative mass %"].split(" to "))
+    mean = 100 * np.mean([row["negative_mass_bounds"] for row in rows], axis=0)
+    assert lower - 0.05 <= mean[0] < mean[1] <= upper + 0.05
     others = [{**row, "run": "other", "method": "seal"} for row in rows]
     both = hessian_views.table([*rows, *others]).rows
     assert [line[5] for line in both] == ["889.06", "847.89"]
@@ -222,6 +243,7 @@ def test_table_and_plot(found):
 @pytest.mark.parametrize("part", ["trace", "eigenvalues"])
 def test_single_parts_are_drawn(found, part):
     fields = {"trace": ("trace", "trace_error"), "eigenvalues": ("largest", "smallest")}[part]
+    fields += tuple(f"{end}_residuals" for end in fields if part == "eigenvalues")
     names = ("run", "weights", "seed", "step", "generation", "method", "converged", *fields)
     rows = [{name: row[name] for name in names} for row in found[0]]
     figure = Figure()

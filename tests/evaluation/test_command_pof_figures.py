@@ -97,9 +97,9 @@ def test_landscape_of_the_classifier_equals_numpy(mlp_subject):
     assert layers[0].key == "step12/last/seed5/dense1/linear/1"
     chosen = [unit for unit in units if unit.key.split("/")[-2] in ("fc", "all")]
     rows = [chosen[0].run()]
-    programs = krylov._folded._cache_size()
+    programs = krylov._applied._cache_size()
     rows += [unit.run() for unit in chosen[1:]]
-    assert krylov._folded._cache_size() == programs  # one for all parts and seeds
+    assert krylov._applied._cache_size() == programs  # one for all parts and seeds
     data = mlp_subject.dataset
     train, test = (pof.some(split, 90, 0) for split in (data.train, data.test))
     for index, seed in enumerate((5, 6)):

@@ -56,6 +56,22 @@ def test_ties_go_to_the_lower_row_and_the_lower_class():
     assert prediction_depth.knn(bank, labels, np.zeros((1, 1)), k=4).tolist() == [0]
 
 
+@pytest.mark.parametrize("byte_budget", [2**11, 2**13, 2**20])
+def test_neighbours_further_apart_than_rounding_do_not_depend_on_the_budget(byte_budget):
+    """Squared distances of pairs differ by some 1e-5 of |q|^2 + |b|^2, the later row's is less."""
+    random = np.random.default_rng(0)
+    queries = random.normal(size=(40, 16))
+    offset = random.normal(size=(40, 16))
+    bank = np.concatenate([queries + (1 + 1e-5) * offset, queries + offset])
+    labels = np.repeat([0, 1], 40)
+    ours = prediction_depth.knn(bank, labels, queries, k=1, byte_budget=byte_budget)
+    distances = ((queries[:, None] - bank) ** 2).sum(-1)
+    first, second = distances[:, :40].min(1), distances[:, 40:].min(1)
+    apart = abs(first - second) > 2e-6 * ((queries**2).sum(1) + (bank**2).sum(1).max())
+    assert apart.sum() > 20
+    np.testing.assert_array_equal(ours[apart], (second < first)[apart])
+
+
 def test_chunks_keep_within_the_budget():
     for size, budget in ((12, 2**14), (4096, 2**20), (100, 2**28)):
         rows, columns = prediction_depth._chunks(10**6, 10**6, size, budget)

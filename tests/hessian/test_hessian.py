@@ -5,11 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse.linalg
-from hessian_oracles import as_matrix, diagonal, loss, outer, outputs, ravel, unravel, vector_of
+from hessian_oracles import (
+    as_matrix,
+    diagonal,
+    loss,
+    of_matrix,
+    outer,
+    outputs,
+    ravel,
+    rotated,
+    unravel,
+    vector_of,
+)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seal_jax import UsageError, hessian
-from seal_jax.hessian import krylov
+from seal_jax.hessian import krylov, trees
+from seal_jax.hessian.spectrum import share_error
 
 
 @pytest.mark.parametrize("mode", ["forward_over_reverse", "reverse_over_forward"])
@@ -73,6 +85,61 @@ def test_both_ends_at_once(problem, dense):
     expected = [*exact[:-4:-1], *exact[1::-1]]
     np.testing.assert_allclose(found.values, expected, rtol=1e-4)
     assert found.values[-1] < 0 < found.values[0]
+
+
+SMALL_ENDS = np.array([-0.87, -0.68, -0.65, -0.64, -0.63])
+
+
+def unbalanced():
+    """A largest eigenvalue of 1000, five smallest above -1, and 290 between them near zero."""
+    random = np.random.default_rng(0)
+    bulk = np.exp(random.uniform(np.log(1e-3), np.log(20), 190))
+    negative = -np.exp(random.uniform(np.log(1e-3), np.log(0.6), 100))
+    return np.concatenate([[1000, 400, 200, 100, 50], SMALL_ENDS, bulk, negative])
+
+
+@pytest.mark.parametrize(("which", "k"), [("BE", 10), ("SA", 5)])
+def test_each_end_converges_by_its_own_size(which, k):
+    """The residuals of the small end are not judged by the large one."""
+    matrix = rotated(unbalanced())
+    found = hessian.eigenpairs(of_matrix(matrix), k, which, tolerance=1e-3)
+    smallest = np.sort(found.values)[:5]
+    assert found.converged
+    assert (found.residuals[-5:] <= 2e-6 * 1000).all()
+    np.testing.assert_allclose(smallest, SMALL_ENDS, atol=2e-3)
+    short = hessian.eigenpairs(of_matrix(matrix), k, which, tolerance=1e-3, max_products=30)
+    assert not short.converged
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-30, 1e18])
+def test_no_scale_underflows(scale):
+    """Squares of entries are outside the range of float32."""
+    values = np.array([9, -7, 6, 5, *np.linspace(-1, 3, 56)])
+    found = hessian.eigenpairs(of_matrix(scale * rotated(values)), 2, "LM", tolerance=1e-4)
+    assert found.converged
+    np.testing.assert_allclose(found.values / scale, [9, -7], rtol=1e-4)
+    assert (found.residuals < 1e-3 * scale).all()
+
+
+def test_bounds_hold_after_many_restarts():
+    """Rounding accumulates with every restart: residuals are those of products."""
+    matrix = rotated(np.array([9, 6, 5, *np.linspace(-1, 4.9, 200)]))
+    options = {"basis_size": 6, "tolerance": 1e-7, "max_products": 1500}
+    found = hessian.eigenpairs(of_matrix(matrix), 4, "LA", **options)
+    assert found.products > 1000 / 6
+    for index, (value, bound) in enumerate(zip(found.values, found.residuals, strict=True)):
+        vector = vector_of(found, index)
+        assert np.linalg.norm(matrix @ vector - value * vector) <= bound
+
+
+def test_a_repeated_eigenvalue_counts_once_from_one_vector():
+    """What ``converged`` says, and what it does not."""
+    values = np.array([5.0, 5.0, 5.0, *np.linspace(0, 3, 60)])
+    found = hessian.eigenpairs(of_matrix(rotated(values)), 3, tolerance=0.05)
+    assert found.converged
+    assert (abs(found.values[:, None] - values).min(1) <= found.residuals).all()
+    assert found.values[0] == pytest.approx(5)
+    assert found.values[1] < 4
 
 
 def test_padding_of_weight_zero_changes_nothing(problem):
@@ -148,7 +215,7 @@ def test_blocks_are_data_of_one_program(problem, dense):
     params, _ = problem
     op = hessian.operator(loss, *problem)
     ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(params)])
-    before = krylov._folded._cache_size()
+    before = krylov._applied._cache_size()
     for mask, k, inside in (
         ("one/bias", 8, slice(0, 8)),
         ("one/kernel", 3, slice(8, ends[1])),
@@ -164,7 +231,7 @@ def test_blocks_are_data_of_one_program(problem, dense):
         leading = vector_of(found, 0)
         np.testing.assert_allclose(abs(leading[inside] @ basis[:, -1]), 1, atol=1e-4)
         np.testing.assert_array_equal(np.delete(leading, np.arange(ends[2])[inside]), 0)
-    assert krylov._folded._cache_size() == before + 1
+    assert krylov._applied._cache_size() == before + 1
 
 
 def test_density_integrates_to_one_and_its_moments_are_traces(problem, dense):
@@ -179,9 +246,55 @@ def test_density_integrates_to_one_and_its_moments_are_traces(problem, dense):
         assert abs(size * found.moment(power) - expected) < 4 * error
         assert error < 0.3 * abs(expected)
     negative = np.mean(np.linalg.eigvalsh(dense) < -0.1)
-    assert abs(found.negative_mass(-0.1) - negative) < 0.05
+    lower, upper = (bound.mean() for bound in found.mass_below(-0.1))
+    error = share_error([lower, upper], size, 200)
+    assert lower - 2 * error < negative < upper + 2 * error
+    assert upper - lower < 0.2
     grid = np.linspace(found.nodes.min() - 1, found.nodes.max() + 1, 2001)
     assert np.trapezoid(found.on_grid(grid, 0.05), grid) == pytest.approx(1, abs=1e-3)
+
+
+def half_near_zero():
+    """600 eigenvalues, 34.8 % of them negative, nearly all closer to zero than nodes are."""
+    random = np.random.default_rng(1)
+    negative = -np.exp(random.uniform(np.log(1e-5), np.log(0.1), 209))
+    positive = np.exp(random.uniform(np.log(1e-5), np.log(0.5), 383))
+    return np.concatenate([[20, 15, 10, 8, 5, 3, 2, 1], negative, positive])
+
+
+def test_the_error_of_a_share_is_that_of_random_vectors():
+    vectors = np.random.default_rng(0).normal(size=(20_000, 30)) ** 2
+    shares = vectors[:, :9].sum(1) / vectors.sum(1)
+    assert share_error([0.3, 0.3], 30, 1) == pytest.approx(shares.std(), rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [16, 64, 600])
+def test_bounds_of_the_negative_mass_hold_the_truth(steps):
+    """Where the nodes' own weights below zero are 55 % at 64 steps, and 71 % at 32."""
+    values = half_near_zero()
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(600, 600)))[0]
+    key = jax.random.key(3)
+    op = of_matrix(basis * values @ basis.T)
+    found = hessian.density(op, probes=2, steps=steps, key=key)
+    for below in (0.0, -0.02):
+        lower, upper = found.mass_below(below)
+        assert (lower <= upper).all()
+        # Exactly, of each probe's own measure.
+        for probe, draw in enumerate(jax.random.split(key, 2)):
+            vector = np.asarray(trees.random(draw, op.like), np.float64)
+            shares = (basis.T @ vector) ** 2 / (vector @ vector)
+            assert lower[probe] - 1e-4 <= shares[values < below].sum() <= upper[probe] + 1e-4
+        # And of the spectrum, to within what two probes err.
+        truth = (values < below).mean()
+        error = share_error([truth, truth], 600, 2)
+        assert lower.mean() - 3 * error <= truth <= upper.mean() + 3 * error
+    if steps == 64:
+        nodes = (found.weights * (found.nodes < 0)).sum(1).mean()
+        assert abs(nodes - 0.348) > 5 * share_error([0.348, 0.348], 600, 2)
+        assert (upper - lower < 0.05).all()  # clearly negative
+    if steps == 600:
+        lower, upper = found.mass_below(0.0)
+        assert (upper - lower < 0.12).all()
 
 
 def test_full_quadrature_is_exact():
@@ -210,15 +323,18 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
     options = {"tolerance": 1e-5, "basis_size": 12}
     one, eight = (hessian.eigenpairs(op, 3, **options) for op in (alone, sharded))
     np.testing.assert_allclose(eight.values, one.values, rtol=1e-4)
-    # What the whole iteration is compiled to, and how its basis is spread.
-    state = krylov.OnDevice(sharded, jax.random.key(0), 12).state
-    assert state.basis["w"].sharding.spec == PartitionSpec(None, "x")
-    steps = (krylov.newest, krylov.advance)
-    text = krylov._folded.lower(sharded, *steps, state, 0, 12).compile().as_text()
-    assert "all-reduce" in text
-    assert not [line for line in text.splitlines() if "all-gather" in line and "64,8" in line]
-    assert not [line for line in text.splitlines() if "all-gather" in line and "13,64" in line]
-    rows, rotation = state.basis["w"], jnp.zeros((13, 13))
+    # What a step is compiled to, and how its basis is spread.
+    basis = krylov.OnDevice(sharded, jax.random.key(0), 12).basis
+    assert basis["w"].sharding.spec == PartitionSpec(None, "x")
+    for step in (
+        krylov._applied.lower(sharded, spread),
+        krylov._appended.lower(basis, 0, spread, 0.0),
+    ):
+        text = step.compile().as_text()
+        assert "all-reduce" in text
+        assert not [line for line in text.splitlines() if "all-gather" in line and "64,8" in line]
+        assert not [line for line in text.splitlines() if "all-gather" in line and "13,64" in line]
+    rows, rotation = basis["w"], jnp.zeros((13, 13))
     turned = krylov._rotated.lower(rows, rotation, spread["w"]).compile()
     assert "all-gather" not in turned.as_text()
     host = hessian.eigenpairs(sharded, 3, **options, basis="host")
@@ -240,6 +356,9 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
             "basis_size and byte_budget are both given",
         ),
         (lambda op: hessian.density(op, steps=0), "steps = 0 must be at least 1"),
+        (lambda op: hessian.power_iteration(op, 0), "k = 0 must lie in 1..4"),
+        (lambda op: hessian.power_iteration(op, 5), "k = 5 must lie in 1..4"),
+        (lambda op: hessian.power_iteration(op, 1, max_products=0), "max_products = 0 must be at"),
     ],
 )
 def test_bad_arguments(call, message):

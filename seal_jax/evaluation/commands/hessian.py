@@ -17,6 +17,7 @@ from seal_jax.evaluation.commands.kind import Kind, Record, Unit
 from seal_jax.evaluation.commands.options import flag
 from seal_jax.evaluation.commands.subject import Network, Subject
 from seal_jax.hessian import storage
+from seal_jax.hessian.spectrum import share_error
 from seal_jax.reports.grid import grouped
 
 PARTS = ("eigenvalues", "trace", "density", "batches")
@@ -30,16 +31,19 @@ class Options:
       parts: what is measured: of the whole training data "eigenvalues", "trace" and "density", and
         "batches", the statistics of Table 6.
       eigenvalues: of the whole data at either end of the spectrum.
-      tolerance: of their residuals, over the largest in magnitude.
+      tolerance: of their residuals, over the largest in magnitude at the same end; values err by
+        about its square.
       max_products: bound on products with the Hessian for them.
       trace_method: "hutch++" or "hutchinson".
       trace_products: products for the trace.
-      probes: random vectors for the density.
+      probes: random vectors for the density; the share of eigenvalues that one measures errs by
+        less than the square root of 0.5 over their number.
       density_steps: of Lanczos for each of them.
       threshold: eigenvalues below minus this, over the largest, count as clearly negative.
       batch_eigenvalues: of each mini-batch, by magnitude; 5 in the paper.
       batch_size: of the mini-batches, by default the training's.
-      batches: how many mini-batches, 0 for all of an epoch.
+      batches: how many mini-batches, 0 for all of an epoch; where training drops the images that
+        fill no batch (train.drop_last), so does this.
       batch_steps: of Lanczos for each mini-batch.
       batch_tolerance: of the residuals with which a mini-batch counts as converged.
       chunk: mini-batches in one part of the work, dealt out to the devices.
@@ -61,17 +65,17 @@ class Options:
 
     parts: tuple[str, ...] = PARTS
     eigenvalues: int = 5
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     max_products: int = 500
     trace_method: Literal["hutch++", "hutchinson"] = "hutch++"
     trace_products: int = 30
-    probes: int = 4
+    probes: int = 1
     density_steps: int = 64
     threshold: float = 1e-3
     batch_eigenvalues: int = 5
     batch_size: int | None = None
     batches: int = 0
-    batch_steps: int = 40
+    batch_steps: int = 20
     batch_tolerance: float = 1e-2
     chunk: int = 32
     examples: int = 0
@@ -140,7 +144,7 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
 
     def measure(network: Network, part: Any) -> dict[str, Any]:
         try:
-            return {**network.identity, "threshold": options.threshold, **part(network)}
+            return {**network.identity, **part(network)}
         except UsageError as error:
             raise UsageError(f"{network.key}: {error}") from None
 
@@ -166,21 +170,19 @@ def _combined(own: Sequence[Record]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for record in own:
         found.update({name: value for name, value in record.items() if name not in _IDENTITY})
-    threshold = found.pop("threshold")
     probes = [record for record in own if "nodes" in record]
     if probes:
         nodes = np.array([record["nodes"] for record in probes])
         weights = np.array([record["node_weights"] for record in probes])
-        clear = -threshold * np.abs(nodes).max()
-        each = (weights * (nodes < 0)).sum(1)
         found.update(
             nodes=nodes.ravel().tolist(),
             node_weights=(weights / len(weights)).ravel().tolist(),
             density_probes=len(probes),
-            negative_mass=float(each.mean()),
-            negative_mass_error=_standard_error(each),
-            clearly_negative_mass=float((weights * (nodes < clear)).sum(1).mean()),
         )
+        for name in ("negative_mass", "clearly_negative_mass"):
+            bounds = np.array([record[f"{name}_bounds"] for record in probes]).mean(0)
+            found[f"{name}_bounds"] = bounds.tolist()
+            found[f"{name}_error"] = share_error(bounds, found["parameters"], len(probes))
     chunks = [record for record in own if "batch_values" in record]
     if chunks:
         names = ("batch_values", "batch_residuals", "batch_converged")
@@ -195,10 +197,6 @@ def _combined(own: Sequence[Record]) -> dict[str, Any]:
             batch_certain=float((np.abs(values) > residuals).mean()),
         )
     return found
-
-
-def _standard_error(each: np.ndarray) -> float | None:
-    return float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else None
 
 
 KIND = Kind(

@@ -36,10 +36,11 @@ _CHECK_COLUMNS = (
     ("converged %", "batch_converged", 100, 1),
     ("sign sure %", "batch_certain", 100, 1),
 )
-_WHOLE_COLUMNS = (
-    ("trace", "trace", 1, 2),
-    ("negative mass %", "negative_mass", 100, 2),
-    ("clearly %", "clearly_negative_mass", 100, 3),
+_ENDS = ("largest", "smallest")
+# Title, field and digits of a range in percent.
+_MASS_COLUMNS = (
+    ("negative mass %", "negative_mass", 1),
+    ("clearly %", "clearly_negative_mass", 2),
 )
 
 
@@ -52,8 +53,9 @@ def table(rows: Sequence[Record]) -> Table:
         if field in parts:
             header += [title, *([f"paper {('max', 'negative %')[index]}"] if known else [])]
     header += [title for title, field, _, _ in _CHECK_COLUMNS if field in parts]
-    header += ["largest", "smallest"] if "largest" in parts else []
-    header += [title for title, field, _, _ in _WHOLE_COLUMNS if field in parts]
+    header += [title for end in _ENDS if end in parts for title in (end, f"residual of {end}")]
+    header += ["trace"] if "trace" in parts else []
+    header += [title for title, field, _ in _MASS_COLUMNS if f"{field}_bounds" in parts]
     cells = []
     for (run, weights, step), own in grouped(rows, ("run", "weights", "step")).items():
         line = [str(run), weights, str(step), str(len(own))]
@@ -64,9 +66,11 @@ def table(rows: Sequence[Record]) -> Table:
                 if known:
                     line.append(MISSING if theirs is None else f"{theirs[index]:.2f}")
         line += [_cell(own, *column[1:]) for column in _CHECK_COLUMNS if column[1] in parts]
-        if "largest" in parts:
-            line += [_first(own, "largest"), _first(own, "smallest")]
-        line += [_cell(own, *column[1:]) for column in _WHOLE_COLUMNS if column[1] in parts]
+        line += [cell for end in _ENDS if end in parts for cell in _first(own, end)]
+        line += [_cell(own, "trace", 1, 2)] if "trace" in parts else []
+        line += [
+            _range(own, *column[1:]) for column in _MASS_COLUMNS if f"{column[1]}_bounds" in parts
+        ]
         cells.append(line)
     return Table("Eigenvalues of the Hessian", header, cells, _notes(rows, parts, known))
 
@@ -76,13 +80,28 @@ def _cell(own: Sequence[Record], field: str, scale: float, digits: int) -> str:
     return spread(found).text(digits, scale) if found else MISSING
 
 
-def _first(own: Sequence[Record], field: str) -> str:
-    """Return the outermost eigenvalue, marked where it did not converge."""
-    found = [row for row in own if field in row]
-    if not found:
+def _first(own: Sequence[Record], field: str) -> tuple[str, str]:
+    """Return the outermost eigenvalue, marked where not all converged, and its largest residual."""
+    rows = [row for row in own if field in row]
+    if not rows:
+        return MISSING, MISSING
+    text = spread([row[field][0] for row in rows]).text(3)
+    residual = max(row[f"{field}_residuals"][0] for row in rows)
+    return (
+        text if all(row["converged"] for row in rows) else f"{text} (not converged)",
+        f"{residual:.1e}",
+    )
+
+
+def _range(own: Sequence[Record], field: str, digits: int) -> str:
+    """Return the mean bounds of a share, widened by twice the error of the random vectors."""
+    rows = [row for row in own if f"{field}_bounds" in row]
+    if not rows:
         return MISSING
-    text = spread([row[field][0] for row in found]).text(3)
-    return text if all(row["converged"] for row in found) else f"{text} (not converged)"
+    lower, upper = np.mean([row[f"{field}_bounds"] for row in rows], axis=0)
+    error = np.sqrt(sum(row[f"{field}_error"] ** 2 for row in rows)) / len(rows)
+    lower, upper = np.clip([lower - 2 * error, upper + 2 * error], 0, 1)
+    return f"{100 * lower:.{digits}f} to {100 * upper:.{digits}f}"
 
 
 def _notes(rows: Sequence[Record], parts: set[str], known: bool) -> list[str]:
@@ -95,13 +114,25 @@ def _notes(rows: Sequence[Record], parts: set[str], known: bool) -> list[str]:
             "mini-batches whose residuals are within the tolerance; sign sure: values that their "
             "residual keeps away from zero."
         )
-    if "largest" in parts or "trace" in parts or "negative_mass" in parts:
+    if "largest" in parts or "trace" in parts or "negative_mass_bounds" in parts:
         notes.append(
             "largest, smallest, trace, negative mass: of the one Hessian of the mean loss over the "
-            "training data. negative mass: share of ALL its eigenvalues below zero, by stochastic "
-            "Lanczos quadrature: not the negative % of mini-batches, which is that of a few of the "
-            "largest magnitude. Most eigenvalues are nearly zero, and their sign is uncertain; "
-            "clearly: below minus the threshold, times the largest."
+            "training data."
+        )
+    if "largest" in parts:
+        notes.append(
+            "residual: |H v - value v| of the outermost value, the largest over seeds: so far at "
+            "most is the value from an eigenvalue. not converged: of all values computed at that end "
+            "or the other, one has a residual above the tolerance."
+        )
+    if "negative_mass_bounds" in parts:
+        notes.append(
+            "negative mass: between which bounds the share of ALL its eigenvalues below zero is, "
+            "mean over seeds; not the negative % of mini-batches, which is that of a few of the "
+            "largest magnitude. The bounds are those that the Lanczos iteration proves (Chebyshev, "
+            "Markov, Stieltjes), widened by two standard errors of the random vectors. Most "
+            "eigenvalues are so near zero that only more --density-steps would tell their sign; "
+            "clearly: the same of those below minus the threshold, times the largest."
         )
     if known:
         notes.append(
@@ -117,7 +148,7 @@ def density_of(row: Record) -> Density:
     probes = row["density_probes"]
     nodes = np.reshape(row["nodes"], (probes, -1))
     weights = np.reshape(row["node_weights"], (probes, -1)) * probes
-    return Density(nodes, weights, row["parameters"])
+    return Density(nodes, weights, np.zeros_like(nodes), 0.0, row["parameters"])
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:

@@ -57,7 +57,9 @@ class Work:
             raise UsageError(
                 f"--batch-size={batch_size} is more than the {len(train)} training images"
             )
-        rows, weights = problems.one_epoch(train, batch_size, options.train_mode, options.seed)
+        # Training never sees a batch that it drops, and a few images have a larger Hessian.
+        drop = options.train_mode or fields.train.drop_last
+        rows, weights = problems.one_epoch(train, batch_size, drop, options.seed)
         count = options.batches or len(rows)
         if count > len(rows):
             raise UsageError(f"--batches={count} is more than the {len(rows)} of an epoch")
@@ -144,10 +146,13 @@ class Work:
             basis=self.options.basis,
             key=self.key(2 + probe),
         )
+        clear = -self.options.threshold * np.abs(found.nodes).max()
         return {
             "parameters": found.size,
             "nodes": found.nodes[0].tolist(),
             "node_weights": found.weights[0].tolist(),
+            "negative_mass_bounds": np.ravel(found.mass_below()).tolist(),
+            "clearly_negative_mass_bounds": np.ravel(found.mass_below(clear)).tolist(),
         }
 
     def mini_batches(self, start: int, network: Network) -> dict[str, Any]:
