@@ -23,8 +23,8 @@ def gate(
 
     Args:
       mask: the parameters to hold, in any form of :mod:`seal_jax.masks`.
-      inner: the transformation to go round, two of it where :func:`split_state` says so; its state
-        is then the gate's. ``None``: a mere link.
+      inner: the transformation to wrap, in two parts where :func:`split_state` needs them; its
+        state is then the gate's. ``None``: a mere link.
 
     References:
       Li & Hoiem, `Learning without Forgetting`, 2018: classifier warm-up, held against FAST in

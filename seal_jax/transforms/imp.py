@@ -93,8 +93,8 @@ def hold_pruned(
 
 
 def _hold(keep: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
-    # Minus the parameter, which is zero, and not just zero: should an event whose updates have a
-    # narrower dtype have left a residue, it is gone in the next steps.
+    # Minus the parameter, which is zero, and not just zero: should an event on float64 parameters
+    # with float32 updates have left a residue, it is gone in the next steps.
     if jnp.ndim(keep) == 0:
         return update
     return jnp.where(keep, update, (0 - param).astype(update.dtype))
