@@ -3,10 +3,10 @@
     TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/fast_cifar100.py --workdir=runs/fast
 
 `source` trains the network to start from; the paper starts from one trained on ImageNet, and in its
-first scenario (section 6.2) from one trained on CIFAR-100 itself, for 120 epochs: that is `source`, with
-undamped momentum (Algorithm 1's damped one is --config.optimizer.learning_rate=0.001). All others adapt
-it with a new head: batches of 100 images, one of each class, resized to 128x128 and flipped, 5 % held
-out, damped momentum 0.9. A second task is --config.data.name=mnist (batches of 10).
+first scenario (section 6.2) from one trained on CIFAR-100 itself, for 120 epochs: that is `source`,
+with undamped momentum (Algorithm 1's damped one is --config.optimizer.learning_rate=0.001). All others
+adapt it with a new head: batches of 100 images, one of each class, resized to 128x128 and flipped, 5 %
+held out, damped momentum 0.9. A second task is --config.data.name=mnist (batches of 10).
 
 The rates of FAST with SGD are those of Figure 8, alpha 0.01 and beta a tenth of it; those of the
 others are 0.01 for both, and 1e-4 with Adam and RAdam: ours, the figures' legends are not in the text.
