@@ -112,7 +112,7 @@ def test_stopped_seeds_do_not_see_how_long_a_third_goes_on(method, optimizer):
         assert adam.count.tolist() == [8, 8, 18]  # as many as there were updates
 
 
-def test_the_memory_of_a_stopped_seed_rests():
+def test_the_memory_of_a_stopped_seed_stays():
     """The validation split goes on being scored, but for others."""
     method = {"name": "fast", "warmup": True}
     train = {"seeds": 2, "patience": 3, "generations": 1, "sampling": "balanced"}
