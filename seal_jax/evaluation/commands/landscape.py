@@ -50,7 +50,7 @@ class Options:
     examples: int = 2048
     batch_size: int = 128
     label_smoothing: float | None = None
-    points: int = 15
+    points: int = 21
     reach: float = 0.0
     tolerance: float = 1e-3
     max_products: int = 200
