@@ -66,7 +66,7 @@ class Table(NamedTuple):
         notes = [
             line
             for note in self.notes
-            for line in textwrap.wrap(note, width, subsequent_indent="  ")
+            for line in textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
         ]
         return "\n".join([*heading, "", *lines, *([""] if notes else []), *notes])
 

@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
+from programs import STRIPES, mlp
 from trainer_runs import (
     EPOCHS,
     LAST,
@@ -22,6 +23,8 @@ from trainer_runs import (
 )
 
 from seal_jax.cli import main
+from seal_jax.errors import UsageError
+from seal_jax.training import loop
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.settings import Settings
 
@@ -145,16 +148,18 @@ def test_a_start_that_was_killed_while_it_wrote_the_settings(tmp_path):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
-def test_a_folder_that_another_process_trains_in_is_refused(runs, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(runs.reference(CALLS), workdir)
-    with workdirs.locked(workdir / "config.json", "--workdir"):
-        error = only_error(runs.finish(workdir, CALLS, code=main.USAGE))
-    assert error == (
-        f"error: --workdir={workdir} is in use by another process; wait until it ends, or give another "
-        "--workdir"
-    )
-    with workdirs.locked(workdir / "config.json", "--workdir"):
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+    config = mlp()
+    workdirs.claim(tmp_path, config)
+    says = f"--workdir={tmp_path} is in use by another process; wait until it ends, or give another"
+    # The kernel locks what was opened, so that two of one process are as good as two processes.
+    with (
+        workdirs.locked(tmp_path / "config.json", "--workdir"),
+        pytest.raises(UsageError, match=re.escape(says)),
+    ):
+        loop.train(config, tmp_path, STRIPES, devices=1)
+    assert os.listdir(tmp_path) == ["config.json"]
+    with workdirs.locked(tmp_path / "config.json", "--workdir"):
         pass  # nothing is held any more
 
 

@@ -133,22 +133,11 @@ def episode_labels(subject: Subject, name: str) -> np.ndarray:
     return labels[labels >= 0]
 
 
-def check_prepared(subject: Subject, name: str) -> None:
-    """Raise unless the data set is there.
-
-    Raises:
-      UsageError: as :func:`seal_jax.data.load`.
-    """
-    from seal_jax.data.preparation import open_prepared
-
-    open_prepared(name, subject.settings.data.data_dir or None)
-
-
 def has_test_split(subject: Subject, name: str) -> bool:
     """Return whether a data set has a test split; without, a part of its images is held out.
 
     Raises:
-      UsageError: as :func:`check_prepared`.
+      UsageError: as :func:`seal_jax.data.load`.
     """
     from seal_jax.data.preparation import open_prepared
 
