@@ -132,6 +132,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
             f"{settings.data.name}, {shape.train} images"
         )
     steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
+    settings_lib.check_steps(train, steps)
     clock = Clock(steps, train.epochs_per_generation)
     steps_per_call = _steps_per_call(settings, steps, shape)
     if train.sampling == "balanced" and not train.drop_last:
