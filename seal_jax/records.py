@@ -164,7 +164,9 @@ def check(hint: Any, value: Any, path: str) -> Any:
             must = _must_be(choices)
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-            return {name: check(choices[1], part, _join(path, name)) for name, part in value.items()}
+            return {
+                name: check(choices[1], part, _join(path, name)) for name, part in value.items()
+            }
         must = "be a mapping of names"
     elif origin is list:
         if isinstance(value, list):
@@ -176,7 +178,9 @@ def check(hint: Any, value: Any, path: str) -> Any:
         must = f"be at most {MAX_INTEGER:,} in size"
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise UsageError(f"{path or 'it'} = {shown(value)} must {must or f'be of type {hint.__name__}'}")
+    raise UsageError(
+        f"{path or 'it'} = {shown(value)} must {must or f'be of type {hint.__name__}'}"
+    )
 
 
 def _fields(hint: Any, value: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from seal_jax.errors import UsageError
 from seal_jax.records import Scalar, check
 from seal_jax.records import read as read
 
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Which images, and what is done to them inside the compiled step.

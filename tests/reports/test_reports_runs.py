@@ -102,7 +102,10 @@ DAMAGED = {
     "seeds null": (change("train", seeds=None), "train.seeds = None must be of type int"),
     "epochs null": (change("train", epochs_per_generation=None), "generation = None must be of"),
     "generations x": (change("train", generations="x"), "train.generations = 'x' must be of type"),
-    "generations": (change("train", generations=10**9), "epochs_per_generation = 4 must be at most"),
+    "generations": (
+        change("train", generations=10**9),
+        "epochs_per_generation = 4 must be at most",
+    ),
     "seeds": (change("train", seeds=10**9), "2 values of train/loss, and config.json has"),
     "name list": (change("model", name=["a"]), "model.name = ['a'] must be of type str"),
     "name mapping": (change("data", name={"a": 1}), "data.name = {'a': 1} must be of type str"),
