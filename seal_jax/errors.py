@@ -36,14 +36,18 @@ def shown(value: Any) -> str:
     return " ".join(short.repr(value).split())
 
 
-def check_number(field: str, value: Any, holds: Callable[[Any], bool], must: str) -> None:
+def check_number(
+    field: str, value: Any, holds: Callable[[Any], bool], must: str, *, whole: bool = False
+) -> None:
     """Raise unless ``value`` is a number for which ``holds``; arrays, traced or not, pass unread.
 
     NaN fails every comparison, so state ``holds`` as what is wanted, not as what is not.
     """
     if hasattr(value, "aval"):
         return
-    if isinstance(value, bool) or not isinstance(value, Real) or not holds(value):
+    kind = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+        must = must if isinstance(value, kind) or not whole else f"be whole and {must}"
         number = isinstance(value, Real) and not isinstance(value, bool)
         text = f"{float(value):g}" if number else shown(value)
         raise UsageError(f"{field} = {text} must {must}")
@@ -76,22 +80,41 @@ def check_rate(field: str, value: Any) -> None:
         check_number(field, value, lambda rate: abs(rate) < float("inf"), must)
 
 
-def check_key(field: str, value: Any) -> None:
-    """Raise unless ``value`` is a random key of JAX, of either style, traced or not."""
+def check_key(field: str, value: Any, *, optional: bool = False) -> Any:
+    """Return ``value``; raise unless it is a random key of JAX, of either style, traced or not.
+
+    Where it is ``optional``, None is a fixed key.
+    """
     import jax
 
+    if value is None and optional:
+        return jax.random.key(0)
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
     if dtype is None or not (
         jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == "uint32" and shape[-1:])
     ):
         raise UsageError(f"{field} = {shown(value)} must be a random key: jax.random.key(0)")
+    return value
+
+
+def check_tree(field: str, tree: Any, like: Any, name: str = "the parameters") -> None:
+    """Raise unless ``tree`` has the structure of ``like``, which messages call ``name``."""
+    import jax
+
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        names = [
+            {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(each)}
+            for each in (tree, like)
+        ]
+        differ = ", ".join(sorted(names[0] ^ names[1])[:3]) or "another kind of node"
+        raise UsageError(f"{field} must be a tree like {name}; they differ in {differ}")
 
 
 def check_labels(field: str, value: Any, count: int) -> None:
     """Raise unless ``value`` is an array of ``count`` class numbers."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     if dtype is None or dtype.kind not in "iu" or shape != (count,):
-        raise UsageError(f"{field} is {_kind(value)}: it must be an array of {count} integers")
+        raise UsageError(f"{field} is {kind_of(value)}: it must be an array of {count} integers")
 
 
 def check_features(field: str, value: Any, width: int | None = None) -> None:
@@ -100,9 +123,10 @@ def check_features(field: str, value: Any, width: int | None = None) -> None:
     wide = width is None or shape[1:] == (width,)
     if dtype is None or dtype.kind in "OSUMmb" or len(shape) != 2 or not wide:
         must = f"[n, {'d' if width is None else width}]"
-        raise UsageError(f"{field} is {_kind(value)}: it must be an array {must} of numbers")
+        raise UsageError(f"{field} is {kind_of(value)}: it must be an array {must} of numbers")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what messages call a value that is no array of the right kind: dtype and shape."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     return f"a {type(value).__name__}" if dtype is None else f"{dtype}{list(shape or ())}"

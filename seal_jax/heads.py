@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import paths
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_key, check_number, nearest
 
 PyTree = Any
 Name = Literal["zero", "tiny", "normal", "kaiming_fan_in", "kaiming_fan_out", "xavier"]
@@ -67,6 +67,7 @@ def initialise(
     True
     """
     check(name, sigma)
+    check_key("key", key)
     fresh = []
     for index, (path, leaf) in enumerate(paths.named_leaves(head_params)):
         if paths.is_placeholder(leaf):

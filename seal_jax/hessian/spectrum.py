@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from seal_jax.errors import check_number
+from seal_jax.errors import check_key, check_number
 from seal_jax.hessian import krylov, storage, trees
 from seal_jax.hessian.krylov import LinearOperator
 
@@ -70,12 +70,12 @@ def density(
       Ghorbani, Krishnan & Xiao, `An Investigation into Neural Net Optimization via Hessian
       Eigenvalue Density`, 2019.
     """
-    check_number("probes", probes, lambda value: value >= 1, "be at least 1")
-    check_number("steps", steps, lambda value: value >= 1, "be at least 1")
+    check_number("probes", probes, lambda value: value >= 1, "be at least 1", whole=True)
+    check_number("steps", steps, lambda value: value >= 1, "be at least 1", whole=True)
     storage.check_basis(basis)
     size = trees.size(op.like)
     steps = min(steps, size)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, probes)
+    keys = jax.random.split(check_key("key", key, optional=True), probes)
     if krylov.is_eager(op) or basis == "host":
         each = [storage.begin(op, own, steps, basis).extend(0, steps)[0] for own in keys]
     else:

@@ -46,6 +46,13 @@ class MetricsLog:
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
+        for path, is_kind, kind in (
+            (self._path, Path.is_file, "file"),
+            (self._path.with_suffix(".jsonl.tmp"), Path.is_file, "file"),
+            (folder / "tensorboard", Path.is_dir, "folder"),
+        ):
+            if path.exists() and not is_kind(path):
+                raise UsageError(f"{path} is not a {kind}: move it away, or give another --workdir")
         rows = self._keep_until(resume_step)
         self._last = rows[-1]["step"] if rows else -1
         self._board = TensorBoard(folder / "tensorboard")

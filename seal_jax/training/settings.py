@@ -14,6 +14,7 @@ from typing import Any, Literal
 from seal_jax.errors import UsageError
 from seal_jax.records import Scalar, check
 from seal_jax.records import read as read
+from seal_jax.schedules import boundaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +236,8 @@ class Settings:
                 'data.selection = "test_best" chooses by the test split; set '
                 "data.validation_fraction = 0"
             )
+        if self.optimizer.decay_epochs:
+            boundaries(self.optimizer.decay_epochs)  # whatever the schedule is
         if not 0 <= self.optimizer.label_smoothing < 1:
             raise UsageError(
                 f"optimizer.label_smoothing = {self.optimizer.label_smoothing:g} must lie in [0, 1)"

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.ascent import ascend
 from seal_jax.transforms.reinit import Initialiser, masked_reinit, reinit_moments
@@ -90,7 +90,7 @@ def make_seal_tx(
     5 False
     """
     if ascent_epochs is None:
-        ascent_epochs = epochs_per_generation / 4
+        ascent_epochs = check_integer("epochs_per_generation", epochs_per_generation, 1) / 4
     clock = Clock(steps_per_epoch, epochs_per_generation, ascent_epochs)
     if clock.ascent_steps == 0:
         raise UsageError(

@@ -74,6 +74,8 @@ def run(parsed: argparse.Namespace) -> str:
             f"--output={parsed.output} is for one run, and --checkpoint names {len(folders)}; leave "
             "it out: each has a folder of its own"
         )
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("--checkpoint names a run twice; name each once")
     rows: list[Record] = []
     outputs = []
     for folder, name in zip(folders, short_names(folders), strict=True):
