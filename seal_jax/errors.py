@@ -101,7 +101,8 @@ def check_tree(field: str, tree: Any, like: Any, name: str = "the parameters") -
     """Raise unless ``tree`` has the structure of ``like``, which messages call ``name``."""
     import jax
 
-    if jax.tree.structure(tree) != jax.tree.structure(like):
+    structures: list[Any] = [jax.tree.structure(each) for each in (tree, like)]
+    if structures[0] != structures[1]:
         names = [
             {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(each)}
             for each in (tree, like)

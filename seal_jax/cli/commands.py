@@ -8,10 +8,8 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from seal_jax.cli import main
-from seal_jax.data.preparation import first_line
 from seal_jax.errors import UsageError
 
 WAIT_SECONDS = 300  # for the other processes of a run to start
@@ -119,7 +117,6 @@ def reproduce(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _start(options: argparse.Namespace) -> None:
     """Join the other processes, if there are any, before JAX starts its devices."""
-
     where = f"--coordinator={options.coordinator}"
     if options.coordinator == "auto":
         _join(where, "the cluster of this machine (is it in one? else give HOST:PORT, N and I)")
@@ -136,15 +133,19 @@ def _start(options: argparse.Namespace) -> None:
             )
         others = f"the other {options.processes - 1} processes"
         whom = others if options.process == 0 else "process 0"
-        _join(where, whom, options.coordinator, options.processes, options.process)
+        _join(where, whom, (options.coordinator, options.processes, options.process))
     elif options.processes is not None or options.process is not None:
         raise UsageError("--processes and --process need --coordinator=HOST:PORT")
     _cache_programs()
 
 
-def _join(where: str, whom: str, *arguments: Any) -> None:
+def _join(
+    where: str, whom: str, processes: tuple[str | None, int | None, int | None] = (None, None, None)
+) -> None:
     """Join the other processes of a run, within ``WAIT_SECONDS``."""
     import jax
+
+    from seal_jax.data.preparation import first_line
 
     def give_up() -> None:
         text = f"{where}: waited {WAIT_SECONDS} s for {whom} in vain; start all, with one HOST:PORT"
@@ -155,7 +156,7 @@ def _join(where: str, whom: str, *arguments: Any) -> None:
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(*arguments, initialization_timeout=2 * WAIT_SECONDS)
+        jax.distributed.initialize(*processes, initialization_timeout=2 * WAIT_SECONDS)
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"{where}: {whom} cannot be joined: {first_line(error)[:200]}") from error
     finally:

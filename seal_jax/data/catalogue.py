@@ -179,7 +179,7 @@ def _infos(folder: Path, depth: str) -> Iterator[Prepared]:
             }
             yield Prepared(path.parent, counts, _classes(path.parent, info), info["fileFormat"])
         # Cut off, or not TFDS's: it does not count as prepared.
-        except (UsageError, ValueError):
+        except (UsageError, ValueError, TypeError):
             continue
 
 
@@ -219,5 +219,7 @@ def _classes(folder: Path, info: dict[str, Any]) -> int | None:
         keys = [item["featureKey"] for item in info["supervisedKeys"]["tuple"]["items"]]
     except (LookupError, TypeError):
         keys = []  # they are optional
-    label = next((labels[key] for key in keys if key in labels), next(iter(labels.values()), {}))
+    label: dict[str, Any] = next(
+        (labels[key] for key in keys if key in labels), next(iter(labels.values()), {})
+    )
     return int(label.get("numClasses") or 0) or None

@@ -187,6 +187,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
             f"{path} holds no finished epoch yet; wait for the first, or train the run"
         )
     ends = {"epoch": run.generations * run.epochs_per_generation, "generation": run.generations}
+    listed: dict[str, bool] = {}
     for row in rows:
         where = f"{path}: the row of step {row['step']} has"
         for field, end in ends.items():
@@ -197,9 +198,11 @@ def _rows(run: Run) -> list[dict[str, Any]]:
                     "folder that was written by training"
                 )
         for name, value in row.items():
-            if isinstance(value, list) and len(value) != run.seeds:
+            # One value for all seeds, or a list with one for each, the same in every row.
+            count = len(value) if isinstance(value, list) else 0
+            if count not in (0, run.seeds) or bool(count) != listed.setdefault(name, bool(count)):
                 raise UsageError(
-                    f"{where} {len(value)} values of {name}, and {workdirs.CONFIG} has train.seeds = "
-                    f"{run.seeds}: give a folder that was written by training"
+                    f"{where} {count or 'no list of'} values of {name}, and {workdirs.CONFIG} has "
+                    f"train.seeds = {run.seeds}: give a folder that was written by training"
                 )
     return rows

@@ -79,7 +79,7 @@ def export(run: Path, output: Path) -> str:
 
 def _weights(run: Path, abstract: Weights, leaves: dict[str, Any]) -> Weights:
     for name, leaf in paths.named_leaves(abstract):
-        shape = np.shape(leaves.get(f"weights/{name}"))
+        shape = np.shape(leaves.get(f"weights/{name}", ()))
         if shape != leaf.shape:
             raise UsageError(
                 f"the checkpoint in {run} is of another network than {workdirs.CONFIG} says: {name} is "

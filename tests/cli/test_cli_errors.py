@@ -33,6 +33,8 @@ def get_config(method="seal"):
 
 BASE = "from seal_jax.cli.configs import base\ndef get_config():\n    config = base()\n"
 
+PLAIN = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict"
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
@@ -146,11 +148,9 @@ def test_missing_data_say_how_to_prepare_them(run, config, tmp_path):
             ", line 3: method.name = 'sael' is not a method; nearest: seal",
         ),
         (f"{BASE}    config.method = None\n    return config\n", "method = None must be a section"),
-        (
-            f"{BASE}    config.method = 'seal'\n    return config\n",
-            "method = 'seal' must be a section",
-        ),
-        (f"{BASE}    config.method.name = ['seal']\n    return config\n", "method.name"),
+        (f"{PLAIN}({{'method': 'seal'}})\n", "method = 'seal' must be a section"),
+        (f"{PLAIN}({{'method': {{'name': ['seal']}}}})\n", "method.name"),
+        (f"{PLAIN}({{'method': {{}}}})\n", "method.name must name the method"),
         (f"VARIANTS = 3\n{BASE}    return config\n", "VARIANTS = 3 must be a tuple of names"),
         (f"{BASE}    config.train.seads = 2\n    return config\n", "train.seads is not a setting"),
     ],
@@ -229,9 +229,10 @@ def test_folders_of_data(run, tmp_path, capfd):
         assert [
             line.split()[-1] for line in table.splitlines() if line.startswith("CIFAR-10 ")
         ] == ["no"]
+    (folder / "dataset_info.json").write_text("[" * 100_000)
     line = run("train", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}",
         "--config.data.name=cifar10", f"--config.data.data_dir={tmp_path}")  # fmt: skip
-    assert str(folder) in line
+    assert f"data.name='cifar10' in data_dir={tmp_path}" in line
 
 
 def test_outputs_that_are_folders(run, config, tmp_path):

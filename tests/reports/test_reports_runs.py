@@ -118,6 +118,7 @@ DAMAGED = {
     "epoch true": (row(epoch=True), "has epoch = True"),
     "generation": (row(generation=-1), "has generation = -1; it must be a whole number below 2"),
     "seeds of a row": (row(**{"train/accuracy": [0.1] * 3}), "3 values of train/accuracy, and"),
+    "no seeds of a row": (row(**{"train/accuracy": 0.5}), "no list of values of train/accuracy"),
 }
 LEFT_OUT = {
     "text": row(**{"train/accuracy": "high"}),
