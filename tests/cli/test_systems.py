@@ -228,7 +228,7 @@ def test_slim_that_cannot_be(systems, tmp_path, capfd):
     config = json.loads((kels / "config.json").read_text())
     for section, field, value, says in [
         ("train", "seeds", 3, "is [2, "),
-        ("model", "width", 24, "here; give the run's own folder"),
+        ("model", "name", "resnet8", "here; give the run's own folder"),
         ("method", "rate", "x", "method.rate = 'x' must be of type float"),
         ("method", "rates", 0.5, "method.rates is not a setting"),
         ("model", "name", ["a"], "config.json cannot be read: model.name = ['a'] must be of type"),
