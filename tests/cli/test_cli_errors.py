@@ -110,7 +110,7 @@ def run(capfd):
         ),
         ("data.train_split=train[5:2]", "train_split='train[5:2]' has no example"),
         ("data.image_size=100000", "data.image_size: 1437 images of 100000x100000x1 in 'train'"),
-        ("data.data_dir=/nowhere", "data.data_dir=/nowhere does not exist: make it"),
+        ("data.data_dir=/proc/none", "data.data_dir=/proc/none does not exist: make it"),
         ("optimizer.decay_epochs=x,y", "optimizer.decay_epochs = 'x,y' must be epochs"),
         ("data.normalisation=mnist", "data.normalisation='mnist' is not one of"),
         ("data.validation_fraction=1", "data.validation_fraction=1.0 must lie in [0, 1)"),
