@@ -73,13 +73,6 @@ def check_seed(field: str, value: Any) -> int:
     return check_integer(field, value, 0, 2**32 - 1)
 
 
-def check_rate(field: str, value: Any) -> None:
-    """Raise unless ``value`` is a schedule or a finite number, such as a learning rate of optax."""
-    if not callable(value):
-        must = "be a finite number or a schedule, a function of the step"
-        check_number(field, value, lambda rate: abs(rate) < float("inf"), must)
-
-
 def check_key(field: str, value: Any, *, optional: bool = False) -> Any:
     """Return ``value``; raise unless it is a random key of JAX, of either style, traced or not.
 
