@@ -1,7 +1,8 @@
 """The one exception for input that the user can mend."""
 
+import reprlib
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 # ValueError, not UsageError: a mistake in code, as in optax, and never one of a command line.
@@ -28,13 +29,98 @@ def nearest(name: str, candidates, count: int = 3) -> str:
     return f"; nearest: {', '.join(found)}" if found else ""
 
 
-def check_number(field: str, value: Any, holds: Callable[[Any], bool], must: str) -> None:
+def shown(value: Any) -> str:
+    """Return ``value`` as a message shows it: on one line, and cut in the middle where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    return " ".join(short.repr(value).split())
+
+
+def check_number(
+    field: str, value: Any, holds: Callable[[Any], bool], must: str, *, whole: bool = False
+) -> None:
     """Raise unless ``value`` is a number for which ``holds``; arrays, traced or not, pass unread.
 
     NaN fails every comparison, so state ``holds`` as what is wanted, not as what is not.
     """
     if hasattr(value, "aval"):
         return
-    if isinstance(value, bool) or not isinstance(value, Real) or not holds(value):
-        shown = f"{value:g}" if isinstance(value, Real) else repr(value)
-        raise UsageError(f"{field} = {shown} must {must}")
+    kind = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+        must = must if isinstance(value, kind) or not whole else f"be whole and {must}"
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        text = f"{float(value):g}" if number else shown(value)
+        raise UsageError(f"{field} = {text} must {must}")
+
+
+def check_integer(field: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return ``value`` as a Python integer; raise unless it is whole and in ``least..most``.
+
+    >>> check_integer("k", 1.5, least=1)
+    Traceback (most recent call last):
+    ...
+    seal_jax.errors.UsageError: k = 1.5 must be a whole number of at least 1
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"in {least}..{most}"
+        raise UsageError(f"{field} = {shown(value)} must be a whole number {bounds}")
+    return int(value)
+
+
+def check_seed(field: str, value: Any) -> int:
+    """Return ``value`` as an integer; raise unless every generator of random numbers takes it."""
+    return check_integer(field, value, 0, 2**32 - 1)
+
+
+def check_key(field: str, value: Any, *, optional: bool = False) -> Any:
+    """Return ``value``; raise unless it is a random key of JAX, of either style, traced or not.
+
+    Where it is ``optional``, None is a fixed key.
+    """
+    import jax
+
+    if value is None and optional:
+        return jax.random.key(0)
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
+    if dtype is None or not (
+        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == "uint32" and shape[-1:])
+    ):
+        raise UsageError(f"{field} = {shown(value)} must be a random key: jax.random.key(0)")
+    return value
+
+
+def check_tree(field: str, tree: Any, like: Any, name: str = "the parameters") -> None:
+    """Raise unless ``tree`` has the structure of ``like``, which messages call ``name``."""
+    import jax
+
+    structures: list[Any] = [jax.tree.structure(each) for each in (tree, like)]
+    if structures[0] != structures[1]:
+        names = [
+            {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(each)}
+            for each in (tree, like)
+        ]
+        differ = ", ".join(sorted(names[0] ^ names[1])[:3]) or "another kind of node"
+        raise UsageError(f"{field} must be a tree like {name}; they differ in {differ}")
+
+
+def check_labels(field: str, value: Any, count: int) -> None:
+    """Raise unless ``value`` is an array of ``count`` class numbers."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is None or dtype.kind not in "iu" or shape != (count,):
+        raise UsageError(f"{field} is {kind_of(value)}: it must be an array of {count} integers")
+
+
+def check_features(field: str, value: Any, width: int | None = None) -> None:
+    """Raise unless ``value`` is an array ``[n, d]`` of numbers, with d the ``width`` if it is given."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
+    wide = width is None or shape[1:] == (width,)
+    if dtype is None or dtype.kind in "OSUMmb" or len(shape) != 2 or not wide:
+        must = f"[n, {'d' if width is None else width}]"
+        raise UsageError(f"{field} is {kind_of(value)}: it must be an array {must} of numbers")
+
+
+def kind_of(value: Any) -> str:
+    """Return what messages call a value that is no array of the right kind: dtype and shape."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    return f"a {type(value).__name__}" if dtype is None else f"{dtype}{list(shape or ())}"

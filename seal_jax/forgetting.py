@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import layers, masks, optimizer_state, paths, pruning, selections
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_key, check_number, check_tree
 
 PyTree = Any
 Initialiser = Callable[[jax.Array], PyTree] | Literal["torch_default"]
@@ -66,10 +66,10 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
 def initialiser(init_fn: Initialiser, params: PyTree) -> Callable[[jax.Array], PyTree]:
     """Return ``init_fn`` as a function of a key alone; ``params`` gives the shapes."""
     if init_fn == "torch_default":
-        return lambda key: torch_default(key, params)
+        return lambda key: torch_default(check_key("key", key), params)
     if not callable(init_fn):
         raise UsageError(f'init_fn = {init_fn!r} must be a function of a key, or "torch_default"')
-    return init_fn
+    return lambda key: init_fn(check_key("key", key))
 
 
 def reinitialise(key: jax.Array, params: PyTree, mask: masks.Mask, init_fn: Initialiser) -> PyTree:
@@ -242,6 +242,7 @@ def forget_state(
     if policy not in get_args(StatePolicy):
         choices = ", ".join(get_args(StatePolicy))
         raise UsageError(f"optimizer_state = {policy!r} must be one of {choices}")
+    check_tree("opt_state", opt_state, tx.init(params), "tx.init(params)")
     if policy == "keep":
         return opt_state
     if policy == "zero":

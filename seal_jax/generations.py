@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer, check_number
 
 Step = Any  # int or a traced integer array
 Schedule = Callable[[Step], Any]
@@ -45,10 +44,8 @@ class Clock:
 
     def __post_init__(self):
         for field in ("steps_per_epoch", "epochs_per_generation"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise UsageError(f"{field} = {value!r} must be a whole number of at least 1")
-            object.__setattr__(self, field, int(value))  # NumPy's integers have a width
+            value = check_integer(field, getattr(self, field), 1)
+            object.__setattr__(self, field, value)  # NumPy's integers have a width
         k, most = self.ascent_epochs, self.epochs_per_generation
         check_number(
             "ascent_epochs",

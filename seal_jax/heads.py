@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import layers, paths
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_key, check_number, nearest
 
 PyTree = Any
 Name = Literal["zero", "tiny", "normal", "kaiming_fan_in", "kaiming_fan_out", "xavier"]
@@ -74,6 +74,7 @@ def initialise(
     True
     """
     check(name, sigma)
+    check_key("key", key)
     fresh = []
     leaves, roles = paths.named_leaves(head_params), layers.roles(head_params)
     for index, ((path, leaf), role) in enumerate(zip(leaves, roles, strict=True)):

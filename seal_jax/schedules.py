@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer, check_number
 from seal_jax.generations import Schedule, Step
 
 
@@ -35,12 +35,15 @@ def cosine(
     >>> [round(float(schedule(step)), 3) for step in (0, 10, 20, 30)]
     [0.05, 0.1, 0.1, 0.05]
     """
-    if not 0 <= warmup_epochs < epochs:
+    check_integer("epochs", epochs, 1)
+    check_integer("steps_per_epoch", steps_per_epoch, 1)
+    check_integer("warmup_epochs", warmup_epochs, 0)
+    if warmup_epochs >= epochs:
         raise UsageError(
             f"warmup_epochs = {warmup_epochs} must lie in [0, {epochs}), under the epochs"
         )
-    if learning_rate <= 0 or not math.isfinite(learning_rate):
-        raise UsageError(f"learning_rate = {learning_rate} must be positive and finite")
+    must = "be positive and finite"
+    check_number("learning_rate", learning_rate, lambda rate: 0 < rate < math.inf, must)
 
     def schedule(step: Step) -> Any:
         epoch = jnp.asarray(step) // steps_per_epoch
@@ -54,14 +57,31 @@ def cosine(
     return schedule
 
 
+def boundaries(decay_epochs: str) -> list[int]:
+    """Return the epochs at which :func:`steps` falls, in ascending order.
+
+    >>> boundaries("60,120")
+    [60, 120]
+    """
+    try:
+        epochs = sorted(int(part) for part in decay_epochs.split(","))
+    except ValueError:
+        epochs = []
+    if not epochs or min(epochs) < 1:
+        raise UsageError(
+            f"optimizer.decay_epochs = {decay_epochs!r} must be epochs separated by commas: 60,120,160"
+        )
+    return epochs
+
+
 def steps(
-    learning_rate: float, boundaries: str, *, factor: float, steps_per_epoch: int
+    learning_rate: float, decay_epochs: str, *, factor: float, steps_per_epoch: int
 ) -> Schedule:
     """Return a learning rate that falls at given epochs, as wide ResNets are trained.
 
     Args:
       learning_rate: the first.
-      boundaries: epochs separated by commas; from each on the rate is ``factor`` times smaller.
+      decay_epochs: epochs separated by commas; from each on the rate is ``factor`` times smaller.
       factor: in (0, 1).
       steps_per_epoch: S.
 
@@ -72,20 +92,16 @@ def steps(
     >>> [round(float(schedule(step)), 3) for step in (0, 599, 600, 1200)]
     [0.1, 0.1, 0.02, 0.004]
     """
-    try:
-        epochs = [int(part) for part in boundaries.split(",")]
-    except ValueError:
-        epochs = []
-    if not epochs or min(epochs) < 1:
-        raise UsageError(
-            f"optimizer.decay_epochs = {boundaries!r} must be epochs separated by commas: 60,120,160"
-        )
+    must = "be positive and finite"
+    check_number("learning_rate", learning_rate, lambda rate: 0 < rate < math.inf, must)
+    check_integer("steps_per_epoch", steps_per_epoch, 1)
+    epochs = boundaries(decay_epochs)
     if not 0 < factor < 1:
         raise UsageError(f"optimizer.decay_factor = {factor:g} must lie in (0, 1)")
 
     def schedule(step: Step) -> Any:
         epoch = jnp.asarray(step) // steps_per_epoch
-        passed = jnp.searchsorted(jnp.asarray(sorted(epochs)), epoch, side="right")
+        passed = jnp.searchsorted(jnp.asarray(epochs), epoch, side="right")
         return jnp.asarray(learning_rate * factor**passed, jnp.float32)
 
     return schedule

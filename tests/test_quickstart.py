@@ -9,9 +9,7 @@ from seal_jax.training import experiment, loop, metrics
 
 def test_training_accuracy_falls_and_recovers_in_every_generation_but_the_first(tmp_path):
     # All four seeds: how far a single one falls depends on how the processor rounds.
-    settings = configs.load(
-        "configs/quickstart.py:seal", [f"--config.data.data_dir={tmp_path / 'tfds'}"]
-    )
+    settings = configs.load("configs/quickstart.py:seal", [f"--config.data.data_dir={tmp_path}"])
     dataset = experiment.load_data(settings.data)
     outcome = loop.train(settings, tmp_path / "run", dataset, devices=4)
     assert outcome.finished

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from seal_jax.cli import main
 from seal_jax.errors import UsageError
+
+WAIT_SECONDS = 300  # for the other processes of a run to start
 
 
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -114,24 +117,50 @@ def reproduce(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _start(options: argparse.Namespace) -> None:
     """Join the other processes, if there are any, before JAX starts its devices."""
-    import jax
-
+    where = f"--coordinator={options.coordinator}"
     if options.coordinator == "auto":
-        jax.distributed.initialize()
+        _join(where, "the cluster of this machine (is it in one? else give HOST:PORT, N and I)")
     elif options.coordinator:
         if options.processes is None or options.process is None:
             raise UsageError("--coordinator=HOST:PORT needs --processes=N and --process=I")
-        if not options.coordinator.rpartition(":")[2].isdigit() or ":" not in options.coordinator:
-            raise UsageError(f"--coordinator={options.coordinator} must be HOST:PORT")
+        host, _, port = options.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UsageError(f"{where} must be HOST:PORT, with a port in 1..65535")
         if not 0 <= options.process < options.processes:
             raise UsageError(
                 f"--process={options.process} must lie in 0..{options.processes - 1} (--processes="
                 f"{options.processes})"
             )
-        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+        others = f"the other {options.processes - 1} processes"
+        whom = others if options.process == 0 else "process 0"
+        _join(where, whom, (options.coordinator, options.processes, options.process))
     elif options.processes is not None or options.process is not None:
         raise UsageError("--processes and --process need --coordinator=HOST:PORT")
     _cache_programs()
+
+
+def _join(
+    where: str, whom: str, processes: tuple[str | None, int | None, int | None] = (None, None, None)
+) -> None:
+    """Join the other processes of a run, within ``WAIT_SECONDS``."""
+    import jax
+
+    from seal_jax.data.preparation import first_line
+
+    def give_up() -> None:
+        text = f"{where}: waited {WAIT_SECONDS} s for {whom} in vain; start all, with one HOST:PORT"
+        os._exit(main.fail(text, main.USAGE))
+
+    # Not by jax's own time limit: that ends the process with a stack trace of C++.
+    timer = threading.Timer(WAIT_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(*processes, initialization_timeout=2 * WAIT_SECONDS)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UsageError(f"{where}: {whom} cannot be joined: {first_line(error)[:200]}") from error
+    finally:
+        timer.cancel()
 
 
 def _cache_programs() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from seal_jax import methods
-from seal_jax.errors import UsageError, nearest
+from seal_jax import methods, records
+from seal_jax.errors import UsageError, nearest, shown
 from seal_jax.schedules import PRESETS
 from seal_jax.training import settings as settings_lib
 from seal_jax.training.settings import Settings
@@ -72,7 +72,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
     """
     path, _, variant = config.partition(":")
     module = _module(path)
-    known = tuple(getattr(module, "VARIANTS", ()))
+    known = _variants(path, module)
     if variant and variant not in known:
         some = f"one of {', '.join(known)}" if known else "left out: the file has none"
         raise UsageError(f"--config={config}: the variant must be {some}{nearest(variant, known)}")
@@ -84,13 +84,27 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
         raise _in_file(path, error) from error
     if not isinstance(values, ConfigDict):
         raise UsageError(f"--config={path}: get_config must return a ConfigDict, see configs/")
+    for section in dataclasses.fields(Settings):  # which overrides are looked up in
+        if not isinstance(values.get(section.name, ConfigDict()), ConfigDict):
+            value = shown(values[section.name])
+            raise UsageError(
+                f"--config={path}: {section.name} = {value} must be a section of settings"
+            )
     _override(values, overrides)
     return settings_lib.read(Settings, values.to_dict())
 
 
 def variants(config: str) -> tuple[str, ...]:
     """Return the variants that a config file declares in ``VARIANTS``."""
-    return tuple(getattr(_module(config.partition(":")[0]), "VARIANTS", ()))
+    path = config.partition(":")[0]
+    return _variants(path, _module(path))
+
+
+def _variants(path: str, module: types.ModuleType) -> tuple[str, ...]:
+    names = getattr(module, "VARIANTS", ())
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"--config={path}: VARIANTS = {shown(names)} must be a tuple of names")
+    return tuple(names)
 
 
 def _module(name: str) -> types.ModuleType:
@@ -144,7 +158,7 @@ def _may_be_none(config: ConfigDict, path: str) -> bool:
     section, _, field = path.partition(".")
     kinds: dict[str, type] = {"model": settings_lib.Model, "train": settings_lib.Train}
     if section == "method":
-        kinds["method"] = type(methods.options(config.method.name))
+        kinds["method"] = type(methods.options(config.method.get("name")))
     return section in kinds and field in settings_lib.optional_fields(kinds[section])
 
 
@@ -160,7 +174,7 @@ def _check_override(override: str, known: ConfigDict) -> tuple[str, str]:
     for field in name.split("."):
         if not isinstance(node, ConfigDict) or field not in node:
             fields = list(node) if isinstance(node, ConfigDict) else []
-            hint = settings_lib.renamed(name) or nearest(field, fields)
+            hint = records.renamed(name) or nearest(field, fields)
             raise UsageError(f"{name} is not a setting{hint}")
         path = f"{path}.{field}" if path else field
         kind, node = node.get_type(field), node.get_ref(field).get()

@@ -36,6 +36,8 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
     folder = _default_folder() if data_dir is None else os.fspath(data_dir)
     if "://" in folder:
         raise UsageError(f"data_dir={folder} is remote: copy it into a local folder and give that")
+    if data_dir is not None and not os.path.isdir(data_dir):
+        raise UsageError(f"--data-dir={folder} is not a folder; give that of the prepared data")
     found = {each.paper: _find(each, Path(folder)) for each in DATA_SETS}
     rows = [_row(each, *found[each.paper]) for each in DATA_SETS]
     missing = [each for each in DATA_SETS if not _is_usable(found[each.paper][1])]

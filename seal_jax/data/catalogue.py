@@ -5,10 +5,12 @@ This reads folders itself, because TFDS takes seconds to import.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
+
+from seal_jax import records
+from seal_jax.errors import UsageError
 
 
 class DataSet(NamedTuple):
@@ -170,15 +172,34 @@ def prepared(name: str, data_dir: Path) -> Prepared | None:
 def _infos(folder: Path, depth: str) -> Iterator[Prepared]:
     for path in sorted(folder.glob(f"{depth}/dataset_info.json")):
         try:
-            info = json.loads(path.read_text())
+            info = records.load(path, _Info, "")
             counts = {
                 split["name"]: sum(int(count) for count in split["shardLengths"])
                 for split in info["splits"]
             }
             yield Prepared(path.parent, counts, _classes(path.parent, info), info["fileFormat"])
         # Cut off, or not TFDS's: it does not count as prepared.
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UsageError, ValueError, TypeError):
             continue
+
+
+# As TFDS writes them, as far as they are read here.
+class _Split(TypedDict):
+    name: str
+    shardLengths: list[str | int]
+
+
+class _Info(TypedDict):
+    splits: list[_Split]
+    fileFormat: str
+
+
+class _Dict(TypedDict):
+    features: Mapping[str, Mapping[str, Any]]
+
+
+class _Features(TypedDict):
+    featuresDict: _Dict
 
 
 def _version(folder: Path) -> tuple[int, ...]:
@@ -186,13 +207,19 @@ def _version(folder: Path) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in parts)
 
 
-def _classes(folder: Path, info: dict) -> int | None:
+def _classes(folder: Path, info: dict[str, Any]) -> int | None:
     """Return the number of classes of the supervised label, or of the only one."""
-    features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
-    keys = info.get("supervisedKeys", {}).get("tuple", {}).get("items", [])
-    supervised = [item.get("featureKey") for item in keys]
-    labels = [key for key, feature in features.items() if "classLabel" in feature]
-    label = next((key for key in supervised if key in labels), labels[0] if labels else None)
-    if label is None:
-        return None
-    return int(features[label]["classLabel"].get("numClasses", 0)) or None
+    file = records.load(folder / "features.json", _Features, "")
+    labels = {
+        key: feature["classLabel"]
+        for key, feature in file["featuresDict"]["features"].items()
+        if isinstance(feature.get("classLabel"), dict)
+    }
+    try:
+        keys = [item["featureKey"] for item in info["supervisedKeys"]["tuple"]["items"]]
+    except (LookupError, TypeError):
+        keys = []  # they are optional
+    label: dict[str, Any] = next(
+        (labels[key] for key in keys if key in labels), next(iter(labels.values()), {})
+    )
+    return int(label.get("numClasses") or 0) or None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
+import math
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,9 +166,13 @@ def decode_split(
         raise UsageError(
             f"{field}={split!r}: {first_line(error)}; the splits are {', '.join(builder.info.splits)}"
         ) from error
-    if not count:
+    if count < 1:  # TFDS counts those of train[5:2] as -3
         raise UsageError(f"{field}={split!r} has no example: choose a larger part")
 
+    if decoder.size is not None:
+        side = decoder.size if decoder.crop is None else (decoder.crop, decoder.crop)
+        _check_memory(split, (count, *side, decoder.channels))
+        _check_memory(split, (1, *decoder.size, decoder.channels))  # before the crop
     images: np.ndarray | None = None
     labels = np.empty(count, np.int32)
     bar = tqdm(
@@ -187,6 +194,7 @@ def decode_split(
             for start, decoded in _chunks(source, decoder, pool):
                 for row, (image, label) in enumerate(decoded, start):
                     if images is None:
+                        _check_memory(split, (count, *image.shape))
                         images = np.empty((count, *image.shape), np.uint8)
                     if image.shape != images.shape[1:]:
                         raise UsageError(
@@ -204,6 +212,29 @@ def decode_split(
             raise _unreadable(builder, error) from error
     assert images is not None  # count > 0
     return Split(images, labels)
+
+
+def _check_memory(split: str, shape: tuple[int, ...]) -> None:
+    """Raise unless images of this shape, and the copy in which they are laid out, fit the memory."""
+    needed, free = 2 * math.prod(shape), available_memory()
+    if free is not None and needed > free:
+        count, height, width, channels = shape
+        raise UsageError(
+            f"data.image_size: {count} images of {height}x{width}x{channels} in {split!r} and a copy "
+            f"of them take {needed:,} bytes, and {free:,} are free: lower data.image_size "
+            "(--image-size), or take a part of the split"
+        )
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can still take; None where the system does not say."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        text = Path("/proc/meminfo").read_text()
+        found.append(1024 * int(text.partition("MemAvailable:")[2].split()[0]))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, unless it is "max"
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
 
 
 def _unreadable(builder: Any, error: Exception) -> UsageError:

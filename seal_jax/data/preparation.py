@@ -256,6 +256,9 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
     """
     builder = find_builder(name, data_dir)
     if not is_prepared(builder) and name in SELF_PREPARING:
+        if data_dir and not Path(data_dir).exists():
+            # Otherwise a typo would make a folder, and prepare the data there.
+            raise UsageError(f"data.data_dir={data_dir} does not exist: make it, or leave it out")
         if not data_dir and not _is_writable(Path(builder.data_dir_root)):
             # TFDS_DATA_DIR often names a shared folder of other data; ours needs no room in it.
             data_dir = _cache_folder()

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer, check_labels, check_number
 
 EPISODES = "episodes"
 
@@ -48,13 +48,11 @@ class Protocol:
 
     def __post_init__(self):
         for field in ("ways", "shots", "queries", "epochs", "batch_size"):
-            value = getattr(self, field)
-            least = 2 if field == "ways" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{field} = {value!r} must be a whole number of at least {least}")
+            check_integer(field, getattr(self, field), 2 if field == "ways" else 1)
         check_number("learning_rate", self.learning_rate, lambda v: 0 < v < math.inf, "be positive")
-        for field in ("momentum", "dampening"):
-            check_number(field, getattr(self, field), lambda v: 0 <= v <= 1, "lie in [0, 1]")
+        # A momentum of 1 never forgets: SGD runs away.
+        check_number("momentum", self.momentum, lambda v: 0 <= v < 1, "lie in [0, 1)")
+        check_number("dampening", self.dampening, lambda v: 0 <= v <= 1, "lie in [0, 1]")
         check_number(
             "weight_decay", self.weight_decay, lambda v: 0 <= v < math.inf, "not be negative"
         )
@@ -106,6 +104,7 @@ def check(labels: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
     Raises:
       UsageError: too few classes, or too few images in a class.
     """
+    check_labels("labels", labels, np.size(labels))
     classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     needed = protocol.shots + protocol.queries
     if len(classes) < protocol.ways:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_features, check_labels, check_seed
 from seal_jax.evaluation.episodes import (
     EPISODES,
     Episode,
@@ -65,10 +65,9 @@ def linear(
       UsageError: features that are not finite or do not fit the labels, or too few images.
     """
     protocol = Protocol() if protocol is None else protocol
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise UsageError(
-            f"features {features.shape} and labels {labels.shape} must be [n, d] and [n]"
-        )
+    check_features("features", features)
+    check_labels("labels", labels, len(features))
+    check_seed("seed", seed)
     if not np.isfinite(features).all():
         raise UsageError("features hold NaN or infinity: the network or its input is broken")
     mesh = mesh_of(devices)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import check_number
+from seal_jax.errors import check_number, check_seed
 from seal_jax.evaluation.landscape import curvature
 from seal_jax.evaluation.subtree import Loss, PyTree, exact, inner, merge, select
 
@@ -41,8 +41,10 @@ def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -
         batch_size,
         lambda value: 1 <= value <= examples,
         f"lie in 1..{examples}, the number of examples",
+        whole=True,
     )
-    check_number("batches", count, lambda value: value >= 1, "be at least 1")
+    check_number("batches", count, lambda value: value >= 1, "be at least 1", whole=True)
+    check_seed("seed", seed)
     each = examples // batch_size
     epochs = [
         np.random.default_rng([seed, epoch]).permutation(examples)[: each * batch_size]

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import (
+    UsageError,
+    check_features,
+    check_integer,
+    check_labels,
+    check_number,
+    check_seed,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +52,7 @@ class Protocol:
             "weight_decay", self.weight_decay, lambda v: 0 <= v < math.inf, "not be negative"
         )
         for field in ("epochs", "batch_size"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"{field} = {value!r} must be a whole number of at least 1")
+            check_integer(field, getattr(self, field), 1)
 
 
 class Probe(NamedTuple):
@@ -96,7 +101,8 @@ def fit(
     """
     protocol = Protocol() if protocol is None else protocol
     _check("train", train, num_classes)
-    _check("test", test, num_classes)
+    _check("test", test, num_classes, train[0].shape[1])
+    check_seed("seed", seed)
     rates, fixed = _parted(protocol)
     state, key = _start(jax.random.key(seed), rates, train[0].shape[1], num_classes)
     state = _train(state, key, rates, *map(jnp.asarray, train), fixed)
@@ -129,22 +135,25 @@ def fit_augmented(
     """
     protocol = Protocol() if protocol is None else protocol
     _check("test", test, num_classes)
+    check_seed("seed", seed)
     rates, fixed = _parted(protocol)
     state, key = _start(jax.random.key(seed), rates, test[0].shape[1], num_classes)
     targets = jnp.asarray(labels)
     for number in range(protocol.epochs):
         features = epoch_features(number)
-        _check("train", (features, labels), num_classes)
+        _check("train", (features, labels), num_classes, test[0].shape[1])
         state = _epoch(state, key, number, rates, jnp.asarray(features), targets, fixed)
     return Probe(*map(np.asarray, _score(state, *map(jnp.asarray, test))))
 
 
-def _check(name: str, split: tuple[np.ndarray, np.ndarray], num_classes: int) -> None:
+def _check(
+    name: str, split: tuple[np.ndarray, np.ndarray], num_classes: int, width: int | None = None
+) -> None:
     features, labels = split
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise UsageError(
-            f"{name} features {features.shape} and labels {labels.shape} must be [n, d] and [n]"
-        )
+    check_features(f"{name} features", features, width)
+    check_labels(f"{name} labels", labels, len(features))
+    if not len(labels):
+        raise UsageError(f"{name} features and labels are empty: give one or more examples")
     if not np.isfinite(features).all():
         raise UsageError(
             f"{name} features hold NaN or infinity: the network or its input is broken"

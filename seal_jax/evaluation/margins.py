@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_features, check_key, check_labels, check_number
 
 PyTree = Any
 
@@ -28,8 +28,8 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> margins(np.log([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]), np.array([0, 0])).round(6).tolist()
     [-0.3, 0.5]
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise UsageError(f"logits {logits.shape} and labels {labels.shape} must be [n, c] and [n]")
+    check_features("logits", logits)
+    check_labels("labels", labels, len(logits))
     if not np.isfinite(logits).all():
         raise UsageError("logits hold NaN or infinity: the network or its input is broken")
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
@@ -74,8 +74,8 @@ def flatness(
     """
     for sigma in sigmas:
         check_number("sigmas", sigma, lambda value: 0 <= value < np.inf, "be 0 or positive")
-    check_number("draws", draws, lambda value: value >= 1, "be at least 1")
-    keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
+    check_number("draws", draws, lambda value: value >= 1, "be at least 1", whole=True)
+    keys = jax.random.split(check_key("key", key, optional=True), draws)
     grid = (jnp.repeat(jnp.asarray(sigmas, jnp.float32), draws), jnp.tile(keys, len(sigmas)))
     return np.asarray(_at_noise(accuracy, params, rest, grid)).reshape(len(sigmas), draws)
 
@@ -106,4 +106,6 @@ def size_of_weights(features: np.ndarray, kernel: np.ndarray) -> float:
     >>> size_of_weights(np.array([[3.0, 4.0]]), np.array([[2.0], [0.0]]))
     10.0
     """
+    check_features("features", features)
+    check_features("kernel", kernel)
     return float(np.linalg.norm(features) * np.linalg.norm(kernel))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_labels, check_number, kind_of
 
 Metric = Literal["l2", "cosine"]
 BANK = "bank"
@@ -36,6 +36,8 @@ def as_rows(features: np.ndarray | Rows) -> Rows:
     """Return features that are there as :class:`Rows`."""
     if isinstance(features, Rows):
         return features
+    if not isinstance(features, np.ndarray | jax.Array) or features.ndim < 2:
+        raise UsageError(f"features are {kind_of(features)}: give an array [n, ...] of numbers")
     flat = features.reshape(len(features), -1)
     return Rows(len(flat), flat.shape[1], lambda start, stop: flat[start:stop])
 
@@ -85,11 +87,10 @@ def knn(
         raise UsageError(f"metric = {metric!r} must be one of {', '.join(get_args(Metric))}")
     bank, queries = as_rows(bank), as_rows(queries)
     most = bank.number - exclude_self
-    check_number("k", k, lambda value: 1 <= value <= most, f"lie in 1..{most}")
-    if bank.size != queries.size or bank_labels.shape != (bank.number,):
-        raise UsageError(
-            f"bank {bank[:2]}, its labels {bank_labels.shape} and queries {queries[:2]} differ"
-        )
+    check_number("k", k, lambda value: 1 <= value <= most, f"lie in 1..{most}", whole=True)
+    if bank.size != queries.size:
+        raise UsageError(f"bank {bank[:2]} and queries {queries[:2]} differ in width")
+    check_labels("bank_labels", bank_labels, bank.number)
     if exclude_self and bank.number != queries.number:
         raise UsageError("exclude_self needs the bank itself as queries")
     classes, codes = np.unique(bank_labels, return_inverse=True)

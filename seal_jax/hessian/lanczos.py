@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer, check_key, check_number
 from seal_jax.hessian import krylov, storage, trees
 from seal_jax.hessian.krylov import LinearOperator
 
@@ -152,10 +152,11 @@ def eigenpairs(
     if which not in get_args(Which):
         raise UsageError(f"which = {which!r} must be one of {', '.join(get_args(Which))}")
     storage.check_basis(basis)
-    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}")
+    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
     check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
+    check_integer("max_products", max_products, 1)
     m = choose_basis_size(op.like, k, basis_size, byte_budget, basis)
-    iteration = storage.begin(op, jax.random.key(0) if key is None else key, m, basis)
+    iteration = storage.begin(op, check_key("key", key, optional=True), m, basis)
     filled, products, rounded = 0, 0, basis == "bfloat16"
     while True:
         # Looked at now and then, so as not to fill a basis that has long sufficed.

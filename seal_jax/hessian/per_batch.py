@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_key, check_number
 from seal_jax.hessian import krylov
 from seal_jax.hessian.lanczos import order_by, rounding
 from seal_jax.hessian.operator import Operator, operator
@@ -99,12 +99,13 @@ def batch_eigenvalues(
     """
     op = operator(loss, params, batches, **options)
     size, count = op.size, len(op.weights) if op.weights is not None else 0
-    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}")
+    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
     steps = min(size, 4 * k + 20 if steps is None else steps)
     least = min(size, k + 1)
-    check_number("steps", steps, lambda value: value >= least, f"be at least {least} for k = {k}")
+    must = f"be at least {least} for k = {k}"
+    check_number("steps", steps, lambda value: value >= least, must, whole=True)
     check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
-    keys = jax.random.split(jax.random.key(0) if key is None else key, count)
+    keys = jax.random.split(check_key("key", key, optional=True), count)
     devices = list(devices or [])
     if len(devices) > 1:
         projected, last = _dealt_out(op, keys, steps, devices)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer, check_key, check_number
 from seal_jax.hessian import krylov, trees
 from seal_jax.hessian.lanczos import Eigenpairs, rounding
 
@@ -47,10 +47,10 @@ def power_iteration(
     [-5.0, 3.0]
     """
     size = krylov.rows(op)
-    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}")
+    key = check_key("key", key, optional=True)
+    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
     check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
-    check_number("max_products", max_products, lambda value: value >= 1, "be at least 1")
-    key = jax.random.key(0) if key is None else key
+    check_integer("max_products", max_products, 1)
     basis = trees.empty_basis(op.like, k)
     values, residuals, products = np.zeros(k), np.zeros(k), 0
     for index in range(k):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from seal_jax.errors import check_number
+from seal_jax.errors import check_key, check_number
 from seal_jax.hessian import krylov, storage
 from seal_jax.hessian.krylov import LinearOperator
 from seal_jax.hessian.lanczos import rounding
@@ -130,12 +130,12 @@ def density(
       Ghorbani, Krishnan & Xiao, `An Investigation into Neural Net Optimization via Hessian
       Eigenvalue Density`, 2019.
     """
-    check_number("probes", probes, lambda value: value >= 1, "be at least 1")
-    check_number("steps", steps, lambda value: value >= 1, "be at least 1")
+    check_number("probes", probes, lambda value: value >= 1, "be at least 1", whole=True)
+    check_number("steps", steps, lambda value: value >= 1, "be at least 1", whole=True)
     storage.check_basis(basis)
     size = krylov.rows(op)
     steps = min(steps, size)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, probes)
+    keys = jax.random.split(check_key("key", key, optional=True), probes)
     runs = [storage.begin(op, probe, steps, basis).extend(0, steps) for probe in keys]
     values, vectors = np.linalg.eigh(np.stack([projected for projected, _ in runs]))
     first, last = vectors[:, 0], vectors[:, -1]

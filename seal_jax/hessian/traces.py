@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_key, check_number
 from seal_jax.hessian import krylov, trees
 from seal_jax.hessian.krylov import LinearOperator
 
@@ -65,8 +65,8 @@ def trace(
     if method not in get_args(Method):
         raise UsageError(f"method = {method!r} must be one of {', '.join(get_args(Method))}")
     least = 2 if method == "hutchinson" else 6
-    check_number("probes", probes, lambda value: value >= least, f"be at least {least}")
-    key = jax.random.key(0) if key is None else key
+    check_number("probes", probes, lambda value: value >= least, f"be at least {least}", whole=True)
+    key = check_key("key", key, optional=True)
     if method == "hutch++":
         probes = probes // 3
         sketch, key = jax.random.split(key)

@@ -48,7 +48,7 @@ __all__ = [
 
 def _module(name: str) -> Any:
     if name not in NAMES:
-        raise UsageError(f"method.name = {name!r} is not a method{nearest(name, NAMES)}")
+        raise UsageError(f"method.name = {name!r} is not a method{nearest(str(name), NAMES)}")
     return importlib.import_module(f"seal_jax.methods.{name}")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seal_jax.errors import UsageError
+from seal_jax.reports import files
 
 # (train, test, image shape, classes) of the data sets of the papers, so that a program can be
 # compiled where its data is not.
@@ -23,6 +24,8 @@ KNOWN = {
 
 def run(config: str, overrides: Sequence[str], topology: str, output: str | None) -> int:
     """Print the report of a config's train program; return the exit code."""
+    if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
+        raise UsageError(f"--json={output} must be a file in a folder that exists")
     # In a process of its own: the compiler may crash, and then nothing else should.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -45,7 +48,7 @@ def run(config: str, overrides: Sequence[str], topology: str, output: str | None
         raise UsageError(text)
     print(text)
     if output:
-        Path(output).write_text(json.dumps(record, indent=2) + "\n")
+        files.write(Path(output), json.dumps(record, indent=2) + "\n")
     return 0
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 FOLDER, RESULTS = "evaluations", "results.json"
 STALE = "†"
-IDENTITY = ("run", "weights", "seed", "step")  # what every row has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +68,8 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Found]], list[str]]:
             record = command.read(path)
             if record["kind"] != kind:
                 raise UsageError(f"{path} holds results of {record['kind']}; evaluate again")
-            if not all(isinstance(row, dict) for row in record["rows"]) or not record["rows"]:
+            if not record["rows"]:
                 raise UsageError(f"{path} holds no rows; evaluate again")
-            for field in IDENTITY:
-                if not all(field in row for row in record["rows"]):
-                    raise UsageError(f"{path} has a row without {field}; evaluate again")
         except UsageError as error:
             broken.append(f"{name}: {error}")
             continue
@@ -92,21 +88,30 @@ def sections(
     for name, found in results.items():
         from seal_jax.evaluation import commands
 
-        kind, usable = commands.load(name), []
+        kind = commands.load(name)
+        try:
+            made.append(_drawn(kind, found, runs))
+            continue
+        except commands.UNFIT:  # one of them; which, is looked for only now: drawing takes a while
+            usable: list[Found] = []
         for each in found:
             try:
-                kind.table(each.rows())
+                drawn = _drawn(kind, [*usable, each], runs)
                 usable.append(each)
-            # Rows of another version, or edited by hand, may lack anything.
-            except (LookupError, TypeError, AttributeError, ValueError) as error:
+            except commands.UNFIT as error:
                 broken.append(
                     f"{each.run.name}: its results of {name} cannot be shown "
                     f"({type(error).__name__}: {error}); evaluate again with --overwrite"
                 )
         found[:] = usable
         if usable:
-            made.append(section(kind, usable, runs))
+            made.append(drawn)
     return made, broken
+
+
+def _drawn(kind: Kind, found: Sequence[Found], runs: Sequence[Run]) -> Section:
+    drawn = section(kind, found, runs)
+    return drawn._replace(picture=drawn.png())
 
 
 def section(kind: Kind, found: Sequence[Found], runs: Sequence[Run]) -> Section:

@@ -135,8 +135,9 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
             raise UsageError(f"{path} is given twice; give each run folder once")
         seen.add(path.resolve())
     return [
-        Run(path, name, workdirs.read(path), _rows(path), index)
+        dataclasses.replace(run, rows=_rows(run))
         for index, (path, name) in enumerate(zip(paths, short_names(paths), strict=True))
+        for run in [Run(path, name, workdirs.read(path), (), index)]
     ]
 
 
@@ -177,24 +178,33 @@ def _cut(name: str, suffix: str = "") -> str:
     return f"{name[: (room - 1) - (room - 1) // 2]}…{name[-((room - 1) // 2) :]}{suffix}"
 
 
-def _rows(workdir: Path) -> list[dict[str, Any]]:
+def _rows(run: Run) -> list[dict[str, Any]]:
     # Here and not above: it loads TensorBoard's event format, which a report has no use for.
     from seal_jax.training import metrics
 
-    path = workdir / workdirs.METRICS
-    try:
-        rows = metrics.read(workdir)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    path = run.path / workdirs.METRICS
+    rows = metrics.read(run.path)
     if not rows:
         raise UsageError(
             f"{path} holds no finished epoch yet; wait for the first, or train the run"
         )
+    ends = {"epoch": run.generations * run.epochs_per_generation, "generation": run.generations}
+    listed: dict[str, bool] = {}
     for row in rows:
-        for field in ("epoch", "generation"):
-            if not isinstance(row.get(field), int):
+        where = f"{path}: the row of step {row['step']} has"
+        for field, end in ends.items():
+            value = row.get(field)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
                 raise UsageError(
-                    f"{path}: the row of step {row['step']} has {field} = {row.get(field)!r}; it must "
-                    "be a whole number: give a folder that was written by training"
+                    f"{where} {field} = {value!r}; it must be a whole number below {end}: give a "
+                    "folder that was written by training"
+                )
+        for name, value in row.items():
+            # One value for all seeds, or a list with one for each, the same in every row.
+            count = len(value) if isinstance(value, list) else 0
+            if count not in (0, run.seeds) or bool(count) != listed.setdefault(name, bool(count)):
+                raise UsageError(
+                    f"{where} {count or 'no list of'} values of {name}, and {workdirs.CONFIG} has "
+                    f"train.seeds = {run.seeds}: give a folder that was written by training"
                 )
     return rows

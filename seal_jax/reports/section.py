@@ -28,7 +28,7 @@ class Section(NamedTuple):
       describe: the figure in words, for those who cannot see it.
       text: shown as it is, every character as wide as the others.
       markup: HTML that is shown before all of these.
-      picture: a PNG to show in place of what ``draw`` would draw.
+      picture: a PNG, where it is drawn already.
       warnings: sentences that stand out.
       files: names of files that hold the same, besides those written for this section.
     """
@@ -54,8 +54,8 @@ class Section(NamedTuple):
         return table.as_csv() if table else ""
 
     def png(self) -> bytes:
-        """Return the picture, drawn now if it is to be drawn; b"" if there is none."""
-        if self.draw is None:
+        """Return the picture, drawn now unless there is one; b"" if there is none to draw."""
+        if self.draw is None or self.picture:
             return self.picture
         from matplotlib.figure import Figure
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_jax.errors import UsageError
+from seal_jax.reports import files
 
 OUTPUT = "runs/reproduce_lw_synthetic"
 PLOT = "lw_synthetic.png"
@@ -103,6 +104,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
     output = _folder(options.output)
+    for name in (PLOT, *(f"table{table}.csv" for table in tables)):
+        if (output / name).is_dir():  # said before hours of work
+            raise UsageError(f"{output / name} is a folder; give another --output")
     test, cells4 = None, []
     for table in tables:
         plans = {"1": lw_plans.table1, "4": lw_plans.table4}[table](initialisers, choices[table])
@@ -115,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             cells = cells4 = lw_tables.cells4(trained.test, initialisers)
             print(lw_tables.text4(cells), end="\n\n", flush=True)
-        (output / f"table{table}.csv").write_text(lw_tables.csv_text(cells))
+        files.write(output / f"table{table}.csv", lw_tables.csv_text(cells))
     lw_plot.draw(output / PLOT, initialisers, test, settings["1"].steps, cells4)
     print(f"tables and plot: {output}")
     return 0

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from seal_jax import paths
+from seal_jax import paths, records
 from seal_jax.errors import UsageError
 from seal_jax.training.checksums import checksums
 
@@ -72,12 +72,25 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
     """Return what a checkpoint says of itself: ``leaves`` by name, and ``metadata``."""
 
     def read_it() -> dict[str, Any]:
-        record = json.loads((folder / "metadata" / "metadata").read_text())
+        text = (folder / "metadata" / "metadata").read_text()
+        record: dict[str, Any] = records.parse(text, _Record, finite=False)
         if record.pop("digest") != digest(record):
             raise ValueError("metadata is not what was saved")
         return record
 
     return _on_every_process(read_it)
+
+
+class _Leaf(TypedDict):
+    shape: list[int]
+    dtype: str
+    checksum: int
+
+
+class _Record(TypedDict):
+    leaves: Mapping[str, _Leaf]
+    metadata: Mapping[str, Any]
+    digest: str
 
 
 def _on_every_process(read: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seal_jax import data, masks, methods, models
+from seal_jax.data.device import row_bytes
 from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
 from seal_jax.methods import Method
@@ -50,7 +51,17 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
 
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
-    """Raise if the training split lacks what the settings need of it."""
+    """Raise if the training split lacks what the settings need of it, or a device has no room."""
+    device = jax.local_devices()[0]
+    needed = row_bytes(dataset.image_shape) * sum(
+        map(len, (dataset.train, dataset.validation, dataset.test))
+    )
+    room = (device.memory_stats() or {}).get("bytes_limit", needed)
+    if needed > room:
+        raise UsageError(
+            f"data.image_size: all images take {needed:,} bytes of each device, which has {room:,}: "
+            "lower data.image_size, or choose smaller splits"
+        )
     if settings.train.sampling == "balanced":
         counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
         if not counts.all():
@@ -134,6 +145,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
             f"{settings.data.name}, {shape.train} images"
         )
     steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
+    settings_lib.check_steps(train, steps)
     clock = Clock(steps, train.epochs_per_generation)
     steps_per_call = _steps_per_call(settings, steps, shape)
     if train.sampling == "balanced" and not train.drop_last:

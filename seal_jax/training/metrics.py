@@ -17,8 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from seal_jax import records
 from seal_jax.errors import UsageError
-from seal_jax.training.rows import Row, Value, plain
+from seal_jax.training.rows import Row, Stored, Value, plain
 from seal_jax.training.tensorboard import TensorBoard
 
 
@@ -45,6 +46,13 @@ class MetricsLog:
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
+        for path, is_kind, kind in (
+            (self._path, Path.is_file, "file"),
+            (self._path.with_suffix(".jsonl.tmp"), Path.is_file, "file"),
+            (folder / "tensorboard", Path.is_dir, "folder"),
+        ):
+            if path.exists() and not is_kind(path):
+                raise UsageError(f"{path} is not a {kind}: move it away, or give another --workdir")
         rows = self._keep_until(resume_step)
         self._last = rows[-1]["step"] if rows else -1
         self._board = TensorBoard(folder / "tensorboard")
@@ -107,7 +115,7 @@ class MetricsLog:
         """Drop later rows and broken lines from the file, in one step; return the rows kept."""
         old = self._path.read_bytes() if self._path.exists() else b""
         kept, new, lost = [], b"", False
-        for line, row, problem in _lines(old):
+        for line, row, problem in _rows(self._path):
             if problem:
                 warnings.warn(f"{self._path}{problem}: dropped", stacklevel=4)
                 lost = True
@@ -135,7 +143,7 @@ def read(workdir: str | os.PathLike[str]) -> list[Row]:
     """
     path = Path(workdir) / "metrics.jsonl"
     rows = []
-    for _, row, problem in _lines(path.read_bytes() if path.exists() else b""):
+    for _, row, problem in _rows(path):
         if problem:
             warnings.warn(f"{path}{problem}: left out", stacklevel=2)
         else:
@@ -143,15 +151,12 @@ def read(workdir: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
-def _lines(data: bytes) -> Iterator[tuple[bytes, Row, str]]:
+def _rows(path: Path) -> Iterator[tuple[bytes, Row, str]]:
     """Yield ``(line, row, problem)``; what is wrong with the line is ``""`` for a good one."""
-    lines, last = data.split(b"\n"), -1
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not _is_step(row.get("step")):
+    lines = list(records.lines(path, Mapping[str, Stored])) if path.exists() else []
+    last = -1
+    for number, (line, row, problem) in enumerate(lines, 1):
+        if problem or not _is_step(row.get("step")):
             # What follows the last newline is nothing, or a row cut short. A row that lacks only
             # its newline parses and is kept: JSON objects do not parse before they end.
             if number < len(lines):

@@ -9,6 +9,8 @@ from seal_jax.errors import UsageError
 
 Value = int | float | bool | list[float]
 Row = dict[str, Any]
+# As a file holds it: what is not finite is null.
+Stored = float | int | bool | None | list[float | int | bool | None]
 
 
 def plain(name: str, value: Any) -> Any:

@@ -7,14 +7,14 @@ these. A field that does not exist or has the wrong type is an error that names 
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from seal_jax.errors import UsageError, nearest
-
-T = TypeVar("T")
+from seal_jax.errors import UsageError
+from seal_jax.records import Scalar, check
+from seal_jax.records import read as read
+from seal_jax.schedules import boundaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +229,7 @@ class Settings:
         for field, value, least in at_least:
             if value < least:
                 raise UsageError(f"{field} = {value} must be at least {least}")
+        check_steps(self.train, 1)
         if self.train.seed + self.train.seeds > 2**32:
             raise UsageError(
                 f"train.seed = {self.train.seed} must leave all seeds below 2**32 = {2**32}"
@@ -238,6 +239,8 @@ class Settings:
                 'data.selection = "test_best" chooses by the test split; set '
                 "data.validation_fraction = 0"
             )
+        if self.optimizer.decay_epochs:
+            boundaries(self.optimizer.decay_epochs)  # whatever the schedule is
         if not 0 <= self.optimizer.label_smoothing < 1:
             raise UsageError(
                 f"optimizer.label_smoothing = {self.optimizer.label_smoothing:g} must lie in [0, 1)"
@@ -252,62 +255,23 @@ class Settings:
             )
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")
+        for option, value in self.method.items():
+            check(Scalar, value, f"method.{option}")
 
 
-# What settings of earlier run folders and configs are called now.
-RENAMED = {
-    "method.rate": "method.fraction in wels (to resume a run, with method.exact = False) and "
-    "method.keep in kels"
-}
+def check_steps(train: Train, steps_per_epoch: int) -> None:
+    """Raise if a training has more steps than its counter, an int32, can count.
 
-
-def renamed(path: str) -> str:
-    """Return what an error message says about a setting that was renamed, else ""."""
-    return f", it is now {RENAMED[path]}: rename it" if path in RENAMED else ""
-
-
-def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Return the dataclass ``kind`` filled from ``values``, checking names and types.
-
-    >>> read(Train, {"seeds": 2}).seeds
-    2
-    >>> read(Train, {"seads": 2}, where="train")
-    Traceback (most recent call last):
-    ...
-    seal_jax.errors.UsageError: train.seads is not a setting; nearest: seeds, seed, ...
+    Raises:
+      UsageError: with the most epochs that it can.
     """
-    hints = typing.get_type_hints(kind)
-    filled: dict[str, Any] = {}
-    for field, value in values.items():
-        path = f"{where}.{field}" if where else field
-        if field not in hints:
-            raise UsageError(f"{path} is not a setting{renamed(path) or nearest(field, hints)}")
-        filled[field] = _checked(hints[field], value, path)
-    return kind(**filled)
-
-
-def _checked(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{path} = {value!r} must be a section of settings")
-        return read(typing.cast(type, hint), value, path)
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in choices:
-            raise UsageError(f"{path} = {value!r} must be one of {', '.join(map(str, choices))}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in choices:
-            return None
-        hint = next(choice for choice in choices if choice is not type(None))
-        return _checked(hint, value, path)
-    if origin is not None and issubclass(origin, Mapping):
-        return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{path} = {value!r} must be of type {hint.__name__}")
-    return value
+    most = (2**31 - 1) // (steps_per_epoch * train.generations)
+    if train.epochs_per_generation > most:
+        raise UsageError(
+            f"train.epochs_per_generation = {train.epochs_per_generation} must be at most {most}, with "
+            f"train.generations = {train.generations} and at least {steps_per_epoch} steps an epoch: "
+            "steps are counted in 32 bits"
+        )
 
 
 def as_dict(settings: Settings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from seal_jax import data, paths, slimming
 from seal_jax.errors import UsageError
+from seal_jax.methods import kels
 from seal_jax.training import experiment as experiments
 from seal_jax.training import mesh as meshes
 from seal_jax.training import settings as settings_lib
@@ -45,12 +46,13 @@ def export(run: Path, output: Path) -> str:
     leaves = read_leaves(run / workdirs.CHECKPOINTS)
     if leaves is None:
         raise UsageError(f"{run} holds no checkpoint yet")
-    keep = settings.method["keep"]
+    given = {field: value for field, value in settings.method.items() if field != "name"}
+    keep = settings_lib.read(kels.Options, given, "method").keep
     dataset = experiments.load_data(settings.data)
     mesh = meshes.make(settings, jax.devices()[:1])
     shape = experiments.data_shape(dataset)
     experiment = experiments.build(settings, shape, mesh)
-    whole = _weights(experiment.programs.abstract_state(settings.train.seeds).weights, leaves)
+    whole = _weights(run, experiment.programs.abstract_state(settings.train.seeds).weights, leaves)
     model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
     test = Arrays(*(meshes.place(mesh, part) for part in data.flatten(dataset.test)))
@@ -80,7 +82,14 @@ def export(run: Path, output: Path) -> str:
     return "\n".join([*lines, f"weights: {output / 'slim.npz'}"])
 
 
-def _weights(abstract: Weights, leaves: dict[str, Any]) -> Weights:
+def _weights(run: Path, abstract: Weights, leaves: dict[str, Any]) -> Weights:
+    for name, leaf in paths.named_leaves(abstract):
+        shape = np.shape(leaves.get(f"weights/{name}", ()))
+        if shape != leaf.shape:
+            raise UsageError(
+                f"the checkpoint in {run} is of another network than {workdirs.CONFIG} says: {name} is "
+                f"{list(shape)} there and {list(leaf.shape)} here; give the run's own folder"
+            )
     return merge(abstract, leaves, "weights/")
 
 

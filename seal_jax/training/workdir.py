@@ -6,11 +6,12 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from seal_jax import records
 from seal_jax.errors import UsageError
 from seal_jax.training import settings as settings_lib
 from seal_jax.training.settings import Settings
@@ -87,22 +88,47 @@ def read(workdir: Path) -> dict[str, Any]:
     """Return the settings a run was started with.
 
     Raises:
-      UsageError: the folder holds no run.
+      UsageError: the folder holds no run, or its ``config.json`` has a setting of another type.
     """
     path = workdir / CONFIG
+    if not path.exists():
+        raise UsageError(f"{workdir} holds no run: {path} is missing")
+    remedy = "give the folder of a run"
+    record: dict[str, Any] = records.load(path, _Record, remedy)
+    defaults = settings_lib.as_dict(Settings())
+    known = {
+        # Of the settings that this version knows, whatever else an older one wrote.
+        section: {field: value for field, value in record[section].items() if field in values}
+        for section, values in {**defaults, "method": record["method"]}.items()
+        if isinstance(record.get(section, {}), Mapping) and section in record
+    }
     try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"{workdir} holds no run: {path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("train"), dict):
-        raise UsageError(f"{path} does not hold the settings of a run; give another folder")
-    for setting in settings_lib.RENAMED:
-        section, _, field = setting.partition(".")
-        if field in (record.get(section) or {}):
-            raise UsageError(f"{path}: {setting} is not a setting{settings_lib.renamed(setting)}")
+        for setting in records.RENAMED:
+            section, _, field = setting.partition(".")
+            if field in known.get(section, {}):
+                raise UsageError(f"{setting} is not a setting{records.renamed(setting)}")
+        settings_lib.read(Settings, {**record, **known})
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be read: {error}; {remedy}") from None
     return record
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _Method(_Named, total=False):
+    ascent_epochs: float | None  # the one option that the reports calculate with
+
+
+class _Record(TypedDict):
+    """What every ``config.json`` has; it may lack settings that are younger."""
+
+    data: _Named
+    model: _Named
+    method: _Method
+    optimizer: Mapping[str, Any]
+    train: Mapping[str, Any]
 
 
 def _experiment(record: dict[str, Any]) -> dict[str, Any]:

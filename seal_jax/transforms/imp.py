@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks, pruning, selections
-from seal_jax.errors import NO_PARAMS, UsageError
+from seal_jax.errors import NO_PARAMS, UsageError, check_integer
 from seal_jax.generations import Clock, Schedule
 from seal_jax.pruning import PruneState
 from seal_jax.transforms.reinit import difference, reinit_moments, widen
@@ -58,8 +57,7 @@ def hold_pruned(
     """
     pruning.check_fraction(fraction)
     selections.check_scope(scope)
-    if isinstance(rewind_step, bool) or not isinstance(rewind_step, Integral) or rewind_step < 0:
-        raise UsageError(f"rewind_step = {rewind_step!r} must be a whole number of at least 0")
+    check_integer("rewind_step", rewind_step, 0)
 
     def init_fn(params):
         return pruning.initial_state(params, selections.eligible(params, among))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from seal_jax import masks, selections
-from seal_jax.errors import NO_PARAMS
+from seal_jax.errors import NO_PARAMS, check_key
 from seal_jax.forgetting import Initialiser, check_like, initialiser
 from seal_jax.generations import Clock
 
@@ -73,7 +73,7 @@ def masked_reinit(
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, 4.0)
     """
-
+    check_key("key", key)
     selecting = is_select(mask)
 
     def selection(state, params):

@@ -15,6 +15,7 @@ import jax
 import optax
 
 from seal_jax import masks, selections
+from seal_jax.errors import check_key
 from seal_jax.forgetting import Initialiser
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.reinit import Select, masked_reinit, reinit_moments
@@ -37,6 +38,7 @@ def wels(
       Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3.
     """
     selections.check_static("fraction", fraction)
+    check_key("key", key)
 
     def select(event_key, params, generation):
         del event_key, generation

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import check_key, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.sgd import ResetMomentum, descent, moments
 
@@ -98,8 +98,7 @@ def anneal(
     for field, number in given.items():
         check_number(field, number, lambda number: 0 < number < math.inf, "be positive")
     check_number("ascent_cap", ascent_cap, lambda number: 0 <= number <= 1, "lie in [0, 1]")
-    if key is not None and not hasattr(key, "dtype"):
-        raise UsageError(f"key = {key!r} must be a random key: jax.random.key(0)")
+    check_key("key", key, optional=True)
     epsilon_at = clock.restart(epsilon)
 
     def init_fn(params):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import NO_PARAMS, UsageError, check_number
+from seal_jax.errors import NO_PARAMS, UsageError, check_number, check_tree
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.reset_state import never, reset_state
 
@@ -63,6 +63,7 @@ def decay_weights(
         del extra_args
         if params is None:
             raise ValueError(NO_PARAMS)
+        check_tree("updates", updates, params)
         in_phase = weight_decay * jnp.where(when(state.count), factor, 1.0)
 
         def add(flag, update, param):

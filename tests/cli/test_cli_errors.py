@@ -3,11 +3,16 @@
 import json
 import os
 import shlex
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from seal_jax.cli import configs, main
+from seal_jax.errors import UsageError
 from seal_jax.training import workdir as workdirs
+from seal_jax.training.metrics import MetricsLog
 
 CONFIG = """\
 from seal_jax.cli.configs import base
@@ -25,6 +30,10 @@ def get_config(method="seal"):
     config.train.epochs_per_generation = 4
     return config
 """
+
+BASE = "from seal_jax.cli.configs import base\ndef get_config():\n    config = base()\n"
+
+PLAIN = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +101,17 @@ def run(capfd):
         ("data.label=coarse_label", "data.label='coarse_label' is not one of label"),
         ("data.image_size=2", "image_shape=(2, 2, 1) is too small for resnet8"),
         ("data.crop_padding=9", "data.crop_padding=9"),
+        (f"train.epochs_per_generation={10**12}", f"= {10**12} must be at most 715827882, with"),
+        # 143 training images, so 4 steps an epoch.
+        (f"train.epochs_per_generation={2 * 10**8}", "must be at most 178956970, with"),
+        (
+            f"train.generations={10**20}",
+            "train.generations = 100000000000000000000 must be at most",
+        ),
+        ("data.train_split=train[5:2]", "train_split='train[5:2]' has no example"),
+        ("data.image_size=100000", "data.image_size: 1437 images of 100000x100000x1 in 'train'"),
+        ("data.data_dir=/proc/none", "data.data_dir=/proc/none does not exist: make it"),
+        ("optimizer.decay_epochs=x,y", "optimizer.decay_epochs = 'x,y' must be epochs"),
         ("data.normalisation=mnist", "data.normalisation='mnist' is not one of"),
         ("data.validation_fraction=1", "data.validation_fraction=1.0 must lie in [0, 1)"),
         ("data.validation_fraction=0.9999", "leaves class 0"),
@@ -127,11 +147,12 @@ def test_missing_data_say_how_to_prepare_them(run, config, tmp_path):
             "from seal_jax.cli.configs import base\ndef get_config():\n    return base('sael')\n",
             ", line 3: method.name = 'sael' is not a method; nearest: seal",
         ),
-        (
-            "from seal_jax.cli.configs import base\ndef get_config():\n    config = base()\n"
-            "    config.train.seads = 2\n    return config\n",
-            "train.seads is not a setting",
-        ),
+        (f"{BASE}    config.method = None\n    return config\n", "method = None must be a section"),
+        (f"{PLAIN}({{'method': 'seal'}})\n", "method = 'seal' must be a section"),
+        (f"{PLAIN}({{'method': {{'name': ['seal']}}}})\n", "method.name"),
+        (f"{PLAIN}({{'method': {{}}}})\n", "method.name must name the method"),
+        (f"VARIANTS = 3\n{BASE}    return config\n", "VARIANTS = 3 must be a tuple of names"),
+        (f"{BASE}    config.train.seads = 2\n    return config\n", "train.seads is not a setting"),
     ],
 )
 def test_config_files(run, tmp_path, text, says):
@@ -165,6 +186,61 @@ def test_several_processes(run, config, tmp_path):
     two = [*train, "--processes=2"]
     assert "must be HOST:PORT" in run(*two, "--process=0", "--coordinator=here")
     assert "--process=2 must lie in 0..1" in run(*two, "--process=2", "--coordinator=a:9")
+    for address in ("127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:-1", ":9"):
+        line = run(*two, "--process=0", f"--coordinator={address}")
+        assert f"--coordinator={address} must be HOST:PORT, with a port in 1..65535" in line
+    assert "--coordinator=auto: the cluster of this machine" in run(*train, "--coordinator=auto")
+
+
+@pytest.mark.parametrize(("process", "whom"), [(0, "the other 1 processes"), (1, "process 0")])
+def test_a_wait_for_other_processes_ends(config, tmp_path, process, whom):
+    code = (
+        "import sys\nfrom seal_jax.cli import commands, main\n"
+        "commands.WAIT_SECONDS = 1\nsys.exit(main.run(sys.argv[1:]))"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    arguments = ["train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--processes=2"]
+    arguments += [f"--process={process}", f"--coordinator={coordinator}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == main.USAGE
+    line = f"error: --coordinator={coordinator}: waited 1 s for {whom} in vain; start all,"
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_of_data(run, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "none"):
+        line = run("datasets", f"--data-dir={tmp_path / name}")
+        assert f"--data-dir={tmp_path / name} is not a folder" in line
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    info = {"splits": [{"name": "train", "shardLengths": ["3"]}], "fileFormat": "array_record"}
+    for text in ("[" * 100_000, "3", '{"splits": "x"}', '{"splits": [3]}', json.dumps(info)):
+        (folder / "dataset_info.json").write_text(text)
+        (folder / "features.json").write_text('{"featuresDict": {"features": [1]}}')
+        assert main.run(["datasets", f"--data-dir={tmp_path}"]) == main.OK
+        table = capfd.readouterr().out
+        assert [
+            line.split()[-1] for line in table.splitlines() if line.startswith("CIFAR-10 ")
+        ] == ["no"]
+    (folder / "dataset_info.json").write_text("[" * 100_000)
+    line = run("train", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}",
+        "--config.data.name=cifar10", f"--config.data.data_dir={tmp_path}")  # fmt: skip
+    assert f"data.name='cifar10' in data_dir={tmp_path}" in line
+
+
+def test_outputs_that_are_folders(run, config, tmp_path):
+    line = run("preflight", f"--config={config}", f"--json={tmp_path}")
+    assert f"--json={tmp_path} must be a file in a folder that exists" in line
+    (tmp_path / "out" / "table1.csv").mkdir(parents=True)
+    line = run("reproduce", "lw-synthetic", "--table=1", f"--output={tmp_path / 'out'}")
+    assert "table1.csv is a folder; give another --output" in line
 
 
 def files(folder):
@@ -200,6 +276,15 @@ def test_folders_that_cannot_become_a_run(run, config, tmp_path):
     for text in ("", "{", "[]", "3", json.dumps({"name": "package"}), '{"train": 3}'):
         (other / "config.json").write_text(text)
         assert str(other / "config.json") in train(other)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.tmp", "tensorboard"])
+def test_parts_of_a_run_of_the_wrong_kind(config, tmp_path, name):
+    folder = tmp_path / "run"
+    workdirs.claim(folder, configs.load(str(config)))
+    (folder / name).touch() if name == "tensorboard" else (folder / name).mkdir()
+    with pytest.raises(UsageError, match=f"{name} is not a (file|folder): move it away"):
+        MetricsLog(folder, resume_step=-1)
 
 
 def test_folders_that_hold_no_run_to_compare(run, tmp_path):

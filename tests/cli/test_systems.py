@@ -32,7 +32,7 @@ class Systems:
 
     def __init__(self, folder):
         self.folder = folder
-        folder.mkdir(exist_ok=True)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
         self.data = f"--config.data.data_dir={folder / 'data'}"
         self.once("data", lambda: data.load("digits", data_dir=str(folder / "data")))
 
@@ -237,6 +237,23 @@ def test_slim_that_cannot_be(systems, tmp_path, capfd):
     started.mkdir()
     shutil.copy(kels / "config.json", started)
     assert error(started) == f"error: {started} holds no checkpoint yet"
+    other = shutil.copytree(kels, tmp_path / "other")
+    config = json.loads((kels / "config.json").read_text())
+    for section, field, value, says in [
+        ("train", "seeds", 3, "is [2, "),
+        ("model", "name", "resnet8", "here; give the run's own folder"),
+        ("method", "rate", "x", "method.rate = 'x' must be of type float"),
+        ("method", "rates", 0.5, "method.rates is not a setting"),
+        ("model", "name", ["a"], "config.json cannot be read: model.name = ['a'] must be of type"),
+    ]:
+        changed = {**config, section: {**config[section], field: value}}
+        (other / "config.json").write_text(json.dumps(changed))
+        assert says in error(other)
+    (other / "config.json").write_text(json.dumps(config))
+    for text in ("[" * 100_000, '{"digest": 3, "leaves": {}}', "[]"):
+        for metadata in other.glob("checkpoints/*/metadata/metadata"):
+            metadata.write_text(text)
+        assert "no checkpoint in" in error(other)
     (tmp_path / "file").write_text("")
     taken = tmp_path / "file"
     assert error(kels, taken) == f"error: {taken} cannot be written: File exists"

@@ -43,6 +43,7 @@ def test_prepared_offline_by_two_processes_at_once(tmp_path):
     from sklearn.datasets import load_digits
 
     data_dir = tmp_path / "data"
+    data_dir.mkdir()
     outputs = [tmp_path / f"{i}.npz" for i in range(2)]
     processes = [
         subprocess.Popen(

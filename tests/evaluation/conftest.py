@@ -25,7 +25,9 @@ def settings(data_dir, method="normal", **train):
 
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
-    return tmp_path_factory.getbasetemp().parent / "digits"
+    folder = tmp_path_factory.getbasetemp().parent / "digits"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

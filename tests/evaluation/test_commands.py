@@ -81,6 +81,34 @@ def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, model):
         Subject(_changed(run, tmp_path / "other", **model))
 
 
+@pytest.mark.parametrize(
+    ("section", "value", "says"),
+    [
+        ("train", {"seeds": 3}, "has 2 seeds, and config.json has train.seeds = 3"),
+        ("train", {"seeds": None}, "train.seeds = None must be of type int"),
+        ("train", {"generations": "x"}, "train.generations = 'x' must be of type int"),
+        ("data", {"name": {"a": 1}}, "data.name = {'a': 1} must be of type str"),
+        ("method", None, "method = None must be a mapping"),
+        ("model", "[" * 100_000, "it is nested more than 32 levels deep"),
+    ],
+)
+def test_a_damaged_config_is_one_line(run, tmp_path, capfd, section, value, says):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    path = folder / workdirs.CONFIG
+    config = json.loads(path.read_text())
+    if isinstance(value, str):
+        path.write_text(value)
+    else:
+        config[section] = value and {**config[section], **value}
+        path.write_text(json.dumps(config))
+    assert main.run(["evaluate", "--kind=margins", f"--checkpoint={folder}"]) == main.USAGE
+    error = capfd.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert not (folder / command.EVALUATIONS).exists()
+
+
 def test_no_run_no_checkpoint(run, tmp_path):
     with pytest.raises(UsageError, match="is not the folder of a run"):
         Subject(tmp_path)
@@ -134,6 +162,7 @@ def test_options_come_from_the_dataclass():
     for bad, says in (
         ("--shots=a", "--shots=a must be of type int"),
         ("--shots=", "--shots= is empty"),
+        ("--shots=1,5,1", "--shots=1,5,1 names one twice"),
         ("--metric=c", "--metric=c must be one of a, b"),
     ):
         with pytest.raises(UsageError, match=says):
@@ -161,11 +190,13 @@ def test_a_ledger_goes_on_where_it_was_cut_off(tmp_path):
     with pytest.raises(UsageError, match=r"holds another evaluation \(options.k: 1 -> 2\)"):
         Ledger(path, {"options": {"k": 2}})
     assert Ledger(path, {"options": {"k": 2}}, overwrite=True).records == {}
-    for garbage in ("", "5\n", "[]\n"):
+    for garbage in ("", "5\n", "[]\n", "[" * 10_000):
         path.write_text(garbage)
         with pytest.raises(UsageError, match="cannot be read"):
             Ledger(path, {})
-    for entry in ('{"key": "a", "record": 5}', '{"key": "a", "record": {}}', "7"):
+    deep = '{"key": "a", "record": {"x": ' + "[" * 10_000 + "]" * 10_000 + "}}"
+    entries = ('{"key": "a", "record": 5}', '{"key": "a", "record": {}}', "7", deep)
+    for entry in (*entries, '{"key": 1, "record": {"x": 1}}', '{"key": ["a"], "record": {"x": 1}}'):
         path.write_text(f"{{}}\n{entry}\n")
         assert Ledger(path, {}).records == {}
 
@@ -196,6 +227,13 @@ def test_margins_on_the_command_line(run, tmp_path, capfd):
     assert main.run(arguments) == main.OK
     assert capfd.readouterr().out == first
     assert (tmp_path / command.UNITS).stat().st_mtime_ns == units
+    written = (tmp_path / command.UNITS).read_text()
+    header_line, _, records = written.partition("\n")
+    for old, new in (('"run": ', '"ran": '), ('"smallest": [', '"smallest": ["x", ')):
+        (tmp_path / command.UNITS).write_text(f"{header_line}\n{records.replace(old, new)}")
+        assert main.run(arguments) == main.USAGE
+        assert "units.jsonl holds records that do not fit" in capfd.readouterr().err
+    (tmp_path / command.UNITS).write_text(written)
     assert main.run([*arguments[:-2], "--sample=51", arguments[-1]]) == main.USAGE
     assert "options.sample: 50 -> 51" in capfd.readouterr().err
     assert main.run([*arguments, "--sample=1000"]) == main.USAGE
@@ -225,6 +263,7 @@ def test_what_is_wrong_is_found_before_the_work(run, tmp_path, capfd):
     for more, says in (
         ([f"--output={afile}"], f"--output={afile}: {afile} is a file; name a folder"),
         ([f"--output={afile}/x/y"], f"--output={afile}/x/y: {afile} is a file"),
+        ([f"--checkpoint={run / '..' / run.name}"], "--checkpoint names a run twice"),
         (["--seed=-1"], "--seed=-1 must lie in 0..4294967295"),
         ([f"--seed={2**32}"], "--seed=4294967296 must lie in"),
         (["--cout=3"], "--cout=3 is not an option of evaluate --kind=margins; see"),

@@ -43,7 +43,7 @@ def test_size_of_weights_scales_with_both():
 
 
 def test_bad_input():
-    with pytest.raises(UsageError, match=r"must be \[n, c\] and \[n\]"):
+    with pytest.raises(UsageError, match=r"labels is .* must be an array of 3 integers"):
         margins.margins(np.zeros((3, 2)), np.zeros(2, int))
     with pytest.raises(UsageError, match="logits hold NaN"):
         margins.margins(np.full((3, 2), np.nan), np.zeros(3, int))

@@ -93,7 +93,11 @@ def test_bad_input(points):
         ((features, labels, features), {"k": 231}, r"k = 231 must lie in 1\.\.230"),
         ((features, labels, features), {"k": 230, "exclude_self": True}, r"in 1\.\.229"),
         ((features, labels, features[:, :2]), {}, "queries .* differ"),
-        ((features, labels[1:], features), {}, "labels .* differ"),
+        (
+            (features, labels[1:], features),
+            {},
+            "bank_labels is .* must be an array of 230 integers",
+        ),
         ((features, labels, features[1:]), {"exclude_self": True}, "exclude_self needs the bank"),
         ((features, labels, features), {"metric": "l1"}, "metric = 'l1' must be one of l2, cosine"),
         ((features, labels, features), {"byte_budget": 100}, "byte_budget = 100 is too small"),

@@ -2,16 +2,20 @@
 
 import inspect
 import math
+import re
 import subprocess
 import sys
 import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import seal_jax
+from seal_jax import forgetting, hessian
+from seal_jax.evaluation import few_shot, gradients, linear_probe, margins, prediction_depth
 
 HEAVY = (
     "tensorflow",
@@ -113,6 +117,98 @@ def test_arguments_that_cannot_be(options, message):
     with pytest.raises(seal_jax.UsageError, match=message) as caught:
         seal_jax.make_seal_tx(**options).init(PARAMS)
     assert "\n" not in str(caught.value)
+
+
+KEY = jax.random.key(0)
+LABELS = np.arange(40) % 2
+FEATURES = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+SPLIT = (FEATURES, LABELS)
+HALF = 0.5
+
+
+def hessian_of_three():
+    return hessian.operator(lambda w: (w**4).sum(), jnp.arange(3.0))
+
+
+def fresh(key):
+    return jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), PARAMS)
+
+
+def update(updates):
+    tx = seal_jax.make_seal_tx("fc", steps_per_epoch=1, epochs_per_generation=4)
+    return tx.update(updates, tx.init(PARAMS), PARAMS)
+
+
+def forget(policy):
+    adam = optax.adam(0.1)
+    return forgetting.forget_state(adam, optax.sgd(0.1).init(PARAMS), PARAMS, "fc", policy)
+
+
+AT_THE_DOOR = {
+    "key": [
+        (lambda: forgetting.reinitialise(0, PARAMS, "fc", fresh), "key = 0 must be a random key"),
+        (lambda: forgetting.reinitialise(0, PARAMS, "fc", "torch_default"), "key = 0 must be a"),
+        (lambda: seal_jax.masked_reinit("fc", fresh, bool, key=0), "key = 0 must be a random key"),
+        (lambda: seal_jax.transforms.wels(HALF, 3), "key = 3 must be a random key"),
+        (lambda: seal_jax.heads.initialise(0, {"kernel": jnp.ones((2, 2))}), "key = 0 must be"),
+        (lambda: hessian.trace(hessian_of_three(), key=0), "key = 0 must be a random key"),
+        (lambda: hessian.eigenpairs(hessian_of_three(), 1, key="k"), "key = 'k' must be a random"),
+    ],
+    "whole": [
+        (lambda: hessian.eigenpairs(hessian_of_three(), 1.5), "k = 1.5 must be whole and lie in 1"),
+        (lambda: hessian.power_iteration(hessian_of_three(), 1.5), "k = 1.5 must be whole and lie"),
+        (lambda: hessian.trace(hessian_of_three(), probes=1.5), "probes = 1.5 must be whole and be"),
+        (lambda: hessian.density(hessian_of_three(), probes=1.5), "probes = 1.5 must be whole and"),
+        (lambda: hessian.density(hessian_of_three(), steps=1.5), "steps = 1.5 must be whole and"),
+        (lambda: prediction_depth.knn(*SPLIT, FEATURES, k=1.5), "k = 1.5 must be whole and lie in"),
+        (lambda: hessian.eigenpairs(hessian_of_three(), 1, max_products=0), "max_products = 0 must"),
+        (lambda: hessian.eigenpairs(hessian_of_three(), 1, max_products=math.nan), "max_products ="),
+        (lambda: hessian.power_iteration(hessian_of_three(), 1, max_products=0), "max_products = 0"),
+    ],
+    "clock": [
+        (lambda: seal_jax.make_seal_tx("fc", steps_per_epoch=1, epochs_per_generation="3"),
+         "epochs_per_generation = '3' must be a whole number of at least 1"),
+        (lambda: seal_jax.make_seal_tx("fc", steps_per_epoch=1, epochs_per_generation=None),
+         "epochs_per_generation = None must be a whole number"),
+        (lambda: seal_jax.cosine("x", epochs=2, steps_per_epoch=1), "learning_rate = 'x' must be"),
+        (lambda: seal_jax.cosine(0.1, epochs="2", steps_per_epoch=1), "epochs = '2' must be a whole"),
+        (lambda: seal_jax.cosine(0.1, epochs=2, steps_per_epoch=0), "steps_per_epoch = 0 must be"),
+        (lambda: seal_jax.cosine(0.1, epochs=2, steps_per_epoch=-1), "steps_per_epoch = -1 must be"),
+    ],
+    "data": [
+        (lambda: few_shot.linear(FEATURES.tolist(), LABELS), "features is a list: it must be an arr"),
+        (lambda: few_shot.linear(FEATURES, LABELS * 1.0), "labels is float64[40]: it must be an arr"),
+        (lambda: few_shot.linear(*SPLIT, seed=-1), "seed = -1 must be a whole number in 0..4294967"),
+        (lambda: few_shot.linear(*SPLIT, seed=0.5), "seed = 0.5 must be a whole number in"),
+        (lambda: few_shot.Protocol(momentum=1), "momentum = 1 must lie in [0, 1)"),
+        (lambda: linear_probe.fit(SPLIT, SPLIT, 2, seed=-1), "seed = -1 must be a whole number in"),
+        (lambda: linear_probe.fit(SPLIT, (FEATURES[:, :2], LABELS), 2),
+         "test features is float32[40, 2]: it must be an array [n, 3] of numbers"),
+        (lambda: linear_probe.fit((FEATURES, LABELS / 1), SPLIT, 2), "train labels is float64[40]"),
+        (lambda: linear_probe.fit((FEATURES.tolist(), LABELS), SPLIT, 2), "train features is a list"),
+        (lambda: prediction_depth.knn(FEATURES.tolist(), LABELS, FEATURES), "features are a list"),
+        (lambda: prediction_depth.knn(FEATURES, LABELS / 1, FEATURES), "bank_labels is float64[40]"),
+        (lambda: prediction_depth.knn(*SPLIT, FEATURES[:, :2]), "differ in width"),
+        (lambda: margins.margins(FEATURES.tolist(), LABELS), "logits is a list"),
+        (lambda: margins.margins(FEATURES, LABELS / 1), "labels is float64[40]"),
+        (lambda: gradients.mini_batches(9, 3, 2, seed=-1), "seed = -1 must be a whole number in"),
+    ],
+    "tree": [
+        (lambda: update({"conv": jnp.ones((2, 2))}),
+         "updates must be a tree like the parameters; they differ in ['fc']"),
+        (lambda: forget("fresh"), "opt_state must be a tree like tx.init(params); they differ in"),
+        (lambda: forget("zero"), "opt_state must be a tree like tx.init(params); they differ in"),
+        (lambda: forget("keep"), "opt_state must be a tree like tx.init(params); they differ in"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AT_THE_DOOR)
+def test_what_is_wrong_is_said_at_the_door(kind):
+    for call, says in AT_THE_DOOR[kind]:
+        with pytest.raises(seal_jax.UsageError, match=re.escape(says)) as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,17 @@ def test_a_run_has_one_colour_whatever_others_were_evaluated(make_run, margins):
     )
 
 
+ROW = {"run": "a", "weights": "last", "seed": 0, "step": 1, "train_accuracy": 0.5}
+ROW |= {"smallest": [0.1, 0.2], "median": 0.5, "size_of_weights": 1.0}
+
+
+def results(**values):
+    """Return a ``results.json`` of one row, with values as JSON writes them."""
+    row = {"run": '"a"', "weights": '"last"', "seed": "0", "step": "1"} | values
+    fields = ", ".join(f'"{name}": {value}' for name, value in row.items())
+    return f'{{"kind": "margins", "rows": [{{{fields}}}]}}'
+
+
 def test_runs_without_checkpoints_are_not_stale(seal, margins):
     margins(seal, 40)
     found, _ = evaluations.read(read_all(seal))
@@ -288,10 +299,18 @@ def test_runs_without_checkpoints_are_not_stale(seal, margins):
     ("content", "says"),
     [
         ("{", "cannot be read"),
-        ("{}", "it has no rows of a kind"),
+        ("{}", "kind is missing"),
+        ('{"kind": "x", "rows": []}', "kind = 'x' is none"),
+        ("[" * 100_000, "nested more than"),
+        ('{"kind": "margins", "rows": [3]}', "rows[0] = 3 must be a mapping"),
+        (results(step="NaN"), "rows[0].step = nan must be of type int"),
+        (results(step="1e400"), "rows[0].step = inf must be of type int"),
+        (results(weights="3"), "rows[0].weights = 3 must be of type str"),
+        (results(seed="null"), "rows[0].seed = None must be of type int"),
+        (results()[:-1] + ', "options": "none"}', "options = 'none' must be a mapping of names"),
         ('{"kind": "margins", "rows": []}', "holds no rows; evaluate again"),
-        ('{"kind": "flatness", "rows": [{}]}', "holds results of flatness; evaluate again"),
-        ('{"kind": "margins", "rows": [{"run": "seal"}]}', "has a row without weights"),
+        ('{"kind": "flatness", "rows": []}', "holds results of flatness; evaluate again"),
+        ('{"kind": "margins", "rows": [{"run": "seal"}]}', "rows[0].weights is missing"),
     ],
 )
 def test_broken_results_are_left_out_and_named(seal, content, says):
@@ -309,7 +328,9 @@ def test_broken_results_are_left_out_and_named(seal, content, says):
     [
         "{",
         # Of another version, as it were.
-        '{"kind": "margins", "rows": [{"run": "a", "weights": "last", "seed": 0, "step": 1}]}',
+        results(),
+        results(train_accuracy="[1]", smallest='["x"]'),
+        json.dumps({"kind": "margins", "rows": [ROW, {**ROW, "seed": 1, "smallest": [0.1]}]}),
     ],
 )
 def test_what_is_left_out_is_named_in_the_page(make_run, tmp_path, content):

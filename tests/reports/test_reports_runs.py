@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from seal_jax import reports
+from seal_jax.cli import main
 from seal_jax.errors import UsageError
 from seal_jax.reports.runs import NAME_LENGTH, read_all, short_names
 
@@ -53,13 +54,99 @@ def test_row_of_something_else(make_run):
         reports.compare([run])
 
 
-@pytest.mark.parametrize("field", ["data.name", "model.name", "method.name", "train.seeds"])
-def test_config_of_something_else(seal, config, field):
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [(f"{section}.name", f"{section}.name is missing") for section in ("data", "model", "method")]
+    + [("train.seeds", "has no setting train.seeds")],
+)
+def test_config_of_something_else(seal, config, field, says):
     section, name = field.split(".")
     del config[section][name]
     (seal / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=f"config.json has no setting {field}; give the folder"):
+    with pytest.raises(UsageError, match=f"config.json .*{says}; give the folder"):
         reports.compare([seal])
+
+
+def change(section, **fields):
+    """Return a damage: settings of ``config.json``."""
+
+    def damage(run):
+        config = json.loads((run / "config.json").read_text())
+        config[section] = {**config[section], **fields} if fields else None
+        (run / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def row(number=3, **values):
+    """Return a damage: values of a row of ``metrics.jsonl``."""
+
+    def damage(run):
+        path = run / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines[number].update(values)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return damage
+
+
+def write(name, text):
+    return lambda run: (run / name).write_text(text)
+
+
+DEEP = "[" * 100_000
+DAMAGED = {
+    "deep config": (write("config.json", '{"train": ' + DEEP), "config.json cannot be read: it is"),
+    "no method": (change("method"), "method = None must be a mapping"),
+    "data null": (change("data"), "data = None must be a mapping"),
+    "seeds null": (change("train", seeds=None), "train.seeds = None must be of type int"),
+    "epochs null": (change("train", epochs_per_generation=None), "generation = None must be of"),
+    "generations x": (change("train", generations="x"), "train.generations = 'x' must be of type"),
+    "generations": (
+        change("train", generations=10**9),
+        "epochs_per_generation = 4 must be at most",
+    ),
+    "seeds": (change("train", seeds=10**9), "2 values of train/loss, and config.json has"),
+    "name list": (change("model", name=["a"]), "model.name = ['a'] must be of type str"),
+    "name mapping": (change("data", name={"a": 1}), "data.name = {'a': 1} must be of type str"),
+    "ascent": (change("method", ascent_epochs="x"), "method.ascent_epochs = 'x' must be of type"),
+    "option": (change("method", mask={"a": 1}), "method.mask = {'a': 1} must be of type"),
+    "option list": (change("method", fit=["a"]), "method.fit = ['a'] must be of type"),
+    "no optimizer": (change("optimizer"), "optimizer = None must be a mapping"),
+    "momentum": (change("optimizer", momentum=[1]), "optimizer.momentum = [1] must be of type"),
+    "epoch": (row(epoch=10**12), "has epoch = 1000000000000; it must be a whole number below 8"),
+    "epoch true": (row(epoch=True), "has epoch = True"),
+    "generation": (row(generation=-1), "has generation = -1; it must be a whole number below 2"),
+    "seeds of a row": (row(**{"train/accuracy": [0.1] * 3}), "3 values of train/accuracy, and"),
+    "no seeds of a row": (row(**{"train/accuracy": 0.5}), "no list of values of train/accuracy"),
+}
+LEFT_OUT = {
+    "text": row(**{"train/accuracy": "high"}),
+    "texts": row(**{"train/accuracy": ["high", "low"]}),
+    "nested": row(**{"train/accuracy": [[1.0], [2.0]]}),
+    "huge": row(**{"train/loss": 10**400}),
+    "mapping": row(**{"train/loss": {"a": 1}}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_folder_is_one_line(seal, tmp_path, capfd, name):
+    damage, says = DAMAGED[name]
+    damage(seal)
+    assert main.run(["compare", str(seal), f"--output={tmp_path / 'out'}"]) == main.USAGE
+    error = capfd.readouterr().err
+    assert says in error
+    assert str(seal) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_row_that_holds_no_numbers_is_left_out(seal, name):
+    LEFT_OUT[name](seal)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl:4 is not a metrics row: left out$"):
+        (run,) = read_all(seal)
+    assert [row["epoch"] for row in run.rows] == [0, 1, 2, 4, 5, 6, 7]
 
 
 def test_same_folder_twice(seal):

@@ -5,7 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
-import time
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -331,6 +331,7 @@ restored = checkpoints.restore(target)
 print("start", flush=True)
 for step in itertools.count(restored.step + 1 if restored else 1):
     checkpoints.save(step, {"w": jnp.full(200_000, step, jnp.float32)}, {"step": step})
+    print(step, flush=True)
 """
 
 
@@ -339,21 +340,25 @@ def test_killed_at_any_moment(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
     target = {"w": jax.ShapeDtypeStruct((200_000,), jnp.float32)}
     last = 0
-    for pause in (0.3, 0.41, 0.53):
+    for saves in (2, 1, 5):
         command = [sys.executable, "-W", "error", "-c", SAVER, str(tmp_path)]
         with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
+            bound = threading.Timer(120, process.kill)  # of a hang alone: then a line is missing
+            bound.start()
             assert process.stdout.readline() == b"start\n"
-            time.sleep(pause)
+            # `save` returns while its checkpoint is written; the one before it is complete then.
+            begun = [int(process.stdout.readline()) for _ in range(saves)][-1]
             process.send_signal(signal.SIGKILL)
+            bound.cancel()
         checkpoints = Checkpoints(tmp_path, keep=2)
         restored = checkpoints.restore(target)
-        assert restored is None or restored.step >= last
-        if restored is not None:
-            last = restored.step
-            assert restored.metadata == {"step": last}
-            np.testing.assert_array_equal(restored.state["w"], np.full(200_000, last, np.float32))
-    assert last > 0
+        assert begun == last + saves
+        assert restored is not None
+        assert restored.step >= begun - 1
+        last = restored.step
+        assert restored.metadata == {"step": last}
+        np.testing.assert_array_equal(restored.state["w"], np.full(200_000, last, np.float32))
     with checkpoints:
         checkpoints.save(last + 1, {"w": jnp.zeros(200_000)}, {})
     assert checkpoints.steps() == [*checkpoints.steps()[:-1], last + 1]

@@ -1,9 +1,11 @@
 """Hyper-parameters that make no sense, each with one line that names the field."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
-from programs import SHAPE, mlp
+from programs import SHAPE, STRIPES, mlp
 from trainer_runs import ROOT
 
 from seal_jax import data
@@ -167,6 +169,21 @@ def test_a_class_without_images_cannot_be_balanced():
     config = mlp({"name": "normal"}, train={"sampling": "balanced"})
     with pytest.raises(UsageError, match=r"data\.train_split = 'train' has no image of class 3"):
         experiments.check_data(config, dataset)
+
+
+def test_images_that_do_not_fit_a_device(monkeypatch):
+    """120 images of 8x8, each in a row of 128 bytes."""
+
+    def devices_of(size):
+        device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": size})
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+
+    config = mlp({"name": "normal"})
+    devices_of(120 * 128)
+    experiments.check_data(config, STRIPES)
+    devices_of(120 * 128 - 1)
+    with pytest.raises(UsageError, match=r"data\.image_size: all images take 15,360 bytes of each"):
+        experiments.check_data(config, STRIPES)
 
 
 def prepare(method, sections, shape):

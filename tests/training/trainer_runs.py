@@ -67,6 +67,7 @@ class Runs:
         self.config = folder / "tiny.py"
         with (folder / "config.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "data").mkdir(exist_ok=True)
             if not self.config.exists():
                 part = folder / "tiny.part"
                 part.write_text(CONFIG.format(data_dir=str(folder / "data")))

@@ -24,6 +24,9 @@ NAMES = (
     "anytime",
 )
 
+# What records that are of another version, or edited by hand, make a kind raise.
+UNFIT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+
 
 def load(name: str) -> Kind:
     """Return the kind of this name.

@@ -10,8 +10,9 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from seal_jax import records
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import commands
 from seal_jax.evaluation.commands import options as options_lib
@@ -73,6 +74,8 @@ def run(parsed: argparse.Namespace) -> str:
             f"--output={parsed.output} is for one run, and --checkpoint names {len(folders)}; leave "
             "it out: each has a folder of its own"
         )
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("--checkpoint names a run twice; name each once")
     rows: list[Record] = []
     outputs = []
     for folder, name in zip(folders, short_names(folders), strict=True):
@@ -141,8 +144,17 @@ def evaluate(
             for number, unit in enumerate(left, len(units) - len(left) + 1):
                 ledger.keep(unit.key, unit.run())
                 progress.update(number)
-        rows = kind.rows([ledger.records[unit.key] for unit in units])
-        write(kind, header, rows, output)
+        try:
+            rows = kind.rows([ledger.records[unit.key] for unit in units])
+            kind.table(rows)
+            write(kind, header, rows, output)
+        except commands.UNFIT as error:
+            if isinstance(error, UsageError) or len(left) == len(units):
+                raise
+            raise UsageError(
+                f"{output / UNITS} holds records that do not fit ({type(error).__name__}: {error}); "
+                "evaluate again with --overwrite"
+            ) from error
     return rows
 
 
@@ -168,14 +180,26 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
       UsageError: the file cannot be read.
     """
-    try:
-        record = json.loads(path.read_text())
-        known = isinstance(record, dict) and record.get("kind") in commands.NAMES
-        if not known or not isinstance(record.get("rows"), list):
-            raise ValueError("it has no rows of a kind")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); evaluate again") from None
-    return record
+    found: dict[str, Any] = records.load(path, _Results, "evaluate again", finite=False)
+    if found["kind"] not in commands.NAMES:
+        raise UsageError(f"{path} cannot be read: kind = {found['kind']!r} is none; evaluate again")
+    return found
+
+
+class _Row(TypedDict):
+    run: str
+    weights: str
+    seed: int
+    step: int
+
+
+class _Rows(TypedDict):
+    kind: str
+    rows: list[_Row]
+
+
+class _Results(_Rows, total=False):
+    options: Mapping[str, records.Scalar | list[records.Scalar]]
 
 
 def as_csv(rows: Sequence[Record]) -> str:

@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from seal_jax import records
 from seal_jax.errors import UsageError
 from seal_jax.training.settings import differences
 
@@ -63,15 +64,12 @@ class Ledger:
             raise UsageError(f"{self._path} cannot be written: {error.strerror}") from None
 
     def _read(self) -> None:
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            header = json.loads(lines[0])
-            if not isinstance(header, dict):
-                raise ValueError("its first line is no header")
-        except (OSError, ValueError, IndexError):
+        lines = records.lines(self._path, Mapping[str, Any], finite=False)
+        _, header, problem = next(lines)
+        if problem:
             raise UsageError(
-                f"{self._path} cannot be read; give another --output, or --overwrite"
-            ) from None
+                f"{self._path} cannot be read: {problem}; give another --output, or --overwrite"
+            )
         changed = differences(header, self._header)
         if changed:
             more = ", ..." if len(changed) > 3 else ""
@@ -79,11 +77,16 @@ class Ledger:
                 f"{self._path.parent} holds another evaluation ({'; '.join(changed[:3])}{more}); "
                 "give another --output, or --overwrite"
             )
-        for line in lines[1:]:
+        for _, entry, problem in lines:
             try:
-                entry = json.loads(line)
-                if not entry["record"] or not isinstance(entry["record"], dict):
-                    raise ValueError("it is no record")
-                self.records[entry["key"]] = entry["record"]
-            except (ValueError, KeyError, TypeError):
+                entry = records.check(_Entry, entry, "")
+            except UsageError as error:
+                problem = str(error)
+            if problem or not entry["record"]:
                 break  # cut off where a kill or a full disk came; what follows is done again
+            self.records[entry["key"]] = entry["record"]
+
+
+class _Entry(TypedDict):
+    key: str
+    record: Mapping[str, Any]

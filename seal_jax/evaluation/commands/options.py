@@ -72,7 +72,10 @@ def convert(hint: Any, text: str, name: str) -> Any:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts:
             raise UsageError(f"{name}= is empty; give one or more, separated by commas")
-        return tuple(convert(arguments[0], part, name) for part in parts)
+        values = tuple(convert(arguments[0], part, name) for part in parts)
+        if len(set(values)) < len(values):  # which would count twice
+            raise UsageError(f"{name}={text} names one twice; name each once")
+        return values
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{name}={text} must be true or false")

@@ -252,6 +252,11 @@ class Subject:
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: {name} "
                     f"is {there} there and {list(leaf.shape)} here; evaluate the run's own folder"
                 )
+            if len(theirs) != self.settings.train.seeds:
+                raise UsageError(
+                    f"checkpoint {where} has {len(theirs)} seeds, and {workdirs.CONFIG} has "
+                    f"train.seeds = {self.settings.train.seeds}; evaluate the run's own folder"
+                )
         expected = {name for name, _ in paths.named_leaves(wanted)}
         for name, leaf in found.items():
             if name not in expected and not name.startswith("normalisers/"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from seal_jax import records
+from seal_jax.errors import UsageError
 from seal_jax.reports.grid import Table
 from seal_jax.reports.runs import Run
 from seal_jax.reports.section import Missing, Section, drawable
@@ -135,10 +136,18 @@ def classes_in_checkpoint(run: Run) -> int | None:
         return None
     path = run.path / workdirs.CHECKPOINTS / str(step) / "metadata" / "metadata"
     try:
-        leaves = json.loads(path.read_text())["leaves"]
-        return int(leaves["weights/params/fc/kernel"]["shape"][-1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        leaves = records.load(path, _Description, "", finite=False)["leaves"]
+        return leaves["weights/params/fc/kernel"]["shape"][-1]
+    except (UsageError, LookupError):
         return None
+
+
+class _Leaf(TypedDict):
+    shape: list[int]
+
+
+class _Description(TypedDict):
+    leaves: Mapping[str, _Leaf]
 
 
 def _data(
