@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 _EXACT = jax.lax.Precision.HIGHEST
@@ -141,10 +142,15 @@ def random(key: jax.Array, vector: PyTree, *, signs: bool = False) -> PyTree:
     leaves, structure = jax.tree.flatten(vector)
     draw = jax.random.rademacher if signs else jax.random.normal
     keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure,
-        [draw(own, leaf.shape).astype(leaf.dtype) for own, leaf in zip(keys, leaves, strict=True)],
-    )
+    shapes = [leaf.shape for leaf in leaves]
+    drawn: list[Any] = list(leaves)
+    # Leaves of one shape together: a network has many, and each draw takes long to compile.
+    for shape in dict.fromkeys(shapes):
+        alike = [index for index, other in enumerate(shapes) if other == shape]
+        rows = jax.vmap(lambda key, shape=shape: draw(key, shape))(keys[np.array(alike)])
+        for index, row in zip(alike, rows, strict=True):
+            drawn[index] = row.astype(leaves[index].dtype)
+    return jax.tree.unflatten(structure, drawn)
 
 
 def scrambled(index: Any, vector: PyTree) -> PyTree:
