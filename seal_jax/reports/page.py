@@ -54,7 +54,7 @@ th:first-child, td:first-child { text-align: left; }
 .generations .group, .generations .first { border-left: 1px solid var(--line); }
 .generations .first { text-align: right; }
 .notes, .files { color: var(--soft); font-size: 0.875rem; }
-.notes { padding-left: 1.2rem; }
+ul.notes { padding-left: 1.2rem; }
 .warning { background: var(--mark); border-left: 4px solid var(--edge); padding: 0.4rem 0.8rem;
   margin: 0.6rem 0; }
 figure { margin: 1rem 0; overflow-x: auto; }
