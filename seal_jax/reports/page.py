@@ -39,7 +39,7 @@ nav a { display: inline-block; padding: 0.35rem 0; }
 .scroll::-webkit-scrollbar-thumb { background: var(--soft); border-radius: 0.35rem; }
 .scroll::-webkit-scrollbar-track { background: var(--shade); }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding-bottom: 0.4rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: 0.4rem; white-space: nowrap; }
 caption small { display: block; font-weight: 400; color: var(--soft); }
 th, td { padding: 0.25rem 0.7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
@@ -54,7 +54,7 @@ th:first-child, td:first-child { text-align: left; }
 .generations .group, .generations .first { border-left: 1px solid var(--line); }
 .generations .first { text-align: right; }
 .notes, .files { color: var(--soft); font-size: 0.875rem; }
-.notes { padding-left: 1.2rem; }
+ul.notes { padding-left: 1.2rem; }
 .warning { background: var(--mark); border-left: 4px solid var(--edge); padding: 0.4rem 0.8rem;
   margin: 0.6rem 0; }
 figure { margin: 1rem 0; overflow-x: auto; }
@@ -69,7 +69,8 @@ footer { margin-top: 2.5rem; color: var(--soft); font-size: 0.875rem; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
   table { font-size: 7.5pt; }
-  th, td { padding: 1pt 3pt; white-space: normal; }
+  th, td { padding: 1pt 3pt; }
+  th, td, caption { white-space: normal; }
   .scroll, pre { overflow: visible; max-height: none; max-width: none; background: none; }
   .scroll { width: auto; }
   @page { size: A4 landscape; margin: 12mm; }

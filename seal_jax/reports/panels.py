@@ -94,7 +94,7 @@ def marks(axes: Axes, run: Run, **line: Any) -> None:
         # For the last only: at the same epoch the two bars would lie on each other.
         if key == "test_last" and values.shape[1] > 1:
             bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
-            axes.vlines(epochs, low, high, **bar)
+            axes.vlines(epochs, low.clip(0), high.clip(max=100), **bar)
 
 
 def mark(key: str, colour: str) -> dict[str, Any]:
