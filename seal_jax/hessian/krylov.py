@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -180,7 +181,7 @@ def begin(
     return trees.put(basis, 0, start(like, key, selected))
 
 
-class Iteration:
+class Iteration(abc.ABC):
     """A Lanczos iteration that grows, is cut down to Ritz vectors, and grows again.
 
     The projection is on the host, in float64; where the basis is stored is up to the subclasses.
@@ -217,19 +218,21 @@ class Iteration:
         self._rotate(rotation)
         self.projected = np.diag(np.pad(values, (0, self.size - len(values))))
 
+    @abc.abstractmethod
     def vectors(self, rotation: np.ndarray) -> PyTree:
         """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _vector(self, index: int) -> PyTree:
-        raise NotImplementedError
+        """Return row ``index`` of the basis."""
 
+    @abc.abstractmethod
     def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
         """Put what a vector adds to the basis into row ``index``; see :func:`appended`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _rotate(self, rotation: np.ndarray) -> None:
-        raise NotImplementedError
+        """Replace the basis by its combinations ``rotation [m, p]``, and keep its last vector."""
 
 
 class OnDevice(Iteration):
