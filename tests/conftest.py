@@ -17,6 +17,19 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs_at_a_time():
+    """Forget compiled programs between modules before a worker runs out of room for them.
+
+    Linux allows a process some 65,000 memory maps, and every compiled program has several: beyond
+    that XLA aborts the process ("Cannot allocate memory").
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def programs_of_seconds():
     """Compile fast and keep all of it: where much is compiled once, most of the time goes there."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
+from seal_jax import models
 from seal_jax.errors import UsageError, check_number
 from seal_jax.evaluation import episodes, memory
 from seal_jax.evaluation.episodes import EPISODES, Episode
@@ -101,26 +101,9 @@ class Spec(NamedTuple):
 def _features(spec: Spec, variables: Any, rows: jax.Array, train: bool) -> tuple[jax.Array, Any]:
     """Return features and batch statistics of flat images."""
     images = spec.normalise(rows.reshape(len(rows), *spec.model.image_shape))
-    with nn.intercept_methods(_as_torch):
+    with models.batch_statistics(unbiased=True):  # as torch, and with it the protocol
         features, statistics = spec.model.extract(variables, images, train)
     return features.astype(jnp.float32), statistics
-
-
-def _as_torch(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Let the running variance take in n / (n - 1) times the batch's, as torch's BatchNorm does.
-
-    Flax takes in the batch's own: three quarters of that for four images and a last feature map of
-    one pixel. What normalises the batch is its own variance in both.
-    """
-    module = context.module
-    if not isinstance(module, nn.BatchNorm) or module.use_running_average:
-        return call(*args, **kwargs)
-    old: Any = module.get_variable("batch_stats", "var")
-    result = call(*args, **kwargs)
-    variance = jnp.var(args[0].astype(jnp.float32), axis=range(args[0].ndim - 1), ddof=1)
-    share = module.momentum
-    module.put_variable("batch_stats", "var", share * old + (1 - share) * variance)
-    return result
 
 
 def _logits(features: jax.Array, head: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -85,6 +85,7 @@ class BatchNorm(nn.BatchNorm):
         *,
         mask: jax.Array | None = None,
         frozen: Any = False,
+        unbiased: bool = False,
     ) -> jax.Array:
         """Normalise ``[N, ..., C]``; see ``nn.BatchNorm`` and ``batch_statistics``."""
         normalise = super().__call__
@@ -93,7 +94,7 @@ class BatchNorm(nn.BatchNorm):
         with jax.named_scope("batch_norm"):
             if use_running_average or frozen is True:
                 return normalise(x, use_running_average=True)
-            if frozen is False and mask is None:
+            if frozen is False and mask is None and not unbiased:
                 return normalise(x, use_running_average=False)
             running: dict[str, jax.Array] = {
                 name: self.get_variable("batch_stats", name) for name in ("mean", "var")
@@ -105,6 +106,8 @@ class BatchNorm(nn.BatchNorm):
             for name, old in running.items():
                 self.put_variable("batch_stats", name, jnp.where(keep, old, batch[name]))
             y = normalise(x, use_running_average=True)
+            if unbiased:
+                batch["var"] *= count / jnp.maximum(count - 1, 1)
             for name, old in running.items():
                 moved = self.momentum * old + (1 - self.momentum) * batch[name]
                 self.put_variable("batch_stats", name, jnp.where(keep, old, moved))
@@ -127,7 +130,9 @@ def _moments(
     return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}, count
 
 
-def batch_statistics(*, frozen: Any = False, example_mask: jax.Array | None = None) -> Any:
+def batch_statistics(
+    *, frozen: Any = False, example_mask: jax.Array | None = None, unbiased: bool = False
+) -> Any:
     """Return a context in which training passes treat every ``BatchNorm`` alike.
 
     Args:
@@ -135,12 +140,15 @@ def batch_statistics(*, frozen: Any = False, example_mask: jax.Array | None = No
             which may be traced.
         example_mask: float32 ``[N]``, 0 for examples that do not count; where none of them does,
             the running statistics take the place of the batch's. ``None``: all count.
+        unbiased: let the running variance take in n / (n - 1) times the batch's, as torch does;
+            Flax takes in the batch's own, three quarters of that for four values. Both normalise
+            with the batch's own.
     """
 
     def call(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         # The inner call, Flax's own, comes past here too: it has been told what to use.
         if isinstance(context.module, BatchNorm) and "use_running_average" not in kwargs:
-            kwargs = {**kwargs, "frozen": frozen, "mask": example_mask}
+            kwargs = {**kwargs, "frozen": frozen, "mask": example_mask, "unbiased": unbiased}
         return next_call(*args, **kwargs)
 
     return nn.intercept_methods(call)

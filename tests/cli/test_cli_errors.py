@@ -270,7 +270,8 @@ def test_folders_that_cannot_become_a_run(run, config, tmp_path):
     line = train(other, "--config.train.batch_size=16")
     assert "holds a run with other settings" in line
     assert "train.generations: 5 -> 3; train.batch_size: 32 -> 16" in line
-    record = {"train": {}, "method": {"name": "kels", "rate": 0.8}}
+    record = json.loads((other / "config.json").read_text())
+    record["method"] = {"name": "kels", "rate": 0.8}
     (other / "config.json").write_text(json.dumps(record))
     assert "method.rate is not a setting, it is now method.fraction in wels" in train(other)
     for text in ("", "{", "[]", "3", json.dumps({"name": "package"}), '{"train": 3}'):

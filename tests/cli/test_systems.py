@@ -242,7 +242,7 @@ def test_slim_that_cannot_be(systems, tmp_path, capfd):
     for section, field, value, says in [
         ("train", "seeds", 3, "is [2, "),
         ("model", "name", "resnet8", "here; give the run's own folder"),
-        ("method", "rate", "x", "method.rate = 'x' must be of type float"),
+        ("method", "keep", "x", "method.keep = 'x' must be of type float"),
         ("method", "rates", 0.5, "method.rates is not a setting"),
         ("model", "name", ["a"], "config.json cannot be read: model.name = ['a'] must be of type"),
     ]:

@@ -162,7 +162,7 @@ def test_options_come_from_the_dataclass():
     for bad, says in (
         ("--shots=a", "--shots=a must be of type int"),
         ("--shots=", "--shots= is empty"),
-        ("--shots=1,5,1", "--shots=1,5,1 names one twice"),
+        ("--shots=1,5,1", "--shots names 1 twice"),
         ("--metric=c", "--metric=c must be one of a, b"),
     ):
         with pytest.raises(UsageError, match=says):

@@ -100,6 +100,7 @@ class Commands:
                 fields = [each for each in fields if "width" not in each]
             if made in VARIANTS:
                 words[1] = f"--config={self.fewer(made, words[1].removeprefix('--config='))}"
+            (self.folder / "data").mkdir(exist_ok=True)
             fields = [*fields, f"data.data_dir={self.folder / 'data'}"]
             return words + [f"--config.{each}" for each in fields]
         if words[0] in ("evaluate", "reproduce"):

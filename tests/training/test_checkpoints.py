@@ -245,7 +245,7 @@ def test_another_model_is_not_damage(tmp_path):
     state = make_state()
     save_all(tmp_path, {1: state, 2: state})
     with pytest.raises(
-        UsageError, match=r"conv/1/kernel is float32\[4, 3\] there and float32\[4, 5\]"
+        UsageError, match=r"conv%2F1/kernel is float32\[4, 3\] there and float32\[4, 5\]"
     ):
         Checkpoints(tmp_path).restore(abstract(make_state(width=5)))
     fewer = abstract(state)._replace(extra=None, step={"count": abstract(state.step)})

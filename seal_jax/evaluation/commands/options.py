@@ -73,8 +73,9 @@ def convert(hint: Any, text: str, name: str) -> Any:
         if not parts:
             raise UsageError(f"{name}= is empty; give one or more, separated by commas")
         values = tuple(convert(arguments[0], part, name) for part in parts)
-        if len(set(values)) < len(values):  # which would count twice
-            raise UsageError(f"{name}={text} names one twice; name each once")
+        for value in values:
+            if values.count(value) > 1:  # and would count twice
+                raise UsageError(f"{name} names {value} twice; name each once")
         return values
     if hint is bool:
         if text.lower() not in ("true", "false"):
