@@ -58,6 +58,9 @@ def fold(op: LinearOperator, make: Make, use: Use, carry: PyTree, start: int, st
     for index in range(start, stop):
         vector = _made(make, op.like, carry, index)
         carry = _used(use, carry, index, vector, product(op, vector))
+        # One product at a time: on CPU, programs in flight whose devices wait for each other's part
+        # of a sum can take all threads, and XLA ends the process.
+        jax.block_until_ready(carry)
     return carry
 
 

@@ -262,7 +262,7 @@ def test_bad_input(images):
         ({"statistics": "sample"}, "statistics = 'sample' must be one of batch, batch_only"),
         ({"batch_size": 1}, "batch_size = 1 leaves no statistics"),
         ({"affine_learning_rate": -1}, "affine_learning_rate = -1 must not be negative"),
-        ({"momentum": 2}, r"momentum = 2 must lie in \[0, 1\]"),
+        ({"momentum": 2}, r"momentum = 2 must lie in \[0, 1\)"),
     ]:
         with pytest.raises(UsageError, match=message):
             Protocol(**fields)
