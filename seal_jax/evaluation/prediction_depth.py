@@ -123,6 +123,9 @@ def knn(
                 start - first if exclude_self else -rows - columns,
                 mesh=mesh,
             )
+            # One at a time: on CPU, programs in flight whose devices wait for each other can take
+            # all threads, and XLA ends the process.
+            jax.block_until_ready(nearest[index])
     found = [np.asarray(_vote(labels, len(classes))) for _, labels in nearest]
     return classes[np.concatenate(found)[: queries.number]]
 
