@@ -242,7 +242,7 @@ def forget_state(
     if policy not in get_args(StatePolicy):
         choices = ", ".join(get_args(StatePolicy))
         raise UsageError(f"optimizer_state = {policy!r} must be one of {choices}")
-    check_tree("opt_state", opt_state, tx.init(params), "tx.init(params)")
+    check_tree("opt_state", opt_state, jax.eval_shape(tx.init, params), "tx.init(params)")
     if policy == "keep":
         return opt_state
     if policy == "zero":

@@ -232,8 +232,13 @@ def available_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError, LookupError):
         text = Path("/proc/meminfo").read_text()
         found.append(1024 * int(text.partition("MemAvailable:")[2].split()[0]))
-    with contextlib.suppress(OSError, ValueError):  # a container's limit, unless it is "max"
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        # What is left of a container's limit, unless that is "max". Caches of files can be dropped.
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        statistics = (group / "memory.stat").read_text()
+        cached = int(statistics.partition("inactive_file ")[2].split()[0])
+        found.append(limit - used + cached)
     return min(found, default=None)
 
 

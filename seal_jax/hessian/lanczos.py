@@ -170,7 +170,7 @@ def eigenpairs(
         # Both ends take turns, so that a restart keeps as many of either; results fall.
         wanted = np.sort(order[:k])[::-1] if which == "BE" else order[:k]
         residuals = np.abs(beta * rotation[-1, wanted]) + rounding(largest)
-        floor = largest / 2**8 if basis == "bfloat16" else 2 * rounding(largest)
+        floor = 2 * rounding(largest) + (largest / 2**8 if basis == "bfloat16" else 0.0)
         allowed = limits(values[wanted], which, tolerance, floor)
         within = bool((residuals <= allowed).all())
         if progress is not None:
@@ -238,7 +238,7 @@ def _refined(
 def _orthonormal(vectors: PyTree, like: PyTree) -> PyTree:
     def one(index: Any, done: PyTree) -> PyTree:
         vector, _ = krylov.orthogonalised(done, trees.take(vectors, index, like))
-        return trees.put(done, index, trees.scale(vector, 1 / trees.norm(vector)))
+        return trees.put(done, index, krylov.unit(vector, trees.norm(vector)))
 
     count = len(jax.tree.leaves(vectors)[0])
     return jax.lax.fori_loop(0, count, one, jax.tree.map(jnp.zeros_like, vectors))

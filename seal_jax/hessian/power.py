@@ -57,7 +57,7 @@ def power_iteration(
         first = float(abs(values[0])) if index else 0.0
         own = jax.random.fold_in(key, index)
         limit = tolerance * 2 ** (-(k - 1 - index) / 2)
-        iterate = _start(basis, own, op.like)
+        iterate = _start(basis, own, op.like, krylov.selected(op))
         # A NaN ends it.
         while iterate.products < max_products and (
             iterate.residual > limit * np.maximum(first, np.abs(iterate.value))
@@ -75,8 +75,8 @@ def power_iteration(
 
 
 @jax.jit
-def _start(basis: PyTree, key: jax.Array, like: PyTree) -> _Iterate:
-    vector, _ = krylov.orthogonalised(basis, trees.random(key, like))
+def _start(basis: PyTree, key: jax.Array, like: PyTree, selected: PyTree) -> _Iterate:
+    vector, _ = krylov.orthogonalised(basis, krylov.start(like, key, selected))
     vector = trees.scale(vector, 1 / trees.norm(vector))
     return _Iterate(vector, jnp.zeros(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
 

@@ -170,7 +170,8 @@ class Method:
       gradient: how the gradient is found; see :func:`plain_gradient`.
       extra_args: further arguments of ``tx.update``, from the memory.
       frozen_statistics: ``memory -> bool``, traced or not: whether training passes use BatchNorm's
-        running statistics and leave them as they are; ``train.batch_statistics`` goes before it.
+        running statistics and leave them as they are; ``train.batch_statistics="frozen"`` means
+        always.
       extra_batch_size: images in each further batch that ``gradient`` may ask for; 0 for none.
       extra_batches: how many of them there are a step.
       continues_momentum: whether a training that starts from another run takes over the momentum.

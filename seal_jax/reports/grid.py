@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +39,11 @@ class Table(NamedTuple):
     def meaning(self) -> list[str]:
         """What ± means, where a cell has a mean over seeds."""
         cells = [cell for row in self.rows for cell in row]
-        return [MEANING] if any("±" in cell or " to " in cell for cell in cells) else []
+        return (
+            [MEANING]
+            if any("±" in cell or re.search(r"\d to -?\d", cell) for cell in cells)
+            else []
+        )
 
     def as_text(self, width: int = 100) -> str:
         """Return the table for a terminal.
@@ -136,7 +141,7 @@ class Spread(NamedTuple):
         >>> spread([-0.004, 0.002, 0.001]).text(1), spread([4e-5, 5e-5]).text(1)
         ('0.000 ± 0.008', '(4.0 to 5.0)e-5')
         """
-        if not math.isfinite(self.mean):
+        if not (math.isfinite(self.mean) and math.isfinite(self.high - self.low)):
             return "not finite"
         single = self.std is None
         unsure = abs(scale) * (self.high - self.low) / 2

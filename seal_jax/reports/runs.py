@@ -207,4 +207,8 @@ def _rows(run: Run) -> list[dict[str, Any]]:
                     f"{where} {count or 'no list of'} values of {name}, and {workdirs.CONFIG} has "
                     f"train.seeds = {run.seeds}: give a folder that was written by training"
                 )
+    if not any("train/accuracy" in row for row in rows):
+        raise UsageError(
+            f"{path} has no train/accuracy; give a folder that was written by training"
+        )
     return rows

@@ -19,7 +19,7 @@ from seal_jax.training.state import Course, State, fresh_course
 class Courses:
     """The rules of early stopping, judged where an epoch ends.
 
-    A training that stops keeps its weights until its generation ends; once all trainings of a run
+    A training that stops is frozen whole until its generation ends; once all trainings of a run
     have stopped, the run goes on with the next generation at once.
 
     Attributes:

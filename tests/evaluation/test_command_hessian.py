@@ -218,7 +218,7 @@ def test_table_and_plot(found):
     low, high = sorted(row["batch_max"] for row in rows)
     assert line["max (batches)"] == f"{low:.2f} to {high:.2f}"
     assert float(line["residual of smallest"]) <= 1e-4 * rows[0]["smallest"][-1] + 2e-4
-    lower, upper = map(float, line["negative mass %"].split(" to "))
+    lower, upper = map(float, line["negative mass %"].split(".."))
     mean = 100 * np.mean([row["negative_mass_bounds"] for row in rows], axis=0)
     assert lower - 0.05 <= mean[0] < mean[1] <= upper + 0.05
     others = [{**row, "run": "other", "method": "seal"} for row in rows]

@@ -121,6 +121,13 @@ def test_no_scale_underflows(scale):
     assert (found.residuals < 1e-3 * scale).all()
 
 
+@pytest.mark.parametrize("basis", ["device", "bfloat16", "host"])
+def test_zero_has_the_eigenvalue_zero(basis):
+    zeros = hessian.eigenpairs(of_matrix(np.zeros((40, 40))), 3, "BE", basis=basis)
+    assert zeros.converged
+    np.testing.assert_array_equal(zeros.values, 0)
+
+
 def test_bounds_hold_after_many_restarts():
     """Rounding accumulates with every restart: residuals are those of products."""
     matrix = rotated(np.array([9, 6, 5, *np.linspace(-1, 4.9, 200)]))
@@ -232,6 +239,10 @@ def test_blocks_are_data_of_one_program(problem, dense):
         np.testing.assert_allclose(abs(leading[inside] @ basis[:, -1]), 1, atol=1e-4)
         np.testing.assert_array_equal(np.delete(leading, np.arange(ends[2])[inside]), 0)
     assert krylov._applied._cache_size() == before + 1
+    # A kernel of the whole's size is no part of the block.
+    powers = hessian.power_iteration(op.block("one/bias"), 8, tolerance=1e-3, max_products=200)
+    for index in range(8):
+        np.testing.assert_array_equal(vector_of(powers, index)[8:], 0)
 
 
 def test_density_integrates_to_one_and_its_moments_are_traces(problem, dense):
@@ -358,7 +369,10 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
         (lambda op: hessian.density(op, steps=0), "steps = 0 must be at least 1"),
         (lambda op: hessian.power_iteration(op, 0), "k = 0 must lie in 1..4"),
         (lambda op: hessian.power_iteration(op, 5), "k = 5 must lie in 1..4"),
-        (lambda op: hessian.power_iteration(op, 1, max_products=0), "max_products = 0 must be at"),
+        (
+            lambda op: hessian.power_iteration(op, 1, max_products=0),
+            "max_products = 0 must be a whole",
+        ),
     ],
 )
 def test_bad_arguments(call, message):

@@ -97,6 +97,11 @@ def write(name, text):
 DEEP = "[" * 100_000
 DAMAGED = {
     "deep config": (write("config.json", '{"train": ' + DEEP), "config.json cannot be read: it is"),
+    "surrogate": (change("data", name="\ud800"), "it holds half of a surrogate pair"),
+    "no accuracies": (
+        write("metrics.jsonl", '{"step": 1, "epoch": 0, "generation": 0, "train/loss": [1, 2]}\n'),
+        "has no train/accuracy",
+    ),
     "no method": (change("method"), "method = None must be a mapping"),
     "data null": (change("data"), "data = None must be a mapping"),
     "seeds null": (change("train", seeds=None), "train.seeds = None must be of type int"),

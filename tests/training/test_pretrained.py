@@ -86,7 +86,7 @@ def test_an_optimizer_in_two_parts_starts_from_another_run(lw, tmp_path):
     found = {
         name: np.zeros((2, *leaf.shape[1:])) for name, leaf in pretrained._numeric(wanted).items()
     }
-    taken = pretrained.take(config, found, wanted, "it", momentum=True)
+    taken = pretrained.take(config, found, wanted, "it", config, momentum=True)
     moments = {name.partition("/mu/")[2] for name in taken if "/mu/" in name}
     assert moments >= set(kernels)
 

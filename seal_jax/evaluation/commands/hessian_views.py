@@ -101,7 +101,7 @@ def _range(own: Sequence[Record], field: str, digits: int) -> str:
     lower, upper = np.mean([row[f"{field}_bounds"] for row in rows], axis=0)
     error = np.sqrt(sum(row[f"{field}_error"] ** 2 for row in rows)) / len(rows)
     lower, upper = np.clip([lower - 2 * error, upper + 2 * error], 0, 1)
-    return f"{100 * lower:.{digits}f} to {100 * upper:.{digits}f}"
+    return f"{100 * lower:.{digits}f}..{100 * upper:.{digits}f}"
 
 
 def _notes(rows: Sequence[Record], parts: set[str], known: bool) -> list[str]:
