@@ -89,13 +89,13 @@ def parse(text: bytes | str, schema: Any, *, finite: bool = True) -> Any:
         raise UsageError(f"it is nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as error:
         raise UsageError(f"it is not JSON ({str(error).partition(';')[0]})") from None
+    if _is_deeper(value, MAX_DEPTH):
+        raise UsageError(f"it is nested more than {MAX_DEPTH} levels deep")
     if "\\ud" in (text if isinstance(text, str) else text.decode("latin-1")).lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise UsageError("it holds half of a surrogate pair") from None
-    if _is_deeper(value, MAX_DEPTH):
-        raise UsageError(f"it is nested more than {MAX_DEPTH} levels deep")
     return check(schema, value, "")
 
 
