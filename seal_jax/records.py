@@ -206,13 +206,13 @@ def check(hint: Any, value: Any, path: str) -> Any:
 
 
 def _fields(hint: Any, value: Mapping[str, Any], path: str) -> dict[str, Any]:
-    found = {}
+    fields = {}
     for field, kind in typing.get_type_hints(hint).items():
         if field in value:
-            found[field] = check(kind, value[field], _join(path, field))
+            fields[field] = check(kind, value[field], _join(path, field))
         elif field in hint.__required_keys__:
             raise UsageError(f"{_join(path, field)} is missing")
-    return found
+    return fields
 
 
 def _must_be(choices: tuple[Any, ...]) -> str:

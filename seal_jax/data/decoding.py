@@ -228,18 +228,18 @@ def _check_memory(split: str, shape: tuple[int, ...]) -> None:
 
 def available_memory() -> int | None:
     """Return the bytes that this process can still take; None where the system does not say."""
-    found = []
+    limits = []
     with contextlib.suppress(OSError, ValueError, LookupError):
         text = Path("/proc/meminfo").read_text()
-        found.append(1024 * int(text.partition("MemAvailable:")[2].split()[0]))
+        limits.append(1024 * int(text.partition("MemAvailable:")[2].split()[0]))
     with contextlib.suppress(OSError, ValueError, LookupError):
         # What is left of a container's limit, unless that is "max". Caches of files can be dropped.
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         statistics = (group / "memory.stat").read_text()
         cached = int(statistics.partition("inactive_file ")[2].split()[0])
-        found.append(limit - used + cached)
-    return min(found, default=None)
+        limits.append(limit - used + cached)
+    return min(limits, default=None)
 
 
 def _unreadable(builder: Any, error: Exception) -> UsageError:

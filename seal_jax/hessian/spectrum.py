@@ -73,9 +73,9 @@ class Density(NamedTuple):
         arrow[:, -1, -1] = node + (self.couplings**2 / gaps).sum(1)
         values, vectors = np.linalg.eigh(arrow)
         weights = np.einsum("pi,pij->pj", np.sqrt(self.weights), vectors[:, :-1]) ** 2
-        own = np.abs(values - node).argmin(1)[:, None]
+        nearest = np.abs(values - node).argmin(1)[:, None]
         index = np.arange(steps + 1)
-        return (weights * (index < own)).sum(1), (weights * (index <= own)).sum(1)
+        return (weights * (index < nearest)).sum(1), (weights * (index <= nearest)).sum(1)
 
     def on_grid(self, grid: np.ndarray, sigma: float) -> np.ndarray:
         """Return the density on a grid, every node widened to a normal of deviation ``sigma``."""

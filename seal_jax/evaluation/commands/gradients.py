@@ -137,9 +137,9 @@ def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> d
     )
     # On one device: to divide the few images of each search would be slower.
     weak_loss = functools.partial(pof.cross_entropy, shares=1.0, smoothing=setup.label_smoothing)
-    found = perturbations.searches(head, features[weak], labels[weak], setup.classify, weak_loss)
-    accepted = np.asarray(found.accepted)
-    xi = np.asarray(found.xi)[accepted]
+    minima = perturbations.searches(head, features[weak], labels[weak], setup.classify, weak_loss)
+    accepted = np.asarray(minima.accepted)
+    xi = np.asarray(minima.xi)[accepted]
     return {
         "examples": len(split),
         "batches": options.batches,

@@ -120,13 +120,13 @@ def units(subject: Subject, options: Options) -> Sequence[Unit]:
         # To one device: to divide the few images of each search would be slower.
         features = np.asarray(features_of(weights, *placed))
         head = network.variables["params"][model.head]
-        found = library.searches(head, features, labels, model.classify, mean_loss)
-        accepted = own(found.accepted, start)
+        minima = library.searches(head, features, labels, model.classify, mean_loss)
+        accepted = own(minima.accepted, start)
         return {
             **network.identity,
             "batch_size": weak_size,
             "label_smoothing": smoothing,
-            "pof": pof.numbers(gamma * own(found.xi, start)[accepted]),
+            "pof": pof.numbers(gamma * own(minima.xi, start)[accepted]),
             "pof_setting": gamma,
             "rejected": int((~accepted).sum()),
             "batch_norm": options.batch_norm,
