@@ -20,12 +20,12 @@ import jax
 import numpy as np
 
 from seal_jax import data
+from seal_jax.core import mesh as meshes
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
 from seal_jax.training import experiment as experiments
-from seal_jax.training import mesh as meshes
-from seal_jax.training import settings as settings_lib
 from seal_jax.training.batches import Arrays
 from seal_jax.training.experiment import Experiment
-from seal_jax.training.settings import Settings
 
 
 def quickstart(

@@ -31,9 +31,9 @@ import numpy as np
 
 from benchmarks import common
 from seal_jax import data, models
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
-from seal_jax.training import settings as settings_lib
-from seal_jax.training.settings import Settings
 
 BATCH, WEAK_BATCH, SIDE, CLASSES = 256, 32, 16, 10
 STEPS = 2  # in one call

@@ -27,7 +27,7 @@ import jax
 
 from benchmarks import common
 from seal_jax import data
-from seal_jax.training import mesh as meshes
+from seal_jax.core import mesh as meshes
 
 # Epochs of the quickstart: what the compilation is divided over.
 EPOCHS = 128

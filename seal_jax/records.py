@@ -128,7 +128,7 @@ def renamed(path: str) -> str:
 def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Return the dataclass ``kind`` filled from ``values``, checking names and types.
 
-    >>> from seal_jax.training.settings import Train
+    >>> from seal_jax.core.settings import Train
     >>> read(Train, {"seeds": 2}).seeds
     2
     >>> read(Train, {"seads": 2}, where="train")

@@ -64,7 +64,7 @@ def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Evaluate the networks of a run."""
     del overrides
-    from seal_jax.evaluation.commands import command
+    from seal_jax.evaluators import command
 
     _cache_programs()
     print(command.run(options))

@@ -14,10 +14,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from seal_jax import methods, records
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest, shown
 from seal_jax.schedules import PRESETS
-from seal_jax.training import settings as settings_lib
-from seal_jax.training.settings import Settings
 
 
 def base(method: str = "normal") -> ConfigDict:

@@ -75,7 +75,7 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
     compare.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
     compare.add_argument("--output", metavar="DIR", help="where report.html and its files go")
 
-    from seal_jax.evaluation.commands import command as evaluation
+    from seal_jax.evaluators import command as evaluation
 
     evaluation.add_arguments(
         command(

@@ -7,10 +7,10 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from seal_jax.core import settings
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
 from seal_jax.methods.method import Context, Method
-from seal_jax.training import settings
-from seal_jax.training.settings import Settings
 
 # Each is a module of this package with a docstring whose first line says what it does, ``SOURCE``,
 # an ``Options`` dataclass and ``build(options, context)``. It may have ``defaults(options)``, see

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import distillation
+from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, Event, Method
-from seal_jax.training.state import Weights
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.transforms import make_normal_tx
 
 SOURCE = "Furlanello et al. 2018; Yang et al. 2019; SEAL paper, Tables 9 and 10"
@@ -64,18 +64,18 @@ def build(options: Options, context: Context) -> Method:
         )
     smoothing = context.optimizer.label_smoothing
 
-    def start(event: Event) -> Event:
-        return event._replace(memory=Teacher(event.weights, jnp.zeros((), bool)))
+    def start(event: HookContext) -> HookContext:
+        return event._replace(method_state=Teacher(event.weights, jnp.zeros((), bool)))
 
-    def graduate(event: Event) -> Event:
+    def graduate(event: HookContext) -> HookContext:
         fresh = context.model.init(event.key)
         student = event.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
         teacher = Teacher(event.weights, jnp.ones((), bool))
-        return event._replace(weights=student, memory=teacher)
+        return event._replace(weights=student, method_state=teacher)
 
-    def targets(memory: Teacher, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = context.model.module.apply(memory.weights._asdict(), images, train=False)
-        return logits, memory.present
+    def targets(method_state: Teacher, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = context.model.module.apply(method_state.weights._asdict(), images, train=False)
+        return logits, method_state.present
 
     def loss(logits: jax.Array, labels: jax.Array, targets: Any) -> jax.Array:
         teacher_logits, present = targets

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import heads, masks
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, check_number
 from seal_jax.methods.method import (
     Context,
-    Event,
     GradientFunction,
+    HookContext,
     Method,
     gradient_of,
     plain_gradient,
 )
-from seal_jax.training.settings import Settings
 from seal_jax.transforms.fast import make_fast_tx
 
 SOURCE = "FAST paper, Algorithm 2"
@@ -122,13 +122,13 @@ def build(options: Options, context: Context) -> Method:
     elif not alpha:
         gradient = gradient_of(masks.resolve(features, context.params))
 
-    def start(event: Event) -> Event:
+    def start(event: HookContext) -> HookContext:
         params = event.weights.params
         name = context.model.head
         fresh = heads.initialise(event.key, params[name], options.head, options.sigma)
         weights = event.weights._replace(params={**params, name: fresh})
-        memory = _warmup() if options.warmup else ()
-        return event._replace(weights=weights, memory=memory)
+        method_state = _warmup() if options.warmup else ()
+        return event._replace(weights=weights, method_state=method_state)
 
     method = Method(
         tx=tx,
@@ -148,20 +148,20 @@ def _with_warmup(method: Method, options: Options) -> Method:
     check_number("method.warmup_gain", options.warmup_gain, lambda v: 0 <= v < 1, "lie in [0, 1)")
     check_number("method.warmup_steps", options.warmup_steps, lambda v: v >= 1, "be at least 1")
 
-    def on_validation(memory: Warmup, accuracy: jax.Array, step: jax.Array) -> Warmup:
-        better = accuracy >= memory.best + options.warmup_gain
-        best = jnp.where(better, accuracy, memory.best)
-        since = jnp.where(better, step, memory.since)
-        warming = memory.warming & (step - since < options.warmup_steps)
+    def on_validation(method_state: Warmup, accuracy: jax.Array, step: jax.Array) -> Warmup:
+        better = accuracy >= method_state.best + options.warmup_gain
+        best = jnp.where(better, accuracy, method_state.best)
+        since = jnp.where(better, step, method_state.since)
+        warming = method_state.warming & (step - since < options.warmup_steps)
         return Warmup(warming, best, since)
 
-    def frozen(memory: Warmup) -> Any:
+    def frozen(method_state: Warmup) -> Any:
         # Section 5.3.3: in this phase "the feature extractor works in its inference mode".
-        return False if options.warmup_statistics else memory.warming
+        return False if options.warmup_statistics else method_state.warming
 
     return dataclasses.replace(
         method,
         on_validation=on_validation,
-        extra_args=lambda memory: {"warming": memory.warming},
+        extra_args=lambda method_state: {"warming": method_state.warming},
         frozen_statistics=frozen,
     )

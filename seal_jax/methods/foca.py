@@ -13,7 +13,7 @@ from seal_jax.methods.method import (
     Context,
     Gradient,
     Method,
-    Problem,
+    StepContext,
     gradient_of,
     plain_loss,
 )
@@ -51,7 +51,7 @@ def build(options: Options, context: Context) -> Method:
     model, head = context.model, context.model.head
     features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
 
-    def gradient(problem: Problem, params) -> Gradient:
+    def gradient(problem: StepContext, params) -> Gradient:
         assert problem.key is not None
         images, labels = problem.extra_batch(0)
         features, _ = problem.extract(params, images)

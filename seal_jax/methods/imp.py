@@ -8,7 +8,7 @@ import optax
 
 from seal_jax import pruning, selections
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, Event, Method
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.imp import hold_pruned
 
@@ -54,7 +54,7 @@ def build(options: Options, context: Context) -> Method:
         make_normal_tx(**context.arguments()), hold_pruned(rewind_step=options.rewind_step)
     )
 
-    def forget(event: Event) -> Event:
+    def forget(event: HookContext) -> HookContext:
         params, opt_state = pruning.prune(
             event.weights.params, event.opt_state, options.fraction, options.scope
         )

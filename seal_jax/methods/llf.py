@@ -7,7 +7,7 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, Event, Method
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.transforms import make_normal_tx, split_state
 
 SOURCE = "Zhou et al. 2022, section 4; SEAL paper, section 2"
@@ -56,10 +56,10 @@ def build(options: Options, context: Context) -> Method:
         policy = "keep"
     if policy == "zero":
         arguments["preconditioner"] = split_state(arguments["preconditioner"], mask)
-    # The event resets the memory, so the transformation itself keeps it.
+    # The event resets the method_state, so the transformation itself keeps it.
     tx = make_normal_tx(**{**arguments, "reset_momentum": "never"})
 
-    def forget(event: Event) -> Event:
+    def forget(event: HookContext) -> HookContext:
         params = forgetting.reinitialise(event.key, event.weights.params, mask, init_fn)
         opt_state = forgetting.forget_state(tx, event.opt_state, params, mask, policy)
         return event._replace(weights=event.weights._replace(params=params), opt_state=opt_state)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seal_jax import layerwise
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, Event, Method
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.transforms import make_normal_tx
 
 SOURCE = "LW paper, Algorithm 1"
@@ -54,10 +54,10 @@ def build(options: Options, context: Context) -> Method:
             return params
         return layerwise.rescale(params, norms, model.blocks, k, blocks=blocks)
 
-    def start_round(event: Event) -> Event:
+    def start_round(event: HookContext) -> HookContext:
         k, _ = layerwise.round_of(event.generation, options.rounds)
         weights = event.weights
-        params = rescaled(weights.params, event.memory, k)
+        params = rescaled(weights.params, event.method_state, k)
         weights = weights._replace(params=params)
         if options.normalise:
             images = event.images(sample_size)
@@ -76,11 +76,11 @@ def build(options: Options, context: Context) -> Method:
             weights = weights._replace(params=params)
         return event._replace(weights=weights)
 
-    def start(event: Event) -> Event:
+    def start(event: HookContext) -> HookContext:
         norms = layerwise.kernel_norms(event.weights.params, vectors=options.rescale_vectors)
         empty = model.empty_normalisers() if options.normalise else {}
         weights = event.weights._replace(normalisers=empty)
-        return start_round(event._replace(weights=weights, memory=norms))
+        return start_round(event._replace(weights=weights, method_state=norms))
 
     return Method(
         tx=make_normal_tx(**context.arguments()),

@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seal_jax.core.settings import Optimizer, Train
+from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError, check_number
 from seal_jax.generations import Clock, Schedule
 from seal_jax.models import Model
 from seal_jax.schedules import cosine, steps
-from seal_jax.training.settings import Optimizer, Train
-from seal_jax.training.state import Weights
 from seal_jax.transforms.preconditioners import preconditioner
 
 PyTree = Any
 
 
-class Event(NamedTuple):
+class HookContext(NamedTuple):
     """A moment between two steps at which a method may change what is trained.
 
     Attributes:
@@ -30,7 +30,7 @@ class Event(NamedTuple):
       generation: that starts, int32, traced.
       weights: parameters, BatchNorm statistics and normalisers.
       opt_state: the optimizer's; ``None`` before the first step, when it has yet to be made.
-      memory: what the method keeps; ``()`` before the first step.
+      method_state: what the method keeps; ``()`` before the first step.
       images: ``images(n)`` are n training images, not augmented, drawn anew for this event.
     """
 
@@ -38,7 +38,7 @@ class Event(NamedTuple):
     generation: jax.Array
     weights: Weights
     opt_state: PyTree
-    memory: PyTree
+    method_state: PyTree
     images: Callable[[int], jax.Array]
 
 
@@ -57,7 +57,7 @@ class Auxiliary(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class StepContext:
     """The loss of one step, as a method sees it when it looks for a gradient.
 
     Attributes:
@@ -65,7 +65,7 @@ class Problem:
       part: ``losses [b] -> share``: what this device's examples add to the batch's mean.
       labels: int32 ``[b]``, of this device's examples.
       weights: with the parameters at which the step was entered.
-      memory: what the method keeps.
+      method_state: what the method keeps.
       key: of this step, the same on every device; ``None`` unless ``Method.random``.
       progress: share of the training that is over, in [0, 1).
       extra_batch: ``extra_batch(i) -> (images, labels)``, this device's part of another batch of
@@ -79,7 +79,7 @@ class Problem:
     part: Callable[[jax.Array], jax.Array]
     labels: jax.Array
     weights: Weights
-    memory: PyTree
+    method_state: PyTree
     key: jax.Array | None
     progress: jax.Array
     extra_batch: Callable[[Any], tuple[jax.Array, jax.Array]]
@@ -101,10 +101,10 @@ class Gradient(NamedTuple):
     measures: dict[str, jax.Array]
 
 
-GradientFunction = Callable[[Problem, PyTree], Gradient]
+GradientFunction = Callable[[StepContext, PyTree], Gradient]
 
 
-def plain_gradient(problem: Problem, params: PyTree) -> Gradient:
+def plain_gradient(problem: StepContext, params: PyTree) -> Gradient:
     """Return the gradient of the objective at ``params``."""
     (_, auxiliary), gradient = jax.value_and_grad(problem.objective, has_aux=True)(params)
     return Gradient(auxiliary, gradient, {})
@@ -117,7 +117,7 @@ def gradient_of(mask: PyTree) -> GradientFunction:
     computed; theirs comes out as zeros.
     """
 
-    def gradient(problem: Problem, params: PyTree) -> Gradient:
+    def gradient(problem: StepContext, params: PyTree) -> Gradient:
         def objective(params):
             held = jax.tree.map(
                 lambda flag, leaf: leaf if flag else jax.lax.stop_gradient(leaf), mask, params
@@ -157,19 +157,19 @@ class Method:
     Attributes:
       tx: turns gradients into updates; knows its generations by its own clock. Its ``update`` is
         given ``value`` (the batch's loss), ``grad_fn`` (``params -> gradient`` of the same batch
-        with the same randomness), ``key`` (of the step) and ``extra_args(memory)``.
+        with the same randomness), ``key`` (of the step) and ``extra_args(method_state)``.
       loss: ``(logits [b, classes], labels [b], targets) -> [b]``.
-      targets: ``(memory, images) -> targets``: what the loss needs beside, a teacher's logits, found
+      targets: ``(method_state, images) -> targets``: what the loss needs beside, a teacher's logits, found
         once a step and not differentiated.
-      on_start: ``Event -> Event``, run under ``jit`` before the first step: it may change the
-        weights, and makes the memory.
+      on_start: ``HookContext -> HookContext``, run under ``jit`` before the first step: it may change the
+        weights, and makes the method_state.
       on_generation_start: the same before the first step of every generation from 1 on; each has
         its own key. ``None`` where nothing happens.
-      on_validation: ``(memory, accuracy, step) -> memory``, after each scoring of the validation
+      on_validation: ``(method_state, accuracy, step) -> method_state``, after each scoring of the validation
         split.
       gradient: how the gradient is found; see :func:`plain_gradient`.
-      extra_args: further arguments of ``tx.update``, from the memory.
-      frozen_statistics: ``memory -> bool``, traced or not: whether training passes use BatchNorm's
+      extra_args: further arguments of ``tx.update``, from the method_state.
+      frozen_statistics: ``method_state -> bool``, traced or not: whether training passes use BatchNorm's
         running statistics and leave them as they are; ``train.batch_statistics="frozen"`` means
         always.
       extra_batch_size: images in each further batch that ``gradient`` may ask for; 0 for none.
@@ -186,12 +186,12 @@ class Method:
     tx: optax.GradientTransformationExtraArgs
     loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
     targets: Callable[[PyTree, jax.Array], PyTree] | None = None
-    on_start: Callable[[Event], Event] | None = None
-    on_generation_start: Callable[[Event], Event] | None = None
+    on_start: Callable[[HookContext], HookContext] | None = None
+    on_generation_start: Callable[[HookContext], HookContext] | None = None
     on_validation: Callable[[PyTree, jax.Array, jax.Array], PyTree] | None = None
     gradient: GradientFunction = plain_gradient
-    extra_args: Callable[[PyTree], Mapping[str, Any]] = lambda memory: {}
-    frozen_statistics: Callable[[PyTree], Any] = lambda memory: False
+    extra_args: Callable[[PyTree], Mapping[str, Any]] = lambda method_state: {}
+    frozen_statistics: Callable[[PyTree], Any] = lambda method_state: False
     extra_batch_size: int = 0
     extra_batches: int = 1
     continues_momentum: bool = False

@@ -16,7 +16,7 @@ from seal_jax.methods.method import (
     Context,
     Gradient,
     Method,
-    Problem,
+    StepContext,
     gradient_of,
     plain_loss,
 )
@@ -77,7 +77,7 @@ def build(options: Options, context: Context) -> Method:
     model, head = context.model, context.model.head
     features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
 
-    def gradient(problem: Problem, params) -> Gradient:
+    def gradient(problem: StepContext, params) -> Gradient:
         assert problem.key is not None
 
         def weak(index):
@@ -149,7 +149,7 @@ def build(options: Options, context: Context) -> Method:
     )
 
 
-def _drift(context: Context, problem: Problem, params, features: jax.Array):
+def _drift(context: Context, problem: StepContext, params, features: jax.Array):
     """Return the gradient of the unperturbed classifier on the batch's features."""
 
     def objective(classifier):

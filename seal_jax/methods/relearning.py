@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from seal_jax import forgetting
-from seal_jax.methods.method import Context, Event, Method
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.transforms import make_normal_tx
 
 PyTree = Any
@@ -14,7 +14,7 @@ Init = Literal["model", "torch_default"]
 
 
 def relearning(
-    context: Context, name: str, select: Callable[[Event], PyTree], *, init: Init = "model"
+    context: Context, name: str, select: Callable[[HookContext], PyTree], *, init: Init = "model"
 ) -> Method:
     """Return plain training that draws what ``select`` chooses anew where a generation starts.
 
@@ -27,7 +27,7 @@ def relearning(
     context.require_restarts(name)
     init_fn: forgetting.Initialiser = context.init_params if init == "model" else "torch_default"
 
-    def forget(event: Event) -> Event:
+    def forget(event: HookContext) -> HookContext:
         params = event.weights.params
         params = forgetting.reinitialise_selected(event.key, params, select(event), init_fn)
         return event._replace(weights=event.weights._replace(params=params))

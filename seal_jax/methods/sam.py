@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, Gradient, Method, Problem
+from seal_jax.methods.method import Context, Gradient, Method, StepContext
 from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.sam import sharpness_aware, sharpness_aware_gradient
 
@@ -60,7 +60,7 @@ def build(options: Options, context: Context) -> Method:
     if options.sharpness == "synchronised":
         return Method(tx=sharpness_aware(plain, **perturbation), loss=context.loss)
 
-    def gradient(problem: Problem, params) -> Gradient:
+    def gradient(problem: StepContext, params) -> Gradient:
         value_and_grad = jax.value_and_grad(problem.objective, has_aux=True)
         (_, auxiliary), found = sharpness_aware_gradient(value_and_grad, params, **perturbation)
         return Gradient(auxiliary, found, {})

@@ -7,7 +7,7 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, Event, Method
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.transforms import make_seal_tx
 
 SOURCE = "SEAL paper, section 3"
@@ -65,7 +65,7 @@ def build(options: Options, context: Context) -> Method:
     if options.fit != "reinit":
         return method
 
-    def reinitialise_fit(event: Event) -> Event:
+    def reinitialise_fit(event: HookContext) -> HookContext:
         fit = masks.invert(mask)
         params = forgetting.reinitialise(event.key, event.weights.params, fit, context.init_params)
         return event._replace(weights=event.weights._replace(params=params))

@@ -7,7 +7,7 @@ import math
 
 from seal_jax import forgetting
 from seal_jax.errors import check_number
-from seal_jax.methods.method import Context, Event, Method
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.transforms import make_normal_tx
 
 SOURCE = "Ash & Adams 2020"
@@ -32,7 +32,7 @@ def build(options: Options, context: Context) -> Method:
     check_number("method.shrink", options.shrink, lambda v: 0 <= v <= 1, "lie in [0, 1]")
     check_number("method.perturb", options.perturb, lambda v: 0 <= v < math.inf, "not be negative")
 
-    def forget(event: Event) -> Event:
+    def forget(event: HookContext) -> HookContext:
         params = forgetting.shrink_and_perturb(
             event.key,
             event.weights.params,

@@ -8,7 +8,7 @@ import jax
 
 from seal_jax import selections
 from seal_jax.errors import check_number
-from seal_jax.methods.method import Context, Event, Method
+from seal_jax.methods.method import Context, HookContext, Method
 from seal_jax.methods.relearning import Init, relearning
 
 SOURCE = "Taha et al. 2021, section 3; LW paper, section 1"
@@ -37,7 +37,7 @@ def build(options: Options, context: Context) -> Method:
     """Return WELS, whose choice is made before the first step and kept, or WELSR."""
     check_number("method.fraction", options.fraction, lambda f: 0 < f < 1, "lie between 0 and 1")
 
-    def choose(event: Event):
+    def choose(event: HookContext):
         # Not the event's own key: what is chosen must not depend on what is drawn for it.
         key = jax.random.fold_in(event.key, 2)
         return selections.random_subset(
@@ -46,5 +46,7 @@ def build(options: Options, context: Context) -> Method:
 
     if options.redraw:
         return relearning(context, "wels", choose, init=options.init)
-    method = relearning(context, "wels", lambda event: event.memory, init=options.init)
-    return dataclasses.replace(method, on_start=lambda event: event._replace(memory=choose(event)))
+    method = relearning(context, "wels", lambda event: event.method_state, init=options.init)
+    return dataclasses.replace(
+        method, on_start=lambda event: event._replace(method_state=choose(event))
+    )

@@ -8,8 +8,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from seal_jax.core import files
 from seal_jax.errors import UsageError
-from seal_jax.reports import files
 
 # (train, test, image shape, classes) of the data sets of the papers, so that a program can be
 # compiled where its data is not.
@@ -68,11 +68,11 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
 
     from seal_jax import methods
     from seal_jax.cli import configs
+    from seal_jax.core import mesh as meshes
+    from seal_jax.core.settings import Settings
     from seal_jax.data.device import row_bytes
     from seal_jax.preflight import analyse, devices_for
     from seal_jax.training import experiment as experiments
-    from seal_jax.training import mesh as meshes
-    from seal_jax.training.settings import Settings
 
     settings: Settings = methods.complete(configs.load(config, overrides))
     if settings.data.name not in KNOWN:

@@ -4,9 +4,9 @@
 :func:`write_report` all of it with evaluations and studies across runs.
 """
 
+from seal_jax.core.tables import Spread
 from seal_jax.reports.curves import draw, draw_run
 from seal_jax.reports.generations import Column, Comparison, compare
-from seal_jax.reports.grid import Spread
 from seal_jax.reports.report import write as write_report
 
 __all__ = ["Column", "Comparison", "Spread", "compare", "draw", "draw_run", "write_report"]

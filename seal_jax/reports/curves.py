@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seal_jax.core import plots
 from seal_jax.errors import UsageError
-from seal_jax.reports import panels
 from seal_jax.reports.runs import PathLike, Run, read_all
 
 # Matplotlib is imported inside the functions: the tables do without it. Its figures are made as
@@ -32,6 +32,10 @@ ACCURACIES = {
     "test_last/accuracy": "test accuracy (%)",
 }
 LOSSES = {"train/loss": "-", "validation/loss": "--"}
+SHADE = "#777777"
+MOST_BOUNDARIES = 60
+
+Span = tuple[float, float]
 
 
 def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
@@ -73,11 +77,11 @@ def draw_run(workdir: PathLike) -> Path:
     """
     runs = read_all(workdir)
     figure, axes = _figure(runs, more=(1, 0.5))
-    colour = panels.style(0)["color"]
+    colour = plots.style(0)["color"]
     for key, dashes in LOSSES.items():
-        panels.curve(axes[-2], runs[0], key, color=colour, linestyle=dashes)
+        curve(axes[-2], runs[0], key, color=colour, linestyle=dashes)
     axes[-2].set_ylabel("loss")
-    panels.curve(axes[-1], runs[0], "learning_rate", color=colour)
+    curve(axes[-1], runs[0], "learning_rate", color=colour)
     axes[-1].set_ylabel("learning rate")
     return _finish(figure, axes, runs, Path(workdir) / CURVES, lines=LOSSES)
 
@@ -97,9 +101,9 @@ def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, li
         each.set_ylabel(ACCURACIES[key])
         for run in runs:
             if key == "test_last/accuracy":
-                panels.marks(each, run, **panels.style(run.index))
+                marks(each, run, **plots.style(run.index))
             else:
-                panels.curve(each, run, key, scale=100, **panels.style(run.index))
+                curve(each, run, key, scale=100, **plots.style(run.index))
     subjects = subjects_of(runs)
     method = f"{runs[0].setting('method.name').upper()}: " if len(runs) == 1 else ""
     # No mathematics in names: a folder's may hold a dollar sign.
@@ -118,7 +122,7 @@ def _finish(
     from matplotlib.ticker import MaxNLocator
 
     for each in axes:
-        panels.phases(each, runs)
+        phases(each, runs)
         each.grid(axis="y", color="#dddddd", linewidth=0.6)
         each.set_axisbelow(True)
         each.spines[["top", "right"]].set_visible(False)
@@ -148,19 +152,19 @@ def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> No
     for run in runs:
         seeds = f"{run.seeds} seed{'' if run.seeds == 1 else 's'}"
         left = "" if run.finished else ", unfinished"
-        line = Line2D([], [], linewidth=2.5, **panels.style(run.index))
+        line = Line2D([], [], linewidth=2.5, **plots.style(run.index))
         entries.append((line, f"{run.name}\n({seeds}{left})"))
     entries.append((Line2D([], [], linestyle="none"), ""))
     if any(run.seeds > 1 for run in runs):
         band = (Patch(color=KEY, alpha=0.25, linewidth=0), Line2D([], [], color=KEY))
-        entries.append((band, panels.BAND.replace(", ", ",\n")))
+        entries.append((band, plots.BAND.replace(", ", ",\n")))
     for key, label in (("test_last", "test, last weights"), ("test_best", "test, best weights")):
         if any(f"{key}/accuracy" in row for run in runs for row in run.rows):
-            entries.append((Line2D([], [], **panels.mark(key, KEY)), label))
-    shades = panels.shades(runs)
-    if shades:
-        label = "ascent" + (" (in the run's colour)" if len(shades) > 1 else "")
-        entries.append((Patch(color=panels.SHADE, alpha=0.25, linewidth=0), label))
+            entries.append((Line2D([], [], **mark(key, KEY)), label))
+    spans = shades(runs)
+    if spans:
+        label = "ascent" + (" (in the run's colour)" if len(spans) > 1 else "")
+        entries.append((Patch(color=SHADE, alpha=0.25, linewidth=0), label))
     for key, dashes in lines.items():
         if any(key in row for run in runs for row in run.rows):
             line = Line2D([], [], color=KEY, linestyle=dashes)
@@ -186,3 +190,95 @@ def _save(figure: Figure, path: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     return path
+
+
+def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> None:
+    """Draw the mean over the seeds, and a band of its 95 % interval; of two seeds, of both values."""
+    epochs, values = run.series(key)
+    if not len(epochs):
+        return
+    mean, low, high = plots.over_seeds(values * scale)
+    # A line needs two points to be seen.
+    marker: dict[str, Any] = (
+        {"marker": ".", "markersize": 8, "clip_on": False} if len(epochs) == 1 else {}
+    )
+    axes.plot(epochs, mean, linewidth=1.4, **line, **marker)
+    if values.shape[1] > 1:
+        if key.endswith("/accuracy"):  # a band over no more than an accuracy can be
+            low, high = low.clip(0), high.clip(max=scale)
+        colour = line["color"]
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+# The last is drawn over the best and is smaller: where they agree both are seen.
+MARKS: dict[str, dict[str, Any]] = {
+    "test_last": {"markersize": 4.5, "zorder": 5},
+    "test_best": {"markersize": 8, "zorder": 4},
+}
+
+
+def marks(axes: Axes, run: Run, **line: Any) -> None:
+    """Mark test accuracy where generations end: hollow for the best weights, filled for the last.
+
+    Those of the last weights are joined and have a bar of the mean's 95 % interval.
+    """
+    for key, look in MARKS.items():
+        epochs, values = run.series(f"{key}/accuracy")
+        if not len(epochs):
+            continue
+        mean, low, high = plots.over_seeds(100 * values)
+        axes.plot(epochs, mean, **mark(key, line["color"]), zorder=look["zorder"])
+        if key == "test_last":
+            axes.plot(epochs, mean, linewidth=1.4, **line)
+        # For the last only: at the same epoch the two bars would lie on each other.
+        if key == "test_last" and values.shape[1] > 1:
+            bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
+            axes.vlines(epochs, low.clip(0), high.clip(max=100), **bar)
+
+
+def mark(key: str, colour: str) -> dict[str, Any]:
+    """Return the look of a mark, for the curves and for the legend."""
+    return {
+        "linestyle": "none",
+        "marker": "o",
+        "markersize": MARKS[key]["markersize"],
+        "markerfacecolor": colour if key == "test_last" else "white",
+        "markeredgecolor": colour,
+        "markeredgewidth": 1.2,
+        "clip_on": False,  # the last generation ends on the edge
+    }
+
+
+def phases(axes: Axes, runs: Sequence[Run]) -> None:
+    """Mark where generations start, and shade where a run ascends; in one grey if all runs agree."""
+    end = max(run.epochs_done for run in runs)
+    starts = sorted({start for run in runs for start in _starts(run, end)})
+    # So many would be a grey area and not lines.
+    for epoch in starts if len(starts) <= MOST_BOUNDARIES else []:
+        axes.axvline(epoch, color="#8c8c8c", linewidth=0.7, zorder=0.5)
+    for colour, spans in shades(runs):
+        for start, stop in spans:
+            axes.axvspan(start, stop, color=colour, alpha=0.15, linewidth=0, zorder=0)
+
+
+def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[Span, ...]]]:
+    """Return the spans of ascent with their colour: one grey for all runs, or each run's own."""
+    end = max(run.epochs_done for run in runs)
+    spans = [(plots.style(run.index)["color"], ascents(run, end)) for run in runs]
+    found = [(colour, each) for colour, each in spans if each]
+    alike = len({each for _, each in found}) == 1
+    return [(SHADE, found[0][1])] if alike else found
+
+
+def ascents(run: Run, end: float) -> tuple[Span, ...]:
+    """Return the spans of epochs, up to ``end``, in which a run ascends; generation 0 does not."""
+    k = run.ascent_epochs
+    return tuple((start, min(start + k, end)) for start in _starts(run, end)) if k else ()
+
+
+def _starts(run: Run, end: float) -> list[int]:
+    """Return the epochs at which generations from 1 on start, before ``end``."""
+    length = run.epochs_per_generation
+    return [
+        length * generation for generation in range(1, run.generations) if length * generation < end
+    ]

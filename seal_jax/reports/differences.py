@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seal_jax.reports.grid import MISSING, Table
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.tables import MISSING, Table
 from seal_jax.reports.runs import Run
-from seal_jax.training import settings as settings_lib
 
 # How an experiment is run and where its data lies are no part of it.
 OUTSIDE = ("run.", "data.data_dir")

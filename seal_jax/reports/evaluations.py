@@ -11,7 +11,7 @@ from seal_jax.reports.runs import Run
 from seal_jax.reports.section import Section, drawable
 
 if TYPE_CHECKING:
-    from seal_jax.evaluation.commands.kind import Kind
+    from seal_jax.evaluators.evaluator import Evaluator
 
 FOLDER, RESULTS = "evaluations", "results.json"
 STALE = "†"
@@ -59,7 +59,7 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Found]], list[str]]:
     if not paths:
         return {}, []
     # Only now: runs that were not evaluated need nothing of the evaluations.
-    from seal_jax.evaluation.commands import NAMES, command
+    from seal_jax.evaluators import NAMES, command
 
     found: dict[str, list[Found]] = {}
     broken = []
@@ -86,19 +86,21 @@ def sections(
     """
     made, broken = [], []
     for name, found in results.items():
-        from seal_jax.evaluation import commands
+        from seal_jax import evaluators
 
-        kind = commands.load(name)
+        kind = evaluators.load(name)
         try:
             made.append(_drawn(kind, found, runs))
             continue
-        except commands.UNFIT:  # one of them; which, is looked for only now: drawing takes a while
+        except (
+            evaluators.UNFIT
+        ):  # one of them; which, is looked for only now: drawing takes a while
             usable: list[Found] = []
         for each in found:
             try:
                 drawn = _drawn(kind, [*usable, each], runs)
                 usable.append(each)
-            except commands.UNFIT as error:
+            except evaluators.UNFIT as error:
                 broken.append(
                     f"{each.run.name}: its results of {name} cannot be shown "
                     f"({type(error).__name__}: {error}); evaluate again with --overwrite"
@@ -109,12 +111,12 @@ def sections(
     return made, broken
 
 
-def _drawn(kind: Kind, found: Sequence[Found], runs: Sequence[Run]) -> Section:
+def _drawn(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> Section:
     drawn = section(kind, found, runs)
     return drawn._replace(picture=drawn.png())
 
 
-def section(kind: Kind, found: Sequence[Found], runs: Sequence[Run]) -> Section:
+def section(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> Section:
     """Return the kind's table and plot of all runs together."""
     rows = [row for each in found for row in each.rows()]
     shown = [{**row, "run": drawable(row["run"])} for row in rows]
@@ -131,7 +133,7 @@ def section(kind: Kind, found: Sequence[Found], runs: Sequence[Run]) -> Section:
     )
 
 
-def _stale(kind: Kind, found: Sequence[Found]) -> list[str]:
+def _stale(kind: Evaluator, found: Sequence[Found]) -> list[str]:
     return [
         f"{each.run.name}{STALE} was evaluated at step {each.step}, and its newest checkpoint is of "
         f"step {each.run.newest_checkpoint}: evaluate --kind={kind.name} again, with --overwrite."
@@ -142,7 +144,7 @@ def _stale(kind: Kind, found: Sequence[Found]) -> list[str]:
 
 def _other_options(found: Sequence[Found]) -> list[str]:
     """Name the options in which runs were not evaluated alike."""
-    from seal_jax.evaluation.commands.options import shown
+    from seal_jax.evaluators.options import shown
 
     values: dict[str, dict[str, list[str]]] = {}
     for each in found:
@@ -158,7 +160,7 @@ def _other_options(found: Sequence[Found]) -> list[str]:
     ]
 
 
-def _left_out(kind: Kind, found: Sequence[Found], runs: Sequence[Run]) -> list[str]:
+def _left_out(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> list[str]:
     names = {each.run.name for each in found}
     others = [run.name for run in runs if run.name not in names]
     return [f"Not evaluated for {kind.name}: {', '.join(others)}."] if others else []

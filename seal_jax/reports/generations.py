@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from seal_jax.reports import files, paper, runs, tables
-from seal_jax.reports.grid import Spread, spread
+from seal_jax.core import files
+from seal_jax.core.tables import Spread, spread
+from seal_jax.reports import paper, runs, tables
 from seal_jax.reports.paper import PaperColumn
 from seal_jax.reports.runs import PathLike, Run
 

@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-from seal_jax.reports.grid import MEANING
+from seal_jax.core.tables import MEANING
 from seal_jax.reports.section import Missing, Section
 
 # Plots are on white also in the dark: their colours are chosen for it.

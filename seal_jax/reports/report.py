@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from seal_jax.core import files
+from seal_jax.core.plots import COLOURS, DASHES
+from seal_jax.core.tables import MISSING, Spread, Table
 from seal_jax.errors import UsageError
 from seal_jax.reports import (
     curves,
     differences,
     evaluations,
-    files,
     generations_html,
     page,
     studies,
 )
 from seal_jax.reports.generations import Column, Comparison, compare
-from seal_jax.reports.grid import MISSING, Spread, Table
-from seal_jax.reports.panels import COLOURS, DASHES
 from seal_jax.reports.runs import PathLike, Run
 from seal_jax.reports.section import Missing, Section
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from seal_jax.reports.grid import Table
+from seal_jax.core.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from seal_jax.reports.grid import MEANING, MISSING, Spread, cell
+from seal_jax.core.tables import MEANING, MISSING, Spread, cell
 
 if TYPE_CHECKING:
     from seal_jax.reports.generations import Column, Comparison

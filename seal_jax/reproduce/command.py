@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from seal_jax.core import files
 from seal_jax.errors import UsageError
-from seal_jax.reports import files
 
 OUTPUT = "runs/reproduce_lw_synthetic"
 PLOT = "lw_synthetic.png"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seal_jax.core import mesh as meshes
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import augment, device
 from seal_jax.errors import UsageError
-from seal_jax.training import mesh as meshes
-from seal_jax.training.state import Stream, stream_key
 
 PyTree = Any
 

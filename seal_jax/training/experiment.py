@@ -11,16 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seal_jax import data, masks, methods, models
+from seal_jax.core import mesh as meshes
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
 from seal_jax.data.device import row_bytes
 from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
 from seal_jax.methods import Method
-from seal_jax.training import course
-from seal_jax.training import mesh as meshes
-from seal_jax.training import settings as settings_lib
+from seal_jax.training import early_stopping
 from seal_jax.training.batches import Batches
-from seal_jax.training.settings import Settings
-from seal_jax.training.step import Programs
+from seal_jax.training.step import CompiledSteps
 
 
 class DataShape(NamedTuple):
@@ -95,7 +95,7 @@ class Experiment:
     method: Method
     context: methods.Context
     clock: Clock
-    programs: Programs
+    programs: CompiledSteps
 
     @property
     def total_steps(self) -> int:
@@ -171,7 +171,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
     if train.batch_statistics == "frozen":
-        method = dataclasses.replace(method, frozen_statistics=lambda memory: True)
+        method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)
     batches = Batches(
         size=shape.train,
@@ -187,12 +187,12 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         extra_batches=method.extra_batches,
         random=method.random or bool(model.module.dropout),
     )
-    programs = Programs(
+    programs = CompiledSteps(
         model=model,
         method=method,
         clock=clock,
         batches=batches,
-        courses=course.courses(settings, clock, bool(shape.validation)),
+        early_stopping=early_stopping.rules(settings, clock, bool(shape.validation)),
         mesh=mesh,
         batching=meshes.batching(settings, mesh),
         steps_per_call=steps_per_call,

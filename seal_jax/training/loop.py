@@ -14,9 +14,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seal_jax import data, methods
+from seal_jax.core import mesh as meshes
+from seal_jax.core.settings import Settings
+from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
-from seal_jax.training import mesh as meshes
 from seal_jax.training import pretrained
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays
@@ -24,8 +26,6 @@ from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.experiment import Experiment
 from seal_jax.training.metrics import MetricsLog
 from seal_jax.training.progress import Progress
-from seal_jax.training.settings import Settings
-from seal_jax.training.state import State
 
 
 class NonFiniteError(UsageError):
@@ -191,17 +191,17 @@ class _Loop:
             "epoch_in_generation": self.clock.epoch_in_generation(last),
             "learning_rate": self.experiment.learning_rate(last),
         }
-        tally = fetch(state.tally)
-        row |= _mean("train", tally)
-        for name, total in tally.measures.items():
+        metric_sums = fetch(state.metric_sums)
+        row |= _mean("train", metric_sums)
+        for name, total in metric_sums.measures.items():
             row[f"train/{name}"] = (total / self.clock.steps_per_epoch).tolist()
         if self.programs.validate_size:
             state, sums = self.programs.validate(state, self.validation_data)
             row |= _mean("validation", fetch(sums))
         ended_early, ends = False, step % self.clock.steps_per_generation == 0
-        if self.programs.courses is not None:
+        if self.programs.early_stopping is not None:
             state = self.programs.judge(state)
-            course = fetch(state.course)
+            course = fetch(state.early_stopping)
             row |= {"rate_scale": course.rate_scale.tolist(), "stopped": course.stopped.tolist()}
             ended_early = bool(course.stopped.all()) and not ends
         if ends or ended_early:

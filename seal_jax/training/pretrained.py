@@ -14,12 +14,12 @@ from etils import epath
 from flax import traverse_util
 
 from seal_jax import methods, paths
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
 from seal_jax.training import checkpoint_files as files
-from seal_jax.training import settings as settings_lib
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import Checkpoints, read_leaves
-from seal_jax.training.settings import Settings
 
 PyTree = Any
 SOURCES = {"last": "weights/", "best": "best/weights/"}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from seal_jax import models
-from seal_jax.methods.method import Auxiliary, Problem
-from seal_jax.training import mesh as meshes
+from seal_jax.core import mesh as meshes
+from seal_jax.core.state import MetricSums, State, Weights
+from seal_jax.methods.method import Auxiliary, StepContext
 from seal_jax.training.batches import Arrays, Step
-from seal_jax.training.state import State, Tally, Weights
 
 if TYPE_CHECKING:
-    from seal_jax.training.step import Programs
+    from seal_jax.training.step import CompiledSteps
 
 
 class Use(enum.IntEnum):
@@ -32,8 +32,8 @@ def key(step: Step, use: Use) -> jax.Array | None:
 
 
 def problem(
-    programs: Programs, state: State, weights: Weights, data: Arrays, step: Step
-) -> Problem:
+    programs: CompiledSteps, state: State, weights: Weights, data: Arrays, step: Step
+) -> StepContext:
     """Return the loss of this device's part of the step's batch, and what goes with it.
 
     Every call of its objective sees the same images and the same dropout.
@@ -42,7 +42,7 @@ def problem(
     total = step.batch.weights.sum()
     rows, example_weights, draws = batches.part(step.batch, batches.batch_size)
     images, labels = batches.images(data, rows, draws)
-    targets = None if method.targets is None else method.targets(state.memory, images)
+    targets = None if method.targets is None else method.targets(state.method_state, images)
     rngs, extra_rngs = (
         _dropout(step, use) if model.module.dropout else {}
         for use in (Use.DROPOUT, Use.EXTRA_DROPOUT)
@@ -53,7 +53,7 @@ def problem(
 
     # Images that only fill the batch up must not enter BatchNorm either.
     example_mask = example_weights if batches.fills else None
-    frozen = method.frozen_statistics(state.memory)
+    frozen = method.frozen_statistics(state.method_state)
 
     def forward(params: Any, images: Any, rngs: Any, example_mask: Any) -> tuple[Any, Any, Any]:
         """Return logits, features and the statistics after a pass in training mode."""
@@ -72,7 +72,7 @@ def problem(
         logits, features, statistics = forward(params, images, rngs, example_mask)
         losses = example_weights * method.loss(logits, labels, targets)
         correct = example_weights * (logits.argmax(-1) == labels)
-        sums = Tally(losses.sum(), correct.sum(), example_weights.sum(), {})
+        sums = MetricSums(losses.sum(), correct.sum(), example_weights.sum(), {})
         return losses.sum() / total, Auxiliary(statistics, sums, features)
 
     def extract(params: Any, images: Any) -> tuple[jax.Array, Any]:
@@ -94,12 +94,12 @@ def problem(
     def gather(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, meshes.DATA, tiled=True), tree)
 
-    return Problem(
+    return StepContext(
         objective=objective,
         part=part,
         labels=labels,
         weights=weights,
-        memory=jax.lax.pcast(state.memory, meshes.DATA, to="varying"),
+        method_state=jax.lax.pcast(state.method_state, meshes.DATA, to="varying"),
         key=step_key,
         progress=state.step / programs.total_steps,
         extra_batch=extra_batch,

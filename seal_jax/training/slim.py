@@ -12,17 +12,17 @@ import jax
 import numpy as np
 
 from seal_jax import data, paths, slimming
+from seal_jax.core import mesh as meshes
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
+from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError
 from seal_jax.methods import kels
 from seal_jax.training import experiment as experiments
-from seal_jax.training import mesh as meshes
-from seal_jax.training import settings as settings_lib
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays
 from seal_jax.training.checkpoints import read_leaves
 from seal_jax.training.pretrained import merge
-from seal_jax.training.settings import Settings
-from seal_jax.training.state import Weights
 
 
 def export(run: Path, output: Path) -> str:

@@ -18,24 +18,24 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from seal_jax.data import device
-from seal_jax.generations import Clock
-from seal_jax.methods.method import Event, Method
-from seal_jax.models import Model
-from seal_jax.training import mesh as meshes
-from seal_jax.training import problems
-from seal_jax.training.batches import Arrays, Batches, Step
-from seal_jax.training.course import Courses, with_clocks
-from seal_jax.training.pretrained import NORMALISERS, inserted, merge
-from seal_jax.training.state import (
+from seal_jax.core import mesh as meshes
+from seal_jax.core.state import (
+    MetricSums,
     State,
     Stream,
-    Tally,
     Weights,
     empty_best,
-    empty_tally,
+    empty_metric_sums,
     stream_key,
 )
+from seal_jax.data import device
+from seal_jax.generations import Clock
+from seal_jax.methods.method import HookContext, Method
+from seal_jax.models import Model
+from seal_jax.training import problems
+from seal_jax.training.batches import Arrays, Batches, Step
+from seal_jax.training.early_stopping import EarlyStopping, with_clocks
+from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 
 PyTree = Any
 TOP = 5
@@ -49,7 +49,7 @@ class Start(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
+class CompiledSteps:
     """Builds the compiled programs of one experiment.
 
     Attributes:
@@ -57,7 +57,7 @@ class Programs:
       method: how it is trained.
       clock: epochs and generations.
       batches: the training batches.
-      courses: early stopping and plateaus; ``None`` where neither is on.
+      early_stopping: early stopping and plateaus; ``None`` where neither is on.
       mesh: the devices.
       batching: how the seeds of one device run, "vmap" or "map".
       steps_per_call: steps in one call of ``train``; divides ``clock.steps_per_epoch``.
@@ -71,7 +71,7 @@ class Programs:
     method: Method
     clock: Clock
     batches: Batches
-    courses: Courses | None
+    early_stopping: EarlyStopping | None
     mesh: Mesh
     batching: str
     steps_per_call: int
@@ -107,30 +107,30 @@ class Programs:
 
     @functools.cached_property
     def validate(self):
-        """``validate(state, Arrays) -> (State, Tally [seeds])``: also keeps the best; donates."""
+        """``validate(state, Arrays) -> (State, MetricSums [seeds])``: also keeps the best; donates."""
         return self._compile(self._validate, shared=1, donate=True)
 
     @functools.cached_property
     def judge(self):
         """``judge(state) -> State`` where an epoch ends: who stops, whose rate falls; donates."""
-        assert self.courses is not None
-        return self._compile(self.courses.judge, donate=True)
+        assert self.early_stopping is not None
+        return self._compile(self.early_stopping.judge, donate=True)
 
     @functools.cached_property
     def end_generation(self):
         """``end_generation(state) -> State``: on to the end of the running generation; donates."""
-        assert self.courses is not None
-        return self._compile(self.courses.end_generation, donate=True)
+        assert self.early_stopping is not None
+        return self._compile(self.early_stopping.end_generation, donate=True)
 
     @functools.cached_property
     def test(self):
-        """``test(Weights, Arrays) -> Tally [seeds]``, of more than five classes with "top5" hits."""
+        """``test(Weights, Arrays) -> MetricSums [seeds]``, of more than five classes with "top5" hits."""
         measures = ("top5",) if self.model.num_classes > TOP else ()
         return self._compile(functools.partial(self._evaluate, self.test_size, measures), shared=1)
 
     @functools.cached_property
     def score_validation(self):
-        """``score_validation(Weights, Arrays) -> Tally [seeds]``: ``validate`` without a memory."""
+        """``score_validation(Weights, Arrays) -> MetricSums [seeds]``: ``validate`` without a method_state."""
         return self._compile(functools.partial(self._evaluate, self.validate_size, ()), shared=1)
 
     @functools.cached_property
@@ -183,44 +183,46 @@ class Programs:
         weights = Weights(variables["params"], statistics, inserted(start.given))
         weights = merge(weights, start.given, "weights/")
         step = jnp.zeros((), jnp.int32)
-        memory: PyTree = ()
+        method_state: PyTree = ()
         if self.method.on_start is not None:
             key = stream_key(seed, Stream.START, 0)
             event = self._event(key, step, weights, None, (), data)
             event = self.method.on_start(event)
-            weights, memory = event.weights, event.memory
+            weights, method_state = event.weights, event.method_state
         opt_state = merge(self.method.tx.init(weights.params), start.given, "opt_state/")
         return State(
             step=step,
             seed=seed,
             weights=weights,
             opt_state=opt_state,
-            memory=memory,
-            tally=empty_tally(self.method.measures),
+            method_state=method_state,
+            metric_sums=empty_metric_sums(self.method.measures),
             best=empty_best(weights) if self.validate_size else None,
-            course=self.courses.fresh(step) if self.courses else None,
+            early_stopping=self.early_stopping.fresh(step) if self.early_stopping else None,
         )
 
     def _start_generation(self, state: State, data: Arrays) -> State:
-        weights, opt_state, memory = state.weights, state.opt_state, state.memory
+        weights, opt_state, method_state = state.weights, state.opt_state, state.method_state
         if self.method.on_generation_start is not None:
             generation = self.clock.generation(state.step)
             key = stream_key(state.seed, Stream.EVENT, generation)
-            event = self._event(key, generation, weights, opt_state, memory, data)
+            event = self._event(key, generation, weights, opt_state, method_state, data)
             event = self.method.on_generation_start(event)
-            weights, opt_state, memory = event.weights, event.opt_state, event.memory
+            weights, opt_state, method_state = event.weights, event.opt_state, event.method_state
         return state._replace(
             weights=weights,
             opt_state=opt_state,
-            memory=memory,
+            method_state=method_state,
             best=empty_best(weights) if state.best is not None else None,
-            course=self.courses.fresh(state.step) if self.courses else None,
+            early_stopping=self.early_stopping.fresh(state.step) if self.early_stopping else None,
         )
 
-    def _event(self, key, generation, weights, opt_state, memory, data: Arrays) -> Event:
+    def _event(
+        self, key, generation, weights, opt_state, method_state, data: Arrays
+    ) -> HookContext:
         # A draw of its own, whatever else the event makes of its key.
         images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
-        return Event(key, generation, weights, opt_state, memory, images)
+        return HookContext(key, generation, weights, opt_state, method_state, images)
 
     def _train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
         per_epoch = self.clock.steps_per_epoch
@@ -228,9 +230,13 @@ class Programs:
             state.seed, state.step, self.steps_per_call, per_epoch, data.labels
         )
         starts_epoch = state.step % per_epoch == 0
-        tally = jax.tree.map(lambda total: jnp.where(starts_epoch, 0.0, total), state.tally)
+        metric_sums = jax.tree.map(
+            lambda total: jnp.where(starts_epoch, 0.0, total), state.metric_sums
+        )
         return jax.lax.scan(
-            lambda carry, step: self._step(carry, data, step), state._replace(tally=tally), steps
+            lambda carry, step: self._step(carry, data, step),
+            state._replace(metric_sums=metric_sums),
+            steps,
         )
 
     def _step(self, state: State, data: Arrays, step: Step) -> tuple[State, jax.Array]:
@@ -262,30 +268,30 @@ class Programs:
                 value=loss,
                 grad_fn=gradient_at,
                 key=problems.key(step, problems.Use.UPDATE),
-                **self.method.extra_args(state.memory),
+                **self.method.extra_args(state.method_state),
             )
-            course = state.course
-            if course is not None:
-                updates = jax.tree.map(lambda leaf: leaf * course.rate_scale, updates)
+            stopping = state.early_stopping
+            if stopping is not None:
+                updates = jax.tree.map(lambda leaf: leaf * stopping.rate_scale, updates)
             params = optax.apply_updates(state.weights.params, updates)
-        frozen = self.method.frozen_statistics(state.memory)
+        frozen = self.method.frozen_statistics(state.method_state)
         # The mean over the devices of one and the same number may be rounded to another.
         statistics = _where(frozen, state.weights.batch_stats, statistics)
         new = state.weights._replace(params=params, batch_stats=statistics)
-        if course is not None:
+        if stopping is not None:
             # A stopped training is frozen whole; only its clocks go on with the others'.
-            new = _where(course.stopped, state.weights, new)
-            held = _where(course.stopped, state.opt_state, opt_state)
+            new = _where(stopping.stopped, state.weights, new)
+            held = _where(stopping.stopped, state.opt_state, opt_state)
             opt_state = with_clocks(held, opt_state, params)
         after = state._replace(
             step=state.step + 1,
             weights=new,
             opt_state=opt_state,
-            tally=jax.tree.map(jnp.add, state.tally, sums),
+            metric_sums=jax.tree.map(jnp.add, state.metric_sums, sums),
         )
         return after, loss
 
-    def _validate(self, state: State, data: Arrays) -> tuple[State, Tally]:
+    def _validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
         sums = self._evaluate(self.validate_size, (), state.weights, data)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
@@ -293,16 +299,18 @@ class Programs:
         epoch = self.clock.epoch(state.step - 1)
         candidate = state.best._replace(accuracy=accuracy, epoch=epoch, weights=state.weights)
         best = _where(better, candidate, state.best)
-        memory = state.memory
+        method_state = state.method_state
         if self.method.on_validation is not None:
-            memory = self.method.on_validation(memory, accuracy, state.step)
-            if state.course is not None:
-                memory = _where(state.course.stopped, state.memory, memory)
-        return state._replace(best=best, memory=memory), sums
+            method_state = self.method.on_validation(method_state, accuracy, state.step)
+            if state.early_stopping is not None:
+                method_state = _where(
+                    state.early_stopping.stopped, state.method_state, method_state
+                )
+        return state._replace(best=best, method_state=method_state), sums
 
     def _evaluate(
         self, size: int, measures: tuple[str, ...], weights: Weights, data: Arrays
-    ) -> Tally:
+    ) -> MetricSums:
         """Score a split in inference mode.
 
         Args:
@@ -325,12 +333,12 @@ class Programs:
             hits = {
                 name: ((rank(logits, labels) < TOP) * example_weights).sum() for name in measures
             }
-            scored = Tally(
+            scored = MetricSums(
                 (losses * example_weights).sum(), correct.sum(), example_weights.sum(), hits
             )
             return jax.tree.map(jnp.add, sums, scored), None
 
-        zero = jax.lax.pcast(empty_tally(measures), (meshes.SEED, meshes.DATA), to="varying")
+        zero = jax.lax.pcast(empty_metric_sums(measures), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))
         return jax.lax.psum(sums, meshes.DATA)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from seal_jax import records
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
-from seal_jax.training import settings as settings_lib
-from seal_jax.training.settings import Settings
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"

@@ -70,7 +70,7 @@ def test_setting_is_that_of_the_quickstart():
     from benchmarks import common
     from seal_jax import methods
     from seal_jax.cli import configs
-    from seal_jax.training import settings
+    from seal_jax.core import settings
 
     def complete(found):
         options = dict(found.method)

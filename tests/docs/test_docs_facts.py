@@ -12,7 +12,7 @@ import pytest
 from seal_jax import methods
 from seal_jax.cli import configs
 from seal_jax.cli import main as cli
-from seal_jax.training.settings import Settings
+from seal_jax.core.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from seal_jax import evaluators
 from seal_jax.cli import configs
 from seal_jax.cli import main as cli
-from seal_jax.evaluation import commands as evaluations
 from seal_jax.methods import catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -54,10 +54,10 @@ def test_commands_are_those_of_the_command_line():
 
 
 def test_kinds_are_those_of_the_command_line():
-    page = (ROOT / "docs" / "evaluations.md").read_text()
+    page = (ROOT / "docs" / "evaluators.md").read_text()
     section = page.partition("## Kinds")[2].partition("\n##")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
-    assert [row.strip("| ").split("`")[1] for row in rows] == list(evaluations.NAMES)
+    assert [row.strip("| ").split("`")[1] for row in rows] == list(evaluators.NAMES)
 
 
 def test_links():

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from seal_jax.core import settings as settings_lib
 from seal_jax.training import experiment, loop
-from seal_jax.training import settings as settings_lib
 
 
 def settings(data_dir, method="normal", **train):
@@ -56,20 +56,20 @@ def run(trained):
 
 
 @pytest.fixture(scope="session")
-def subject(run):
-    from seal_jax.evaluation.commands.subject import Subject
+def loaded_run(run):
+    from seal_jax.evaluators.loaded_run import LoadedRun
 
-    return Subject(run)
+    return LoadedRun(run)
 
 
 @pytest.fixture
 def evaluated(tmp_path):
     """``evaluated(kind, folder, **options)``: rows, and the folder of the results."""
-    from seal_jax.evaluation import commands
-    from seal_jax.evaluation.commands import command
+    from seal_jax import evaluators
+    from seal_jax.evaluators import command
 
     def evaluate(name, folder, *, weights=(), steps="newest", output=None, **options):
-        kind = commands.load(name)
+        kind = evaluators.load(name)
         output = tmp_path / "results" if output is None else output
         chosen = dataclasses.replace(kind.options(), **options)
         rows = command.evaluate(kind, folder, chosen, output, weights=weights, steps=steps)

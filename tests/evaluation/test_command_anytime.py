@@ -10,13 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from seal_jax import UsageError, data, methods
-from seal_jax.evaluation.commands import adaptation, anytime, anytime_report
-from seal_jax.evaluation.commands.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
-from seal_jax.evaluation.commands.subject import Subject
+from seal_jax.core import mesh as meshes
+from seal_jax.core import settings as settings_lib
+from seal_jax.evaluators import adaptation, anytime, anytime_report
+from seal_jax.evaluators.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
+from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, metrics, pretrained
-from seal_jax.training import mesh as meshes
-from seal_jax.training import settings as settings_lib
 from seal_jax.training.batches import Arrays
 from seal_jax.training.checkpoints import read_leaves
 
@@ -99,7 +99,7 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
     states = [jax.device_get(state.weights)]
     warming = []
     for _ in range(14):
-        warming.append(np.array(state.memory.warming))
+        warming.append(np.array(state.method_state.warming))
         state, _ = programs.train(state, train)
         states.append(jax.device_get(state.weights))
         state, _ = programs.validate(state, validation)
@@ -181,12 +181,12 @@ def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(folder, digits_dir,
     assert moved["fast"] > 0
     assert moved["feature_extraction"] == 0
 
-    subject = Subject(source, weights=("last",))
+    loaded_run = LoadedRun(source, weights=("last",))
     config = settings_of(
         "fast",
         Rates(0.2, 0.05, 0.01),
-        subject.settings,
-        subject.dataset,
+        loaded_run.settings,
+        loaded_run.dataset,
         batch_size=10,
         steps=14,
         seeds=2,
@@ -194,7 +194,7 @@ def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(folder, digits_dir,
     )
     train = dataclasses.replace(config.train, pretrained=str(source))
     run = output.parent / "fast"
-    loop.train(dataclasses.replace(config, train=train), run, subject.dataset, devices=1)
+    loop.train(dataclasses.replace(config, train=train), run, loaded_run.dataset, devices=1)
     recorded = metrics.read(run)[-1]
     assert recorded["step"] == 14
     assert [row["test"] for row in fast if row["tau"] == 14] == pytest.approx(
@@ -290,7 +290,7 @@ def test_systems_are_known_by_their_settings(name, digits_dir):
 )
 def test_bad_input(folder, run, given, says):
     with pytest.raises(UsageError, match=says) as caught:
-        anytime.units(Subject(folder / run), anytime.Options(**given))
+        anytime.units(LoadedRun(folder / run), anytime.Options(**given))
     assert "\n" not in str(caught.value)
 
 
@@ -316,7 +316,7 @@ def test_what_cannot_be_gone_through(folder, digits_dir, tmp_path):
     with pytest.raises(
         UsageError, match=r"train\.pretrained = '.*source' is not the folder of a run"
     ):
-        anytime.units(Subject(gone), anytime.Options())
+        anytime.units(LoadedRun(gone), anytime.Options())
 
     dataset = experiments.load_data(settings(digits_dir).data)
     config = warmup(digits_dir)
@@ -337,7 +337,7 @@ def test_what_cannot_be_gone_through(folder, digits_dir, tmp_path):
 
 def test_a_training_that_diverges(folder):
     options = anytime.Options(systems=("fast",), alpha=1e30, max_steps=3, flip=False)
-    unit = anytime.units(Subject(folder / "source", weights=("last",)), options)[0]
+    unit = anytime.units(LoadedRun(folder / "source", weights=("last",)), options)[0]
     with pytest.raises(UsageError, match=r"fast on digits, seed 0: .* is not finite.*; lower the"):
         unit.run()
 
@@ -351,4 +351,4 @@ def test_a_config_that_was_changed(folder, tmp_path):
     config["data"]["image_size"] = 16
     path.write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"dense1/linear/kernel is \[64, 32\], and its data.*256"):
-        anytime.units(Subject(tmp_path / "warmup"), anytime.Options())
+        anytime.units(LoadedRun(tmp_path / "warmup"), anytime.Options())

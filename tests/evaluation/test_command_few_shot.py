@@ -14,8 +14,8 @@ from seal_jax import UsageError, data, models
 from seal_jax.cli import main
 from seal_jax.evaluation import few_shot as library
 from seal_jax.evaluation import tuning
-from seal_jax.evaluation.commands import few_shot, targets
-from seal_jax.evaluation.commands import few_shot_views as views
+from seal_jax.evaluators import few_shot, transfer_data
+from seal_jax.evaluators import few_shot_views as views
 
 SMALL = {
     "datasets": ("digits",),
@@ -30,20 +30,20 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def pictures(subject):
-    return targets.episode_images(subject, "digits", 8)
+def pictures(loaded_run):
+    return transfer_data.episode_images(loaded_run, "digits", 8)
 
 
-def test_accuracies_are_those_of_the_library(run, subject, evaluated, pictures):
+def test_accuracies_are_those_of_the_library(run, loaded_run, evaluated, pictures):
     """Linear from features computed here, in other chunks; every network apart."""
     before = tuning.tune._cache_size()
     rows, output = evaluated("few_shot", run, **SMALL)
     assert len(rows) == 2 * 2 * 2  # weights, seeds and heads
     assert tuning.tune._cache_size() == before + 1  # for all networks and chunks
     protocol = few_shot.Options(**SMALL).protocol(1)
-    outputs = jax.jit(subject.model.features)
-    for network in subject.networks:
-        images = subject.normalise(pictures.images)
+    outputs = jax.jit(loaded_run.model.features)
+    for network in loaded_run.networks:
+        images = loaded_run.normalise(pictures.images)
         features = np.asarray(outputs(network.variables, images)["features"])
         expected = library.linear(features, pictures.labels, protocol, episodes=11)
         own = [row for row in rows if (row["weights"], row["seed"]) == _name(network)]
@@ -76,12 +76,12 @@ def test_a_killed_evaluation_goes_on(run, evaluated, tmp_path):
     assert len(ledger.read_text().splitlines()) == 1 + 4 * 2
 
 
-def test_images_are_resized_then_cropped(subject, pictures):
+def test_images_are_resized_then_cropped(loaded_run, pictures):
     """8 is int(1.15 * 8) = 9, then a crop: as the loader does it by hand, all splits in a row."""
     assert pictures.images.shape == (1797, 8, 8, 1)
     by_hand = data.load(
         "digits",
-        data_dir=subject.settings.data.data_dir,
+        data_dir=loaded_run.settings.data.data_dir,
         image_size=9,
         crop=8,
         validation_fraction=0.0,
@@ -91,20 +91,22 @@ def test_images_are_resized_then_cropped(subject, pictures):
     assert any(
         np.array_equal(pictures.images, np.concatenate(order)) for order in (parts, parts[::-1])
     )
-    np.testing.assert_array_equal(targets.episode_labels(subject, "digits"), pictures.labels)
+    np.testing.assert_array_equal(
+        transfer_data.episode_labels(loaded_run, "digits"), pictures.labels
+    )
 
 
-def test_other_statistics_are_those_of_the_whole_pipeline(subject, pictures):
+def test_other_statistics_are_those_of_the_whole_pipeline(loaded_run, pictures):
     """What normalises the run's images anew, and what normalises bytes, agree."""
     for name in ("", "fashion_mnist"):
-        shown = targets.normalisation(subject, name)
+        shown = transfer_data.normalisation(loaded_run, name)
         images = pictures.images[:5]
         direct = images / 255.0
         mean, std = (0.3053, 0.3762) if not name else (0.2859, 0.3530)
         np.testing.assert_allclose(shown.ours(images), (direct - mean) / std, atol=1e-5)
-        anew = shown.from_theirs(subject.normalise(images))
+        anew = shown.from_theirs(loaded_run.normalise(images))
         np.testing.assert_allclose(anew, shown.ours(images), atol=1e-5)
-        assert hash(shown) == hash(targets.normalisation(subject, name))
+        assert hash(shown) == hash(transfer_data.normalisation(loaded_run, name))
 
 
 @pytest.mark.parametrize(
@@ -119,23 +121,23 @@ def test_other_statistics_are_those_of_the_whole_pipeline(subject, pictures):
     ],
 )
 def test_input_that_cannot_be_used_is_refused_at_once(
-    subject, monkeypatch, tmp_path, options, says
+    loaded_run, monkeypatch, tmp_path, options, says
 ):
     if "datasets" in options:
-        settings = dataclasses.replace(subject.settings.data, data_dir=str(tmp_path))
-        settings = dataclasses.replace(subject.settings, data=settings)
-        monkeypatch.setattr(subject, "settings", settings)
+        settings = dataclasses.replace(loaded_run.settings.data, data_dir=str(tmp_path))
+        settings = dataclasses.replace(loaded_run.settings, data=settings)
+        monkeypatch.setattr(loaded_run, "settings", settings)
     chosen = few_shot.Options(**{**SMALL, **options})
     with pytest.raises(UsageError, match=says) as caught:
-        few_shot.units(subject, chosen)
+        few_shot.units(loaded_run, chosen)
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_without_batch_norm_has_no_affines(subject):
-    without = copy.copy(subject)
+def test_a_network_without_batch_norm_has_no_affines(loaded_run):
+    without = copy.copy(loaded_run)
     without.model = models.create("mlp", num_classes=10, image_shape=(8, 8, 1))
     variables = {**without.model.init(jax.random.key(0)), "normalisers": {}}
-    without.networks = [dataclasses.replace(subject.networks[0], variables=variables)]
+    without.networks = [dataclasses.replace(loaded_run.networks[0], variables=variables)]
     with pytest.raises(UsageError, match=r"mlp has no BatchNorm .* use --heads=linear"):
         few_shot.units(without, few_shot.Options(**SMALL))
     alone = few_shot.Options(**{**SMALL, "heads": ("linear",)})

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from seal_jax import UsageError, data, models
-from seal_jax.evaluation import commands
-from seal_jax.evaluation.commands import hessian, hessian_problem, hessian_views, hessian_work
-from seal_jax.evaluation.commands.subject import Subject
+from seal_jax import UsageError, data, evaluators, models
+from seal_jax.evaluators import hessian, hessian_problem, hessian_views, hessian_work
+from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.hessian import Streamed
 
 # The classifier of 330 parameters, which a dense Hessian is made of in no time.
@@ -37,8 +36,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, digits_dir):
     """A network that is quick to compile, trained on 187 digits; 2 seeds."""
+    from seal_jax.core import settings as settings_lib
     from seal_jax.training import experiment, loop
-    from seal_jax.training import settings as settings_lib
 
     chosen = settings_lib.Settings(
         data=settings_lib.Data(
@@ -55,11 +54,11 @@ def run(tmp_path_factory, digits_dir):
 
 
 @pytest.fixture(scope="module")
-def subject(run):
-    return Subject(run)
+def loaded_run(run):
+    return LoadedRun(run)
 
 
-def dense(subject, network, images, labels, smoothing=0.1, decay=0.01):
+def dense(loaded_run, network, images, labels, smoothing=0.1, decay=0.01):
     """The Hessian of the mean loss of the classifier's parameters, by jax.hessian."""
     variables = network.variables
     kernel, bias = variables["params"]["fc"]["kernel"], variables["params"]["fc"]["bias"]
@@ -68,7 +67,7 @@ def dense(subject, network, images, labels, smoothing=0.1, decay=0.01):
     def loss(flat):
         head = {"kernel": flat[bias.size :].reshape(kernel.shape), "bias": flat[: bias.size]}
         whole = {**variables, "params": {**variables["params"], "fc": head}}
-        logits = subject.model.module.apply(whole, images, train=False)
+        logits = loaded_run.model.module.apply(whole, images, train=False)
         return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
     flat = jnp.concatenate([jnp.ravel(bias), jnp.ravel(kernel)])
@@ -78,22 +77,22 @@ def dense(subject, network, images, labels, smoothing=0.1, decay=0.01):
 
 @pytest.fixture(scope="module")
 def found(run, tmp_path_factory):
-    from seal_jax.evaluation.commands import command
+    from seal_jax.evaluators import command
 
     output = tmp_path_factory.mktemp("hessian")
     chosen = dataclasses.replace(hessian.Options(), **SMALL)
-    rows = command.evaluate(commands.load("hessian"), run, chosen, output, weights=("last",))
+    rows = command.evaluate(evaluators.load("hessian"), run, chosen, output, weights=("last",))
     return rows, output
 
 
-def test_whole_data_is_that_of_the_dense_hessian(subject, found):
+def test_whole_data_is_that_of_the_dense_hessian(loaded_run, found):
     """The last batch of 64 is filled up."""
     rows, _ = found
-    train = subject.dataset.train
+    train = loaded_run.dataset.train
     assert len(train) % 64
-    for row, network in zip(rows, subject.networks[:2], strict=True):
+    for row, network in zip(rows, loaded_run.networks[:2], strict=True):
         assert row["seed"] == network.seed
-        matrix = dense(subject, network, subject.normalise(train.images), train.labels)
+        matrix = dense(loaded_run, network, loaded_run.normalise(train.images), train.labels)
         exact = np.linalg.eigvalsh(matrix)
         np.testing.assert_allclose(row["largest"], exact[:-4:-1], rtol=1e-4)
         # Most eigenvalues are the decay; Lanczos finds one of them, and two others.
@@ -111,10 +110,10 @@ def test_whole_data_is_that_of_the_dense_hessian(subject, found):
         assert row["parameters"] == len(matrix)
 
 
-def test_mini_batches_are_those_of_an_epoch_augmented(subject, found):
+def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, found):
     """Every mini-batch's largest eigenvalues by magnitude, over all chunks, pooled."""
     rows, _ = found
-    train, spec = subject.dataset.train, subject.augmentation
+    train, spec = loaded_run.dataset.train, loaded_run.augmentation
     order, _ = data.epoch_order(jax.random.key(0), len(train), 40)
     drawn = hessian_problem.draws(np.asarray(order)[:3], train, spec, 0)
     pool = []
@@ -122,7 +121,7 @@ def test_mini_batches_are_those_of_an_epoch_augmented(subject, found):
         chosen = np.asarray(order[batch])
         own = jax.tree.map(lambda leaf, batch=batch: leaf[batch], drawn)
         images = data.apply(jnp.asarray(train.images[chosen]), own, spec)
-        matrix = dense(subject, subject.networks[0], images, train.labels[chosen])
+        matrix = dense(loaded_run, loaded_run.networks[0], images, train.labels[chosen])
         pool.append(np.linalg.eigvalsh(matrix)[:-5:-1])
     values = np.reshape(rows[0]["batch_values"], (3, 4))
     np.testing.assert_allclose(values, pool, rtol=1e-3)
@@ -131,28 +130,28 @@ def test_mini_batches_are_those_of_an_epoch_augmented(subject, found):
     assert rows[0]["batches"] == 3
 
 
-def test_mini_batches_are_those_that_training_sees(subject):
+def test_mini_batches_are_those_that_training_sees(loaded_run):
     """187 images in batches of 40: the 27 that are left over are dropped, as in training."""
-    assert len(subject.dataset.train) == 187
-    work = hessian_work.Work(subject, hessian.Options(batch_size=40))
+    assert len(loaded_run.dataset.train) == 187
+    work = hessian_work.Work(loaded_run, hessian.Options(batch_size=40))
     assert work.batches.weights.tolist() == np.ones((4, 40)).tolist()
-    train = dataclasses.replace(subject.settings.train, drop_last=False)
-    kept = copy.copy(subject)
-    kept.settings = dataclasses.replace(subject.settings, train=train)
+    train = dataclasses.replace(loaded_run.settings.train, drop_last=False)
+    kept = copy.copy(loaded_run)
+    kept.settings = dataclasses.replace(loaded_run.settings, train=train)
     rows = hessian_work.Work(kept, hessian.Options(batch_size=40)).batches.weights
     assert rows.sum(1).tolist() == [40, 40, 40, 40, 27]
 
 
-def test_other_options_reach_the_loss(subject, run, evaluated):
-    network, train = subject.networks[0], subject.dataset.train
+def test_other_options_reach_the_loss(loaded_run, run, evaluated):
+    network, train = loaded_run.networks[0], loaded_run.dataset.train
     options = {**SMALL, "parts": ("batches",), "augment": "none", "chunk": 32}
     options |= {"batches": 1, "label_smoothing": 0.0, "weight_decay": None, "seed": 3}
     rows, _ = evaluated("hessian", run, weights=("last",), **options)
     order, _ = data.epoch_order(jax.random.key(3), len(train), 40, False)
     chosen = np.asarray(order[0])
-    images = subject.normalise(train.images[chosen])
-    decay = subject.settings.optimizer.weight_decay
-    matrix = dense(subject, network, images, train.labels[chosen], 0.0, decay)
+    images = loaded_run.normalise(train.images[chosen])
+    decay = loaded_run.settings.optimizer.weight_decay
+    matrix = dense(loaded_run, network, images, train.labels[chosen], 0.0, decay)
     expected = np.linalg.eigvalsh(matrix)[:-5:-1]
     np.testing.assert_allclose(rows[0]["batch_values"], expected, rtol=1e-3)
     assert "trace" not in rows[0]
@@ -184,24 +183,24 @@ def test_loss_of_a_network_with_batch_norm(train):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_training_mode_leaves_out_what_fills_no_batch(subject):
-    train = subject.dataset.train
+def test_training_mode_leaves_out_what_fills_no_batch(loaded_run):
+    train = loaded_run.dataset.train
     rows, weights = hessian_problem.all_images(train, 64, True)
     assert (rows.shape, weights.min()) == ((len(train) // 64, 64), 1)
     rows, weights = hessian_problem.one_epoch(train, 40, True, 0)
     assert (len(rows), weights.min()) == (len(train) // 40, 1)
 
 
-def test_a_budget_that_the_data_does_not_fit_in(subject, run, evaluated):
+def test_a_budget_that_the_data_does_not_fit_in(loaded_run, run, evaluated):
     """The classifier's bias, so that vectors are small beside the images."""
     options = {**SMALL, "parts": ("eigenvalues",), "mask": ("fc/bias",), "eigenvalues": 2}
     options |= {"byte_budget": 8000, "basis": "host", "data_batch_size": 16}
-    train = subject.dataset.train
-    network = subject.networks[0]
-    work = hessian_work.Work(subject, hessian.Options(**options))
+    train = loaded_run.dataset.train
+    network = loaded_run.networks[0]
+    work = hessian_work.Work(loaded_run, hessian.Options(**options))
     assert isinstance(work.operators.of(network), Streamed)
     rows, _ = evaluated("hessian", run, weights=("last",), **options)
-    matrix = dense(subject, network, subject.normalise(train.images), train.labels)[:10, :10]
+    matrix = dense(loaded_run, network, loaded_run.normalise(train.images), train.labels)[:10, :10]
     exact = np.linalg.eigvalsh(matrix)
     np.testing.assert_allclose(rows[0]["largest"], exact[:-3:-1], rtol=1e-4)
     np.testing.assert_allclose(rows[0]["smallest"], exact[:2], rtol=1e-4)
@@ -265,7 +264,7 @@ def test_single_parts_are_drawn(found, part):
         ({"label_smoothing": 1.0}, "--label-smoothing=1 must lie in"),
     ],
 )
-def test_what_cannot_be_is_one_line(subject, options, says):
+def test_what_cannot_be_is_one_line(loaded_run, options, says):
     with pytest.raises(UsageError, match=says) as caught:
-        hessian.units(subject, hessian.Options(**{**SMALL, **options}))
+        hessian.units(loaded_run, hessian.Options(**{**SMALL, **options}))
     assert "\n" not in str(caught.value)

@@ -14,27 +14,27 @@ from PIL import Image
 from seal_jax import UsageError, data
 from seal_jax.cli import main
 from seal_jax.evaluation import linear_probe as library
-from seal_jax.evaluation.commands import linear_probe, targets
-from seal_jax.evaluation.commands import linear_probe_views as views
+from seal_jax.evaluators import linear_probe, transfer_data
+from seal_jax.evaluators import linear_probe_views as views
 
 SMALL = {"datasets": ("digits",), "learning_rates": (0.1, 0.01), "epochs": 2}
 
 
 @pytest.fixture(scope="module")
-def digits(subject):
-    return targets.transfer_set(subject, "digits", (8, 8))
+def digits(loaded_run):
+    return transfer_data.transfer_set(loaded_run, "digits", (8, 8))
 
 
-def test_accuracies_are_those_of_the_library(run, subject, digits, evaluated):
+def test_accuracies_are_those_of_the_library(run, loaded_run, digits, evaluated):
     """From features of a residual block, computed here; two networks."""
     options = {**SMALL, "features": "layer2/block0", "epochs": 20}
     rows, output = evaluated("linear_probe", run, weights=("last",), **options)
-    outputs = jax.jit(subject.model.features)
+    outputs = jax.jit(loaded_run.model.features)
     assert len(digits.train) == 1437  # nothing is held out of it
-    for row, network in zip(rows, subject.networks[:2], strict=True):
+    for row, network in zip(rows, loaded_run.networks[:2], strict=True):
 
         def features(split, network=network):
-            images = subject.normalise(split.images)
+            images = loaded_run.normalise(split.images)
             return outputs(network.variables, images)["layer2/block0"].mean((1, 2))
 
         found = library.fit(
@@ -117,11 +117,11 @@ def test_augmented_images(digits):
     assert not np.array_equal(first[40:], split.images[40:])
 
 
-def test_augmentation_trains_on_other_images_in_every_epoch(subject, digits, monkeypatch):
+def test_augmentation_trains_on_other_images_in_every_epoch(loaded_run, digits, monkeypatch):
     """The features that the classifier learns from are those of the augmented images."""
     options = linear_probe.Options(**{**SMALL, "augmentation": "flip"})
-    (unit, *_) = linear_probe.units(subject, options)
-    network = subject.networks[0]
+    (unit, *_) = linear_probe.units(loaded_run, options)
+    network = loaded_run.networks[0]
     learnt = []
     fit = library.fit_augmented
 
@@ -141,7 +141,7 @@ def test_augmentation_trains_on_other_images_in_every_epoch(subject, digits, mon
         images = linear_probe._augmented(digits.train, augmentation, options, epoch)
         either = images[:9], digits.train.images[:9]
         assert not np.array_equal(*either)
-        expected = subject.features(network, images[:9])
+        expected = loaded_run.features(network, images[:9])
         np.testing.assert_allclose(found[:9], expected, rtol=1e-4, atol=1e-5)
     assert len(learnt) == 2
 
@@ -156,21 +156,21 @@ def test_augmentation_trains_on_other_images_in_every_epoch(subject, digits, mon
         ({"datasets": ("digitz",)}, "'digitz' is not a data set"),
     ],
 )
-def test_input_that_cannot_be_used_is_refused_at_once(subject, options, says):
+def test_input_that_cannot_be_used_is_refused_at_once(loaded_run, options, says):
     with pytest.raises(UsageError, match=says) as caught:
-        linear_probe.units(subject, linear_probe.Options(**{**SMALL, **options}))
+        linear_probe.units(loaded_run, linear_probe.Options(**{**SMALL, **options}))
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_network_is_refused(subject):
-    network = subject.networks[0]
-    images = subject.dataset.test.images[:3]
+def test_a_broken_network_is_refused(loaded_run):
+    network = loaded_run.networks[0]
+    images = loaded_run.dataset.test.images[:3]
 
     def infinite(variables, images):
         return images.mean((1, 2)) + jnp.inf
 
     with pytest.raises(UsageError, match=f"{network.key}: features hold NaN or infinity"):
-        targets.features(subject, network, images, infinite, 8)
+        transfer_data.features(loaded_run, network, images, infinite, 8)
 
 
 @pytest.mark.parametrize(
@@ -270,4 +270,4 @@ def test_options_are_the_papers():
     chosen = linear_probe.Options()
     protocol = chosen.protocol()
     assert dataclasses.astuple(protocol) == ((0.1, 0.01, 0.001), 120, 128, 0.9, 1e-4)
-    assert [targets.paper_name(name) for name in chosen.datasets] == list(views.COLUMNS)
+    assert [transfer_data.paper_name(name) for name in chosen.datasets] == list(views.COLUMNS)

@@ -10,15 +10,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from softmax_oracle import derivatives, inputs_of, loss, matrix_of
 
-from seal_jax import UsageError, weak_classifiers
-from seal_jax.evaluation import commands
-from seal_jax.evaluation.commands import gradients, landscape, perturbations, pof
-from seal_jax.evaluation.commands.subject import Subject
+from seal_jax import UsageError, evaluators, weak_classifiers
+from seal_jax.core import plots
+from seal_jax.core import settings as settings_lib
 from seal_jax.evaluation.gradients import mini_batches
+from seal_jax.evaluators import gradients, landscape, perturbations, pof
+from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.hessian import krylov
-from seal_jax.reports import panels
 from seal_jax.training import experiment, loop
-from seal_jax.training import settings as settings_lib
 
 SMOOTHING = 0.2  # of the run's loss, which is that of all kinds unless they are told another
 
@@ -42,13 +41,13 @@ def mlp(tmp_path_factory, digits_dir):
 
 @pytest.fixture(scope="module")
 def mlp_subject(mlp):
-    return Subject(mlp, weights=("last",))
+    return LoadedRun(mlp, weights=("last",))
 
 
-def head_of(subject, index, split):
+def head_of(loaded_run, index, split):
     """Features and labels of a split, and the classifier as a matrix."""
-    network = subject.networks[index]
-    features = subject.features(network, split.images)
+    network = loaded_run.networks[index]
+    features = loaded_run.features(network, split.images)
     return features, split.labels, matrix_of(network.variables["params"]["fc"])
 
 
@@ -243,7 +242,7 @@ def test_statistics_of_the_batch_make_another_network(mlp, mlp_subject):
     ],
 )
 def test_what_does_not_fit_is_found_before_any_work(mlp_subject, name, given, says):
-    kind = commands.load(name)
+    kind = evaluators.load(name)
     given = {"batch_size": 16, **given}
     with pytest.raises(UsageError, match=says) as caught:
         kind.units(mlp_subject, kind.options(**given))
@@ -273,7 +272,7 @@ def test_plots_say_what_they_show():
     figure = Figure()
     perturbations.KIND.draw(figure, [{**row, "run": run, "sizes": [0.1, 0.2]} for run in "ab"])
     assert figure.axes[0].get_title() == "SGD, last weights"
-    assert figure.axes[0].patches[0].get_facecolor()[:3] == to_rgb(panels.COLOURS[3])
+    assert figure.axes[0].patches[0].get_facecolor()[:3] == to_rgb(plots.COLOURS[3])
 
     curved = {**row, "counts": [3, 1], "distances": [1.0], "curvatures": [*np.ones(999), 50.0]}
     figure = Figure()
@@ -285,8 +284,8 @@ def test_plots_say_what_they_show():
 
 def test_options_of_the_method_stand_in(mlp_subject):
     def option(method, *rest):
-        subject = type("Run", (), {"settings": dataclasses.replace(given, method=method)})
-        return pof.method_option(subject, "pof", *rest)
+        loaded_run = type("Run", (), {"settings": dataclasses.replace(given, method=method)})
+        return pof.method_option(loaded_run, "pof", *rest)
 
     given = mlp_subject.settings
     assert option({"name": "pof", "gamma_high": 1.25}, "gamma_high", 9.0) == 1.25

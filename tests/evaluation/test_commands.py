@@ -1,4 +1,4 @@
-"""The command layer: subject, ledger, options, files; margins, flatness and depth through it."""
+"""The command layer: loaded_run, ledger, options, files; margins, flatness and depth through it."""
 
 import dataclasses
 import json
@@ -13,40 +13,40 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.neighbors import KNeighborsClassifier
 
-from seal_jax import UsageError
+from seal_jax import UsageError, evaluators
 from seal_jax.cli import main
-from seal_jax.evaluation import commands, pooling
-from seal_jax.evaluation.commands import command, options, prediction_depth
-from seal_jax.evaluation.commands.ledger import Ledger
-from seal_jax.evaluation.commands.subject import Subject
+from seal_jax.evaluation import pooling
+from seal_jax.evaluators import command, options, prediction_depth
+from seal_jax.evaluators.loaded_run import LoadedRun
+from seal_jax.evaluators.result_cache import ResultCache
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.metrics import read as read_metrics
 
 
 def test_networks_are_those_that_were_trained(run):
     """Their test accuracies, computed here, are those that the training wrote."""
-    subject = Subject(run, steps="all")
-    assert [network.key for network in subject.networks] == [
+    loaded_run = LoadedRun(run, steps="all")
+    assert [network.key for network in loaded_run.networks] == [
         f"step{step}/{weights}/seed{seed}"
         for step in (6, 12)
         for weights in ("last", "best")
         for seed in (0, 1)
     ]
     last = read_metrics(run)[-1]
-    test = subject.dataset.test
-    for network in subject.networks:
+    test = loaded_run.dataset.test
+    for network in loaded_run.networks:
         if network.step == 12:
-            found = (subject.logits(network, test.images).argmax(-1) == test.labels).mean()
+            found = (loaded_run.logits(network, test.images).argmax(-1) == test.labels).mean()
             wrote = last[f"test_{network.weights}/accuracy"][network.seed]
             assert found == pytest.approx(wrote, abs=1e-6)
 
 
-def test_apply_is_the_same_in_any_batches(subject):
-    network, images = subject.networks[0], subject.dataset.test.images[:37]
-    whole = subject.features(network, images, 64)
+def test_apply_is_the_same_in_any_batches(loaded_run):
+    network, images = loaded_run.networks[0], loaded_run.dataset.test.images[:37]
+    whole = loaded_run.features(network, images, 64)
     assert whole.shape == (37, 16)
-    np.testing.assert_allclose(subject.features(network, images, 8), whole, rtol=1e-5, atol=1e-6)
-    direct = subject.model.features(network.variables, subject.normalise(images))["features"]
+    np.testing.assert_allclose(loaded_run.features(network, images, 8), whole, rtol=1e-5, atol=1e-6)
+    direct = loaded_run.model.features(network.variables, loaded_run.normalise(images))["features"]
     np.testing.assert_allclose(whole, direct, rtol=1e-4, atol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_apply_is_the_same_in_any_batches(subject):
 )
 def test_what_is_not_there_is_one_line(run, given, says):
     with pytest.raises(UsageError, match=says) as caught:
-        Subject(run, **given)
+        LoadedRun(run, **given)
     assert "\n" not in str(caught.value)
 
 
@@ -78,7 +78,7 @@ def _changed(run, folder, **model):
 @pytest.mark.parametrize("model", [{"width": 8}, {"name": "resnet14"}, {"norm": "layer"}])
 def test_a_checkpoint_of_another_model_is_refused(run, tmp_path, model):
     with pytest.raises(UsageError, match=r"is of another network than config\.json says"):
-        Subject(_changed(run, tmp_path / "other", **model))
+        LoadedRun(_changed(run, tmp_path / "other", **model))
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_a_damaged_config_is_one_line(run, tmp_path, capfd, section, value, says
 
 def test_no_run_no_checkpoint(run, tmp_path):
     with pytest.raises(UsageError, match="is not the folder of a run"):
-        Subject(tmp_path)
+        LoadedRun(tmp_path)
     shutil.copy(run / workdirs.CONFIG, tmp_path)
     with pytest.raises(UsageError, match="holds no checkpoint yet"):
-        Subject(tmp_path)
+        LoadedRun(tmp_path)
 
 
 def test_nan_in_the_network_is_found(trained, run, tmp_path, monkeypatch):
-    from seal_jax.evaluation.commands import subject as module
+    from seal_jax.evaluators import loaded_run as module
 
     def with_nan(*arguments, **options):
         leaves = dict(read(*arguments, **options))
@@ -128,7 +128,7 @@ def test_nan_in_the_network_is_found(trained, run, tmp_path, monkeypatch):
     read = module.read_leaves
     monkeypatch.setattr(module, "read_leaves", with_nan)
     with pytest.raises(UsageError, match="holds NaN or infinity in params/fc/bias"):
-        Subject(run)
+        LoadedRun(run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +170,8 @@ def test_options_come_from_the_dataclass():
 
 
 def test_every_option_of_every_kind_is_described():
-    for name in commands.NAMES:
-        kind = commands.load(name)
+    for name in evaluators.NAMES:
+        kind = evaluators.load(name)
         assert kind.name == name
         fields = {field.name for field in dataclasses.fields(kind.options)}
         assert fields == set(options.descriptions(kind.options)), name
@@ -179,26 +179,26 @@ def test_every_option_of_every_kind_is_described():
 
 def test_a_ledger_goes_on_where_it_was_cut_off(tmp_path):
     path = tmp_path / "units.jsonl"
-    ledger = Ledger(path, {"options": {"k": 1}})
+    ledger = ResultCache(path, {"options": {"k": 1}})
     ledger.keep("a", {"x": 1})
     ledger.keep("b", {"x": 2})
     path.write_text(path.read_text()[:-4])
-    ledger = Ledger(path, {"options": {"k": 1}})
+    ledger = ResultCache(path, {"options": {"k": 1}})
     assert ledger.records == {"a": {"x": 1}}
     ledger.keep("b", {"x": 3})
-    assert Ledger(path, {"options": {"k": 1}}).records == {"a": {"x": 1}, "b": {"x": 3}}
+    assert ResultCache(path, {"options": {"k": 1}}).records == {"a": {"x": 1}, "b": {"x": 3}}
     with pytest.raises(UsageError, match=r"holds another evaluation \(options.k: 1 -> 2\)"):
-        Ledger(path, {"options": {"k": 2}})
-    assert Ledger(path, {"options": {"k": 2}}, overwrite=True).records == {}
+        ResultCache(path, {"options": {"k": 2}})
+    assert ResultCache(path, {"options": {"k": 2}}, overwrite=True).records == {}
     for garbage in ("", "5\n", "[]\n", "[" * 10_000):
         path.write_text(garbage)
         with pytest.raises(UsageError, match="cannot be read"):
-            Ledger(path, {})
+            ResultCache(path, {})
     deep = '{"key": "a", "record": {"x": ' + "[" * 10_000 + "]" * 10_000 + "}}"
     entries = ('{"key": "a", "record": 5}', '{"key": "a", "record": {}}', "7", deep)
     for entry in (*entries, '{"key": 1, "record": {"x": 1}}', '{"key": ["a"], "record": {"x": 1}}'):
         path.write_text(f"{{}}\n{entry}\n")
-        assert Ledger(path, {}).records == {}
+        assert ResultCache(path, {}).records == {}
 
 
 def test_margins_on_the_command_line(run, tmp_path, capfd):
@@ -209,10 +209,10 @@ def test_margins_on_the_command_line(run, tmp_path, capfd):
     first = capfd.readouterr().out
     assert "Margins in the softmax" in first
     record = command.read(tmp_path / command.RESULTS)
-    subject = Subject(run)
-    train = subject.dataset.train
-    for row, network in zip(record["rows"], subject.networks, strict=True):
-        logits = subject.logits(network, train.images).astype(np.float64)
+    loaded_run = LoadedRun(run)
+    train = loaded_run.dataset.train
+    for row, network in zip(record["rows"], loaded_run.networks, strict=True):
+        logits = loaded_run.logits(network, train.images).astype(np.float64)
         chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         own = chances[np.arange(len(train)), train.labels]
         chances[np.arange(len(train)), train.labels] = 0
@@ -281,7 +281,7 @@ def test_a_damaged_checkpoint_is_named_with_the_others(run, tmp_path):
     shutil.copytree(run, folder)
     shutil.rmtree(folder / workdirs.CHECKPOINTS / "12" / "metadata")
     with pytest.raises(UsageError, match=r"of step 12 in .* cannot be read .* take another: 6"):
-        Subject(folder)
+        LoadedRun(folder)
 
 
 @pytest.mark.filterwarnings("error")
@@ -309,29 +309,29 @@ def test_several_runs_in_one_table(run, tmp_path, capsys):
     assert "is for one run, and --checkpoint names 2" in capsys.readouterr().err
 
 
-def test_flatness_without_noise_is_the_accuracy(run, subject, evaluated):
+def test_flatness_without_noise_is_the_accuracy(run, loaded_run, evaluated):
     rows, _ = evaluated("flatness", run, sigmas=(0.0, 10.0), draws=3, batch_size=64)
-    train = subject.dataset.train
-    for row, network in zip(rows, subject.networks, strict=True):
-        hits = subject.logits(network, train.images).argmax(1) == train.labels
+    train = loaded_run.dataset.train
+    for row, network in zip(rows, loaded_run.networks, strict=True):
+        hits = loaded_run.logits(network, train.images).argmax(1) == train.labels
         assert row["train_accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
         assert row["accuracies"][0] == pytest.approx(hits.mean(), abs=1e-6)
         assert row["accuracies"][1] < 0.4  # such noise leaves nothing of the network
 
 
-def test_prediction_depth_equals_scikit_learn(run, subject, evaluated, monkeypatch):
+def test_prediction_depth_equals_scikit_learn(run, loaded_run, evaluated, monkeypatch):
     """Under a budget of half the stem's features; depth from the definition."""
     rows, output = evaluated(
         "prediction_depth", run, images=120, byte_budget=2**17, weights=("last",)
     )
-    train, test = subject.dataset.train.rows(np.arange(120)), subject.dataset.test
+    train, test = loaded_run.dataset.train.rows(np.arange(120)), loaded_run.dataset.test
     test = test.rows(np.arange(120))
-    network = subject.networks[0]
-    layers = subject.model.features(network.variables, subject.normalise(train.images))
-    there = subject.model.features(network.variables, subject.normalise(test.images))
+    network = loaded_run.networks[0]
+    layers = loaded_run.model.features(network.variables, loaded_run.normalise(train.images))
+    there = loaded_run.model.features(network.variables, loaded_run.normalise(test.images))
     row = rows[0]
     assert (row["step"], row["seed"]) == (12, 0)
-    assert row["layers"] == ["stem", *subject.model.round_blocks]
+    assert row["layers"] == ["stem", *loaded_run.model.round_blocks]
     final = there["logits"].argmax(-1)
     depths = np.zeros(120, int)
     for layer, accuracy in zip(row["layers"], row["accuracies"], strict=True):
@@ -359,13 +359,13 @@ def test_prediction_depth_equals_scikit_learn(run, subject, evaluated, monkeypat
     assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[6, 12]] * 4
 
 
-def test_prediction_depth_before_the_relu(subject):
+def test_prediction_depth_before_the_relu(loaded_run):
     """The output is the ReLU of what comes before it."""
-    network = subject.networks[0]
-    images = subject.normalise(subject.dataset.test.images[:4])
-    before = subject.model.before_relu(network.variables, images)
-    after = subject.model.features(network.variables, images)
-    for block in subject.model.round_blocks:
+    network = loaded_run.networks[0]
+    images = loaded_run.normalise(loaded_run.dataset.test.images[:4])
+    before = loaded_run.model.before_relu(network.variables, images)
+    after = loaded_run.model.features(network.variables, images)
+    for block in loaded_run.model.round_blocks:
         np.testing.assert_array_equal(np.maximum(before[block], 0), after[block])
         assert np.min(before[block]) < 0
 
@@ -378,10 +378,10 @@ def test_prediction_depth_before_the_relu(subject):
         ({"byte_budget": 100}, "byte_budget = 100 is too small .* give at least"),
     ],
 )
-def test_prediction_depth_bad_input(subject, given, says):
+def test_prediction_depth_bad_input(loaded_run, given, says):
     chosen = dataclasses.replace(prediction_depth.Options(), **given)
     with pytest.raises(UsageError, match=says):
-        prediction_depth.units(subject, chosen)[0].run()
+        prediction_depth.units(loaded_run, chosen)[0].run()
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(6, 4, 2), (7, 5, 3), (2, 3, 4)])

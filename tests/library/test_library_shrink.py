@@ -8,9 +8,9 @@ import pytest
 from library_oracles import SHAPES, flat, nested, problem
 
 from seal_jax import UsageError, forgetting, methods, models
-from seal_jax.methods.method import Event
-from seal_jax.training.settings import Optimizer, Train
-from seal_jax.training.state import Weights
+from seal_jax.core.settings import Optimizer, Train
+from seal_jax.core.state import Weights
+from seal_jax.methods.method import HookContext
 
 KEY = jax.random.key(5)
 FRESH = {
@@ -109,7 +109,7 @@ def test_the_method_draws_from_the_model():
     own = context()
     method = methods.build({"name": "shrink_perturb", "perturb": 0.3}, own)
     params = jax.tree.map(jnp.ones_like, own.model.init(KEY)["params"])
-    before = Event(KEY, jnp.int32(1), Weights(params, {}, {}), "momentum", (), None)
+    before = HookContext(KEY, jnp.int32(1), Weights(params, {}, {}), "momentum", (), None)
     after = method.on_generation_start(before)
     fresh = own.model.init(KEY)["params"]
     for got, drawn in zip(*map(jax.tree.leaves, (after.weights.params, fresh)), strict=True):

@@ -17,16 +17,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from seal_jax.cli import main
+from seal_jax.core import plots
+from seal_jax.core.tables import MEANING
 from seal_jax.errors import UsageError
 from seal_jax.reports import (
     compare,
     differences,
     evaluations,
     generations_html,
-    panels,
     write_report,
 )
-from seal_jax.reports.grid import MEANING
 from seal_jax.reports.runs import read_all
 from seal_jax.reports.studies import settings
 
@@ -104,7 +104,7 @@ def margins():
     """Write results of the evaluation of margins into a run's folder, as the command does."""
 
     def make(run, step, seeds=(0, 1), size=10.0, options=None, **changes):
-        from seal_jax.evaluation.commands import command, load
+        from seal_jax.evaluators import command, load
 
         label = {"run": run.name, "data": "d", "model": "m", "method": "x"}
         rows = [
@@ -266,11 +266,11 @@ def test_a_run_has_one_colour_whatever_others_were_evaluated(make_run, margins):
     ((section,), _) = evaluations.sections(results, read)
     figure = Figure()
     section.draw(figure)
-    assert figure.axes[0].get_lines()[0].get_color() == panels.COLOURS[2]
+    assert figure.axes[0].get_lines()[0].get_color() == plots.COLOURS[2]
     # And in the studies, which compare methods.
     looks = settings.styles(settings.entries(read))
     assert {name: look["color"] for name, look in looks.items()} == dict(
-        zip(("normal", "lw", "dsd"), panels.COLOURS, strict=False)
+        zip(("normal", "lw", "dsd"), plots.COLOURS, strict=False)
     )
 
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from seal_jax.core import plots
 from seal_jax.errors import UsageError
-from seal_jax.reports import curves, draw, draw_run, panels
+from seal_jax.reports import curves, draw, draw_run
 from seal_jax.reports.runs import read_all
 
 
@@ -48,9 +49,9 @@ def test_two_runs(seal, make_run, tmp_path, kept):
     assert draw([seal, other], path) == path
     image = pixels(path)
     assert image.shape == (1350, 1650, 3)
-    for colour in panels.COLOURS[:2]:
+    for colour in plots.COLOURS[:2]:
         assert close_to(image, colour) > 200
-    assert close_to(image, panels.COLOURS[2]) == 0
+    assert close_to(image, plots.COLOURS[2]) == 0
     assert list(tmp_path.glob(".*")) == []
 
     (figure,) = kept
@@ -62,11 +63,11 @@ def test_two_runs(seal, make_run, tmp_path, kept):
         line.get_markersize(): line.get_ydata().tolist()
         for line in below.get_lines()
         if line.get_marker() == "o"
-        and line.get_color() != panels.COLOURS[1]
-        and line.get_markeredgecolor() == panels.COLOURS[0]
+        and line.get_color() != plots.COLOURS[1]
+        and line.get_markeredgecolor() == plots.COLOURS[0]
     }
-    assert marks[panels.MARKS["test_last"]["markersize"]] == pytest.approx([51, 62])
-    assert marks[panels.MARKS["test_best"]["markersize"]] == pytest.approx([54, 64])
+    assert marks[curves.MARKS["test_last"]["markersize"]] == pytest.approx([51, 62])
+    assert marks[curves.MARKS["test_best"]["markersize"]] == pytest.approx([54, 64])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:2] == ["seal\n(2 seeds)", "$other_x^\n(2 seeds, unfinished)"]
     assert "ascent" in labels
@@ -97,21 +98,21 @@ def test_band_of_two_seeds_is_their_range(seal, tmp_path, kept):
 
 def test_phases(seal, make_run):
     (run,) = read_all(seal)
-    assert panels.ascents(run, 8) == ((4, 5),)
-    assert panels.ascents(run, 4) == ()
+    assert curves.ascents(run, 8) == ((4, 5),)
+    assert curves.ascents(run, 4) == ()
     longer = make_run("longer", epochs=6, method={"ascent_epochs": 3.0})
     llf = make_run("llf", epochs=6, method={"name": "llf"})
     both = read_all([seal, longer])
-    assert panels.shades(read_all([seal, llf])) == [(panels.SHADE, ((4, 5),))]
-    assert panels.shades(both) == [
-        (panels.COLOURS[0], ((4, 5),)),
-        (panels.COLOURS[1], ((4, 7),)),
+    assert curves.shades(read_all([seal, llf])) == [(curves.SHADE, ((4, 5),))]
+    assert curves.shades(both) == [
+        (plots.COLOURS[0], ((4, 5),)),
+        (plots.COLOURS[1], ((4, 7),)),
     ]
-    assert panels.shades(read_all(llf)) == []
+    assert curves.shades(read_all(llf)) == []
 
 
 def test_styles_stay_apart():
-    looks = [tuple(panels.style(index).values()) for index in range(3 * len(panels.COLOURS))]
+    looks = [tuple(plots.style(index).values()) for index in range(3 * len(plots.COLOURS))]
     assert len(set(looks)) == len(looks)
 
 
@@ -120,7 +121,7 @@ def test_draw_run_replaces_the_picture(seal, kept):
     assert draw_run(seal) == seal / "curves.png"
     image = pixels(seal / "curves.png")
     assert image.shape == (2025, 1650, 3)
-    assert close_to(image, panels.COLOURS[0]) > 500
+    assert close_to(image, plots.COLOURS[0]) > 500
     assert sorted(path.name for path in seal.iterdir()) == [
         "config.json",
         "curves.png",
@@ -139,7 +140,7 @@ def test_first_epoch_of_a_run_without_validation_or_numbers(make_run):
     )
     assert "null" in lines
     (run / "metrics.jsonl").write_text(lines)
-    assert close_to(pixels(draw_run(run)), panels.COLOURS[0]) > 50
+    assert close_to(pixels(draw_run(run)), plots.COLOURS[0]) > 50
 
 
 def test_picture_that_cannot_be_written(seal, tmp_path):

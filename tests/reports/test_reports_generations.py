@@ -8,10 +8,10 @@ import math
 import pytest
 from scipy import stats
 
+from seal_jax.core.tables import MEANING, spread
 from seal_jax.errors import UsageError
 from seal_jax.reports import compare
 from seal_jax.reports.generations import stat
-from seal_jax.reports.grid import MEANING, spread
 
 LONG = {"train": {"epochs_per_generation": 160}}
 

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 
 from seal_jax import data, methods
+from seal_jax.core import mesh as meshes
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import device
 from seal_jax.training import experiment as experiments
-from seal_jax.training import mesh as meshes
-from seal_jax.training import settings as settings_lib
 from seal_jax.training.batches import Arrays
-from seal_jax.training.state import Stream, stream_key
 
 
 def _stripes():

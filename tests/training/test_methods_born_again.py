@@ -7,8 +7,8 @@ import numpy_mlp as oracle
 import pytest
 from programs import STRIPES, Trainer, assert_same, differ, host, mlp, seed_of
 
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import augment, device
-from seal_jax.training.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -76,7 +76,7 @@ def test_students_learn_from_the_last_generation_on_the_same_images():
     for generation in (1, 2):
         teacher = host(trainer).weights
         student = host(trainer.event())
-        assert_same(student.memory.weights, teacher)
+        assert_same(student.method_state.weights, teacher)
         fresh = trainer.experiment.model.init(stream_key(0, Stream.EVENT, generation))
         assert_same(seed_of(student.weights.params), fresh["params"], rtol=1e-6)
         assert_same(seed_of(student.weights.batch_stats), fresh["batch_stats"])
@@ -91,5 +91,5 @@ def test_students_learn_from_the_last_generation_on_the_same_images():
         # A teacher with statistics of the batch would say something else.
         assert abs(distilled(scores, judged[True], labels, **options) - losses[0, 0]) > 1e-3
         trainer.calls(4)
-        assert_same(trainer.state.memory.weights, teacher)
+        assert_same(trainer.state.method_state.weights, teacher)
         assert differ(trainer.state.weights, student.weights)

@@ -10,9 +10,9 @@ from trainer_runs import ROOT
 
 from seal_jax import data
 from seal_jax.cli import configs
+from seal_jax.core import mesh as meshes
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
-from seal_jax.training import mesh as meshes
 
 
 def test_the_forgetting_frequencies_of_seal_build_on_all_of_tiny_imagenet():

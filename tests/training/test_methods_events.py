@@ -7,7 +7,7 @@ import pytest
 from programs import STRIPES, Trainer, assert_same, batch, differ, host, mlp, seed_of
 
 from seal_jax import paths
-from seal_jax.training.state import Stream, stream_key
+from seal_jax.core.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -19,9 +19,9 @@ from programs import (
     seed_of,
 )
 
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import device
 from seal_jax.training import loop, workdir
-from seal_jax.training.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -196,7 +196,7 @@ def test_rule_of_the_warm_up():
     random = np.random.default_rng(1)
     lengths = set()
     for _ in range(20):
-        memory = jax.tree.map(lambda leaf: leaf[0], trainer.state.memory)
+        method_state = jax.tree.map(lambda leaf: leaf[0], trainer.state.method_state)
         best, since, warming, over = -np.inf, 0, True, None
         rising = 0.9 - 0.8 * np.exp(-np.arange(12) / random.uniform(0.5, 4))
         accuracies = rising + random.normal(0, 0.02, 12)
@@ -206,8 +206,8 @@ def test_rule_of_the_warm_up():
                 best, since = accuracy, step
             elif warming and step - since >= 7:
                 warming, over = False, step
-            memory = judge(memory, accuracy, np.int32(step))
-            assert bool(memory.warming) == warming
+            method_state = judge(method_state, accuracy, np.int32(step))
+            assert bool(method_state.warming) == warming
         lengths.add(over)
     assert len(lengths) > 2
 
@@ -222,7 +222,7 @@ def test_features_wait_for_the_warm_up(statistics):
         trainer.calls(1)
         trainer.state, _ = trainer.programs.validate(trainer.state, trainer.splits["validation"])
         seen.append(host(trainer))
-        warm.append(bool(seen[-2].memory.warming[0]))
+        warm.append(bool(seen[-2].method_state.warming[0]))
     assert 3 <= sum(warm) < 9
     assert warm == sorted(warm, reverse=True)
     # Without them the features are in inference mode for as long as it lasts, and no longer.

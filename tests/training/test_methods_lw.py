@@ -9,10 +9,10 @@ import pytest
 from programs import SHAPE, STRIPES, Trainer, assert_same, host, mlp, normalised, seed_of
 
 from seal_jax import methods
+from seal_jax.core import mesh as meshes
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
-from seal_jax.training import mesh as meshes
-from seal_jax.training.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

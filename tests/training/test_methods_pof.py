@@ -9,9 +9,9 @@ import pytest
 from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
 from trainer_runs import leaves
 
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.training import loop, pretrained
 from seal_jax.training.problems import Use
-from seal_jax.training.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -87,11 +87,11 @@ def measured(trainer, steps):
     """Run step by step; return the measures of each."""
     found = {"rejected": [], "perturbation": []}
     for step in range(steps):
-        before = trainer.state.tally.measures if step % 5 else {}
+        before = trainer.state.metric_sums.measures if step % 5 else {}
         before = {name: float(value[0]) for name, value in before.items()}
         trainer.calls(1)
         for name, own in found.items():
-            own.append(float(trainer.state.tally.measures[name][0]) - before.get(name, 0.0))
+            own.append(float(trainer.state.metric_sums.measures[name][0]) - before.get(name, 0.0))
     return found
 
 
@@ -175,9 +175,9 @@ def resampled():
     trainer = Trainer(STRIPES, pof(RESAMPLED, norm="batch"))
     seen, found = [host(trainer).weights], []
     for step in range(10):
-        before = float(trainer.state.tally.measures["perturbation"][0]) if step % 5 else 0.0
+        before = float(trainer.state.metric_sums.measures["perturbation"][0]) if step % 5 else 0.0
         trainer.calls(1)
-        found.append(float(trainer.state.tally.measures["perturbation"][0]) - before)
+        found.append(float(trainer.state.metric_sums.measures["perturbation"][0]) - before)
         seen.append(host(trainer).weights)
     return trainer, seen, found
 

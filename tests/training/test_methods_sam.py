@@ -6,8 +6,8 @@ import numpy_mlp as oracle
 import pytest
 from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
 
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.training.problems import Use
-from seal_jax.training.state import Stream, stream_key
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -23,10 +23,10 @@ from trainer_runs import (
 )
 
 from seal_jax.cli import main
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
 from seal_jax.training import loop
 from seal_jax.training import workdir as workdirs
-from seal_jax.training.settings import Settings
 
 CALLS = "--config.run.steps_per_call=2"
 

@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from seal_jax import UsageError
-from seal_jax.training import experiment, settings
-from seal_jax.training import mesh as meshes
+from seal_jax.core import mesh as meshes
+from seal_jax.core import settings
+from seal_jax.training import experiment
 
 
 def test_the_test_split_chooses_only_where_asked_for(tmp_path):

@@ -11,8 +11,8 @@ import optax
 import pytest
 from programs import STRIPES, Trainer, assert_same, host, mlp, normalised, seed_of, settings
 
+from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import augment, device
-from seal_jax.training.state import Stream, stream_key
 
 COLLECTIVES = re.compile(
     r" (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*"
@@ -154,7 +154,7 @@ def test_calls_of_part_of_an_epoch_equal_whole_epochs(dataset, single):
     np.testing.assert_allclose(
         np.concatenate(parts.losses, 1), np.concatenate(single.losses, 1), rtol=1e-3
     )
-    assert_same(parts.state.tally, single.state.tally, rtol=1e-3)
+    assert_same(parts.state.metric_sums, single.state.metric_sums, rtol=1e-3)
 
 
 def test_llf_event_draws_later_layers_from_the_models_own_initialisation(dataset):
@@ -185,7 +185,7 @@ def test_llf_event_draws_later_layers_from_the_models_own_initialisation(dataset
 def test_filled_batches_count_every_image_once(dataset):
     trainer = Trainer(dataset, settings(train={"drop_last": False})).run(1)
     assert trainer.losses[0].shape == (1, 6)
-    assert float(trainer.state.tally.weight[0]) == 90
+    assert float(trainer.state.metric_sums.weight[0]) == 90
 
 
 @pytest.mark.parametrize(("devices", "batch_norm"), [(1, "global"), (8, "global"), (8, "device")])

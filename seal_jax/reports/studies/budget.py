@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from seal_jax.reports import panels
-from seal_jax.reports.grid import Table, spread
+from seal_jax.core import plots
+from seal_jax.core.tables import Table, spread
+from seal_jax.reports import curves
 from seal_jax.reports.section import Missing, Section, drawable
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import BASELINE, EPOCHS, Entry, Setting
@@ -138,7 +139,7 @@ def _draw(figure: Figure, found: Sequence[Panel], styles: Styles) -> None:
                 _line(axes, panel, method, weights, styles[method])
         axes.set_title(panel.title, fontsize=10, parse_math=False)
         axes.set_xlabel(f"training steps per round, of {panel.rounds}")
-        axes.set_ylabel(f"test accuracy (%)\n{panels.BAND}", fontsize=9)
+        axes.set_ylabel(f"test accuracy (%)\n{plots.BAND}", fontsize=9)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(found) :]:
@@ -153,8 +154,8 @@ def _line(axes: Axes, panel: Panel, method: str, weights: str, look: Mapping[str
     if not points:
         return
     steps = [point.steps for point in points]
-    mean, low, high = 100 * panels.over_seeds(point.scores for point in points)
-    axes.plot(steps, mean, **panels.mark(f"test_{weights}", look["color"]))
+    mean, low, high = 100 * plots.over_seeds(point.scores for point in points)
+    axes.plot(steps, mean, **curves.mark(f"test_{weights}", look["color"]))
     if weights == "last":
         axes.plot(steps, mean, linewidth=1.4, **look)
         axes.vlines(steps, low, high, colors=look["color"], linewidth=0.8)
@@ -168,7 +169,7 @@ def _legend(figure: Figure, methods: Styles, weights: set[str]) -> None:
     ]
     if len(weights) > 1:
         entries += [
-            (Line2D([], [], **panels.mark(f"test_{each}", "#444444")), label)
+            (Line2D([], [], **curves.mark(f"test_{each}", "#444444")), label)
             for each, label in grouping.WEIGHTS.items()
         ]
     handles, labels = zip(*entries, strict=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seal_jax.reports import panels
-from seal_jax.reports.grid import Table
+from seal_jax.core import plots
+from seal_jax.core.tables import Table
 from seal_jax.reports.section import Missing, Section, drawable
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import Entry, Setting
@@ -142,8 +142,8 @@ def _legend(figure: Figure, subjects: Sequence[str], both: bool) -> None:
 def _marker(index: int) -> dict[str, Any]:
     return {
         "linestyle": "none",
-        "marker": MARKERS[index // len(panels.COLOURS) % len(MARKERS)],
-        "color": panels.style(index)["color"],
+        "marker": MARKERS[index // len(plots.COLOURS) % len(MARKERS)],
+        "color": plots.style(index)["color"],
     }
 
 

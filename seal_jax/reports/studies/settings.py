@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from seal_jax.reports import differences, panels
+from seal_jax.core import plots
+from seal_jax.reports import differences
 from seal_jax.reports.runs import Run, per_seed
 
 BASELINE = "normal"
@@ -146,7 +147,7 @@ def means(
 
 def styles(found: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     """Return the style of each method: that of its first run in the other plots."""
-    return {entry.method: panels.style(entry.run.index) for entry in reversed(found)}
+    return {entry.method: plots.style(entry.run.index) for entry in reversed(found)}
 
 
 def methods_of(found: Sequence[Entry]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seal_jax.reports.grid import Table
+from seal_jax.core.tables import Table
 from seal_jax.reports.section import Missing, Section, drawable
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import Entry, Setting

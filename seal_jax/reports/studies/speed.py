@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seal_jax.reports import panels
-from seal_jax.reports.grid import MISSING, Table
+from seal_jax.core import plots
+from seal_jax.core.tables import MISSING, Table
 from seal_jax.reports.runs import Run, per_seed
 from seal_jax.reports.section import Missing, Section
 
@@ -54,7 +54,7 @@ def section(runs: Sequence[Run]) -> Section | Missing:
         "accuracies are the mean over seeds of running averages over the epoch, with augmentation.",
     )
     shown = dict(list(found.items())[:MOST])
-    colours = {run.name: panels.style(run.index)["color"] for run in runs}
+    colours = {run.name: plots.style(run.index)["color"] for run in runs}
     summary = [cells for cells in summary if cells[0] in shown]
     header = ("run", "Gen", "after 1 epoch %", "at its end %", "epochs to the goal", "goal %")
     csv_header = ("run", "papers_gen", "epoch", "mean %", "std %")
@@ -96,11 +96,11 @@ def _draw(figure: Figure, found: dict[str, dict[int, np.ndarray]], colours: dict
     grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     for axes, (name, rounds) in zip(grid, found.items(), strict=False):
         # The run's colour, and the last of its generations as a solid line.
-        dashes = panels.DASHES[len(rounds) - 1 :: -1]
+        dashes = plots.DASHES[len(rounds) - 1 :: -1]
         for linestyle, (generation, values) in zip(dashes, rounds.items(), strict=True):
             epochs, (mean, low, high) = (
                 np.arange(1, len(values) + 1),
-                panels.over_seeds(100 * values),
+                plots.over_seeds(100 * values),
             )
             look = {"color": colours[name], "linestyle": linestyle}
             point = {"marker": "."} if len(values) == 1 else {}
@@ -116,4 +116,4 @@ def _draw(figure: Figure, found: dict[str, dict[int, np.ndarray]], colours: dict
     for axes in grid[len(found) :]:
         axes.set_axis_off()
     for axes in grid[::across]:
-        axes.set_ylabel(f"training accuracy (%)\n{panels.BAND}", fontsize=9)
+        axes.set_ylabel(f"training accuracy (%)\n{plots.BAND}", fontsize=9)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from seal_jax import records
+from seal_jax.core.tables import Table
 from seal_jax.errors import UsageError
-from seal_jax.reports.grid import Table
 from seal_jax.reports.runs import Run
 from seal_jax.reports.section import Missing, Section, drawable
 from seal_jax.reports.studies import settings as grouping

@@ -1,0 +1,1 @@
+"""Leaf types that methods, training, evaluators and reports share."""

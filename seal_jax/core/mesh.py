@@ -1,0 +1,96 @@
+"""The device mesh of a run: a ``seed`` axis without communication and a ``data`` axis with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from seal_jax.core.settings import Settings
+from seal_jax.errors import UsageError
+
+SEED, DATA = "seed", "data"
+
+# Every leaf of a training state has the seeds as its first axis.
+BY_SEED = PartitionSpec(SEED)
+REPLICATED = PartitionSpec()
+
+
+def layout(settings: Settings, devices: int) -> tuple[int, int]:
+    """Return how many devices lie along the seed and the data axis.
+
+    Seeds spread first, since they need no communication; what is left divides the batch.
+
+    Raises:
+      UsageError: the numbers asked for do not fit the devices, the seeds or the batch.
+    """
+    seeds, batch = settings.train.seeds, settings.train.batch_size
+    along_seed, along_data = settings.run.seed_devices, settings.run.data_devices
+    if not along_seed:
+        along_seed = math.gcd(seeds, devices // (along_data or 1) or 1)
+    if not along_data:
+        along_data = devices // along_seed or 1
+    if along_seed * along_data != devices:
+        raise UsageError(
+            f"run.seed_devices = {along_seed} times run.data_devices = {along_data} is not the number "
+            f"of devices, {devices}"
+        )
+    if seeds % along_seed:
+        raise UsageError(
+            f"train.seeds = {seeds} is no multiple of run.seed_devices = {along_seed}; change either"
+        )
+    if batch % along_data:
+        raise UsageError(
+            f"train.batch_size = {batch} is no multiple of the {along_data} devices along the data "
+            f"axis (run.data_devices); use a multiple, or train {devices} seeds (train.seeds)"
+        )
+    return along_seed, along_data
+
+
+def make(settings: Settings, devices: list[Any]) -> Mesh:
+    """Return the mesh over ``devices``."""
+    shape = layout(settings, len(devices))
+    return jax.make_mesh(shape, (SEED, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> jax.Array:
+    """Put a host array, the same in every process, on the mesh."""
+    return jax.make_array_from_callback(
+        value.shape, NamedSharding(mesh, spec), lambda index: value[index]
+    )
+
+
+def over_seeds(function: Callable, batching: str) -> Callable:
+    """Let a function of one seed's state (first argument) take all seeds of a device.
+
+    A single seed keeps its program as it is; several run as one batched program ("vmap") or one
+    after the other ("map"). The other arguments are shared.
+    """
+
+    def mapped(state: Any, *shared: Any) -> Any:
+        count = jax.tree.leaves(state)[0].shape[0]
+        if count == 1:
+            one = function(jax.tree.map(lambda leaf: leaf[0], state), *shared)
+            return jax.tree.map(lambda leaf: leaf[None], one)
+        if batching == "vmap":
+            return jax.vmap(function, in_axes=(0, *(None for _ in shared)))(state, *shared)
+        return jax.lax.map(lambda each: function(each, *shared), state)
+
+    return mapped
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Tell whether the mesh is of CPU devices."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def batching(settings: Settings, mesh: Mesh) -> str:
+    """Return how the seeds of one device run: see ``run.seed_batching``."""
+    if settings.run.seed_batching != "auto":
+        return settings.run.seed_batching
+    # Side by side the seeds fill an accelerator; a CPU is full with one.
+    return "map" if on_cpu(mesh) else "vmap"

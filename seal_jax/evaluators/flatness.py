@@ -1,0 +1,157 @@
+"""Training accuracy under noise on the weights: LW paper, Figures 5 and 12."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seal_jax import data
+from seal_jax.core import plots
+from seal_jax.core.tables import Table, grouped, spread
+from seal_jax.errors import UsageError, check_number
+from seal_jax.evaluation import margins as library
+from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators.loaded_run import LoadedRun, Network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    Attributes:
+      sigmas: standard deviations of the noise on every parameter.
+      draws: of noise, the same for every deviation.
+      images: training images the accuracy is of, a random sample; 0 for all.
+      batch_size: images a step.
+      seed: of noise and sample.
+    """
+
+    sigmas: tuple[float, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+    draws: int = 10
+    images: int = 2000
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self):
+        for sigma in self.sigmas:
+            check_number("--sigmas", sigma, lambda value: 0 <= value < np.inf, "be 0 or positive")
+        for field, least in (("draws", 1), ("images", 0), ("batch_size", 1)):
+            if getattr(self, field) < least:
+                raise UsageError(f"--{field}={getattr(self, field)} must be at least {least}")
+
+
+def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return one unit a network."""
+    train = loaded_run.dataset.train
+    if options.images and options.images < len(train):
+        random = np.random.default_rng(options.seed)
+        train = train.rows(np.sort(random.choice(len(train), options.images, replace=False)))
+    batch = min(options.batch_size, len(train))
+    rows, weights = data.padded_batches(len(train), batch)
+    batches = (train.images[rows], train.labels[rows], weights)
+
+    def accuracy(params: Any, others: Any, batches: Any) -> jax.Array:
+        def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
+            images, labels, weights = batch
+            logits = loaded_run.model.module.apply(
+                {**others, "params": params}, loaded_run.normalise(images), train=False
+            )
+            return total + (weights * (logits.argmax(-1) == labels)).sum(), None
+
+        return jax.lax.scan(add, jnp.zeros(()), batches)[0] / len(train)
+
+    def measure(network: Network) -> dict[str, Any]:
+        params = network.variables["params"]
+        others = {name: tree for name, tree in network.variables.items() if name != "params"}
+        found = library.flatness(
+            accuracy,
+            params,
+            (0.0, *options.sigmas),
+            rest=(others, batches),
+            draws=options.draws,
+            key=jax.random.key(options.seed),
+        )
+        # Without noise all draws are the same network.
+        return {
+            **network.identity,
+            "train_accuracy": float(found[0, 0]),
+            "sigmas": list(options.sigmas),
+            "accuracies": found[1:].mean(1).tolist(),
+            "draws_std": found[1:].std(1).tolist(),
+        }
+
+    return [WorkItem(each.key, functools.partial(measure, each)) for each in loaded_run.networks]
+
+
+def _change(row: Record) -> np.ndarray:
+    return row["train_accuracy"] - np.asarray(row["accuracies"])
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Return the loss of training accuracy at each deviation, mean over seeds."""
+    sigmas = list(dict.fromkeys(sigma for row in rows for sigma in row["sigmas"]))
+    cells = []
+    for (run, weights, step), own in grouped(rows, ("run", "weights", "step")).items():
+        line = [run, weights, str(step), str(len(own))]
+        line.append(spread([row["train_accuracy"] for row in own]).text(scale=100))
+        for sigma in sigmas:
+            lost = [
+                _change(row)[row["sigmas"].index(sigma)] for row in own if sigma in row["sigmas"]
+            ]
+            line.append(spread(lost).text(1, scale=100) if lost else "-")
+        cells.append(line)
+    return Table(
+        "Points of training accuracy lost under noise N(0, sigma^2) on every parameter",
+        ("run", "weights", "step", "seeds", "train acc. %", *(f"{sigma:g}" for sigma in sigmas)),
+        cells,
+        (
+            "Smaller is flatter. Mean over draws of noise. The LW paper shows this as a plot, without "
+            "numbers.",
+            "Networks whose weights differ in size feel the same noise differently: BatchNorm makes "
+            "the size of a kernel meaningless, not that of the noise.",
+        ),
+    )
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw the change of training accuracy against the deviation, best and last side by side."""
+    found, styles = grouped(rows, ("weights",)), plots.run_styles(rows)
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for each, ((weights,), own) in zip(axes, found.items(), strict=True):
+        for (run,), mine in grouped(own, ("run",)).items():
+            newest = max(row["step"] for row in mine)
+            chosen = [row for row in mine if row["step"] == newest]
+            lines = 100 * np.array([_change(row) for row in chosen])
+            sigmas = chosen[0]["sigmas"]
+            style = styles[run]
+            mean, low, high = plots.over_seeds(lines.T)
+            each.plot(sigmas, mean, label=run, linewidth=1.4, marker=".", **style)
+            if len(lines) > 1:
+                each.fill_between(sigmas, low, high, color=style["color"], alpha=0.2, linewidth=0)
+        each.set_xscale("log")
+        each.set_title(f"{weights} weights")
+        each.set_xlabel("sigma of the noise")
+        each.grid(axis="y", color="#dddddd", linewidth=0.6)
+        each.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(f"training accuracy lost, points\n{plots.BAND}")
+    axes[0].legend(frameon=False)
+
+
+KIND = Evaluator(
+    name="flatness",
+    summary="training accuracy under noise on the weights",
+    source="LW paper, Figures 5 and 12",
+    options=Options,
+    units=units,
+    table=table,
+    draw=draw,
+)

@@ -1,0 +1,298 @@
+"""What is evaluated: the networks of a training run, its data, and how images are shown to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from seal_jax import data, paths
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.settings import Settings
+from seal_jax.errors import UsageError
+from seal_jax.generations import Clock
+from seal_jax.models import Model
+from seal_jax.training import experiment as experiments
+from seal_jax.training import workdir as workdirs
+from seal_jax.training.checkpoints import Checkpoints, read_leaves
+from seal_jax.training.pretrained import SOURCES
+
+PyTree = Any
+BATCH = "batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One trained network.
+
+    Attributes:
+      weights: "last", or the "best" of the running generation by validation accuracy.
+      seed: of its training.
+      step: of the checkpoint.
+      generation: the checkpoint's, from 0.
+      variables: Flax collections of host arrays: params, batch_stats, and LW's normalisers.
+      identity: JSON values that tell it from others; every record begins with them.
+    """
+
+    weights: str
+    seed: int
+    step: int
+    generation: int
+    variables: Mapping[str, PyTree]
+    identity: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Its name within the run, for the keys of units.
+
+        >>> Network("last", 0, 88, 0, {}, {}).key
+        'step88/last/seed0'
+        """
+        return f"step{self.step}/{self.weights}/seed{self.seed}"
+
+
+class LoadedRun:
+    """A run's networks and data.
+
+    Computation is in float32, whatever the training's precision was.
+
+    Args:
+      run: the run's folder.
+      weights: "last" and "best", or one of them; by default those that there are.
+      steps: "newest", "all", or steps separated by commas.
+
+    Attributes:
+      run: the run's folder.
+      settings: of the training.
+      dataset: what it was trained on.
+      model: the network.
+      clock: epochs and generations.
+      networks: by step, weights and seed.
+
+    Raises:
+      UsageError: no such run or checkpoint, a checkpoint of another network, weights that are not
+        finite, or data that is not there.
+    """
+
+    def __init__(self, run: Path, *, weights: Sequence[str] = (), steps: str = "newest"):
+        if not (run / workdirs.CONFIG).is_file():
+            raise UsageError(
+                f"--checkpoint={run} is not the folder of a run: it has no {workdirs.CONFIG}"
+            )
+        unknown = [name for name in weights if name not in SOURCES]
+        if unknown:
+            raise UsageError(f"--weights={unknown[0]} must be one of {', '.join(SOURCES)}")
+        if len(set(weights)) < len(weights):
+            raise UsageError(f"--weights={','.join(weights)} names one twice; name each once")
+        self.run = run
+        self.settings = settings_lib.read(Settings, workdirs.read(run))
+        chosen = _steps(run / workdirs.CHECKPOINTS, steps)
+        self.dataset = experiments.load_data(self.settings.data)
+        train = self.settings.train
+        per_epoch = data.steps_per_epoch(len(self.dataset.train), train.batch_size, train.drop_last)
+        self.clock = Clock(per_epoch, train.epochs_per_generation)
+        self.model: Model = experiments.create_model(
+            self.settings.model,
+            self.dataset.image_shape,
+            self.dataset.num_classes,
+            dtype="float32",
+            on_cpu=jax.default_backend() == "cpu",
+        )
+        self.networks = [
+            network for step in chosen for network in self._networks(step, tuple(weights))
+        ]
+        self._programs: dict[Callable[..., Any], Any] = {}
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What the records of all its networks have in common."""
+        return {
+            "run": self.run.resolve().name,
+            "data": self.settings.data.name,
+            "model": self.settings.model.name,
+            "method": self.settings.method["name"],
+        }
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the network takes."""
+        return self.model.image_shape[-1]
+
+    @functools.cached_property
+    def augmentation(self) -> data.Augmentation:
+        """What happened to training images, and the normalisation of all."""
+        return experiments.augmentation_of(self.settings, self.dataset.image_shape)
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """Return uint8 images as the network takes them; traced."""
+        return data.apply(images, None, self.augmentation)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all weights, which changes when a run goes on or is trained anew."""
+        digest = hashlib.sha256()
+        for network in self.networks:
+            for leaf in jax.tree.leaves(network.variables):
+                digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()[:16]
+
+    def logits(self, network: Network, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Return the logits ``[n, classes]`` of uint8 images in inference mode."""
+        found: np.ndarray = self.apply(self._outputs, network, images, batch_size)["logits"]
+        return found
+
+    def features(self, network: Network, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Return the classifier's input ``[n, d]`` of uint8 images in inference mode."""
+        found: np.ndarray = self.apply(self._outputs, network, images, batch_size)["features"]
+        return found
+
+    @functools.cached_property
+    def _outputs(self) -> Callable[[PyTree, jax.Array], dict[str, jax.Array]]:
+        def outputs(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+            found = self.model.features(variables, images)
+            return {"features": found["features"], "logits": found["logits"]}
+
+        return outputs
+
+    def apply(
+        self,
+        function: Callable[[PyTree, jax.Array], PyTree],
+        network: Network,
+        images: np.ndarray,
+        batch_size: int = 256,
+    ) -> PyTree:
+        """Return ``function(variables, normalised images)`` over all images, batch by batch.
+
+        Every batch is divided over the devices; one program serves all networks.
+
+        Args:
+          function: traced; the same object for the same program.
+          network: whose variables.
+          images: uint8 ``[n, height, width, channels]``, on the host.
+          batch_size: rounded up to a multiple of the devices.
+
+        Returns:
+          A pytree of NumPy arrays with first axis n.
+        """
+        devices = jax.local_devices()
+        mesh = jax.make_mesh(
+            (len(devices),), (BATCH,), axis_types=(AxisType.Auto,), devices=devices
+        )
+        batch = -(-min(batch_size, len(images)) // len(devices)) * len(devices)
+        if function not in self._programs:
+            self._programs[function] = jax.jit(
+                lambda variables, images: function(variables, self.normalise(images))
+            )
+        program = self._programs[function]
+        variables = jax.device_put(network.variables, NamedSharding(mesh, PartitionSpec()))
+        found = []
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            filling = [(0, batch - len(part))] + [(0, 0)] * (images.ndim - 1)
+            placed = jax.device_put(
+                np.pad(part, filling), NamedSharding(mesh, PartitionSpec(BATCH))
+            )
+            outputs = program(variables, placed)
+            found.append(jax.tree.map(np.asarray, outputs))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
+
+    def _networks(self, step: int, asked: tuple[str, ...]) -> list[Network]:
+        """Return the networks of one checkpoint."""
+        leaves = read_leaves(self.run / workdirs.CHECKPOINTS, step=step)
+        assert leaves is not None  # of that step, or it raises
+        wanted = jax.eval_shape(self.model.init, jax.random.key(0))
+        seeds = self.settings.train.seed + np.arange(self.settings.train.seeds)
+        generation = self.clock.generation(max(step - 1, 0))
+        networks = []
+        for weights in asked or SOURCES:
+            missing = "best/accuracy" not in leaves or np.min(leaves["best/accuracy"]) < 0
+            if weights == "best" and missing:
+                if not asked:
+                    continue
+                raise UsageError(
+                    f"--weights=best: {self.run} has scored no validation split at step {step}; "
+                    "use --weights=last"
+                )
+            whole = self._variables(leaves, SOURCES[weights], wanted, step)
+            for index, seed in enumerate(map(int, seeds)):
+                own = jax.tree.map(lambda leaf, index=index: leaf[index], whole)
+                identity = {
+                    **self.label,
+                    "weights": weights,
+                    "seed": seed,
+                    "step": step,
+                    "generation": int(generation),
+                }
+                networks.append(Network(weights, seed, step, int(generation), own, identity))
+        return networks
+
+    def _variables(
+        self, leaves: Mapping[str, np.ndarray], prefix: str, wanted: PyTree, step: int
+    ) -> dict[str, PyTree]:
+        """Return the collections of all seeds, checked against the network."""
+        found = {
+            name.removeprefix(prefix): leaf
+            for name, leaf in leaves.items()
+            if name.startswith(prefix)
+        }
+        where = self.run / workdirs.CHECKPOINTS / str(step)
+        for name, leaf in paths.named_leaves(wanted):
+            theirs = found.get(name)
+            if theirs is None or theirs.shape[1:] != leaf.shape:
+                there = "absent" if theirs is None else f"{list(theirs.shape[1:])}"
+                raise UsageError(
+                    f"checkpoint {where} is of another network than {workdirs.CONFIG} says: {name} "
+                    f"is {there} there and {list(leaf.shape)} here; evaluate the run's own folder"
+                )
+            if len(theirs) != self.settings.train.seeds:
+                raise UsageError(
+                    f"checkpoint {where} has {len(theirs)} seeds, and {workdirs.CONFIG} has "
+                    f"train.seeds = {self.settings.train.seeds}; evaluate the run's own folder"
+                )
+        expected = {name for name, _ in paths.named_leaves(wanted)}
+        for name, leaf in found.items():
+            if name not in expected and not name.startswith("normalisers/"):
+                raise UsageError(
+                    f"checkpoint {where} is of another network than {workdirs.CONFIG} says: it has "
+                    f"{name}; evaluate the run's own folder"
+                )
+            if not np.isfinite(leaf).all():
+                raise UsageError(
+                    f"checkpoint {where} holds NaN or infinity in {name}: the training diverged; "
+                    "evaluate an earlier one with --steps="
+                )
+        tree = traverse_util.unflatten_dict(found, sep="/")
+        return {name: tree.get(name, {}) for name in ("params", "batch_stats", "normalisers")}
+
+
+def _steps(folder: Path, asked: str) -> list[int]:
+    """Return the steps of the checkpoints that ``--steps`` names."""
+    steps = Checkpoints(folder).steps()
+    if not steps:
+        raise UsageError(f"--checkpoint={folder.parent} holds no checkpoint yet")
+    if asked == "newest":
+        return steps[-1:]
+    if asked == "all":
+        return steps
+    try:
+        wanted = [int(part) for part in asked.split(",")]
+    except ValueError:
+        raise UsageError(
+            f'--steps={asked} must be "newest", "all", or steps separated by commas'
+        ) from None
+    if len(set(wanted)) < len(wanted):  # or every seed would count twice
+        raise UsageError(f"--steps={asked} names a checkpoint twice; name each once")
+    for step in wanted:
+        if step not in steps:
+            raise UsageError(
+                f"--steps={step}: there is no such checkpoint, only {', '.join(map(str, steps))}"
+            )
+    return wanted

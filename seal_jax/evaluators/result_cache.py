@@ -1,0 +1,92 @@
+"""What an evaluation has done so far: one line of JSON a unit, so that it can be taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from seal_jax import records
+from seal_jax.core.settings import differences
+from seal_jax.errors import UsageError
+
+
+class ResultCache:
+    """The records of finished units, in a file that only grows.
+
+    Its first line says what is evaluated and how; a file that begins with another is refused.
+
+    Args:
+      path: the file; its folder is made when the first record is kept.
+      header: JSON values, nested by name.
+      overwrite: begin anew, whatever is there.
+
+    Raises:
+      UsageError: the file belongs to another evaluation, or cannot be read.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, overwrite: bool = False):
+        self._path = path
+        self._header = json.loads(json.dumps(header))
+        self.records: dict[str, dict[str, Any]] = {}
+        self._begun = False
+        if path.exists() and not overwrite:
+            self._read()
+
+    def keep(self, key: str, record: Mapping[str, Any]) -> None:
+        """Write the record of a finished unit to the disk.
+
+        Raises:
+          UsageError: the file cannot be written.
+        """
+        self.records[key] = dict(record)
+        lines = [json.dumps({"key": key, "record": record}) + "\n"]
+        try:
+            if not self._begun:
+                # What is readable of the old file is written anew: a line may have been cut off.
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                lines = [json.dumps(self._header) + "\n"] + [
+                    json.dumps({"key": each, "record": kept}) + "\n"
+                    for each, kept in self.records.items()
+                ]
+                partial = self._path.with_suffix(".partial")
+                partial.write_text("".join(lines), encoding="utf-8")
+                os.replace(partial, self._path)
+                self._begun = True
+                return
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UsageError(f"{self._path} cannot be written: {error.strerror}") from None
+
+    def _read(self) -> None:
+        lines = records.lines(self._path, Mapping[str, Any], finite=False)
+        _, header, problem = next(lines)
+        if problem:
+            raise UsageError(
+                f"{self._path} cannot be read: {problem}; give another --output, or --overwrite"
+            )
+        changed = differences(header, self._header)
+        if changed:
+            more = ", ..." if len(changed) > 3 else ""
+            raise UsageError(
+                f"{self._path.parent} holds another evaluation ({'; '.join(changed[:3])}{more}); "
+                "give another --output, or --overwrite"
+            )
+        for _, entry, problem in lines:
+            try:
+                entry = records.check(_Entry, entry, "")
+            except UsageError as error:
+                problem = str(error)
+            if problem or not entry["record"]:
+                break  # cut off where a kill or a full disk came; what follows is done again
+            self.records[entry["key"]] = entry["record"]
+
+
+class _Entry(TypedDict):
+    key: str
+    record: Mapping[str, Any]

@@ -1,0 +1,242 @@
+"""The data sets that a network is transferred to, and how their images are shown to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from seal_jax import data
+from seal_jax.data import sources
+from seal_jax.data.catalogue import DATA_SETS
+from seal_jax.errors import UsageError
+from seal_jax.evaluation.resizing import resized
+from seal_jax.evaluators.loaded_run import LoadedRun
+from seal_jax.evaluators.options import shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Where the papers use only a part of the labelled images (Guo et al. 2020, appendix).
+PARTS = {"image_folder/cropdisease": "train"}
+
+PAPER_LABEL = "SEAL paper, the same method"
+
+
+def paper_name(dataset: str) -> str:
+    """Return what the papers call a data set, or its own name where they do not have it.
+
+    >>> paper_name("image_folder/eurosat"), paper_name("digits")
+    ('EuroSAT', 'digits')
+    """
+    base = dataset.split(":")[0]
+    return next((each.paper for each in DATA_SETS if base in each.names), dataset)
+
+
+def _part(name: str) -> str | None:
+    """Return the split of a data set that episodes are drawn from; None for all."""
+    return PARTS.get(name.split(":")[0])
+
+
+def paper_method(row: Mapping[str, Any]) -> str | None:
+    """Return the row of the SEAL paper's tables that a network's method has.
+
+    >>> paper_method({"method": "normal", "generation": 0}), paper_method({"method": "fast"})
+    ('Normal', None)
+    """
+    if row["method"] == "normal":
+        return "Normal" if row["generation"] == 0 else "Normal (long)"
+    return {"llf": "LLF", "seal": "SEAL"}.get(row["method"])
+
+
+def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was trained on what, and for how many generations.
+
+    >>> row = {"run": "a", "model": "resnet8", "data": "digits", "generation": 3}
+    >>> settings_of([row, row])
+    'a is resnet8 on digits in generation 4'
+    """
+    found = (
+        f"{row['run']} is {row['model']} on {paper_name(row['data'])} "
+        f"in generation {row['generation'] + 1}"
+        for row in rows
+    )
+    return "; ".join(dict.fromkeys(found))
+
+
+def legend(figure: Figure, panes: np.ndarray) -> None:
+    """Put one legend for all panels below them; what stands for all colours comes last."""
+    entries: dict[str, Any] = {}
+    for axes in panes.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    order = sorted(entries, key=lambda label: label.startswith(PAPER_LABEL))
+    figure.legend(
+        [entries[label] for label in order],
+        order,
+        loc="outside lower center",
+        ncols=min(len(order), 2),
+        frameon=False,
+    )
+
+
+def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
+    """Return all labelled images, resized and cropped as in the public few-shot protocol.
+
+    The square that is 1.15 times as wide, then its centre: 257 and 224 in the protocol.
+    """
+    split, _ = data.load_labelled(
+        name,
+        data_dir=loaded_run.settings.data.data_dir or None,
+        split=_part(name),
+        image_size=int(1.15 * side),
+        crop=side,
+        channels=loaded_run.channels,
+    )
+    return split
+
+
+def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
+    """Return the labels of :func:`episode_images` in a hundredth of its time: no image is decoded.
+
+    Raises:
+      UsageError: as :func:`seal_jax.data.load_labelled`.
+    """
+    import tensorflow_datasets as tfds
+
+    from seal_jax.data.decoding import make_decoder
+    from seal_jax.data.preparation import first_line, open_prepared
+
+    builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
+    decoder = make_decoder(builder.info, None, None)
+    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
+    skip = {decoder.image: tfds.decode.SkipDecoding()}
+    found = []
+    try:
+        source = builder.as_data_source(
+            _part(name) or "+".join(splits),
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+            file_format="array_record",
+        )
+        for start in range(0, len(source), 256):
+            rows = list(range(start, min(start + 256, len(source))))
+            for record in source.__getitems__(rows):
+                example = decoder.features.deserialize_example_np(record, decoders=skip)
+                found.append(int(example[decoder.label]))
+    # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
+    except Exception as error:
+        raise UsageError(f"{name} cannot be read ({first_line(error)}): prepare it again") from None
+    labels = np.array(found, np.int32)
+    return labels[labels >= 0]
+
+
+def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
+    """Return whether a data set has a test split; without, a part of its images is held out.
+
+    Raises:
+      UsageError: as :func:`seal_jax.data.load`.
+    """
+    from seal_jax.data.preparation import open_prepared
+
+    builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
+    return sources.default_test_split(builder) is not None
+
+
+def transfer_set(
+    loaded_run: LoadedRun, name: str, size: tuple[int, int], test_fraction: float | None = None
+) -> data.Dataset:
+    """Return training and test images of ``(height, width)``, with nothing held out for validation."""
+    return data.load(
+        name,
+        data_dir=loaded_run.settings.data.data_dir or None,
+        image_size=size,
+        channels=loaded_run.channels,
+        test_fraction=test_fraction,
+        validation_fraction=0.0,
+    )
+
+
+def image_shape(loaded_run: LoadedRun, side: int | None) -> tuple[int, int, int]:
+    """Return the shape of images of ``--image-size``, by default the run's own.
+
+    Raises:
+      UsageError: the network cannot take them.
+    """
+    shape = loaded_run.model.image_shape if side is None else (side, side, loaded_run.channels)
+    try:
+        resized(loaded_run.model, shape)
+    except UsageError as error:
+        raise UsageError(f"--image-size={shown(side)}: {error}") from None
+    return shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """Other statistics than the run's.
+
+    Attributes:
+      ours: as a traced function of uint8 images.
+      from_theirs: as a traced function of images that were normalised as in the run.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    run_mean: tuple[float, ...]
+    run_std: tuple[float, ...]
+
+    def ours(self, images: jax.Array) -> jax.Array:
+        """Normalise uint8 images; traced."""
+        return data.apply(images, None, data.Augmentation(mean=self.mean, std=self.std))
+
+    def from_theirs(self, images: jax.Array) -> jax.Array:
+        """Normalise anew what was normalised with the run's statistics; traced."""
+        run_mean, run_std = np.array(self.run_mean), np.array(self.run_std)
+        mean, std = np.array(self.mean), np.array(self.std)
+        scale, shift = run_std / std, (run_mean - mean) / std
+        return images * scale.astype(np.float32) + shift.astype(np.float32)
+
+
+def normalisation(loaded_run: LoadedRun, name: str) -> Normalisation:
+    """Return the statistics called ``name``, "" for the run's.
+
+    Raises:
+      UsageError: an unknown name, or statistics of another number of channels.
+    """
+    own = loaded_run.augmentation
+    try:
+        mean, std = (own.mean, own.std) if not name else data.statistics(name)
+    except UsageError as error:
+        raise UsageError(f"--normalisation={name}: {error}") from None
+    if len(mean) != loaded_run.channels:
+        raise UsageError(
+            f"--normalisation={name} has {len(mean)} channels and the network takes "
+            f"{loaded_run.channels}; leave it out to use the run's"
+        )
+    return Normalisation(name, tuple(mean), tuple(std), tuple(own.mean), tuple(own.std))
+
+
+def features(
+    loaded_run: LoadedRun, network: Any, images: np.ndarray, of: Any, batch_size: int
+) -> np.ndarray:
+    """Return ``of(variables, images)`` and refuse what is not finite.
+
+    Raises:
+      UsageError: NaN or infinity.
+    """
+    found: np.ndarray = loaded_run.apply(of, network, images, batch_size)
+    if not np.isfinite(found).all():
+        raise UsageError(
+            f"{network.key}: features hold NaN or infinity: the network or its input is broken"
+        )
+    return found
+
+
+def check_names(field: str, names: Sequence[Any]) -> None:
+    """Raise unless the names are several, each once."""
+    twice = {name for name in names if list(names).count(name) > 1}
+    if twice:
+        raise UsageError(f"--{field} names {sorted(twice)[0]} twice; name each once")
