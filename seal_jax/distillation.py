@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from seal_jax.core.losses import cross_entropy
 from seal_jax.errors import UsageError, check_number
 
 
@@ -63,7 +63,7 @@ def born_again(
             f"teacher_logits has shape {jnp.shape(teacher_logits)}; it must be that of logits, "
             f"{jnp.shape(logits)}"
         )
-    plain = _cross_entropy(logits, labels, label_smoothing)
+    plain = cross_entropy(logits, labels, label_smoothing)
     if _is_static_zero(weight):
         return plain
     teacher = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
@@ -115,23 +115,11 @@ def tolerant(
     classes = jnp.shape(logits)[-1]
     if isinstance(k, bool) or not isinstance(k, Integral) or not 2 <= k <= classes:
         raise UsageError(f"k = {k!r} must be a whole number from 2 to the {classes} classes")
-    plain = _cross_entropy(logits, labels, label_smoothing)
+    plain = cross_entropy(logits, labels, label_smoothing)
     if _is_static_zero(weight):
         return plain
     scores, _ = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), int(k))
     return plain + weight * (scores[..., 0] - scores[..., 1:].mean(-1))
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    check_number("label_smoothing", label_smoothing, lambda value: 0 <= value < 1, "lie in [0, 1)")
-    if jnp.shape(labels) != jnp.shape(logits)[:-1]:
-        raise UsageError(
-            f"labels has shape {jnp.shape(labels)}; it must be {jnp.shape(logits)[:-1]}, one "
-            "class number an example"
-        )
-    logits = jnp.asarray(logits, jnp.float32)
-    smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, smooth)
 
 
 def _check_weight(weight: Any) -> None:

@@ -94,7 +94,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         rows, shares = batch
         logits = model.classify(weights["head"], weights["features"][rows])
         labels = weights["labels"][rows]
-        return pof.cross_entropy(logits, labels, shares, smoothing)
+        return pof.weighted_loss(logits, labels, shares, smoothing)
 
     setup = _Setup(loss, model.classify, options, *batch_sizes, smoothing)
 
@@ -136,7 +136,7 @@ def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> d
         len(split), setup.weak_batch_size, options.batches, seed=options.seed
     )
     # On one device: to divide the few images of each search would be slower.
-    weak_loss = functools.partial(pof.cross_entropy, shares=1.0, smoothing=setup.label_smoothing)
+    weak_loss = functools.partial(pof.weighted_loss, shares=1.0, smoothing=setup.label_smoothing)
     minima = perturbations.searches(head, features[weak], labels[weak], setup.classify, weak_loss)
     accepted = np.asarray(minima.accepted)
     xi = np.asarray(minima.xi)[accepted]

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seal_jax import data, hessian, masks
+from seal_jax.core.losses import cross_entropy
 from seal_jax.data import Augmentation, Split
 from seal_jax.evaluators.loaded_run import Network
 
@@ -50,9 +50,8 @@ class Loss:
             )
         else:
             logits = self.module.apply(variables, images, train=False)
-        targets = jax.nn.one_hot(batch["labels"], logits.shape[-1])
-        each = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, self.smoothing))
-        return jnp.sum(batch["weights"] * each) / jnp.sum(batch["weights"])
+        losses = cross_entropy(logits, batch["labels"], self.smoothing)
+        return jnp.sum(batch["weights"] * losses) / jnp.sum(batch["weights"])
 
 
 @dataclasses.dataclass(frozen=True)

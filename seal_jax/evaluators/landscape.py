@@ -79,7 +79,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def loss(variables: Any, batch: Any) -> jax.Array:
         images, labels, shares = batch
         logits = model.module.apply(variables, loaded_run.normalise(images), train=False)
-        return pof.cross_entropy(logits, labels, shares, smoothing)
+        return pof.weighted_loss(logits, labels, shares, smoothing)
 
     splits = {
         name: pof.some(getattr(loaded_run.dataset, name), options.examples, options.seed)

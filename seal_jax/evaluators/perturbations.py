@@ -61,7 +61,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     split = loaded_run.dataset.train
     batch_size, weak_size = pof.batch_sizes(loaded_run, options, {"training": split})
     smoothing = pof.label_smoothing(loaded_run, options)
-    mean_loss = functools.partial(pof.cross_entropy, shares=1.0, smoothing=smoothing)
+    mean_loss = functools.partial(pof.weighted_loss, shares=1.0, smoothing=smoothing)
     gamma = options.gamma
     if gamma is None:
         gamma = pof.method_option(loaded_run, "pof", "gamma_high", 2.0)

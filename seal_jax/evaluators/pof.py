@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seal_jax import data, methods
+from seal_jax.core.losses import cross_entropy
 from seal_jax.core.tables import MISSING, spread
 from seal_jax.data import Split
 from seal_jax.errors import UsageError
@@ -114,10 +114,9 @@ def all_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, weights * np.float32(rows.size / count)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, shares: Any, smoothing: float) -> jax.Array:
+def weighted_loss(logits: jax.Array, labels: jax.Array, shares: Any, smoothing: float) -> jax.Array:
     """Return the mean of the examples' losses times their shares."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return jnp.mean(shares * optax.softmax_cross_entropy(logits, targets))
+    return jnp.mean(shares * cross_entropy(logits, labels, smoothing))
 
 
 def place(weights: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:

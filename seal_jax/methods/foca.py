@@ -8,6 +8,7 @@ import math
 import jax
 
 from seal_jax import masks, weak_classifiers
+from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number
 from seal_jax.methods.method import (
     Context,
@@ -15,7 +16,6 @@ from seal_jax.methods.method import (
     Method,
     StepContext,
     gradient_of,
-    plain_loss,
 )
 from seal_jax.transforms import make_normal_tx
 
@@ -62,7 +62,7 @@ def build(options: Options, context: Context) -> Method:
             features,
             labels,
             model.classify,
-            plain_loss,
+            mean_cross_entropy,
             steps=options.weak_steps,
             learning_rate=options.weak_learning_rate,
             sigma=options.weak_sigma,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seal_jax.core.losses import cross_entropy
 from seal_jax.core.settings import Optimizer, Train
 from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError, check_number
@@ -129,27 +130,6 @@ def gradient_of(mask: PyTree) -> GradientFunction:
     return gradient
 
 
-def cross_entropy(label_smoothing: float) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
-    """Return the loss ``(logits [b, classes], labels [b], targets) -> [b]``, smoothed over all classes.
-
-    >>> loss = cross_entropy(0.1)
-    >>> round(float(loss(jnp.zeros((1, 4)), jnp.array([2]), None)[0]), 4)  # ln 4
-    1.3863
-    """
-
-    def loss(logits: jax.Array, labels: jax.Array, targets: Any = None) -> jax.Array:
-        del targets
-        smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-        return optax.softmax_cross_entropy(logits, smooth)
-
-    return loss
-
-
-def plain_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return the mean cross entropy of a batch, for weak classifiers."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A training method as data; what a field leaves out is plain SGD's.
@@ -233,7 +213,9 @@ class Context:
     @property
     def loss(self) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
         """Cross entropy with the label smoothing asked for."""
-        return cross_entropy(self.optimizer.label_smoothing)
+        return lambda logits, labels, targets: cross_entropy(
+            logits, labels, self.optimizer.label_smoothing
+        )
 
     @property
     def head(self) -> str:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import masks, weak_classifiers
+from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number
 from seal_jax.methods.method import (
     Context,
@@ -18,7 +19,6 @@ from seal_jax.methods.method import (
     Method,
     StepContext,
     gradient_of,
-    plain_loss,
 )
 from seal_jax.transforms.pof import make_pof_tx
 
@@ -96,7 +96,7 @@ def build(options: Options, context: Context) -> Method:
             features,
             labels,
             model.classify,
-            plain_loss,
+            mean_cross_entropy,
             gamma=functools.partial(
                 weak_classifiers.sample_gamma,
                 policy=options.gamma,

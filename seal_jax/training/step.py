@@ -19,6 +19,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from seal_jax.core import mesh as meshes
+from seal_jax.core.losses import cross_entropy
 from seal_jax.core.state import (
     MetricSums,
     State,
@@ -328,7 +329,7 @@ class CompiledSteps:
             rows, example_weights = self.batches.part(whole, batch)
             images, labels = self.batches.images(data, rows, None)
             logits = self.model.module.apply(variables, images, train=False)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            losses = cross_entropy(logits, labels)
             correct = (logits.argmax(-1) == labels) * example_weights
             hits = {
                 name: ((rank(logits, labels) < TOP) * example_weights).sum() for name in measures
