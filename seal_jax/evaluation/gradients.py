@@ -12,8 +12,8 @@ import optax
 
 from seal_jax import masks
 from seal_jax.errors import check_number, check_seed
-from seal_jax.evaluation.landscape import curvature
-from seal_jax.evaluation.subtree import Loss, PyTree, exact, inner, merge, select
+from seal_jax.evaluation.landscape import Loss, PyTree, curvature, exact
+from seal_jax.hessian import trees
 
 _EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
 
@@ -106,16 +106,16 @@ def probe(
     >>> found.norms.tolist(), found.curvatures.tolist(), jnp.abs(found.cosines).tolist()
     ([3.0, 1.0], [4.0, 6.0], [[1.0, 0.0], [0.0, 1.0]])
     """
-    part = select(mask, weights)
+    part = trees.select(mask, weights)
 
     def one(batch: PyTree) -> Probe:
-        gradient = jax.grad(lambda part: exact(loss)(merge(weights, part), batch))(part)
+        gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
         norm = optax.tree.norm(gradient)
         unit = optax.tree.scale(1 / (norm + _EPSILON), gradient)
         alone = jax.tree.map(lambda leaf: leaf[None], batch)
         return Probe(
             norm,
-            jnp.zeros(0) if vectors is None else inner(vectors, unit),
+            jnp.zeros(0) if vectors is None else trees.coefficients(vectors, unit),
             curvature(loss, weights, unit, data),
             curvature(loss, weights, unit, alone),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,10 +17,53 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax.evaluation.subtree import Loss, PyTree, mean_loss, moved
+PyTree = Any
+Loss = Callable[[PyTree, PyTree], jax.Array]
 
 # Distances between which a basin must end.
 _NEAREST, _FARTHEST = 2.0**-26, 2.0**20
+
+
+def moved(whole: PyTree, direction: PyTree, distance: Any) -> PyTree:
+    """Return ``whole + distance * direction``; the direction is a part.
+
+    >>> moved({"conv": 1.0, "fc": 2.0}, {"conv": None, "fc": 1.0}, -0.5)
+    {'conv': 1.0, 'fc': 1.5}
+    """
+    return jax.tree.map(
+        lambda step, leaf: leaf if step is None else leaf + distance * step,
+        direction,
+        whole,
+        is_leaf=lambda step: step is None,
+    )
+
+
+def exact(loss: Loss) -> Loss:
+    """Return the loss as float32 with products in full precision.
+
+    Accelerators round the factors of matrix products by default, which is more than what losses
+    nearby differ by.
+    """
+
+    def exactly(whole: PyTree, batch: PyTree) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return jnp.float32(loss(whole, batch))
+
+    return exactly
+
+
+def mean_loss(loss: Loss, whole: PyTree, data: PyTree) -> jax.Array:
+    """Return the mean loss of batches of one size, which are the first axis of every array of data.
+
+    >>> float(mean_loss(lambda w, x: w * x.sum(), 2.0, jnp.array([[1.0], [2.0]])))
+    3.0
+    """
+    count = len(jax.tree.leaves(data)[0])
+
+    def add(total: jax.Array, batch: PyTree) -> tuple[jax.Array, None]:
+        return total + exact(loss)(whole, batch), None
+
+    return jax.lax.scan(add, jnp.zeros(()), data)[0] / count
 
 
 class Increment(NamedTuple):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.evaluation.subtree import Loss, PyTree, exact, merge, select
+from seal_jax.evaluation.landscape import Loss, PyTree, exact
+from seal_jax.hessian import trees
 from seal_jax.transforms.sam import check_radius
 from seal_jax.weak_classifiers import Classify, perturbation
 
@@ -87,11 +88,11 @@ def steps(
 @partial(jax.jit, static_argnames=("loss", "head", "trained", "adaptive"))
 def _steps(loss, weights, batches, rates, head, trained, adaptive):
     learning_rate, rho, eta, weight_decay = rates
-    part = select(trained, weights)
-    of_head = select(head, weights)
+    part = trees.select(trained, weights)
+    of_head = trees.select(head, weights)
 
     def one(batch: PyTree) -> Steps:
-        plain = jax.grad(lambda part: exact(loss)(merge(weights, part), batch))(part)
+        plain = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
         slopes = jax.tree.map(lambda g, w: g + weight_decay * w, plain, part)
         if adaptive:
             slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)

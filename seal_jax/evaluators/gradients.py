@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from seal_jax import hessian
-from seal_jax.core.tables import MISSING, Table, grouped
+from seal_jax.core import plots
+from seal_jax.core.tables import MISSING, Table, grouped, newest
 from seal_jax.data import Split
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import gradients as library
 from seal_jax.evaluation import perturbations
-from seal_jax.evaluation.subtree import size
-from seal_jax.evaluators import gradients_plot, pof
+from seal_jax.evaluators import batches as batches_lib
 from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.hessian import trees
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SPLITS = ("train", "test")
+Runs = Mapping[tuple[str, ...], Sequence[Record]]
+Styles = Mapping[str, Mapping[str, Any]]
 
 # Text and Figure 2 b: "the peak point of the test distribution is roughly twice as that of the
 # training distribution", on toy data.
@@ -60,7 +69,7 @@ class Options:
 
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size", "eigenvectors", "max_products")
-        pof.check(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
+        batches_lib.check_options(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
 
 
 class _Setup(NamedTuple):
@@ -78,12 +87,12 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return one unit for each network and split."""
     model = loaded_run.model
     splits = {
-        name: pof.some(getattr(loaded_run.dataset, name), options.examples, options.seed)
-        for name in gradients_plot.SPLITS
+        name: batches_lib.subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
+        for name in SPLITS
     }
-    batch_sizes = pof.batch_sizes(loaded_run, options, splits)
-    smoothing = pof.label_smoothing(loaded_run, options)
-    parameters = size(loaded_run.networks[0].variables["params"][model.head])
+    batch_sizes = batches_lib.batch_sizes(loaded_run, options, splits)
+    smoothing = batches_lib.label_smoothing(loaded_run, options)
+    parameters = trees.size(loaded_run.networks[0].variables["params"][model.head])
     if options.eigenvectors > parameters:
         raise UsageError(
             f"--eigenvectors={options.eigenvectors} is more than the {parameters} parameters of "
@@ -91,10 +100,10 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         )
 
     def loss(weights: Any, batch: Any) -> jax.Array:
-        rows, shares = batch
+        rows, example_weights = batch
         logits = model.classify(weights["head"], weights["features"][rows])
         labels = weights["labels"][rows]
-        return pof.weighted_loss(logits, labels, shares, smoothing)
+        return batches_lib.weighted_loss(logits, labels, smoothing, example_weights)
 
     setup = _Setup(loss, model.classify, options, *batch_sizes, smoothing)
 
@@ -107,7 +116,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     return [
         WorkItem(f"{network.key}/{name}", functools.partial(measure, network, name))
         for network in loaded_run.networks
-        for name in gradients_plot.SPLITS
+        for name in SPLITS
     ]
 
 
@@ -116,10 +125,10 @@ def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> d
     options, labels = setup.options, split.labels
     drawn = library.mini_batches(len(split), setup.batch_size, options.batches, seed=options.seed)
     weights = {"head": head, "features": features, "labels": labels}
-    weights, (whole, batches) = pof.place(
+    weights, (whole, batches) = batches_lib.place(
         weights,
         (
-            pof.all_rows(len(split), min(1024, len(split))),
+            batches_lib.weighted_rows(len(split), min(1024, len(split))),
             (drawn, np.ones(drawn.shape, np.float32)),
         ),
     )
@@ -136,7 +145,7 @@ def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> d
         len(split), setup.weak_batch_size, options.batches, seed=options.seed
     )
     # On one device: to divide the few images of each search would be slower.
-    weak_loss = functools.partial(pof.weighted_loss, shares=1.0, smoothing=setup.label_smoothing)
+    weak_loss = functools.partial(batches_lib.weighted_loss, smoothing=setup.label_smoothing)
     minima = perturbations.searches(head, features[weak], labels[weak], setup.classify, weak_loss)
     accepted = np.asarray(minima.accepted)
     xi = np.asarray(minima.xi)[accepted]
@@ -151,16 +160,16 @@ def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> d
         "principal": float((strongest.eigenvector == 0).mean()),
         "certain": float(strongest.certain.mean()),
         "captured": float(strongest.captured.mean()),
-        "curvature": pof.number(np.median(probe.curvatures)),
-        "own_curvature": pof.number(np.median(probe.own_curvatures)),
-        "xi": pof.number(np.median(xi)) if len(xi) else None,
+        "curvature": batches_lib.number(np.median(probe.curvatures)),
+        "own_curvature": batches_lib.number(np.median(probe.own_curvatures)),
+        "xi": batches_lib.number(np.median(xi)) if len(xi) else None,
         "rejected": float(1 - accepted.mean()),
-        "eigenvalues": pof.numbers(pairs.values),
+        "eigenvalues": batches_lib.numbers(pairs.values),
         "counts": np.bincount(strongest.eigenvector, minlength=options.eigenvectors).tolist(),
-        "norms": pof.numbers(probe.norms),
-        "curvatures": pof.numbers(probe.curvatures),
-        "own_curvatures": pof.numbers(probe.own_curvatures),
-        "distances": pof.numbers(xi),
+        "norms": batches_lib.numbers(probe.norms),
+        "curvatures": batches_lib.numbers(probe.curvatures),
+        "own_curvatures": batches_lib.numbers(probe.own_curvatures),
+        "distances": batches_lib.numbers(xi),
     }
 
 
@@ -177,14 +186,14 @@ def table(rows: Sequence[Record]) -> Table:
                     str(step),
                     str(len(own)),
                     split,
-                    pof.short(found["eigenvalue"]),
-                    pof.short(found["curvature"]),
-                    pof.short(found["own_curvature"]),
-                    pof.short(found["principal"], 100),
-                    pof.short(found["certain"], 100),
-                    pof.short(found["xi"]),
-                    pof.short(found["rejected"], 100),
-                    pof.short(_ratios(both)) if split == "test" else MISSING,
+                    batches_lib.short(found["eigenvalue"]),
+                    batches_lib.short(found["curvature"]),
+                    batches_lib.short(found["own_curvature"]),
+                    batches_lib.short(found["principal"], 100),
+                    batches_lib.short(found["certain"], 100),
+                    batches_lib.short(found["xi"]),
+                    batches_lib.short(found["rejected"], 100),
+                    batches_lib.short(_ratios(both)) if split == "test" else MISSING,
                     f"{PAPER_RATIO:g}" if split == "test" else MISSING,
                 ]
             )
@@ -198,7 +207,7 @@ def table(rows: Sequence[Record]) -> Table:
         "can correlate more.",
         f"ξ*: median distance of a mini-batch's minimum against its gradient (PoF paper, eq. 2; "
         f"{row['weak_batch_size']} images), without the rejected, whose loss falls without end.",
-        pof.loss_note(rows),
+        batches_lib.loss_note(rows),
         "Inference mode, no augmentation.",
         "paper: the peak of the test distribution of ξ* lies at roughly twice that of the training "
         "distribution, on toy data with an MLP (Figure 2 b). Figure 5: PoF has peaks of g'Hg about "
@@ -239,6 +248,78 @@ def _ratios(rows: Sequence[Record]) -> list[float | None]:
     return found
 
 
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw counts, distances, and the curvatures of both splits, one row of panels for weights."""
+    rows = newest(rows)
+    found, styles = grouped(rows, ("weights",)), plots.run_styles(rows)
+    grid = figure.subplots(len(found), 4, squeeze=False)
+    for line, ((weights,), own) in zip(grid, found.items(), strict=True):
+        runs = grouped(own, ("run",))
+        _counts(line[0], runs, styles)
+        line[0].set_title(f"{weights} weights: strongest eigenvector")
+        _distances(line[1], runs, styles)
+        line[1].set_title("ξ*: training filled, test dashed")
+        for axes, split in zip(line[2:], SPLITS, strict=True):
+            values = _values(own, split, "curvatures")
+            # A few outliers would leave the others in one bin: they are counted in the last.
+            top = float(np.quantile(values, 0.99)) if len(values) else 1.0
+            edges = np.linspace(min(0.0, np.min(values, initial=0.0)), top or 1.0, 41)
+            groups = [
+                (run, _values(mine, split, "curvatures"), styles[run])
+                for (run,), mine in runs.items()
+            ]
+            batches_lib.histogram(axes, groups, edges)
+            axes.set_title(f"g'Hg, {split} images")
+            beyond = f"\n(last bin: all from {edges[-2]:.3g} up)" if (values > top).any() else ""
+            axes.set_xlabel(f"curvature along the gradient{beyond}")
+            axes.set_ylabel("share of the mini-batches")
+    grid[0][-1].legend(frameon=False)
+
+
+def _values(rows: Sequence[Record], split: str, name: str) -> np.ndarray:
+    """Return the values of all seeds together."""
+    return np.array(
+        [v for row in rows if row["split"] == split for v in row[name] if v is not None]
+    )
+
+
+def _counts(axes: Axes, runs: Runs, styles: Styles) -> None:
+    width = 0.8 / len(runs)
+    for index, ((run,), mine) in enumerate(runs.items()):
+        counts = np.sum([row["counts"] for row in mine if row["split"] == "train"], axis=0)
+        place = np.arange(1, len(counts) + 1) + width * (index - (len(runs) - 1) / 2)
+        axes.bar(place, counts, width, color=styles[run]["color"], label=run)
+    axes.set_xticks(np.arange(1, len(counts) + 1))
+    axes.set_xlabel("eigenvector, the largest eigenvalue first")
+    axes.set_ylabel("training mini-batches")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _distances(axes: Axes, runs: Runs, styles: Styles) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    values = [_values(mine, split, "distances") for mine in runs.values() for split in SPLITS]
+    positive = np.concatenate(values)
+    if len(positive):
+        edges = batches_lib.log_edges(positive)
+        for (run,), mine in runs.items():
+            style = styles[run]
+            for split, dashes in (("train", "-"), ("test", "--")):
+                share = batches_lib.shares(_values(mine, split, "distances"), edges)
+                look = {"color": style["color"], "linestyle": dashes}
+                axes.stairs(share, edges, label=run if split == "train" else None, **look)
+                if split == "train":
+                    axes.stairs(share, edges, fill=True, alpha=0.25, color=style["color"])
+        axes.set_xscale("log")
+        # Over less than a decade matplotlib labels every small tick, one upon the other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("distance of the mini-batch's minimum")
+    axes.set_ylabel("share of the mini-batches")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 KIND = Evaluator(
     name="gradients",
     summary="mini-batch gradients of the classifier against the eigenvectors of its Hessian",
@@ -246,6 +327,6 @@ KIND = Evaluator(
     options=Options,
     units=units,
     table=table,
-    draw=gradients_plot.draw,
-    size=pof.height(4, 18),
+    draw=draw,
+    size=batches_lib.height(4, 18),
 )

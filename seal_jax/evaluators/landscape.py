@@ -10,20 +10,26 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
 from seal_jax import hessian
-from seal_jax.core.tables import Table, cell, grouped
+from seal_jax.core import plots
+from seal_jax.core.tables import Table, cell, grouped, newest
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import landscape as library
-from seal_jax.evaluation.subtree import select, size
-from seal_jax.evaluators import landscape_plot, pof
+from seal_jax.evaluators import batches as batches_lib
 from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
-from seal_jax.evaluators.landscape_plot import WHOLE
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.hessian import trees
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WHOLE = "all"  # the part that is the whole network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Options:
 
     def __post_init__(self):
         least = {"eigenvectors": 1, "examples": 0, "batch_size": 1, "points": 3, "reach": 0}
-        pof.check(self, {**least, "max_products": 1, "seed": 0})
+        batches_lib.check_options(self, {**least, "max_products": 1, "seed": 0})
 
 
 def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
@@ -68,33 +74,33 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     variables = loaded_run.networks[0].variables
     masks = {part: _mask(variables, part) for part in parts}
     for part, mask in masks.items():
-        count = size(select(mask, variables))
+        count = trees.size(trees.select(mask, variables))
         if options.eigenvectors > count:
             raise UsageError(
                 f"--eigenvectors={options.eigenvectors} is more than the {count} parameters of {part}"
             )
 
-    smoothing = pof.label_smoothing(loaded_run, options)
+    smoothing = batches_lib.label_smoothing(loaded_run, options)
 
     def loss(variables: Any, batch: Any) -> jax.Array:
-        images, labels, shares = batch
+        images, labels, example_weights = batch
         logits = model.module.apply(variables, loaded_run.normalise(images), train=False)
-        return pof.weighted_loss(logits, labels, shares, smoothing)
+        return batches_lib.weighted_loss(logits, labels, smoothing, example_weights)
 
     splits = {
-        name: pof.some(getattr(loaded_run.dataset, name), options.examples, options.seed)
+        name: batches_lib.subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
         for name in ("train", "test")
     }
 
     @functools.cache
     def batches(name: str) -> Any:
         split = splits[name]
-        rows, shares = pof.all_rows(len(split), min(options.batch_size, len(split)))
+        rows, shares = batches_lib.weighted_rows(len(split), min(options.batch_size, len(split)))
         return split.images[rows], split.labels[rows], shares
 
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are found together
     def found(index: int, part: str) -> hessian.Eigenpairs:
-        weights, train = pof.place(loaded_run.networks[index].variables, batches("train"))
+        weights, train = batches_lib.place(loaded_run.networks[index].variables, batches("train"))
         # The parts are data, and directions have zeros elsewhere: one program for all of them.
         op = hessian.operator(loss, weights, train, mask=masks[WHOLE])
         return hessian.eigenpairs(
@@ -106,13 +112,13 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
     def measure(index: int, network: Network, part: str, rank: int) -> dict[str, Any]:
         pairs = found(index, part)
-        weights, train = pof.place(network.variables, batches("train"))
+        weights, train = batches_lib.place(network.variables, batches("train"))
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         return {
             **network.identity,
             "part": part,
             "rank": rank + 1,
-            "parameters": size(select(masks[part], network.variables)),
+            "parameters": trees.size(trees.select(masks[part], network.variables)),
             "examples": len(splits["train"]),
             "label_smoothing": smoothing,
             "eigenvalue": float(pairs.values[rank]),
@@ -144,7 +150,7 @@ def _along(
     options: Options,
 ) -> dict[str, Any]:
     """Return increments and slices of both losses along one direction."""
-    _, test = pof.place({}, test)
+    _, test = batches_lib.place({}, test)
     eigenvalue = float(pairs.values[rank])
     steepness = float(library.curvature(loss, weights, direction, test))
     on_test = library.increment(loss, weights, direction, test, second_derivative=steepness)
@@ -157,14 +163,18 @@ def _along(
     return {
         "test_loss": on_test.loss,
         "test_curvature": steepness,
-        "increment": pof.number(on_test.increment),
+        "increment": batches_lib.number(on_test.increment),
         "shift": shift if on_test.bounded else None,
         "train_loss": on_train.loss,
-        "train_increment": pof.number(on_train.increment),
-        "train_shift": pof.number(on_train.shift),
+        "train_increment": batches_lib.number(on_train.increment),
+        "train_shift": batches_lib.number(on_train.shift),
         "distances": distances.tolist(),
-        "test_slice": pof.numbers(library.slices(loss, weights, direction, test, distances)),
-        "train_slice": pof.numbers(library.slices(loss, weights, direction, train, distances)),
+        "test_slice": batches_lib.numbers(
+            library.slices(loss, weights, direction, test, distances)
+        ),
+        "train_slice": batches_lib.numbers(
+            library.slices(loss, weights, direction, train, distances)
+        ),
     }
 
 
@@ -201,13 +211,13 @@ def table(rows: Sequence[Record]) -> Table:
                 str(step),
                 str(len(own)),
                 part if ranks == 1 else f"{part}, {rank}",
-                pof.short(found["eigenvalue"]),
-                pof.short(found["test_curvature"]),
-                pof.short(found["train_loss"]),
-                pof.short(found["test_loss"]),
-                pof.short(found["increment"]),
-                pof.short(found["shift"]),
-                pof.short(found["train_increment"]),
+                batches_lib.short(found["eigenvalue"]),
+                batches_lib.short(found["test_curvature"]),
+                batches_lib.short(found["train_loss"]),
+                batches_lib.short(found["test_loss"]),
+                batches_lib.short(found["increment"]),
+                batches_lib.short(found["shift"]),
+                batches_lib.short(found["train_increment"]),
                 cell(unbounded or None),
             ]
         )
@@ -217,7 +227,7 @@ def table(rows: Sequence[Record]) -> Table:
         "eigenvalue (λ) of the training Hessian, restricted to the part; Δw: how far that minimum "
         "is. v'Hv: curvature of the test loss along it. Train ΔL: the same of the training loss.",
         "No minimum: seeds whose test loss falls without end along it; they are left out of ΔL.",
-        pof.loss_note(rows),
+        batches_lib.loss_note(rows),
         f"Inference mode, no augmentation, {' or '.join(map(str, some))} training images.",
         "The PoF paper (Figure 1 c, d) shows these for a toy MLP, without numbers.",
     ]
@@ -246,6 +256,46 @@ def table(rows: Sequence[Record]) -> Table:
     )
 
 
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw ΔL of every part, and slices along the eigenvectors of the classifier and of all."""
+    rows = [row for row in newest(rows) if row["rank"] == 1]
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    sliced = [*[part for part in parts if part != WHOLE][-1:], WHOLE]
+    found, styles = grouped(rows, ("weights",)), plots.run_styles(rows)
+    grid = figure.subplots(len(found), 1 + len(sliced), squeeze=False)
+    for line, ((weights,), own) in zip(grid, found.items(), strict=True):
+        for (run,), mine in grouped(own, ("run",)).items():
+            style = styles[run]
+            means = [_mean([row["increment"] for row in mine if row["part"] == p]) for p in parts]
+            line[0].plot(parts, means, marker="o", markersize=4, label=run, **style)
+            for axes, part in zip(line[1:], sliced, strict=True):
+                for number, row in enumerate(row for row in mine if row["part"] == part):
+                    _slices(axes, row, style["color"], run if not number else None)
+        line[0].set_ylim(bottom=0)
+        line[0].set_title(f"{weights} weights: loss increment")
+        line[0].set_ylabel("ΔL of the test loss")
+        line[0].tick_params(axis="x", rotation=90)
+        for axes, part in zip(line[1:], sliced, strict=True):
+            axes.set_title(f"along the eigenvector of {part}")
+            axes.set_xlabel("distance in the weights")
+            axes.set_ylabel("loss: training solid, test dashed")
+        for axes in line:
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    grid[0][-1].legend(frameon=False)
+
+
+def _slices(axes: Axes, row: Record, colour: str, label: str | None) -> None:
+    for split, dashes, name in (("train", "-", label), ("test", "--", None)):
+        values = [np.nan if value is None else value for value in row[f"{split}_slice"]]
+        axes.plot(row["distances"], values, dashes, color=colour, linewidth=1.2, label=name)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
 KIND = Evaluator(
     name="landscape",
     summary="loss increment and slices along the principal eigenvector of each part",
@@ -253,6 +303,6 @@ KIND = Evaluator(
     options=Options,
     units=units,
     table=table,
-    draw=landscape_plot.draw,
-    size=pof.height(4.5, 13),
+    draw=draw,
+    size=batches_lib.height(4.5, 13),
 )

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
-from seal_jax.core.tables import Table, grouped
+from seal_jax.core import plots
+from seal_jax.core.tables import Table, grouped, newest
 from seal_jax.evaluation import perturbations as library
 from seal_jax.evaluation.gradients import mini_batches
-from seal_jax.evaluators import perturbations_plot, pof
+from seal_jax.evaluators import batches as batches_lib
 from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.perturbations_plot import MEASURES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEASURES = {"sgd": "SGD", "sam": "SAM", "pof": "PoF"}
 
 CHUNK = 50  # mini-batches of one unit
 
@@ -53,18 +58,18 @@ class Options:
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size")
         rates = ("learning_rate", "rho", "gamma", "seed")
-        pof.check(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
+        batches_lib.check_options(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
 
 
 def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return the units of each network: the steps of SGD and SAM, and the searches of PoF."""
     split = loaded_run.dataset.train
-    batch_size, weak_size = pof.batch_sizes(loaded_run, options, {"training": split})
-    smoothing = pof.label_smoothing(loaded_run, options)
-    mean_loss = functools.partial(pof.weighted_loss, shares=1.0, smoothing=smoothing)
+    batch_size, weak_size = batches_lib.batch_sizes(loaded_run, options, {"training": split})
+    smoothing = batches_lib.label_smoothing(loaded_run, options)
+    mean_loss = functools.partial(batches_lib.weighted_loss, smoothing=smoothing)
     gamma = options.gamma
     if gamma is None:
-        gamma = pof.method_option(loaded_run, "pof", "gamma_high", 2.0)
+        gamma = batches_lib.method_option(loaded_run, "pof", "gamma_high", 2.0)
     sam = _sam(loaded_run, options)
     model, train = loaded_run.model, options.batch_norm == "batch"
 
@@ -92,7 +97,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return jax.lax.map(lambda one: extract(variables, *one), (images, numbers))
 
     def steps(network: Network, start: int) -> dict[str, Any]:
-        weights, placed = pof.place(network.variables, batches(batch_size, start))
+        weights, placed = batches_lib.place(network.variables, batches(batch_size, start))
         found = library.steps(
             loss,
             weights,
@@ -106,9 +111,9 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             **network.identity,
             "batch_size": batch_size,
             "label_smoothing": smoothing,
-            "sgd": pof.numbers(own(found.sgd, start)),
+            "sgd": batches_lib.numbers(own(found.sgd, start)),
             "sgd_setting": options.learning_rate,
-            "sam": pof.numbers(own(found.sam, start)),
+            "sam": batches_lib.numbers(own(found.sam, start)),
             "sam_setting": sam["rho"],
             "adaptive": sam["adaptive"],
             "batch_norm": options.batch_norm,
@@ -116,7 +121,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
     def searches(network: Network, start: int) -> dict[str, Any]:
         images, labels, numbers = batches(weak_size, start)
-        weights, placed = pof.place(network.variables, (images, numbers))
+        weights, placed = batches_lib.place(network.variables, (images, numbers))
         # To one device: to divide the few images of each search would be slower.
         features = np.asarray(features_of(weights, *placed))
         head = network.variables["params"][model.head]
@@ -126,7 +131,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             **network.identity,
             "batch_size": weak_size,
             "label_smoothing": smoothing,
-            "pof": pof.numbers(gamma * own(minima.xi, start)[accepted]),
+            "pof": batches_lib.numbers(gamma * own(minima.xi, start)[accepted]),
             "pof_setting": gamma,
             "rejected": int((~accepted).sum()),
             "batch_norm": options.batch_norm,
@@ -143,7 +148,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
 def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
     """Return SAM's options: those of the run, or plain SAM with the paper's radius."""
-    of_run = functools.partial(pof.method_option, loaded_run, "sam")
+    of_run = functools.partial(batches_lib.method_option, loaded_run, "sam")
     decays = of_run("decay_in_perturbation", False)
     return {
         "rho": of_run("rho", 0.05) if options.rho is None else options.rho,
@@ -215,14 +220,14 @@ def table(rows: Sequence[Record]) -> Table:
                     weights,
                     str(step),
                     str(len(own)),
-                    name + perturbations_plot.own_mark(own[0]),
+                    name + own_mark(own[0]),
                     f"{signs[measure]} = {own[0]['setting']:g}",
                     str(own[0]["batch_size"]),
-                    pof.short(found["median"]),
-                    pof.short(found["low"]),
-                    pof.short(found["high"]),
-                    pof.short(times),
-                    pof.short(shares, 100) if measure == "pof" else "-",
+                    batches_lib.short(found["median"]),
+                    batches_lib.short(found["low"]),
+                    batches_lib.short(found["high"]),
+                    batches_lib.short(times),
+                    batches_lib.short(shares, 100) if measure == "pof" else "-",
                 ]
             )
     modes = sorted({row["batch_norm"] for row in rows})
@@ -246,7 +251,7 @@ def table(rows: Sequence[Record]) -> Table:
         (
             f"Euclidean norms over {rows[0]['batches']} training mini-batches, not augmented; "
             f"BatchNorm's statistics: {' or '.join(modes)}. *: the training's own method.",
-            pof.loss_note(rows),
+            batches_lib.loss_note(rows),
             "SGD: the learning rate times the gradient's norm. SAM: the classifier's part of the "
             "perturbation of all parameters, of radius rho. PoF: gamma times the distance of the "
             "mini-batch's minimum; rejected: those whose loss falls without end, left out.",
@@ -256,6 +261,44 @@ def table(rows: Sequence[Record]) -> Table:
     )
 
 
+def own_mark(row: Record) -> str:
+    """Return a mark where a row measures the method that the run trained with."""
+    return "*" if _measure_of(row["method"]) == row["measure"] else ""
+
+
+def _measure_of(method: str) -> str:
+    return method if method in MEASURES else "sgd"
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw histograms on a log axis: all three of one run, or of several each its own."""
+    rows = newest(rows)
+    styles = plots.run_styles(rows)
+    several = len({row["run"] for row in rows}) > 1
+    if several:
+        rows = [row for row in rows if own_mark(row)]
+    found = grouped(rows, ("weights",))
+    grid = figure.subplots(len(found), 1, sharex=True, squeeze=False)
+    sizes = np.array([size for row in rows for size in row["sizes"] if size])
+    edges = batches_lib.log_edges(sizes) if len(sizes) else np.array([0.1, 1.0])
+    for (axes,), ((weights,), own) in zip(grid, found.items(), strict=True):
+        groups = [
+            (
+                f"{run}: {MEASURES[measure]}" if several else MEASURES[measure],
+                np.array([size for row in mine for size in row["sizes"] if size]),
+                styles[run] if several else plots.style(index),
+            )
+            for index, ((run, measure), mine) in enumerate(grouped(own, ("run", "measure")).items())
+        ]
+        batches_lib.histogram(axes, groups, edges)
+        axes.set_xscale("log")
+        shown = dict.fromkeys(MEASURES[row["measure"]] for row in own)
+        axes.set_title(f"{', '.join(shown)}, {weights} weights")
+        axes.set_ylabel("share of the mini-batches")
+        axes.set_xlabel("‖δθ‖₂, size of the classifier's perturbation")
+    grid[0][0].legend(frameon=False)
+
+
 KIND = Evaluator(
     name="perturbations",
     summary="sizes of the classifier's perturbations by one mini-batch",
@@ -263,7 +306,7 @@ KIND = Evaluator(
     options=Options,
     units=units,
     table=table,
-    draw=perturbations_plot.draw,
+    draw=draw,
     rows=combined,
-    size=pof.height(3.5, 8),
+    size=batches_lib.height(3.5, 8),
 )

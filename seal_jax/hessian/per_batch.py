@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seal_jax.errors import UsageError, check_key, check_number
 from seal_jax.hessian import krylov
@@ -108,14 +108,15 @@ def batch_eigenvalues(
     keys = jax.random.split(check_key("key", key, optional=True), count)
     devices = list(devices or [])
     if len(devices) > 1:
-        projected, last = _dealt_out(op, keys, steps, devices)
+        mesh = jax.make_mesh((len(devices),), (_AXIS,), (AxisType.Auto,), devices=devices)
+        result = _on_devices(op, keys, steps, mesh)
     else:
-        projected, last = _each(op, keys, steps)
-    projected, last = np.asarray(projected, np.float64), np.asarray(last, np.float64)
+        result = _in_turn(op, keys, op.data, steps)
+    projected, last = (np.asarray(part, np.float64) for part in result)
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
     values, vectors = np.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
-    order = np.stack([order_by("LM")(own)[:k] for own in values])
+    order = np.stack([order_by(batch, "LM")[:k] for batch in values])
     ends = np.take_along_axis(vectors[:, -1, :], order, axis=1)
     values = np.take_along_axis(values, order, axis=1)
     scale = np.abs(values[:, :1])
@@ -125,51 +126,37 @@ def batch_eigenvalues(
     return BatchEigenvalues(values, residuals, converged)
 
 
-def _in_turn(op: Operator, keys: jax.Array, batches: PyTree, steps: int) -> tuple[Any, Any]:
-    def lanczos(key_and_batch: tuple[jax.Array, PyTree]) -> tuple[Any, Any]:
-        key, batch = key_and_batch
-        _, projected, residual = krylov.steps(op.of_batch(batch), key, steps)
-        return projected, residual
+@partial(jax.jit, static_argnames=("steps", "mesh"))
+def _in_turn(
+    op: Operator, keys: jax.Array, batches: PyTree, steps: int, mesh: Mesh | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return projections and last remainders of Lanczos on each batch; over a mesh, on each device's."""
 
-    return jax.lax.map(lanczos, (keys, batches))
+    def in_turn(op: Operator, keys: jax.Array, batches: PyTree) -> Any:
+        return jax.lax.map(
+            lambda pair: krylov.lanczos(op.of_batch(pair[1]), pair[0], steps), (keys, batches)
+        )
+
+    if mesh is not None:
+        specs = (PartitionSpec(), _SPREAD, _SPREAD)
+        in_turn = jax.shard_map(
+            in_turn, mesh=mesh, in_specs=specs, out_specs=_SPREAD, check_vma=False
+        )
+    projected, last = in_turn(op, keys, batches)
+    return projected, last
 
 
-@partial(jax.jit, static_argnames=("steps",))
-def _each(op: Operator, keys: jax.Array, steps: int) -> tuple[Any, Any]:
-    return _in_turn(op, keys, op.data, steps)
-
-
-def _dealt_out(
-    op: Operator, keys: jax.Array, steps: int, devices: Sequence[jax.Device]
-) -> tuple[Any, Any]:
-    """Do the same on several devices, which need nothing of each other."""
-    mesh = jax.make_mesh(
-        (len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=list(devices)
-    )
+def _on_devices(
+    op: Operator, keys: jax.Array, steps: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Deal the batches out to the devices, which need nothing of each other."""
     count = len(keys)
-    rows = np.arange(-(-count // len(devices)) * len(devices)) % count
+    # Filled up with the first batches, so that every device has as many.
+    rows = np.arange(-(-count // mesh.size) * mesh.size) % count
     everywhere, spread = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), _SPREAD))
     # Straight from the host, if that is where the batches are: no device holds them all.
     batches = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], op.data), spread)
-    template = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
-    template = jax.device_put(template, everywhere)
-    projected, last = _spread(template, jax.device_put(keys[rows], spread), batches, steps, mesh)
+    one = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
+    keys = jax.device_put(keys[rows], spread)
+    projected, last = _in_turn(jax.device_put(one, everywhere), keys, batches, steps, mesh)
     return projected[:count], last[:count]
-
-
-@partial(jax.jit, static_argnames=("steps", "mesh"))
-def _spread(
-    template: Operator, keys: jax.Array, batches: PyTree, steps: int, mesh: jax.sharding.Mesh
-) -> tuple[Any, Any]:
-    def body(template: Operator, keys: jax.Array, batches: PyTree) -> tuple[Any, Any]:
-        return _in_turn(template, keys, batches, steps)
-
-    mapped = jax.shard_map(
-        body,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), _SPREAD, _SPREAD),
-        out_specs=_SPREAD,
-        check_vma=False,
-    )
-    found: tuple[Any, Any] = mapped(template, keys, batches)
-    return found

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from seal_jax.errors import check_key, check_number
-from seal_jax.hessian import krylov, storage
-from seal_jax.hessian.krylov import LinearOperator
+from seal_jax.hessian import krylov
+from seal_jax.hessian.krylov import Basis, LinearOperator
 from seal_jax.hessian.lanczos import rounding
 
 
@@ -106,7 +106,7 @@ def density(
     *,
     probes: int = 8,
     steps: int = 64,
-    basis: storage.Basis = "device",
+    basis: Basis = "device",
     key: jax.Array | None = None,
 ) -> Density:
     r"""Return the spectral density of a symmetric operator.
@@ -132,11 +132,11 @@ def density(
     """
     check_number("probes", probes, lambda value: value >= 1, "be at least 1", whole=True)
     check_number("steps", steps, lambda value: value >= 1, "be at least 1", whole=True)
-    storage.check_basis(basis)
+    krylov.check_basis(basis)
     size = krylov.rows(op)
     steps = min(steps, size)
     keys = jax.random.split(check_key("key", key, optional=True), probes)
-    runs = [storage.begin(op, probe, steps, basis).extend(0, steps) for probe in keys]
+    runs = [krylov.begin(op, probe, steps, basis).extend(0, steps) for probe in keys]
     values, vectors = np.linalg.eigh(np.stack([projected for projected, _ in runs]))
     first, last = vectors[:, 0], vectors[:, -1]
     # The sign of an eigenvector is arbitrary: that with the first entry positive.

@@ -1,4 +1,4 @@
-"""What the kinds of the PoF paper's figures share: losses, batches on the devices, formats."""
+"""Images of a loaded run in batches on the devices, and the options that say how many and which loss."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from seal_jax.core.tables import MISSING, spread
 from seal_jax.data import Split
 from seal_jax.errors import UsageError
 from seal_jax.evaluators.evaluator import Record
+from seal_jax.evaluators.options import flag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,18 +28,27 @@ PyTree = Any
 BATCH = "batch"
 
 
-def check(options: Any, least: Mapping[str, float]) -> None:
-    """Raise unless every named option is at least so much and finite, and the others in range."""
+def check_options(
+    options: Any, least: Mapping[str, float], tolerances: Sequence[str] = ("tolerance",)
+) -> None:
+    """Raise unless every option is finite and in range.
+
+    Args:
+      options: of an evaluator that has ``label_smoothing``.
+      least: the least value of each named option; ``None`` passes.
+      tolerances: options that must be positive, where there are such.
+    """
     for field, bound in least.items():
         value = getattr(options, field)
         if value is not None and not bound <= value < math.inf:
-            flag = field.replace("_", "-")
-            raise UsageError(f"--{flag}={value:g} must be at least {bound:g}")
-    smoothing, tolerance = options.label_smoothing, getattr(options, "tolerance", 1.0)
+            raise UsageError(f"{flag(field)}={value:g} must be at least {bound:g}")
+    smoothing = options.label_smoothing
     if smoothing is not None and not 0 <= smoothing < 1:
         raise UsageError(f"--label-smoothing={smoothing:g} must lie in [0, 1)")
-    if not 0 < tolerance < math.inf:
-        raise UsageError(f"--tolerance={tolerance:g} must be positive and finite")
+    for field in tolerances:
+        tolerance = getattr(options, field, 1.0)
+        if not 0 < tolerance < math.inf:
+            raise UsageError(f"{flag(field)}={tolerance:g} must be positive and finite")
 
 
 def batch_sizes(
@@ -61,9 +71,8 @@ def batch_sizes(
         asked = getattr(options, field)
         for name, split in splits.items():
             if asked is not None and asked > len(split):
-                flag = field.replace("_", "-")
                 raise UsageError(
-                    f"--{flag}={asked} is more than the {len(split)} {name} images; lower it"
+                    f"{flag(field)}={asked} is more than the {len(split)} {name} images; lower it"
                 )
         sizes.append(asked or min(default, *map(len, splits.values())))
     return sizes[0], sizes[1]
@@ -92,7 +101,7 @@ def method_option(loaded_run: LoadedRun, method: str, field: str, default: Any) 
     return given.get(field, getattr(methods.options(method), field))
 
 
-def some(split: Split, count: int, seed: int) -> Split:
+def subset(split: Split, count: int, seed: int) -> Split:
     """Return ``count`` examples drawn without replacement; all for 0 or more than there are."""
     if not 0 < count < len(split):
         return split
@@ -100,23 +109,36 @@ def some(split: Split, count: int, seed: int) -> Split:
     return split.rows(np.sort(rows))
 
 
-def all_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of all examples in batches of one size, with their shares in the mean.
+def weighted_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of all examples in batches of one size, with the examples' weights.
 
-    The last batch is filled up at share 0; the other shares are such that the mean over batches of
-    ``mean(share * loss)`` is that over all examples.
+    The last batch is filled up at weight 0; the other weights are such that the mean over batches of
+    ``mean(weight * loss)`` is that over all examples.
 
-    >>> rows, shares = all_rows(3, 2)
-    >>> rows.tolist(), shares.tolist()
+    >>> rows, weights = weighted_rows(3, 2)
+    >>> rows.tolist(), weights.tolist()
     ([[0, 1], [2, 0]], [[1.3333333730697632, 1.3333333730697632], [1.3333333730697632, 0.0]])
     """
     rows, weights = data.padded_batches(count, batch_size)
     return rows, weights * np.float32(rows.size / count)
 
 
-def weighted_loss(logits: jax.Array, labels: jax.Array, shares: Any, smoothing: float) -> jax.Array:
-    """Return the mean of the examples' losses times their shares."""
-    return jnp.mean(shares * cross_entropy(logits, labels, smoothing))
+def weighted_loss(
+    logits: jax.Array, labels: jax.Array, smoothing: float, weights: Any = 1.0
+) -> jax.Array:
+    """Return the mean of the examples' cross entropies times their weights."""
+    return jnp.mean(weights * cross_entropy(logits, labels, smoothing))
+
+
+def shardings(*batch_sizes: int) -> tuple[NamedSharding, NamedSharding]:
+    """Return the sharding of what every device has, and that of batches divided by their second axis.
+
+    As many of this process' devices take part as divide every batch.
+    """
+    devices = jax.local_devices()
+    count = math.gcd(len(devices), *batch_sizes)
+    mesh = jax.make_mesh((count,), (BATCH,), axis_types=(AxisType.Auto,), devices=devices[:count])
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 
 def place(weights: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
@@ -124,20 +146,14 @@ def place(weights: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
 
     Args:
       weights: host arrays, the same on every device.
-      batches: host arrays ``[batches, batch, ...]``; those of one axis are not divided. As many
-        devices take part as divide a batch.
+      batches: host arrays ``[batches, batch, ...]``; those of one axis are not divided.
     """
-    devices = jax.local_devices()
     sizes = {leaf.shape[1] for leaf in jax.tree.leaves(batches) if leaf.ndim > 1}
-    count = math.gcd(len(devices), *sizes)
-    mesh = jax.make_mesh((count,), (BATCH,), axis_types=(AxisType.Auto,), devices=devices[:count])
-
-    def put(leaf: Any) -> jax.Array:
-        spec = PartitionSpec(None, BATCH) if leaf.ndim > 1 else PartitionSpec()
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
-
-    whole = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
-    return whole, jax.tree.map(put, batches)
+    everywhere, divided = shardings(*sizes)
+    placed = jax.tree.map(
+        lambda leaf: jax.device_put(leaf, divided if leaf.ndim > 1 else everywhere), batches
+    )
+    return jax.device_put(weights, everywhere), placed
 
 
 def number(value: Any) -> float | None:
