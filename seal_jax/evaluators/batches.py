@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,15 +13,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seal_jax import data, methods
 from seal_jax.core.losses import cross_entropy
-from seal_jax.core.tables import MISSING, spread
+from seal_jax.core.tables import Record
 from seal_jax.data import Split
 from seal_jax.errors import UsageError
-from seal_jax.evaluators.evaluator import Record
 from seal_jax.evaluators.options import flag
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from seal_jax.evaluators.loaded_run import LoadedRun
 
 PyTree = Any
@@ -82,6 +79,12 @@ def label_smoothing(loaded_run: LoadedRun, options: Any) -> float:
     """Return the label smoothing asked for, or the training's, of whose loss weights are a minimum."""
     asked = options.label_smoothing
     return loaded_run.settings.optimizer.label_smoothing if asked is None else asked
+
+
+def parameters_rule(variables: Mapping[str, PyTree]) -> str | None:
+    """Return the rule that selects the parameters among all variables, ``None`` where that is all."""
+    others = jax.tree.leaves({name: tree for name, tree in variables.items() if name != "params"})
+    return "params" if others else None  # a mask must leave something out
 
 
 def loss_note(rows: Sequence[Record]) -> str:
@@ -162,69 +165,10 @@ def number(value: Any) -> float | None:
     >>> number(np.float32(0.5)), number(np.nan)
     (0.5, None)
     """
-    found = float(value)
-    return found if math.isfinite(found) else None
+    value = float(value)
+    return value if math.isfinite(value) else None
 
 
 def numbers(values: Any) -> list[float | None]:
     """Return the JSON numbers of an array of one axis."""
     return [number(value) for value in np.asarray(values)]
-
-
-def short(values: Iterable[float | None], scale: float = 1.0) -> str:
-    """Return mean and interval over the seeds that have a value, in as many digits as these allow.
-
-    >>> short([0.00012345]), short([1.0, 2.0, 3.0]), short([None])
-    ('1.23e-4', '2.0 ± 2.5', '-')
-    """
-    known = [value for value in values if value is not None]
-    return spread(known).text(None, scale) if known else MISSING
-
-
-def log_edges(values: np.ndarray, bins: int = 60) -> np.ndarray:
-    """Return edges of bins of one width on a log axis, around all values, which are positive.
-
-    >>> log_edges(np.array([0.01, 100.0]), 4).round(6).tolist()
-    [0.01, 0.1, 1.0, 10.0, 100.0]
-    """
-    low, high = np.log10(np.min(values)), np.log10(np.max(values))
-    if high - low < 1e-3:  # all the same
-        low, high = low - 0.5, high + 0.5
-    return np.logspace(low, high, bins + 1)
-
-
-def shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return the share of the values in each bin; those beyond count in the outermost.
-
-    >>> shares(np.array([0.5, 1.5, 9.0, 1.7]), np.array([0.0, 1.0, 2.0])).tolist()
-    [0.25, 0.75]
-    """
-    inside = np.clip(values, edges[0], edges[-1])
-    return np.histogram(inside, edges)[0] / max(len(values), 1)
-
-
-def histogram(
-    axes: Axes, groups: Sequence[tuple[str, np.ndarray, Mapping[str, Any]]], edges: np.ndarray
-) -> None:
-    """Draw each group's shares as filled steps.
-
-    Args:
-      axes: to draw on.
-      groups: label, values, and colour and dashes of each.
-      edges: of the bins, ascending.
-    """
-    for label, values, style in groups:
-        share = shares(values, edges)
-        axes.stairs(share, edges, fill=True, alpha=0.25, color=style["color"])
-        axes.stairs(share, edges, label=label, linewidth=1.2, **style)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def panel_rows(rows: Sequence[Record]) -> list[str]:
-    """Return the weights, "last" and "best", that a plot has a row of panels for."""
-    return list(dict.fromkeys(row["weights"] for row in rows))
-
-
-def height(of_row: float, width: float) -> Callable[[Sequence[Record]], tuple[float, float]]:
-    """Return the size of a figure with one row of panels for each of the weights, in inches."""
-    return lambda rows: (width, of_row * max(1, len(panel_rows(rows))))

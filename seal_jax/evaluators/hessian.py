@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from seal_jax import data, hessian, masks
-from seal_jax.core import plots
+from seal_jax.core import plots, tables
 from seal_jax.core.losses import cross_entropy
-from seal_jax.core.tables import MISSING, Table, grouped, newest, spread
+from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, spread
 from seal_jax.data import Augmentation, Split
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import transfer_data
 from seal_jax.evaluators.batches import check_options, shardings, subset
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import flag
 from seal_jax.hessian import trees
@@ -49,7 +49,7 @@ class Options:
       trace_method: "hutch++" or "hutchinson".
       trace_products: products for the trace.
       probes: random vectors for the density; the share of eigenvalues that one measures errs by
-        less than the square root of 0.5 over their number.
+        less than the square root of 0.5 over the number of eigenvalues.
       density_steps: of Lanczos for each of them.
       threshold: eigenvalues below minus this, over the largest, count as clearly negative.
       batch_eigenvalues: of each mini-batch, by magnitude; 5 in the paper.
@@ -57,8 +57,8 @@ class Options:
       batches: how many mini-batches, 0 for all of an epoch; where training drops the images that
         fill no batch (train.drop_last), so does this.
       batch_steps: of Lanczos for each mini-batch.
-      batch_tolerance: of the residuals with which a mini-batch counts as converged.
-      chunk: mini-batches in one part of the work, dealt out to the devices.
+      batch_tolerance: of a converged mini-batch's residuals, over its largest magnitude.
+      chunk: mini-batches in one part of the work, divided over the devices.
       examples: training images that stand for the whole data, 0 for all.
       data_batch_size: images at a time in products over the whole data.
       augment: which images are augmented as in training: "batches", those of the mini-batches;
@@ -69,7 +69,7 @@ class Options:
         do not fill a batch are then left out.
       mask: restrict the Hessian to the parameters at or below these paths; "re:..." is a regular
         expression.
-      basis: where the Krylov basis of the whole data lies; see seal_jax.hessian.eigenpairs.
+      basis: where the Krylov basis of the whole data is stored; see seal_jax.hessian.eigenpairs.
       byte_budget: bytes of device memory, one half for the data, which is streamed from the host if
         it is larger, the other for the basis of the eigenvalues.
       seed: of mini-batches, augmentation and random vectors.
@@ -135,16 +135,10 @@ class Loss:
     def __call__(self, variables: PyTree, batch: dict[str, Any]) -> jax.Array:
         """Return the mean over the images of weight 1."""
         images = data.apply(batch["images"], batch["draws"], self.augmentation)
-        if self.train:
-            logits, _ = self.module.apply(
-                variables,
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)},
-            )
-        else:
-            logits = self.module.apply(variables, images, train=False)
+        rngs = {"dropout": jax.random.key(0)} if self.train else None
+        mutable = ["batch_stats"] if self.train else False
+        logits = self.module.apply(variables, images, train=self.train, mutable=mutable, rngs=rngs)
+        logits = logits[0] if self.train else logits
         losses = cross_entropy(logits, batch["labels"], self.smoothing)
         return jnp.sum(batch["weights"] * losses) / jnp.sum(batch["weights"])
 
@@ -174,32 +168,6 @@ class Batches:
             "weights": self.weights[numbers],
             "draws": jax.tree.map(lambda leaf: leaf[numbers], self.draws),
         }
-
-
-def all_images(split: Split, batch_size: int, drop: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and weights of every image once; without those that fill no batch if ``drop``."""
-    rows, weights = data.padded_batches(len(split), batch_size)
-    return (rows[weights.all(1)], weights[weights.all(1)]) if drop else (rows, weights)
-
-
-def one_epoch(
-    split: Split, batch_size: int, drop: bool, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and weights of the mini-batches of an epoch in random order."""
-    rows, weights = data.epoch_order(jax.random.key(seed), len(split), batch_size, drop)
-    return np.asarray(rows), np.asarray(weights)
-
-
-def augmentation_parameters(
-    rows: np.ndarray, split: Split, spec: Augmentation, seed: int
-) -> data.Draws | None:
-    """Draw what augments batches; ``None`` where the training augmented nothing."""
-    if not spec.is_random:
-        return None
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), len(rows))
-    shape: tuple[int, int, int] = split.images.shape[1:]
-    drawn = jax.vmap(lambda key: data.draw(key, rows.shape[1], spec, shape))(keys)
-    return jax.tree.map(np.asarray, drawn)
 
 
 class Measurement:
@@ -234,9 +202,10 @@ class Measurement:
 
         split = subset(train, options.examples, options.seed)
         size = min(options.data_batch_size, len(split))
-        self.whole = self._batches(
-            split, *all_images(split, size, options.train_mode), options.augment == "all"
-        )
+        rows, weights = data.padded_batches(len(split), size)
+        if options.train_mode:  # every batch has its own statistics: filling would be in them
+            rows, weights = rows[weights.all(1)], weights[weights.all(1)]
+        self.whole = self._batches(split, rows, weights, options.augment == "all")
 
         batch_size = options.batch_size or settings.train.batch_size
         if batch_size > len(train):
@@ -245,7 +214,8 @@ class Measurement:
             )
         # Training never sees a batch that it drops, and a few images have a larger Hessian.
         drop = options.train_mode or settings.train.drop_last
-        rows, weights = one_epoch(train, batch_size, drop, options.seed)
+        order = data.epoch_order(jax.random.key(options.seed), len(train), batch_size, drop)
+        rows, weights = map(np.asarray, order)
         count = options.batches or len(rows)
         if count > len(rows):
             raise UsageError(f"--batches={count} is more than the {len(rows)} of an epoch")
@@ -257,23 +227,25 @@ class Measurement:
     def _batches(
         self, split: Split, rows: np.ndarray, weights: np.ndarray, augmented: bool
     ) -> Batches:
-        draws = None
-        if augmented:
-            seed = self.options.seed
-            draws = augmentation_parameters(rows, split, self.loss.augmentation, seed)
-        return Batches(split, rows, weights, draws)
+        augmentation = self.loss.augmentation
+        if not (augmented and augmentation.is_random):
+            return Batches(split, rows, weights, None)
+        count, batch = rows.shape
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(self.options.seed), 1), count)
+        shape: Any = split.images.shape[1:]
+        draws = jax.vmap(lambda key: data.draw(key, batch, augmentation, shape))(keys)
+        return Batches(split, rows, weights, jax.tree.map(np.asarray, draws))
 
     @functools.cached_property
-    def _host_data(self) -> dict[str, Any]:
-        return self.whole.read()
-
-    @functools.cached_property
-    def _device_data(self) -> PyTree:
-        return jax.device_put(self._host_data, self._shardings[1])
-
-    @functools.cached_property
-    def _shardings(self) -> Any:
+    def _shardings(self) -> tuple[Any, Any]:
         return shardings(self.whole.rows.shape[1])
+
+    @functools.cached_property
+    def _whole_data(self) -> tuple[PyTree, bool]:
+        """The whole data, and whether it stays on the host since it is larger than its budget."""
+        images = self.whole.read()
+        on_host = self.half_budget is not None and trees.nbytes(images) > self.half_budget
+        return images if on_host else jax.device_put(images, self._shardings[1]), on_host
 
     def _subtree(self, network: Network) -> tuple[PyTree, Any]:
         """Return a network's variables and the mask of the parameters whose Hessian is taken.
@@ -283,9 +255,8 @@ class Measurement:
         Raises:
           UsageError: ``--mask`` selects no parameter, or every one.
         """
-        variables = {
-            name: tree for name, tree in network.variables.items() if jax.tree.leaves(tree)
-        }
+        collections = network.variables.items()
+        variables = {name: tree for name, tree in collections if jax.tree.leaves(tree)}
         selected: Any = True
         if self.options.mask is not None:
             selected = masks.resolve(self.options.mask, variables["params"])
@@ -303,16 +274,16 @@ class Measurement:
             "mask": mask,
             "weight_decay": self.weight_decay,
         }
-        budget = self.half_budget
-        if budget is None or trees.nbytes(self._host_data) <= budget:
-            return hessian.operator(self.loss, placed, self._device_data, **options)
-        return hessian.streamed(
-            self.loss, placed, self._host_data, byte_budget=budget, sharding=divided, **options
-        )
+        images, on_host = self._whole_data
+        if on_host:
+            options |= {"byte_budget": self.half_budget, "sharding": divided}
+        make: Any = hessian.streamed if on_host else hessian.operator
+        return make(self.loss, placed, images, **options)
 
     def check(self, network: Network) -> None:
         """Raise unless the parameters suffice for what is asked."""
-        like, options = trees.select(*reversed(self._subtree(network))), self.options
+        variables, mask = self._subtree(network)
+        like, options = trees.select(mask, variables), self.options
         size = trees.size(like)
         for field, count in (
             ("eigenvalues", 2 * options.eigenvalues),
@@ -489,138 +460,120 @@ PAPER = {
     "LLF": (1027.21, 14.63),
     "SEAL": (847.89, 0.0),
 }
-# Of the density's bumps, over the width of the spectrum.
-_SIGMA = 0.01
-
-# Title, field, scale and digits.
-_BATCH_COLUMNS = (
-    ("max (batches)", "batch_max", 1, 2),
-    ("negative % (batches)", "batch_negative", 100, 2),
-)
-_CHECK_COLUMNS = (
-    ("converged %", "batch_converged", 100, 1),
-    ("sign sure %", "batch_certain", 100, 1),
-)
 _ENDS = ("largest", "smallest")
-# Title, field and digits of a range in percent.
-_MASS_COLUMNS = (
-    ("negative mass %", "negative_mass", 1),
-    ("clearly %", "clearly_negative_mass", 2),
-)
 
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the statistics of mini-batches beside those of the whole data, mean over seeds."""
-    known = any("batch_max" in row and transfer_data.paper_method(row) in PAPER for row in rows)
-    parts = {name for row in rows for name in row}
-    header = ["run", "weights", "step", "seeds"]
-    for index, (title, field, _, _) in enumerate(_BATCH_COLUMNS):
-        if field in parts:
-            header += [title, *([f"paper {('max', 'negative %')[index]}"] if known else [])]
-    header += [title for title, field, _, _ in _CHECK_COLUMNS if field in parts]
-    header += [title for end in _ENDS if end in parts for title in (end, f"residual of {end}")]
-    header += ["trace"] if "trace" in parts else []
-    header += [title for title, field, _ in _MASS_COLUMNS if f"{field}_bounds" in parts]
-    cells = []
-    for (run, weights, step), own in grouped(rows, ("run", "weights", "step")).items():
-        line = [str(run), weights, str(step), str(len(own))]
-        theirs = PAPER.get(transfer_data.paper_method(own[0]) or "")
-        for index, column in enumerate(_BATCH_COLUMNS):
-            if column[1] in parts:
-                line.append(_cell(own, *column[1:]))
-                if known:
-                    line.append(MISSING if theirs is None else f"{theirs[index]:.2f}")
-        line += [_cell(own, *column[1:]) for column in _CHECK_COLUMNS if column[1] in parts]
-        line += [cell for end in _ENDS if end in parts for cell in _first(own, end)]
-        line += [_cell(own, "trace", 1, 2)] if "trace" in parts else []
-        line += [
-            _range(own, *column[1:]) for column in _MASS_COLUMNS if f"{column[1]}_bounds" in parts
-        ]
-        cells.append(line)
-    return Table("Eigenvalues of the Hessian", header, cells, _notes(rows, parts, known))
+    has_paper = any("batch_max" in row and transfer_data.paper_method(row) in PAPER for row in rows)
+    ends = [
+        column
+        for end in _ENDS
+        for column in (
+            Column(end, functools.partial(_outermost, end), optional=True),
+            Column(f"residual of {end}", functools.partial(_residual, end), optional=True),
+        )
+    ]
+    columns = [
+        *tables.CHECKPOINT_COLUMNS,
+        seed_mean("max (batches)", "batch_max", optional=True),
+        *([_paper_column("paper max", 0)] if has_paper else []),
+        seed_mean("negative % (batches)", "batch_negative", scale=100, optional=True),
+        *([_paper_column("paper negative %", 1)] if has_paper else []),
+        seed_mean("converged %", "batch_converged", 1, 100, optional=True),
+        seed_mean("sign sure %", "batch_certain", 1, 100, optional=True),
+        *ends,
+        seed_mean("trace", "trace", optional=True),
+        Column("negative mass %", functools.partial(_range, "negative_mass", 1), optional=True),
+        Column("clearly %", functools.partial(_range, "clearly_negative_mass", 2), optional=True),
+    ]
+    fields = {name for row in rows for name in row} | ({"paper"} if has_paper else set())
+    notes = [text for needed, text in _NOTES if needed & fields]
+    return Table.of_groups("Eigenvalues of the Hessian", columns, tables.by_checkpoint(rows), notes)
 
 
-def _cell(own: Sequence[Record], field: str, scale: float, digits: int) -> str:
-    found = [row[field] for row in own if field in row]
-    return spread(found).text(digits, scale) if found else MISSING
+def _paper_column(title: str, index: int) -> Column:
+    def number(row: Record) -> str | None:
+        numbers = PAPER.get(transfer_data.paper_method(row) or "")
+        return f"{numbers[index]:.2f}" if numbers else None
+
+    return tables.shared(title, number)
 
 
-def _first(own: Sequence[Record], field: str) -> tuple[str, str]:
-    """Return the outermost eigenvalue, marked where not all converged, and its largest residual."""
-    rows = [row for row in own if field in row]
-    if not rows:
-        return MISSING, MISSING
-    text = spread([row[field][0] for row in rows]).text(3)
-    residual = max(row[f"{field}_residuals"][0] for row in rows)
-    return (
-        text if all(row["converged"] for row in rows) else f"{text} (not converged)",
-        f"{residual:.1e}",
-    )
-
-
-def _range(own: Sequence[Record], field: str, digits: int) -> str:
-    """Return the mean bounds of a share, widened by twice the error of the random vectors."""
-    rows = [row for row in own if f"{field}_bounds" in row]
-    if not rows:
+def _outermost(end: str, records: Sequence[Record]) -> str:
+    """Return the outermost eigenvalue, marked where not all of the seeds' have converged."""
+    records = [record for record in records if end in record]
+    if not records:
         return MISSING
-    lower, upper = np.mean([row[f"{field}_bounds"] for row in rows], axis=0)
-    error = np.sqrt(sum(row[f"{field}_error"] ** 2 for row in rows)) / len(rows)
+    text = spread([record[end][0] for record in records]).text(3)
+    return text if all(record["converged"] for record in records) else f"{text} (not converged)"
+
+
+def _residual(end: str, records: Sequence[Record]) -> str:
+    """Return the largest residual of the outermost eigenvalue."""
+    residuals = [record[f"{end}_residuals"][0] for record in records if end in record]
+    return f"{max(residuals):.1e}" if residuals else MISSING
+
+
+def _range(field: str, digits: int, records: Sequence[Record]) -> str:
+    """Return the mean bounds of a share, widened by twice the error of the random vectors."""
+    records = [record for record in records if f"{field}_bounds" in record]
+    if not records:
+        return MISSING
+    lower, upper = np.mean([record[f"{field}_bounds"] for record in records], axis=0)
+    error = np.sqrt(sum(record[f"{field}_error"] ** 2 for record in records)) / len(records)
     lower, upper = np.clip([lower - 2 * error, upper + 2 * error], 0, 1)
     return f"{100 * lower:.{digits}f}..{100 * upper:.{digits}f}"
 
 
-def _notes(rows: Sequence[Record], parts: set[str], known: bool) -> list[str]:
-    notes = []
-    if "batch_max" in parts:
-        notes.append(
-            "batches: the eigenvalues of largest magnitude of each training mini-batch's own "
-            "Hessian, pooled over the mini-batches; the largest of the pool, and the share of it "
-            "that is negative (Park & Kim 2022, whom the SEAL paper follows). converged: "
-            "mini-batches whose residuals are within the tolerance; sign sure: values that their "
-            "residual keeps away from zero."
-        )
-    if "largest" in parts or "trace" in parts or "negative_mass_bounds" in parts:
-        notes.append(
-            "largest, smallest, trace, negative mass: of the one Hessian of the mean loss over the "
-            "training data."
-        )
-    if "largest" in parts:
-        notes.append(
-            "residual: |H v - value v| of the outermost value, the largest over seeds: so far at "
-            "most is the value from an eigenvalue. not converged: of all values computed at that end "
-            "or the other, one has a residual above the tolerance."
-        )
-    if "negative_mass_bounds" in parts:
-        notes.append(
-            "negative mass: between which bounds the share of ALL its eigenvalues below zero is, "
-            "mean over seeds; not the negative % of mini-batches, which is that of a few of the "
-            "largest magnitude. The bounds are those that the Lanczos iteration proves (Chebyshev, "
-            "Markov, Stieltjes), widened by two standard errors of the random vectors. Most "
-            "eigenvalues are so near zero that only more --density-steps would tell their sign; "
-            "clearly: the same of those below minus the threshold, times the largest."
-        )
-    if known:
-        notes.append(
-            "paper: SEAL paper, Table 6, the row of the same method: ResNet-50 on Tiny-ImageNet "
-            "(64x64). It names neither the number of images in a mini-batch nor that of "
-            "eigenvalues; maxima grow as mini-batches shrink."
-        )
-    return notes
+# What a table says about the fields that its rows have, each of a set.
+_NOTES = (
+    (
+        {"batch_max"},
+        "batches: the eigenvalues of largest magnitude of each training mini-batch's own Hessian, "
+        "pooled over the mini-batches; the largest of the pool, and the share of it that is negative "
+        "(Park & Kim 2022, whom the SEAL paper follows). converged: mini-batches whose residuals are "
+        "within the tolerance; sign sure: values that their residual keeps away from zero.",
+    ),
+    (
+        {"largest", "trace", "negative_mass_bounds"},
+        "largest, smallest, trace, negative mass: of the one Hessian of the mean loss over the "
+        "training data.",
+    ),
+    (
+        {"largest"},
+        "residual: |H v - value v| of the outermost value, the largest over seeds: so far at most is "
+        "the value from an eigenvalue. not converged: of all values computed at that end or the "
+        "other, one has a residual above the tolerance.",
+    ),
+    (
+        {"negative_mass_bounds"},
+        "negative mass: between which bounds the share of ALL its eigenvalues below zero is, mean "
+        "over seeds; not the negative % of mini-batches, which is that of a few of the largest "
+        "magnitude. The bounds are those that the Lanczos iteration proves (Chebyshev, Markov, "
+        "Stieltjes), widened by two standard errors of the random vectors. Most eigenvalues are so "
+        "near zero that only more --density-steps would tell their sign; clearly: the same of those "
+        "below minus the threshold, times the largest.",
+    ),
+    (
+        {"paper"},
+        "paper: SEAL paper, Table 6, the row of the same method: ResNet-50 on Tiny-ImageNet (64x64). "
+        "It names neither the number of images in a mini-batch nor that of eigenvalues; maxima grow "
+        "as mini-batches shrink.",
+    ),
+)
 
 
-def density_of(row: Record) -> hessian.Density:
-    """Return a row's spectral density."""
-    probes = row["density_probes"]
-    nodes = np.reshape(row["nodes"], (probes, -1))
-    weights = np.reshape(row["node_weights"], (probes, -1)) * probes
-    return hessian.Density(nodes, weights, np.zeros_like(nodes), 0.0, row["parameters"])
+# Of the normal that every node of a density becomes in the plot, over the width of the spectrum.
+_SIGMA = 0.01
+Styles = Mapping[str, Mapping[str, Any]]
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the density of each run, and the pool of its mini-batches' eigenvalues, both log."""
-    rows = newest(rows)
-    kinds = grouped(rows, ("weights",))
-    shown = [
+    rows = tables.newest(rows)
+    styles = plots.run_styles(rows)
+    measured = [
         (field, title, painter)
         for field, title, painter in (
             ("nodes", "density of all eigenvalues, whole training data", _draw_density),
@@ -629,27 +582,25 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
         )
         if any(field in row for row in rows)
     ]
-    shown = shown[:2] or [("", "trace", _draw_trace)]
-    panes = figure.subplots(len(kinds), len(shown), squeeze=False)
-    for line, ((weights,), own) in zip(panes, kinds.items(), strict=True):
-        for axes, (field, title, painter) in zip(line, shown, strict=True):
-            painter(axes, [row for row in own if not field or field in row])
+    measured = measured[:2] or [("trace", "trace", _draw_trace)]
+    panels = plots.panels_by_weights(figure, rows, len(measured))
+    for weights, of_weights, line in panels:
+        for axes, (field, title, painter) in zip(line, measured, strict=True):
+            painter(axes, [row for row in of_weights if field in row], styles)
             axes.set_title(f"{title}\n{weights} weights", fontsize=9)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    transfer_data.legend(figure, panes)
+    plots.legend_below(figure, [axes for _, _, line in panels for axes in line])
 
 
-def _draw_density(axes: Axes, rows: Sequence[Record]) -> None:
+def _draw_density(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
     low = min(min(row["nodes"]) for row in rows)
     high = max(max(row["nodes"]) for row in rows)
     width = (high - low) or 1.0
     grid = np.linspace(low - 0.05 * width, high + 0.05 * width, 600)
     highest = 0.0
-    for index, (run, own) in _runs(rows):
-        lines = np.array([density_of(row).on_grid(grid, _SIGMA * width) for row in own])
-        axes.plot(grid, lines.mean(0), label=run, linewidth=1.2, **plots.style(index))
-        highest = max(highest, float(np.max(lines.mean(0))))
+    for (run,), of_run in grouped(rows, ("run",)).items():
+        mean = np.mean([_density(row).on_grid(grid, _SIGMA * width) for row in of_run], axis=0)
+        axes.plot(grid, mean, label=run, linewidth=1.2, **styles[run])
+        highest = max(highest, float(np.max(mean)))
     axes.set_yscale("log")
     # One eigenvalue among all of them is as little as there is to be seen.
     least = min(1 / row["parameters"] for row in rows) / (_SIGMA * width * np.sqrt(2 * np.pi))
@@ -659,14 +610,22 @@ def _draw_density(axes: Axes, rows: Sequence[Record]) -> None:
     axes.set_ylabel("density")
 
 
-def _draw_pool(axes: Axes, rows: Sequence[Record]) -> None:
+def _density(row: Record) -> hessian.Density:
+    """Return a row's spectral density; its bounds of masses are lost."""
+    probes = row["density_probes"]
+    nodes = np.reshape(row["nodes"], (probes, -1))
+    weights = np.reshape(row["node_weights"], (probes, -1)) * probes
+    return hessian.Density(nodes, weights, np.zeros_like(nodes), 0.0, row["parameters"])
+
+
+def _draw_pool(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
     values = np.concatenate([row["batch_values"] for row in rows])
     low, high = float(np.min(values)), float(np.max(values))
     edges = np.linspace(low, high if high > low else low + 1, 61)
-    for index, (run, own) in _runs(rows):
-        pool = np.concatenate([row["batch_values"] for row in own])
+    for (run,), of_run in grouped(rows, ("run",)).items():
+        pool = np.concatenate([row["batch_values"] for row in of_run])
         shares = np.histogram(pool, edges)[0] / len(pool)
-        axes.stairs(shares, edges, label=run, linewidth=1.2, **plots.style(index))
+        axes.stairs(shares, edges, label=run, linewidth=1.2, **styles[run])
     axes.axvline(0, color="#888888", linewidth=0.7)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5 / len(values), top=1)
@@ -674,37 +633,23 @@ def _draw_pool(axes: Axes, rows: Sequence[Record]) -> None:
     axes.set_ylabel("share of the pool")
 
 
-def _draw_ends(axes: Axes, rows: Sequence[Record]) -> None:
-    for index, (run, own) in _runs(rows):
-        for row in own:
+def _draw_ends(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
+    for place, ((run,), of_run) in enumerate(grouped(rows, ("run",)).items()):
+        for row in of_run:
             values = [*row["smallest"], *row["largest"]]
-            colour = plots.style(index)["color"]
-            axes.plot(np.full(len(values), index), values, "_", color=colour, label=run, ms=14)
+            colour = styles[run]["color"]
+            axes.plot(np.full(len(values), place), values, "_", color=colour, label=run, ms=14)
     axes.set_xticks([])
     axes.set_ylabel("eigenvalue")
 
 
-def _draw_trace(axes: Axes, rows: Sequence[Record]) -> None:
-    for index, (run, own) in _runs(rows):
-        for row in own:
-            axes.errorbar(
-                index, row["trace"], row["trace_error"], fmt="o", label=run,
-                color=plots.style(index)["color"],
-            )  # fmt: skip
+def _draw_trace(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
+    for place, ((run,), of_run) in enumerate(grouped(rows, ("run",)).items()):
+        for row in of_run:
+            bar = {"fmt": "o", "label": run, "color": styles[run]["color"]}
+            axes.errorbar(place, row["trace"], row["trace_error"], **bar)
     axes.set_xticks([])
     axes.set_ylabel("trace and its standard error")
-
-
-def _runs(rows: Sequence[Record]) -> list[tuple[int, tuple[str, Any]]]:
-    return [
-        (own[0].get("index", index), (str(run), own))
-        for index, ((run,), own) in enumerate(grouped(rows, ("run",)).items())
-    ]
-
-
-def size(rows: Sequence[Record]) -> tuple[float, float]:
-    """Return the figure's size: a row of panels for each of the weights."""
-    return 10.0, 1.0 + 3.4 * len({row["weights"] for row in rows})
 
 
 KIND = Evaluator(
@@ -716,5 +661,5 @@ KIND = Evaluator(
     rows=rows,
     table=table,
     draw=draw,
-    size=size,
+    size=plots.size_by_weights(10.0, 3.4, margin=1.0),
 )

@@ -7,7 +7,6 @@ part of its vectors alone, it has the attributes ``selected`` and ``size``, as `
 
 from __future__ import annotations
 
-import abc
 from collections import deque
 from typing import Any, Literal, get_args
 
@@ -168,19 +167,23 @@ def lanczos(op: LinearOperator, key: jax.Array, size: int) -> tuple[jax.Array, j
     return jax.lax.fori_loop(0, size, step, carry)[1:]
 
 
-class Iteration(abc.ABC):
+class Iteration:
     """A Lanczos iteration that grows, is cut down to Ritz vectors, and grows again.
 
-    The projection is on the host, in float64; where the basis is stored is up to the subclasses.
+    The projection is on the host, in float64; the basis is in device memory, sharded like the
+    parameters.
 
     Args:
       op: the operator.
+      key: of the random first vector.
       size: vectors of the basis, m.
+      packed: whether the basis is in bfloat16.
     """
 
-    def __init__(self, op: LinearOperator, size: int):
+    def __init__(self, op: LinearOperator, key: jax.Array, size: int, packed: bool = False):
         self.op, self.size = op, size
         self.projected, self.residual = np.zeros((size, size)), 0.0
+        self.basis = self._first(key, packed)
 
     def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
         """Take Lanczos steps; return the projection and the norm of the last remainder.
@@ -205,43 +208,15 @@ class Iteration(abc.ABC):
         self._rotate(rotation)
         self.projected = np.diag(np.pad(values, (0, self.size - len(values))))
 
-    @abc.abstractmethod
-    def vectors(self, rotation: np.ndarray) -> PyTree:
-        """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
-
-    @abc.abstractmethod
-    def _vector(self, index: int) -> PyTree:
-        """Return row ``index`` of the basis."""
-
-    @abc.abstractmethod
-    def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
-        """Put what a vector adds to the basis into row ``index``; see :func:`append`."""
-
-    @abc.abstractmethod
-    def _rotate(self, rotation: np.ndarray) -> None:
-        """Replace the basis by its combinations ``rotation [m, p]``, and keep its last vector."""
-
-
-class OnDevice(Iteration):
-    """An iteration whose basis is in device memory, sharded like the parameters.
-
-    Args:
-      op: the operator.
-      key: of the random first vector.
-      size: vectors of the basis, m.
-      packed: whether the basis is in bfloat16.
-    """
-
-    def __init__(self, op: LinearOperator, key: jax.Array, size: int, packed: bool = False):
-        super().__init__(op, size)
-        shardings = jax.tree.map(_with_leading_axis, op.like)
-        first = jax.jit(first_basis, static_argnums=(2, 3), out_shardings=shardings)
-        self.basis = first(op.like, key, size, packed, selected(op))
-
     def vectors(self, rotation: np.ndarray) -> PyTree:
         """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
         padded = np.pad(rotation, ((0, 1), (0, 0))).astype(np.float32)
         return _combine(self.basis, padded, self.op.like)
+
+    def _first(self, key: jax.Array, packed: bool) -> PyTree:
+        shardings = jax.tree.map(_with_leading_axis, self.op.like)
+        first = jax.jit(first_basis, static_argnums=(2, 3), out_shardings=shardings)
+        return first(self.op.like, key, self.size, packed, selected(self.op))
 
     def _vector(self, index: int) -> PyTree:
         return take(self.basis, index, self.op.like)
@@ -263,22 +238,17 @@ class OnDevice(Iteration):
 
 
 class OnHost(Iteration):
-    """An iteration whose basis is in pinned host memory; vectors pass through the device one by one.
+    """An iteration whose basis is a list of vectors in pinned host memory.
 
-    Every vector keeps the sharding of the parameters: each device exchanges its own part with its
-    host. Orthogonalisation is modified Gram-Schmidt, twice, so each step reads the basis twice.
-
-    Args:
-      op: the operator.
-      key: of the random first vector.
-      size: vectors of the basis, m.
+    They pass through the device one by one, each with the sharding of the parameters: a device
+    exchanges its own part with its host. Orthogonalisation is modified Gram-Schmidt, twice, so each
+    step reads the basis twice.
     """
 
-    def __init__(self, op: LinearOperator, key: jax.Array, size: int):
-        super().__init__(op, size)
-        self._device = jax.tree.map(lambda leaf: leaf.sharding, op.like)
-        self._host = jax.tree.map(_pinned, op.like)
-        self.basis = [self._store(_random_unit(op.like, key, selected(op)))]
+    def _first(self, key: jax.Array, packed: bool) -> PyTree:
+        self._device = jax.tree.map(lambda leaf: leaf.sharding, self.op.like)
+        self._host = jax.tree.map(_pinned, self.op.like)
+        return [self._store(_random_unit(self.op.like, key, selected(self.op)))]
 
     def vectors(self, rotation: np.ndarray) -> PyTree:
         """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
@@ -324,11 +294,11 @@ class OnHost(Iteration):
         return jax.device_put(stored, self._device)
 
 
-def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> OnDevice | OnHost:
+def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iteration:
     """Return an iteration whose basis is one random vector, stored as ``basis`` says."""
-    if basis == "host":
-        return OnHost(op, key, size)
-    return OnDevice(op, key, size, basis == "bfloat16")
+    return (
+        OnHost(op, key, size) if basis == "host" else Iteration(op, key, size, basis == "bfloat16")
+    )
 
 
 def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:

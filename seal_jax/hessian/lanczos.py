@@ -20,17 +20,16 @@ _DEFAULT_BYTES = 2**28
 
 
 class Eigenpairs(NamedTuple):
-    """What :func:`eigenpairs` found, in the order of ``which``.
+    """Eigenpairs of an operator, in the order of ``which``.
 
     Attributes:
       values: ``[k]``, NumPy.
       vectors: pytree like a vector, every leaf with a leading axis of k; of unit norm.
       residuals: ``[k]``, upper bounds of ``|H v - value v|``, and so of the distance from each value
         to an eigenvalue of H.
-      products: how many products with the operator it took.
-      converged: whether every residual is within the tolerance: then every value is an eigenvalue.
-        That none further out was missed it does not say: of an eigenvalue that H has several times,
-        one start vector finds a single copy until rounding brings in the others.
+      products: number of products with the operator.
+      converged: whether every residual is within the tolerance, so that every value is an eigenvalue.
+        It does not say that none further out was missed.
     """
 
     values: np.ndarray
@@ -54,24 +53,15 @@ def order_by(values: np.ndarray, which: Which) -> np.ndarray:
 
 
 def rounding(largest: Any) -> Any:
-    """Return what the rounding of float32 products leaves of any residual.
-
-    Args:
-      largest: magnitude of eigenvalues.
-    """
+    """Return what the rounding of float32 products leaves of residuals, by the largest magnitude."""
     return 8 * np.finfo(np.float32).eps * largest + np.finfo(np.float32).tiny
 
 
 def limits(values: np.ndarray, which: Which, tolerance: float, floor: float) -> np.ndarray:
     """Return how large the residuals of converged pairs may be, ``[k]``.
 
-    They are judged by the largest magnitude of the values at their own end of the spectrum.
-
-    Args:
-      values: ``[k]``, in the order of :class:`Eigenpairs`.
-      which: see :func:`eigenpairs`.
-      tolerance: see :func:`eigenpairs`.
-      floor: what rounding allows for.
+    That is ``tolerance`` times the largest magnitude of the values at the same end of the spectrum,
+    but at least ``floor``. The values are in the order of :class:`Eigenpairs`.
 
     >>> limits(np.array([1000.0, 100.0, -0.5, -1.0]), "BE", 1e-2, 1e-3).round(3).tolist()
     [10.0, 10.0, 0.01, 0.01]
@@ -98,32 +88,30 @@ def eigenpairs(
     """Return k extreme eigenpairs of a symmetric operator.
 
     Lanczos iteration with full reorthogonalisation in a basis of bounded size; when it is full, the
-    best Ritz vectors are kept and the iteration goes on from there (thick restart), until every
+    best Ritz vectors are kept and the iteration continues from there (thick restart), until every
     residual is at most ``tolerance`` times the largest magnitude among the values at the same end
-    of the spectrum. Float32 allows for no less than 2e-6 of the largest eigenvalue in magnitude, or
-    after restarts 4e-6: a residual that small will do. Each value is one of H's to within its
-    residual. As with every method that starts from one vector, of an eigenvalue that H has several
-    times the further copies come late, by rounding, and may be left out.
+    of the spectrum, or 2e-6 of the largest eigenvalue (after restarts 4e-6), which is what float32
+    resolves. Starting from one vector, the iteration finds the further copies of a multiple
+    eigenvalue late, by rounding, and may leave them out.
 
     Residuals are estimates of the iteration. Where restarts or bfloat16 have rounded the vectors,
     they are computed from k more products at the end, and pairs are those of the vectors' span.
 
     Args:
-      op: as :func:`seal_jax.hessian.operator` or :func:`seal_jax.hessian.streamed` makes it, or any
-        pytree that can be called with a vector and has ``like``.
-      k: how many, at least 1 and at most the operator's rows.
+      op: of :func:`seal_jax.hessian.operator` or :func:`seal_jax.hessian.streamed`, or any pytree
+        that can be called with a vector and has ``like``, a vector.
+      k: number of pairs, in 1..rows of the operator.
       which: the largest ("LA"), the smallest ("SA"), those of largest magnitude ("LM"), or half of
         them from either end, one more of the largest where k is odd ("BE", in falling order).
-      tolerance: see above.
+      tolerance: of the residuals, see above.
       basis_size: vectors held at a time; by default what fits into 256 MiB, between
-        ``max(2 k, k + 20)`` and ``max(4 k, k + 100)``.
+        ``max(2 k, k + 20)`` and ``max(4 k, k + 100)``. More vectors need fewer products.
       byte_budget: bytes of device memory for the basis and the work on it, without what a product
-        needs. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``: more vectors need
-        fewer products.
-      basis: "device"; "bfloat16", there in half the bytes: rounding then keeps residuals above some
-        1e-3 of the largest eigenvalue, where the iteration stops, and errors of eigenvalues above
-        about its square. Or "host": in host memory, from where every step reads it twice.
-      max_products: bound on the products of the iteration, but for the first k.
+        needs. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``.
+      basis: where the basis is stored: on the "device"; there as "bfloat16", in half the bytes, which
+        keeps residuals above some 1e-3 of the largest eigenvalue and errors of eigenvalues above
+        about its square; or on the "host", from where every step reads it twice.
+      max_products: bound on the products of the iteration; the first k are always taken.
       key: of the random start; a fixed one by default.
       progress: called with the products so far and the worst relative residual.
 

@@ -28,7 +28,7 @@ Precision = Literal["highest", "high", "default"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """The linear map ``v -> H v``; call it with a vector. A pytree: pass it through ``jit``.
+    """The linear map ``v -> H v``: call it with a vector. It is a pytree and passes through ``jit``.
 
     A vector has the structure of the parameters, with ``None`` for those the mask leaves out.
 
@@ -73,7 +73,7 @@ class Operator:
     def block(self, mask: masks.Mask | None) -> Operator:
         """Return the block ``P H P`` of a part of the parameters, zero elsewhere; ``None``: of all.
 
-        The operator's own mask is compiled into the program and shortens the vectors. That of a block
+        The operator's own mask is compiled into the program and shortens the vectors. A block's mask
         is data: one program serves all parts of a network, with vectors of the whole.
         """
         flags = self.flags if mask is None else jax.tree.leaves(masks.resolve(mask, self.params))
@@ -153,19 +153,18 @@ def operator(
         no ``data``. A function that can be hashed, for the compiler's cache: define it once. For
         "gauss_newton" it returns the network's outputs.
       params: pytree of arrays, sharded or not.
-      data: pytree whose leaves have the batches as their leading axis, all of one size: a scan goes
-        over them, so that memory is that of one batch. It lies on the device; see
-        :func:`seal_jax.hessian.streamed` for data that does not fit there.
+      data: pytree on the device whose leaves have the batches, all of one size, as their leading
+        axis; memory is that of one batch. :func:`streamed` takes data that does not fit there.
       weights: :math:`w_b`, ``[batches]``; or ``[batches, examples]``, which are summed over each
         batch. All 1 by default. A batch of weight 0 counts for nothing, but its loss must be finite.
-      mask: restrict the Hessian to a subtree, in any form of :mod:`seal_jax.masks`.
+      mask: restricts the Hessian to a subtree, in any form of :mod:`seal_jax.masks`.
       weight_decay: :math:`\lambda` of an L2 term :math:`\frac\lambda2 \|\theta\|^2`.
       mode: "forward_over_reverse" (the cheapest as a rule), "reverse_over_forward", or
         "gauss_newton", :math:`J^\top H_{outer} J`.
       outer: ``outer(outputs, batch) -> scalar``, for "gauss_newton".
       precision: of matrix products and convolutions on float32. "default" is up to six times
-        faster on accelerators, which then round the factors to 8 or 11 bits, and residuals much
-        below 1e-2 of the largest eigenvalue mean nothing any more; a CPU knows no difference.
+        faster on accelerators, which then round the factors to 8 or 11 bits: residuals much below
+        1e-2 of the largest eigenvalue then mean nothing. A CPU makes no difference.
 
     Raises:
       UsageError: a mask that selects nothing, batches of different number, weights that do not fit
@@ -308,22 +307,20 @@ def streamed(
 ) -> Streamed:
     """Return the Hessian of a mean loss over data that stays on the host, as an operator.
 
-    Its values are those of :func:`seal_jax.hessian.operator`. Data may be any size: at most
-    ``byte_budget`` bytes of it are on the device at a time, in two chunks, so that one is on its way
-    while the other is worked on. A Python loop hands the chunks to one compiled program; it waits
-    only for the chunk before the last, so the device never does where transfers are faster than
-    products. (A callback from within a program would let the program wait for the host, and is not
-    to be had on every kind of device.)
+    Its values are those of :func:`operator`. At most ``byte_budget`` bytes of the data are on the
+    device at a time, in two chunks: one is transferred while the other is worked on. A Python loop
+    hands the chunks to one compiled program and waits only for the chunk before the last, so that
+    the device does not wait where transfers are faster than products.
 
     Args:
-      loss: see :func:`seal_jax.hessian.operator`.
+      loss: see :func:`operator`.
       params: likewise, on the device.
       data: batches along the leading axis of every leaf: NumPy arrays, memory-mapped ones, or what
         else has ``shape`` and ``dtype`` and gives an array when it is sliced.
       byte_budget: for the data on the device, at least that of two batches.
-      weights: of the batches; see :func:`seal_jax.hessian.operator`.
+      weights: of the batches; see :func:`operator`.
       sharding: of a chunk's leaves, such as ``NamedSharding(mesh, PartitionSpec(None, "data"))`` for
-        the second axis, the examples; by default every device of the parameters has the whole.
+        the second axis, the examples; by default every device of the parameters has all of them.
       **options: ``mask``, ``weight_decay``, ``mode``, ``outer``, ``precision``.
 
     Raises:

@@ -21,7 +21,7 @@ _SPREAD = PartitionSpec(_AXIS)
 
 
 class BatchEigenvalues(NamedTuple):
-    """What :func:`batch_eigenvalues` found.
+    """Eigenvalues of each mini-batch's Hessian, and statistics of the pool of all of them.
 
     Attributes:
       values: ``[batches, k]``, falling in magnitude.
@@ -35,17 +35,17 @@ class BatchEigenvalues(NamedTuple):
 
     @property
     def max(self) -> float:
-        """The largest of the pool of all batches."""
+        """The largest of the pool."""
         return float(np.max(self.values))
 
     @property
     def negative_share(self) -> float:
-        """The share of negative values in the pool, in [0, 1]."""
+        """The share of negative values, in [0, 1]."""
         return float(np.mean(self.values < 0))
 
     @property
     def certain_share(self) -> float:
-        """The share of values whose sign their residual leaves no doubt about."""
+        """The share of values whose sign is certain, since their residual is smaller."""
         return float(np.mean(np.abs(self.values) > self.residuals))
 
 
@@ -63,10 +63,10 @@ def batch_eigenvalues(
 ) -> BatchEigenvalues:
     """Return the k eigenvalues of largest magnitude of each batch's own Hessian.
 
-    One program for all batches, which goes from one to the next: Lanczos of a fixed length with full
-    reorthogonalisation from a random vector. Park and Kim (2022), whom the SEAL paper follows in its
-    Table 6, pool five for every mini-batch of the training set, of the loss with its L2 term on
-    augmented data; the table gives the largest of the pool and the share of negative ones.
+    One program takes the same number of Lanczos steps on every batch, from a random vector. Park and
+    Kim (2022), whom the SEAL paper follows in its Table 6, pool five for every mini-batch of the
+    training set, of the loss with its L2 term on augmented data; the table gives the largest of the
+    pool and the share of negative ones.
 
     Args:
       loss: see :func:`seal_jax.hessian.operator`; a batch may hold its weights or random draws.
@@ -75,11 +75,10 @@ def batch_eigenvalues(
       k: values for each batch.
       steps: of Lanczos, and products for each batch; ``4 k + 20`` by default. Memory holds one
         vector more.
-      tolerance: how large residuals may be, over the batch's largest magnitude, for it to count as
-        converged. Values err by about the square of that.
+      tolerance: of a converged batch's residuals, over its largest magnitude. Values err by about the
+        square of that.
       key: of the random starts; a fixed one by default.
-      devices: over which the batches are dealt out, each with the whole parameters; that of the
-        parameters by default.
+      devices: share the batches, each with all parameters; that of the parameters by default.
       **options: ``mask``, ``weight_decay``, ``mode``, ``outer``, ``precision``, see
         :func:`seal_jax.hessian.operator`.
 

@@ -25,9 +25,9 @@ def power_iteration(
     """Return the k eigenpairs of largest magnitude, one after the other.
 
     Each is iterated until its residual is at most ``tolerance`` times the first eigenvalue, or until
-    it has used ``max_products`` products; the next starts orthogonal to those before. What is wrong
-    with those before stays in the residuals of those after, whatever their number of products: the
-    first are iterated further than the last, by a factor of the square root of 2 each.
+    it has used ``max_products`` products; the next starts orthogonal to those before. Errors of a
+    vector stay in the residuals of all later ones: each is iterated further than the next, by a
+    factor of the square root of 2.
 
     Raises:
       UsageError: an argument out of range, or products that are not finite.

@@ -39,13 +39,13 @@ def trace(
     .. math:: \operatorname{tr} Q^\top H Q
         + \tfrac3m \operatorname{tr} G^\top (I - QQ^\top) H (I - QQ^\top) G
 
-    It is exact for a rank of at most ``probes // 3``, and far better than Hutchinson's where few
-    eigenvalues outweigh the others, at the cost of memory for as many vectors.
+    It is exact for a rank of at most ``probes // 3``, for which it holds as many vectors, and far
+    better than Hutchinson's where few eigenvalues outweigh the others.
 
     Args:
       op: see :func:`seal_jax.hessian.eigenpairs`.
-      probes: products with the operator: at least 2 for an error, 6 for "hutch++", which uses the
-        multiple of 3 below.
+      probes: products with the operator: at least 2, or 6 for "hutch++", which uses the multiple of
+        3 below.
       method: "hutchinson" or "hutch++".
       key: of the probes; a fixed one by default.
 

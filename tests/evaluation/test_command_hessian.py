@@ -115,7 +115,7 @@ def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, found):
     rows, _ = found
     train, spec = loaded_run.dataset.train, loaded_run.augmentation
     order, _ = data.epoch_order(jax.random.key(0), len(train), 40)
-    drawn = hessian.augmentation_parameters(np.asarray(order)[:3], train, spec, 0)
+    drawn = hessian.Measurement(loaded_run, hessian.Options(**SMALL)).mini_batches.draws
     pool = []
     for batch in range(3):
         chosen = np.asarray(order[batch])
@@ -185,10 +185,11 @@ def test_loss_of_a_network_with_batch_norm(train):
 
 def test_training_mode_leaves_out_what_fills_no_batch(loaded_run):
     train = loaded_run.dataset.train
-    rows, weights = hessian.all_images(train, 64, True)
-    assert (rows.shape, weights.min()) == ((len(train) // 64, 64), 1)
-    rows, weights = hessian.one_epoch(train, 40, True, 0)
-    assert (len(rows), weights.min()) == (len(train) // 40, 1)
+    options = hessian.Options(batch_size=40, data_batch_size=64, train_mode=True)
+    measurement = hessian.Measurement(loaded_run, options)
+    for batches, size in ((measurement.whole, 64), (measurement.mini_batches, 40)):
+        assert batches.rows.shape == (len(train) // size, size)
+        assert batches.weights.min() == 1
 
 
 def test_a_budget_that_the_data_does_not_fit_in(loaded_run, run, evaluated):

@@ -335,7 +335,7 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
     one, eight = (hessian.eigenpairs(op, 3, **options) for op in (alone, sharded))
     np.testing.assert_allclose(eight.values, one.values, rtol=1e-4)
     # What a step is compiled to, and how its basis is spread.
-    basis = krylov.OnDevice(sharded, jax.random.key(0), 12).basis
+    basis = krylov.Iteration(sharded, jax.random.key(0), 12).basis
     assert basis["w"].sharding.spec == PartitionSpec(None, "x")
     for step in (
         krylov._applied.lower(sharded, spread),

@@ -163,7 +163,7 @@ def test_the_basis_keeps_to_its_budget(basis):
     m = choose_basis_size(op.like, k, None, budget, basis)
     assert m >= {"device": 20, "bfloat16": 40}[basis]
     assert krylov.device_bytes(op.like, m + 1, k, basis) > budget
-    rows = krylov.OnDevice(op, jax.random.key(0), m, basis == "bfloat16").basis
+    rows = krylov.Iteration(op, jax.random.key(0), m, basis == "bfloat16").basis
     memory = krylov._append.lower(rows, 0, op.like, 0.0).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(rows))
     # The product, which is the argument, and the vector that was multiplied.
