@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax import data, hessian, masks
+from seal_jax import data, hessian, masks, papers
 from seal_jax.core import plots, tables
 from seal_jax.core.losses import cross_entropy
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, spread
@@ -453,19 +453,12 @@ def _combined(parts: Sequence[Record]) -> dict[str, Any]:
     return row
 
 
-# Table 6: maximum eigenvalue, and negative eigenvalues in %.
-PAPER = {
-    "Normal": (889.06, 4.25),
-    "Normal (long)": (2353.74, 0.0),
-    "LLF": (1027.21, 14.63),
-    "SEAL": (847.89, 0.0),
-}
 _ENDS = ("largest", "smallest")
 
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the statistics of mini-batches beside those of the whole data, mean over seeds."""
-    has_paper = any("batch_max" in row and transfer_data.paper_method(row) in PAPER for row in rows)
+    has_paper = any("batch_max" in row and _paper(row, "max") for row in rows)
     ends = [
         column
         for end in _ENDS
@@ -477,9 +470,13 @@ def table(rows: Sequence[Record]) -> Table:
     columns = [
         *tables.CHECKPOINT_COLUMNS,
         seed_mean("max (batches)", "batch_max", optional=True),
-        *([_paper_column("paper max", 0)] if has_paper else []),
+        *([tables.shared("paper max", lambda row: _paper(row, "max"))] if has_paper else []),
         seed_mean("negative % (batches)", "batch_negative", scale=100, optional=True),
-        *([_paper_column("paper negative %", 1)] if has_paper else []),
+        *(
+            [tables.shared("paper negative %", lambda row: _paper(row, "negative"))]
+            if has_paper
+            else []
+        ),
         seed_mean("converged %", "batch_converged", 1, 100, optional=True),
         seed_mean("sign sure %", "batch_certain", 1, 100, optional=True),
         *ends,
@@ -492,12 +489,11 @@ def table(rows: Sequence[Record]) -> Table:
     return Table.of_groups("Eigenvalues of the Hessian", columns, tables.by_checkpoint(rows), notes)
 
 
-def _paper_column(title: str, index: int) -> Column:
-    def number(row: Record) -> str | None:
-        numbers = PAPER.get(transfer_data.paper_method(row) or "")
-        return f"{numbers[index]:.2f}" if numbers else None
-
-    return tables.shared(title, number)
+def _paper(row: Record, column: str) -> str | None:
+    """Return the number of Table 6 for a row's method."""
+    method = transfer_data.paper_method(row) or ""
+    number = papers.load("SEAL", "Table 6").get(method, column=column)
+    return f"{number.mean:.2f}" if number else None
 
 
 def _outermost(end: str, records: Sequence[Record]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 
 from seal_jax.core import files
 from seal_jax.core.tables import Spread, spread
-from seal_jax.reports import paper, runs, tables
-from seal_jax.reports.paper import PaperColumn
+from seal_jax.papers import PaperColumn, comparable_column
+from seal_jax.reports import runs, tables
 from seal_jax.reports.runs import PathLike, Run
 
 # With more generations than this, the printed tables hold a selection; the CSV file holds all.
@@ -140,7 +140,7 @@ def _column(run: Run) -> Column:
         last,
         best,
         _chosen(run, best),
-        paper.beside(run.config),
+        comparable_column(run.config),
         top5_last=stats("test_last/top5_accuracy"),
         top5_best=stats("test_best/top5_accuracy"),
     )
