@@ -16,8 +16,7 @@ from seal_jax.evaluators.anytime_report import draw, size, table
 from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
 
 if TYPE_CHECKING:
-    from seal_jax.evaluators.adaptation import Replay
-    from seal_jax.evaluators.adaptation_course import Trace
+    from seal_jax.evaluators.adaptation import Replay, Trace
     from seal_jax.evaluators.loaded_run import LoadedRun, Network
 
 DEFAULT_STEPS = 610
@@ -107,7 +106,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     found = []
     for plan in plans(loaded_run, options):
         trace: Callable[[], Trace] = functools.cache(plan.replay.run)
-        for index, seed in enumerate(plan.replay.seeds):
+        for index, seed in enumerate(plan.replay.experiment.seeds):
             work = functools.partial(_record, plan, trace, index)
             found.append(WorkItem(f"{plan.key}/seed{seed}", work))
     return found
@@ -140,7 +139,7 @@ def _record(plan: _Plan, trace: Callable[[], Trace], index: int) -> dict[str, An
 def _gone_through(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
     """Return the adaptation that the run itself was."""
     from seal_jax.evaluators import adaptation
-    from seal_jax.training import metrics
+    from seal_jax.training import experiment, metrics, pretrained
 
     settings = loaded_run.settings
     for field in dataclasses.fields(options):
@@ -157,13 +156,18 @@ def _gone_through(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
             f"--seeds={count} is more than the {settings.train.seeds} of {loaded_run.run}"
         )
     train = dataclasses.replace(settings.train, seeds=count)
-    source = adaptation.read_source(settings, loaded_run.run)
+    source = pretrained.read(settings, loaded_run.run)
+    task = experiment.load_data(source.settings.data)
     replay = adaptation.Replay(
-        dataclasses.replace(settings, train=train), loaded_run.dataset, source, options.max_steps
+        dataclasses.replace(settings, train=train),
+        loaded_run.dataset,
+        source,
+        task,
+        options.max_steps,
     )
     network = loaded_run.networks[0]
     own = _identity(network, replay, system_of(settings), settings.train.pretrained_weights)
-    identities = [{**own, "seed": int(seed)} for seed in replay.seeds]
+    identities = [{**own, "seed": int(seed)} for seed in replay.experiment.seeds]
     rows = metrics.read(loaded_run.run)
     recorded = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
     return [_Plan(f"step{network.step}/replay", replay, identities, recorded)]
@@ -212,10 +216,15 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
             )
             like = plans[0].replay if plans else None
             replay = adaptation.Replay(
-                settings, target, source, options.max_steps or DEFAULT_STEPS, like
+                settings,
+                target,
+                source,
+                loaded_run.dataset,
+                options.max_steps or DEFAULT_STEPS,
+                like,
             )
             own = _identity(networks[0], replay, name, weights)
-            identities = [{**own, "seed": int(seed)} for seed in replay.seeds]
+            identities = [{**own, "seed": int(seed)} for seed in replay.experiment.seeds]
             plans.append(_Plan(f"step{step}/{weights}/{name}", replay, identities))
     return plans
 

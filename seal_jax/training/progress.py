@@ -7,9 +7,10 @@ import sys
 import time
 from typing import Any, TextIO
 
+import jax
 from tqdm import tqdm
 
-from seal_jax.training.rows import Value, mean, plain
+from seal_jax.training.metrics import Value, mean
 
 
 class Progress:
@@ -40,8 +41,6 @@ class Progress:
         stream: TextIO | None = None,
     ) -> None:
         if enabled is None:
-            import jax
-
             enabled = jax.process_index() == 0
         self._stream = sys.stderr if stream is None else stream
         self._total, self._initial, self._step = total, initial, initial
@@ -61,8 +60,7 @@ class Progress:
         """Show that ``step`` steps are done, and the newest values (of a list, the mean)."""
         self._step = step
         if latest:
-            shown = {name: mean(plain(name, value)) for name, value in latest.items()}
-            self._postfix = ", ".join(f"{name}={value:.4g}" for name, value in shown.items())
+            self._postfix = ", ".join(f"{name}={mean(value):.4g}" for name, value in latest.items())
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix, refresh=False)
             self._bar.update(step - self._bar.n)

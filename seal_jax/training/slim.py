@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seal_jax import data, paths, slimming
+from seal_jax import paths, slimming
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
@@ -20,7 +20,7 @@ from seal_jax.errors import UsageError
 from seal_jax.methods import kels
 from seal_jax.training import experiment as experiments
 from seal_jax.training import workdir as workdirs
-from seal_jax.training.batches import Arrays
+from seal_jax.training.batches import place
 from seal_jax.training.checkpoints import read_leaves
 from seal_jax.training.pretrained import merge
 
@@ -55,7 +55,7 @@ def export(run: Path, output: Path) -> str:
     whole = _weights(run, experiment.programs.abstract_state(settings.train.seeds).weights, leaves)
     model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
-    test = Arrays(*(meshes.place(mesh, part) for part in data.flatten(dataset.test)))
+    test = place(mesh, dataset.test)
     slim_programs = dataclasses.replace(experiment.programs, model=model)
     scores = {}
     for name, programs, weights in (

@@ -18,8 +18,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seal_jax.errors import UsageError
-from seal_jax.training.checkpoints import CheckpointError, Checkpoints
-from seal_jax.training.checksums import checksums
+from seal_jax.training.checkpoints import CheckpointError, Checkpoints, checksums
 
 
 class State(NamedTuple):
