@@ -1,4 +1,4 @@
-"""Tables of strings, and the statistics over seeds that stand in them."""
+"""Tables of strings, the columns that evaluations declare for them, and statistics over seeds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import csv
 import html
 import io
 import math
+import operator
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+Record = Mapping[str, Any]
 
 MISSING = "-"
 # The one meaning of ± in all tables and pages; a paper's own numbers keep theirs, and say so.
@@ -34,6 +37,36 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+
+    @classmethod
+    def of_groups(
+        cls,
+        title: str,
+        columns: Sequence[Column],
+        groups: Iterable[Sequence[Record]],
+        notes: Sequence[str] = (),
+    ) -> Table:
+        """Return a table with a row for each group of records, usually those of the seeds.
+
+        Args:
+          title: one line.
+          columns: from left to right; an optional one is left out where no group has a value.
+          groups: of records, as :func:`by_checkpoint` returns them; none is empty.
+          notes: sentences below the table.
+
+        >>> rows = [{"run": "a", "loss": 1.0}, {"run": "a", "loss": 2.0}, {"run": "b", "loss": 3.0}]
+        >>> columns = [shared("run"), SEEDS, seed_mean("mean loss", "loss", 1)]
+        >>> Table.of_groups("T", columns, grouped(rows, ["run"]).values()).rows
+        [['a', '2', '1.0 to 2.0'], ['b', '1', '3.0']]
+        """
+        cells = [[column.text(records) for column in columns] for records in groups]
+        shown = [
+            index
+            for index, column in enumerate(columns)
+            if not column.optional or any(row[index] != MISSING for row in cells)
+        ]
+        header = [columns[index].title for index in shown]
+        return cls(title, header, [[row[index] for index in shown] for row in cells], notes)
 
     @property
     def meaning(self) -> list[str]:
@@ -91,8 +124,8 @@ class Table(NamedTuple):
         """Return a ``<table>`` and its notes, all text escaped."""
 
         def row(cells: Iterable[str], tag: str) -> str:
-            found = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-            return f"<tr>{found}</tr>"
+            marked_up = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+            return f"<tr>{marked_up}</tr>"
 
         body = "".join(row(cells, "td") for cells in self.rows)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
@@ -108,6 +141,85 @@ class Table(NamedTuple):
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
         return buffer.getvalue()
+
+
+class Column(NamedTuple):
+    """A column of a table whose rows are groups of records; see :meth:`Table.of_groups`.
+
+    Attributes:
+      title: the column's name.
+      text: returns the cell of a group, :data:`MISSING` where it has none.
+      optional: whether the column is left out of a table in which all its cells are missing.
+    """
+
+    title: str
+    text: Callable[[Sequence[Record]], str]
+    optional: bool = False
+
+
+def shared(
+    title: str,
+    value: str | Callable[[Record], Any] | None = None,
+    form: Callable[[Any], str] = str,
+    *,
+    optional: bool = False,
+) -> Column:
+    """Declare a column of a value that all records of a group have in common.
+
+    Args:
+      title: the column's name.
+      value: the records' field, by default the one that is called like the column, or a function
+        of a record; ``None`` is shown as missing.
+      form: of the value, to a string.
+      optional: see :class:`Column`; the field may then be absent.
+    """
+    read = _reader(title if value is None else value, optional)
+    return Column(title, lambda records: cell(read(records[0]), form), optional)
+
+
+def seed_mean(
+    title: str,
+    value: str | Callable[[Record], float | None],
+    digits: int | None = 2,
+    scale: float = 1.0,
+    *,
+    optional: bool = False,
+) -> Column:
+    """Declare a column of a mean over seeds with its 95 % interval.
+
+    Args:
+      title: the column's name.
+      value: the records' field, or a function of a record; records without a value (``None``) are
+        left out of the mean.
+      digits: see :meth:`Spread.text`.
+      scale: the same.
+      optional: see :class:`Column`; the field may then be absent.
+    """
+    read = _reader(value, optional)
+
+    def text(records: Sequence[Record]) -> str:
+        values = [number for number in map(read, records) if number is not None]
+        return spread(values).text(digits, scale) if values else MISSING
+
+    return Column(title, text, optional)
+
+
+def _reader(value: str | Callable[[Record], Any], optional: bool) -> Callable[[Record], Any]:
+    """Return a function of a record; a field must be there unless its column is optional."""
+    if not isinstance(value, str):
+        return value
+    return operator.methodcaller("get", value) if optional else operator.itemgetter(value)
+
+
+# The networks of a row's mean: one of each seed.
+_CHECKPOINT = ("run", "weights", "step")
+SEEDS = Column("seeds", lambda records: str(len(records)))
+CHECKPOINT_COLUMNS = (*map(shared, _CHECKPOINT), SEEDS)
+
+
+def by_checkpoint(rows: Iterable[Record], *fields: str) -> list[list[Record]]:
+    """Return the groups of rows of one run, weights and step, and of one value of further fields."""
+    return list(grouped(rows, (*_CHECKPOINT, *fields)).values())
 
 
 class Spread(NamedTuple):
@@ -198,41 +310,41 @@ def spread(values: Iterable[float]) -> Spread:
     >>> spread([1.0, 2.0, 3.0]).interval.__round__(4)
     2.4842
     """
-    found = np.asarray(list(values), np.float64)
-    if not len(found):
+    per_seed = np.asarray(list(values), np.float64)
+    count = len(per_seed)
+    if not count:
         return Spread(math.nan, None, None, math.nan, math.nan)
-    mean, low, high = float(found.mean()), float(np.min(found)), float(np.max(found))
-    if len(found) == 1:
+    mean, low, high = float(per_seed.mean()), float(np.min(per_seed)), float(np.max(per_seed))
+    if count == 1:
         return Spread(mean, None, None, mean, mean)
-    std = float(found.std(ddof=1))
-    if len(found) == 2:
+    std = float(per_seed.std(ddof=1))
+    if count == 2:
         return Spread(mean, std, None, low, high)
-    factor = next(t for count, t in reversed(_STUDENT) if count <= len(found))
-    half = factor * std / math.sqrt(len(found))
+    factor = next(t for tabulated, t in reversed(_STUDENT) if tabulated <= count)
+    half = factor * std / math.sqrt(count)
     return Spread(mean, std, half, mean - half, mean + half)
 
 
-def grouped(
-    rows: Iterable[Mapping[str, Any]], fields: Sequence[str]
-) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+def grouped(rows: Iterable[Record], fields: Sequence[str]) -> dict[tuple[Any, ...], list[Record]]:
     """Group rows by the values of ``fields``, in the order in which they first come.
 
     >>> list(grouped([{"run": "a"}, {"run": "b"}, {"run": "a"}], ["run"]))
     [('a',), ('b',)]
     """
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for row in rows:
-        found.setdefault(tuple(row.get(field) for field in fields), []).append(row)
-    return found
+        groups.setdefault(tuple(row.get(field) for field in fields), []).append(row)
+    return groups
 
 
-def newest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def newest(rows: Sequence[Record]) -> list[Record]:
     """Return the rows of each run's newest checkpoint.
 
     >>> [row["step"] for row in newest([{"run": "a", "step": 1}, {"run": "a", "step": 2}])]
     [2]
     """
-    last = {run: max(row["step"] for row in own) for (run,), own in grouped(rows, ("run",)).items()}
+    by_run = grouped(rows, ("run",)).items()
+    last = {run: max(row["step"] for row in of_run) for (run,), of_run in by_run}
     return [row for row in rows if row["step"] == last[row["run"]]]
 
 

@@ -150,7 +150,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
                 axes.set_xticks(range(len(shots)), [str(each) for each in shots])
                 axes.set_xlabel("images a class")
         panes[line][0].set_ylabel(f"accuracy, %, {weights} weights\nmean, 95 % interval")
-    transfer_data.legend(figure, panes)
+    plots.legend_below(figure, panes.flat, transfer_data.PAPER_LABEL)
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> None:

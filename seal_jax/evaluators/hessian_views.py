@@ -172,7 +172,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             axes.set_title(f"{title}\n{weights} weights", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    transfer_data.legend(figure, panes)
+    plots.legend_below(figure, panes.flat)
 
 
 def _draw_density(axes: Axes, rows: Sequence[Record]) -> None:

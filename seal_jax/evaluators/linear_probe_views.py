@@ -118,7 +118,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     for axes, ((weights,), own) in zip(panes, kinds.items(), strict=True):
         _draw_bars(axes, own, names)
         axes.set_ylabel(f"test accuracy, %, {weights} weights\n{plots.BAND}", fontsize=9)
-    transfer_data.legend(figure, panes)
+    plots.legend_below(figure, panes.flat, transfer_data.PAPER_LABEL)
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> None:
