@@ -84,34 +84,25 @@ def target(
 
 
 class Trace(NamedTuple):
-    """What was measured; the first axis of all arrays is that of the seeds.
+    """What was measured in one training of S seeds.
 
     Attributes:
       checkpoints: T steps.
       validated: V steps.
       validation: accuracy ``[S, V]`` after each of these.
+      series: ``[S, T]`` by name. ``test``: test accuracy of the weights that training has come to;
+        ``test_top5`` likewise, of more than five classes; ``source``: that of their features on the
+        source's test data under its own head; ``distance``: of their features from the source's;
+        ``head_norm``. ``adp``, ``adp_top5``, ``adp_source`` and ``adp_distance`` are the same of the
+        deployed weights.
       train_loss: ``[S]`` at the end of each epoch, by step, as the run's own metrics have it.
-      adp: test accuracy ``[S, T]`` of the deployed states; ``adp_top5`` likewise, or None.
-      adp_source: accuracy ``[S, T]`` of their features on the source's test data under its own head.
-      adp_distance: ``[S, T]`` of their features from the source's.
-      test: what ``adp`` is, of the states that training is in; ``test_top5``, ``source`` and
-        ``distance`` likewise.
-      head_norm: ``[S, T]`` of the states that training is in.
     """
 
     checkpoints: tuple[int, ...]
     validated: tuple[int, ...]
     validation: np.ndarray
+    series: dict[str, np.ndarray]
     train_loss: dict[int, np.ndarray]
-    adp: np.ndarray
-    adp_source: np.ndarray
-    adp_distance: np.ndarray
-    test: np.ndarray
-    source: np.ndarray
-    distance: np.ndarray
-    head_norm: np.ndarray
-    adp_top5: np.ndarray | None = None
-    test_top5: np.ndarray | None = None
 
 
 class Replay:
@@ -187,7 +178,7 @@ class Replay:
         starts = experiment.programs.starts(experiment.seeds, self.init_from())
         state = experiment.programs.init(starts, scoring.split("train"))
         place_head = functools.partial(meshes.place, experiment.programs.mesh, spec=meshes.BY_SEED)
-        measured = _Measured(
+        measurement = _Measurement(
             self,
             features=pretrained.merge(
                 {name: v for name, v in state.weights.params.items() if name != scoring.head},
@@ -196,16 +187,22 @@ class Replay:
             ),
             source_head=jax.tree.map(place_head, self._source_head),
         )
-        measured.observe(state.weights, 0)
-        for moment in loop.moments(
+        measurement.observe(state.weights, 0)
+        for call in loop.calls(
             experiment, state, 0, self.total, scoring.split("train"), scoring.split("validation")
         ):
-            measured.losses.append(moment.losses)
-            if moment.trained % experiment.clock.steps_per_epoch == 0:
-                sums = jax.device_get(moment.state.metric_sums)
-                measured.train_loss[moment.trained] = _mean(sums.loss, sums)
-            measured.observe(moment.state.weights, moment.step)
-        return measured.trace()
+            measurement.losses.append(call.losses)
+            if call.trained % experiment.clock.steps_per_epoch == 0:
+                sums = jax.device_get(call.state.metric_sums)
+                measurement.train_loss[call.trained] = _mean(sums.loss, sums)
+            measurement.observe(call.state.weights, call.step)
+        return Trace(
+            measurement.checkpoints,
+            measurement.validated,
+            np.stack(measurement.validation, 1),
+            {name: np.stack(values, 1) for name, values in measurement.series.items()},
+            measurement.train_loss,
+        )
 
 
 class Scoring:
@@ -260,8 +257,8 @@ class Scoring:
         return _mean(sums.correct, sums)
 
 
-class _Measured:
-    """What is measured in one training: observes its states in the order of their steps."""
+class _Measurement:
+    """Observes the weights of one training in the order of their steps."""
 
     def __init__(self, replay: Replay, features: PyTree, source_head: PyTree):
         self.replay, self.scoring = replay, replay.scoring
@@ -334,17 +331,6 @@ class _Measured:
                 f"{system_of(settings)} on {settings.data.name}, seed {seed}: {what} is not finite"
                 f"{where}; lower the learning rate, {settings.optimizer.learning_rate:g}"
             )
-
-    def trace(self) -> Trace:
-        """Return what was measured."""
-        series: dict[str, Any] = {name: np.stack(v, 1) for name, v in self.series.items()}
-        return Trace(
-            checkpoints=self.checkpoints,
-            validated=self.validated,
-            validation=np.stack(self.validation, 1),
-            train_loss=self.train_loss,
-            **series,
-        )
 
 
 def _mean(hits: np.ndarray, sums: Any) -> np.ndarray:

@@ -153,11 +153,12 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     settings_lib.check_steps(train, steps)
     steps_per_call = _steps_per_call(settings, steps, shape)
-    if train.sampling == "balanced" and not train.drop_last:
+    balanced = train.sampling == "balanced"
+    if balanced and not train.drop_last:
         raise UsageError(
             'train.drop_last = False does not go with train.sampling = "balanced"; use True'
         )
-    if train.sampling == "balanced" and train.batch_size % shape.num_classes:
+    if balanced and train.batch_size % shape.num_classes:
         raise UsageError(
             f"train.batch_size = {train.batch_size} must be a multiple of the {shape.num_classes} "
             f'classes of {settings.data.name} with train.sampling = "balanced"'
@@ -182,7 +183,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         size=shape.train,
         batch_size=train.batch_size,
         drop_last=train.drop_last,
-        balanced=train.sampling == "balanced",
+        balanced=balanced,
         num_classes=shape.num_classes,
         image_shape=shape.image_shape,
         augmentation=augmentation_of(settings, shape.image_shape),
@@ -219,20 +220,15 @@ def create_model(
     bn_axis_name: str | None = None,
 ) -> models.Model:
     """Return the network that the settings name, for these images and classes."""
-    options = {
-        field: value
-        for field, value in dataclasses.asdict(fields).items()
-        if field != "name" and value is not None
-    }
+    options = {field: v for field, v in dataclasses.asdict(fields).items() if v is not None}
     return models.create(
-        fields.name,
+        **options,
         num_classes=num_classes,
         image_shape=image_shape,
         dtype=jnp.dtype(dtype),
         bn_axis_name=bn_axis_name,
-        # Steps lie in loops, where XLA's CPU convolutions are slow.
+        # Steps run in loops, in which XLA's convolutions are slow on a CPU.
         convolution="matmul" if on_cpu else "native",
-        **options,
     )
 
 

@@ -32,11 +32,11 @@ class NonFiniteError(UsageError):
     """The loss or a parameter is not finite any more."""
 
 
-class Moment(NamedTuple):
-    """A training between two calls of the compiled steps.
+class Call(NamedTuple):
+    """What one call of the compiled steps, and what follows it, has led to.
 
     Attributes:
-      state: overwritten by the next call: copy what must outlive it.
+      state: overwritten by the next call, so copy what must outlive it.
       step: at which the training goes on.
       trained: the step up to which it was trained: ``step``, but where a generation ended early.
       losses: ``[seeds, steps of the call]``, on the device.
@@ -55,23 +55,23 @@ class Moment(NamedTuple):
         return self.step > self.trained
 
 
-def moments(
+def calls(
     experiment: Experiment,
     state: State,
     step: int,
     end: int,
     train_data: Arrays,
     validation_data: Arrays | None,
-) -> Iterator[Moment]:
+) -> Iterator[Call]:
     """Train from ``step`` to ``end`` and yield after each call of the compiled steps.
 
-    This is the only training loop: a run writes its metrics and checkpoints between two moments,
-    an evaluation that repeats a run measures it there.
+    This is the only training loop: a run writes its metrics and checkpoints between two calls, an
+    evaluation that repeats a run measures it there.
     """
     programs, clock = experiment.programs, experiment.clock
     validate_every = experiment.settings.train.validate_every
     while step < end:
-        # A checkpoint is of the moment BEFORE the event, so the event is repeated on resume.
+        # A checkpoint is of the state BEFORE the event, so the event is repeated on resume.
         if clock.starts_generation(step):
             state = programs.start_generation(state, train_data)
         state, losses = programs.train(state, train_data)
@@ -88,7 +88,7 @@ def moments(
             if stopped and step % clock.steps_per_generation:
                 state = programs.end_generation(state)
                 step = (clock.generation(step - 1) + 1) * clock.steps_per_generation
-        yield Moment(state, step, trained, losses, validation)
+        yield Call(state, step, trained, losses, validation)
 
 
 class Outcome(NamedTuple):
@@ -164,25 +164,25 @@ def train(
 
         clock, saved = experiment.clock, step
         checkpoint_every = settings.run.checkpoint_every_epochs * clock.steps_per_epoch
-        for moment in moments(
+        for call in calls(
             experiment, state, step, experiment.total_steps, train_data, validation_data
         ):
-            state, step = moment.state, moment.step
-            losses = fetch(moment.losses)
+            state, step = call.state, call.step
+            losses = fetch(call.losses)
             if not np.isfinite(losses).all():
-                before = moment.trained - losses.shape[1]
+                before = call.trained - losses.shape[1]
                 first = before + int(np.flatnonzero(~np.isfinite(losses).all(0))[0])
                 _diverged(experiment, checkpoints, first, saved)
-            progress.update(moment.trained, loss=float(losses[:, -1].mean()))
-            if moment.trained % clock.steps_per_epoch == 0:
+            progress.update(call.trained, loss=float(losses[:, -1].mean()))
+            if call.trained % clock.steps_per_epoch == 0:
                 # The row must be on disk before the checkpoint: a run resumed at `step` keeps the
                 # rows up to there, and would miss this one.
-                log.append(_row(experiment, moment, test_data))
-                if moment.ended_early:
+                log.append(_row(experiment, call, test_data))
+                if call.ended_early:
                     progress.update(step)
             stopping = _any_process(stop.is_set())
             due = step == experiment.total_steps or step % checkpoint_every == 0
-            if due or stopping or moment.ended_early:
+            if due or stopping or call.ended_early:
                 if not fetch(programs.finite(state)).all():
                     _diverged(experiment, checkpoints, step - 1, saved)
                 checkpoints.save(step, state, {"epoch": int(clock.epoch(step))})
@@ -193,12 +193,12 @@ def train(
         return Outcome(step, step == experiment.total_steps, state)
 
 
-def _row(experiment: Experiment, moment: Moment, test_data: Arrays) -> dict[str, Any]:
+def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any]:
     """Return the metrics row of the epoch that has just ended, one value per seed each."""
-    programs, clock, state = experiment.programs, experiment.clock, moment.state
-    last = moment.trained - 1  # the last step of the epoch
+    programs, clock, state = experiment.programs, experiment.clock, call.state
+    last = call.trained - 1  # the last step of the epoch
     row: dict[str, Any] = {
-        "step": moment.trained,
+        "step": call.trained,
         "epoch": clock.epoch(last),
         "generation": clock.generation(last),
         "epoch_in_generation": clock.epoch_in_generation(last),
@@ -208,12 +208,12 @@ def _row(experiment: Experiment, moment: Moment, test_data: Arrays) -> dict[str,
     row |= _means("train", metric_sums)
     for name, total in metric_sums.measures.items():
         row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
-    if moment.validation is not None:
-        row |= _means("validation", fetch(moment.validation))
+    if call.validation is not None:
+        row |= _means("validation", fetch(call.validation))
     if state.early_stopping is not None:
         stopping = fetch(state.early_stopping)
         row |= {"rate_scale": stopping.rate_scale.tolist(), "stopped": stopping.stopped.tolist()}
-    if moment.step % clock.steps_per_generation == 0:
+    if call.step % clock.steps_per_generation == 0:
         # The test split is scored where a generation ends, never to choose anything.
         row |= _means("test_last", fetch(programs.test(state.weights, test_data)))
         if state.best is not None:

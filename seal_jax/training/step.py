@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -40,9 +40,36 @@ class Start(NamedTuple):
     init_from: dict[str, jax.Array]
 
 
+def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
+    """Make of a method a program over the mesh, built on first use.
+
+    The method is written for one seed. The program takes and returns all seeds: every leaf of its
+    first argument and of its result has a leading axis of seeds.
+
+    Args:
+      shared: how many further arguments it has, which are the same for all seeds.
+      donate: whether the first argument's memory is reused for the result.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Any:
+        def build(self: CompiledSteps) -> Any:
+            mapped = jax.shard_map(
+                meshes.over_seeds(functools.partial(method, self), self.batching),
+                mesh=self.mesh,
+                in_specs=(meshes.BY_SEED, *(meshes.REPLICATED,) * shared),
+                out_specs=meshes.BY_SEED,
+            )
+            return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+        build.__doc__ = method.__doc__
+        return functools.cached_property(build)
+
+    return decorate
+
+
 @dataclasses.dataclass(frozen=True)
 class CompiledSteps:
-    """The compiled steps of one experiment, each built on first use.
+    """The compiled steps of one experiment.
 
     Attributes:
       model: the network.
@@ -71,68 +98,6 @@ class CompiledSteps:
     eval_batch_size: int
     validate_size: int
     test_size: int
-
-    def _compile(self, function, *, shared: int = 0, donate: bool = False):
-        """Jit a function of one seed's state (and of ``shared`` arrays) over the mesh."""
-        spread = jax.shard_map(
-            meshes.over_seeds(function, self.batching),
-            mesh=self.mesh,
-            in_specs=(meshes.BY_SEED, *(meshes.REPLICATED,) * shared),
-            out_specs=meshes.BY_SEED,
-        )
-        return jax.jit(spread, donate_argnums=(0,) if donate else ())
-
-    @functools.cached_property
-    def init(self):
-        """``init(Start, Arrays) -> State``, every leaf of the first with the seeds' axis."""
-        return self._compile(self._init, shared=1)
-
-    @functools.cached_property
-    def start_generation(self):
-        """``start_generation(state, Arrays) -> State``: the method's forgetting event; donates."""
-        return self._compile(self._start_generation, shared=1, donate=True)
-
-    @functools.cached_property
-    def train(self):
-        """``train(state, Arrays) -> (State, losses [seeds, steps_per_call])``; donates."""
-        return self._compile(self._train, shared=1, donate=True)
-
-    @functools.cached_property
-    def validate(self):
-        """``validate(state, Arrays) -> (State, MetricSums [seeds])``: also keeps the best; donates."""
-        return self._compile(self._validate, shared=1, donate=True)
-
-    @functools.cached_property
-    def update_early_stopping(self):
-        """``update_early_stopping(state) -> State``, called where an epoch ends; donates."""
-        assert self.early_stopping is not None
-        return self._compile(self.early_stopping.update, donate=True)
-
-    @functools.cached_property
-    def end_generation(self):
-        """``end_generation(state) -> State``: skip to the end of the generation; donates."""
-        assert self.early_stopping is not None
-        return self._compile(self.early_stopping.end_generation, donate=True)
-
-    @functools.cached_property
-    def test(self):
-        """``test(Weights, Arrays) -> MetricSums [seeds]``, of more than five classes with "top5" hits."""
-        measures = ("top5",) if self.model.num_classes > TOP else ()
-        return self._compile(functools.partial(self._evaluate, self.test_size, measures), shared=1)
-
-    @functools.cached_property
-    def score_validation(self):
-        """``score_validation(Weights, Arrays) -> MetricSums [seeds]``: ``validate`` without the state."""
-        return self._compile(functools.partial(self._evaluate, self.validate_size, ()), shared=1)
-
-    @functools.cached_property
-    def finite(self):
-        """``finite(state) -> bool [seeds]``: whether all weights are finite."""
-        return self._compile(
-            lambda state: jnp.all(
-                jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.weights)])
-            )
-        )
 
     def starts(self, seeds: np.ndarray, init_from: Mapping[str, np.ndarray] | None = None) -> Start:
         """Put what the trainings of these ``seeds`` start from on the mesh."""
@@ -168,7 +133,9 @@ class CompiledSteps:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
         )
 
-    def _init(self, start: Start, data: Arrays) -> State:
+    @_compiled(shared=1)
+    def init(self, start: Start, data: Arrays) -> State:
+        """Return the state before the first step."""
         seed = start.seed
         variables = self.model.init(stream_key(seed, Stream.INIT, 0))
         statistics = variables.get("batch_stats", {})
@@ -178,7 +145,7 @@ class CompiledSteps:
         method_state: PyTree = ()
         if self.method.on_start is not None:
             key = stream_key(seed, Stream.START, 0)
-            event = self._event(key, step, weights, None, (), data)
+            event = self._hook_context(key, step, weights, None, (), data)
             event = self.method.on_start(event)
             weights, method_state = event.weights, event.method_state
         opt_state = merge(self.method.tx.init(weights.params), start.init_from, "opt_state/")
@@ -193,12 +160,14 @@ class CompiledSteps:
             early_stopping=self.early_stopping.start(step) if self.early_stopping else None,
         )
 
-    def _start_generation(self, state: State, data: Arrays) -> State:
+    @_compiled(shared=1, donate=True)
+    def start_generation(self, state: State, data: Arrays) -> State:
+        """Apply the method's forgetting event, and start the generation's records."""
         weights, opt_state, method_state = state.weights, state.opt_state, state.method_state
         if self.method.on_generation_start is not None:
             generation = self.clock.generation(state.step)
             key = stream_key(state.seed, Stream.EVENT, generation)
-            event = self._event(key, generation, weights, opt_state, method_state, data)
+            event = self._hook_context(key, generation, weights, opt_state, method_state, data)
             event = self.method.on_generation_start(event)
             weights, opt_state, method_state = event.weights, event.opt_state, event.method_state
         return state._replace(
@@ -209,14 +178,16 @@ class CompiledSteps:
             early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
 
-    def _event(
+    def _hook_context(
         self, key, generation, weights, opt_state, method_state, data: Arrays
     ) -> HookContext:
         # A key of their own: the hook may use ``key`` itself in any way.
         images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
         return HookContext(key, generation, weights, opt_state, method_state, images)
 
-    def _train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
+    @_compiled(shared=1, donate=True)
+    def train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
+        """Train for ``steps_per_call`` steps; return the losses ``[steps_per_call]``, too."""
         per_epoch = self.clock.steps_per_epoch
         steps = self.batches.steps(
             state.seed, state.step, self.steps_per_call, per_epoch, data.labels
@@ -354,8 +325,10 @@ class CompiledSteps:
             gather=functools.partial(jax.lax.all_gather, axis_name=meshes.DATA, tiled=True),
         )
 
-    def _validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
-        sums = self._evaluate(self.validate_size, (), state.weights, data)
+    @_compiled(shared=1, donate=True)
+    def validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
+        """Score the validation split, and keep the weights if they are the best so far."""
+        sums = self._evaluate(state.weights, data, self.validate_size)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
         better = accuracy > state.best.accuracy
@@ -371,16 +344,41 @@ class CompiledSteps:
                 )
         return state._replace(best=best, method_state=method_state), sums
 
-    def _evaluate(
-        self, size: int, measures: tuple[str, ...], weights: Weights, data: Arrays
-    ) -> MetricSums:
-        """Score a split in inference mode.
+    @_compiled(donate=True)
+    def update_early_stopping(self, state: State) -> State:
+        """Apply the rules of early stopping to the epoch that has just ended."""
+        assert self.early_stopping is not None
+        return self.early_stopping.update(state)
 
-        Args:
-          size: its number of images.
-          measures: ``("top5",)`` to count the images whose class is among the first five, too.
-          weights: of one seed.
-          data: the split.
+    @_compiled(donate=True)
+    def end_generation(self, state: State) -> State:
+        """Skip to the end of the running generation."""
+        assert self.early_stopping is not None
+        return self.early_stopping.end_generation(state)
+
+    @_compiled(shared=1)
+    def test(self, weights: Weights, data: Arrays) -> MetricSums:
+        """Score the test split; of more than five classes the hits have "top5" among them."""
+        measures = ("top5",) if self.model.num_classes > TOP else ()
+        return self._evaluate(weights, data, self.test_size, measures)
+
+    @_compiled(shared=1)
+    def score_validation(self, weights: Weights, data: Arrays) -> MetricSums:
+        """Score the validation split and nothing else."""
+        return self._evaluate(weights, data, self.validate_size)
+
+    @_compiled()
+    def finite(self, state: State) -> jax.Array:
+        """Tell whether all weights are finite."""
+        leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.weights)]
+        return jnp.all(jnp.stack(leaves))
+
+    def _evaluate(
+        self, weights: Weights, data: Arrays, size: int, measures: tuple[str, ...] = ()
+    ) -> MetricSums:
+        """Return sums over a split of ``size`` images in inference mode.
+
+        ``measures`` is ``("top5",)`` to count the images whose class is among the first five, too.
         """
         shards = self.mesh.shape[meshes.DATA]
         batch = -(-min(self.eval_batch_size, size) // shards) * shards  # a multiple of the shards

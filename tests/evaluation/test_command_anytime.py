@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from seal_jax import UsageError, data, methods
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
-from seal_jax.evaluators import adaptation, anytime, anytime_report
+from seal_jax.evaluators import adaptation, anytime
 from seal_jax.evaluators.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.training import experiment as experiments
@@ -231,20 +231,20 @@ def rows():
 
 
 def test_table(rows):
-    found = anytime_report.table(rows)
+    found = anytime.table(rows)
     cells = dict(zip(found.header, found.rows[1], strict=True))
     assert cells["run"] == "kaiming_fan_in"
     assert cells["ADP 1"] == "60.0 to 62.0"
     assert (cells["top-1 err."], cells["top-5 err."]) == ("28.00 to 30.00", "-")
     assert (cells["ADP source"], cells["source"]) == ("90.0 to 90.0", "80.0 to 80.0")
     assert "paper" not in cells
-    paper = anytime_report.table([{**row, "target": "cifar100"} for row in rows])
+    paper = anytime.table([{**row, "target": "cifar100"} for row in rows])
     assert [line[-1] for line in paper.rows] == ["12.63 / 1.62 / 7.19", "16.8 / 3.46 / 34.58"]
 
 
 def test_draw(rows):
     figure = Figure()
-    anytime_report.draw(figure, rows)
+    anytime.draw(figure, rows)
     adp, source, norm = figure.axes
     assert [line.get_label() for line in adp.lines[::2]] == ["fast", "kaiming_fan_in"]
     assert adp.lines[0].get_xdata().tolist() == [0, 1, 2]
