@@ -9,7 +9,7 @@ import math
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,16 +90,7 @@ class Table(NamedTuple):
         <BLANKLINE>
         A note.
         """
-        cells = [list(self.header), *map(list, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(size) if index else cell.ljust(size)
-                for index, (cell, size) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * size for size in widths))
+        lines = aligned([self.header, *self.rows], range(1, len(self.header)))
         heading = [self.title, *self.meaning]
         notes = [
             line
@@ -351,3 +342,25 @@ def newest(rows: Sequence[Record]) -> list[Record]:
 def cell(value: Any, form: Callable[[Any], str] = str) -> str:
     """Return ``form(value)``, or the sign for what is missing."""
     return MISSING if value is None else form(value)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """Return rows of cells as lines of equal columns, with a rule below the first.
+
+    Args:
+      rows: a header and what follows, of as many cells each.
+      right: indices of the columns that are set to the right.
+
+    >>> aligned([["run", "n"], ["a", "10"]], right=[1])
+    ['run   n', '---  --', 'a    10']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
