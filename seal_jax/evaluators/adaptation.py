@@ -1,4 +1,4 @@
-"""Repeats an adaptation step by step and measures it at its deployment checkpoints.
+"""Adaptations to other data: their settings by system, and their course, measured step by step.
 
 A training is a function of its settings, its seeds and what it starts from, so a finished run can be
 repeated: this is how it gets its anytime performance.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seal_jax import data, paths
+from seal_jax import data, methods, paths
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import anytime
-from seal_jax.evaluators.adaptation_systems import system_of
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, pretrained
@@ -31,6 +31,126 @@ from seal_jax.training.batches import Arrays, place
 from seal_jax.training.step import CompiledSteps
 
 PyTree = Any
+
+
+# FAST and the baselines it is compared with: what sets each apart from the method's defaults.
+SYSTEMS = {
+    key: variant.changes for key, variant in methods.VARIANTS.items() if variant.method == "fast"
+}
+# Steps between the validations that end the classifier's warm-up, where they divide an epoch.
+WARMUP_EVERY = 5
+
+
+class Rates(NamedTuple):
+    """Learning rate of the classifier and of FAST's features, and the deviation of a normal head."""
+
+    alpha: float
+    beta: float
+    sigma: float
+
+
+def settings_of(
+    name: str,
+    rates: Rates,
+    source: Settings,
+    target: data.Dataset,
+    *,
+    batch_size: int,
+    steps: int,
+    seeds: int,
+    flip: bool,
+) -> Settings:
+    """Return the settings by which a system adapts a run's network to other data.
+
+    Constant rates, damped momentum 0.9, no decay, balanced batches (FAST paper, section 6.2.1).
+
+    Args:
+      name: of the system.
+      rates: the baselines have alpha for everything; with Adam and RAdam all are a tenth.
+      source: the run's settings.
+      target: the data.
+      batch_size: a multiple of the classes.
+      steps: at least so many; whole epochs are made of them.
+      seeds: how many.
+      flip: whether images are mirrored.
+    """
+    changes = SYSTEMS[name]
+    optimizer = changes.get("optimizer.name", "sgd")
+    scale = 0.1 if optimizer in ("adam", "radam") else 1.0
+    alpha = scale * rates.alpha
+    beta = scale * rates.beta if name.startswith("fast") else alpha
+    method: dict[str, Any] = {"name": "fast", "alpha": alpha, "beta": beta}
+    method |= {field: value for field, value in changes.items() if "." not in field}
+    if "sigma" in method:
+        method["sigma"] = rates.sigma
+    per_epoch = data.steps_per_epoch(len(target.train), batch_size, True)
+    settings = Settings(
+        data=settings_lib.Data(
+            name=target.name,
+            data_dir=source.data.data_dir,
+            flip=flip,
+            normalisation=_normalisation(target, source),
+        ),
+        model=source.model,
+        method=method,
+        optimizer=settings_lib.Optimizer(
+            name=optimizer,
+            nesterov=changes.get("optimizer.nesterov", False),
+            learning_rate=alpha,
+            schedule="constant",
+            weight_decay=0.0,
+            label_smoothing=0.0,
+        ),
+        train=settings_lib.Train(
+            generations=1,
+            epochs_per_generation=math.ceil(steps / per_epoch),
+            batch_size=batch_size,
+            sampling="balanced",
+            validate_every=math.gcd(per_epoch, WARMUP_EVERY) if method.get("warmup") else 0,
+            seed=source.train.seed,
+            seeds=seeds,
+            dtype=source.train.dtype,
+        ),
+        run=settings_lib.Run(eval_batch_size=source.run.eval_batch_size),
+    )
+    return methods.complete(settings)
+
+
+def _normalisation(target: data.Dataset, source: Settings) -> str:
+    """Return whose statistics: the target's own if there are any, else those of the source."""
+    statistics = data.STATISTICS.get(target.name)
+    if statistics is not None and len(statistics.mean) == target.image_shape[-1]:
+        return target.name
+    fields = source.data
+    return fields.normalisation or (fields.name if fields.name in data.STATISTICS else "imagenet")
+
+
+def system_of(settings: Settings) -> str:
+    """Return the name of the system that a run adapted by, or that of its method.
+
+    >>> system_of(Settings(method={"name": "fast", "beta": 0.0}))
+    'feature_extraction'
+    >>> system_of(Settings(method={"name": "fast", "head": "xavier"}))
+    'xavier'
+    """
+    if settings.method["name"] != "fast":
+        return str(settings.method["name"])
+    optimizer = settings.optimizer
+    traits = _traits(settings.method, optimizer.name, optimizer.nesterov)
+    for name, changes in SYSTEMS.items():
+        kind = changes.get("optimizer.name", "sgd")
+        if traits == _traits(changes, kind, changes.get("optimizer.nesterov", False)):
+            return name
+    head, *_, warmup, kind = traits
+    return " ".join([head, *(["warmup"] if warmup else []), kind])
+
+
+def _traits(options: Mapping[str, Any], optimizer: str, nesterov: bool) -> tuple[Any, ...]:
+    """Return what tells systems apart: the head, what learns, the warm-up and the optimizer."""
+    options = {**dataclasses.asdict(methods.options("fast")), **options}
+    head = "zero" if options["head"] == "tiny" else options["head"]
+    kind = "nesterov" if optimizer == "sgd" and nesterov else optimizer
+    return head, options["alpha"] != 0, options["beta"] != 0, options["warmup"], kind
 
 
 def source_of(loaded_run: LoadedRun, networks: Sequence[Network]) -> pretrained.Source:

@@ -14,7 +14,6 @@ from seal_jax.core import plots, tables
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped
 from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.evaluation import anytime as library
-from seal_jax.evaluators.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 
 if TYPE_CHECKING:
@@ -109,6 +108,8 @@ class Options:
     flip: bool = True
 
     def __post_init__(self):
+        from seal_jax.evaluators.adaptation import SYSTEMS  # not above: --help needs no Flax
+
         for name in self.systems:
             if name not in SYSTEMS:
                 raise UsageError(
@@ -202,7 +203,9 @@ def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
         options.max_steps,
     )
     network = loaded_run.networks[0]
-    identity = _identity(network, replay, system_of(settings), settings.train.pretrained_weights)
+    identity = _identity(
+        network, replay, adaptation.system_of(settings), settings.train.pretrained_weights
+    )
     rows = metrics.read(loaded_run.run)
     recorded = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
     return [_Plan(f"step{network.step}/replay", replay, identity, recorded)]
@@ -222,7 +225,7 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
     groups: dict[tuple[int, str], list[Network]] = {}
     for network in loaded_run.networks:
         groups.setdefault((network.step, network.weights), []).append(network)
-    rates = Rates(options.alpha, options.beta or options.alpha / 10, options.sigma)
+    rates = adaptation.Rates(options.alpha, options.beta or options.alpha / 10, options.sigma)
     batch_size = options.batch_size or target.num_classes
     if batch_size % target.num_classes or batch_size > len(target.train):
         raise UsageError(
@@ -239,7 +242,7 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
             )
         source = adaptation.source_of(loaded_run, networks)
         for name in options.systems:
-            settings = settings_of(
+            settings = adaptation.settings_of(
                 name,
                 rates,
                 loaded_run.settings,

@@ -13,7 +13,7 @@ from seal_jax import UsageError, data, methods
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.evaluators import adaptation, anytime
-from seal_jax.evaluators.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
+from seal_jax.evaluators.adaptation import SYSTEMS, Rates, settings_of, system_of
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, metrics, pretrained
