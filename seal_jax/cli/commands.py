@@ -83,9 +83,20 @@ def datasets(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def methods(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """List the systems of the papers."""
     del options, overrides
-    from seal_jax.methods import catalogue
+    from seal_jax import methods
+    from seal_jax.core.tables import aligned
 
-    print(catalogue.as_text())
+    header = ("system", "method.name and options", "configs/", "source")
+    rows = [
+        (system.name, f"{system.method} {system.options}".strip(), system.config, system.source)
+        for system in methods.VARIANTS.values()
+    ]
+    print("\n".join(aligned([header, *rows])))
+    print("\nAll of them train in seconds as variants of configs/digits.py.")
+    print("What the methods do, one file each in seal_jax/methods/:")
+    width = max(map(len, methods.NAMES))
+    for name in methods.NAMES:
+        print(f"  {name:{width}}  {methods.summary(name)}")
     return main.OK
 
 

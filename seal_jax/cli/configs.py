@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,19 @@ def use_preset(config: ConfigDict, name: str) -> None:
     if config.method.name == "seal":
         config.method.ascent_scale = preset.ascent_scale
         config.method.ascent_weight_decay_factor = preset.ascent_weight_decay_factor
+
+
+def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Set settings by their names in a :class:`seal_jax.methods.Variant`.
+
+    >>> config = base("seal")
+    >>> set_fields(config, {"fit": "freeze", "train.seeds": 4})
+    >>> config.method.fit, config.train.seeds
+    ('freeze', 4)
+    """
+    config.update_from_flattened_dict(
+        {name if "." in name else f"method.{name}": value for name, value in fields.items()}
+    )
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> Settings:
