@@ -381,7 +381,7 @@ def test_prediction_depth_before_the_relu(loaded_run):
 def test_prediction_depth_bad_input(loaded_run, given, says):
     chosen = dataclasses.replace(prediction_depth.Options(), **given)
     with pytest.raises(UsageError, match=says):
-        prediction_depth.units(loaded_run, chosen)[0].run()
+        prediction_depth.work_items(loaded_run, chosen)[0].run()
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(6, 4, 2), (7, 5, 3), (2, 3, 4)])
