@@ -87,6 +87,7 @@ def _steps(loss, weights, batches, rates, head, trained, adaptive):
     def sizes(batch: PyTree) -> Steps:
         gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
         slopes = jax.tree.map(lambda g, w: g + weight_decay * w, gradient, part)
+        # ASAM scales twice, T^2 g / |T g|: the norm is taken in between.
         if adaptive:
             slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
         norm = optax.tree.norm(slopes)
