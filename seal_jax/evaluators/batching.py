@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PyTree = Any
 BATCH = "batch"
+NETWORK = ("run", "weights", "step", "seed")  # what tells the networks of rows apart
 
 
 def check_options(
@@ -84,7 +85,7 @@ def parameters_rule(variables: Mapping[str, PyTree]) -> str | None:
 
 def network_of(row: Record) -> tuple[Any, ...]:
     """Return what tells a row's network from the others."""
-    return row["run"], row["weights"], row["step"], row["seed"]
+    return tuple(row[name] for name in NETWORK)
 
 
 def loss_note(rows: Sequence[Record]) -> str:

@@ -376,14 +376,14 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     measurement = Measurement(loaded_run, options)
     measurement.check(loaded_run.networks[0])  # all have the same shapes
     parts: list[tuple[str, Any]] = []
+    starts = {
+        "density": range(options.probes),
+        "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),
+    }
     for part in dict.fromkeys(options.parts):
         measure = getattr(measurement, part)
-        numbers: Any = {
-            "density": range(options.probes),
-            "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),
-        }
-        if part in numbers:
-            parts += [(f"{part}/{n}", functools.partial(measure, n)) for n in numbers[part]]
+        if part in starts:
+            parts += [(f"{part}/{n}", functools.partial(measure, n)) for n in starts[part]]
         else:
             parts.append((part, measure))
 
@@ -400,21 +400,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ]
 
 
-_IDENTITY = ("run", "data", "model", "method", "weights", "seed", "step", "generation")
-
-
 def rows(records: Sequence[Record]) -> Sequence[Record]:
     """Combine the parts of each network to one row."""
-    return [
-        {**dict(zip(_IDENTITY, identity, strict=True)), **_combined(parts)}
-        for identity, parts in grouped(records, _IDENTITY).items()
-    ]
+    return [_combined(parts) for parts in grouped(records, batching.NETWORK).values()]
 
 
 def _combined(parts: Sequence[Record]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for record in parts:
-        row.update({name: value for name, value in record.items() if name not in _IDENTITY})
+    row = {name: value for record in parts for name, value in record.items()}
     probes = [record for record in parts if "nodes" in record]
     if probes:
         nodes = np.array([record["nodes"] for record in probes])

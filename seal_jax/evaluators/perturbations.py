@@ -160,10 +160,9 @@ def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
 
 def combined(records: Sequence[Record]) -> Sequence[Record]:
     """Return one row for each network and measure, of the sizes in all its work items."""
-    fields = ("run", "weights", "step", "seed")
     identity = ("run", "data", "model", "method", "weights", "seed", "step", "generation")
     rows = []
-    for of_network in grouped(records, fields).values():
+    for of_network in grouped(records, batching.NETWORK).values():
         for measure in MEASURES:
             parts = [record for record in of_network if measure in record]
             sizes = [size for record in parts for size in record[measure]]
