@@ -1,15 +1,16 @@
-"""Tables of strings, the columns that evaluations declare for them, and statistics over seeds."""
+"""Tables, the columns that evaluations declare for them, and statistics over seeds."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
+import itertools
 import math
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ MISSING = "-"
 MEANING = (
     "±: half the 95 % interval of the mean over seeds (Student's t); of two seeds both, a to b."
 )
+# Columns of a grouped table that fit on a sheet of paper; further groups follow below.
+MOST_COLUMNS = 9
 
 
 class Table(NamedTuple):
@@ -31,12 +34,15 @@ class Table(NamedTuple):
       header: names of the columns.
       rows: a cell for every column; the first column is text, the others are set to the right.
       notes: sentences below the table.
+      groups: titles over the columns after the first, each with the number of its columns. Where the
+        table is too wide, further groups follow below.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    groups: Sequence[tuple[str, int]] = ()
 
     @classmethod
     def of_groups(
@@ -90,57 +96,183 @@ class Table(NamedTuple):
         <BLANKLINE>
         A note.
         """
-        cells = [list(self.header), *map(list, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(size) if index else cell.ljust(size)
-                for index, (cell, size) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * size for size in widths))
-        heading = [self.title, *self.meaning]
+        lines = self._grouped_lines(width) if self.groups else self._lines()
         notes = [
             line
             for note in self.notes
             for line in textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
         ]
-        return "\n".join([*heading, "", *lines, *([""] if notes else []), *notes])
+        parts = [[self.title, *self.meaning], lines, notes]
+        return "\n\n".join("\n".join(part) for part in parts if part)
 
-    def as_markdown(self) -> str:
-        """Return the table in Markdown."""
+    def _lines(self) -> list[str]:
+        columns = list(zip(self.header, *self.rows, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join(
+                cell.rjust(size) if index else cell.ljust(size)
+                for index, (cell, size) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in zip(*columns, strict=True)
+        ]
+        return [lines[0], "  ".join("-" * size for size in widths), *lines[1:]]
+
+    def _grouped_lines(self, width: int) -> list[str]:
+        if not self.rows:
+            return []
+        groups = self._groups()
+        first = ["", self.header[0], *(row[0] for row in self.rows)]
+        size = max(map(len, first))
+        blocks = _fit(groups, width - size)
+        if len(blocks) > 1:
+            # With fewer blanks they may fit side by side.
+            tight = _fit([group.tight() for group in groups], width - size)
+            blocks = tight if len(tight) == 1 else blocks
+        lines: list[str] = []
+        for block in blocks:
+            parts = [[text.rjust(size) for text in first], *(group.lines() for group in block)]
+            body = [" │ ".join(row).rstrip() for row in zip(*parts, strict=True)]
+            rule = "─┼─".join("─" * len(part[0]) for part in parts)
+            lines += ["", *body[:2], rule, *body[2:]]
+        return lines[1:]
+
+    def _groups(self) -> list[_Group]:
+        columns = iter(list(zip(self.header, *self.rows, strict=True))[1:])
+        return [_Group(title, list(itertools.islice(columns, n))) for title, n in self.groups]
+
+    def as_markdown(self, *, literal: bool = False) -> str:
+        """Return the table in Markdown.
+
+        Args:
+          literal: escape what Markdown takes for emphasis, code or HTML: the names of folders may
+            hold it. Otherwise cells and notes may be Markdown themselves.
+        """
+
+        def escaped(text: str) -> str:
+            for character in "\\|*_`<" if literal else "|":
+                text = text.replace(character, f"\\{character}")
+            return text
 
         def line(cells: Iterable[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return f"| {' | '.join(cells)} |"
 
-        rule = ["---", *("---:" for _ in self.header[1:])]
-        notes = [f"- {note}" for note in self.notes]
-        table = [line(self.header), line(rule), *map(line, self.rows)]
-        heading = "\n\n".join([f"**{self.title}**", *self.meaning])
+        titles = [f"{escaped(title)}<br>" for title, count in self.groups for _ in range(count)]
+        titles = ["", *(titles or [""] * (len(self.header) - 1))]
+        header = [a + escaped(b) for a, b in zip(titles, self.header, strict=True)]
+        rule = ["---:" if self.groups else "---", *("---:" for _ in self.header[1:])]
+        table = [line(header), line(rule), *(line(map(escaped, row)) for row in self.rows)]
+        # A note's bar is part of no table.
+        notes = [f"- {escaped(note) if literal else note}" for note in self.notes]
+        title = escaped(self.title) if literal else self.title
+        heading = "\n\n".join([f"**{title}**", *self.meaning])
         return "\n".join([heading, "", *table, *([""] if notes else []), *notes])
 
     def as_html(self) -> str:
         """Return a ``<table>`` and its notes, all text escaped."""
-
-        def row(cells: Iterable[str], tag: str) -> str:
-            marked_up = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-            return f"<tr>{marked_up}</tr>"
-
-        body = "".join(row(cells, "td") for cells in self.rows)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        notes = f'<ul class="notes">{notes}</ul>' if notes else ""
+        if self.groups:
+            paragraphs = [self.title, *self.meaning]
+            heading = "".join(f"<p>{html.escape(text)}</p>" for text in paragraphs)
+            return heading + "".join(self._html_blocks()) + notes
+        body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in self.rows)
         meaning = "".join(f"<small>{html.escape(line)}</small>" for line in self.meaning)
         return (
             f'<div class="scroll"><table><caption>{html.escape(self.title)}{meaning}</caption>'
-            f"<thead>{row(self.header, 'th')}</thead><tbody>{body}</tbody></table></div>"
-            + (f'<ul class="notes">{notes}</ul>' if notes else "")
+            f"<thead><tr>{_html_cells('th', self.header)}</tr></thead><tbody>{body}</tbody>"
+            f"</table></div>{notes}"
         )
+
+    def _html_blocks(self) -> Iterator[str]:
+        groups = self._groups() if self.rows else []
+        widest = max((len(group.columns) for group in groups), default=1)
+        across = max(1, MOST_COLUMNS // widest)
+        for start in range(0, len(groups), across):
+            block = groups[start : start + across]
+            titles = "".join(
+                f'<th class="group" colspan="{len(group.columns)}">{html.escape(group.title)}</th>'
+                for group in block
+            )
+            # Cells of one row of all groups; the first row has the headings.
+            parts = [zip(*group.columns, strict=True) for group in block]
+            headings, *rows = zip(*parts, strict=True)
+            body = "".join(
+                f"<tr><th>{html.escape(row[0])}</th>{_html_groups('td', cells)}</tr>"
+                for row, cells in zip(self.rows, rows, strict=True)
+            )
+            yield (
+                '<div class="scroll"><table class="grouped"><thead>'
+                f'<tr><th rowspan="2">{html.escape(self.header[0])}</th>{titles}</tr>'
+                f"<tr>{_html_groups('th', headings)}</tr></thead>"
+                f"<tbody>{body}</tbody></table></div>"
+            )
 
     def as_csv(self) -> str:
         """Return the cells as CSV."""
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
-        return buffer.getvalue()
+        return csv_text([self.header, *self.rows])
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as CSV, the first one the header; ``None`` is an empty cell.
+
+    >>> csv_text([["run", "accuracy"], ["a, b", None]])
+    'run,accuracy\\n"a, b",\\n'
+    """
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _html_cells(tag: str, texts: Iterable[str], first: str = "") -> str:
+    return "".join(
+        f"<{tag}{'' if index else first}>{html.escape(text)}</{tag}>"
+        for index, text in enumerate(texts)
+    )
+
+
+def _html_groups(tag: str, groups: Iterable[Iterable[str]]) -> str:
+    # The class is for a line between one group and the next.
+    return "".join(_html_cells(tag, texts, ' class="first"') for texts in groups)
+
+
+class _Group(NamedTuple):
+    """Columns of a table under one title; each has its heading first."""
+
+    title: str
+    columns: Sequence[Sequence[str]]
+    gap: str = "  "
+
+    def tight(self) -> _Group:
+        """Return the group with fewer blanks."""
+        columns = [
+            [text.replace(" ± ", "±").replace(" to ", "-") for text in column]
+            for column in self.columns
+        ]
+        return _Group(self.title, columns, " ")
+
+    def lines(self) -> list[str]:
+        widths = [max(map(len, column)) for column in self.columns]
+        # A title wider than its columns widens the first of them.
+        widths[0] += max(0, len(self.title) - sum(widths) - len(self.gap) * (len(widths) - 1))
+        rows = [
+            self.gap.join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+            for row in zip(*self.columns, strict=True)
+        ]
+        return [self.title.center(len(rows[0])), *rows]
+
+
+def _fit(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
+    """Divide the groups into blocks no wider than ``room``, one group at least in each."""
+    blocks: list[list[_Group]] = []
+    left = 0
+    for group in groups:
+        needed = len(group.lines()[0]) + 3  # the bar between groups
+        if not blocks or needed > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(group)
+        left -= needed
+    return blocks
 
 
 class Column(NamedTuple):
