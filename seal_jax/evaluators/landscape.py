@@ -1,7 +1,7 @@
 """Loss increments and slices along the principal eigenvector of each layer: PoF paper, Figure 1.
 
 The toy experiment of that figure (c and d: an MLP with five weight layers after plain SGD and after
-PoF) is this kind on two such runs, side by side in a comparison.
+PoF) is this evaluation of two such runs, side by side in a comparison.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def power_iteration(
     Raises:
       UsageError: an argument out of range, or products that are not finite.
 
+    >>> import jax.numpy as jnp
     >>> import seal_jax.hessian as hessian
     >>> matrix = jnp.diag(jnp.array([3.0, -5.0, 1.0]))
     >>> op = hessian.operator(lambda x: 0.5 * x @ matrix @ x, jnp.zeros(3))

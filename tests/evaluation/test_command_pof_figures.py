@@ -1,4 +1,4 @@
-"""The kinds of the PoF paper's figures on runs of an MLP, against NumPy on the same weights."""
+"""The evaluations of the PoF paper's figures on runs of an MLP, against NumPy on the same weights."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.hessian import krylov
 from seal_jax.training import experiment, loop
 
-SMOOTHING = 0.2  # of the run's loss, which is that of all kinds unless they are told another
+SMOOTHING = 0.2  # of the run's loss, which is that of all evaluations unless they are told another
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,16 @@ def head_of(loaded_run, index, split):
     return features, split.labels, matrix_of(network.variables["params"]["fc"])
 
 
-def drawn(rows, kind, runs=1):
+def drawn(rows, evaluator, runs=1):
     """Rows of several runs as a table and a plot."""
     rows = [
         {**row, "run": f"run{index}", "method": ("sam", "pof", "seal")[index]}
         for index in range(runs)
         for row in rows
     ]
-    figure = Figure(figsize=kind.size(rows))
-    kind.draw(figure, rows)
-    table = kind.table(rows)
+    figure = Figure(figsize=evaluator.size(rows))
+    evaluator.draw(figure, rows)
+    table = evaluator.table(rows)
     assert {len(row) for row in table.rows} == {len(table.header)}
     return table, figure
 
@@ -85,8 +85,8 @@ def minima(features, labels, matrix, batches):
 def test_landscape_of_the_classifier_equals_numpy(loaded_run):
     """Eigenvalue, slices and loss increment by the dense Hessian and a dense scan."""
     options = landscape.Options(examples=90, batch_size=31, points=5, tolerance=1e-5)
-    units = landscape.work_items(loaded_run, options)
-    assert [unit.key for unit in units] == [
+    items = landscape.work_items(loaded_run, options)
+    assert [item.key for item in items] == [
         f"step12/last/seed{seed}/{part}/1"
         for seed in (5, 6)
         for part in ("dense1", "dense2", "fc", "all")
@@ -94,10 +94,10 @@ def test_landscape_of_the_classifier_equals_numpy(loaded_run):
     layers = landscape.work_items(loaded_run, landscape.Options(per="layers", eigenvectors=2))
     assert len(layers) == 2 * 4 * 2
     assert layers[0].key == "step12/last/seed5/dense1/linear/1"
-    chosen = [unit for unit in units if unit.key.split("/")[-2] in ("fc", "all")]
+    chosen = [item for item in items if item.key.split("/")[-2] in ("fc", "all")]
     rows = [chosen[0].run()]
     programs = krylov._applied._cache_size()
-    rows += [unit.run() for unit in chosen[1:]]
+    rows += [item.run() for item in chosen[1:]]
     assert krylov._applied._cache_size() == programs  # one for all parts and seeds
     data = loaded_run.dataset
     train, test = (batching.subset(split, 90, 0) for split in (data.train, data.test))
@@ -221,8 +221,8 @@ def test_statistics_of_the_batch_make_another_network(mlp, loaded_run):
     sizes = {}
     for mode in ("running", "batch"):
         chosen = perturbations.Options(batch_norm=mode, **options)
-        units = perturbations.work_items(loaded_run, chosen)
-        sizes[mode] = next(unit for unit in units if unit.key.endswith("searches/0")).run()["pof"]
+        items = perturbations.work_items(loaded_run, chosen)
+        sizes[mode] = next(item for item in items if item.key.endswith("searches/0")).run()["pof"]
     assert sizes["running"] != sizes["batch"]
     model, train = loaded_run.model, loaded_run.dataset.train
     network = loaded_run.networks[0]
@@ -248,15 +248,15 @@ def test_statistics_of_the_batch_make_another_network(mlp, loaded_run):
     ],
 )
 def test_what_does_not_fit_is_found_before_any_work(loaded_run, name, options, says):
-    kind = evaluators.load(name)
+    evaluator = evaluators.load(name)
     options = {"batch_size": 16, **options}
     with pytest.raises(UsageError, match=says) as caught:
-        kind.units(loaded_run, kind.options(**options))
+        evaluator.units(loaded_run, evaluator.options(**options))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "says"),
+    ("evaluator", "options", "says"),
     [
         (landscape, {"points": 2}, "--points=2 must be at least 3"),
         (landscape, {"label_smoothing": 1.0}, "--label-smoothing=1 must lie"),
@@ -267,9 +267,9 @@ def test_what_does_not_fit_is_found_before_any_work(loaded_run, name, options, s
         (perturbations, {"gamma": float("inf")}, "--gamma=inf must be at least 0"),
     ],
 )
-def test_options_out_of_range(kind, options, says):
+def test_options_out_of_range(evaluator, options, says):
     with pytest.raises(UsageError, match=says):
-        kind.Options(**options)
+        evaluator.Options(**options)
 
 
 def test_plots_say_what_they_show():
