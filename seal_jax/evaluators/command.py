@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any, TypedDict
 
 from seal_jax import evaluators, records
 from seal_jax.core import plots
+from seal_jax.core.tables import csv_text
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import options as options_lib
 from seal_jax.evaluators.evaluator import Evaluator, Record
@@ -62,7 +61,7 @@ def add_arguments(to: argparse.ArgumentParser, kind: str | None) -> None:
 
 def run(parsed: argparse.Namespace) -> str:
     """Evaluate; return the table with the names of the files."""
-    from seal_jax.reports.runs import short_names
+    from seal_jax.core.files import short_names
 
     kind = evaluators.load(parsed.kind)
     chosen = options_lib.read(kind.options, parsed)
@@ -205,11 +204,7 @@ def as_csv(rows: Sequence[Record]) -> str:
     """Return the rows as CSV; lists, such as all margins, are left to the JSON file."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     names = [name for name in names if not any(isinstance(row.get(name), list) for row in rows)]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([row.get(name) for name in names] for row in rows)
-    return buffer.getvalue()
+    return csv_text([names, *([row.get(name) for name in names] for row in rows)])
 
 
 def _check_writable(folder: Path) -> None:
