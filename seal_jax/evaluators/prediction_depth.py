@@ -15,7 +15,6 @@ from seal_jax.core import plots
 from seal_jax.core.tables import MISSING, Table, grouped, newest, spread
 from seal_jax.data import Split
 from seal_jax.errors import UsageError, nearest
-from seal_jax.evaluation import pooling
 from seal_jax.evaluation import prediction_depth as library
 from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
@@ -85,7 +84,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def probe(layer: str) -> Any:
         def features(variables: Any, images: jax.Array) -> jax.Array:
             found = _outputs(model, options, variables, images)[layer]
-            return pooling.pool(found, options.pooling, options.side)
+            return library.pool(found, options.pooling, options.side)
 
         return features
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from seal_jax import UsageError, data, models, papers
 from seal_jax.cli import main
+from seal_jax.evaluation import affines
 from seal_jax.evaluation import few_shot as library
-from seal_jax.evaluation import tuning
 from seal_jax.evaluators import few_shot, transfer_data
 from seal_jax.evaluators import few_shot_views as views
 
@@ -36,10 +36,10 @@ def pictures(loaded_run):
 
 def test_accuracies_are_those_of_the_library(run, loaded_run, evaluated, pictures):
     """Linear from features computed here, in other chunks; every network apart."""
-    before = tuning.tune._cache_size()
+    before = affines.tune._cache_size()
     rows, output = evaluated("few_shot", run, **SMALL)
     assert len(rows) == 2 * 2 * 2  # weights, seeds and heads
-    assert tuning.tune._cache_size() == before + 1  # for all networks and chunks
+    assert affines.tune._cache_size() == before + 1  # for all networks and chunks
     protocol = few_shot.Options(**SMALL).protocol(1)
     outputs = jax.jit(loaded_run.model.features)
     for network in loaded_run.networks:
