@@ -60,8 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str | None) -> None:
 
 def run(parsed: argparse.Namespace) -> str:
     """Evaluate; return the table with the names of the files."""
-    from seal_jax.SHORT import short_names
-
     evaluator = evaluators.load(parsed.kind)
     options = options_lib.read(evaluator.options, parsed)
     weights = tuple(parsed.weights.split(",")) if parsed.weights else ()
@@ -75,7 +73,7 @@ def run(parsed: argparse.Namespace) -> str:
         raise UsageError("--checkpoint names a run twice; name each once")
     rows: list[Record] = []
     outputs = []
-    for folder, name in zip(folders, short_names(folders), strict=True):
+    for folder, name in zip(folders, files.short_names(folders), strict=True):
         output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / evaluator.name
         of_run = evaluate(
             evaluator,
