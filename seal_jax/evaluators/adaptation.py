@@ -78,6 +78,7 @@ def settings_of(
     optimizer = changes.get("optimizer.name", "sgd")
     scale = 0.1 if optimizer in ("adam", "radam") else 1.0
     alpha = scale * rates.alpha
+    # The baselines have one rate for everything.
     beta = scale * rates.beta if name.startswith("fast") else alpha
     method: dict[str, Any] = {"name": "fast", "alpha": alpha, "beta": beta}
     method |= {field: value for field, value in changes.items() if "." not in field}
@@ -267,6 +268,7 @@ class Replay:
                 "deployed must be chosen without; adapt with a validation split"
             )
         experiments.check_data(settings, dataset)
+        # One step a call: a state may be due after any step.
         run = dataclasses.replace(settings.run, seed_devices=0, data_devices=0, steps_per_call=1)
         self.settings = dataclasses.replace(settings, run=run)
         mesh = like.experiment.programs.mesh if like else _mesh(self.settings)

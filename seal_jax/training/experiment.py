@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,8 @@ from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
 from seal_jax.methods import Method
 from seal_jax.training import early_stopping
-from seal_jax.training.batches import Batches
+from seal_jax.training.batches import Batches, DataShape
 from seal_jax.training.step import CompiledSteps
-
-
-class DataShape(NamedTuple):
-    """What the compiled steps must know of a data set: sizes of its splits, images and classes."""
-
-    train: int
-    validation: int
-    test: int
-    image_shape: tuple[int, int, int]
-    num_classes: int
 
 
 def load_data(fields: settings_lib.Data) -> data.Dataset:
@@ -46,6 +36,7 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         validation_seed=fields.validation_seed,
     )
     if fields.selection == "test_best":
+        # The test split in the validation split's place: nothing below knows the difference.
         return dataclasses.replace(dataset, validation=dataset.test)
     return dataset
 
@@ -100,7 +91,7 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.context.total_steps
+        return self.programs.total_steps
 
     @property
     def seeds(self) -> np.ndarray:
@@ -118,7 +109,7 @@ class Experiment:
     def summary(self) -> str:
         """Return a few lines that say what will be trained, and what the mask selects."""
         train, mesh = self.settings.train, self.programs.mesh
-        params = jax.eval_shape(self.model.init, jax.random.key(0))["params"]
+        params = self.context.params
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         lines = [
             f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
@@ -174,38 +165,22 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         bn_axis_name=meshes.DATA if synchronised else None,
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    # A method is built from shapes alone: preflight compiles without weights or data.
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method, clock = methods.build(settings.method, context), context.clock
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)
-    batches = Batches(
-        size=shape.train,
-        batch_size=train.batch_size,
-        drop_last=train.drop_last,
-        balanced=balanced,
-        num_classes=shape.num_classes,
-        image_shape=shape.image_shape,
-        augmentation=augmentation_of(settings, shape.image_shape),
-        dtype=model.module.dtype,
-        shards=mesh.shape[meshes.DATA],
-        extra_batch_size=method.extra_batch_size,
-        extra_batches=method.extra_batches,
-        random=method.random or bool(model.module.dropout),
-    )
+    augmentation = augmentation_of(settings, shape.image_shape)
     programs = CompiledSteps(
         model=model,
         method=method,
         clock=clock,
-        batches=batches,
+        batches=Batches(shape, train, method, model, augmentation, mesh.shape[meshes.DATA]),
         early_stopping=early_stopping.rules(settings, clock, bool(shape.validation)),
         mesh=mesh,
-        batching=meshes.batching(settings, mesh),
+        settings=settings,
         steps_per_call=steps_per_call,
-        total_steps=context.total_steps,
-        eval_batch_size=settings.run.eval_batch_size,
-        validate_size=shape.validation,
-        test_size=shape.test,
     )
     return Experiment(settings, model, method, context, clock, programs)
 

@@ -33,14 +33,14 @@ class NonFiniteError(UsageError):
 
 
 class Call(NamedTuple):
-    """What one call of the compiled steps, and what follows it, has led to.
+    """The outcome of one call of the compiled steps, and of what is due after it.
 
     Attributes:
       state: overwritten by the next call, so copy what must outlive it.
       step: at which the training goes on.
       trained: the step up to which it was trained: ``step``, but where a generation ended early.
       losses: ``[seeds, steps of the call]``, on the device.
-      validation: sums over the validation split, if an epoch has ended here and there is one.
+      validation: sums over the validation split, if it was scored here.
     """
 
     state: State
@@ -154,7 +154,7 @@ def train(
         log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
         train_data = place(mesh, dataset.train)
-        validation_data = place(mesh, dataset.validation) if programs.validate_size else None
+        validation_data = place(mesh, dataset.validation) if len(dataset.validation) else None
         test_data = place(mesh, dataset.test)
         if restored:
             state = restored.state

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from seal_jax import models
 from seal_jax.core import mesh as meshes
 from seal_jax.core.losses import cross_entropy
+from seal_jax.core.settings import Settings
 from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream_key
 from seal_jax.data import device
 from seal_jax.generations import Clock
@@ -53,8 +54,9 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
 
     def decorate(method: Callable[..., Any]) -> Any:
         def build(self: CompiledSteps) -> Any:
+            batching = meshes.batching(self.settings, self.mesh)
             mapped = jax.shard_map(
-                meshes.over_seeds(functools.partial(method, self), self.batching),
+                meshes.over_seeds(functools.partial(method, self), batching),
                 mesh=self.mesh,
                 in_specs=(meshes.BY_SEED, *(meshes.REPLICATED,) * shared),
                 out_specs=meshes.BY_SEED,
@@ -78,12 +80,8 @@ class CompiledSteps:
       batches: the training batches.
       early_stopping: early stopping and plateaus; ``None`` where neither is on.
       mesh: the devices.
-      batching: how the seeds of one device run, "vmap" or "map".
+      settings: of the experiment.
       steps_per_call: steps in one call of ``train``; divides ``clock.steps_per_epoch``.
-      total_steps: of the whole training.
-      eval_batch_size: images a step of evaluation.
-      validate_size: images in the validation split.
-      test_size: images in the test split.
     """
 
     model: models.Model
@@ -92,12 +90,13 @@ class CompiledSteps:
     batches: Batches
     early_stopping: EarlyStopping | None
     mesh: Mesh
-    batching: str
+    settings: Settings
     steps_per_call: int
-    total_steps: int
-    eval_batch_size: int
-    validate_size: int
-    test_size: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.settings.train.generations * self.clock.steps_per_generation
 
     def starts(self, seeds: np.ndarray, init_from: Mapping[str, np.ndarray] | None = None) -> Start:
         """Put what the trainings of these ``seeds`` start from on the mesh."""
@@ -108,8 +107,8 @@ class CompiledSteps:
         """Return the training split on the device, its shapes only."""
         row = device.row_bytes(self.model.image_shape)
         shapes: Any = (
-            jax.ShapeDtypeStruct((self.batches.size, row), jnp.uint8),
-            jax.ShapeDtypeStruct((self.batches.size,), jnp.int32),
+            jax.ShapeDtypeStruct((self.batches.shape.train, row), jnp.uint8),
+            jax.ShapeDtypeStruct((self.batches.shape.train,), jnp.int32),
         )
         return Arrays(*shapes)
 
@@ -156,7 +155,7 @@ class CompiledSteps:
             opt_state=opt_state,
             method_state=method_state,
             metric_sums=MetricSums.zero(self.method.measures),
-            best=Best.none(weights) if self.validate_size else None,
+            best=Best.none(weights) if self.batches.shape.validation else None,
             early_stopping=self.early_stopping.start(step) if self.early_stopping else None,
         )
 
@@ -263,7 +262,7 @@ class CompiledSteps:
         """
         batches, method, module = self.batches, self.method, self.model.module
         total = step.batch.weights.sum()
-        rows, example_weights, augmentation = batches.part(step.batch, batches.batch_size)
+        rows, example_weights, augmentation = batches.part(step.batch, batches.train.batch_size)
         images, labels = batches.images(data, rows, augmentation)
         targets = None if method.targets is None else method.targets(state.method_state, images)
         # Images that only fill the batch up must not enter BatchNorm either.
@@ -304,7 +303,7 @@ class CompiledSteps:
             batch = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), step.extra
             )
-            rows, _, augmentation = batches.part(batch, batches.extra_batch_size)
+            rows, _, augmentation = batches.part(batch, method.extra_batch_size)
             return batches.images(data, rows, augmentation)
 
         key = step.key_for(Stream.GRADIENT)
@@ -328,7 +327,7 @@ class CompiledSteps:
     @_compiled(shared=1, donate=True)
     def validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
         """Score the validation split, and keep the weights if they are the best so far."""
-        sums = self._evaluate(state.weights, data, self.validate_size)
+        sums = self._evaluate(state.weights, data, self.batches.shape.validation)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
         better = accuracy > state.best.accuracy
@@ -360,12 +359,12 @@ class CompiledSteps:
     def test(self, weights: Weights, data: Arrays) -> MetricSums:
         """Score the test split; of more than five classes the hits have "top5" among them."""
         measures = ("top5",) if self.model.num_classes > TOP else ()
-        return self._evaluate(weights, data, self.test_size, measures)
+        return self._evaluate(weights, data, self.batches.shape.test, measures)
 
     @_compiled(shared=1)
     def score_validation(self, weights: Weights, data: Arrays) -> MetricSums:
         """Score the validation split and nothing else."""
-        return self._evaluate(weights, data, self.validate_size)
+        return self._evaluate(weights, data, self.batches.shape.validation)
 
     @_compiled()
     def finite(self, state: State) -> jax.Array:
@@ -381,7 +380,9 @@ class CompiledSteps:
         ``measures`` is ``("top5",)`` to count the images whose class is among the first five, too.
         """
         shards = self.mesh.shape[meshes.DATA]
-        batch = -(-min(self.eval_batch_size, size) // shards) * shards  # a multiple of the shards
+        batch = (
+            -(-min(self.settings.run.eval_batch_size, size) // shards) * shards
+        )  # a multiple of the shards
         order = device.padded_batches(size, batch)
         variables = weights._asdict()
 

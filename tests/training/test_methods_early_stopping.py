@@ -19,7 +19,7 @@ SEAL = {"name": "seal", "threshold": "dense2", "ascent_scale": 0.2}
 
 
 @pytest.fixture(scope="module")
-def judged():
+def trainer():
     """Two seeds under all the rules."""
     train = {"seeds": 2, "patience": 3, "until_accuracy": 0.8}
     optimizer = {"plateau_epochs": 2, "plateau_factor": 0.5}
@@ -27,11 +27,11 @@ def judged():
 
 
 @pytest.fixture(scope="module")
-def start(judged):
-    return host(judged)
+def start(trainer):
+    return host(trainer)
 
 
-def test_rules_equal_numpy(judged, start):
+def test_rules_equal_numpy(trainer, start):
     random = np.random.default_rng(0)
     outcomes = set()
     for _ in range(40):
@@ -49,8 +49,8 @@ def test_rules_equal_numpy(judged, start):
             best=start.best._replace(epoch=np.int32(best)),
             early_stopping=EarlyStoppingState(stopped, np.float32(scale), np.int32(since)),
         )
-        judged.put(state)
-        found = jax.device_get(judged.programs.update_early_stopping(judged.state).early_stopping)
+        trainer.put(state)
+        found = jax.device_get(trainer.programs.update_early_stopping(trainer.state).early_stopping)
         for seed in range(2):
             ends = stopped[seed] or correct[seed] / 80 >= 0.8 or epoch - best[seed] >= 3
             last = max(since[seed], best[seed])
@@ -61,14 +61,14 @@ def test_rules_equal_numpy(judged, start):
     assert len(outcomes) == 4
 
 
-def test_a_stopped_seed_rests_and_a_plateau_halves_the_step(judged, start):
+def test_a_stopped_seed_is_frozen_and_a_plateau_halves_the_step(trainer, start):
     early_stopping = EarlyStoppingState(
         np.array([True, False]), np.ones(2, np.float32), np.zeros(2, np.int32)
     )
-    rested = host(judged.put(start._replace(early_stopping=early_stopping)).calls(2)).weights
-    assert_same(seed_of(rested, 0), seed_of(start.weights, 0))
-    assert differ(seed_of(rested, 1).params, seed_of(start.weights, 1).params)
-    assert differ(seed_of(rested, 1).batch_stats, seed_of(start.weights, 1).batch_stats)
+    after_two = host(trainer.put(start._replace(early_stopping=early_stopping)).calls(2)).weights
+    assert_same(seed_of(after_two, 0), seed_of(start.weights, 0))
+    assert differ(seed_of(after_two, 1).params, seed_of(start.weights, 1).params)
+    assert differ(seed_of(after_two, 1).batch_stats, seed_of(start.weights, 1).batch_stats)
 
     early_stopping = EarlyStoppingState(
         np.zeros(2, bool), np.array([1.0, 0.5], np.float32), np.zeros(2, np.int32)
@@ -76,7 +76,7 @@ def test_a_stopped_seed_rests_and_a_plateau_halves_the_step(judged, start):
     both = jax.tree.map(lambda leaf: np.stack([leaf[0]] * 2), start)._replace(
         early_stopping=early_stopping
     )
-    after = host(judged.put(both).calls(1)).weights.params
+    after = host(trainer.put(both).calls(1)).weights.params
     full, half = (
         oracle.add(oracle.wide(seed_of(after, seed)), -1, seed_of(start.weights.params))
         for seed in (0, 1)
