@@ -18,14 +18,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from seal_jax import models
+from seal_jax import masks, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core.losses import cross_entropy
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream_key
 from seal_jax.data import device
 from seal_jax.generations import Clock
-from seal_jax.methods.method import Auxiliary, HookContext, Method, StepContext
+from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
 from seal_jax.training.batches import Arrays, Batches, Step
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
@@ -53,7 +53,7 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
     """
 
     def decorate(method: Callable[..., Any]) -> Any:
-        def build(self: CompiledSteps) -> Any:
+        def build(self: Experiment) -> Any:
             batching = meshes.batching(self.settings, self.mesh)
             mapped = jax.shard_map(
                 meshes.over_seeds(functools.partial(method, self), batching),
@@ -70,33 +70,76 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledSteps:
-    """The compiled steps of one experiment.
+class Experiment:
+    """An experiment ready to run: what it is made of, and its compiled steps.
 
     Attributes:
-      model: the network.
-      method: how it is trained.
-      clock: epochs and generations.
+      settings: what was asked for.
+      mesh: the devices.
+      context: what the method was built from: the network, epochs and generations.
+      method: how the network is trained.
       batches: the training batches.
       early_stopping: early stopping and plateaus; ``None`` where neither is on.
-      mesh: the devices.
-      settings: of the experiment.
       steps_per_call: steps in one call of ``train``; divides ``clock.steps_per_epoch``.
     """
 
-    model: models.Model
+    settings: Settings
+    mesh: Mesh
+    context: Context
     method: Method
-    clock: Clock
     batches: Batches
     early_stopping: EarlyStopping | None
-    mesh: Mesh
-    settings: Settings
     steps_per_call: int
+
+    @property
+    def model(self) -> models.Model:
+        """The network."""
+        return self.context.model
+
+    @property
+    def clock(self) -> Clock:
+        """Epochs and generations."""
+        return self.context.clock
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.settings.train.generations * self.clock.steps_per_generation
+        return self.context.total_steps
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The seeds of its trainings, uint32."""
+        train = self.settings.train
+        return np.arange(train.seeds, dtype=np.uint32) + train.seed
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, for the log."""
+        if self.settings.optimizer.schedule != "single":
+            step = self.clock.step_in_generation(step)
+        rate = self.method.rate or self.context.schedule()
+        return float(rate(step))
+
+    def summary(self) -> str:
+        """Return a few lines that say what will be trained, and what the mask selects."""
+        train, mesh = self.settings.train, self.mesh
+        params = self.context.params
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        lines = [
+            f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
+            f"{count:,} parameters, {train.seeds} seed(s), {train.generations} generations of "
+            f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
+            f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
+        ]
+        if self.settings.data.selection == "test_best":
+            lines.append(
+                'the best weights are chosen ON THE TEST SPLIT (data.selection = "test_best"): their '
+                "test accuracy is no estimate"
+            )
+        if self.method.mask is not None:
+            lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
+        if self.method.note:
+            lines.append(self.method.note)
+        return "\n".join(lines)
 
     def starts(self, seeds: np.ndarray, init_from: Mapping[str, np.ndarray] | None = None) -> Start:
         """Put what the trainings of these ``seeds`` start from on the mesh."""

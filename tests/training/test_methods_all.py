@@ -42,7 +42,7 @@ def test_seeds_together_equal_seeds_on_devices_of_their_own(name):
 
     two = Trainer(STRIPES, config(2, seed_batching="vmap"))
     eight = Trainer(STRIPES, config(8), devices=8)
-    assert eight.programs.mesh.shape == {"seed": 8, "data": 1}
+    assert eight.experiment.mesh.shape == {"seed": 8, "data": 1}
     start, before = host(eight), jax.tree.map(lambda leaf: leaf.sharding, eight.state)
     two.run(1)
     eight.run(1)
@@ -59,7 +59,7 @@ def test_seeds_together_equal_seeds_on_devices_of_their_own(name):
     )
     assert all(jax.tree.leaves(same))
     assert jax.tree.map(np.shape, host(eight)) == jax.tree.map(np.shape, start)
-    programs = eight.programs
+    programs = eight.experiment
     for program in (programs.init, programs.start_generation, programs.train):
         assert program._cache_size() == 1
     assert int(eight.state.step[0]) == eight.experiment.total_steps == 6

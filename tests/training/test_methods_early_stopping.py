@@ -1,4 +1,4 @@
-"""Generations that end early, and rates that fall, as the compiled programs judge them."""
+"""Generations that end early, and rates that fall, as the compiled steps apply the rules."""
 
 import json
 import shutil
@@ -50,7 +50,9 @@ def test_rules_equal_numpy(trainer, start):
             early_stopping=EarlyStoppingState(stopped, np.float32(scale), np.int32(since)),
         )
         trainer.put(state)
-        found = jax.device_get(trainer.programs.update_early_stopping(trainer.state).early_stopping)
+        found = jax.device_get(
+            trainer.experiment.update_early_stopping(trainer.state).early_stopping
+        )
         for seed in range(2):
             ends = stopped[seed] or correct[seed] / 80 >= 0.8 or epoch - best[seed] >= 3
             last = max(since[seed], best[seed])
@@ -108,7 +110,7 @@ def test_stopped_seeds_do_not_see_how_long_a_third_goes_on(method, optimizer):
         trainer.put(
             state._replace(early_stopping=state.early_stopping._replace(stopped=stopped))
         ).calls(more)
-        trainer.state = trainer.programs.end_generation(trainer.state)
+        trainer.state = trainer.experiment.end_generation(trainer.state)
         return host(trainer.calls(3))
 
     alone, beside = trained(2, 0), trained(3, 10)
@@ -133,7 +135,7 @@ def test_the_memory_of_a_stopped_seed_stays():
             early_stopping=start.early_stopping._replace(stopped=np.array([True, False]))
         )
     )
-    trainer.state, _ = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+    trainer.state, _ = trainer.experiment.validate(trainer.state, trainer.splits["validation"])
     method_state = host(trainer).method_state
     assert_same(seed_of(method_state, 0), seed_of(start.method_state, 0))
     assert differ(seed_of(method_state, 1), seed_of(start.method_state, 1))
@@ -148,7 +150,7 @@ def test_a_generation_that_ends_early_goes_on_with_the_next():
     """The step and the optimizer's clocks jump: SEAL ascends at once."""
     config = mlp({**SEAL, "ascent_epochs": 1.0}, train={"until_accuracy": 0.01})
     trainer = Trainer(STRIPES, config).calls(5)
-    trainer.state = trainer.programs.end_generation(trainer.state)
+    trainer.state = trainer.experiment.end_generation(trainer.state)
     state = host(trainer)
     assert state.step[0] == 20
     found = jax.tree_util.tree_leaves_with_path(state.opt_state)
@@ -174,7 +176,7 @@ def test_a_generation_that_ends_early_goes_on_with_the_next():
     assert_same(seed_of(trainer.state.weights.params), expected, rtol=1e-4, atol=1e-6)
     # Ended where it would have ended anyhow, nothing jumps.
     trainer.put(state._replace(step=state.step + 20))
-    assert int(trainer.programs.end_generation(trainer.state).step[0]) == 40
+    assert int(trainer.experiment.end_generation(trainer.state).step[0]) == 40
 
 
 def test_a_run_with_early_ends_is_taken_up_where_it_stopped(tmp_path):
