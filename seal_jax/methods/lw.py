@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seal_jax import layerwise
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options, plain
+from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
 ORDER = 25
 VARIANTS = {
@@ -80,7 +80,7 @@ def build(options: Options, context: Context) -> Method:
         # Algorithm 1 starts round (1, 1) before any training.
         return start_round(hook._replace(weights=weights, method_state=norms))
 
-    return plain(context, on_start=start, on_generation_start=start_round)
+    return context.plain(on_start=start, on_generation_start=start_round)
 
 
 def _blocks(options: Options, context: Context) -> tuple[str, ...]:
