@@ -32,7 +32,7 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
     if data_dir is not None and not os.path.isdir(data_dir):
         raise UsageError(f"--data-dir={folder} is not a folder; give that of the prepared data")
     rows: list[tuple[str, ...]] = [_HEADER]
-    notes, own, others = [], [], []
+    notes, from_files, others = [], [], []
     for data_set in DATA_SETS:
         name, prepared = _find(data_set, Path(folder))
         sizes = (data_set.classes, data_set.train, data_set.validation, data_set.test)
@@ -42,11 +42,15 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
         if not _is_usable(prepared):
             command = f"  {prepare_command(data_set.names[0], folder)}"
             if files := needed_folder(data_set.names[0]):
-                own += [f"  # {data_set.paper}: FOLDER is {files}", command]
+                from_files += [f"  # {data_set.paper}: FOLDER is {files}", command]
             else:
                 others.append(command)
-    if own:
-        own = ["", "To prepare from original files, without TensorFlow or network:", *own]
+    if from_files:
+        from_files = [
+            "",
+            "To prepare from original files, without TensorFlow or network:",
+            *from_files,
+        ]
     if others:
         heading = "To prepare by TFDS, which needs network and for many data sets TensorFlow:"
         others = ["", heading, *others]
@@ -56,7 +60,7 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
         "classes, train, valid, test: as the papers say (few-shot: all images, Guo et al. 2020), or,",
         "where they say nothing, the official numbers.",
     ]
-    return "\n".join([*aligned(rows, _NUMBERS), *about, *notes, *own, *others])
+    return "\n".join([*aligned(rows, _NUMBERS), *about, *notes, *from_files, *others])
 
 
 def _find(data_set: DataSet, folder: Path) -> tuple[str, Prepared | None]:

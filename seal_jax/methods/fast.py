@@ -130,7 +130,7 @@ def momentum_weight(settings: Settings, options: Options) -> float:
 
 def build(options: Options, context: Context) -> Method:
     """Return FAST around the optimizer asked for."""
-    optimizer, head = context.optimizer, context.head
+    optimizer, head = context.optimizer, context.model.head
     try:
         heads.check(options.head, options.sigma)
     except UsageError as error:
@@ -169,9 +169,9 @@ def build(options: Options, context: Context) -> Method:
         gradient = context.gradient_of(masks.invert(head))
 
     def start(hook: HookContext) -> HookContext:
-        params, name = hook.weights.params, context.model.head
-        fresh = heads.initialise(hook.key, params[name], options.head, options.sigma)
-        return hook.with_params({**params, name: fresh})
+        params = hook.weights.params
+        classifier = heads.initialise(hook.key, params[head], options.head, options.sigma)
+        return hook.with_params({**params, head: classifier})
 
     method = context.plain(
         tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)

@@ -53,8 +53,8 @@ def build(options: Options, context: Context) -> Method:
             sigma=options.weak_sigma,
         )
         auxiliary, direction, _ = features_only(step, {**params, head: weak_classifier})
-        own = context.classifier_gradient(step, params, auxiliary.features)
-        return Gradient(auxiliary, {**direction, head: own}, {})
+        head_gradient = context.classifier_gradient(step, params, auxiliary.features)
+        return Gradient(auxiliary, {**direction, head: head_gradient}, {})
 
     return context.plain(
         gradient=gradient,

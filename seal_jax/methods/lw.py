@@ -94,10 +94,8 @@ def _blocks(options: Options, context: Context) -> tuple[str, ...]:
             f"method.blocks = {options.blocks} must lie in 0..{len(declared)}, the blocks of "
             f"{model.name}"
         )
-    if options.rounds < 1:
-        raise UsageError(f"method.rounds = {options.rounds} must be at least 1")
-    if options.sample_size < 0:
-        raise UsageError(f"method.sample_size = {options.sample_size} must be at least 0")
+    check_options(options, "be at least 1", "rounds")
+    check_options(options, "be at least 0", "sample_size")
     check_options(options, "be 0 or positive", "epsilon")
     count = options.blocks or len(declared)
     if context.train.generations != count * options.rounds:

@@ -215,11 +215,6 @@ class Context:
         )
 
     @property
-    def head(self) -> str:
-        """Path rule for the classifier's parameters, a mask."""
-        return self.model.head
-
-    @property
     def epochs(self) -> int:
         """Epochs after which a transformation's clock restarts: a generation, or all of them."""
         single = self.optimizer.schedule == "single"
@@ -341,7 +336,7 @@ class Context:
             logits = self.model.classify(classifier, features)
             return step.part(self.loss(logits, step.labels, None))
 
-        return jax.grad(objective)(params[self.head])
+        return jax.grad(objective)(params[self.model.head])
 
 
 _CONDITIONS: dict[str, Callable[[Any], bool]] = {
