@@ -19,8 +19,6 @@ from seal_jax.methods.method import (
     Method,
     Variant,
     check_options,
-    gradient_of,
-    plain,
     plain_gradient,
 )
 from seal_jax.transforms.fast import make_fast_tx
@@ -38,59 +36,34 @@ _ADAPTATION: dict[str, Any] = {
 }
 
 
+def _system(name: str, section: str, changes: dict[str, Any], **digits: Any) -> Variant:
+    source = f"FAST paper, section {section}"
+    return Variant(name, source, "fast_cifar100.py", changes, {**_ADAPTATION, **digits})
+
+
+_ADAM = {"alpha": 0.01, "beta": 0.001}
 VARIANTS = {
-    key: Variant(
-        name, f"FAST paper, {where}", "fast_cifar100.py", changes, {**_ADAPTATION, **digits}
-    )
-    for key, name, where, changes, digits in (
-        ("fast", "FAST", "Algorithm 2", {}, {"beta": 0.02}),
-        (
-            "fast_nesterov",
-            "FAST, Nesterov",
-            "section 6.6",
-            {"optimizer.nesterov": True},
-            {"beta": 0.02},
-        ),
-        (
-            "fast_adam",
-            "FAST, Adam",
-            "section 6.6",
-            {"optimizer.name": "adam"},
-            {"alpha": 0.01, "beta": 0.001},
-        ),
-        (
-            "fast_radam",
-            "FAST, RAdam",
-            "section 6.6",
-            {"optimizer.name": "radam"},
-            {"alpha": 0.01, "beta": 0.001},
-        ),
-        ("kaiming_fan_in", "Kaiming fan-in", "section 6.6", {"head": "kaiming_fan_in"}, {}),
-        ("kaiming_fan_out", "Kaiming fan-out", "section 6.4", {"head": "kaiming_fan_out"}, {}),
-        ("xavier", "Xavier", "section 5.1", {"head": "xavier"}, {}),
-        (
-            "gaussian",
-            "N(0, s^2)",
-            "section 6.2",
-            {"head": "normal", "sigma": 0.01},
-            {"sigma": 0.1},
-        ),
-        ("feature_extraction", "Feature extraction", "section 3", {"beta": 0.0}, {}),
-        (
-            "frozen_head",
-            "Frozen head",
-            "section 6.3",
-            {"head": "normal", "sigma": 0.01, "alpha": 0.0},
-            {"sigma": 0.1},
-        ),
-        (
-            "warmup",
-            "Classifier warm-up",
-            "section 6.4",
-            {"head": "kaiming_fan_in", "warmup": True},
-            {"train.validate_every": 5},  # steps; the paper's rule counts ten
-        ),
-    )
+    "fast": Variant(
+        "FAST", "FAST paper, Algorithm 2", "fast_cifar100.py", digits={**_ADAPTATION, "beta": 0.02}
+    ),
+    "fast_nesterov": _system("FAST, Nesterov", "6.6", {"optimizer.nesterov": True}, beta=0.02),
+    "fast_adam": _system("FAST, Adam", "6.6", {"optimizer.name": "adam"}, **_ADAM),
+    "fast_radam": _system("FAST, RAdam", "6.6", {"optimizer.name": "radam"}, **_ADAM),
+    "kaiming_fan_in": _system("Kaiming fan-in", "6.6", {"head": "kaiming_fan_in"}),
+    "kaiming_fan_out": _system("Kaiming fan-out", "6.4", {"head": "kaiming_fan_out"}),
+    "xavier": _system("Xavier", "5.1", {"head": "xavier"}),
+    "gaussian": _system("N(0, s^2)", "6.2", {"head": "normal", "sigma": 0.01}, sigma=0.1),
+    "feature_extraction": _system("Feature extraction", "3", {"beta": 0.0}),
+    "frozen_head": _system(
+        "Frozen head", "6.3", {"head": "normal", "sigma": 0.01, "alpha": 0.0}, sigma=0.1
+    ),
+    "warmup": _system(
+        "Classifier warm-up",
+        "6.4",
+        {"head": "kaiming_fan_in", "warmup": True},
+        # In steps; the paper's rule counts ten.
+        **{"train.validate_every": 5},
+    ),
 }
 
 
@@ -157,7 +130,7 @@ def momentum_weight(settings: Settings, options: Options) -> float:
 
 def build(options: Options, context: Context) -> Method:
     """Return FAST around the optimizer asked for."""
-    optimizer, head = context.optimizer, context.head
+    optimizer, head = context.optimizer, context.model.head
     try:
         heads.check(options.head, options.sigma)
     except UsageError as error:
@@ -191,17 +164,17 @@ def build(options: Options, context: Context) -> Method:
     )
     gradient: GradientFunction = plain_gradient
     if not beta:
-        gradient = gradient_of(masks.resolve(head, context.params))
+        gradient = context.gradient_of(head)
     elif not alpha:
-        gradient = gradient_of(masks.resolve(masks.invert(head), context.params))
+        gradient = context.gradient_of(masks.invert(head))
 
     def start(hook: HookContext) -> HookContext:
-        params, name = hook.weights.params, context.model.head
-        fresh = heads.initialise(hook.key, params[name], options.head, options.sigma)
-        return hook.with_params({**params, name: fresh})
+        params = hook.weights.params
+        classifier = heads.initialise(hook.key, params[head], options.head, options.sigma)
+        return hook.with_params({**params, head: classifier})
 
-    method = plain(
-        context, tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)
+    method = context.plain(
+        tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)
     )
     return _with_warmup(method, start, options) if options.warmup else method
 

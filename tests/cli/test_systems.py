@@ -104,6 +104,9 @@ def test_the_table_has_everything():
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.key)
 def test_the_configs_are_what_the_table_says(system):
+    for config in system.also:
+        file, _, variants = config.partition(":")
+        assert {*filter(None, variants.split(","))} <= {*configs.variants(f"configs/{file}")}
     plain = methods.VARIANTS[system.method]
     assert not plain.changes
     for config, without, values in (
