@@ -5,6 +5,9 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
+# Exit codes of the command line.
+OK, CRASHED, USAGE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
+
 # ValueError, not UsageError: a mistake in code, as in optax, and never one of a command line.
 NO_PARAMS = "this transformation needs the parameters: call update(updates, state, params)"
 

@@ -23,8 +23,7 @@ T = TypeVar("T")
 
 MAX_BYTES = 2**30
 MAX_DEPTH = 32  # our own files have under ten levels; Python's parser stops at about a thousand
-# NumPy converts no larger integer.
-MAX_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1  # NumPy converts no larger one
 
 Scalar = bool | int | float | str | None
 
@@ -46,10 +45,9 @@ def load(path: Path, schema: Any, remedy: str, *, finite: bool = True) -> Any:
         if size > MAX_BYTES:
             raise UsageError(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
         return parse(path.read_bytes(), schema, finite=finite)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
-    except UsageError as error:
-        raise UsageError(f"{path} cannot be read: {error}; {remedy}") from None
+    except (OSError, UsageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path} cannot be read: {reason}; {remedy}") from None
 
 
 def lines(path: Path, schema: Any, *, finite: bool = True) -> Iterator[tuple[bytes, Any, str]]:
@@ -164,7 +162,13 @@ def check(hint: Any, value: Any, path: str) -> Any:
     must = ""
     if typing.is_typeddict(hint):
         if isinstance(value, Mapping):
-            return {**value, **_fields(hint, value, path)}
+            fields = dict(value)
+            for field, kind in typing.get_type_hints(hint).items():
+                if field in value:
+                    fields[field] = check(kind, value[field], _join(path, field))
+                elif field in hint.__required_keys__:
+                    raise UsageError(f"{_join(path, field)} is missing")
+            return fields
         must = "be a mapping"
     elif origin is Literal:
         if value in choices:
@@ -180,7 +184,8 @@ def check(hint: Any, value: Any, path: str) -> Any:
                 except UsageError as error:
                     must = str(error).rpartition(" must ")[2]
         if len(choices) > 2 or type(None) not in choices:
-            must = _must_be(choices)
+            names = [getattr(choice, "__name__", str(choice)) for choice in choices]
+            must = f"be of type {' or '.join('none' if n == 'NoneType' else n for n in names)}"
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
             return {
@@ -203,24 +208,6 @@ def check(hint: Any, value: Any, path: str) -> Any:
     raise UsageError(
         f"{path or 'it'} = {shown(value)} must {must or f'be of type {hint.__name__}'}"
     )
-
-
-def _fields(hint: Any, value: Mapping[str, Any], path: str) -> dict[str, Any]:
-    fields = {}
-    for field, kind in typing.get_type_hints(hint).items():
-        if field in value:
-            fields[field] = check(kind, value[field], _join(path, field))
-        elif field in hint.__required_keys__:
-            raise UsageError(f"{_join(path, field)} is missing")
-    return fields
-
-
-def _must_be(choices: tuple[Any, ...]) -> str:
-    names = [
-        "none" if choice is type(None) else getattr(choice, "__name__", str(choice))
-        for choice in choices
-    ]
-    return f"be of type {' or '.join(names)}"
 
 
 def _join(where: str, field: str) -> str:

@@ -118,14 +118,14 @@ def generate() -> dict[Path, str]:
         if f"<!-- generated: {name} -->" not in text:
             first, mark, rest = text.partition("## Where this differs")
             text = f"{first}<!-- generated: {name} -->\n<!-- end -->\n\n{mark}{rest}"
-    readme, evaluations = ROOT / "README.md", ROOT / "docs" / "evaluations.md"
-    return {
-        page: filled(text, sections),
-        readme: filled(
-            readme.read_text(), {"methods": methods_table(), "commands": commands_table()}
-        ),
-        evaluations: filled(evaluations.read_text(), {"kinds": evaluations_table()}),
-    }
+    texts = {page: filled(text, sections)}
+    for file, parts in (
+        ("README.md", {"methods": methods_table(), "commands": commands_table()}),
+        ("docs/running.md", {"commands": commands_table()}),
+        ("docs/evaluations.md", {"kinds": evaluations_table()}),
+    ):
+        texts[ROOT / file] = filled((ROOT / file).read_text(), parts)
+    return texts
 
 
 def filled(text: str, parts: dict[str, str]) -> str:

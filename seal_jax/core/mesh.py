@@ -31,6 +31,7 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
     seeds, batch = settings.train.seeds, settings.train.batch_size
     along_seed, along_data = settings.run.seed_devices, settings.run.data_devices
     if not along_seed:
+        # The most devices that the seeds can be divided over evenly.
         along_seed = math.gcd(seeds, devices // (along_data or 1) or 1)
     if not along_data:
         along_data = devices // along_seed or 1

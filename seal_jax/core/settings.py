@@ -194,6 +194,7 @@ class Run:
     keep_checkpoints: int = 3
 
 
+# Bounds from below; those of methods' options are checked where a method is built.
 _AT_LEAST = (
     (0, "data", "image_size crop_padding cutout"),
     (0, "optimizer", "warmup_epochs plateau_epochs"),

@@ -24,7 +24,7 @@ def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -
     Every epoch goes through the examples in a new order; what does not fill a batch is left out.
 
     Args:
-      examples: how many there are.
+      examples: number of examples.
       batch_size: examples a batch.
       count: of batches.
       seed: batch i is a function of it and of i alone.
@@ -154,7 +154,7 @@ def strongest(cosines: np.ndarray) -> Strongest:
     ([0, 1], [True, False], [0.65, 0.25])
     """
     sizes = np.abs(np.asarray(cosines, np.float64))
-    captured = np.minimum((sizes**2).sum(1), 1.0)
+    captured = np.minimum((sizes**2).sum(1), 1.0)  # rounding may add up to more
     return Strongest(
         np.argmax(sizes, 1), np.max(sizes, 1, initial=0.0) ** 2 >= 1 - captured, captured
     )

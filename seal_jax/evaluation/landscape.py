@@ -66,7 +66,7 @@ def mean_loss(loss: Loss, whole: PyTree, data: PyTree) -> jax.Array:
 
 
 class Increment(NamedTuple):
-    """Where on a line the nearest minimum of a loss lies; see :func:`increment`.
+    """The nearest minimum of a loss on a line; see :func:`increment`.
 
     Attributes:
       increment: the loss at the weights less that at the minimum, at least 0; NaN without one.

@@ -83,18 +83,29 @@ def steps(
 def _steps(loss, weights, batches, rates, head, trained, adaptive):
     learning_rate, rho, eta, weight_decay = rates
     part = trees.select(trained, weights)
+    of_head = trees.select(head, weights)
+
+    def head_norm(tree: PyTree) -> jax.Array:
+        in_head = jax.tree.map(
+            lambda selected, leaf: None if selected is None else leaf,
+            of_head,
+            tree,
+            is_leaf=lambda selected: selected is None,
+        )
+        return optax.tree.norm(in_head)
 
     def sizes(batch: PyTree) -> Steps:
         gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
         slopes = jax.tree.map(lambda g, w: g + weight_decay * w, gradient, part)
+        # ASAM scales twice, T^2 g / |T g|: the norm is taken in between.
         if adaptive:
             slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
         norm = optax.tree.norm(slopes)
         if adaptive:
             slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
         return Steps(
-            learning_rate * optax.tree.norm(trees.select(head, gradient)),
-            rho * optax.tree.norm(trees.select(head, slopes)) / (norm + _EPSILON),
+            learning_rate * head_norm(gradient),
+            rho * head_norm(slopes) / (norm + _EPSILON),
         )
 
     return jax.lax.map(sizes, batches)

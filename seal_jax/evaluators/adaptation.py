@@ -28,7 +28,7 @@ from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, pretrained
 from seal_jax.training.batches import Arrays, place
-from seal_jax.training.step import CompiledSteps
+from seal_jax.training.step import Experiment
 
 PyTree = Any
 
@@ -78,6 +78,7 @@ def settings_of(
     optimizer = changes.get("optimizer.name", "sgd")
     scale = 0.1 if optimizer in ("adam", "radam") else 1.0
     alpha = scale * rates.alpha
+    # The baselines have one rate for everything.
     beta = scale * rates.beta if name.startswith("fast") else alpha
     method: dict[str, Any] = {"name": "fast", "alpha": alpha, "beta": beta}
     method |= {field: value for field, value in changes.items() if "." not in field}
@@ -242,7 +243,7 @@ class Replay:
     """
 
     settings: Settings
-    experiment: experiments.Experiment
+    experiment: Experiment
     total: int
     scoring: Scoring
 
@@ -267,24 +268,23 @@ class Replay:
                 "deployed must be chosen without; adapt with a validation split"
             )
         experiments.check_data(settings, dataset)
+        # One step a call: a state may be due after any step.
         run = dataclasses.replace(settings.run, seed_devices=0, data_devices=0, steps_per_call=1)
         self.settings = dataclasses.replace(settings, run=run)
-        mesh = like.experiment.programs.mesh if like else _mesh(self.settings)
+        mesh = like.experiment.mesh if like else _mesh(self.settings)
         self.experiment = experiments.build(self.settings, experiments.data_shape(dataset), mesh)
         self.total = min(max_steps or self.experiment.total_steps, self.experiment.total_steps)
         self._source = source
         self.init_from()  # what does not fit is found here
         old, self._source_head = _source_task(self.experiment, source, task)
-        self.scoring = (
-            like.scoring if like else Scoring(self.experiment.programs, old, dataset, task)
-        )
+        self.scoring = like.scoring if like else Scoring(self.experiment, old, dataset, task)
 
     def init_from(self) -> dict[str, np.ndarray]:
         """Return what the trainings start from; computed at each call, since it can be large."""
         return pretrained.take(
             self.settings,
             self._source,
-            self.experiment.programs.abstract_state(self.settings.train.seeds),
+            self.experiment.abstract_state(self.settings.train.seeds),
             momentum=self.experiment.method.continues_momentum,
         )
 
@@ -295,9 +295,9 @@ class Replay:
           UsageError: the loss or a parameter is not finite any more.
         """
         experiment, scoring = self.experiment, self.scoring
-        starts = experiment.programs.starts(experiment.seeds, self.init_from())
-        state = experiment.programs.init(starts, scoring.split("train"))
-        place_head = functools.partial(meshes.place, experiment.programs.mesh, spec=meshes.BY_SEED)
+        starts = experiment.starts(experiment.seeds, self.init_from())
+        state = experiment.init(starts, scoring.split("train"))
+        place_head = functools.partial(meshes.place, experiment.mesh, spec=meshes.BY_SEED)
         measurement = _Measurement(
             self,
             features=pretrained.merge(
@@ -329,22 +329,22 @@ class Scoring:
     """Scores the states of adaptations to one data set; compiled, and its data placed, once.
 
     Args:
-      programs: of one of the adaptations.
-      source_programs: of the source's network on the task's classes.
+      experiment: one of the adaptations.
+      source: the compiled steps of the source's network on the task's classes.
       dataset: what is adapted to.
       task: the data of the source.
     """
 
     def __init__(
         self,
-        programs: CompiledSteps,
-        source_programs: CompiledSteps,
+        experiment: Experiment,
+        source: Experiment,
         dataset: data.Dataset,
         task: data.Dataset,
     ):
-        self.head = programs.model.head
+        self.head = experiment.model.head
         self.sizes = jax.jit(jax.vmap(functools.partial(anytime.sizes, head=self.head)))
-        self._programs, self._source_programs = programs, source_programs
+        self._experiment, self._source = experiment, source
         self._splits = {
             "train": dataset.train,
             "validation": dataset.validation,
@@ -356,24 +356,24 @@ class Scoring:
     def split(self, name: str) -> Arrays:
         """Return "train", "validation", "test" or the "source" task's test split on the devices."""
         if name not in self._placed:
-            self._placed[name] = place(self._programs.mesh, self._splits[name])
+            self._placed[name] = place(self._experiment.mesh, self._splits[name])
         return self._placed[name]
 
     def validation(self, weights: Weights) -> np.ndarray:
         """Return the accuracy ``[S]`` on the validation split."""
-        sums = jax.device_get(self._programs.score_validation(weights, self.split("validation")))
+        sums = jax.device_get(self._experiment.score_validation(weights, self.split("validation")))
         return _mean(sums.correct, sums)
 
     def test(self, weights: Weights) -> dict[str, np.ndarray]:
         """Return accuracies ``[S]`` on the test split: "" and, of more than five classes, "_top5"."""
-        sums = jax.device_get(self._programs.test(weights, self.split("test")))
+        sums = jax.device_get(self._experiment.test(weights, self.split("test")))
         top5 = {f"_{name}": _mean(hits, sums) for name, hits in sums.measures.items()}
         return {"": _mean(sums.correct, sums), **top5}
 
     def on_source(self, weights: Weights, source_head: PyTree) -> np.ndarray:
         """Return the accuracy ``[S]`` on the source's test split, under its own classifier."""
         weights = weights._replace(params={**weights.params, self.head: source_head})
-        sums = jax.device_get(self._source_programs.test(weights, self.split("source")))
+        sums = jax.device_get(self._source.test(weights, self.split("source")))
         return _mean(sums.correct, sums)
 
 
@@ -480,8 +480,8 @@ def _mesh(settings: Settings) -> Mesh:
 
 
 def _source_task(
-    adaptation: experiments.Experiment, source: pretrained.Source, task: data.Dataset
-) -> tuple[CompiledSteps, PyTree]:
+    adaptation: Experiment, source: pretrained.Source, task: data.Dataset
+) -> tuple[Experiment, PyTree]:
     """Return the compiled steps that score the source's task, and the head for it, per seed.
 
     Raises:
@@ -495,7 +495,7 @@ def _source_task(
         optimizer=settings_lib.Optimizer(),
         run=adaptation.settings.run,
     )
-    mesh, train = adaptation.programs.mesh, adaptation.settings.train
+    mesh, train = adaptation.mesh, adaptation.settings.train
     experiment = experiments.build(settings, experiments.data_shape(task), mesh)
     head = experiment.model.head
     prefix = f"{pretrained.SOURCES[train.pretrained_weights]}params/"
@@ -520,4 +520,4 @@ def _source_task(
         ),
         experiment.context.params[head],
     )
-    return experiment.programs, source_head
+    return experiment, source_head

@@ -133,6 +133,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     plan_all = _repeated if loaded_run.settings.train.pretrained else _adapted
     items = []
     for plan in plan_all(loaded_run, options):
+        # All seeds of a system train in one program, when the first of its items is run.
         train: Callable[[], Trace] = functools.cache(plan.replay.run)
         for index, seed in enumerate(plan.replay.experiment.seeds):
             work = functools.partial(_record, plan, train, index, int(seed))
@@ -241,6 +242,7 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
                 seeds=count,
                 flip=options.flip,
             )
+            # One compiled scoring, and one copy of the data, serves all systems.
             like = plans[0].replay if plans else None
             replay = adaptation.Replay(
                 settings,

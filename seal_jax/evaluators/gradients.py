@@ -20,18 +20,7 @@ from seal_jax.core.tables import Record, Table, grouped, seed_mean, shared
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import gradients as library
 from seal_jax.evaluation import perturbations
-from seal_jax.evaluators.batches import (
-    batch_sizes,
-    check_options,
-    label_smoothing,
-    loss_note,
-    number,
-    numbers,
-    place,
-    subset,
-    weighted_loss,
-    weighted_rows,
-)
+from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.histograms import bin_shares, histogram, log_edges
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
@@ -78,31 +67,31 @@ class Options:
 
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size", "eigenvectors", "max_products")
-        check_options(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
+        batching.check_options(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return one work item for each network and split."""
     model = loaded_run.model
     splits = {
-        name: subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
+        name: batching.subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
         for name in SPLITS
     }
-    batch_size, weak_size = batch_sizes(loaded_run, options, splits)
-    smoothing = label_smoothing(loaded_run, options)
+    batch_size, weak_size = batching.batch_sizes(loaded_run, options, splits)
+    smoothing = batching.label_smoothing(loaded_run, options)
     parameters = trees.size(loaded_run.networks[0].variables["params"][model.head])
     if options.eigenvectors > parameters:
         raise UsageError(
             f"--eigenvectors={options.eigenvectors} is more than the {parameters} parameters of "
             f"{model.head}"
         )
-    weak_loss = functools.partial(weighted_loss, smoothing=smoothing)
+    weak_loss = functools.partial(batching.weighted_loss, smoothing=smoothing)
 
     # Defined once: its programs serve all networks and both splits.
     def loss(weights: Any, batch: Any) -> jax.Array:
         rows, example_weights = batch
         logits = model.classify(weights["head"], weights["features"][rows])
-        return weighted_loss(logits, weights["labels"][rows], smoothing, example_weights)
+        return batching.weighted_loss(logits, weights["labels"][rows], smoothing, example_weights)
 
     def measure(network: Network, name: str) -> dict[str, Any]:
         images, labels = splits[name].images, splits[name].labels
@@ -110,9 +99,12 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         features = loaded_run.features(network, images)
         head = network.variables["params"][model.head]
         rows = library.mini_batches(count, batch_size, options.batches, seed=seed)
-        weights, (whole, batches) = place(
+        weights, (whole, batches) = batching.place(
             {"head": head, "features": features, "labels": labels},
-            (weighted_rows(count, min(1024, count)), (rows, np.ones(rows.shape, np.float32))),
+            (
+                batching.weighted_rows(count, min(1024, count)),
+                (rows, np.ones(rows.shape, np.float32)),
+            ),
         )
         op = hessian.operator(loss, weights, whole, mask="head")
         pairs = hessian.eigenpairs(
@@ -143,16 +135,16 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "principal": float((strongest.eigenvector == 0).mean()),
             "certain": float(strongest.certain.mean()),
             "captured": float(strongest.captured.mean()),
-            "curvature": number(np.median(probe.curvatures)),
-            "own_curvature": number(np.median(probe.own_curvatures)),
-            "xi": number(np.median(xi)) if len(xi) else None,
+            "curvature": batching.number(np.median(probe.curvatures)),
+            "own_curvature": batching.number(np.median(probe.own_curvatures)),
+            "xi": batching.number(np.median(xi)) if len(xi) else None,
             "rejected": float(1 - accepted.mean()),
-            "eigenvalues": numbers(pairs.values),
+            "eigenvalues": batching.numbers(pairs.values),
             "counts": np.bincount(strongest.eigenvector, minlength=options.eigenvectors).tolist(),
-            "norms": numbers(probe.norms),
-            "curvatures": numbers(probe.curvatures),
-            "own_curvatures": numbers(probe.own_curvatures),
-            "distances": numbers(xi),
+            "norms": batching.numbers(probe.norms),
+            "curvatures": batching.numbers(probe.curvatures),
+            "own_curvatures": batching.numbers(probe.own_curvatures),
+            "distances": batching.numbers(xi),
         }
 
     return [
@@ -164,13 +156,10 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
 def table(rows: Sequence[Record]) -> Table:
     """Return curvatures, correlations and distances, mean over seeds."""
-    identity = ("run", "weights", "step", "seed")
-    train_xi = {
-        tuple(row[name] for name in identity): row["xi"] for row in rows if row["split"] == "train"
-    }
+    train_xi = {batching.network_of(row): row["xi"] for row in rows if row["split"] == "train"}
 
     def ratio(row: Record) -> float | None:
-        of_train = train_xi.get(tuple(row[name] for name in identity))
+        of_train = train_xi.get(batching.network_of(row))
         return row["xi"] / of_train if row["split"] == "test" and row["xi"] and of_train else None
 
     row = rows[0]
@@ -183,7 +172,7 @@ def table(rows: Sequence[Record]) -> Table:
         "can correlate more.",
         f"ξ*: median distance of a mini-batch's minimum against its gradient (PoF paper, eq. 2; "
         f"{row['weak_batch_size']} images), without the rejected, whose loss falls without end.",
-        loss_note(rows),
+        batching.loss_note(rows),
         "Inference mode, no augmentation.",
         "paper: the peak of the test distribution of ξ* lies at roughly twice that of the training "
         "distribution, on toy data with an MLP (Figure 2 b). Figure 5: PoF has peaks of g'Hg about "
@@ -287,7 +276,7 @@ KIND = Evaluator(
     summary="mini-batch gradients of the classifier against the eigenvectors of its Hessian",
     source="PoF paper, Figures 2 and 5",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
     draw=draw,
     size=plots.size_by_weights(18, 4),

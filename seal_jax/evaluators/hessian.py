@@ -14,11 +14,10 @@ import numpy as np
 from seal_jax import data, hessian, masks, papers
 from seal_jax.core import plots, tables
 from seal_jax.core.losses import cross_entropy
-from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, spread
+from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, shared, spread
 from seal_jax.data import Augmentation, Split
 from seal_jax.errors import UsageError
-from seal_jax.evaluators import transfer_data
-from seal_jax.evaluators.batches import check_options, shardings, subset
+from seal_jax.evaluators import batching, transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import flag
@@ -113,7 +112,7 @@ class Options:
             "trace_products": 6 if self.trace_method == "hutch++" else 2,
             "batch_steps": self.batch_eigenvalues + 1,
         }
-        check_options(self, least, tolerances=("tolerance", "batch_tolerance"))
+        batching.check_options(self, least, tolerances=("tolerance", "batch_tolerance"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,19 +170,15 @@ class Batches:
 
 
 class Measurement:
-    """Measures networks, each part small enough to be a work item.
-
-    Args:
-      loaded_run: whose data and settings.
-      options: of the evaluator.
+    """The measurements of a run's networks, each part small enough to be a work item.
 
     Attributes:
       whole: the batches that stand for the whole data.
       mini_batches: those whose own Hessians are taken.
-      chunk: how many of them one work item measures.
+      chunk: number of mini-batches that one work item measures.
 
     Raises:
-      UsageError: more images or batches than there are.
+      UsageError: more images or batches than the training data has.
     """
 
     def __init__(self, loaded_run: LoadedRun, options: Options):
@@ -200,7 +195,7 @@ class Measurement:
         # One half of the budget for the data, the other for the basis.
         self.half_budget = None if options.byte_budget is None else options.byte_budget // 2
 
-        split = subset(train, options.examples, options.seed)
+        split = batching.subset(train, options.examples, options.seed)
         size = min(options.data_batch_size, len(split))
         rows, weights = data.padded_batches(len(split), size)
         if options.train_mode:  # every batch has its own statistics: filling would be in them
@@ -238,7 +233,7 @@ class Measurement:
 
     @functools.cached_property
     def _shardings(self) -> tuple[Any, Any]:
-        return shardings(self.whole.rows.shape[1])
+        return batching.shardings(self.whole.rows.shape[1])
 
     @functools.cached_property
     def _whole_data(self) -> tuple[PyTree, bool]:
@@ -257,12 +252,10 @@ class Measurement:
         """
         collections = network.variables.items()
         variables = {name: tree for name, tree in collections if jax.tree.leaves(tree)}
-        selected: Any = True
-        if self.options.mask is not None:
-            selected = masks.resolve(self.options.mask, variables["params"])
-        if selected is True and len(variables) == 1:
-            return variables, None  # a mask must leave something out
-        return variables, {name: name == "params" and selected for name in variables}
+        if self.options.mask is None:
+            return variables, batching.parameters_rule(variables)
+        flags = masks.resolve(self.options.mask, variables["params"])
+        return variables, {name: name == "params" and flags for name in variables}
 
     def operator(self, network: Network) -> hessian.Operator | hessian.Streamed:
         """Return the Hessian over the whole data, divided over the devices by images."""
@@ -383,14 +376,14 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     measurement = Measurement(loaded_run, options)
     measurement.check(loaded_run.networks[0])  # all have the same shapes
     parts: list[tuple[str, Any]] = []
+    starts = {
+        "density": range(options.probes),
+        "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),
+    }
     for part in dict.fromkeys(options.parts):
         measure = getattr(measurement, part)
-        numbers: Any = {
-            "density": range(options.probes),
-            "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),
-        }
-        if part in numbers:
-            parts += [(f"{part}/{n}", functools.partial(measure, n)) for n in numbers[part]]
+        if part in starts:
+            parts += [(f"{part}/{n}", functools.partial(measure, n)) for n in starts[part]]
         else:
             parts.append((part, measure))
 
@@ -407,21 +400,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ]
 
 
-_IDENTITY = ("run", "data", "model", "method", "weights", "seed", "step", "generation")
-
-
 def rows(records: Sequence[Record]) -> Sequence[Record]:
     """Combine the parts of each network to one row."""
-    return [
-        {**dict(zip(_IDENTITY, identity, strict=True)), **_combined(parts)}
-        for identity, parts in grouped(records, _IDENTITY).items()
-    ]
+    return [_combined(parts) for parts in grouped(records, batching.NETWORK).values()]
 
 
 def _combined(parts: Sequence[Record]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for record in parts:
-        row.update({name: value for name, value in record.items() if name not in _IDENTITY})
+    row = {name: value for record in parts for name, value in record.items()}
     probes = [record for record in parts if "nodes" in record]
     if probes:
         nodes = np.array([record["nodes"] for record in probes])
@@ -453,47 +438,35 @@ def _combined(parts: Sequence[Record]) -> dict[str, Any]:
     return row
 
 
-_ENDS = ("largest", "smallest")
-
-
 def table(rows: Sequence[Record]) -> Table:
     """Return the statistics of mini-batches beside those of the whole data, mean over seeds."""
-    has_paper = any("batch_max" in row and _paper(row, "max") for row in rows)
-    ends = [
-        column
-        for end in _ENDS
-        for column in (
-            Column(end, functools.partial(_outermost, end), optional=True),
-            Column(f"residual of {end}", functools.partial(_residual, end), optional=True),
-        )
-    ]
     columns = [
         *tables.CHECKPOINT_COLUMNS,
         seed_mean("max (batches)", "batch_max", optional=True),
-        *([tables.shared("paper max", lambda row: _paper(row, "max"))] if has_paper else []),
+        shared("paper max", functools.partial(_paper, "max"), optional=True),
         seed_mean("negative % (batches)", "batch_negative", scale=100, optional=True),
-        *(
-            [tables.shared("paper negative %", lambda row: _paper(row, "negative"))]
-            if has_paper
-            else []
-        ),
+        shared("paper negative %", functools.partial(_paper, "negative"), optional=True),
         seed_mean("converged %", "batch_converged", 1, 100, optional=True),
         seed_mean("sign sure %", "batch_certain", 1, 100, optional=True),
-        *ends,
+        Column("largest", functools.partial(_outermost, "largest"), True),
+        Column("residual of largest", functools.partial(_residual, "largest"), True),
+        Column("smallest", functools.partial(_outermost, "smallest"), True),
+        Column("residual of smallest", functools.partial(_residual, "smallest"), True),
         seed_mean("trace", "trace", optional=True),
-        Column("negative mass %", functools.partial(_range, "negative_mass", 1), optional=True),
-        Column("clearly %", functools.partial(_range, "clearly_negative_mass", 2), optional=True),
+        Column("negative mass %", functools.partial(_range, "negative_mass", 1), True),
+        Column("clearly %", functools.partial(_range, "clearly_negative_mass", 2), True),
     ]
-    fields = {name for row in rows for name in row} | ({"paper"} if has_paper else set())
+    fields = {name for row in rows for name in row}
+    fields |= {"paper"} if any(_paper("max", row) for row in rows) else set()
     notes = [text for needed, text in _NOTES if needed & fields]
     return Table.of_groups("Eigenvalues of the Hessian", columns, tables.by_checkpoint(rows), notes)
 
 
-def _paper(row: Record, column: str) -> str | None:
-    """Return the number of Table 6 for a row's method."""
+def _paper(column: str, row: Record) -> str | None:
+    """Return the number of Table 6 for a row's method, where mini-batches were measured."""
     method = transfer_data.paper_method(row) or ""
     number = papers.load("SEAL", "Table 6").get(method, column=column)
-    return f"{number.mean:.2f}" if number else None
+    return f"{number.mean:.2f}" if number and "batch_max" in row else None
 
 
 def _outermost(end: str, records: Sequence[Record]) -> str:

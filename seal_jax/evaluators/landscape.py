@@ -1,7 +1,7 @@
 """Loss increments and slices along the principal eigenvector of each layer: PoF paper, Figure 1.
 
 The toy experiment of that figure (c and d: an MLP with five weight layers after plain SGD and after
-PoF) is this kind on two such runs, side by side in a comparison.
+PoF) is this evaluation of two such runs, side by side in a comparison.
 """
 
 from __future__ import annotations
@@ -20,18 +20,7 @@ from seal_jax.core import plots, tables
 from seal_jax.core.tables import Column, Record, Table, grouped, seed_mean, shared
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import landscape as library
-from seal_jax.evaluators.batches import (
-    check_options,
-    label_smoothing,
-    loss_note,
-    number,
-    numbers,
-    parameters_rule,
-    place,
-    subset,
-    weighted_loss,
-    weighted_rows,
-)
+from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.hessian import trees
@@ -75,15 +64,17 @@ class Options:
 
     def __post_init__(self):
         least = {"eigenvectors": 1, "examples": 0, "batch_size": 1, "points": 3, "reach": 0}
-        check_options(self, {**least, "max_products": 1, "seed": 0})
+        batching.check_options(self, {**least, "max_products": 1, "seed": 0})
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return one work item for each network, part and eigenvector."""
     model = loaded_run.model
     parts = (*(model.blocks if options.per == "blocks" else model.layers), WHOLE)
     variables = loaded_run.networks[0].variables
-    masks = {part: f"params/{part}" for part in parts} | {WHOLE: parameters_rule(variables)}
+    masks = {part: f"params/{part}" for part in parts} | {
+        WHOLE: batching.parameters_rule(variables)
+    }
     for part, mask in masks.items():
         count = trees.size(trees.select(mask, variables))
         if options.eigenvectors > count:
@@ -91,28 +82,28 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
                 f"--eigenvectors={options.eigenvectors} is more than the {count} parameters of {part}"
             )
 
-    smoothing = label_smoothing(loaded_run, options)
+    smoothing = batching.label_smoothing(loaded_run, options)
 
     def loss(variables: Any, batch: Any) -> jax.Array:
         images, labels, example_weights = batch
         logits = model.module.apply(variables, loaded_run.normalise(images), train=False)
-        return weighted_loss(logits, labels, smoothing, example_weights)
+        return batching.weighted_loss(logits, labels, smoothing, example_weights)
 
     splits = {
-        name: subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
+        name: batching.subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
         for name in ("train", "test")
     }
 
     @functools.cache
     def batches(name: str) -> Any:
         split = splits[name]
-        rows, weights = weighted_rows(len(split), min(options.batch_size, len(split)))
+        rows, weights = batching.weighted_rows(len(split), min(options.batch_size, len(split)))
         return split.images[rows], split.labels[rows], weights
 
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are computed together
     def eigenpairs(index: int, part: str) -> tuple[hessian.Eigenpairs, Any, Any]:
         """Return the eigenpairs, and variables and training batches as they were placed."""
-        variables, train = place(loaded_run.networks[index].variables, batches("train"))
+        variables, train = batching.place(loaded_run.networks[index].variables, batches("train"))
         # The parts are data, and directions have zeros elsewhere: one program for all of them.
         op = hessian.operator(loss, variables, train, mask=masks[WHOLE])
         pairs = hessian.eigenpairs(
@@ -126,12 +117,12 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def measure(index: int, part: str, rank: int) -> dict[str, Any]:
         network = loaded_run.networks[index]
         pairs, variables, train = eigenpairs(index, part)
-        _, test = place({}, batches("test"))
+        _, test = batching.place({}, batches("test"))
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         eigenvalue = float(pairs.values[rank])
         curvature = float(library.curvature(loss, variables, direction, test))
         on_test = library.increment(loss, variables, direction, test, second_derivative=curvature)
-        if on_test.bounded:
+        if on_test.bounded:  # towards the test minimum, so that slices of all seeds agree
             direction = library.oriented(direction, on_test.shift)
         on_train = library.increment(
             loss, variables, direction, train, second_derivative=eigenvalue
@@ -152,14 +143,18 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "converged": pairs.converged,
             "test_loss": on_test.loss,
             "test_curvature": curvature,
-            "increment": number(on_test.increment),
+            "increment": batching.number(on_test.increment),
             "shift": shift if on_test.bounded else None,
             "train_loss": on_train.loss,
-            "train_increment": number(on_train.increment),
-            "train_shift": number(on_train.shift),
+            "train_increment": batching.number(on_train.increment),
+            "train_shift": batching.number(on_train.shift),
             "distances": distances.tolist(),
-            "test_slice": numbers(library.slices(loss, variables, direction, test, distances)),
-            "train_slice": numbers(library.slices(loss, variables, direction, train, distances)),
+            "test_slice": batching.numbers(
+                library.slices(loss, variables, direction, test, distances)
+            ),
+            "train_slice": batching.numbers(
+                library.slices(loss, variables, direction, train, distances)
+            ),
         }
 
     return [
@@ -179,8 +174,9 @@ def _reach(curvature: float, shift: float) -> float:
     >>> _reach(4.0, 0.1), _reach(4.0, 2.0), _reach(0.0, 0.0)
     (0.5, 2.5, 1.0)
     """
-    own = math.sqrt(1 / curvature) if curvature > 0 else 1.0
-    return max(own, 1.25 * shift)
+    # Where a parabola of this curvature has risen by 0.5.
+    parabola = math.sqrt(1 / curvature) if curvature > 0 else 1.0
+    return max(parabola, 1.25 * shift)
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -192,7 +188,7 @@ def table(rows: Sequence[Record]) -> Table:
         "eigenvalue (λ) of the training Hessian, restricted to the part; Δw: how far that minimum "
         "is. v'Hv: curvature of the test loss along it. Train ΔL: the same of the training loss.",
         "No minimum: seeds whose test loss falls without end along it; they are left out of ΔL.",
-        loss_note(rows),
+        batching.loss_note(rows),
         f"Inference mode, no augmentation, {' or '.join(map(str, examples))} training images.",
         "The PoF paper (Figure 1 c, d) shows these for a toy MLP, without numbers.",
     ]
@@ -263,7 +259,7 @@ KIND = Evaluator(
     summary="loss increment and slices along the principal eigenvector of each part",
     source="PoF paper, Figure 1 c, d",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
     draw=draw,
     size=plots.size_by_weights(13, 4.5),

@@ -14,17 +14,7 @@ from seal_jax.core import plots, tables
 from seal_jax.core.tables import Record, Table, grouped, seed_mean, shared
 from seal_jax.evaluation import perturbations as library
 from seal_jax.evaluation.gradients import mini_batches
-from seal_jax.evaluators.batches import (
-    batch_sizes,
-    check_options,
-    label_smoothing,
-    loss_note,
-    method_option,
-    numbers,
-    parameters_rule,
-    place,
-    weighted_loss,
-)
+from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.histograms import histogram, log_edges
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
@@ -68,18 +58,18 @@ class Options:
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size")
         rates = ("learning_rate", "rho", "gamma", "seed")
-        check_options(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
+        batching.check_options(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return the work items of each network: the steps of SGD and SAM, and the searches of PoF."""
     split = loaded_run.dataset.train
-    batch_size, weak_size = batch_sizes(loaded_run, options, {"training": split})
-    smoothing = label_smoothing(loaded_run, options)
-    mean_loss = functools.partial(weighted_loss, smoothing=smoothing)
+    batch_size, weak_size = batching.batch_sizes(loaded_run, options, {"training": split})
+    smoothing = batching.label_smoothing(loaded_run, options)
+    mean_loss = functools.partial(batching.weighted_loss, smoothing=smoothing)
     gamma = options.gamma
     if gamma is None:
-        gamma = method_option(loaded_run, "pof", "gamma_high", 2.0)
+        gamma = batching.method_option(loaded_run, "pof", "gamma_high", 2.0)
     sam = _sam(loaded_run, options)
     model, train = loaded_run.model, options.batch_norm == "batch"
 
@@ -92,6 +82,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def without_filling(values: jax.Array, start: int) -> np.ndarray:
         return np.asarray(values)[: options.batches - start]
 
+    # Dropout is that of the batch's number, so that it does not depend on the work item.
     def extract(variables: Any, images: jax.Array, number: jax.Array) -> jax.Array:
         rngs = {"dropout": jax.random.fold_in(jax.random.key(options.seed), number)}
         return model.extract(variables, loaded_run.normalise(images), train, rngs=rngs)[0]
@@ -106,13 +97,13 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return jax.lax.map(lambda batch: extract(variables, *batch), (images, chunk))
 
     def steps(network: Network, start: int) -> dict[str, Any]:
-        weights, placed = place(network.variables, batches(batch_size, start))
+        weights, placed = batching.place(network.variables, batches(batch_size, start))
         sizes = library.steps(
             loss,
             weights,
             placed,
             head=f"params/{model.head}",
-            trained=parameters_rule(network.variables),
+            trained=batching.parameters_rule(network.variables),
             learning_rate=options.learning_rate,
             **sam,
         )
@@ -120,9 +111,9 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             **network.identity,
             "batch_size": batch_size,
             "label_smoothing": smoothing,
-            "sgd": numbers(without_filling(sizes.sgd, start)),
+            "sgd": batching.numbers(without_filling(sizes.sgd, start)),
             "sgd_setting": options.learning_rate,
-            "sam": numbers(without_filling(sizes.sam, start)),
+            "sam": batching.numbers(without_filling(sizes.sam, start)),
             "sam_setting": sam["rho"],
             "adaptive": sam["adaptive"],
             "batch_norm": options.batch_norm,
@@ -130,7 +121,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
     def searches(network: Network, start: int) -> dict[str, Any]:
         images, labels, chunk = batches(weak_size, start)
-        weights, placed = place(network.variables, (images, chunk))
+        weights, placed = batching.place(network.variables, (images, chunk))
         # To one device: to divide the few images of each search would be slower.
         features = np.asarray(features_of(weights, *placed))
         head = network.variables["params"][model.head]
@@ -140,7 +131,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             **network.identity,
             "batch_size": weak_size,
             "label_smoothing": smoothing,
-            "pof": numbers(gamma * without_filling(minima.xi, start)[accepted]),
+            "pof": batching.numbers(gamma * without_filling(minima.xi, start)[accepted]),
             "pof_setting": gamma,
             "rejected": int((~accepted).sum()),
             "batch_norm": options.batch_norm,
@@ -157,7 +148,7 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
 def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
     """Return SAM's options: those of the run, or plain SAM with the paper's radius."""
-    of_run = functools.partial(method_option, loaded_run, "sam")
+    of_run = functools.partial(batching.method_option, loaded_run, "sam")
     decays = of_run("decay_in_perturbation", False)
     return {
         "rho": of_run("rho", 0.05) if options.rho is None else options.rho,
@@ -169,10 +160,9 @@ def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
 
 def combined(records: Sequence[Record]) -> Sequence[Record]:
     """Return one row for each network and measure, of the sizes in all its work items."""
-    fields = ("run", "weights", "step", "seed")
     identity = ("run", "data", "model", "method", "weights", "seed", "step", "generation")
     rows = []
-    for of_network in grouped(records, fields).values():
+    for of_network in grouped(records, batching.NETWORK).values():
         for measure in MEASURES:
             parts = [record for record in of_network if measure in record]
             sizes = [size for record in parts for size in record[measure]]
@@ -217,15 +207,10 @@ def _title(row: Record) -> str:
 def table(rows: Sequence[Record]) -> Table:
     """Return the sizes, mean over seeds, beside those of SAM."""
     signs = {"sgd": "rate", "sam": "rho", "pof": "gamma"}
-    identity = ("run", "weights", "step", "seed")
-    of_sam = {
-        tuple(row[name] for name in identity): row["median"]
-        for row in rows
-        if row["measure"] == "sam"
-    }
+    of_sam = {batching.network_of(row): row["median"] for row in rows if row["measure"] == "sam"}
 
     def times_sam(row: Record) -> float | None:
-        sam = of_sam.get(tuple(row[name] for name in identity))
+        sam = of_sam.get(batching.network_of(row))
         return row["median"] / sam if row["median"] and sam else None
 
     def rejected(row: Record) -> float | None:
@@ -249,7 +234,7 @@ def table(rows: Sequence[Record]) -> Table:
         (
             f"Euclidean norms over {rows[0]['batches']} training mini-batches, not augmented; "
             f"BatchNorm's statistics: {' or '.join(modes)}. *: the training's own method.",
-            loss_note(rows),
+            batching.loss_note(rows),
             "SGD: the learning rate times the gradient's norm. SAM: the classifier's part of the "
             "perturbation of all parameters, of radius rho. PoF: gamma times the distance of the "
             "mini-batch's minimum; rejected: those whose loss falls without end, left out.",
@@ -293,7 +278,7 @@ KIND = Evaluator(
     summary="sizes of the classifier's perturbations by one mini-batch",
     source="PoF paper, Figure 6",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
     draw=draw,
     rows=combined,

@@ -32,7 +32,7 @@ NOT_FINITE = (
 
 
 def check_basis(basis: str) -> None:
-    """Raise unless there is such a kind of basis."""
+    """Raise unless a basis can be stored so."""
     if basis not in get_args(Basis):
         raise UsageError(f"basis = {basis!r} must be one of {', '.join(get_args(Basis))}")
 
@@ -80,16 +80,11 @@ def orthogonalise(basis: PyTree, vector: PyTree) -> tuple[PyTree, jax.Array]:
 def remainder(length: Any, part: Any, least: Any = 0.0, packed: bool = False) -> Any:
     """Return the norm of what is left of a vector beside its ``part`` in a basis, 0 if rounding.
 
-    For a product that is a breakdown: the basis spans an invariant subspace.
-
-    Args:
-      length: the norm as computed.
-      part: coefficients in the basis.
-      least: further bound below which it counts as nothing.
-      packed: whether the basis is in bfloat16. What the rounding of its vectors leaves is in their
-        span: normalized, it would make the basis dependent.
+    For a product that is a breakdown: the basis spans an invariant subspace. ``length`` is the norm as
+    computed, ``part`` the coefficients; below ``least`` the remainder counts as nothing.
     """
     scale = jnp.maximum(jnp.max(jnp.abs(part)), jnp.finfo(jnp.float32).tiny)
+    # What rounding to bfloat16 leaves is in the span: normalized, it would make the basis dependent.
     bound = (2.0**-8 if packed else 4 * jnp.finfo(jnp.float32).eps) * scale
     return jnp.where(length <= jnp.maximum(bound, least), 0.0, length)
 
@@ -304,11 +299,7 @@ def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iterat
 def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:
     """Return the bytes on the device at the most, besides what the products need.
 
-    Args:
-      like: a vector.
-      size: vectors of the basis, m.
-      k: how many eigenpairs are wanted in the end.
-      basis: where it is stored.
+    They are those of a basis of ``size`` vectors like ``like``, for k eigenpairs in the end.
     """
     whole = trees.nbytes(like)
     # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them

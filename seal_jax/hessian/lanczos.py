@@ -15,7 +15,7 @@ from seal_jax.hessian.krylov import Basis, LinearOperator
 
 PyTree = Any
 Which = Literal["LA", "SA", "LM", "BE"]
-# Of the basis, where neither its size nor a budget is given.
+# Size of a basis for which neither a size nor a budget is given.
 _DEFAULT_BYTES = 2**28
 
 
@@ -143,11 +143,13 @@ def eigenpairs(
         stop = min(m, size, first, filled + max(1, max_products - products))
         projected, beta = iteration.extend(filled, stop)
         products, filled = products + stop - filled, stop
+        # The small problem is solved in float64: errors are then those of the products alone.
         values, rotation = np.linalg.eigh(projected[:filled, :filled])
         order = order_by(values, which)
         largest = np.abs(values).max()
         # Both ends take turns, so that a restart keeps as many of either; results fall.
         wanted = np.sort(order[:k])[::-1] if which == "BE" else order[:k]
+        # |A y - value y| of a Ritz vector y is the last remainder times y's last coefficient.
         residuals = np.abs(beta * rotation[-1, wanted]) + rounding(largest)
         floor = 2 * rounding(largest) + (largest / 2**8 if basis == "bfloat16" else 0.0)
         allowed = limits(values[wanted], which, tolerance, floor)
@@ -157,11 +159,12 @@ def eigenpairs(
         if filled >= k and (within or filled == size or products >= max_products):
             break
         if filled == m:
+            # More Ritz vectors than wanted: those next in line converge faster from here, too.
             filled, rounded = min(k + (m - k) // 2, m - 1), True
             kept = order[:filled]
             iteration.restart(rotation[:, kept], values[kept])
     vectors = iteration.vectors(np.pad(rotation[:, wanted], ((0, m - filled), (0, 0))))
-    del iteration
+    del iteration  # its basis, before further products need the memory
     values, converged = values[wanted], within
     if rounded:
         values, vectors, lengths = _refined(op, vectors, which)

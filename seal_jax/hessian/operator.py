@@ -32,16 +32,9 @@ class Operator:
 
     A vector has the structure of the parameters, with ``None`` for those the mask leaves out.
 
-    Attributes:
-      params: where the Hessian is taken.
-      data: batches along the leading axis of every leaf, or ``None``.
+    Attributes, besides the arguments of :func:`operator`:
       weights: of the batches, float32 ``[batches]``, or ``None`` without data.
-      weight_decay: added to every eigenvalue.
-      loss: ``loss(params)`` or ``loss(params, batch)``; see :func:`operator`.
-      outer: of the Gauss-Newton matrix, otherwise ``None``.
-      flags: for each parameter whether it is in the subtree.
-      mode: how a product is computed.
-      precision: of the matrix products in it.
+      flags: for each parameter whether the mask selects it.
       selected: 0 or 1 for each array of a vector, or ``None``; see :meth:`block`.
     """
 
@@ -86,6 +79,7 @@ class Operator:
 
     def __call__(self, vector: PyTree) -> PyTree:
         """Return ``H v``, a vector."""
+        # On both sides, so that a block is symmetric; the decay is added to it alone.
         vector = trees.restrict(self.selected, vector)
         if self.weights is None:
             product = self._product(vector, ())
@@ -121,6 +115,7 @@ class Operator:
                 return jax.jvp(jax.grad(loss), (self.like,), (vector,))[1]
             if self.mode == "reverse_over_forward":
                 return jax.grad(lambda part: jax.jvp(loss, (part,), (vector,))[1])(self.like)
+            # J' H_outer J v: pushed forward to the outputs, multiplied there, pulled back.
             outer = self.outer
             assert outer is not None  # operator() has checked it
             outputs, tangent = jax.jvp(loss, (self.like,), (vector,))
@@ -183,6 +178,7 @@ def operator(
     check_number(
         "weight_decay", weight_decay, lambda value: 0 <= value < math.inf, "be 0 or positive"
     )
+    # On the device once, not with every product.
     params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, params)
     per_batch = None
     if data is not None:
@@ -200,7 +196,7 @@ def _batch_weights(data: PyTree, weights: Any) -> Any:
     """Return the weight of each batch, float32 ``[batches]``, all 1 by default.
 
     Raises:
-      UsageError: batches of different number, or weights that are not theirs.
+      UsageError: batches of different number, or weights that do not fit them.
     """
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(counts) != 1 or counts == {()} or counts == {(0,)}:
@@ -221,13 +217,10 @@ def _batch_weights(data: PyTree, weights: Any) -> Any:
 class Streamed:
     """Like :class:`Operator`, but it is called from Python, not under ``jit``.
 
-    Attributes:
+    Attributes, besides the arguments of :func:`streamed`:
       part: the operator without data.
-      data: batches along the leading axis of every leaf, on the host; anything that has a ``shape``
-        and a ``dtype`` and can be sliced.
       weights: of the batches, NumPy ``[batches]``.
       chunk: batches that are brought to the device together.
-      sharding: of a chunk's leaves, ``None`` for that of the parameters' devices.
     """
 
     eager: ClassVar[bool] = True
@@ -343,6 +336,7 @@ def streamed(
         lambda value: value >= _IN_FLIGHT * batch,
         f"be at least {_IN_FLIGHT * batch}: two batches of {batch} bytes; or use smaller batches",
     )
+    # The weight of a batch, 4 bytes, is counted in its size.
     chunk = min(int(byte_budget) // (_IN_FLIGHT * batch), len(per_batch))
     # Chunks of equal size, or nearly so: the last one is filled up.
     chunk = math.ceil(len(per_batch) / math.ceil(len(per_batch) / chunk))

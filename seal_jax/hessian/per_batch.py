@@ -1,4 +1,4 @@
-"""Eigenvalues of every mini-batch's own Hessian: what Table 6 of the SEAL paper sums up."""
+"""Eigenvalues of every mini-batch's own Hessian: Table 6 of the SEAL paper."""
 
 from __future__ import annotations
 
@@ -90,20 +90,19 @@ def batch_eigenvalues(
 
     >>> import jax.numpy as jnp
     >>> batches = jnp.array([[3.0, -1.0], [1.0, -2.0]])
-    >>> found = batch_eigenvalues(
+    >>> pool = batch_eigenvalues(
     ...     lambda x, batch: jnp.sum(batch * x**2) / 2, jnp.zeros(2), batches, k=1
     ... )
-    >>> found.values.round(4).tolist(), found.max.__round__(4), found.negative_share
+    >>> pool.values.round(4).tolist(), round(pool.max, 4), pool.negative_share
     ([[3.0], [-2.0]], 3.0, 0.5)
     """
     op = operator(loss, params, batches, **options)
     size, count = op.size, len(op.weights) if op.weights is not None else 0
-    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
+    krylov.check_wanted(k, size, tolerance)
     steps = min(size, 4 * k + 20 if steps is None else steps)
     least = min(size, k + 1)
     must = f"be at least {least} for k = {k}"
     check_number("steps", steps, lambda value: value >= least, must, whole=True)
-    check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
     keys = jax.random.split(check_key("key", key, optional=True), count)
     devices = list(devices or [])
     if len(devices) > 1:
@@ -114,6 +113,7 @@ def batch_eigenvalues(
     projected, last = (np.asarray(part, np.float64) for part in result)
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
+    # In float64 on the host, all batches at once.
     values, vectors = np.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
     order = np.stack([order_by(batch, "LM")[:k] for batch in values])
     ends = np.take_along_axis(vectors[:, -1, :], order, axis=1)
@@ -148,7 +148,7 @@ def _in_turn(
 def _on_devices(
     op: Operator, keys: jax.Array, steps: int, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
-    """Deal the batches out to the devices, which need nothing of each other."""
+    """Divide the batches over the devices, which do not communicate."""
     count = len(keys)
     # Filled up with the first batches, so that every device has as many.
     rows = np.arange(-(-count // mesh.size) * mesh.size) % count

@@ -32,6 +32,7 @@ def power_iteration(
     Raises:
       UsageError: an argument out of range, or products that are not finite.
 
+    >>> import jax.numpy as jnp
     >>> import seal_jax.hessian as hessian
     >>> matrix = jnp.diag(jnp.array([3.0, -5.0, 1.0]))
     >>> op = hessian.operator(lambda x: 0.5 * x @ matrix @ x, jnp.zeros(3))
@@ -44,6 +45,7 @@ def power_iteration(
     basis = trees.empty_basis(op.like, k)
     values, residuals, products = np.zeros(k), np.zeros(k), 0
     for index in range(k):
+        # The last pair may be as wrong as the tolerance says; the ones before must be better.
         limit = tolerance * 2 ** (-(k - 1 - index) / 2)
         vector = _start(basis, jax.random.fold_in(key, index), op.like, krylov.selected(op))
         for _ in range(max_products):
@@ -74,6 +76,7 @@ def _start(basis: PyTree, key: jax.Array, like: PyTree, selected: PyTree) -> PyT
 def _step(basis: PyTree, vector: PyTree, image: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
     """Return a vector's Rayleigh quotient and residual, and the next vector."""
     value = trees.dot(vector, image)
+    # Before deflation: the residual is that of H itself.
     residual = trees.norm(trees.add(image, vector, -value))
     image, _ = krylov.orthogonalise(basis, image)
     return value, residual, trees.unit(image, trees.norm(image))

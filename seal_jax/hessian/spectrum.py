@@ -132,6 +132,7 @@ def density(
     keys = jax.random.split(check_key("key", key, optional=True), probes)
     runs = [krylov.begin(op, probe, steps, basis).extend(0, steps) for probe in keys]
     values, vectors = np.linalg.eigh(np.stack([projected for projected, _ in runs]))
+    # Gauss quadrature: the weight of a node is the square of its eigenvector's first entry.
     first, last = vectors[:, 0], vectors[:, -1]
     # The sign of an eigenvector is arbitrary: that with the first entry positive.
     couplings = np.array([[residual] for _, residual in runs]) * last * np.where(first < 0, -1, 1)

@@ -69,6 +69,7 @@ def trace(
     key = check_key("key", key, optional=True)
     basis, inside = trees.empty_basis(op.like, 1), 0.0
     if method == "hutch++":
+        # A third of the products each: for the sketch, within its span, and outside of it.
         probes = probes // 3
         sketch, key = jax.random.split(key)
         basis = trees.empty_basis(op.like, probes)

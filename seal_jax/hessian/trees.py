@@ -157,15 +157,9 @@ def coefficients(basis: PyTree, vector: PyTree) -> jax.Array:
 
 
 def combine(basis: PyTree, weights: jax.Array, vector: PyTree) -> PyTree:
-    """Return the sum of the basis weighted by ``[count]``, or by each column of ``[count, m]``.
+    """Return the sum of the basis weighted by ``[count]``, or m sums by the columns of ``[count, m]``.
 
-    Args:
-      basis: the vectors.
-      weights: float32.
-      vector: one that has the types in which to sum.
-
-    Returns:
-      A vector, or m of them, with the types of ``vector``.
+    They have the types of ``vector``.
     """
     if not is_packed(basis):
         return jax.tree.map(

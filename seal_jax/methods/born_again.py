@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seal_jax import distillation
 from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options, plain
+from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
 VARIANTS = {
     "born_again": Variant(
@@ -113,4 +113,4 @@ def build(options: Options, context: Context) -> Method:
             )
         return jnp.where(present, student, first)
 
-    return plain(context, loss=loss, targets=targets, on_start=start, on_generation_start=graduate)
+    return context.plain(loss=loss, targets=targets, on_start=start, on_generation_start=graduate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from seal_jax import selections
-from seal_jax.methods.method import Context, Init, Method, Variant, check_options, relearn
+from seal_jax.methods.method import Context, Init, Method, Variant, check_options
 
 ORDER = 22
 VARIANTS = {
@@ -35,4 +35,4 @@ def build(options: Options, context: Context) -> Method:
     def choose(hook):
         return selections.smallest(hook.weights.params, options.fraction, scope=options.scope)
 
-    return relearn(context, "dsd", choose, options.init)
+    return context.relearn("dsd", choose, options.init)

@@ -19,8 +19,6 @@ from seal_jax.methods.method import (
     Method,
     Variant,
     check_options,
-    gradient_of,
-    plain,
     plain_gradient,
 )
 from seal_jax.transforms.fast import make_fast_tx
@@ -132,7 +130,7 @@ def momentum_weight(settings: Settings, options: Options) -> float:
 
 def build(options: Options, context: Context) -> Method:
     """Return FAST around the optimizer asked for."""
-    optimizer, head = context.optimizer, context.head
+    optimizer, head = context.optimizer, context.model.head
     try:
         heads.check(options.head, options.sigma)
     except UsageError as error:
@@ -166,17 +164,17 @@ def build(options: Options, context: Context) -> Method:
     )
     gradient: GradientFunction = plain_gradient
     if not beta:
-        gradient = gradient_of(masks.resolve(head, context.params))
+        gradient = context.gradient_of(head)
     elif not alpha:
-        gradient = gradient_of(masks.resolve(masks.invert(head), context.params))
+        gradient = context.gradient_of(masks.invert(head))
 
     def start(hook: HookContext) -> HookContext:
-        params, name = hook.weights.params, context.model.head
-        fresh = heads.initialise(hook.key, params[name], options.head, options.sigma)
-        return hook.with_params({**params, name: fresh})
+        params = hook.weights.params
+        classifier = heads.initialise(hook.key, params[head], options.head, options.sigma)
+        return hook.with_params({**params, head: classifier})
 
-    method = plain(
-        context, tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)
+    method = context.plain(
+        tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)
     )
     return _with_warmup(method, start, options) if options.warmup else method
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from seal_jax import masks
-from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, Init, Method, Variant, relearn
+from seal_jax.methods.method import Context, Init, Method, Variant
 
 ORDER = 23
 VARIANTS = {
@@ -30,11 +29,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return FC: LW's special case of one block and several rounds."""
-    model = context.model
-    first = options.threshold or model.dense_after_convs[0]
-    try:
-        mask = masks.resolve(masks.since(model.blocks, first), context.params)
-    except UsageError as error:
-        raise UsageError(f"method.threshold: {error}") from None
-    method = relearn(context, "fc", lambda hook: mask, options.init)
+    first = options.threshold or context.model.dense_after_convs[0]
+    mask = masks.resolve(context.at_threshold(masks.since, first), context.params)
+    method = context.relearn("fc", lambda hook: mask, options.init)
     return dataclasses.replace(method, mask=mask)

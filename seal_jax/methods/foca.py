@@ -6,17 +6,7 @@ import dataclasses
 
 from seal_jax import masks, weak_classifiers
 from seal_jax.core.losses import mean_cross_entropy
-from seal_jax.methods.method import (
-    Context,
-    Gradient,
-    Method,
-    StepContext,
-    Variant,
-    check_options,
-    classifier_gradient,
-    gradient_of,
-    plain,
-)
+from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 
 ORDER = 32
 VARIANTS = {
@@ -46,7 +36,7 @@ def build(options: Options, context: Context) -> Method:
     check_options(options, "be at least 1", "weak_batch_size", "weak_steps")
     check_options(options, "be positive", "weak_learning_rate", "weak_sigma")
     model, head = context.model, context.model.head
-    features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
+    features_only = context.gradient_of(masks.invert(head))
 
     def gradient(step: StepContext, params) -> Gradient:
         assert step.key is not None
@@ -63,11 +53,10 @@ def build(options: Options, context: Context) -> Method:
             sigma=options.weak_sigma,
         )
         auxiliary, direction, _ = features_only(step, {**params, head: weak_classifier})
-        own = classifier_gradient(context, step, params[head], auxiliary.features)
-        return Gradient(auxiliary, {**direction, head: own}, {})
+        head_gradient = context.classifier_gradient(step, params, auxiliary.features)
+        return Gradient(auxiliary, {**direction, head: head_gradient}, {})
 
-    return plain(
-        context,
+    return context.plain(
         gradient=gradient,
         extra_batch_size=options.weak_batch_size,
         random=True,

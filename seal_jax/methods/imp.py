@@ -8,7 +8,7 @@ import optax
 
 from seal_jax import pruning, selections
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, HookContext, Method, Variant, plain
+from seal_jax.methods.method import Context, HookContext, Method, Variant
 from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.imp import hold_pruned
 
@@ -67,4 +67,4 @@ def build(options: Options, context: Context) -> Method:
         )
         return hook.with_params(params)._replace(opt_state=opt_state)
 
-    return plain(context, tx=tx, on_generation_start=forget)
+    return context.plain(tx=tx, on_generation_start=forget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from seal_jax import selections
-from seal_jax.methods.method import Context, Init, Method, Variant, check_options, relearn
+from seal_jax.methods.method import Context, Init, Method, Variant, check_options
 
 ORDER = 21
 VARIANTS = {
@@ -41,4 +41,4 @@ def build(options: Options, context: Context) -> Method:
             flattened=model.flattened,
         )
 
-    return relearn(context, "kels", choose, options.init)
+    return context.relearn("kels", choose, options.init)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, HookContext, Init, Method, Variant, initialiser, plain
+from seal_jax.methods.method import Context, HookContext, Init, Method, Variant
 from seal_jax.transforms import make_normal_tx, split_state
 
 ORDER = 11
@@ -46,14 +46,11 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return LLF: plain training whose later layers are reinitialised where a generation starts."""
     context.require_restarts("llf")
-    try:
-        later = masks.since(context.model.blocks, options.threshold)
-    except UsageError as error:
-        raise UsageError(f"method.threshold: {error}") from None
+    later = context.at_threshold(masks.since, options.threshold)
     mask = masks.resolve(
         masks.restrict(later, norms=options.reset_norm, biases=options.reset_bias), context.params
     )
-    init_fn = initialiser(context, options.init)
+    init_fn = context.initialiser(options.init)
     policy, arguments = options.optimizer_state, context.arguments()
     if arguments["reset_momentum"] == "never":
         if policy == "zero":
@@ -72,4 +69,4 @@ def build(options: Options, context: Context) -> Method:
         opt_state = forgetting.forget_state(tx, hook.opt_state, params, mask, policy)
         return hook.with_params(params)._replace(opt_state=opt_state)
 
-    return plain(context, tx=tx, on_generation_start=forget, mask=mask)
+    return context.plain(tx=tx, on_generation_start=forget, mask=mask)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from seal_jax import layerwise
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options, plain
+from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
 ORDER = 25
 VARIANTS = {
@@ -80,7 +80,7 @@ def build(options: Options, context: Context) -> Method:
         # Algorithm 1 starts round (1, 1) before any training.
         return start_round(hook._replace(weights=weights, method_state=norms))
 
-    return plain(context, on_start=start, on_generation_start=start_round)
+    return context.plain(on_start=start, on_generation_start=start_round)
 
 
 def _blocks(options: Options, context: Context) -> tuple[str, ...]:
@@ -94,10 +94,8 @@ def _blocks(options: Options, context: Context) -> tuple[str, ...]:
             f"method.blocks = {options.blocks} must lie in 0..{len(declared)}, the blocks of "
             f"{model.name}"
         )
-    if options.rounds < 1:
-        raise UsageError(f"method.rounds = {options.rounds} must be at least 1")
-    if options.sample_size < 0:
-        raise UsageError(f"method.sample_size = {options.sample_size} must be at least 0")
+    check_options(options, "be at least 1", "rounds")
+    check_options(options, "be at least 0", "sample_size")
     check_options(options, "be 0 or positive", "epsilon")
     count = options.blocks or len(declared)
     if context.train.generations != count * options.rounds:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax import forgetting
+from seal_jax import forgetting, masks
 from seal_jax.core.losses import cross_entropy
 from seal_jax.core.settings import Optimizer, Train
 from seal_jax.core.state import Weights
@@ -23,6 +23,7 @@ from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.preconditioners import preconditioner
 
 PyTree = Any
+Init = Literal["model", "torch_default"]
 
 
 class HookContext(NamedTuple):
@@ -126,25 +127,6 @@ def plain_gradient(step: StepContext, params: PyTree) -> Gradient:
     return Gradient(auxiliary, gradient, {})
 
 
-def gradient_of(mask: PyTree) -> GradientFunction:
-    """Return a gradient function for the parameters where ``mask`` (static bools) is True.
-
-    The others are constants to the differentiation, so XLA drops what only their gradient would
-    need; their gradient is zero.
-    """
-
-    def gradient(step: StepContext, params: PyTree) -> Gradient:
-        def objective(params):
-            held = jax.tree.map(
-                lambda flag, leaf: leaf if flag else jax.lax.stop_gradient(leaf), mask, params
-            )
-            return step.objective(held)
-
-        return plain_gradient(dataclasses.replace(step, objective=objective), params)
-
-    return gradient
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A training method as data; what a field leaves out is plain SGD's.
@@ -233,11 +215,6 @@ class Context:
         )
 
     @property
-    def head(self) -> str:
-        """Path rule for the classifier's parameters, a mask."""
-        return self.model.head
-
-    @property
     def epochs(self) -> int:
         """Epochs after which a transformation's clock restarts: a generation, or all of them."""
         single = self.optimizer.schedule == "single"
@@ -286,6 +263,10 @@ class Context:
         """Sample parameters from the model's initialisation."""
         return self.model.init(key)["params"]
 
+    def initialiser(self, init: Init) -> forgetting.Initialiser:
+        """Return what an option ``init`` names: the model's initialisation, or PyTorch's default."""
+        return self.init_params if init == "model" else "torch_default"
+
     def require_restarts(self, name: str) -> None:
         """Raise if the schedule does not restart: no forgetting method is defined without."""
         if self.optimizer.schedule == "single":
@@ -293,56 +274,69 @@ class Context:
                 f'optimizer.schedule = "single" does not go with method {name!r}; use "restart"'
             )
 
+    def at_threshold(self, split: Callable[..., masks.Mask], threshold: str) -> masks.Mask:
+        """Return the blocks ``masks.before`` or ``masks.since`` an option ``threshold``."""
+        try:
+            return split(self.model.blocks, threshold)
+        except UsageError as error:
+            raise UsageError(f"method.threshold: {error}") from None
 
-def plain(context: Context, **fields: Any) -> Method:
-    """Return plain training, with other ``fields`` of :class:`Method` in place of its own."""
-    tx = make_normal_tx(**context.arguments())
-    return Method(**{"tx": tx, "loss": context.loss, **fields})
+    def plain(self, **fields: Any) -> Method:
+        """Return plain training, with other ``fields`` of :class:`Method` in place of its own."""
+        if "tx" not in fields:
+            fields["tx"] = make_normal_tx(**self.arguments())
+        return Method(**{"loss": self.loss, **fields})
 
+    def relearn(
+        self, name: str, select: Callable[[HookContext], PyTree], init: Init = "model"
+    ) -> Method:
+        """Return plain training that reinitialises a selection of the weights between generations.
 
-Init = Literal["model", "torch_default"]
+        Knowledge evolution, DSD and FC differ in the selection alone.
 
+        Args:
+          name: of the method, for errors.
+          select: maps the hook context to a selection, see :mod:`seal_jax.selections`.
+          init: see :meth:`initialiser`.
+        """
+        self.require_restarts(name)
+        init_fn = self.initialiser(init)
 
-def initialiser(context: Context, init: Init) -> forgetting.Initialiser:
-    """Return the initialisation that an option ``init`` names: the model's own, or PyTorch's default."""
-    return context.init_params if init == "model" else "torch_default"
+        def forget(hook: HookContext) -> HookContext:
+            params = hook.weights.params
+            return hook.with_params(
+                forgetting.reinitialise_selected(hook.key, params, select(hook), init_fn)
+            )
 
+        return self.plain(on_generation_start=forget)
 
-def relearn(
-    context: Context, name: str, select: Callable[[HookContext], PyTree], init: Init = "model"
-) -> Method:
-    """Return plain training that reinitialises a selection of the weights between generations.
+    def gradient_of(self, rule: masks.Mask) -> GradientFunction:
+        """Return a gradient function for the parameters that a mask chooses.
 
-    Knowledge evolution, DSD and FC differ in the selection alone.
+        The others are constants to the differentiation, so XLA drops what only their gradient would
+        need; their gradient is zero.
+        """
+        mask = masks.resolve(rule, self.params)
 
-    Args:
-      context: of the training.
-      name: of the method, for errors.
-      select: maps the hook context to a selection, see :mod:`seal_jax.selections`.
-      init: from the model's own initialisation, or PyTorch's default.
-    """
-    context.require_restarts(name)
-    init_fn = initialiser(context, init)
+        def gradient(step: StepContext, params: PyTree) -> Gradient:
+            def objective(params):
+                held = jax.tree.map(
+                    lambda flag, leaf: leaf if flag else jax.lax.stop_gradient(leaf), mask, params
+                )
+                return step.objective(held)
 
-    def forget(hook: HookContext) -> HookContext:
-        params = hook.weights.params
-        return hook.with_params(
-            forgetting.reinitialise_selected(hook.key, params, select(hook), init_fn)
-        )
+            return plain_gradient(dataclasses.replace(step, objective=objective), params)
 
-    return plain(context, on_generation_start=forget)
+        return gradient
 
+    def classifier_gradient(self, step: StepContext, params: PyTree, features: jax.Array) -> PyTree:
+        """Return the gradient of the batch's loss by the classifier alone, on constant features."""
 
-def classifier_gradient(
-    context: Context, step: StepContext, classifier: PyTree, features: jax.Array
-) -> PyTree:
-    """Return the gradient of the batch's loss by the classifier alone, on features that are given."""
+        def objective(classifier):
+            logits = self.model.classify(classifier, features)
+            return step.part(self.loss(logits, step.labels, None))
 
-    def objective(classifier):
-        logits = context.model.classify(classifier, features)
-        return step.part(context.loss(logits, step.labels, None))
-
-    return jax.grad(objective)(classifier)
+        return jax.grad(objective)(params[self.model.head])
 
 
 _CONDITIONS: dict[str, Callable[[Any], bool]] = {

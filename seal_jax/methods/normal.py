@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from seal_jax.methods.method import Context, Method, Variant, plain
+from seal_jax.methods.method import Context, Method, Variant
 
 ORDER = 10
 VARIANTS = {
@@ -30,4 +30,4 @@ def build(options: Options, context: Context) -> Method:
     "restart" (cosine and momentum restart in each) or "single" (one cosine over all of them).
     """
     del options
-    return plain(context)
+    return context.plain()

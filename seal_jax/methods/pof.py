@@ -13,17 +13,7 @@ import jax.numpy as jnp
 from seal_jax import masks, weak_classifiers
 from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import (
-    Context,
-    Gradient,
-    Method,
-    StepContext,
-    Variant,
-    check_options,
-    classifier_gradient,
-    gradient_of,
-    plain,
-)
+from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 from seal_jax.transforms.pof import make_pof_tx
 
 ORDER = 31
@@ -86,7 +76,7 @@ def build(options: Options, context: Context) -> Method:
             f'optimizer.name = {context.optimizer.name!r} does not go with method "pof"; use "sgd"'
         )
     model, head = context.model, context.model.head
-    features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
+    features_only = context.gradient_of(masks.invert(head))
 
     def gradient(step: StepContext, params) -> Gradient:
         assert step.key is not None
@@ -113,7 +103,7 @@ def build(options: Options, context: Context) -> Method:
         )
         auxiliary, direction, _ = features_only(step, {**params, head: classifier})
         if options.classifier_learning_rate:
-            drift = classifier_gradient(context, step, params[head], auxiliary.features)
+            drift = context.classifier_gradient(step, params, auxiliary.features)
             direction = {**direction, head: drift}
         if options.weak_statistics:
             # Both passes started from the statistics r: r <- 0.9 r + 0.1 b twice is this.
@@ -141,8 +131,7 @@ def build(options: Options, context: Context) -> Method:
         steps_per_epoch=context.steps_per_epoch,
         epochs_per_generation=context.epochs,
     )
-    return plain(
-        context,
+    return context.plain(
         tx=tx,
         gradient=gradient,
         extra_batch_size=options.weak_batch_size,

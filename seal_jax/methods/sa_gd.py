@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from seal_jax.methods.method import Context, Method, Variant, check_options, plain
+from seal_jax.methods.method import Context, Method, Variant, check_options
 from seal_jax.transforms.sa_gd import make_sa_gd_tx
 
 ORDER = 13
@@ -35,4 +35,4 @@ def build(options: Options, context: Context) -> Method:
     check_options(options, "be positive", "temperature", "epsilon", "q")
     check_options(options, "lie in [0, 1]", "ascent_cap")
     tx = make_sa_gd_tx(**dataclasses.asdict(options), **context.arguments())
-    return plain(context, tx=tx, random=True)
+    return context.plain(tx=tx, random=True)

@@ -8,15 +8,7 @@ from typing import Any, Literal
 import jax
 
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import (
-    Context,
-    Gradient,
-    Method,
-    StepContext,
-    Variant,
-    check_options,
-    plain,
-)
+from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.sam import sharpness_aware, sharpness_aware_gradient
 
@@ -76,7 +68,7 @@ def build(options: Options, context: Context) -> Method:
     }
     if options.sharpness == "synchronised":
         descent = make_normal_tx(**context.arguments())
-        return plain(context, tx=sharpness_aware(descent, **perturbation))
+        return context.plain(tx=sharpness_aware(descent, **perturbation))
 
     # In `tx` the gradient is already summed over devices; here each device perturbs by its own.
     def gradient(step: StepContext, params) -> Gradient:
@@ -84,4 +76,4 @@ def build(options: Options, context: Context) -> Method:
         (_, auxiliary), updates = sharpness_aware_gradient(value_and_grad, params, **perturbation)
         return Gradient(auxiliary, updates, {})
 
-    return plain(context, gradient=gradient)
+    return context.plain(gradient=gradient)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, HookContext, Method, Variant, plain
+from seal_jax.methods.method import Context, HookContext, Method, Variant
 from seal_jax.transforms import make_seal_tx
 
 ORDER = 12
@@ -58,10 +58,7 @@ def build(options: Options, context: Context) -> Method:
         raise UsageError(
             "optimizer.nesterov = True does not go with method 'seal'; set it to False"
         )
-    try:
-        early = masks.before(context.model.blocks, options.threshold)
-    except UsageError as error:
-        raise UsageError(f"method.threshold: {error}") from None
+    early = context.at_threshold(masks.before, options.threshold)
     mask = masks.resolve(masks.invert(early) if options.reverse else early, context.params)
     tx = make_seal_tx(
         mask,
@@ -77,7 +74,7 @@ def build(options: Options, context: Context) -> Method:
         f"ascent: the first {round(ascent * clock.steps_per_epoch):,} of the "
         f"{clock.steps_per_generation:,} steps of each generation from 1 on"
     )
-    method = plain(context, tx=tx, mask=mask, note=note)
+    method = context.plain(tx=tx, mask=mask, note=note)
     if options.fit != "reinit":
         return method
 

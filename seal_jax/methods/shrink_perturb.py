@@ -7,7 +7,7 @@ import math
 
 from seal_jax import forgetting
 from seal_jax.errors import check_number
-from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options, plain
+from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
 VARIANTS = {
     "shrink_perturb": Variant("Shrink and perturb", "Ash & Adams 2020", "ke_cifar100.py"),
@@ -43,4 +43,4 @@ def build(options: Options, context: Context) -> Method:
         )
         return hook.with_params(params)
 
-    return plain(context, on_generation_start=forget)
+    return context.plain(on_generation_start=forget)

@@ -7,15 +7,7 @@ import dataclasses
 import jax
 
 from seal_jax import selections
-from seal_jax.methods.method import (
-    Context,
-    HookContext,
-    Init,
-    Method,
-    Variant,
-    check_options,
-    relearn,
-)
+from seal_jax.methods.method import Context, HookContext, Init, Method, Variant, check_options
 
 ORDER = 20
 VARIANTS = {
@@ -60,8 +52,8 @@ def build(options: Options, context: Context) -> Method:
         )
 
     if options.redraw:
-        return relearn(context, "wels", choose, options.init)
+        return context.relearn("wels", choose, options.init)
     return dataclasses.replace(
-        relearn(context, "wels", lambda hook: hook.method_state, options.init),
+        context.relearn("wels", lambda hook: hook.method_state, options.init),
         on_start=lambda hook: hook._replace(method_state=choose(hook)),
     )

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seal_jax import data, masks, methods, models
+from seal_jax import data, methods, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.data.device import row_bytes
 from seal_jax.errors import UsageError
-from seal_jax.generations import Clock
 from seal_jax.methods import Method
 from seal_jax.training import early_stopping
-from seal_jax.training.batches import Batches
-from seal_jax.training.step import CompiledSteps
-
-
-class DataShape(NamedTuple):
-    """What the compiled steps must know of a data set: sizes of its splits, images and classes."""
-
-    train: int
-    validation: int
-    test: int
-    image_shape: tuple[int, int, int]
-    num_classes: int
+from seal_jax.training.batches import Batches, DataShape
+from seal_jax.training.step import Experiment
 
 
 def load_data(fields: settings_lib.Data) -> data.Dataset:
@@ -46,6 +35,7 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         validation_seed=fields.validation_seed,
     )
     if fields.selection == "test_best":
+        # The test split in the validation split's place: nothing below knows the difference.
         return dataclasses.replace(dataset, validation=dataset.test)
     return dataset
 
@@ -75,67 +65,6 @@ def data_shape(dataset: data.Dataset) -> DataShape:
     """Return the shape of a loaded data set."""
     sizes = (len(dataset.train), len(dataset.validation), len(dataset.test))
     return DataShape(*sizes, dataset.image_shape, dataset.num_classes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """An experiment ready to run.
-
-    Attributes:
-      settings: what was asked for.
-      model: the network.
-      method: how it is trained.
-      context: what the method was built from.
-      clock: epochs and generations.
-      programs: the compiled steps.
-    """
-
-    settings: Settings
-    model: models.Model
-    method: Method
-    context: methods.Context
-    clock: Clock
-    programs: CompiledSteps
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.context.total_steps
-
-    @property
-    def seeds(self) -> np.ndarray:
-        """The seeds of its trainings, uint32."""
-        train = self.settings.train
-        return np.arange(train.seeds, dtype=np.uint32) + train.seed
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, for the log."""
-        if self.settings.optimizer.schedule != "single":
-            step = self.clock.step_in_generation(step)
-        rate = self.method.rate or self.context.schedule()
-        return float(rate(step))
-
-    def summary(self) -> str:
-        """Return a few lines that say what will be trained, and what the mask selects."""
-        train, mesh = self.settings.train, self.programs.mesh
-        params = jax.eval_shape(self.model.init, jax.random.key(0))["params"]
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        lines = [
-            f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
-            f"{count:,} parameters, {train.seeds} seed(s), {train.generations} generations of "
-            f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
-            f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
-        ]
-        if self.settings.data.selection == "test_best":
-            lines.append(
-                'the best weights are chosen ON THE TEST SPLIT (data.selection = "test_best"): their '
-                "test accuracy is no estimate"
-            )
-        if self.method.mask is not None:
-            lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
-        if self.method.note:
-            lines.append(self.method.note)
-        return "\n".join(lines)
 
 
 def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
@@ -174,40 +103,22 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         bn_axis_name=meshes.DATA if synchronised else None,
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    # A method is built from shapes alone: preflight compiles without weights or data.
     context = methods.Context(model, params, steps, settings.optimizer, train)
-    method, clock = methods.build(settings.method, context), context.clock
+    method = methods.build(settings.method, context)
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)
-    batches = Batches(
-        size=shape.train,
-        batch_size=train.batch_size,
-        drop_last=train.drop_last,
-        balanced=balanced,
-        num_classes=shape.num_classes,
-        image_shape=shape.image_shape,
-        augmentation=augmentation_of(settings, shape.image_shape),
-        dtype=model.module.dtype,
-        shards=mesh.shape[meshes.DATA],
-        extra_batch_size=method.extra_batch_size,
-        extra_batches=method.extra_batches,
-        random=method.random or bool(model.module.dropout),
-    )
-    programs = CompiledSteps(
-        model=model,
-        method=method,
-        clock=clock,
-        batches=batches,
-        early_stopping=early_stopping.rules(settings, clock, bool(shape.validation)),
+    augmentation = augmentation_of(settings, shape.image_shape)
+    return Experiment(
+        settings=settings,
         mesh=mesh,
-        batching=meshes.batching(settings, mesh),
+        context=context,
+        method=method,
+        batches=Batches(shape, train, method, model, augmentation, mesh.shape[meshes.DATA]),
+        early_stopping=early_stopping.rules(settings, context.clock, bool(shape.validation)),
         steps_per_call=steps_per_call,
-        total_steps=context.total_steps,
-        eval_batch_size=settings.run.eval_batch_size,
-        validate_size=shape.validation,
-        test_size=shape.test,
     )
-    return Experiment(settings, model, method, context, clock, programs)
 
 
 def create_model(

@@ -33,14 +33,14 @@ class NonFiniteError(UsageError):
 
 
 class Call(NamedTuple):
-    """What one call of the compiled steps, and what follows it, has led to.
+    """The outcome of one call of the compiled steps, and of what is due after it.
 
     Attributes:
       state: overwritten by the next call, so copy what must outlive it.
       step: at which the training goes on.
       trained: the step up to which it was trained: ``step``, but where a generation ended early.
       losses: ``[seeds, steps of the call]``, on the device.
-      validation: sums over the validation split, if an epoch has ended here and there is one.
+      validation: sums over the validation split, if it was scored here.
     """
 
     state: State
@@ -67,26 +67,34 @@ def calls(
 
     This is the only training loop: a run writes its metrics and checkpoints between two calls, an
     evaluation that repeats a run measures it there.
+
+    Args:
+      experiment: whose compiled steps are called.
+      state: to start from; overwritten.
+      step: that the state is at.
+      end: the step to stop at; a generation that ends early may lead past it.
+      train_data: the training split on the mesh.
+      validation_data: likewise; ``None`` where there is no validation split.
     """
-    programs, clock = experiment.programs, experiment.clock
+    clock = experiment.clock
     validate_every = experiment.settings.train.validate_every
     while step < end:
         # A checkpoint is of the state BEFORE the event, so the event is repeated on resume.
         if clock.starts_generation(step):
-            state = programs.start_generation(state, train_data)
-        state, losses = programs.train(state, train_data)
-        step += programs.steps_per_call
+            state = experiment.start_generation(state, train_data)
+        state, losses = experiment.train(state, train_data)
+        step += experiment.steps_per_call
         trained, validation = step, None
         epoch_ends = step % clock.steps_per_epoch == 0
         if validation_data is not None and (
             epoch_ends or (validate_every and step % validate_every == 0)
         ):
-            state, validation = programs.validate(state, validation_data)
-        if epoch_ends and programs.early_stopping is not None:
-            state = programs.update_early_stopping(state)
+            state, validation = experiment.validate(state, validation_data)
+        if epoch_ends and experiment.early_stopping is not None:
+            state = experiment.update_early_stopping(state)
             stopped = fetch(state.early_stopping).stopped.all()
             if stopped and step % clock.steps_per_generation:
-                state = programs.end_generation(state)
+                state = experiment.end_generation(state)
                 step = (clock.generation(step - 1) + 1) * clock.steps_per_generation
         yield Call(state, step, trained, losses, validation)
 
@@ -123,8 +131,7 @@ def train(
     experiments.check_data(settings, dataset)
     main = jax.process_index() == 0
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
-    programs = experiment.programs
-    abstract = programs.abstract_state(settings.train.seeds)
+    abstract = experiment.abstract_state(settings.train.seeds)
     init_from: dict[str, np.ndarray] = {}
     if settings.train.pretrained:
         # LW's normalisers are a part of the state that only the other run, or a checkpoint, tells of.
@@ -133,7 +140,7 @@ def train(
             source = pretrained.read(settings, workdir)
             momentum = experiment.method.continues_momentum
             init_from = pretrained.take(settings, source, abstract, momentum=momentum)
-        abstract = programs.abstract_state(settings.train.seeds, {**saved_leaves, **init_from})
+        abstract = experiment.abstract_state(settings.train.seeds, {**saved_leaves, **init_from})
     with ExitStack() as held, checkpoints, _stop() as stop:
 
         def claim() -> None:
@@ -154,13 +161,13 @@ def train(
         log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
         train_data = place(mesh, dataset.train)
-        validation_data = place(mesh, dataset.validation) if programs.validate_size else None
+        validation_data = place(mesh, dataset.validation) if len(dataset.validation) else None
         test_data = place(mesh, dataset.test)
         if restored:
             state = restored.state
         else:
-            starts = programs.starts(experiment.seeds, init_from)
-            state = programs.init(starts, train_data)
+            starts = experiment.starts(experiment.seeds, init_from)
+            state = experiment.init(starts, train_data)
 
         clock, saved = experiment.clock, step
         checkpoint_every = settings.run.checkpoint_every_epochs * clock.steps_per_epoch
@@ -183,7 +190,7 @@ def train(
             stopping = _any_process(stop.is_set())
             due = step == experiment.total_steps or step % checkpoint_every == 0
             if due or stopping or call.ended_early:
-                if not fetch(programs.finite(state)).all():
+                if not fetch(experiment.finite(state)).all():
                     _diverged(experiment, checkpoints, step - 1, saved)
                 checkpoints.save(step, state, {"epoch": int(clock.epoch(step))})
                 saved = step
@@ -195,7 +202,7 @@ def train(
 
 def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any]:
     """Return the metrics row of the epoch that has just ended, one value per seed each."""
-    programs, clock, state = experiment.programs, experiment.clock, call.state
+    clock, state = experiment.clock, call.state
     last = call.trained - 1  # the last step of the epoch
     row: dict[str, Any] = {
         "step": call.trained,
@@ -215,9 +222,9 @@ def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any
         row |= {"rate_scale": stopping.rate_scale.tolist(), "stopped": stopping.stopped.tolist()}
     if call.step % clock.steps_per_generation == 0:
         # The test split is scored where a generation ends, never to choose anything.
-        row |= _means("test_last", fetch(programs.test(state.weights, test_data)))
+        row |= _means("test_last", fetch(experiment.test(state.weights, test_data)))
         if state.best is not None:
-            row |= _means("test_best", fetch(programs.test(state.best.weights, test_data)))
+            row |= _means("test_best", fetch(experiment.test(state.best.weights, test_data)))
             row["best_epoch"] = fetch(state.best.epoch).tolist()
     return row
 
@@ -270,7 +277,7 @@ def _on_first_process(action: Callable[[], None]) -> None:
 def _check_steps_per_call(experiment: Experiment, step: int) -> None:
     """Raise if calls that start at ``step`` would run over the end of its epoch."""
     into_epoch = step % experiment.clock.steps_per_epoch
-    count = experiment.programs.steps_per_call
+    count = experiment.steps_per_call
     if into_epoch % count:
         raise UsageError(
             f"run.steps_per_call = {count} does not divide the {into_epoch} steps of the running epoch "

@@ -101,6 +101,7 @@ def take(
         )
     weight = methods.momentum_weight(source.settings) if momentum else 1.0
     moments = {
+        # Named by the parameter alone: two methods nest the same optimizer differently.
         _moment(name): leaf if weight == 1 else (leaf / weight).astype(leaf.dtype)
         for name, leaf in source.leaves.items()
         if momentum and name.startswith("opt_state/") and _moment(name)
@@ -114,6 +115,7 @@ def take(
     taken = {}
     for name, leaf in abstract.items():
         candidate = None
+        # The "best" weights have another prefix there than the weights that start here.
         if name.startswith("weights/"):
             candidate = source.leaves.get(prefix + name.removeprefix("weights/"))
         elif name.startswith("opt_state/"):

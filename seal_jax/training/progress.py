@@ -46,6 +46,7 @@ class Progress:
         bar = {"total": total, "initial": initial, "unit": unit, "dynamic_ncols": True}
         terminal = enabled and self._stream.isatty()
         self._bar = tqdm(**bar, file=self._stream, disable=not terminal)
+        # Elsewhere tqdm only formats: it would redraw one line, with carriage returns.
         self._line = {"total": total, "initial": initial, "unit": unit, "bar_format": _LINE}
         self._step, self._postfix = initial, ""
         self._every, self._begin = every, time.monotonic()

@@ -52,14 +52,15 @@ def export(run: Path, output: Path) -> str:
     mesh = meshes.make(settings, jax.devices()[:1])
     shape = experiments.data_shape(dataset)
     experiment = experiments.build(settings, shape, mesh)
-    programs = experiment.programs
-    whole = _weights(run, programs.abstract_state(settings.train.seeds).weights, leaves)
+    whole = _weights(run, experiment.abstract_state(settings.train.seeds).weights, leaves)
     model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
     test = place(mesh, dataset.test)
-    slim_programs = dataclasses.replace(programs, model=model)
+    slim_experiment = dataclasses.replace(
+        experiment, context=dataclasses.replace(experiment.context, model=model)
+    )
     scores = {}
-    for name, scored_by, weights in (("whole", programs, whole), ("slim", slim_programs, cut)):
+    for name, scored_by, weights in (("whole", experiment, whole), ("slim", slim_experiment, cut)):
         sums = jax.device_get(scored_by.test(weights, test))
         scores[name] = {
             "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(weights.params)),

@@ -18,13 +18,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from seal_jax import models
+from seal_jax import masks, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core.losses import cross_entropy
+from seal_jax.core.settings import Settings
 from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream_key
 from seal_jax.data import device
 from seal_jax.generations import Clock
-from seal_jax.methods.method import Auxiliary, HookContext, Method, StepContext
+from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
 from seal_jax.training.batches import Arrays, Batches, Step
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
@@ -52,9 +53,10 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
     """
 
     def decorate(method: Callable[..., Any]) -> Any:
-        def build(self: CompiledSteps) -> Any:
+        def build(self: Experiment) -> Any:
+            batching = meshes.batching(self.settings, self.mesh)
             mapped = jax.shard_map(
-                meshes.over_seeds(functools.partial(method, self), self.batching),
+                meshes.over_seeds(functools.partial(method, self), batching),
                 mesh=self.mesh,
                 in_specs=(meshes.BY_SEED, *(meshes.REPLICATED,) * shared),
                 out_specs=meshes.BY_SEED,
@@ -68,36 +70,76 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledSteps:
-    """The compiled steps of one experiment.
+class Experiment:
+    """An experiment ready to run: what it is made of, and its compiled steps.
 
     Attributes:
-      model: the network.
-      method: how it is trained.
-      clock: epochs and generations.
+      settings: what was asked for.
+      mesh: the devices.
+      context: what the method was built from: the network, epochs and generations.
+      method: how the network is trained.
       batches: the training batches.
       early_stopping: early stopping and plateaus; ``None`` where neither is on.
-      mesh: the devices.
-      batching: how the seeds of one device run, "vmap" or "map".
       steps_per_call: steps in one call of ``train``; divides ``clock.steps_per_epoch``.
-      total_steps: of the whole training.
-      eval_batch_size: images a step of evaluation.
-      validate_size: images in the validation split.
-      test_size: images in the test split.
     """
 
-    model: models.Model
+    settings: Settings
+    mesh: Mesh
+    context: Context
     method: Method
-    clock: Clock
     batches: Batches
     early_stopping: EarlyStopping | None
-    mesh: Mesh
-    batching: str
     steps_per_call: int
-    total_steps: int
-    eval_batch_size: int
-    validate_size: int
-    test_size: int
+
+    @property
+    def model(self) -> models.Model:
+        """The network."""
+        return self.context.model
+
+    @property
+    def clock(self) -> Clock:
+        """Epochs and generations."""
+        return self.context.clock
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.context.total_steps
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The seeds of its trainings, uint32."""
+        train = self.settings.train
+        return np.arange(train.seeds, dtype=np.uint32) + train.seed
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, for the log."""
+        if self.settings.optimizer.schedule != "single":
+            step = self.clock.step_in_generation(step)
+        rate = self.method.rate or self.context.schedule()
+        return float(rate(step))
+
+    def summary(self) -> str:
+        """Return a few lines that say what will be trained, and what the mask selects."""
+        train, mesh = self.settings.train, self.mesh
+        params = self.context.params
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        lines = [
+            f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
+            f"{count:,} parameters, {train.seeds} seed(s), {train.generations} generations of "
+            f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
+            f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
+        ]
+        if self.settings.data.selection == "test_best":
+            lines.append(
+                'the best weights are chosen ON THE TEST SPLIT (data.selection = "test_best"): their '
+                "test accuracy is no estimate"
+            )
+        if self.method.mask is not None:
+            lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
+        if self.method.note:
+            lines.append(self.method.note)
+        return "\n".join(lines)
 
     def starts(self, seeds: np.ndarray, init_from: Mapping[str, np.ndarray] | None = None) -> Start:
         """Put what the trainings of these ``seeds`` start from on the mesh."""
@@ -108,8 +150,8 @@ class CompiledSteps:
         """Return the training split on the device, its shapes only."""
         row = device.row_bytes(self.model.image_shape)
         shapes: Any = (
-            jax.ShapeDtypeStruct((self.batches.size, row), jnp.uint8),
-            jax.ShapeDtypeStruct((self.batches.size,), jnp.int32),
+            jax.ShapeDtypeStruct((self.batches.shape.train, row), jnp.uint8),
+            jax.ShapeDtypeStruct((self.batches.shape.train,), jnp.int32),
         )
         return Arrays(*shapes)
 
@@ -156,7 +198,7 @@ class CompiledSteps:
             opt_state=opt_state,
             method_state=method_state,
             metric_sums=MetricSums.zero(self.method.measures),
-            best=Best.none(weights) if self.validate_size else None,
+            best=Best.none(weights) if self.batches.shape.validation else None,
             early_stopping=self.early_stopping.start(step) if self.early_stopping else None,
         )
 
@@ -263,7 +305,7 @@ class CompiledSteps:
         """
         batches, method, module = self.batches, self.method, self.model.module
         total = step.batch.weights.sum()
-        rows, example_weights, augmentation = batches.part(step.batch, batches.batch_size)
+        rows, example_weights, augmentation = batches.part(step.batch, batches.train.batch_size)
         images, labels = batches.images(data, rows, augmentation)
         targets = None if method.targets is None else method.targets(state.method_state, images)
         # Images that only fill the batch up must not enter BatchNorm either.
@@ -304,7 +346,7 @@ class CompiledSteps:
             batch = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), step.extra
             )
-            rows, _, augmentation = batches.part(batch, batches.extra_batch_size)
+            rows, _, augmentation = batches.part(batch, method.extra_batch_size)
             return batches.images(data, rows, augmentation)
 
         key = step.key_for(Stream.GRADIENT)
@@ -328,7 +370,7 @@ class CompiledSteps:
     @_compiled(shared=1, donate=True)
     def validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
         """Score the validation split, and keep the weights if they are the best so far."""
-        sums = self._evaluate(state.weights, data, self.validate_size)
+        sums = self._evaluate(state.weights, data, self.batches.shape.validation)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
         better = accuracy > state.best.accuracy
@@ -360,12 +402,12 @@ class CompiledSteps:
     def test(self, weights: Weights, data: Arrays) -> MetricSums:
         """Score the test split; of more than five classes the hits have "top5" among them."""
         measures = ("top5",) if self.model.num_classes > TOP else ()
-        return self._evaluate(weights, data, self.test_size, measures)
+        return self._evaluate(weights, data, self.batches.shape.test, measures)
 
     @_compiled(shared=1)
     def score_validation(self, weights: Weights, data: Arrays) -> MetricSums:
         """Score the validation split and nothing else."""
-        return self._evaluate(weights, data, self.validate_size)
+        return self._evaluate(weights, data, self.batches.shape.validation)
 
     @_compiled()
     def finite(self, state: State) -> jax.Array:
@@ -381,7 +423,9 @@ class CompiledSteps:
         ``measures`` is ``("top5",)`` to count the images whose class is among the first five, too.
         """
         shards = self.mesh.shape[meshes.DATA]
-        batch = -(-min(self.eval_batch_size, size) // shards) * shards  # a multiple of the shards
+        batch = (
+            -(-min(self.settings.run.eval_batch_size, size) // shards) * shards
+        )  # a multiple of the shards
         order = device.padded_batches(size, batch)
         variables = weights._asdict()
 

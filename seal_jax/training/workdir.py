@@ -45,6 +45,7 @@ def claim(workdir: Path, settings: Settings) -> None:
         partial = path.with_suffix(".partial")  # left by a start that was killed
         if any(entry != partial for entry in workdir.iterdir()):
             raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
+        # Moved into place: a kill leaves either no config, and so no run, or a whole one.
         partial.write_text(json.dumps(record, indent=2) + "\n")
         os.replace(partial, path)
     except OSError as error:

@@ -23,7 +23,9 @@ def test_links():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize(("file", "number"), [("forgetting.py", 0)])
+@pytest.mark.parametrize(
+    ("file", "number"), [("forgetting.py", 0), ("methods/shrink_perturb.py", 1)]
+)
 def test_the_worked_example_is_the_code(file, number):
     """Docstrings apart, the lines shown stand in the file, in this order and together."""
     page = (ROOT / "docs" / "adding_a_method.md").read_text()

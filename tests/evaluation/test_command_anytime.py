@@ -89,22 +89,21 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
     dataset = experiments.load_data(config.data)
     mesh = meshes.make(config, jax.devices()[:2])
     experiment = experiments.build(config, experiments.data_shape(dataset), mesh)
-    programs = experiment.programs
     source = pretrained.read(config, run)
-    init_from = pretrained.take(config, source, programs.abstract_state(2), momentum=False)
+    init_from = pretrained.take(config, source, experiment.abstract_state(2), momentum=False)
     train, validation = place(mesh, dataset.train), place(mesh, dataset.validation)
-    state = programs.init(programs.starts(np.arange(2, dtype=np.uint32), init_from), train)
+    state = experiment.init(experiment.starts(np.arange(2, dtype=np.uint32), init_from), train)
     states = [jax.device_get(state.weights)]
     warming = []
     for _ in range(14):
         warming.append(np.array(state.method_state.warming))
-        state, _ = programs.train(state, train)
+        state, _ = experiment.train(state, train)
         states.append(jax.device_get(state.weights))
-        state, _ = programs.validate(state, validation)
+        state, _ = experiment.validate(state, validation)
     assert 0 < np.sum(warming) < 28  # the rule has ended the warm-up on the way
 
     source = read_leaves(folder / "source" / "checkpoints")
-    model, spec = experiment.model, programs.batches.augmentation
+    model, spec = experiment.model, experiment.batches.augmentation
     biased = dataclasses.replace(model, module=model.module.clone(head_bias=True))  # the source's
     for seed in (0, 1):
         own = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], weights) for weights in states]

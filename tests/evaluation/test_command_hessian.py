@@ -71,12 +71,12 @@ def dense(loaded_run, network, images, labels, smoothing=0.1, decay=0.01):
         return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
     flat = jnp.concatenate([jnp.ravel(bias), jnp.ravel(kernel)])
-    found = jax.jit(jax.hessian(loss))(flat)
-    return np.asarray(found, np.float64) + decay * np.eye(flat.size)
+    matrix = jax.jit(jax.hessian(loss))(flat)
+    return np.asarray(matrix, np.float64) + decay * np.eye(flat.size)
 
 
 @pytest.fixture(scope="module")
-def found(run, tmp_path_factory):
+def measured(run, tmp_path_factory):
     from seal_jax.evaluators import command
 
     output = tmp_path_factory.mktemp("hessian")
@@ -85,9 +85,9 @@ def found(run, tmp_path_factory):
     return rows, output
 
 
-def test_whole_data_is_that_of_the_dense_hessian(loaded_run, found):
+def test_whole_data_is_that_of_the_dense_hessian(loaded_run, measured):
     """The last batch of 64 is filled up."""
-    rows, _ = found
+    rows, _ = measured
     train = loaded_run.dataset.train
     assert len(train) % 64
     for row, network in zip(rows, loaded_run.networks[:2], strict=True):
@@ -110,17 +110,17 @@ def test_whole_data_is_that_of_the_dense_hessian(loaded_run, found):
         assert row["parameters"] == len(matrix)
 
 
-def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, found):
+def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, measured):
     """Every mini-batch's largest eigenvalues by magnitude, over all chunks, pooled."""
-    rows, _ = found
+    rows, _ = measured
     train, spec = loaded_run.dataset.train, loaded_run.augmentation
     order, _ = data.epoch_order(jax.random.key(0), len(train), 40)
     drawn = hessian.Measurement(loaded_run, hessian.Options(**SMALL)).mini_batches.draws
     pool = []
     for batch in range(3):
         chosen = np.asarray(order[batch])
-        own = jax.tree.map(lambda leaf, batch=batch: leaf[batch], drawn)
-        images = data.apply(jnp.asarray(train.images[chosen]), own, spec)
+        parameters = jax.tree.map(lambda leaf, batch=batch: leaf[batch], drawn)
+        images = data.apply(jnp.asarray(train.images[chosen]), parameters, spec)
         matrix = dense(loaded_run, loaded_run.networks[0], images, train.labels[chosen])
         pool.append(np.linalg.eigvalsh(matrix)[:-5:-1])
     values = np.reshape(rows[0]["batch_values"], (3, 4))
@@ -171,16 +171,16 @@ def test_loss_of_a_network_with_batch_norm(train):
     spec = data.Augmentation(mean=(0.4,), std=(0.3,))
     loss = hessian.Loss(model.module, spec, 0.1, train)
     batch = {"images": images, "labels": labels, "weights": weights, "draws": None}
-    found = jax.jit(loss)(variables, batch)
-    seen = ((images / 255.0 - 0.4) / 0.3).astype(np.float32)
+    mean = jax.jit(loss)(variables, batch)
+    normalised = ((images / 255.0 - 0.4) / 0.3).astype(np.float32)
     logits = model.module.apply(
-        variables, seen, train=train, mutable=["batch_stats"] if train else False
+        variables, normalised, train=train, mutable=["batch_stats"] if train else False
     )
     logits = np.asarray(logits[0] if train else logits, np.float64)
     chances = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     targets = 0.9 * np.eye(10)[labels] + 0.01
     expected = -(targets * chances).sum(1)[:3].mean()
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(mean, expected, rtol=1e-4)
 
 
 def test_training_mode_leaves_out_what_fills_no_batch(loaded_run):
@@ -209,8 +209,8 @@ def test_a_budget_that_the_data_does_not_fit_in(loaded_run, run, evaluated):
         evaluated("hessian", run, **{**options, "byte_budget": 400})
 
 
-def test_table_and_plot(found):
-    rows, output = found
+def test_table_and_plot(measured):
+    rows, output = measured
     table = hessian.table(rows)
     line = dict(zip(table.header, table.rows[0], strict=True))
     assert (line["paper max"], line["paper negative %"]) == ("889.06", "4.25")
@@ -241,11 +241,11 @@ def test_table_and_plot(found):
 
 
 @pytest.mark.parametrize("part", ["trace", "eigenvalues"])
-def test_single_parts_are_drawn(found, part):
+def test_single_parts_are_drawn(measured, part):
     fields = {"trace": ("trace", "trace_error"), "eigenvalues": ("largest", "smallest")}[part]
     fields += tuple(f"{end}_residuals" for end in fields if part == "eigenvalues")
     names = ("run", "weights", "seed", "step", "generation", "method", "converged", *fields)
-    rows = [{name: row[name] for name in names} for row in found[0]]
+    rows = [{name: row[name] for name in names} for row in measured[0]]
     figure = Figure()
     hessian.draw(figure, rows)
     assert len(figure.axes) == 1

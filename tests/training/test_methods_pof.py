@@ -100,9 +100,9 @@ def test_features_learn_under_perturbations_and_the_classifier_stays(source, gam
     policy = {"gamma": "constant", "gamma_high": gamma}
     config = pof(policy, source)
 
-    def init_from(programs):
+    def init_from(experiment):
         run = pretrained.read(config, source)
-        return pretrained.take(config, run, programs.abstract_state(1), momentum=True)
+        return pretrained.take(config, run, experiment.abstract_state(1), momentum=True)
 
     trainer = Trainer(STRIPES, config, devices=devices, init_from=init_from)
     start = seed_of(host(trainer).weights.params)
@@ -142,7 +142,7 @@ def test_features_learn_under_perturbations_and_the_classifier_stays(source, gam
 
 def test_a_damped_momentum_goes_on_as_a_sum(tmp_path):
     """FAST's average at ten times the rate is the sum of an undamped training, to be continued."""
-    momenta, abstract = {}, Trainer(STRIPES, pof({})).programs.abstract_state(1)
+    momenta, abstract = {}, Trainer(STRIPES, pof({})).experiment.abstract_state(1)
     for damped, rate in ((True, 0.05), (False, 0.005)):
         workdir = tmp_path / str(damped)
         config = mlp(
@@ -227,7 +227,7 @@ def test_options_of_pof_step_by_step(resampled):
 def test_perturbations_of_eight_devices_are_those_of_one(resampled):
     trainer, seen, found = resampled
     eight = Trainer(STRIPES, pof(RESAMPLED, norm="batch"), devices=8)
-    assert eight.programs.mesh.shape == {"seed": 1, "data": 8}
+    assert eight.experiment.mesh.shape == {"seed": 1, "data": 8}
     first = measured(eight, 5)["perturbation"]
     np.testing.assert_allclose(first, found[:5], rtol=2e-2)
     np.testing.assert_allclose(

@@ -55,9 +55,9 @@ def test_a_training_from_a_run_of_lw_starts_as_its_network(lw, weights, tmp_path
 
     config = mlp(train=train)
 
-    def init_from(programs):
+    def init_from(experiment):
         run = pretrained.read(config, tmp_path)
-        return pretrained.take(config, run, programs.abstract_state(2), momentum=False)
+        return pretrained.take(config, run, experiment.abstract_state(2), momentum=False)
 
     trainer = Trainer(STRIPES, config, init_from=init_from)
     images = normalised(STRIPES.test.images)
@@ -80,7 +80,7 @@ def test_an_optimizer_in_two_parts_starts_from_another_run(lw, tmp_path):
     """FAST holds an Adam for the head and one for the features; momentum comes from either."""
     train = {"pretrained": str(lw), "generations": 1, "seeds": 2}
     config = mlp({"name": "fast"}, optimizer={"name": "adam"}, train=train)
-    wanted = Trainer(STRIPES, config).programs.abstract_state(2)
+    wanted = Trainer(STRIPES, config).experiment.abstract_state(2)
     run = pretrained.read(config, tmp_path)
     first = pretrained.take(config, run, wanted, momentum=False)
     kernels = ("dense1/linear/kernel", "fc/kernel")

@@ -23,18 +23,13 @@ if TYPE_CHECKING:
 
 PyTree = Any
 BATCH = "batch"
+NETWORK = ("run", "weights", "step", "seed")  # what tells the networks of rows apart
 
 
 def check_options(
     options: Any, least: Mapping[str, float], tolerances: Sequence[str] = ("tolerance",)
 ) -> None:
-    """Raise unless every option is finite and in range.
-
-    Args:
-      options: of an evaluator that has ``label_smoothing``.
-      least: the least value of each named option; ``None`` passes.
-      tolerances: options that must be positive, where there are such.
-    """
+    """Raise unless every option has its ``least`` value, and ``tolerances`` are positive; None passes."""
     for field, bound in least.items():
         value = getattr(options, field)
         if value is not None and not bound <= value < math.inf:
@@ -53,30 +48,31 @@ def batch_sizes(
 ) -> tuple[int, int]:
     """Return the sizes of mini-batches and of PoF's weak batches.
 
-    Those that are not given are the training's, or the PoF paper's 32 for weak batches where another
-    method trained; but no more than the smallest split has.
+    By default they are the training's, or the PoF paper's 32 for weak batches where another method
+    trained, but at most the size of the smallest split.
 
     Raises:
-      UsageError: one that is given is more than a split has.
+      UsageError: an option is more than a split has.
     """
     sizes = []
-    weak = method_option(loaded_run, "pof", "weak_batch_size", 32)
-    for field, default in (
-        ("batch_size", loaded_run.settings.train.batch_size),
-        ("weak_batch_size", weak),
-    ):
+    defaults = {
+        "batch_size": loaded_run.settings.train.batch_size,
+        "weak_batch_size": method_option(loaded_run, "pof", "weak_batch_size", 32),
+    }
+    for field, default in defaults.items():
         asked = getattr(options, field)
         for name, split in splits.items():
             if asked is not None and asked > len(split):
                 raise UsageError(
                     f"{flag(field)}={asked} is more than the {len(split)} {name} images; lower it"
                 )
+        # A default adapts to small data; what was asked for is never changed silently.
         sizes.append(asked or min(default, *map(len, splits.values())))
     return sizes[0], sizes[1]
 
 
 def label_smoothing(loaded_run: LoadedRun, options: Any) -> float:
-    """Return the label smoothing asked for, or the training's, of whose loss weights are a minimum."""
+    """Return the label smoothing asked for, or the training's, whose loss the weights minimise."""
     asked = options.label_smoothing
     return loaded_run.settings.optimizer.label_smoothing if asked is None else asked
 
@@ -87,8 +83,13 @@ def parameters_rule(variables: Mapping[str, PyTree]) -> str | None:
     return "params" if others else None  # a mask must leave something out
 
 
+def network_of(row: Record) -> tuple[Any, ...]:
+    """Return what tells a row's network from the others."""
+    return tuple(row[name] for name in NETWORK)
+
+
 def loss_note(rows: Sequence[Record]) -> str:
-    """Say for a table which loss was measured."""
+    """Return a table's note on which loss was measured."""
     smoothing = sorted({row.get("label_smoothing", 0.0) for row in rows})
     return f"Cross entropy with label smoothing {' or '.join(f'{value:g}' for value in smoothing)}."
 
@@ -98,10 +99,10 @@ def method_option(loaded_run: LoadedRun, method: str, field: str, default: Any) 
 
     An option that the run left out has the method's own default.
     """
-    given = loaded_run.settings.method
-    if given["name"] != method:
+    options = loaded_run.settings.method
+    if options["name"] != method:
         return default
-    return given.get(field, getattr(methods.options(method), field))
+    return options.get(field, getattr(methods.options(method), field))
 
 
 def subset(split: Split, count: int, seed: int) -> Split:
@@ -139,17 +140,15 @@ def shardings(*batch_sizes: int) -> tuple[NamedSharding, NamedSharding]:
     As many of this process' devices take part as divide every batch.
     """
     devices = jax.local_devices()
-    count = math.gcd(len(devices), *batch_sizes)
+    count = math.gcd(len(devices), *batch_sizes)  # equal parts, so that no device waits
     mesh = jax.make_mesh((count,), (BATCH,), axis_types=(AxisType.Auto,), devices=devices[:count])
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 
 def place(weights: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
-    """Put weights on the devices, and divide every batch over them.
+    """Put weights on every device, and divide batches ``[batches, batch, ...]`` over the devices.
 
-    Args:
-      weights: host arrays, the same on every device.
-      batches: host arrays ``[batches, batch, ...]``; those of one axis are not divided.
+    Arrays of one axis are not divided.
     """
     sizes = {leaf.shape[1] for leaf in jax.tree.leaves(batches) if leaf.ndim > 1}
     everywhere, divided = shardings(*sizes)
