@@ -143,17 +143,17 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
         "--output", required=True, metavar="DIR", help="where slim.npz and slim.json go"
     )
 
-    data_dir = {"metavar": "DIR", "help": "default: TFDS_DATA_DIR, or TFDS's own"}
+    default = "default: TFDS_DATA_DIR, or TFDS's own"
     to = command(
         "datasets", _datasets, "list the papers' data sets, and which of them are prepared"
     )
-    to.add_argument("--data-dir", **data_dir)
+    to.add_argument("--data-dir", metavar="DIR", help=default)
 
     to = command("prepare", _prepare, "prepare a data set for training, without TensorFlow")
     to.add_argument(
         "--dataset", required=True, metavar="NAME", help="such as tiny_imagenet; see `datasets`"
     )
-    to.add_argument("--data-dir", **data_dir)
+    to.add_argument("--data-dir", metavar="DIR", help=default)
     to.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
 
     to = command(
