@@ -11,38 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seal_jax import papers
 from seal_jax.reproduce.lw_plans import ALPHAS, METHODS, PENALTIES, PENALTY_METHODS
 
-# Mean and standard deviation in %. The cell of BL at 0.5 cannot be read in our copy of the paper.
-PAPER_1: Mapping[float, Mapping[str, tuple[float, float]]] = {
-    0.5: {
-        "WELSR": (24.6, 1.0),
-        "DSD": (22.9, 0.6),
-        "WELS": (23.1, 1.4),
-        "FC": (23.6, 3.0),
-        "LW": (25.2, 0.8),
-    },
-    1.0: {
-        "BL": (50.7, 5.4),
-        "WELSR": (72.9, 0.9),
-        "DSD": (53.4, 0.7),
-        "WELS": (66.1, 2.1),
-        "FC": (68.6, 2.1),
-        "LW": (72.3, 3.6),
-    },
-    2.0: {
-        "BL": (94.6, 2.0),
-        "WELSR": (98.2, 0.4),
-        "DSD": (90.3, 1.4),
-        "WELS": (96.8, 0.1),
-        "FC": (99.0, 0.2),
-        "LW": (99.8, 0.2),
-    },
+# Mean and standard deviation in %, by signal strength and method.
+PAPER_1: Mapping[float, Mapping[str, papers.Number]] = {
+    float(alpha): numbers for (alpha,), numbers in papers.load("LW", "Table 1").rows.items()
 }
 PAPER_4 = {  # an average of 100 runs, in %, without deviations
-    "Baseline": (19, 51, 54, 58, 77, 59),
-    "Rescaling": (21, 67, 89, 87, 78, 63),
-    "LW": (25, 82, 85, 86, 79, 64),
+    method: [int(numbers[method].mean) for numbers in papers.load("LW", "Table 4").rows.values()]
+    for method in papers.load("LW", "Table 4").columns
 }
 LINE = 100
 UNREADABLE = "unreadable"
@@ -253,7 +231,7 @@ def _line(row: str, source: str, columns: Sequence[str]) -> str:
     return (f"{row:<6}{source:<7}" + "".join(f"{column:>13}" for column in columns)).rstrip()
 
 
-def _number(mean: float, std: float) -> str:
+def _number(mean: float, std: float | None) -> str:
     return f"{mean:.1f} ({std:.1f})"
 
 

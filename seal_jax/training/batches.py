@@ -1,4 +1,4 @@
-"""Batches inside the compiled program: their order, their random numbers, their images."""
+"""Batches inside the compiled steps: their order, their random numbers, their images."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from seal_jax.core import mesh as meshes
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import augment, device
+from seal_jax.data import Split, augment, device
 from seal_jax.errors import UsageError
 
 PyTree = Any
 
 
 class Arrays(NamedTuple):
-    """A split on the device: flat uint8 ``images [n, h*w*c]`` and int32 ``labels [n]``."""
+    """A split on the device: flat uint8 ``images [n, row]`` and int32 ``labels [n]``."""
 
     images: jax.Array
     labels: jax.Array
 
 
+def place(mesh: Mesh, split: Split) -> Arrays:
+    """Return a split on every device of the mesh."""
+    return Arrays(*(meshes.place(mesh, part) for part in device.flatten(split)))
+
+
 class Batch(NamedTuple):
-    """A whole batch: ``rows`` of the data, their ``weights`` (0 for filling) and random ``draws``."""
+    """A whole batch.
+
+    Attributes:
+      rows: int32 ``[b]``, row numbers in the split.
+      weights: float32 ``[b]``, 0 for examples that only fill the batch up.
+      augmentation: the random parameters of the augmentation, each ``[b, ...]``; ``None`` for none.
+    """
 
     rows: jax.Array
     weights: jax.Array
-    draws: augment.Draws | None
+    augmentation: augment.Draws | None
 
 
 class Step(NamedTuple):
@@ -44,6 +56,10 @@ class Step(NamedTuple):
     extra: Batch | None
     key: jax.Array | None
 
+    def key_for(self, stream: Stream) -> jax.Array | None:
+        """Return the key of one use within the step; ``None`` where nothing in it is random."""
+        return None if self.key is None else stream.within(self.key)
+
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
@@ -51,16 +67,16 @@ class Batches:
 
     Attributes:
       size: images in the training split.
-      batch_size: images a step and seed, over the data axis.
+      batch_size: images per step and seed, over the data axis.
       drop_last: whether an epoch leaves out the images that do not fill a batch.
       balanced: whether every batch has the same number of images of each class.
       num_classes: of the data set.
       image_shape: ``(height, width, channels)``.
       augmentation: what happens to training images; its normalisation also to the others.
-      dtype: of the images a model is given.
-      shares: devices along the data axis.
+      dtype: of the images that the model takes.
+      shards: devices along the data axis.
       extra_batch_size: images in a further batch; 0 for none.
-      extra_batches: further batches a step.
+      extra_batches: further batches per step.
       random: whether a step needs a key.
     """
 
@@ -72,7 +88,7 @@ class Batches:
     image_shape: tuple[int, int, int]
     augmentation: augment.Augmentation
     dtype: Any
-    shares: int
+    shards: int
     extra_batch_size: int
     extra_batches: int
     random: bool
@@ -98,56 +114,60 @@ class Batches:
             else:
                 order = device.epoch_order(key, self.size, self.batch_size, self.drop_last)
             rows, weights = (jax.lax.dynamic_slice_in_dim(part, start, count) for part in order)
-        with jax.named_scope("augment"):
-            draws = self._draws(seed, Stream.AUGMENT, numbers, self.batch_size)
+        augmentation = self._augmentation(seed, Stream.AUGMENT, numbers, self.batch_size)
         extra = self._extra(seed, epoch, start, numbers) if self.extra_batch_size else None
         keys = None
         if self.random:
             keys = jax.vmap(lambda step: stream_key(seed, Stream.STEP, step))(numbers)
-        return Step(Batch(rows, weights, draws), extra, keys)
+        return Step(Batch(rows, weights, augmentation), extra, keys)
 
     def _extra(
         self, seed: jax.Array, epoch: jax.Array, start: jax.Array, numbers: jax.Array
     ) -> Batch:
-        """Cut further batches from an order of their own, which begins anew when it is used up."""
+        """Cut further batches from an order of their own, which starts over when it is used up."""
         with jax.named_scope("shuffle"):
             key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
             order, _ = device.epoch_order(key, self.size, self.extra_batch_size, True)
             index = (start + jnp.arange(numbers.shape[0])) * self.extra_batches
             index = index[:, None] + jnp.arange(self.extra_batches)
             rows = order[index % order.shape[0]]
-        with jax.named_scope("augment"):
-            images = self.extra_batches * self.extra_batch_size
-            draws = jax.tree.map(
-                lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[2:]),
-                self._draws(seed, Stream.EXTRA_AUGMENT, numbers, images),
-            )
-        return Batch(rows, jnp.ones(rows.shape, jnp.float32), draws)
+        images = self.extra_batches * self.extra_batch_size
+        augmentation = jax.tree.map(
+            lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[2:]),
+            self._augmentation(seed, Stream.EXTRA_AUGMENT, numbers, images),
+        )
+        return Batch(rows, jnp.ones(rows.shape, jnp.float32), augmentation)
 
-    def _draws(
+    def _augmentation(
         self, seed: jax.Array, stream: Stream, numbers: jax.Array, images: int
     ) -> augment.Draws:
+        """Draw the augmentation's parameters for whole batches, the same on any number of devices."""
+
         def draw(step):
             key = stream_key(seed, stream, step)
             return augment.draw(key, images, self.augmentation, self.image_shape)
 
-        return jax.vmap(draw)(numbers)
+        with jax.named_scope("augment"):
+            return jax.vmap(draw)(numbers)
 
     def part(self, tree: PyTree, size: int) -> PyTree:
         """Return this device's rows of arrays over a whole batch of ``size``."""
-        own = size // self.shares
-        start = jax.lax.axis_index(meshes.DATA) * own
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, own), tree)
+        count = size // self.shards
+        start = jax.lax.axis_index(meshes.DATA) * count
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), tree)
 
     def images(
-        self, data: Arrays, rows: jax.Array, draws: augment.Draws | None
+        self, data: Arrays, rows: jax.Array, augmentation: augment.Draws | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Return images as the model takes them, augmented where there are ``draws``, and labels."""
+        """Return images ``[b, h, w, c]`` as the model takes them and labels ``[b]``.
+
+        Without parameters of the ``augmentation`` they are normalised only.
+        """
         with jax.named_scope("gather"):
             images = device.take(data.images, rows, self.image_shape)
             labels = jnp.take(data.labels, rows, mode="clip")
         with jax.named_scope("augment"):
-            images = augment.apply(images, draws, self.augmentation, self.dtype)
+            images = augment.apply(images, augmentation, self.augmentation, self.dtype)
         return images, labels
 
     def sample(self, data: Arrays, key: jax.Array, count: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Puts an experiment together from its settings: model, method, clock and compiled programs."""
+"""Puts an experiment together from its settings: model, method, clock and compiled steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from seal_jax.training.step import CompiledSteps
 
 
 class DataShape(NamedTuple):
-    """What the programs must know of a data set: sizes of its splits, its images and classes."""
+    """What the compiled steps must know of a data set: sizes of its splits, images and classes."""
 
     train: int
     validation: int
@@ -87,7 +87,7 @@ class Experiment:
       method: how it is trained.
       context: what the method was built from.
       clock: epochs and generations.
-      programs: the compiled programs, built on first use.
+      programs: the compiled steps.
     """
 
     settings: Settings
@@ -100,7 +100,13 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self.settings.train.generations * self.clock.steps_per_generation
+        return self.context.total_steps
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The seeds of its trainings, uint32."""
+        train = self.settings.train
+        return np.arange(train.seeds, dtype=np.uint32) + train.seed
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, for the log."""
@@ -146,18 +152,18 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         )
     steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     settings_lib.check_steps(train, steps)
-    clock = Clock(steps, train.epochs_per_generation)
     steps_per_call = _steps_per_call(settings, steps, shape)
-    if train.sampling == "balanced" and not train.drop_last:
+    balanced = train.sampling == "balanced"
+    if balanced and not train.drop_last:
         raise UsageError(
             'train.drop_last = False does not go with train.sampling = "balanced"; use True'
         )
-    if train.sampling == "balanced" and train.batch_size % shape.num_classes:
+    if balanced and train.batch_size % shape.num_classes:
         raise UsageError(
             f"train.batch_size = {train.batch_size} must be a multiple of the {shape.num_classes} "
             f'classes of {settings.data.name} with train.sampling = "balanced"'
         )
-    # Over one device the batch is whole as it is.
+    # On one device the batch is whole without communication.
     synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
     model = create_model(
         settings.model,
@@ -169,7 +175,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     context = methods.Context(model, params, steps, settings.optimizer, train)
-    method = methods.build(settings.method, context)
+    method, clock = methods.build(settings.method, context), context.clock
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)
@@ -177,12 +183,12 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         size=shape.train,
         batch_size=train.batch_size,
         drop_last=train.drop_last,
-        balanced=train.sampling == "balanced",
+        balanced=balanced,
         num_classes=shape.num_classes,
         image_shape=shape.image_shape,
         augmentation=augmentation_of(settings, shape.image_shape),
         dtype=model.module.dtype,
-        shares=mesh.shape[meshes.DATA],
+        shards=mesh.shape[meshes.DATA],
         extra_batch_size=method.extra_batch_size,
         extra_batches=method.extra_batches,
         random=method.random or bool(model.module.dropout),
@@ -214,20 +220,15 @@ def create_model(
     bn_axis_name: str | None = None,
 ) -> models.Model:
     """Return the network that the settings name, for these images and classes."""
-    options = {
-        field: value
-        for field, value in dataclasses.asdict(fields).items()
-        if field != "name" and value is not None
-    }
+    options = {field: v for field, v in dataclasses.asdict(fields).items() if v is not None}
     return models.create(
-        fields.name,
+        **options,
         num_classes=num_classes,
         image_shape=image_shape,
         dtype=jnp.dtype(dtype),
         bn_axis_name=bn_axis_name,
-        # Steps lie in loops, where XLA's CPU convolutions are slow.
+        # Steps run in loops, in which XLA's convolutions are slow on a CPU.
         convolution="matmul" if on_cpu else "native",
-        **options,
     )
 
 
@@ -256,15 +257,15 @@ def _steps_per_call(settings: Settings, steps: int, shape: DataShape) -> int:
 
 def _check_extra_batches(method: Method, shape: DataShape, mesh: Mesh) -> None:
     """Raise if the further batches that a method asks for cannot be had."""
-    size, shares = method.extra_batch_size, mesh.shape[meshes.DATA]
+    size, shards = method.extra_batch_size, mesh.shape[meshes.DATA]
     if size * method.extra_batches > shape.train:
         times = f" times {method.extra_batches} batches" if method.extra_batches > 1 else ""
         raise UsageError(
             f"method.weak_batch_size = {size}{times} is too large for {shape.train} training images"
         )
-    if size % shares:
+    if size % shards:
         raise UsageError(
-            f"method.weak_batch_size = {size} is no multiple of the {shares} devices along the data "
+            f"method.weak_batch_size = {size} is no multiple of the {shards} devices along the data "
             "axis (run.data_devices)"
         )
 

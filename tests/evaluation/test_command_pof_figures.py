@@ -14,7 +14,8 @@ from seal_jax import UsageError, evaluators, weak_classifiers
 from seal_jax.core import plots
 from seal_jax.core import settings as settings_lib
 from seal_jax.evaluation.gradients import mini_batches
-from seal_jax.evaluators import gradients, landscape, perturbations, pof
+from seal_jax.evaluators import batches as batches_lib
+from seal_jax.evaluators import gradients, landscape, perturbations
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.hessian import krylov
 from seal_jax.training import experiment, loop
@@ -100,7 +101,7 @@ def test_landscape_of_the_classifier_equals_numpy(mlp_subject):
     rows += [unit.run() for unit in chosen[1:]]
     assert krylov._applied._cache_size() == programs  # one for all parts and seeds
     data = mlp_subject.dataset
-    train, test = (pof.some(split, 90, 0) for split in (data.train, data.test))
+    train, test = (batches_lib.subset(split, 90, 0) for split in (data.train, data.test))
     for index, seed in enumerate((5, 6)):
         own = {row["part"]: row for row in rows if row["seed"] == seed}
         row = own["fc"]
@@ -141,7 +142,7 @@ def test_gradients_equal_numpy(mlp, mlp_subject, evaluated):
         (seed, split) for seed in (5, 6) for split in ("train", "test")
     ]
     for row in rows:
-        split = pof.some(getattr(mlp_subject.dataset, row["split"]), 150, 0)
+        split = batches_lib.subset(getattr(mlp_subject.dataset, row["split"]), 150, 0)
         features, labels, matrix = head_of(mlp_subject, row["seed"] - 5, split)
         whole = derivatives(features, labels, matrix, SMOOTHING)[1]
         values, basis = np.linalg.eigh(whole)
@@ -285,7 +286,7 @@ def test_plots_say_what_they_show():
 def test_options_of_the_method_stand_in(mlp_subject):
     def option(method, *rest):
         loaded_run = type("Run", (), {"settings": dataclasses.replace(given, method=method)})
-        return pof.method_option(loaded_run, "pof", *rest)
+        return batches_lib.method_option(loaded_run, "pof", *rest)
 
     given = mlp_subject.settings
     assert option({"name": "pof", "gamma_high": 1.25}, "gamma_high", 9.0) == 1.25
@@ -295,25 +296,27 @@ def test_options_of_the_method_stand_in(mlp_subject):
 
 def test_batches_are_the_runs_as_far_as_there_are_images(mlp_subject):
     train = mlp_subject.dataset.train
-    few = pof.some(train, 20, 0)
+    few = batches_lib.subset(train, 20, 0)
     options = gradients.Options()
-    assert pof.batch_sizes(mlp_subject, options, {"train": train}) == (30, 32)
-    assert pof.batch_sizes(mlp_subject, options, {"train": train, "test": few}) == (20, 20)
+    assert batches_lib.batch_sizes(mlp_subject, options, {"train": train}) == (30, 32)
+    assert batches_lib.batch_sizes(mlp_subject, options, {"train": train, "test": few}) == (20, 20)
     asked = gradients.Options(batch_size=40, weak_batch_size=8)
-    assert pof.batch_sizes(mlp_subject, asked, {"train": train}) == (40, 8)
-    assert pof.label_smoothing(mlp_subject, options) == SMOOTHING
-    assert pof.label_smoothing(mlp_subject, gradients.Options(label_smoothing=0.0)) == 0
+    assert batches_lib.batch_sizes(mlp_subject, asked, {"train": train}) == (40, 8)
+    assert batches_lib.label_smoothing(mlp_subject, options) == SMOOTHING
+    assert batches_lib.label_smoothing(mlp_subject, gradients.Options(label_smoothing=0.0)) == 0
 
 
-def test_shares_make_the_mean_over_padded_batches_that_over_all():
+def test_weights_make_the_mean_over_padded_batches_that_over_all():
     values = np.random.default_rng(0).normal(size=11)
-    rows, shares = pof.all_rows(11, 4)
+    rows, weights = batches_lib.weighted_rows(11, 4)
     assert rows.shape == (3, 4)
-    assert (shares * values[rows]).mean() == pytest.approx(values.mean())
+    assert (weights * values[rows]).mean() == pytest.approx(values.mean())
 
 
 def test_batches_are_divided_over_the_devices_that_divide_them():
-    weights, (images, labels) = pof.place({"w": np.ones(3)}, (np.ones((5, 12, 2)), np.ones(5)))
+    weights, (images, labels) = batches_lib.place(
+        {"w": np.ones(3)}, (np.ones((5, 12, 2)), np.ones(5))
+    )
     assert len(images.sharding.device_set) == 4  # of 8
     assert images.addressable_shards[0].data.shape == (5, 3, 2)
     assert weights["w"].sharding.device_set == images.sharding.device_set

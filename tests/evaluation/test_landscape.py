@@ -7,7 +7,8 @@ import pytest
 
 from seal_jax import UsageError, hessian
 from seal_jax.evaluation import landscape
-from seal_jax.evaluation.subtree import mean_loss, moved, select
+from seal_jax.evaluation.landscape import mean_loss, moved
+from seal_jax.hessian.trees import select
 
 
 def quadratic(weights, batch):

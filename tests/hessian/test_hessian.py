@@ -335,18 +335,18 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
     one, eight = (hessian.eigenpairs(op, 3, **options) for op in (alone, sharded))
     np.testing.assert_allclose(eight.values, one.values, rtol=1e-4)
     # What a step is compiled to, and how its basis is spread.
-    basis = krylov.OnDevice(sharded, jax.random.key(0), 12).basis
+    basis = krylov.Iteration(sharded, jax.random.key(0), 12).basis
     assert basis["w"].sharding.spec == PartitionSpec(None, "x")
     for step in (
         krylov._applied.lower(sharded, spread),
-        krylov._appended.lower(basis, 0, spread, 0.0),
+        krylov._append.lower(basis, 0, spread, 0.0),
     ):
         text = step.compile().as_text()
         assert "all-reduce" in text
         assert not [line for line in text.splitlines() if "all-gather" in line and "64,8" in line]
         assert not [line for line in text.splitlines() if "all-gather" in line and "13,64" in line]
     rows, rotation = basis["w"], jnp.zeros((13, 13))
-    turned = krylov._rotated.lower(rows, rotation, spread["w"]).compile()
+    turned = krylov._rotate.lower(rows, rotation, spread["w"]).compile()
     assert "all-gather" not in turned.as_text()
     host = hessian.eigenpairs(sharded, 3, **options, basis="host")
     np.testing.assert_allclose(host.values, one.values, rtol=1e-4)

@@ -7,7 +7,8 @@ import pytest
 from hessian_oracles import loss, of_matrix, ravel, rotated, vector_of
 
 from seal_jax import UsageError, hessian
-from seal_jax.hessian import krylov, storage
+from seal_jax.hessian import krylov
+from seal_jax.hessian.lanczos import choose_basis_size
 
 
 def on_device():
@@ -64,7 +65,7 @@ def test_data_several_times_the_budget_never_lies_on_the_device(problem, large):
     assert found.products == expected.products
     assert len(watched.seen) == 8 * found.products
     # The chunk that was being read is not there yet: half of the budget at most beside the basis.
-    basis = storage.device_bytes(op.like, m, k)
+    basis = krylov.device_bytes(op.like, m, k)
     assert max(watched.seen) - before <= budget / 2 + basis
     # That the measurement sees the data at all: one chunk is nearly half of the budget.
     assert max(watched.seen) - min(watched.seen) >= budget / 2 - BATCH
@@ -159,18 +160,18 @@ def test_the_basis_keeps_to_its_budget(basis):
     op = hessian.operator(wide, params, jnp.ones((1, 4, 64)))
     vector, k = 4 * op.size, 5
     budget = 40 * vector
-    m = storage.fitting_size(op.like, k, 100, budget, basis, 0)
+    m = choose_basis_size(op.like, k, None, budget, basis)
     assert m >= {"device": 20, "bfloat16": 40}[basis]
-    assert storage.device_bytes(op.like, m + 1, k, basis) > budget
-    rows = krylov.OnDevice(op, jax.random.key(0), m, basis == "bfloat16").basis
-    memory = krylov._appended.lower(rows, 0, op.like, 0.0).compile().memory_analysis()
+    assert krylov.device_bytes(op.like, m + 1, k, basis) > budget
+    rows = krylov.Iteration(op, jax.random.key(0), m, basis == "bfloat16").basis
+    memory = krylov._append.lower(rows, 0, op.like, 0.0).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(rows))
     # The product, which is the argument, and the vector that was multiplied.
     assert memory.output_size_in_bytes + memory.temp_size_in_bytes + 2 * vector <= budget
     # A restart: the whole basis and one leaf of it anew.
     rotation = jnp.zeros((m + 1, m + 1))
     for name, leaf in rows.items():
-        memory = krylov._rotated.lower(leaf, rotation, params[name]).compile().memory_analysis()
+        memory = krylov._rotate.lower(leaf, rotation, params[name]).compile().memory_analysis()
         new = memory.output_size_in_bytes + memory.temp_size_in_bytes
         assert sum(leaf.nbytes for leaf in rows.values()) + new <= budget
 
@@ -182,9 +183,9 @@ def test_host_basis_holds_few_vectors_on_the_device():
         Noted(op, seen), 2, basis="host", basis_size=40, max_products=50, tolerance=1e-12
     )
     assert len(seen) >= 40
-    assert max(seen) - before <= storage.device_bytes(op.like, 40, 2, "host")
+    assert max(seen) - before <= krylov.device_bytes(op.like, 40, 2, "host")
     # That it would have been seen: the basis alone is more.
-    assert 40 * op.size * 4 > 2 * storage.device_bytes(op.like, 40, 2, "host")
+    assert 40 * op.size * 4 > 2 * krylov.device_bytes(op.like, 40, 2, "host")
 
 
 class Noted:

@@ -55,11 +55,11 @@ def test_a_program_serves_all_networks(problem):
     from seal_jax.hessian import per_batch
 
     params, data = problem
-    before = per_batch._each._cache_size()
+    before = per_batch._in_turn._cache_size()
     for factor in (0.5, 1.5):
         other = jax.tree.map(lambda leaf, factor=factor: factor * leaf, params)
         hessian.batch_eigenvalues(loss, other, data, 4, steps=21)
-    assert per_batch._each._cache_size() == before + 1
+    assert per_batch._in_turn._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from seal_jax.core import settings as settings_lib
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import device
 from seal_jax.training import experiment as experiments
-from seal_jax.training.batches import Arrays
+from seal_jax.training.batches import place
 
 
 def _stripes():
@@ -54,21 +54,18 @@ def mlp(method=None, norm=None, **sections):
 class Trainer:
     """Runs the programs as the loop does, without its files.
 
-    ``given`` maps the programs to the arrays that the training takes from another run.
+    ``init_from`` maps the programs to the arrays that the training takes from another run.
     """
 
-    def __init__(self, dataset, config, devices=1, given=None):
+    def __init__(self, dataset, config, devices=1, init_from=None):
         mesh = meshes.make(config, jax.devices()[:devices])
         self.experiment = experiments.build(config, experiments.data_shape(dataset), mesh)
         self.programs = self.experiment.programs
         self.splits = {
-            name: Arrays(
-                *(meshes.place(mesh, part) for part in data.flatten(getattr(dataset, name)))
-            )
-            for name in ("train", "validation", "test")
+            name: place(mesh, getattr(dataset, name)) for name in ("train", "validation", "test")
         }
         seeds = np.arange(config.train.seeds, dtype=np.uint32) + config.train.seed
-        starts = self.programs.starts(seeds, given(self.programs) if given else None)
+        starts = self.programs.starts(seeds, init_from(self.programs) if init_from else None)
         self.state = self.programs.init(starts, self.splits["train"])
         self.losses = []
 

@@ -50,7 +50,7 @@ def test_rules_equal_numpy(judged, start):
             early_stopping=EarlyStoppingState(stopped, np.float32(scale), np.int32(since)),
         )
         judged.put(state)
-        found = jax.device_get(judged.programs.judge(judged.state).early_stopping)
+        found = jax.device_get(judged.programs.update_early_stopping(judged.state).early_stopping)
         for seed in range(2):
             ends = stopped[seed] or correct[seed] / 80 >= 0.8 or epoch - best[seed] >= 3
             last = max(since[seed], best[seed])
