@@ -35,6 +35,7 @@ __all__ = [
     "summary",
 ]
 
+# All at once: a method needs little beyond the models, which method.py imports anyway.
 _MODULES: dict[str, Any] = {
     file.name: importlib.import_module(f"{__name__}.{file.name}")
     for file in pkgutil.iter_modules(__path__)
@@ -92,6 +93,7 @@ def complete(settings: Settings) -> Settings:
     >>> complete(Settings(method={"name": "fast"})).model.head_bias
     False
     """
+    # A value that the user chose stays, even where the method would choose another.
     module = _module(settings.method["name"])
     defaults = module.defaults(_options(settings.method)) if hasattr(module, "defaults") else {}
     for name, fields in defaults.items():
