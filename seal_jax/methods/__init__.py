@@ -1,7 +1,8 @@
 """Training methods, one file each, and the registry of them that everything else reads.
 
 A file of this folder is a method: it has a docstring whose first line says what it does, an ``Options``
-dataclass, ``build(options, context)``, and ``VARIANTS``, the papers' names for ways to use it. It may have
+dataclass, ``build(options, context)``, and ``VARIANTS``, the papers' names for ways to use it; the one
+with the method's own name has its defaults. It may have
 
 - ``ORDER``, its place in tables: 1x for the SEAL paper's methods, 2x for the LW paper's, 3x for the
   PoF paper's, 4x for the FAST paper's; without it the method comes last;
