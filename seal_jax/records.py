@@ -80,6 +80,7 @@ def parse(text: bytes | str, schema: Any, *, finite: bool = True) -> Any:
     Raises:
       UsageError: it is no JSON, is nested too deep, or does not fit.
     """
+    # Python reads NaN, Infinity and 1e999 as floats, which JSON does not know.
     hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
     try:
         value = json.loads(text, **hooks)
@@ -89,6 +90,7 @@ def parse(text: bytes | str, schema: Any, *, finite: bool = True) -> Any:
         raise UsageError(f"it is not JSON ({str(error).partition(';')[0]})") from None
     if _is_deeper(value, MAX_DEPTH):
         raise UsageError(f"it is nested more than {MAX_DEPTH} levels deep")
+    # Half a pair reads as a string that no file can be written with; few texts need the slow check.
     if "\\ud" in (text if isinstance(text, str) else text.decode("latin-1")).lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -203,6 +205,7 @@ def check(hint: Any, value: Any, path: str) -> Any:
         if abs(value) <= MAX_INTEGER:
             return hint(value)
         must = f"be at most {MAX_INTEGER:,} in size"
+    # True is an int to Python, and to nobody who writes a config.
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise UsageError(

@@ -59,7 +59,7 @@ def method_section(name: str) -> str:
     parts.append(
         "\n".join(
             f"- **{variant.name}**{f' (`{variant.options}`)' if variant.options else ''}: "
-            f"{variant.source}; {configs(variant, '../configs')}"
+            f"{'; '.join(filter(None, [variant.source, configs(variant, '../configs')]))}"
             for variant in methods.VARIANTS.values()
             if variant.method == name
         )

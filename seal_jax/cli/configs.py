@@ -37,6 +37,7 @@ def base(method: str = "normal") -> ConfigDict:
 
 def _open_optional(section: ConfigDict, kind: type) -> None:
     """Let fields that are ``None`` take a value of their type from the command line."""
+    # ml_collections takes a field's type from its value, and None has none.
     for field, type_ in settings_lib.optional_fields(kind).items():
         section[field] = config_dict.placeholder(type_)
 
@@ -85,6 +86,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
     path, _, variant = config.partition(":")
     module = _module(path)
     known = _variants(path, module)
+    # Before get_config sees it, which may take any name for its default.
     if variant and variant not in known:
         some = f"one of {', '.join(known)}" if known else "left out: the file has none"
         raise UsageError(f"--config={config}: the variant must be {some}{nearest(variant, known)}")
@@ -141,6 +143,7 @@ def _module(name: str) -> types.ModuleType:
 
 def _in_file(path: str | Path, error: Exception) -> UsageError:
     """Return one line that says where in a config file an error arose, and what it was."""
+    # The innermost line of the config file itself, not of a function that it calls.
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)]
     kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "

@@ -71,6 +71,7 @@ def _one_line_warning(message, category, filename, lineno, file=None, line=None)
 
 def _kind(arguments: Sequence[str]) -> str | None:
     """Return what ``--kind`` says: the options of ``evaluate`` depend on it."""
+    # A parser of its own, before the real one can be built; it accepts whatever else is there.
     before = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     before.add_argument("--kind", nargs="?")
     return before.parse_known_args(list(arguments))[0].kind if "evaluate" in arguments else None
@@ -94,6 +95,7 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+        # No abbreviations: --conf=x must not pass for --config=x, nor for an override.
         added = commands.add_parser(
             name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
         )
@@ -143,17 +145,17 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
         "--output", required=True, metavar="DIR", help="where slim.npz and slim.json go"
     )
 
-    data_dir = {"metavar": "DIR", "help": "default: TFDS_DATA_DIR, or TFDS's own"}
+    default = "default: TFDS_DATA_DIR, or TFDS's own"
     to = command(
         "datasets", _datasets, "list the papers' data sets, and which of them are prepared"
     )
-    to.add_argument("--data-dir", **data_dir)
+    to.add_argument("--data-dir", metavar="DIR", help=default)
 
     to = command("prepare", _prepare, "prepare a data set for training, without TensorFlow")
     to.add_argument(
         "--dataset", required=True, metavar="NAME", help="such as tiny_imagenet; see `datasets`"
     )
-    to.add_argument("--data-dir", **data_dir)
+    to.add_argument("--data-dir", metavar="DIR", help=default)
     to.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
 
     to = command(
@@ -175,6 +177,7 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     root = _folder(options.workdir)
+    # Before anything imports what would start JAX's devices for one process alone.
     _start_jax(options)
     return _train_one(options.config, overrides, root)
 
@@ -256,6 +259,7 @@ def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
             sys.stdout.flush()
             os._exit(code)
         return code
+    # A run stopped within its first epoch has no row to draw.
     if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
         reports.draw_run(workdir)
     if not outcome.finished:

@@ -1,7 +1,8 @@
 """Training methods, one file each, and the registry of them that everything else reads.
 
 A file of this folder is a method: it has a docstring whose first line says what it does, an ``Options``
-dataclass, ``build(options, context)``, and ``VARIANTS``, the papers' names for ways to use it. It may have
+dataclass, ``build(options, context)``, and ``VARIANTS``, the papers' names for ways to use it; the one
+with the method's own name has its defaults. It may have
 
 - ``ORDER``, its place in tables: 1x for the SEAL paper's methods, 2x for the LW paper's, 3x for the
   PoF paper's, 4x for the FAST paper's; without it the method comes last;
@@ -35,6 +36,7 @@ __all__ = [
     "summary",
 ]
 
+# All at once: a method needs little beyond the models, which method.py imports anyway.
 _MODULES: dict[str, Any] = {
     file.name: importlib.import_module(f"{__name__}.{file.name}")
     for file in pkgutil.iter_modules(__path__)
@@ -92,6 +94,7 @@ def complete(settings: Settings) -> Settings:
     >>> complete(Settings(method={"name": "fast"})).model.head_bias
     False
     """
+    # A value that the user chose stays, even where the method would choose another.
     module = _module(settings.method["name"])
     defaults = module.defaults(_options(settings.method)) if hasattr(module, "defaults") else {}
     for name, fields in defaults.items():

@@ -111,6 +111,7 @@ def build(options: Options, context: Context) -> Method:
                 k=options.tolerant_classes,
                 label_smoothing=smoothing,
             )
+        # Whether there is a teacher is traced: one program serves all generations.
         return jnp.where(present, student, first)
 
     return context.plain(loss=loss, targets=targets, on_start=start, on_generation_start=graduate)

@@ -33,6 +33,7 @@ def build(options: Options, context: Context) -> Method:
     check_options(options, "lie between 0 and 1", "fraction")
 
     def choose(hook):
+        # Of the weights as the generation ends, so that each round may choose others.
         return selections.smallest(hook.weights.params, options.fraction, scope=options.scope)
 
     return context.relearn("dsd", choose, options.init)

@@ -149,9 +149,11 @@ def build(options: Options, context: Context) -> Method:
             'method.warmup_statistics = True does not go with train.batch_statistics = "frozen"; use '
             '"batch"'
         )
+    # The library names Nesterov's momentum as an optimizer; Adam and RAdam have none.
     nesterov = optimizer.name == "sgd" and optimizer.nesterov
     tx = make_fast_tx(
         head,
+        # What is frozen has the number 0 as its rate: a schedule must be positive.
         context.schedule(alpha) if alpha else 0.0,
         context.schedule(beta) if beta else 0.0,
         optimizer="nesterov" if nesterov else optimizer.name,
@@ -162,6 +164,7 @@ def build(options: Options, context: Context) -> Method:
         epochs_per_generation=context.epochs,
         reset_momentum=optimizer.reset_momentum,
     )
+    # What does not learn needs no backward pass.
     gradient: GradientFunction = plain_gradient
     if not beta:
         gradient = context.gradient_of(head)
@@ -173,6 +176,7 @@ def build(options: Options, context: Context) -> Method:
         classifier = heads.initialise(hook.key, params[head], options.head, options.sigma)
         return hook.with_params({**params, head: classifier})
 
+    # The learning rate in the log is that of the features, where these learn.
     method = context.plain(
         tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)
     )
@@ -186,6 +190,7 @@ def _with_warmup(
     check_options(options, "be at least 1", "warmup_steps")
 
     def start_warmup(hook: HookContext) -> HookContext:
+        # Minus infinity: whatever the first accuracy is, it is a gain.
         state = Warmup(
             jnp.ones((), bool), jnp.full((), -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32)
         )

@@ -53,6 +53,7 @@ def build(options: Options, context: Context) -> Method:
             sigma=options.weak_sigma,
         )
         auxiliary, direction, _ = features_only(step, {**params, head: weak_classifier})
+        # On the features of the same pass, held constant: the network's own classifier shapes none.
         head_gradient = context.classifier_gradient(step, params, auxiliary.features)
         return Gradient(auxiliary, {**direction, head: head_gradient}, {})
 

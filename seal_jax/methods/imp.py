@@ -57,6 +57,7 @@ def build(options: Options, context: Context) -> Method:
             f"method.rewind_step = {options.rewind_step} does not go with train.patience or "
             "train.until_accuracy, which may end generation 0 before it"
         )
+    # Behind the optimizer, whose momentum and weight decay would move pruned weights off zero.
     tx = optax.chain(
         make_normal_tx(**context.arguments()), hold_pruned(rewind_step=options.rewind_step)
     )

@@ -33,6 +33,7 @@ def build(options: Options, context: Context) -> Method:
     model = context.model
 
     def choose(hook):
+        # The first layer keeps all inputs and the classifier all outputs: images and classes stay.
         return selections.kernel_slices(
             hook.weights.params,
             options.keep,

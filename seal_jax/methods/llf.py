@@ -51,6 +51,7 @@ def build(options: Options, context: Context) -> Method:
         masks.restrict(later, norms=options.reset_norm, biases=options.reset_bias), context.params
     )
     init_fn = context.initialiser(options.init)
+    # Two settings say when the momentum is reset; "never" is the stronger one.
     policy, arguments = options.optimizer_state, context.arguments()
     if arguments["reset_momentum"] == "never":
         if policy == "zero":
@@ -60,6 +61,7 @@ def build(options: Options, context: Context) -> Method:
             )
         policy = "keep"
     if policy == "zero":
+        # Adam's bias correction needs a count per part: that of the reinitialised part restarts.
         arguments["preconditioner"] = split_state(arguments["preconditioner"], mask)
     # The hook resets the momentum, so that the transformation must not.
     tx = make_normal_tx(**{**arguments, "reset_momentum": "never"})

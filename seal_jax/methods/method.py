@@ -229,6 +229,7 @@ class Context:
         check_number(
             "optimizer.learning_rate", rate, lambda v: 0 < v < math.inf, "be positive and finite"
         )
+        # Of the step within a generation: a transformation's own clock restarts it.
         if self.optimizer.schedule == "constant":
             return lambda step: jnp.asarray(rate, jnp.float32)
         if self.optimizer.schedule == "steps":
@@ -283,6 +284,7 @@ class Context:
 
     def plain(self, **fields: Any) -> Method:
         """Return plain training, with other ``fields`` of :class:`Method` in place of its own."""
+        # Built only where it is used: building it checks settings that other methods interpret.
         if "tx" not in fields:
             fields["tx"] = make_normal_tx(**self.arguments())
         return Method(**{"loss": self.loss, **fields})
@@ -319,6 +321,7 @@ class Context:
         mask = masks.resolve(rule, self.params)
 
         def gradient(step: StepContext, params: PyTree) -> Gradient:
+            # Not by differentiating fewer arguments: the gradient keeps the structure of the parameters.
             def objective(params):
                 held = jax.tree.map(
                     lambda flag, leaf: leaf if flag else jax.lax.stop_gradient(leaf), mask, params
@@ -385,6 +388,7 @@ class Variant:
 
     def of(self, method: str, key: str) -> Variant:
         """Return the variant as one of a method, by its key there."""
+        # Most papers' configs call a variant as configs/digits.py does.
         file, _, variant = self.config.partition(":")
         config = f"{file}:{variant or key}" if file else ""
         return dataclasses.replace(self, method=method, key=key, config=config)

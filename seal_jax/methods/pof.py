@@ -71,6 +71,7 @@ def build(options: Options, context: Context) -> Method:
     low, high = options.gamma_low, options.gamma_high
     must = f"be finite, at least method.gamma_low = {low:g}"
     check_number("method.gamma_high", high, lambda v: low <= v < math.inf, must)
+    # It continues the momentum of the training before, which Adam's moments are not.
     if context.optimizer.name != "sgd":
         raise UsageError(
             f'optimizer.name = {context.optimizer.name!r} does not go with method "pof"; use "sgd"'
@@ -101,6 +102,7 @@ def build(options: Options, context: Context) -> Method:
             else None,
             attempts=1 + options.resample,
         )
+        # The features alone: the classifier's gradient would be that of the perturbed classifier.
         auxiliary, direction, _ = features_only(step, {**params, head: classifier})
         if options.classifier_learning_rate:
             drift = context.classifier_gradient(step, params, auxiliary.features)

@@ -54,6 +54,7 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return SEAL over the model's declared block order."""
     context.require_restarts("seal")
+    # Equation 3 negates the update, not the look-ahead: SEAL is not defined with Nesterov's momentum.
     if context.optimizer.nesterov:
         raise UsageError(
             "optimizer.nesterov = True does not go with method 'seal'; set it to False"
@@ -78,6 +79,7 @@ def build(options: Options, context: Context) -> Method:
     if options.fit != "reinit":
         return method
 
+    # Table 7's Reinit: what does not ascend is reinitialised instead, then trains as usual.
     def reinitialise_fit(hook: HookContext) -> HookContext:
         fit = masks.invert(mask)
         params = forgetting.reinitialise(hook.key, hook.weights.params, fit, context.init_params)

@@ -53,6 +53,7 @@ def build(options: Options, context: Context) -> Method:
 
     if options.redraw:
         return context.relearn("wels", choose, options.init)
+    # Stored in the state, so that a resumed run has the same choice.
     return dataclasses.replace(
         context.relearn("wels", lambda hook: hook.method_state, options.init),
         on_start=lambda hook: hook._replace(method_state=choose(hook)),
