@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seal_jax import data, hessian, masks
-from seal_jax.core.losses import cross_entropy
 from seal_jax.data import Augmentation, Split
 from seal_jax.evaluators.loaded_run import Network
+from seal_jax.losses import cross_entropy
 
 PyTree = Any
 BATCH = "batch"

@@ -8,8 +8,8 @@ import math
 import jax
 
 from seal_jax import masks, weak_classifiers
-from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number
+from seal_jax.losses import mean_cross_entropy
 from seal_jax.methods.method import (
     Context,
     Gradient,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from seal_jax import selections
+from seal_jax import slimming
 from seal_jax.errors import check_number
 from seal_jax.methods.method import Context, Method
 from seal_jax.methods.relearning import Init, relearning
@@ -32,7 +32,7 @@ def build(options: Options, context: Context) -> Method:
     model = context.model
 
     def choose(event):
-        return selections.kernel_slices(
+        return slimming.kernel_slices(
             event.weights.params,
             options.keep,
             first=model.layers[0],

@@ -19,7 +19,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from seal_jax.core import mesh as meshes
-from seal_jax.core.losses import cross_entropy
 from seal_jax.core.state import (
     MetricSums,
     State,
@@ -31,6 +30,7 @@ from seal_jax.core.state import (
 )
 from seal_jax.data import device
 from seal_jax.generations import Clock
+from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import HookContext, Method
 from seal_jax.models import Model
 from seal_jax.training import problems
