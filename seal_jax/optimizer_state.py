@@ -97,7 +97,8 @@ def keep_dtypes(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def _is_leaf(tree: PyTree) -> bool:
-    return jax.tree.structure(tree) == jax.tree.structure(0)
+    structure: Any = jax.tree.structure(tree)
+    return structure == jax.tree.structure(0)
 
 
 def _dtype_is(leaf: Any, *kinds: Any) -> bool:
