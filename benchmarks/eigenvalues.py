@@ -32,7 +32,7 @@ import optax
 
 from benchmarks import common
 from seal_jax import hessian, models
-from seal_jax.core.losses import mean_cross_entropy
+from seal_jax.losses import mean_cross_entropy
 
 
 class Result(NamedTuple):

@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seal_jax import models
-from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number
 from seal_jax.evaluation import few_shot
 from seal_jax.evaluation.few_shot import EPISODES, Episode, Scores
 from seal_jax.evaluation.resizing import resized
+from seal_jax.losses import mean_cross_entropy
 from seal_jax.models import Model
 
 Statistics = Literal["batch", "batch_only", "running"]

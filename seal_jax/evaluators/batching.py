@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from seal_jax import data, methods
-from seal_jax.core.losses import cross_entropy
 from seal_jax.core.tables import Record
 from seal_jax.data import Split
 from seal_jax.errors import UsageError
 from seal_jax.evaluators.options import flag
+from seal_jax.losses import cross_entropy
 
 if TYPE_CHECKING:
     from seal_jax.evaluators.loaded_run import LoadedRun

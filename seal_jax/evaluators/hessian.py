@@ -13,7 +13,6 @@ import numpy as np
 
 from seal_jax import data, hessian, masks, papers
 from seal_jax.core import plots, tables
-from seal_jax.core.losses import cross_entropy
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, shared, spread
 from seal_jax.data import Augmentation, Split
 from seal_jax.errors import UsageError
@@ -25,6 +24,7 @@ from seal_jax.hessian import trees
 from seal_jax.hessian.krylov import Basis
 from seal_jax.hessian.lanczos import choose_basis_size
 from seal_jax.hessian.spectrum import share_error
+from seal_jax.losses import cross_entropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from seal_jax import masks, weak_classifiers
-from seal_jax.core.losses import mean_cross_entropy
+from seal_jax.losses import mean_cross_entropy
 from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 
 ORDER = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from seal_jax import selections
+from seal_jax import slimming
 from seal_jax.methods.method import Context, Init, Method, Variant, check_options
 
 ORDER = 21
@@ -34,7 +34,7 @@ def build(options: Options, context: Context) -> Method:
 
     def choose(hook):
         # The first layer keeps all inputs and the classifier all outputs: images and classes stay.
-        return selections.kernel_slices(
+        return slimming.kernel_slices(
             hook.weights.params,
             options.keep,
             first=model.layers[0],

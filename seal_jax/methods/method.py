@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import forgetting, masks
-from seal_jax.core.losses import cross_entropy
 from seal_jax.core.settings import Optimizer, Train
 from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError, check_number
 from seal_jax.generations import Clock, Schedule
+from seal_jax.losses import cross_entropy
 from seal_jax.models import Model
 from seal_jax.schedules import cosine, steps
 from seal_jax.transforms import make_normal_tx

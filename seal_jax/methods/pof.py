@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import masks, weak_classifiers
-from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number
+from seal_jax.losses import mean_cross_entropy
 from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 from seal_jax.transforms.pof import make_pof_tx
 

@@ -20,11 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from seal_jax import masks, models
 from seal_jax.core import mesh as meshes
-from seal_jax.core.losses import cross_entropy
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream_key
 from seal_jax.data import device
 from seal_jax.generations import Clock
+from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
 from seal_jax.training.batches import Arrays, Batches, Step
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
