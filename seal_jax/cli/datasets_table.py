@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from seal_jax.data import catalogue
-from seal_jax.data.catalogue import DATA_SETS, DataSet, Prepared
-from seal_jax.data.own import needed_folder
+from seal_jax.data.catalogue import DATA_SETS, DatasetInfo, Prepared
 from seal_jax.data.preparation import prepare_command
 from seal_jax.errors import UsageError
 
@@ -57,7 +56,7 @@ def _default_folder() -> str:
     return os.environ.get("TFDS_DATA_DIR") or str(Path.home() / "tensorflow_datasets")
 
 
-def _find(data_set: DataSet, folder: Path) -> tuple[str, Prepared | None]:
+def _find(data_set: DatasetInfo, folder: Path) -> tuple[str, Prepared | None]:
     """Return the name under which it is prepared, else the first one and None."""
     for name in data_set.names:
         prepared = catalogue.prepared(name, folder)
@@ -70,7 +69,7 @@ def _is_usable(prepared: Prepared | None) -> bool:
     return prepared is not None and prepared.file_format == "array_record"
 
 
-def _row(data_set: DataSet, name: str, prepared: Prepared | None) -> tuple[str, ...]:
+def _row(data_set: DatasetInfo, name: str, prepared: Prepared | None) -> tuple[str, ...]:
     sizes = (data_set.classes, data_set.train, data_set.validation, data_set.test)
     texts = [
         size if isinstance(size, str) else "-" if size is None else f"{size:,}" for size in sizes
@@ -101,16 +100,16 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return [line(HEADER), line(tuple("-" * width for width in widths)), *map(line, rows)]
 
 
-def _commands(missing: list[DataSet], folder: str) -> list[str]:
+def _commands(missing: list[DatasetInfo], folder: str) -> list[str]:
     """Return how to prepare these data sets: from files that the user has, and by TFDS."""
-    own = [each for each in missing if needed_folder(each.names[0])]
+    own = [each for each in missing if each.manual_dir]
     others = [each for each in missing if each not in own]
     lines = []
     if own:
         lines += ["", "To prepare from original files, without TensorFlow or network:"]
         for each in own:
             lines += [
-                f"  # {each.paper}: FOLDER is {needed_folder(each.names[0])}",
+                f"  # {each.paper}: FOLDER is {each.manual_dir}",
                 f"  {prepare_command(each.names[0], folder)}",
             ]
     if others:
