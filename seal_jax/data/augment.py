@@ -109,6 +109,7 @@ def draw(
       UsageError: where ``spec`` does not suit the images.
     """
     check_image_shape(spec, image_shape)
+    # Always three keys, so that each augmentation has its own whichever are on.
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     offsets = flips = centres = None
     if spec.crop_padding:
@@ -186,6 +187,7 @@ def apply(
             raise UsageError(f"draws.{name} is None: draw with the same Augmentation")
         return parameters
 
+    # Crop and flip before the conversion: on a quarter of the bytes.
     if draws is not None and spec.crop_padding:
         images = _crop(images, drawn("offsets"), spec.crop_padding)
     if draws is not None and spec.flip:

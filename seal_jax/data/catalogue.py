@@ -168,10 +168,10 @@ DATA_SETS = (
     ),
 )
 # fmt: on
-_ALL = (*DATA_SETS, DIGITS)
+RECORDS = (*DATA_SETS, DIGITS)
 
 STATISTICS = {
-    info.normalisation or info.names[0]: info.statistics for info in _ALL if info.statistics
+    info.normalisation or info.names[0]: info.statistics for info in RECORDS if info.statistics
 }
 
 
@@ -199,7 +199,7 @@ def find_info(name: str) -> DatasetInfo | None:
     >>> find_info("image_folder/eurosat:1.0.0").paper, find_info("image_folder/mine")
     ('EuroSAT', None)
     """
-    return next((info for info in _ALL if name.split(":")[0] in info.names), None)
+    return next((info for info in RECORDS if name.split(":")[0] in info.names), None)
 
 
 def builder_record(name: str) -> DatasetInfo | None:
@@ -209,12 +209,7 @@ def builder_record(name: str) -> DatasetInfo | None:
     ('image_folder', 'digits')
     """
     base = re.split("[/:]", name, maxsplit=1)[0]
-    return next((info for info in _ALL if info.builder == base), None)
-
-
-def builder_names() -> set[str]:
-    """Return the names of this package's builders."""
-    return {info.builder for info in _ALL if info.builder}
+    return next((info for info in RECORDS if info.builder == base), None)
 
 
 class Prepared(NamedTuple):

@@ -75,7 +75,7 @@ class Dataset:
         for name in ("train", "validation", "test"):
             split: Split = getattr(self, name)
             if not len(split):
-                if name == "validation":
+                if name == "validation":  # may be empty, and then has no shape to compare
                     continue
                 raise UsageError(f"{self.name}: the {name} split is empty: give it examples")
             if split.images.shape[1:] != self.image_shape:

@@ -50,6 +50,7 @@ def take(flat: jax.Array, rows: jax.Array, image_shape: tuple[int, int, int]) ->
       >>> take(jnp.arange(12, dtype=jnp.uint8).reshape(3, 4), jnp.array([2]), (2, 2, 1))[0, :, :, 0]
       Array([[ 8,  9], [10, 11]], dtype=uint8)
     """
+    # By default jnp.take checks every row number, to fill in for those out of range.
     pixels = jnp.take(flat, rows, axis=0, mode="clip")[:, : math.prod(image_shape)]
     return pixels.reshape(rows.shape[0], *image_shape)
 
@@ -123,6 +124,7 @@ def balanced_order(
     n = labels.shape[0]
     steps, per_class = steps_per_epoch(n, batch), batch // num_classes
     order = jax.random.permutation(key, n).astype(jnp.int32)
+    # A stable sort: within its class each image keeps its random place.
     grouped = order[jnp.argsort(labels[order])]
     counts = jnp.bincount(labels, length=num_classes)
     first = jnp.cumsum(counts) - counts

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
-from seal_jax.data.catalogue import builder_names, builder_record
+from seal_jax.data.catalogue import RECORDS, builder_record
 from seal_jax.errors import UsageError, nearest
 
 
@@ -124,7 +124,8 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     try:
         return tfds.builder(name, **kwargs)
     except tfds.core.DatasetNotFoundError as error:
-        known = {*builder_names(), *tfds.list_builders(with_community_datasets=False)}
+        known = {*tfds.list_builders(with_community_datasets=False)}
+        known |= {info.builder for info in RECORDS if info.builder}
         raise UsageError(
             f"data.name={name!r} is not a data set that TFDS knows{nearest(name, known)}"
         ) from error

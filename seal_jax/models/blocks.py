@@ -86,6 +86,7 @@ def _moments(
     mask = jnp.ones(len(x)) if mask is None else mask
     weights = jnp.broadcast_to(mask.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
     axes = tuple(range(x.ndim - 1))
+    # Sums, not means: devices may hold different numbers of examples that count.
     sums = jnp.stack([jnp.sum(weights * power, axes) for power in (x, jnp.square(x))])
     count = jnp.sum(weights)
     if axis_name is not None:
@@ -168,6 +169,7 @@ class Layered(nn.Module, kw_only=True):
 
     def _norm(self, train: bool, name: str) -> BatchNorm | nn.GroupNorm:
         if self.norm == "layer":
+            # One group is LayerNorm over the whole image; nn.LayerNorm would have a scale a pixel.
             return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=self.dtype, name=name)
         return BatchNorm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)
 

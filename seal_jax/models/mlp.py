@@ -47,7 +47,7 @@ class MLP(Network, kw_only=True):
         """The round blocks are the hidden layers."""
         hidden = numbered("dense", len(self.hidden))
         layers = within(hidden, "linear")
-        return Structure((*hidden, HEAD), (*layers, HEAD), hidden)
+        return Structure(blocks=(*hidden, HEAD), layers=(*layers, HEAD), round_blocks=hidden)
 
 
 MODELS = {"mlp": Entry(MLP, ("hidden",))}

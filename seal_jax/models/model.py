@@ -17,44 +17,32 @@ from flax import linen as nn
 from flax import traverse_util
 
 from seal_jax.errors import UsageError, check_number, nearest
-from seal_jax.models.network import Entry
+from seal_jax.models.network import Entry, Structure
 
 _COMMON_OPTIONS = ("norm", "initialiser", "dropout", "head_bias")
 _DTYPES = ("float32", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Structure):
     """A module and what a method must know of it; hashable.
 
     ``variables`` everywhere is ``{"params": ..., "batch_stats": ...}`` and may hold "normalisers", a
     tree like that of ``empty_normalisers`` or a part of it.
 
     Attributes:
-        name: the registry's name.
+        name: as ``create`` knows it.
         module: Flax module; ``module.apply(variables, images, train=...)`` returns logits.
         image_shape: ``(height, width, channels)`` of one image.
         num_classes: number of logits.
-        blocks: path prefixes of the parameter tree, bottom to top, declared by the module; together
-            they cover every parameter exactly once: ``"conv1", "bn1", "layer1/block0", ..., "fc"``.
-        layers: weight layers, bottom to top, without downsample convolutions. SEAL's (section 4)
-            L = 23 in ResNet-50 is the 1-based index here of ``layer3/block0/conv1``.
-        head: path of the classifier.
-        round_blocks: the K blocks of layerwise reinitialisation, bottom to top, each an entry of
-            ``blocks``; empty for a module that declares none.
-        dense_after_convs: the entries of ``blocks`` that are dense layers above the last
-            convolution, the classifier included.
+
+    The others are those of ``Structure``, as the module declares them.
     """
 
     name: str
     module: Any
     image_shape: tuple[int, int, int]
     num_classes: int
-    blocks: tuple[str, ...]
-    layers: tuple[str, ...]
-    head: str
-    round_blocks: tuple[str, ...] = ()
-    dense_after_convs: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Initialize ``{"params": ..., "batch_stats": ...}``, nested dicts of float32, from ``key``.
@@ -159,15 +147,6 @@ class Model:
             raise UsageError(f"block={block!r} is no round block of {self.name}{near}")
         return self.blocks[self.blocks.index(block) + 1 :]
 
-    @property
-    def flattened(self) -> dict[str, int]:
-        """Paths of the kernels whose input axis is a flattened image, and that image's channels.
-
-        The axis runs over height, width and channels, the last fastest. Image channels, which no
-        ``slim`` network has fewer of, do not count.
-        """
-        return dict(getattr(_structure(self.module), "flattened", {}))
-
     def slim(self, keep: float) -> "Model":
         """Return the network with ``ceil(keep * width)`` in place of every width.
 
@@ -217,8 +196,8 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
     """Return the ``Model`` of a module that declares its own order, for nets outside the registry.
 
     The module must have ``num_classes`` and ``dtype``, and a ``structure`` or, as attributes of its
-    own, the ``blocks``, ``layers`` and ``head`` of a ``seal_jax.models.network.Structure`` and what
-    it wants of the others. It may have ``slim``, as a ``Network`` has.
+    own, the ``blocks``, ``layers`` and ``head`` of a ``seal_jax.models.network.Structure``; it may
+    have the others of these, and ``slim`` as a ``Network`` has it.
 
     Raises:
         UsageError: ``image_shape`` is not (height, width, channels), or is too small.
@@ -226,28 +205,27 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
     shape = tuple(image_shape)
     if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise UsageError(f"image_shape={shape!r}: give (height, width, channels), all positive")
-    structure = _structure(module)
-    least = getattr(structure, "total_stride", 1)
+    structure = getattr(module, "structure", None) or _own_structure(module)
+    least = structure.total_stride
     if min(shape[:2]) < least:
         raise UsageError(
             f"image_shape={shape!r} is too small for {name}, which shrinks images {least} times: "
-            f"use a height and width of at least {least}{getattr(structure, 'smaller_stride', '')}"
+            f"use a height and width of at least {least}{structure.smaller_stride}"
         )
     return Model(
         name=name,
         module=module,
         image_shape=shape,
         num_classes=module.num_classes,
-        blocks=structure.blocks,
-        layers=structure.layers,
-        head=structure.head,
-        round_blocks=getattr(structure, "round_blocks", ()),
-        dense_after_convs=getattr(structure, "dense_after_convs", (structure.head,)),
+        **vars(structure),
     )
 
 
-def _structure(module: Any) -> Any:
-    return getattr(module, "structure", module)
+def _own_structure(module: Any) -> Structure:
+    """Return the structure that a module from elsewhere declares by attributes of its own."""
+    names = (field.name for field in dataclasses.fields(Structure))
+    declared = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    return Structure(**{"dense_after_convs": (module.head,), **declared})
 
 
 def create(

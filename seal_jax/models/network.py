@@ -1,8 +1,8 @@
 """What every network of this package declares of itself, beside computing logits."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -16,27 +16,32 @@ from seal_jax.models.convolution import CONVOLUTIONS
 HEAD = "fc"
 
 
-class Structure(NamedTuple):
-    """The declared order of a network's parameters, all paths bottom to top.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Structure:
+    """The declared order of a network's parameters; all paths go from bottom to top.
 
     Attributes:
-        blocks: path prefixes that together cover every parameter exactly once.
-        layers: weight layers, as papers count depth: without downsample convolutions.
-        round_blocks: the K blocks of layerwise reinitialisation, each an entry of ``blocks``.
-        dense_after_convs: the entries of ``blocks`` that are dense layers above the last convolution.
+        blocks: path prefixes of the parameter tree that together cover every parameter exactly once:
+            ``"conv1", "bn1", "layer1/block0", ..., "fc"``.
+        layers: weight layers, as papers count depth: without downsample convolutions. SEAL's
+            (section 4) L = 23 in ResNet-50 is the 1-based index here of ``layer3/block0/conv1``.
         head: path of the classifier.
-        flattened: kernels whose input axis is a flattened image, and the channels of that image; the
-            axis runs over height, width and channels, the last fastest.
+        round_blocks: the K blocks of layerwise reinitialisation, each an entry of ``blocks``; empty
+            for a module that declares none.
+        dense_after_convs: the entries of ``blocks`` that are dense layers above the last convolution.
+        flattened: channels by path of the kernels whose input axis is a flattened image. The axis runs
+            over height, width and channels, the last fastest. Image channels, which no ``slim``
+            network has fewer of, do not count.
         total_stride: factor by which the image has shrunk at the last convolution.
         smaller_stride: what else one may do about images smaller than that, for the error message.
     """
 
     blocks: tuple[str, ...]
     layers: tuple[str, ...]
+    head: str = HEAD
     round_blocks: tuple[str, ...] = ()
     dense_after_convs: tuple[str, ...] = (HEAD,)
-    head: str = HEAD
-    flattened: Mapping[str, int] = MappingProxyType({})
+    flattened: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
     total_stride: int = 1
     smaller_stride: str = ""
 

@@ -39,19 +39,8 @@ from seal_jax.models.network import (
     within,
 )
 
-# Residual block and blocks a stage: He et al. 2016, table 1.
-RESNETS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-}
-
-# 20 to 110 are the paper's of section 4.2; 8 and 14 are for tests and small images.
-CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 # Factor by which each stem shrinks the image.
 STEMS: dict[str, int] = {"imagenet": 4, "cifar": 1}
-SHORTCUTS = ("A", "B")
 
 
 class _Block(Layered, kw_only=True):
@@ -72,7 +61,7 @@ class _Block(Layered, kw_only=True):
     convs: ClassVar[tuple[str, ...]]
 
     def _add(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-        """Add the shortcut of the input ``x`` to the residual ``y``, apply ReLU, and sow both."""
+        """Add the shortcut of the input ``x`` to the residual ``y``, and apply ReLU; sow both."""
         out = self.width * self.expansion
         if self.stride != 1 or x.shape[-1] != out:
             if self.shortcut == "A":
@@ -83,8 +72,7 @@ class _Block(Layered, kw_only=True):
                 x = self._norm(train, "downsample_bn")(x)
         y = y + x
         self.sow("intermediates", "before_relu", y)
-        y = nn.relu(y)
-        return self._finish(y)
+        return self._finish(nn.relu(y))
 
 
 class BasicBlock(_Block, kw_only=True):
@@ -96,9 +84,7 @@ class BasicBlock(_Block, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
-        y = nn.relu(
-            self._norm(train, "bn1")(self._conv(self.width, 3, "conv1", self.stride)(x)),
-        )
+        y = nn.relu(self._norm(train, "bn1")(self._conv(self.width, 3, "conv1", self.stride)(x)))
         y = self._norm(train, "bn2")(self._conv(self.width, 3, "conv2")(y))
         return self._add(x, y, train)
 
@@ -116,9 +102,7 @@ class BottleneckBlock(_Block, kw_only=True):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, 4 * width]``, sizes rounded up."""
         y = nn.relu(self._norm(train, "bn1")(self._conv(self.width, 1, "conv1")(x)))
-        y = nn.relu(
-            self._norm(train, "bn2")(self._conv(self.width, 3, "conv2", self.stride)(y)),
-        )
+        y = nn.relu(self._norm(train, "bn2")(self._conv(self.width, 3, "conv2", self.stride)(y)))
         y = self._norm(train, "bn3")(self._conv(self.width * 4, 1, "conv3")(y))
         return self._add(x, y, train)
 
@@ -165,7 +149,7 @@ class ResNet(Network, kw_only=True):
         """Check the fields when the module is made, where the line to mend is still in sight."""
         one_of("block", self.block, BLOCKS)
         one_of("stem", self.stem, STEMS)
-        one_of("shortcut", self.shortcut, SHORTCUTS)
+        one_of("shortcut", self.shortcut, ("A", "B"))
         at_least("width", self.width, 1)
         self.stage_sizes = positive("stage_sizes", self.stage_sizes)
         super().__post_init__()
@@ -185,6 +169,7 @@ class ResNet(Network, kw_only=True):
         self.sow("intermediates", "stem", x)
         block = functools.partial(BLOCKS[self.block], shortcut=self.shortcut, **self.shared)
         x = stages(x, train, self.stage_sizes, self.width, block)
+        # In float32: a sum over the image in bfloat16 would lose digits.
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return self._logits(self._drop(x, train))
 
@@ -243,13 +228,19 @@ def cifar_resnet(
     )
 
 
+def _of_table_1(block: str, *stage_sizes: int) -> Entry:
+    build = functools.partial(ResNet, block=block, stage_sizes=stage_sizes)
+    return Entry(build, ("stem", "width"))
+
+
 MODELS = {
-    **{
-        name: Entry(functools.partial(ResNet, block=block, stage_sizes=sizes), ("stem", "width"))
-        for name, (block, sizes) in RESNETS.items()
-    },
+    "resnet18": _of_table_1("basic", 2, 2, 2, 2),
+    "resnet34": _of_table_1("basic", 3, 4, 6, 3),
+    "resnet50": _of_table_1("bottleneck", 3, 4, 6, 3),
+    "resnet101": _of_table_1("bottleneck", 3, 4, 23, 3),
+    # 20 to 110 are the paper's of section 4.2; 8 and 14 are for tests and small images.
     **{
         f"resnet{depth}": Entry(functools.partial(cifar_resnet, depth), ("shortcut", "width"))
-        for depth in CIFAR_DEPTHS
+        for depth in (8, 14, 20, 32, 44, 56, 110)
     },
 }

@@ -23,9 +23,6 @@ from seal_jax.models.network import (
     within,
 )
 
-# Convolutions a group: configurations D and E of table 1.
-VGGS: dict[str, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-
 
 class VGG(Network, kw_only=True):
     """Groups of convolutional blocks, each closed by a 2x2 max-pool, two dense layers, a classifier.
@@ -43,7 +40,7 @@ class VGG(Network, kw_only=True):
     """
 
     norm: str = "layer"
-    group_sizes: tuple[int, ...] = VGGS["vgg16"]
+    group_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dense_width: int = 4096
 
@@ -63,7 +60,7 @@ class VGG(Network, kw_only=True):
         for size, width in zip(self.group_sizes, self.widths, strict=True):
             for name in itertools.islice(names, size):
                 x = ConvBlock(width=width, name=name, **self.shared)(x, train)
-            if min(x.shape[1:3]) > 1:
+            if min(x.shape[1:3]) > 1:  # nothing would be left of a single row or column
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = flatten(x)
         for name in ("dense1", "dense2"):
@@ -85,6 +82,7 @@ class VGG(Network, kw_only=True):
 
 
 MODELS = {
-    name: Entry(functools.partial(VGG, group_sizes=sizes), ("dense_width",))
-    for name, sizes in VGGS.items()
+    # Configurations D and E of table 1.
+    name: Entry(functools.partial(VGG, group_sizes=group_sizes), ("dense_width",))
+    for name, group_sizes in {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}.items()
 }

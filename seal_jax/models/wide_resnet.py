@@ -29,9 +29,6 @@ from seal_jax.models.network import (
     within,
 )
 
-STRIDE_ON = ("first", "second")
-STAGES = 3
-
 
 class WideBlock(Layered, kw_only=True):
     """Norm, ReLU, 3x3 convolution, twice, and a shortcut: B(3,3) with dropout in the middle.
@@ -98,7 +95,7 @@ class WideResNet(Network, kw_only=True):
         """Check the fields."""
         at_least("width", self.width, 1)
         at_least("stem_width", self.stem_width, 1)
-        one_of("stride_on", self.stride_on, STRIDE_ON)
+        one_of("stride_on", self.stride_on, ("first", "second"))
         if self.depth < 10 or self.depth % 6 != 4:
             below = max(10, (self.depth - 4) // 6 * 6 + 4)
             raise UsageError(f"depth={self.depth!r} is not 6n + 4: use {below} or {below + 6}")
@@ -109,15 +106,16 @@ class WideResNet(Network, kw_only=True):
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         x = self._conv(self.stem_width, 3, "conv1")(x)
         self.sow("intermediates", "stem", x)
-        fields = {"stride_on": self.stride_on, "dropout": self.dropout, **self.shared}
-        block = functools.partial(WideBlock, **fields)
+        block = functools.partial(
+            WideBlock, stride_on=self.stride_on, dropout=self.dropout, **self.shared
+        )
         x = stages(x, train, self._stage_sizes, self.width, block)
         x = nn.relu(self._norm(train, "bn")(x))
         return self._logits(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
 
     @property
     def _stage_sizes(self) -> tuple[int, ...]:
-        return ((self.depth - 4) // 6,) * STAGES
+        return ((self.depth - 4) // 6,) * 3
 
     @property
     def head_init(self) -> Callable[..., jax.Array]:
@@ -132,7 +130,7 @@ class WideResNet(Network, kw_only=True):
             blocks=("conv1", *blocks, "bn", HEAD),
             layers=("conv1", *within(blocks, *WideBlock.convs), HEAD),
             round_blocks=blocks,
-            total_stride=2 ** (STAGES - 1),
+            total_stride=4,
         )
 
     def slim(self, keep: float) -> Self:

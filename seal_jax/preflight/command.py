@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seal_jax.core import files
-from seal_jax.data.catalogue import DATA_SETS, DIGITS
+from seal_jax.data.catalogue import RECORDS
 from seal_jax.errors import UsageError
 
 # (train, test, image shape, classes) of the data sets of the papers, so that a program can be
 # compiled where its data is not.
 KNOWN = {
     name: (int(info.train), int(info.test or 0), info.image_shape, info.classes)
-    for info in (DIGITS, *DATA_SETS)
+    for info in RECORDS
     if info.image_shape
     for name in info.names
 }
