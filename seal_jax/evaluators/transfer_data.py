@@ -11,14 +11,10 @@ import numpy as np
 
 from seal_jax import data
 from seal_jax.data import sources
-from seal_jax.data.catalogue import DATA_SETS
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import shown
-
-# Where the papers use only a part of the labelled images (Guo et al. 2020, appendix).
-PARTS = {"image_folder/cropdisease": "train"}
 
 PAPER_LABEL = "SEAL paper, the same method"
 
@@ -29,13 +25,14 @@ def paper_name(dataset: str) -> str:
     >>> paper_name("image_folder/eurosat"), paper_name("digits")
     ('EuroSAT', 'digits')
     """
-    base = dataset.split(":")[0]
-    return next((each.paper for each in DATA_SETS if base in each.names), dataset)
+    info = data.find_info(dataset)
+    return dataset if info is None else info.paper
 
 
 def _part(name: str) -> str | None:
     """Return the split of a data set that episodes are drawn from; None for all."""
-    return PARTS.get(name.split(":")[0])
+    info = data.find_info(name)
+    return None if info is None else info.episode_split
 
 
 def paper_method(row: Mapping[str, Any]) -> str | None:
@@ -88,11 +85,10 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     """
     import tensorflow_datasets as tfds
 
-    from seal_jax.data.decoding import make_decoder
     from seal_jax.data.preparation import first_line, open_prepared
 
     builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
-    decoder = make_decoder(builder.info, None, None)
+    decoder = sources.make_decoder(builder.info, None, None)
     splits = [split for split, info in builder.info.splits.items() if info.num_examples]
     skip = {decoder.image: tfds.decode.SkipDecoding()}
     labels = []
