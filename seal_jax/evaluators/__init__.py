@@ -21,7 +21,8 @@ UNFIT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 def registry() -> Mapping[str, Evaluator]:
     """Return the evaluators by name, in their order: each module here with an ``EVALUATOR``."""
     modules = [
-        importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)
+        importlib.import_module(f"{__name__}.{info.name}")
+        for info in pkgutil.iter_modules(__path__)
     ]
     evaluators = [module.EVALUATOR for module in modules if hasattr(module, "EVALUATOR")]
     ordered = sorted(evaluators, key=lambda evaluator: (evaluator.order, evaluator.name))
