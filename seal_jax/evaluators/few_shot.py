@@ -356,14 +356,15 @@ def size(rows: Sequence[Record]) -> tuple[float, float]:
     return (max(2.7 * wide + 0.8, 6.0), 2.7 * high + 0.7 + 0.25 * lines)
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="few_shot",
     summary="few-shot classification of other domains, on frozen features and with BatchNorm's affines",
     source="SEAL paper, Tables 4 and 5; Guo et al. 2020; Yazdanpanah et al. 2022",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     rows=combine,
     size=size,
+    order=11,
 )

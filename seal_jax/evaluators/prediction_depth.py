@@ -236,14 +236,15 @@ def size(rows: Sequence[Record]) -> tuple[float, float]:
     return (min(6 + 0.12 * points, 16.0), 3.0 * len({row["weights"] for row in rows}))
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="prediction_depth",
     summary="k-NN probes on every block of the network",
     source="SEAL paper, Figures 2 and 3; Baldock et al. 2021",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     rows=combine,
     size=size,
+    order=12,
 )
