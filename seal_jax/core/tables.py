@@ -26,14 +26,16 @@ class Table(NamedTuple):
     Attributes:
       title: one line.
       header: names of the columns.
-      rows: a cell for every column; the first column is text, the others are set to the right.
+      rows: a cell for every column.
       notes: sentences below the table.
+      text_columns: columns that are text, set to the left; the others are set to the right.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    text_columns: Sequence[int] = (0,)
 
     @property
     def meaning(self) -> list[str]:
@@ -61,7 +63,7 @@ class Table(NamedTuple):
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(
-                cell.rjust(size) if index else cell.ljust(size)
+                cell.ljust(size) if index in self.text_columns else cell.rjust(size)
                 for index, (cell, size) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in cells
@@ -81,7 +83,8 @@ class Table(NamedTuple):
         def line(cells: Iterable[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-        rule = ["---", *("---:" for _ in self.header[1:])]
+        columns = range(len(self.header))
+        rule = ["---" if index in self.text_columns else "---:" for index in columns]
         notes = [f"- {note}" for note in self.notes]
         table = [line(self.header), line(rule), *map(line, self.rows)]
         heading = "\n\n".join([f"**{self.title}**", *self.meaning])
