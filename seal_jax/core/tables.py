@@ -1,23 +1,29 @@
-"""Tables of strings, and the statistics over seeds that stand in them."""
+"""Tables, the columns that evaluations declare for them, and statistics over seeds."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
+import itertools
 import math
+import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+Record = Mapping[str, Any]
 
 MISSING = "-"
 # The one meaning of ± in all tables and pages; a paper's own numbers keep theirs, and say so.
 MEANING = (
     "±: half the 95 % interval of the mean over seeds (Student's t); of two seeds both, a to b."
 )
+# Columns of a grouped table that fit on a sheet of paper; further groups follow below.
+MOST_COLUMNS = 9
 
 
 class Table(NamedTuple):
@@ -28,14 +34,47 @@ class Table(NamedTuple):
       header: names of the columns.
       rows: a cell for every column.
       notes: sentences below the table.
-      text_columns: columns that are text, set to the left; the others are set to the right.
+      groups: titles over the columns after the first, each with the number of its columns. Where the
+        table is too wide, further groups follow below.
+      text_columns: columns that :meth:`as_text` sets to the left; it sets the others to the right.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    groups: Sequence[tuple[str, int]] = ()
     text_columns: Sequence[int] = (0,)
+
+    @classmethod
+    def of_groups(
+        cls,
+        title: str,
+        columns: Sequence[Column],
+        groups: Iterable[Sequence[Record]],
+        notes: Sequence[str] = (),
+    ) -> Table:
+        """Return a table with a row for each group of records, usually those of the seeds.
+
+        Args:
+          title: one line.
+          columns: from left to right; an optional one is left out where no group has a value.
+          groups: of records, as :func:`by_checkpoint` returns them; none is empty.
+          notes: sentences below the table.
+
+        >>> rows = [{"run": "a", "loss": 1.0}, {"run": "a", "loss": 2.0}, {"run": "b", "loss": 3.0}]
+        >>> columns = [shared("run"), SEEDS, seed_mean("mean loss", "loss", 1)]
+        >>> Table.of_groups("T", columns, grouped(rows, ["run"]).values()).rows
+        [['a', '2', '1.0 to 2.0'], ['b', '1', '3.0']]
+        """
+        cells = [[column.text(records) for column in columns] for records in groups]
+        shown = [
+            index
+            for index, column in enumerate(columns)
+            if not column.optional or any(row[index] != MISSING for row in cells)
+        ]
+        header = [columns[index].title for index in shown]
+        return cls(title, header, [[row[index] for index in shown] for row in cells], notes)
 
     @property
     def meaning(self) -> list[str]:
@@ -59,58 +98,262 @@ class Table(NamedTuple):
         <BLANKLINE>
         A note.
         """
-        cells = [list(self.header), *map(list, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(size) if index in self.text_columns else cell.rjust(size)
-                for index, (cell, size) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        lines.insert(1, "  ".join("-" * size for size in widths))
-        heading = [self.title, *self.meaning]
+        lines = self._grouped_lines(width) if self.groups else self._lines()
         notes = [
             line
             for note in self.notes
             for line in textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
         ]
-        return "\n".join([*heading, "", *lines, *([""] if notes else []), *notes])
+        parts = [[self.title, *self.meaning], lines, notes]
+        return "\n\n".join("\n".join(part) for part in parts if part)
 
-    def as_markdown(self) -> str:
-        """Return the table in Markdown."""
+    def _lines(self) -> list[str]:
+        columns = list(zip(self.header, *self.rows, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join(
+                cell.ljust(size) if index in self.text_columns else cell.rjust(size)
+                for index, (cell, size) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in zip(*columns, strict=True)
+        ]
+        return [lines[0], "  ".join("-" * size for size in widths), *lines[1:]]
+
+    def _grouped_lines(self, width: int) -> list[str]:
+        if not self.rows:
+            return []
+        groups = self._groups()
+        first = ["", self.header[0], *(row[0] for row in self.rows)]
+        size = max(map(len, first))
+        blocks = _fit(groups, width - size)
+        if len(blocks) > 1:
+            # With fewer blanks they may fit side by side.
+            tight = _fit([group.tight() for group in groups], width - size)
+            blocks = tight if len(tight) == 1 else blocks
+        lines: list[str] = []
+        for block in blocks:
+            parts = [[text.rjust(size) for text in first], *(group.lines() for group in block)]
+            body = [" │ ".join(row).rstrip() for row in zip(*parts, strict=True)]
+            rule = "─┼─".join("─" * len(part[0]) for part in parts)
+            lines += ["", *body[:2], rule, *body[2:]]
+        return lines[1:]
+
+    def _groups(self) -> list[_Group]:
+        columns = iter(list(zip(self.header, *self.rows, strict=True))[1:])
+        return [_Group(title, list(itertools.islice(columns, n))) for title, n in self.groups]
+
+    def as_markdown(self, *, literal: bool = False) -> str:
+        """Return the table in Markdown.
+
+        Args:
+          literal: escape what Markdown takes for emphasis, code or HTML: the names of folders may
+            hold it. Otherwise cells and notes may be Markdown themselves.
+        """
+
+        def escaped(text: str) -> str:
+            for character in "\\|*_`<" if literal else "|":
+                text = text.replace(character, f"\\{character}")
+            return text
 
         def line(cells: Iterable[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return f"| {' | '.join(cells)} |"
 
-        columns = range(len(self.header))
-        rule = ["---" if index in self.text_columns else "---:" for index in columns]
-        notes = [f"- {note}" for note in self.notes]
-        table = [line(self.header), line(rule), *map(line, self.rows)]
-        heading = "\n\n".join([f"**{self.title}**", *self.meaning])
+        titles = [f"{escaped(title)}<br>" for title, count in self.groups for _ in range(count)]
+        titles = ["", *(titles or [""] * (len(self.header) - 1))]
+        header = [a + escaped(b) for a, b in zip(titles, self.header, strict=True)]
+        rule = ["---:" if self.groups else "---", *("---:" for _ in self.header[1:])]
+        table = [line(header), line(rule), *(line(map(escaped, row)) for row in self.rows)]
+        # A note's bar is part of no table.
+        notes = [f"- {escaped(note) if literal else note}" for note in self.notes]
+        title = escaped(self.title) if literal else self.title
+        heading = "\n\n".join([f"**{title}**", *self.meaning])
         return "\n".join([heading, "", *table, *([""] if notes else []), *notes])
 
     def as_html(self) -> str:
         """Return a ``<table>`` and its notes, all text escaped."""
-
-        def row(cells: Iterable[str], tag: str) -> str:
-            found = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-            return f"<tr>{found}</tr>"
-
-        body = "".join(row(cells, "td") for cells in self.rows)
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        notes = f'<ul class="notes">{notes}</ul>' if notes else ""
+        if self.groups:
+            paragraphs = [self.title, *self.meaning]
+            heading = "".join(f"<p>{html.escape(text)}</p>" for text in paragraphs)
+            return heading + "".join(self._html_blocks()) + notes
+        body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in self.rows)
         meaning = "".join(f"<small>{html.escape(line)}</small>" for line in self.meaning)
         return (
             f'<div class="scroll"><table><caption>{html.escape(self.title)}{meaning}</caption>'
-            f"<thead>{row(self.header, 'th')}</thead><tbody>{body}</tbody></table></div>"
-            + (f'<ul class="notes">{notes}</ul>' if notes else "")
+            f"<thead><tr>{_html_cells('th', self.header)}</tr></thead><tbody>{body}</tbody>"
+            f"</table></div>{notes}"
         )
+
+    def _html_blocks(self) -> Iterator[str]:
+        groups = self._groups() if self.rows else []
+        widest = max((len(group.columns) for group in groups), default=1)
+        across = max(1, MOST_COLUMNS // widest)
+        for start in range(0, len(groups), across):
+            block = groups[start : start + across]
+            titles = "".join(
+                f'<th class="group" colspan="{len(group.columns)}">{html.escape(group.title)}</th>'
+                for group in block
+            )
+            # Cells of one row of all groups; the first row has the headings.
+            parts = [zip(*group.columns, strict=True) for group in block]
+            headings, *rows = zip(*parts, strict=True)
+            body = "".join(
+                f"<tr><th>{html.escape(row[0])}</th>{_html_groups('td', cells)}</tr>"
+                for row, cells in zip(self.rows, rows, strict=True)
+            )
+            yield (
+                '<div class="scroll"><table class="grouped"><thead>'
+                f'<tr><th rowspan="2">{html.escape(self.header[0])}</th>{titles}</tr>'
+                f"<tr>{_html_groups('th', headings)}</tr></thead>"
+                f"<tbody>{body}</tbody></table></div>"
+            )
 
     def as_csv(self) -> str:
         """Return the cells as CSV."""
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
-        return buffer.getvalue()
+        return csv_text([self.header, *self.rows])
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as CSV, the first one the header; ``None`` is an empty cell.
+
+    >>> csv_text([["run", "accuracy"], ["a, b", None]])
+    'run,accuracy\\n"a, b",\\n'
+    """
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _html_cells(tag: str, texts: Iterable[str], first: str = "") -> str:
+    return "".join(
+        f"<{tag}{'' if index else first}>{html.escape(text)}</{tag}>"
+        for index, text in enumerate(texts)
+    )
+
+
+def _html_groups(tag: str, groups: Iterable[Iterable[str]]) -> str:
+    # The class is for a line between one group and the next.
+    return "".join(_html_cells(tag, texts, ' class="first"') for texts in groups)
+
+
+class _Group(NamedTuple):
+    """Columns of a table under one title; each has its heading first."""
+
+    title: str
+    columns: Sequence[Sequence[str]]
+    gap: str = "  "
+
+    def tight(self) -> _Group:
+        """Return the group with fewer blanks."""
+        columns = [
+            [text.replace(" ± ", "±").replace(" to ", "-") for text in column]
+            for column in self.columns
+        ]
+        return _Group(self.title, columns, " ")
+
+    def lines(self) -> list[str]:
+        widths = [max(map(len, column)) for column in self.columns]
+        # A title wider than its columns widens the first of them.
+        widths[0] += max(0, len(self.title) - sum(widths) - len(self.gap) * (len(widths) - 1))
+        rows = [
+            self.gap.join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+            for row in zip(*self.columns, strict=True)
+        ]
+        return [self.title.center(len(rows[0])), *rows]
+
+
+def _fit(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
+    """Divide the groups into blocks no wider than ``room``, one group at least in each."""
+    blocks: list[list[_Group]] = []
+    left = 0
+    for group in groups:
+        needed = len(group.lines()[0]) + 3  # the bar between groups
+        if not blocks or needed > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(group)
+        left -= needed
+    return blocks
+
+
+class Column(NamedTuple):
+    """A column of a table whose rows are groups of records; see :meth:`Table.of_groups`.
+
+    Attributes:
+      title: the column's name.
+      text: returns the cell of a group, :data:`MISSING` where it has none.
+      optional: whether the column is left out of a table in which all its cells are missing.
+    """
+
+    title: str
+    text: Callable[[Sequence[Record]], str]
+    optional: bool = False
+
+
+def shared(
+    title: str,
+    value: str | Callable[[Record], Any] | None = None,
+    form: Callable[[Any], str] = str,
+    *,
+    optional: bool = False,
+) -> Column:
+    """Declare a column of a value that all records of a group have in common.
+
+    Args:
+      title: the column's name.
+      value: the records' field, by default the one that is called like the column, or a function
+        of a record; ``None`` is shown as missing.
+      form: of the value, to a string.
+      optional: see :class:`Column`; the field may then be absent.
+    """
+    read = _reader(title if value is None else value, optional)
+    return Column(title, lambda records: cell(read(records[0]), form), optional)
+
+
+def seed_mean(
+    title: str,
+    value: str | Callable[[Record], float | None],
+    digits: int | None = 2,
+    scale: float = 1.0,
+    *,
+    optional: bool = False,
+) -> Column:
+    """Declare a column of a mean over seeds with its 95 % interval.
+
+    Args:
+      title: the column's name.
+      value: the records' field, or a function of a record; records without a value (``None``) are
+        left out of the mean.
+      digits: see :meth:`Spread.text`.
+      scale: the same.
+      optional: see :class:`Column`; the field may then be absent.
+    """
+    read = _reader(value, optional)
+
+    def text(records: Sequence[Record]) -> str:
+        values = [number for number in map(read, records) if number is not None]
+        return spread(values).text(digits, scale) if values else MISSING
+
+    return Column(title, text, optional)
+
+
+def _reader(value: str | Callable[[Record], Any], optional: bool) -> Callable[[Record], Any]:
+    """Return a function of a record; a field must be there unless its column is optional."""
+    if not isinstance(value, str):
+        return value
+    return operator.methodcaller("get", value) if optional else operator.itemgetter(value)
+
+
+# The networks of a row's mean: one of each seed.
+_CHECKPOINT = ("run", "weights", "step")
+SEEDS = Column("seeds", lambda records: str(len(records)))
+CHECKPOINT_COLUMNS = (*map(shared, _CHECKPOINT), SEEDS)
+
+
+def by_checkpoint(rows: Iterable[Record], *fields: str) -> list[list[Record]]:
+    """Return the groups of rows of one run, weights and step, and of one value of further fields."""
+    return list(grouped(rows, (*_CHECKPOINT, *fields)).values())
 
 
 class Spread(NamedTuple):
@@ -201,41 +444,41 @@ def spread(values: Iterable[float]) -> Spread:
     >>> spread([1.0, 2.0, 3.0]).interval.__round__(4)
     2.4842
     """
-    found = np.asarray(list(values), np.float64)
-    if not len(found):
+    per_seed = np.asarray(list(values), np.float64)
+    count = len(per_seed)
+    if not count:
         return Spread(math.nan, None, None, math.nan, math.nan)
-    mean, low, high = float(found.mean()), float(np.min(found)), float(np.max(found))
-    if len(found) == 1:
+    mean, low, high = float(per_seed.mean()), float(np.min(per_seed)), float(np.max(per_seed))
+    if count == 1:
         return Spread(mean, None, None, mean, mean)
-    std = float(found.std(ddof=1))
-    if len(found) == 2:
+    std = float(per_seed.std(ddof=1))
+    if count == 2:
         return Spread(mean, std, None, low, high)
-    factor = next(t for count, t in reversed(_STUDENT) if count <= len(found))
-    half = factor * std / math.sqrt(len(found))
+    factor = next(t for tabulated, t in reversed(_STUDENT) if tabulated <= count)
+    half = factor * std / math.sqrt(count)
     return Spread(mean, std, half, mean - half, mean + half)
 
 
-def grouped(
-    rows: Iterable[Mapping[str, Any]], fields: Sequence[str]
-) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+def grouped(rows: Iterable[Record], fields: Sequence[str]) -> dict[tuple[Any, ...], list[Record]]:
     """Group rows by the values of ``fields``, in the order in which they first come.
 
     >>> list(grouped([{"run": "a"}, {"run": "b"}, {"run": "a"}], ["run"]))
     [('a',), ('b',)]
     """
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for row in rows:
-        found.setdefault(tuple(row.get(field) for field in fields), []).append(row)
-    return found
+        groups.setdefault(tuple(row.get(field) for field in fields), []).append(row)
+    return groups
 
 
-def newest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def newest(rows: Sequence[Record]) -> list[Record]:
     """Return the rows of each run's newest checkpoint.
 
     >>> [row["step"] for row in newest([{"run": "a", "step": 1}, {"run": "a", "step": 2}])]
     [2]
     """
-    last = {run: max(row["step"] for row in own) for (run,), own in grouped(rows, ("run",)).items()}
+    by_run = grouped(rows, ("run",)).items()
+    last = {run: max(row["step"] for row in of_run) for (run,), of_run in by_run}
     return [row for row in rows if row["step"] == last[row["run"]]]
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from seal_jax import evaluators, records
+from seal_jax.core import plots
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import options as options_lib
 from seal_jax.evaluators.evaluator import Evaluator, Record
 from seal_jax.evaluators.result_cache import ResultCache
-from seal_jax.reports.section import drawable
 
 EVALUATIONS = "evaluations"
 UNITS, RESULTS, LOCK = "units.jsonl", "results.json", ".lock"
@@ -162,7 +162,7 @@ def write(kind: Evaluator, header: Mapping[str, Any], rows: Sequence[Record], ou
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=kind.size(rows), dpi=120, layout="constrained")
-    kind.draw(figure, [{**row, "run": drawable(row["run"])} for row in rows])
+    kind.draw(figure, [{**row, "run": plots.drawable(row["run"])} for row in rows])
     record = {**json.loads(json.dumps(header)), "rows": list(rows)}
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from seal_jax.core.tables import Table
+from seal_jax.core.tables import Record, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from seal_jax.evaluators.loaded_run import LoadedRun
-
-Record = Mapping[str, Any]
 
 
 class WorkItem(NamedTuple):

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from seal_jax import data
-from seal_jax.core import plots
-from seal_jax.core.tables import Table, grouped, spread
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Record, Table
 from seal_jax.errors import UsageError, check_number
 from seal_jax.evaluation import margins as library
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 
 if TYPE_CHECKING:
@@ -92,27 +92,29 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     return [WorkItem(each.key, functools.partial(measure, each)) for each in loaded_run.networks]
 
 
-def _change(row: Record) -> np.ndarray:
-    return row["train_accuracy"] - np.asarray(row["accuracies"])
+def _lost(row: Record) -> dict[float, float]:
+    """Return the training accuracy lost at each deviation."""
+    return {
+        sigma: row["train_accuracy"] - accuracy
+        for sigma, accuracy in zip(row["sigmas"], row["accuracies"], strict=True)
+    }
+
+
+def _lost_at(sigma: float) -> tables.Column:
+    return tables.seed_mean(f"{sigma:g}", lambda row: _lost(row).get(sigma), 1, 100)
 
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the loss of training accuracy at each deviation, mean over seeds."""
-    sigmas = list(dict.fromkeys(sigma for row in rows for sigma in row["sigmas"]))
-    cells = []
-    for (run, weights, step), own in grouped(rows, ("run", "weights", "step")).items():
-        line = [run, weights, str(step), str(len(own))]
-        line.append(spread([row["train_accuracy"] for row in own]).text(scale=100))
-        for sigma in sigmas:
-            lost = [
-                _change(row)[row["sigmas"].index(sigma)] for row in own if sigma in row["sigmas"]
-            ]
-            line.append(spread(lost).text(1, scale=100) if lost else "-")
-        cells.append(line)
-    return Table(
+    sigmas = dict.fromkeys(sigma for row in rows for sigma in row["sigmas"])
+    return Table.of_groups(
         "Points of training accuracy lost under noise N(0, sigma^2) on every parameter",
-        ("run", "weights", "step", "seeds", "train acc. %", *(f"{sigma:g}" for sigma in sigmas)),
-        cells,
+        [
+            *tables.CHECKPOINT_COLUMNS,
+            tables.seed_mean("train acc. %", "train_accuracy", scale=100),
+            *map(_lost_at, sigmas),
+        ],
+        tables.by_checkpoint(rows),
         (
             "Smaller is flatter. Mean over draws of noise. The LW paper shows this as a plot, without "
             "numbers.",
@@ -124,26 +126,19 @@ def table(rows: Sequence[Record]) -> Table:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the change of training accuracy against the deviation, best and last side by side."""
-    found, styles = grouped(rows, ("weights",)), plots.run_styles(rows)
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for each, ((weights,), own) in zip(axes, found.items(), strict=True):
-        for (run,), mine in grouped(own, ("run",)).items():
-            newest = max(row["step"] for row in mine)
-            chosen = [row for row in mine if row["step"] == newest]
-            lines = 100 * np.array([_change(row) for row in chosen])
-            sigmas = chosen[0]["sigmas"]
-            style = styles[run]
-            mean, low, high = plots.over_seeds(lines.T)
-            each.plot(sigmas, mean, label=run, linewidth=1.4, marker=".", **style)
-            if len(lines) > 1:
-                each.fill_between(sigmas, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        each.set_xscale("log")
-        each.set_title(f"{weights} weights")
-        each.set_xlabel("sigma of the noise")
-        each.grid(axis="y", color="#dddddd", linewidth=0.6)
-        each.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(f"training accuracy lost, points\n{plots.BAND}")
-    axes[0].legend(frameon=False)
+    styles = plots.run_styles(rows)
+    panels = plots.panels_by_weights(figure, rows, beside=True, sharey=True)
+    for weights, of_weights, (axes,) in panels:
+        for (run,), of_run in tables.grouped(tables.newest(of_weights), ("run",)).items():
+            lost = 100 * np.array([list(_lost(row).values()) for row in of_run])
+            sigmas = of_run[0]["sigmas"]
+            plots.line_with_band(axes, sigmas, lost.T, label=run, marker=".", **styles[run])
+        axes.set_xscale("log")
+        axes.set_title(f"{weights} weights")
+        axes.set_xlabel("sigma of the noise")
+    first_panel = panels[0][2][0]
+    first_panel.set_ylabel(f"training accuracy lost, points\n{plots.BAND}")
+    first_panel.legend(frameon=False)
 
 
 KIND = Evaluator(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seal_jax import papers
 from seal_jax.core import plots
 from seal_jax.core.tables import MISSING, Table, grouped, newest, spread
 from seal_jax.evaluators import transfer_data
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Table 6: maximum eigenvalue, and negative eigenvalues in %.
-PAPER = {
-    "Normal": (889.06, 4.25),
-    "Normal (long)": (2353.74, 0.0),
-    "LLF": (1027.21, 14.63),
-    "SEAL": (847.89, 0.0),
-}
 # Of the density's bumps, over the width of the spectrum.
 _SIGMA = 0.01
 
@@ -46,7 +40,7 @@ _MASS_COLUMNS = (
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the statistics of mini-batches beside those of the whole data, mean over seeds."""
-    known = any("batch_max" in row and transfer_data.paper_method(row) in PAPER for row in rows)
+    known = any("batch_max" in row and _paper(row) for row in rows)
     parts = {name for row in rows for name in row}
     header = ["run", "weights", "step", "seeds"]
     for index, (title, field, _, _) in enumerate(_BATCH_COLUMNS):
@@ -59,12 +53,16 @@ def table(rows: Sequence[Record]) -> Table:
     cells = []
     for (run, weights, step), own in grouped(rows, ("run", "weights", "step")).items():
         line = [str(run), weights, str(step), str(len(own))]
-        theirs = PAPER.get(transfer_data.paper_method(own[0]) or "")
+        theirs = _paper(own[0])
         for index, column in enumerate(_BATCH_COLUMNS):
             if column[1] in parts:
                 line.append(_cell(own, *column[1:]))
                 if known:
-                    line.append(MISSING if theirs is None else f"{theirs[index]:.2f}")
+                    line.append(
+                        MISSING
+                        if theirs is None
+                        else f"{theirs[('max', 'negative')[index]].mean:.2f}"
+                    )
         line += [_cell(own, *column[1:]) for column in _CHECK_COLUMNS if column[1] in parts]
         line += [cell for end in _ENDS if end in parts for cell in _first(own, end)]
         line += [_cell(own, "trace", 1, 2)] if "trace" in parts else []
@@ -73,6 +71,11 @@ def table(rows: Sequence[Record]) -> Table:
         ]
         cells.append(line)
     return Table("Eigenvalues of the Hessian", header, cells, _notes(rows, parts, known))
+
+
+def _paper(row: Record) -> Mapping[str, papers.Number] | None:
+    """Return the SEAL paper's Table 6 for a row's method: "max", and "negative" in %."""
+    return papers.load("SEAL", "Table 6").rows.get((transfer_data.paper_method(row) or "",))
 
 
 def _cell(own: Sequence[Record], field: str, scale: float, digits: int) -> str:
@@ -172,7 +175,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             axes.set_title(f"{title}\n{weights} weights", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    transfer_data.legend(figure, panes)
+    plots.legend_below(figure, panes.flat)
 
 
 def _draw_density(axes: Axes, rows: Sequence[Record]) -> None:

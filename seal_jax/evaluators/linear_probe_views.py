@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from seal_jax import papers
 from seal_jax.core import plots
 from seal_jax.core.tables import MISSING, Table, grouped, newest, spread
 from seal_jax.evaluators import transfer_data
@@ -14,30 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = ("Flower", "CUB", "Aircraft", "MIT", "Dogs")
-# Test accuracy in %, in the order of COLUMNS: Table 1 (ResNet-50) and Table 12 (ResNet-18).
-PAPER: dict[str, dict[str, tuple[float, ...]]] = {
-    "resnet50": {
-        "Normal": (34.31, 6.49, 6.24, 25.67, 8.99),
-        "Normal (long)": (26.96, 8.07, 6.30, 24.85, 11.53),
-        "LLF": (22.84, 5.33, 4.65, 23.8, 8.69),
-        "SEAL": (45.68, 8.49, 9.81, 35.37, 12.61),
-    },
-    "resnet18": {
-        "Normal": (31.47, 7.47, 7.14, 28.20, 11.85),
-        "Normal (long)": (19.11, 5.36, 4.80, 21.71, 8.17),
-        "LLF": (31.66, 7.19, 6.09, 25.67, 11.64),
-        "SEAL": (40.68, 9.87, 8.85, 33.65, 14.61),
-    },
-}
-
 
 def paper(row: Record) -> float | None:
     """Return the paper's accuracy in % for a row's method and data set."""
+    model = row["model"] if row["model"] == "resnet18" else "resnet50"
+    method = transfer_data.paper_method(row) or ""
     column = transfer_data.paper_name(row["dataset"])
-    by_method = PAPER.get(row["model"], PAPER["resnet50"])
-    theirs = by_method.get(transfer_data.paper_method(row) or "")
-    return theirs[COLUMNS.index(column)] if theirs and column in COLUMNS else None
+    number = papers.load("SEAL", "Tables 1, 12").get(model, method, column=column)
+    return number.mean if number else None
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -118,7 +103,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     for axes, ((weights,), own) in zip(panes, kinds.items(), strict=True):
         _draw_bars(axes, own, names)
         axes.set_ylabel(f"test accuracy, %, {weights} weights\n{plots.BAND}", fontsize=9)
-    transfer_data.legend(figure, panes)
+    plots.legend_below(figure, panes.flat, transfer_data.PAPER_LABEL)
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seal_jax.core import plots
-from seal_jax.core.tables import Table, grouped, spread
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Record, Table
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import margins as library
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 
 if TYPE_CHECKING:
@@ -64,37 +64,21 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
 def table(rows: Sequence[Record]) -> Table:
     """Return margins and size of the weights, mean over seeds."""
-    cells = []
-    for (run, weights, step), own in grouped(rows, ("run", "weights", "step")).items():
-        smallest = [np.asarray(row["smallest"]) for row in own]
-        cells.append(
-            [
-                f"{run}",
-                weights,
-                str(step),
-                str(len(own)),
-                spread([row["train_accuracy"] for row in own]).text(scale=100),
-                spread([part[0] for part in smallest]).text(3),
-                spread([part.mean() for part in smallest]).text(3),
-                spread([row["median"] for row in own]).text(4),
-                spread([row["size_of_weights"] for row in own]).text(1),
-            ]
-        )
-    count = len(rows[0]["smallest"])
-    return Table(
+    return Table.of_groups(
         "Margins in the softmax on the training images",
-        (
-            "run",
-            "weights",
-            "step",
-            "seeds",
-            "train acc. %",
-            "smallest",
-            f"mean of {count} smallest",
-            "median",
-            "size of weights",
-        ),
-        cells,
+        [
+            *tables.CHECKPOINT_COLUMNS,
+            tables.seed_mean("train acc. %", "train_accuracy", scale=100),
+            tables.seed_mean("smallest", lambda row: row["smallest"][0], 3),
+            tables.seed_mean(
+                f"mean of {len(rows[0]['smallest'])} smallest",
+                lambda row: float(np.mean(row["smallest"])),
+                3,
+            ),
+            tables.seed_mean("median", "median", 4),
+            tables.seed_mean("size of weights", "size_of_weights", 1),
+        ],
+        tables.by_checkpoint(rows),
         (
             "margin: probability of the true class less the largest other one, in [-1, 1]; the "
             "images are not augmented, so the accuracy is not that of the training's log.",
@@ -107,25 +91,18 @@ def table(rows: Sequence[Record]) -> Table:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the smallest margins in ascending order, one line a run, best and last side by side."""
-    found, styles = grouped(rows, ("weights",)), plots.run_styles(rows)
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for each, ((weights,), own) in zip(axes, found.items(), strict=True):
-        for (run,), mine in grouped(own, ("run",)).items():
-            newest = max(row["step"] for row in mine)
-            lines = np.array([row["smallest"] for row in mine if row["step"] == newest])
-            rank = np.arange(1, lines.shape[1] + 1)
-            style = styles[run]
-            mean, low, high = plots.over_seeds(lines.T)
-            each.plot(rank, mean, label=run, linewidth=1.4, **style)
-            if len(lines) > 1:
-                each.fill_between(rank, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        each.axhline(0, color="#888888", linewidth=0.7)
-        each.set_title(f"{weights} weights")
-        each.set_xlabel("rank of the training image")
-        each.grid(axis="y", color="#dddddd", linewidth=0.6)
-        each.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(f"margin\n{plots.BAND}")
-    axes[-1].legend(frameon=False)
+    styles = plots.run_styles(rows)
+    panels = plots.panels_by_weights(figure, rows, beside=True, sharey=True)
+    for weights, of_weights, (axes,) in panels:
+        for (run,), of_run in tables.grouped(tables.newest(of_weights), ("run",)).items():
+            smallest = np.array([row["smallest"] for row in of_run])
+            rank = np.arange(1, smallest.shape[1] + 1)
+            plots.line_with_band(axes, rank, smallest.T, label=run, **styles[run])
+        axes.axhline(0, color="#888888", linewidth=0.7)
+        axes.set_title(f"{weights} weights")
+        axes.set_xlabel("rank of the training image")
+    panels[0][2][0].set_ylabel(f"margin\n{plots.BAND}")
+    panels[-1][2][0].legend(frameon=False)
 
 
 KIND = Evaluator(

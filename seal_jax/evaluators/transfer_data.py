@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,9 +16,6 @@ from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.evaluators.options import shown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Where the papers use only a part of the labelled images (Guo et al. 2020, appendix).
 PARTS = {"image_folder/cropdisease": "train"}
@@ -65,22 +62,6 @@ def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     )
     return "; ".join(dict.fromkeys(found))
-
-
-def legend(figure: Figure, panes: np.ndarray) -> None:
-    """Put one legend for all panels below them; what stands for all colours comes last."""
-    entries: dict[str, Any] = {}
-    for axes in panes.flat:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    order = sorted(entries, key=lambda label: label.startswith(PAPER_LABEL))
-    figure.legend(
-        [entries[label] for label in order],
-        order,
-        loc="outside lower center",
-        ncols=min(len(order), 2),
-        frameon=False,
-    )
 
 
 def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:

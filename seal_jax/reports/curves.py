@@ -150,10 +150,9 @@ def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> No
 
     entries: list[tuple[Any, str]] = []
     for run in runs:
-        seeds = f"{run.seeds} seed{'' if run.seeds == 1 else 's'}"
         left = "" if run.finished else ", unfinished"
         line = Line2D([], [], linewidth=2.5, **plots.style(run.index))
-        entries.append((line, f"{run.name}\n({seeds}{left})"))
+        entries.append((line, f"{run.name}\n({run.seeds_text}{left})"))
     entries.append((Line2D([], [], linestyle="none"), ""))
     if any(run.seeds > 1 for run in runs):
         band = (Patch(color=KEY, alpha=0.25, linewidth=0), Line2D([], [], color=KEY))

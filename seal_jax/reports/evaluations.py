@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from seal_jax.core import plots
 from seal_jax.errors import UsageError
 from seal_jax.reports.runs import Run
-from seal_jax.reports.section import Section, drawable
+from seal_jax.reports.section import Section
 
 if TYPE_CHECKING:
     from seal_jax.evaluators.evaluator import Evaluator
@@ -119,7 +120,7 @@ def _drawn(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> Sect
 def section(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> Section:
     """Return the kind's table and plot of all runs together."""
     rows = [row for each in found for row in each.rows()]
-    shown = [{**row, "run": drawable(row["run"])} for row in rows]
+    shown = [{**row, "run": plots.drawable(row["run"])} for row in rows]
     summary = kind.summary[:1].upper() + kind.summary[1:]
     return Section(
         kind.name,

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from seal_jax.core import files
-from seal_jax.core.tables import Spread, spread
-from seal_jax.reports import paper, runs, tables
-from seal_jax.reports.paper import PaperColumn
+from seal_jax.core.tables import MISSING, Spread, Table, cell, csv_text, spread
+from seal_jax.papers import PaperColumn, comparable_column
+from seal_jax.reports import runs
 from seal_jax.reports.runs import PathLike, Run
 
 # With more generations than this, the printed tables hold a selection; the CSV file holds all.
 MOST_ROWS = 12
+UNFINISHED = "*"
 
 # Runs that differ in these are not quite comparable.
 _TO_AGREE = (
@@ -84,13 +85,70 @@ class Comparison:
         last = {max(column.last) for column in self.columns if column.last}
         return sorted({0, 2, 9, *chosen, *last} & set(every))
 
+    def table(self, *, top5: bool = False) -> Table:
+        """Return the generations that are shown, the columns of a run under its name, and the legend.
+
+        Args:
+          top5: whether to show top-5 accuracy too, where it was scored.
+        """
+        header, groups = ["Gen"], []
+        rows = [[str(generation + 1)] for generation in self.shown]
+        for column in self.columns:
+            run = column.run
+            measured = {"last": column.last, "best": column.best}
+            if top5:
+                measured |= {"top-5 last": column.top5_last, "top-5 best": column.top5_best}
+            # Not even an empty column for what no generation can have.
+            measured = {
+                heading: by_generation
+                for heading, by_generation in measured.items()
+                if by_generation or heading == "last"
+            }
+            for row, generation in zip(rows, self.shown, strict=True):
+                row += [cell(stats.get(generation), Spread.text) for stats in measured.values()]
+                if column.paper:
+                    published = column.paper.accuracy.get(generation + 1)
+                    row.append(MISSING if published is None else f"{published:.2f}")
+            headings = [*measured, *(["paper"] if column.paper else [])]
+            title = f"{run.name}{'' if run.finished else UNFINISHED} ({run.seeds_text})"
+            header += headings
+            groups.append((title, len(headings)))
+        subjects = dict.fromkeys(column.run.subject for column in self.columns)
+        title = f"Test accuracy (%) by generation: {', '.join(subjects)}"
+        return Table(title, header, rows, self.notes(), groups)
+
+    def notes(self) -> list[str]:
+        """Return the legend of the table."""
+        unfinished = [_unfinished_note(col) for col in self.columns if not col.run.finished]
+        if not self.shown:
+            return ["No run has finished a generation yet.", *unfinished]
+        notes = []
+        if len(self.shown) < len(self.generations):
+            notes.append(
+                f"{len(self.shown)} of {len(self.generations)} generations: 1, 3, 10, and the last "
+                "and the chosen of each run; the CSV file has all."
+            )
+        notes += [
+            "Gen=1, as the papers count, is generation 0 of the metrics: plain training for all "
+            "methods.",
+            "last: the weights at the end of the generation.",
+        ]
+        if any(column.best for column in self.columns):
+            notes.append(
+                "best: the weights with the best validation accuracy of that generation; test never "
+                "chooses."
+            )
+        notes += _paper_notes(self.columns)
+        notes += [_best_note(column) for column in self.columns if column.last]
+        return [*notes, *unfinished, *(f"Warning: {line}." for line in self.warnings)]
+
     def as_text(self, width: int = 100) -> str:
         """Return an aligned table with a legend; runs that do not fit ``width`` follow below."""
-        return tables.text(self, width)
+        return self.table().as_text(width)
 
     def as_markdown(self) -> str:
         """Return the table with its legend as Markdown."""
-        return tables.markdown(self)
+        return self.table().as_markdown(literal=True)
 
     def to_csv(self, path: PathLike) -> None:
         """Write one line for each run and finished generation, accuracies in % and unrounded.
@@ -98,7 +156,12 @@ class Comparison:
         Raises:
           UsageError: the file cannot be written.
         """
-        files.write(Path(path), tables.csv_text(self))
+        rows = [
+            _csv_row(column, generation)
+            for column in self.columns
+            for generation in sorted(column.last)
+        ]
+        files.write(Path(path), csv_text([_CSV_HEADER, *rows]))
 
 
 def compare(workdirs: PathLike | Sequence[PathLike]) -> Comparison:
@@ -113,8 +176,8 @@ def compare(workdirs: PathLike | Sequence[PathLike]) -> Comparison:
     Raises:
       UsageError: no folder, the same one twice, or one that holds no epoch of a run.
     """
-    found = runs.read_all(workdirs)
-    return Comparison(tuple(map(_column, found)), tuple(_disagreements(found)))
+    compared = runs.read_all(workdirs)
+    return Comparison(tuple(map(_column, compared)), tuple(_disagreements(compared)))
 
 
 def stat(values: Any) -> Spread:
@@ -140,7 +203,7 @@ def _column(run: Run) -> Column:
         last,
         best,
         _chosen(run, best),
-        paper.beside(run.config),
+        comparable_column(run.config),
         top5_last=stats("test_last/top5_accuracy"),
         top5_best=stats("test_best/top5_accuracy"),
     )
@@ -160,13 +223,84 @@ def _chosen(run: Run, finished: dict[int, Spread]) -> int | None:
     return max(scores, key=lambda generation: scores[generation], default=None)
 
 
-def _disagreements(found: Sequence[Run]) -> list[str]:
+def _disagreements(compared: Sequence[Run]) -> list[str]:
     lines = []
     for field in _TO_AGREE:
-        values: dict[Any, list[str]] = {}
-        for run in found:
-            values.setdefault(run.setting(field), []).append(run.name)
-        if len(values) > 1:
-            each = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
-            lines.append(f"the runs differ in {field} ({each})")
+        names: dict[Any, list[str]] = {}
+        for run in compared:
+            names.setdefault(run.setting(field), []).append(run.name)
+        if len(names) > 1:
+            values = "; ".join(
+                f"{value}: {', '.join(of_value)}" for value, of_value in names.items()
+            )
+            lines.append(f"the runs differ in {field} ({values})")
     return lines
+
+
+def _paper_notes(columns: Sequence[Column]) -> list[str]:
+    sources: dict[str, list[str]] = {}
+    departures: dict[tuple[str, ...], list[str]] = {}
+    for column in columns:
+        if column.paper:
+            name = column.run.name
+            source = f'{name}, {column.paper.table} "{column.paper.heading}"'
+            sources.setdefault(column.paper.paper, []).append(source)
+            departures.setdefault(column.paper.differences, []).append(name)
+    notes = [f"paper: the {paper}; {'; '.join(texts)}." for paper, texts in sources.items()]
+    return notes + [
+        f"Other settings than the paper's in {', '.join(names)}: {', '.join(differences)}."
+        for differences, names in departures.items()
+        if differences
+    ]
+
+
+def _best_note(column: Column) -> str:
+    name = column.run.name
+    if column.chosen is not None:
+        accuracy = column.best[column.chosen].text()
+        return (
+            f"Best generation of {name}, by validation: Gen={column.chosen + 1}, best {accuracy}."
+        )
+    final = max(column.last)
+    why = "validation is not finite" if column.best else "it has no validation split"
+    return (
+        f"Best generation of {name}: nothing chooses one, as {why}; the last, Gen={final + 1}, has "
+        f"{column.last[final].text()}."
+    )
+
+
+def _unfinished_note(column: Column) -> str:
+    run = column.run
+    return (
+        f"{UNFINISHED} {run.name} is not finished: {run.epochs_done} of {run.epochs} epochs, "
+        f"{len(column.last)} of {run.generations} generations."
+    )
+
+
+# The values of one run and finished generation; what a run does not have is an empty cell.
+_CSV_HEADER = (
+    *("run", "workdir", "data", "model", "method", "seeds", "finished", "generation", "papers_gen"),
+    *("last_mean", "last_std", "best_mean", "best_std", "chosen", "paper", "paper_table"),
+    *("last_top5_mean", "last_top5_std", "best_top5_mean", "best_top5_std"),
+)
+
+
+def _csv_row(column: Column, generation: int) -> list[Any]:
+    run = column.run
+    published = column.paper.accuracy.get(generation + 1) if column.paper else None
+
+    def mean_and_std(stats: dict[int, Spread]) -> tuple[float, float | None] | tuple[None, None]:
+        return stats[generation][:2] if generation in stats else (None, None)
+
+    return [
+        *(run.name, run.path),
+        *(run.setting(field) for field in ("data.name", "model.name", "method.name")),
+        *(run.seeds, run.finished, generation, generation + 1),
+        *mean_and_std(column.last),
+        *mean_and_std(column.best),
+        generation == column.chosen,
+        published,
+        column.paper.table if column.paper and published is not None else None,
+        *mean_and_std(column.top5_last),
+        *mean_and_std(column.top5_best),
+    ]

@@ -49,10 +49,10 @@ th:first-child, td:first-child { text-align: left; }
 .scroll tr > th:first-child { background: var(--shade); }
 .scroll thead tr:first-child > * { position: sticky; top: 0; z-index: 1; }
 .scroll thead tr:first-child > :first-child { z-index: 2; }
-.generations thead tr + tr > :first-child { position: static; }
-.generations th.group { text-align: center; }
-.generations .group, .generations .first { border-left: 1px solid var(--line); }
-.generations .first { text-align: right; }
+.grouped thead tr + tr > :first-child { position: static; }
+.grouped th.group { text-align: center; }
+.grouped .group, .grouped .first { border-left: 1px solid var(--line); }
+.grouped .first { text-align: right; }
 .notes, .files { color: var(--soft); font-size: 0.875rem; }
 ul.notes { padding-left: 1.2rem; }
 .warning { background: var(--mark); border-left: 4px solid var(--edge); padding: 0.4rem 0.8rem;

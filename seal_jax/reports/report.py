@@ -14,7 +14,6 @@ from seal_jax.reports import (
     curves,
     differences,
     evaluations,
-    generations_html,
     page,
     studies,
 )
@@ -92,7 +91,7 @@ def _of_runs(comparison: Comparison, picture: bytes) -> list[Section]:
         Section(
             "generations",
             "Generations",
-            markup=generations_html.markup(few),
+            markup=few.table(top5=True).as_html(),
             warnings=[f"{first}; the CSV file and the table of runs below have all."]
             if first
             else (),
@@ -126,7 +125,7 @@ def _runs(columns: Sequence[Column]) -> Table:
             run.subject,
             str(run.seeds),
             f"{run.rows[-1]['generation'] + 1} of {run.generations}",
-            f"{run.epochs_done} of {run.generations * run.epochs_per_generation}",
+            f"{run.epochs_done} of {run.epochs}",
             "yes" if run.finished else "no",
             str(run.path),
         ]

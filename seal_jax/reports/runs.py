@@ -62,9 +62,19 @@ class Run:
         return int(self.setting("train.epochs_per_generation"))
 
     @property
+    def epochs(self) -> int:
+        """G times E."""
+        return self.generations * self.epochs_per_generation
+
+    @property
     def seeds(self) -> int:
         """Trainings in this run."""
         return int(self.setting("train.seeds"))
+
+    @property
+    def seeds_text(self) -> str:
+        """Their number in words: "1 seed", "2 seeds"."""
+        return f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
 
     @property
     def subject(self) -> str:
@@ -89,7 +99,7 @@ class Run:
         """Whether the run has reached its end; validation may have ended its last generation."""
         last = self.rows[-1]
         ended = last["generation"] == self.generations - 1 and "test_last/accuracy" in last
-        return ended or self.epochs_done >= self.generations * self.epochs_per_generation
+        return ended or self.epochs_done >= self.epochs
 
     @property
     def newest_checkpoint(self) -> int | None:
@@ -188,7 +198,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
         raise UsageError(
             f"{path} holds no finished epoch yet; wait for the first, or train the run"
         )
-    ends = {"epoch": run.generations * run.epochs_per_generation, "generation": run.generations}
+    ends = {"epoch": run.epochs, "generation": run.generations}
     listed: dict[str, bool] = {}
     for row in rows:
         where = f"{path}: the row of step {row['step']} has"

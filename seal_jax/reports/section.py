@@ -76,13 +76,3 @@ class Missing(NamedTuple):
 
     title: str
     reason: str
-
-
-def drawable(name: str) -> str:
-    """Return a name as matplotlib shows it: no mathematics, and never left out of a legend.
-
-    >>> drawable("$x"), drawable("_y")
-    ('\\\\$x', ' _y')
-    """
-    escaped = name.replace("$", r"\$")
-    return f" {escaped}" if escaped.startswith("_") else escaped

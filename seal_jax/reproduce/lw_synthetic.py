@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seal_jax import forgetting, layerwise, selections
+from seal_jax import forgetting, layerwise, papers, selections
 from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number, nearest
 
@@ -40,12 +40,10 @@ REPEATS = 3  # the paper's N, of Table 1
 PENALTY_ROUNDS = (1, 1, 2, 2, 2)
 # By the paper's names, those of jax.nn.initializers, whose distributions are Keras's.
 INITIALISERS = {"he": "he_normal", "glorot": "glorot_uniform"}
-# The rows of each table are signal strengths in Table 1 and L2 penalties in Table 4.
-ROWS = {"1": (0.5, 1.0, 2.0), "4": (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)}
-METHODS = {
-    "1": ("BL", "WELSR", "DSD", "WELS", "FC", "LW"),
-    "4": ("Baseline", "Rescaling", "LW"),
-}
+PAPER = {table: papers.load("LW", f"Table {table}") for table in ("1", "4")}
+# The rows are signal strengths in Table 1 and L2 penalties in Table 4; the columns are methods.
+ROWS = {table: tuple(float(row) for (row,) in paper.rows) for table, paper in PAPER.items()}
+METHODS = {table: paper.columns for table, paper in PAPER.items()}
 # What an event reinitialises besides the layers above a block.
 NOTHING, FIXED_SUBSET, NEW_SUBSET, SMALLEST = range(4)
 

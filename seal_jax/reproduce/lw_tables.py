@@ -12,44 +12,13 @@ import numpy as np
 
 from seal_jax.core import plots
 from seal_jax.core.tables import Table, spread
+from seal_jax.papers import Number
 from seal_jax.reproduce import lw_synthetic
-from seal_jax.reproduce.lw_synthetic import METHODS, ROWS, Settings
+from seal_jax.reproduce.lw_synthetic import METHODS, PAPER, ROWS, Settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# By table, (row, method): mean and standard deviation in %. The cell of BL at 0.5 cannot be read in
-# our copy of the paper; Table 4 is an average of 100 runs, without deviations.
-PAPER: Mapping[str, Mapping[tuple[float, str], tuple[float, float | None]]] = {
-    "1": {
-        (0.5, "WELSR"): (24.6, 1.0),
-        (0.5, "DSD"): (22.9, 0.6),
-        (0.5, "WELS"): (23.1, 1.4),
-        (0.5, "FC"): (23.6, 3.0),
-        (0.5, "LW"): (25.2, 0.8),
-        (1.0, "BL"): (50.7, 5.4),
-        (1.0, "WELSR"): (72.9, 0.9),
-        (1.0, "DSD"): (53.4, 0.7),
-        (1.0, "WELS"): (66.1, 2.1),
-        (1.0, "FC"): (68.6, 2.1),
-        (1.0, "LW"): (72.3, 3.6),
-        (2.0, "BL"): (94.6, 2.0),
-        (2.0, "WELSR"): (98.2, 0.4),
-        (2.0, "DSD"): (90.3, 1.4),
-        (2.0, "WELS"): (96.8, 0.1),
-        (2.0, "FC"): (99.0, 0.2),
-        (2.0, "LW"): (99.8, 0.2),
-    },
-    "4": {
-        (row, method): (value, None)
-        for method, values in {
-            "Baseline": (19, 51, 54, 58, 77, 59),
-            "Rescaling": (21, 67, 89, 87, 78, 63),
-            "LW": (25, 82, 85, 86, 79, 64),
-        }.items()
-        for row, value in zip(ROWS["4"], values, strict=True)
-    },
-}
 WITHIN = 2  # standard deviations of the paper
 TITLES = {"1": "Table 1: test accuracy (%)", "4": "Table 4: test accuracy (%) at alpha 0.5"}
 ROW_NAMES = {"1": "alpha", "4": "L2 penalty"}
@@ -64,8 +33,7 @@ class Cell(NamedTuple):
       method: by the paper's name.
       initialiser: "he" or "glorot".
       rounds: test accuracy at the end of every round in %, ``[seeds, rounds]``.
-      paper: mean in %, or None where it cannot be read.
-      paper_std: standard deviation over seeds; None in Table 4.
+      paper: mean and, in Table 1, standard deviation over seeds in %; None where it cannot be read.
     """
 
     table: str
@@ -73,8 +41,7 @@ class Cell(NamedTuple):
     method: str
     initialiser: str
     rounds: np.ndarray
-    paper: float | None
-    paper_std: float | None
+    paper: Number | None
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -94,9 +61,9 @@ class Cell(NamedTuple):
     @property
     def distance(self) -> float | None:
         """The distance from the paper's mean, in its standard deviations."""
-        if self.paper is None or self.paper_std is None:
+        if self.paper is None or self.paper.spread is None:
             return None
-        return (self.mean - self.paper) / self.paper_std
+        return (self.mean - self.paper.mean) / self.paper.spread
 
     @property
     def within(self) -> bool:
@@ -108,7 +75,7 @@ def make_cells(table: str, test: Any, initialisers: Sequence[str]) -> list[Cell]
     """Return the cells of a table from ``Results.test`` of its plans, ``[seeds, plans, rounds]``."""
     by_plan = 100 * np.asarray(test, np.float64).swapaxes(0, 1)
     return [
-        Cell(table, row, method, initialiser, rounds, *PAPER[table].get((row, method), (None,) * 2))
+        Cell(table, row, method, initialiser, rounds, PAPER[table].get(f"{row:g}", column=method))
         for (initialiser, row, method), rounds in zip(
             lw_synthetic.cells(table, initialisers), by_plan, strict=True
         )
@@ -124,20 +91,22 @@ def by_initialiser(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 def comparison(cells: Sequence[Cell]) -> Table:
     """Return the table that is printed: the paper's rows with ours below, and what agrees."""
     number, seeds = cells[0].table, len(cells[0].accuracies)
-    title = f"{TITLES[number]}, mean (standard deviation) of {seeds} seed{'s'[: seeds != 1]}"
+    count = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    title = f"{TITLES[number]}, mean (standard deviation) of {count}"
     if number == "1":
         title += f"; * within {WITHIN} of the paper's standard deviations"
     rows = []
     for row in ROWS[number]:
         in_row = [cell for cell in cells if cell.row == row]
         groups = list(by_initialiser(in_row))
+        # The blank is the place of the asterisk.
         paper = [
-            "unreadable" if cell.paper is None else _number(cell.paper, cell.paper_std)
+            f"{'unreadable' if cell.paper is None else _number(*cell.paper)} "
             for cell in groups[0][1]
         ]
         rows.append([f"{row:<6g}paper", *paper])
         for initialiser, group in groups:
-            ours = [_number(cell.mean, cell.std) + " *"[cell.within] for cell in group]
+            ours = [_number(cell.mean, cell.std) + ("*" if cell.within else " ") for cell in group]
             rows.append([f"{'':6}{initialiser}", *ours])
     if number == "1":
         notes = agreement(cells)
@@ -179,7 +148,7 @@ def _order(cells: Sequence[Cell], initialiser: str, alpha: float) -> Iterator[st
     """Compare the order of the methods with the paper's, the pairs that differ by name."""
     ranked = sorted(cells, key=lambda cell: -cell.mean)
     yield f"{initialiser}, alpha {alpha:g}: {' > '.join(cell.method for cell in ranked)}"
-    pairs = list(_pairs(cells))
+    pairs = _pairs(cells)
     differing = []
     for high, low in pairs:
         if high.mean >= low.mean:
@@ -201,15 +170,16 @@ def pairs_in_order(cells: Sequence[Cell]) -> int:
     return sum(high.mean >= low.mean for row in rows for high, low in _pairs(row))
 
 
-def _pairs(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
-    """Yield the pairs of cells that the paper has, its better one first."""
-    known = [cell for cell in cells if cell.paper is not None]
-    return itertools.combinations(sorted(known, key=lambda cell: -(cell.paper or 0.0)), 2)
+def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """Return the pairs of cells that the paper has, its better one first."""
+    known = [(cell.paper.mean, cell) for cell in cells if cell.paper is not None]
+    ranked = [cell for _, cell in sorted(known, key=lambda pair: -pair[0])]
+    return list(itertools.combinations(ranked, 2))
 
 
 def rms_difference(cells: Iterable[Cell]) -> float:
     """Return the root mean square difference from the paper's means, in percentage points."""
-    differences = [cell.mean - cell.paper for cell in cells if cell.paper is not None]
+    differences = [cell.mean - cell.paper.mean for cell in cells if cell.paper is not None]
     return float(np.sqrt(np.mean(np.square(differences))))
 
 
@@ -222,8 +192,7 @@ def csv_text(cells: Iterable[Cell]) -> str:
             str(len(cell.accuracies)),
             f"{cell.mean:.3f}",
             f"{cell.std:.3f}",
-            "" if cell.paper is None else f"{cell.paper:g}",
-            "" if cell.paper_std is None else str(cell.paper_std),
+            *("" if number is None else f"{number:g}" for number in cell.paper or (None, None)),
             "" if cell.distance is None else str(cell.within),
         ]
         for cell in cells
@@ -278,8 +247,8 @@ def _draw_rounds(axes: Axes, cells: Sequence[Cell], steps: int) -> None:
             # Side by side: some of the paper's numbers are nearly the same.
             axes.errorbar(
                 ends[-1] * (1.06 + 0.035 * index),
-                cell.paper,
-                yerr=cell.paper_std,
+                cell.paper.mean,
+                yerr=cell.paper.spread,
                 fmt="o",
                 markersize=4.5,
                 markerfacecolor="white",
@@ -298,7 +267,7 @@ def _draw_penalties(axes: Axes, cells: Sequence[Cell]) -> None:
     """Draw a method's column of Table 4: the paper's dashed, ours by initialiser."""
     positions = np.arange(len(ROWS["4"]))
     groups = list(by_initialiser(cells))
-    paper: list[Any] = [cell.paper for cell in groups[0][1]]
+    paper = [np.nan if cell.paper is None else cell.paper.mean for cell in groups[0][1]]
     axes.plot(positions, paper, "o--", color="#777777", mfc="white", label="paper")
     for index, (initialiser, group) in enumerate(groups):
         means = [cell.mean for cell in group]

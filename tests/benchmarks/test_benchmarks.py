@@ -108,7 +108,7 @@ def test_every_row_of_methods_is_a_method():
         experiment = common.build(config, dataset)
         assert experiment.clock.steps_per_epoch == methods.STEPS
         assert config.method["name"] == methods.METHODS[name].get("name", name)
-    assert set(methods.AIMS) | set(methods.PAPER) <= set(methods.METHODS)
+    assert set(methods.AIMS) | {name for (name,) in methods.PAPER.rows} <= set(methods.METHODS)
     assert methods.chosen("pof,sam") == ["normal", "sam", "pof"]
     with pytest.raises(UsageError, match="'pf' is not a row; nearest: pof"):
         methods.chosen("pf")

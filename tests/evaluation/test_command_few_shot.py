@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from seal_jax import UsageError, data, models
+from seal_jax import UsageError, data, models, papers
 from seal_jax.cli import main
 from seal_jax.evaluation import few_shot as library
 from seal_jax.evaluation import tuning
@@ -229,16 +229,16 @@ def test_the_table_has_the_papers_numbers_beside_ours():
 
 def test_the_papers_tables_are_whole_and_agree_with_its_text():
     """Eight rows of four shots and four data sets; SEAL leads LLF everywhere, as the text says."""
-    assert len(views.PAPER) == 8
-    for (head, method), by_shots in views.PAPER.items():
-        assert list(by_shots) == [1, 5, 20, 50]
-        assert all(len(numbers) == 4 for numbers in by_shots.values())
-        for shots, numbers in by_shots.items():
-            for column, (accuracy, interval) in enumerate(numbers):
-                assert 20 <= accuracy <= 98
-                assert 0.15 < interval < 3
-                if method == "LLF":
-                    assert views.PAPER[head, "SEAL"][shots][column][0] > accuracy
+    table = papers.load("SEAL", "Tables 4, 5")
+    assert len({keys[:2] for keys in table.rows}) == 8
+    assert [int(shots) for _, _, shots in table.rows] == 8 * [1, 5, 20, 50]
+    for (head, method, shots), numbers in table.rows.items():
+        assert len(numbers) == 4
+        for column, (accuracy, interval) in numbers.items():
+            assert 20 <= accuracy <= 98
+            assert 0.15 < interval < 3
+            if method == "LLF":
+                assert table.get(head, "SEAL", shots, column=column).mean > accuracy
 
 
 def test_the_plot_shows_every_run_and_head():

@@ -24,7 +24,6 @@ from seal_jax.reports import (
     compare,
     differences,
     evaluations,
-    generations_html,
     write_report,
 )
 from seal_jax.reports.runs import read_all
@@ -204,7 +203,7 @@ def test_top5_is_in_page_and_csv(seal, tmp_path):
     assert float(first["last_top5_mean"]) == pytest.approx(85)
     assert float(first["last_top5_std"]) == pytest.approx(50**0.5)
     assert float(first["best_top5_mean"]) == pytest.approx(70)
-    words = " ".join(Page(generations_html.markup(comparison)).words[""].split())
+    words = " ".join(Page(comparison.table(top5=True).as_html()).words[""].split())
     assert "last best top-5 last top-5 best paper" in words
     assert "1 50.00 to 52.00 53.00 to 55.00 80.00 to 90.00 70.00 to 70.00 54.37" in words
 

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
+from seal_jax import papers
 from seal_jax.evaluation import significance as library
-from seal_jax.reports import paper_lw
 from seal_jax.reports.runs import read_all
 from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import (
@@ -153,16 +153,14 @@ def test_circles_come_with_more_settings():
 def test_the_papers_tables_give_its_marks(model, marked):
     """From Tables 2, 6 and 7; the paper's Table 3 is from these and some more settings."""
     scores = {}
-    for table, text in paper_lw.TABLES.items():
-        for line in text.strip().split("\n"):
-            data, name, *cells = line.split()
-            if name == model:
-                scores[frozenset({("data.name", data), ("table", table)})] = {
-                    method: {0: float(cell)}
-                    for method, cell in zip(paper_lw.METHODS, cells, strict=True)
-                    if cell != "-"
+    tables = {name: papers.load("LW", name) for name in ("Table 2", "Table 6", "Table 7")}
+    for name, table in tables.items():
+        for (data, row_model), numbers in table.rows.items():
+            if row_model == model:
+                scores[frozenset({("data.name", data), ("table", name)})] = {
+                    method: {0: number.mean} for method, number in numbers.items()
                 }
-    found = significance.pairwise(paper_lw.METHODS, scores)
+    found = significance.pairwise(tables["Table 2"].columns, scores)
     assert found is not None
     ours = {
         f"{row} {column}"

@@ -79,7 +79,7 @@ class Commands:
 
     def run(self, command):
         """Run a command, after those that make the runs it looks at."""
-        for sweep in (catalogue.RUNS, catalogue.FLIPPED, catalogue.SHORT, catalogue.SYSTEMS):
+        for sweep in [other for other in COMMANDS if other.startswith("sweep")]:
             made = re.search(r"--workdir=(runs/\w+)", sweep)[1]
             if sweep != command and f"{made}/" in command:
                 self.run(sweep)

@@ -15,14 +15,15 @@ def published1(shift=0.0):
     """Return accuracies of one initialiser that are the paper's, moved by so many deviations."""
     numbers = []
     for _, alpha, method in lw_synthetic.cells("1", ["he"]):
-        mean, std = lw_tables.PAPER["1"].get((alpha, method), (20.0, 1.0))
+        paper = lw_synthetic.PAPER["1"].get(f"{alpha:g}", column=method)
+        mean, std = paper or (20.0, 1.0)
         numbers.append(mean + shift * std)
     return np.array(numbers)[None, :, None] / 100 + np.array([[[-1e-3]], [[1e-3]]])
 
 
 def published4(shift=0.0):
-    cells = lw_synthetic.cells("4", ["he"])
-    numbers = [lw_tables.PAPER["4"][penalty, method][0] + shift for _, penalty, method in cells]
+    paper, cells = lw_synthetic.PAPER["4"], lw_synthetic.cells("4", ["he"])
+    numbers = [paper.get(f"{row:g}", column=method).mean + shift for _, row, method in cells]
     return np.array(numbers)[None, :, None] / 100
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from seal_jax.core import plots
 from seal_jax.core.tables import Table, spread
 from seal_jax.reports import curves
-from seal_jax.reports.section import Missing, Section, drawable
+from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import BASELINE, EPOCHS, Entry, Setting
 
@@ -165,7 +165,8 @@ def _legend(figure: Figure, methods: Styles, weights: set[str]) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
-        (Line2D([], [], linewidth=2, **look), drawable(method)) for method, look in methods.items()
+        (Line2D([], [], linewidth=2, **look), plots.drawable(method))
+        for method, look in methods.items()
     ]
     if len(weights) > 1:
         entries += [

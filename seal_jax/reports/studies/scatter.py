@@ -10,7 +10,7 @@ import numpy as np
 
 from seal_jax.core import plots
 from seal_jax.core.tables import Table
-from seal_jax.reports.section import Missing, Section, drawable
+from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import Entry, Setting
 
@@ -119,8 +119,8 @@ def _points(axes: Axes, panel: Panel, subjects: Sequence[str], both: bool) -> No
     axes.set_xlim(low - room, high + room)
     axes.set_ylim(low - room, high + room)
     axes.set_aspect("equal")
-    axes.set_xlabel(f"{drawable(panel.x)} (%)")
-    axes.set_ylabel(f"{drawable(panel.y)} (%)")
+    axes.set_xlabel(f"{plots.drawable(panel.x)} (%)")
+    axes.set_ylabel(f"{plots.drawable(panel.y)} (%)")
     axes.set_title(f"{panel.weights} weights", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -129,7 +129,8 @@ def _legend(figure: Figure, subjects: Sequence[str], both: bool) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
-        (Line2D([], [], **_marker(index)), drawable(name)) for index, name in enumerate(subjects)
+        (Line2D([], [], **_marker(index)), plots.drawable(name))
+        for index, name in enumerate(subjects)
     ]
     if both:
         key: dict[str, Any] = {"linestyle": "none", "marker": "o", "color": "#444444"}

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seal_jax.core import plots
 from seal_jax.core.tables import Table
-from seal_jax.reports.section import Missing, Section, drawable
+from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import Entry, Setting
 
@@ -170,7 +171,7 @@ def _matrix(axes: Axes, title: str, found: Comparisons) -> None:
     for row, column in np.argwhere(trials > 0):
         text = _cell(found, row, column).replace(" ", "\n")
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
-    names = [drawable(name) for name in found.methods]
+    names = [plots.drawable(name) for name in found.methods]
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_title(title, fontsize=10, parse_math=False)

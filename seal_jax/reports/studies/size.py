@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from seal_jax.core import plots
 from seal_jax.core.tables import Table
-from seal_jax.reports.section import Missing, Section, drawable
+from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import BASELINE, Entry
 
@@ -119,7 +120,7 @@ def _draw(figure: Figure, found: Ratios, styles: Mapping[str, Any]) -> None:
         for method in methods:
             if (weights, method) in found:
                 values = np.array([ratio.value for ratio in found[weights, method]])
-                _density(axes, values, drawable(method), styles[method])
+                _density(axes, values, plots.drawable(method), styles[method])
         axes.axvline(1, color="#888888", linewidth=0.8, zorder=0)
         axes.set_title(f"{weights} weights", fontsize=10)
         axes.set_xlabel("size of the weights, over the baseline's")

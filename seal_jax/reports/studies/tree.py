@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from seal_jax import records
+from seal_jax.core import plots
 from seal_jax.core.tables import Table
 from seal_jax.errors import UsageError
 from seal_jax.reports.runs import Run
-from seal_jax.reports.section import Missing, Section, drawable
+from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.scatter import augmented
 from seal_jax.reports.studies.settings import Entry, Setting
@@ -202,6 +203,13 @@ def _place(axes: Axes, node: Node, start: int, depth: int) -> tuple[float, int]:
         face = "white"
     box = {"boxstyle": "round,pad=0.4", "facecolor": face, "edgecolor": "#555555", "linewidth": 0.8}
     axes.text(
-        place, -depth, drawable(text), fontsize=8, ha="center", va="center", bbox=box, zorder=3
+        place,
+        -depth,
+        plots.drawable(text),
+        fontsize=8,
+        ha="center",
+        va="center",
+        bbox=box,
+        zorder=3,
     )
     return place, end

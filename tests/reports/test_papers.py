@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
-from seal_jax.reports import paper, paper_lw
+from seal_jax import papers
 
 
 @pytest.mark.parametrize(
@@ -44,20 +47,20 @@ def test_same_setting(config, model, method, table, heading, accuracy):
     config["method"] = method
     config["train"]["epochs_per_generation"] = 160
     config["data"]["validation_fraction"] = 0.0
-    assert paper.beside(config) == paper.PaperColumn(table, heading, accuracy, ())
+    assert papers.comparable_column(config) == papers.PaperColumn(table, heading, accuracy, ())
 
 
 def test_frequency_of_forgetting_is_table_11(config):
     config["train"]["epochs_per_generation"] = 100
     config["data"]["validation_fraction"] = 0.0
-    expected = paper.PaperColumn("Table 11", "E=100", {1: 53.84, 3: 57.21, 10: 59.36}, ())
-    assert paper.beside(config) == expected
+    expected = papers.PaperColumn("Table 11", "E=100", {1: 53.84, 3: 57.21, 10: 59.36}, ())
+    assert papers.comparable_column(config) == expected
 
 
 def test_differences_are_named(config):
     config["method"]["ascent_epochs"] = 2.0
     config["train"]["batch_size"] = 64
-    found = paper.beside(config)
+    found = papers.comparable_column(config)
     assert found is not None
     assert found.differences == (
         "train.epochs_per_generation 4 (paper 160)",
@@ -71,7 +74,7 @@ def test_one_cosine_over_all_is_comparable_at_its_end_only(config):
     config["method"] = {"name": "normal"}
     config["optimizer"]["schedule"] = "single"
     config["train"]["generations"] = 10
-    found = paper.beside(config)
+    found = papers.comparable_column(config)
     assert found is not None
     assert found.accuracy == {10: 49.27}
 
@@ -87,9 +90,9 @@ def test_one_cosine_over_all_is_comparable_at_its_end_only(config):
     ],
 )
 def test_other_settings_have_no_column(config, section, values):
-    assert paper.beside(config) is not None
+    assert papers.comparable_column(config) is not None
     config[section] = values
-    assert paper.beside(config) is None
+    assert papers.comparable_column(config) is None
 
 
 @pytest.fixture
@@ -131,14 +134,14 @@ def test_layerwise_paper(layerwise, method, heading, accuracy):
     for (table, flip, dropout), value in zip(designs, accuracy, strict=True):
         layerwise["data"]["flip"] = flip
         layerwise["model"]["dropout"] = dropout
-        expected = paper.PaperColumn(table, heading, {4: value}, (), "LW paper")
-        assert paper.beside(layerwise) == expected
+        expected = papers.PaperColumn(table, heading, {4: value}, (), "LW paper")
+        assert papers.comparable_column(layerwise) == expected
 
 
 def test_layerwise_differences_and_gaps(layerwise):
     layerwise["model"]["name"] = "resnet50"
     layerwise["optimizer"]["learning_rate"] = 0.01
-    found = paper.beside(layerwise)
+    found = papers.comparable_column(layerwise)
     assert found is not None
     assert found.accuracy == {4: 89.1}
     assert found.differences == (
@@ -147,19 +150,28 @@ def test_layerwise_differences_and_gaps(layerwise):
         "train.generations 4 (paper 16)",
     )
     layerwise["data"]["name"] = "oxford_iiit_pet"
-    assert paper.beside(layerwise) is None  # that number cannot be told
+    assert papers.comparable_column(layerwise) is None  # that number cannot be told
     layerwise["data"] |= {"name": "mnist_corrupted/fog", "flip": False}
-    assert paper.beside(layerwise).accuracy == {4: 99.0}
+    assert papers.comparable_column(layerwise).accuracy == {4: 99.0}
     layerwise["model"]["dropout"] = 0.25  # the paper has no dropout without augmentation
-    assert paper.beside(layerwise) is None
+    assert papers.comparable_column(layerwise) is None
 
 
 def test_layerwise_tables_are_whole():
     models = ("scnn", "vgg16", "mobilenet", "resnet50")
-    for text in paper_lw.TABLES.values():
-        lines = [line.split() for line in text.strip().split("\n")]
-        assert len(lines) == 12 * 4
-        assert [line[1] for line in lines] == list(models) * 12
-        assert len({line[0] for line in lines}) == 12
-        assert {len(line) for line in lines} == {8}
-        assert all(0 < float(cell) < 100 for line in lines for cell in line[2:] if cell != "-")
+    for name in ("Table 2", "Table 6", "Table 7"):
+        table = papers.load("LW", name)
+        assert table.columns == ("BL", "WELSR", "DSD", "WELS", "FC", "LW")
+        assert [model for _, model in table.rows] == list(models) * 12
+        assert len({data for data, _ in table.rows}) == 12
+        assert all(0 < number.mean < 100 for row in table.rows.values() for number in row.values())
+
+
+def test_every_table_can_be_read():
+    data = tomllib.loads((Path(papers.__file__).parent / "papers.toml").read_text())
+    for paper, record in data.items():
+        for name, table in record["tables"].items():
+            lines = table["rows"].strip().split("\n")
+            found = papers.load(paper, name)
+            assert len(found.rows) == len(lines) - 1  # no row twice
+            assert all(len(keys) == len(found.keys) for keys in found.rows), (paper, name)
