@@ -183,16 +183,20 @@ def rms_difference(cells: Iterable[Cell]) -> float:
     return float(np.sqrt(np.mean(np.square(differences))))
 
 
-def csv_text(cells: Iterable[Cell]) -> str:
-    """Return the cells as CSV; a field is empty where the paper has no number."""
+def csv_text(cells: Sequence[Cell]) -> str:
+    """Return the cells of a table as CSV; a field is empty where the paper has no number."""
     header = ("table", "row", "method", "initialiser", "seeds", "mean", "std")
+    form = ".1f" if cells[0].table == "1" else "g"  # as the paper prints them
     rows = [
         [
             *map(str, cell[:4]),
             str(len(cell.accuracies)),
             f"{cell.mean:.3f}",
             f"{cell.std:.3f}",
-            *("" if number is None else f"{number:g}" for number in cell.paper or (None, None)),
+            *(
+                "" if number is None else f"{number:{form}}"
+                for number in cell.paper or (None, None)
+            ),
             "" if cell.distance is None else str(cell.within),
         ]
         for cell in cells
