@@ -24,7 +24,7 @@ from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.training import experiment as experiments
-from seal_jax.training.batches import Arrays
+from seal_jax.training.batches import Arrays, place
 from seal_jax.training.experiment import Experiment
 
 
@@ -67,13 +67,13 @@ def build(
 
 def on_device(experiment: Experiment, split: data.Split) -> Arrays:
     """Return a split as the compiled programs take it."""
-    return Arrays(*(meshes.place(experiment.programs.mesh, part) for part in data.flatten(split)))
+    return place(experiment.mesh, split)
 
 
 def initial_state(experiment: Experiment, train: Arrays, first_seed: int = 0) -> Any:
     """Return the state of all seeds of an experiment before its first step."""
     seeds = np.arange(experiment.settings.train.seeds, dtype=np.uint32) + first_seed
-    return experiment.programs.init(experiment.programs.starts(seeds), train)
+    return experiment.init(experiment.starts(seeds), train)
 
 
 def convolution() -> str:

@@ -32,9 +32,10 @@ import optax
 
 from benchmarks import common
 from seal_jax import hessian, models
+from seal_jax.losses import mean_cross_entropy
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     values: np.ndarray
     residuals: np.ndarray
     products: int
@@ -49,7 +50,7 @@ class Problem(NamedTuple):
     labels: np.ndarray
 
 
-def problem(width: int, images: int, steps: int) -> Problem:
+def create_problem(width: int, images: int, steps: int) -> Problem:
     """Return a network after some steps of training; the Hessian of one at random says little."""
     split = common.digits(0.0).train
     pixels = (split.images[:images] / 255.0 - 0.3).astype(np.float32)
@@ -74,7 +75,7 @@ def problem(width: int, images: int, steps: int) -> Problem:
                 train=True,
                 mutable=["batch_stats"],
             )
-            return mean_loss(logits, jnp.asarray(labels)[rows]), changed["batch_stats"]
+            return mean_cross_entropy(logits, jnp.asarray(labels)[rows]), changed["batch_stats"]
 
         gradient, statistics = jax.grad(objective, has_aux=True)(params)
         updates, state = tx.update(gradient, state, params)
@@ -86,37 +87,35 @@ def problem(width: int, images: int, steps: int) -> Problem:
     return Problem(model, {"params": params, "batch_stats": statistics}, pixels, labels)
 
 
-def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-def ours(found: Problem, k: int, tolerance: float, most: int) -> dict[str, Callable[[], Found]]:
-    """Return both of our programs."""
+def seal_solvers(
+    problem: Problem, k: int, tolerance: float, most: int
+) -> dict[str, Callable[[], Result]]:
+    """Return Lanczos and power iteration of this package."""
 
     def loss(variables, batch):
-        logits = found.model.module.apply(variables, batch[0], train=False)
-        return mean_loss(logits, batch[1])
+        logits = problem.model.module.apply(variables, batch[0], train=False)
+        return mean_cross_entropy(logits, batch[1])
 
-    data = jnp.asarray(found.images)[None], jnp.asarray(found.labels)[None]
-    op = hessian.operator(loss, found.variables, data, mask="params")
+    data = jnp.asarray(problem.images)[None], jnp.asarray(problem.labels)[None]
+    op = hessian.operator(loss, problem.variables, data, mask="params")
 
-    def lanczos() -> Found:
+    def lanczos() -> Result:
         pairs = hessian.eigenpairs(op, k, "LM", tolerance=tolerance, max_products=most)
-        return Found(pairs.values, pairs.residuals, pairs.products)
+        return Result(pairs.values, pairs.residuals, pairs.products)
 
-    def power() -> Found:
+    def power() -> Result:
         pairs = hessian.power_iteration(op, k, tolerance=tolerance, max_products=most)
-        return Found(pairs.values, pairs.residuals, pairs.products)
+        return Result(pairs.values, pairs.residuals, pairs.products)
 
     return {"lanczos": lanczos, "power": power}
 
 
-def twin(found: Problem) -> Any:
+def torch_copy(problem: Problem) -> Any:
     """Return the same network in PyTorch, with the weights copied over."""
     import torch
     from torch import nn
 
-    width = int(found.variables["params"]["fc"]["kernel"].shape[0]) // 4
+    width = int(problem.variables["params"]["fc"]["kernel"].shape[0]) // 4
 
     class Block(nn.Module):
         def __init__(self, fan: int, channels: int, stride: int):
@@ -148,7 +147,7 @@ def twin(found: Problem) -> Any:
 
     names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found.variables):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(problem.variables):
         *parents, last = [str(entry.key) for entry in path][1:]
         axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
         name = ".".join([*parents, names.get(last, last)]).replace("block", "")
@@ -156,21 +155,23 @@ def twin(found: Problem) -> Any:
     network = Network().eval()
     missing, unexpected = network.load_state_dict(state, strict=False)
     if unexpected or not all(name.endswith("num_batches_tracked") for name in missing):
-        raise AssertionError(f"the twin is another network: {missing}, {unexpected}")
+        raise AssertionError(f"the copy is another network: {missing}, {unexpected}")
     return network
 
 
-def theirs(found: Problem, k: int, tolerance: float, most: int) -> Callable[[], Found]:
+def torch_power_iteration(
+    problem: Problem, k: int, tolerance: float, most: int
+) -> Callable[[], Result]:
     """Return power iteration with deflation in PyTorch."""
     import torch
 
-    network = twin(found)
-    images = torch.tensor(np.transpose(found.images, (0, 3, 1, 2)).copy())
-    labels = torch.tensor(found.labels.astype(np.int64))
+    network = torch_copy(problem)
+    images = torch.tensor(np.transpose(problem.images, (0, 3, 1, 2)).copy())
+    labels = torch.tensor(problem.labels.astype(np.int64))
     weights = list(network.parameters())
     with torch.no_grad():
         logits = network(images).numpy()
-    expected = found.model.module.apply(found.variables, found.images, train=False)
+    expected = problem.model.module.apply(problem.variables, problem.images, train=False)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
 
     def dot(a, b):
@@ -193,13 +194,13 @@ def theirs(found: Problem, k: int, tolerance: float, most: int) -> Callable[[], 
         torch.autograd.grad(slope, weights, [weight.detach() for weight in weights])
         return time.perf_counter() - start
 
-    def power() -> Found:
+    def power() -> Result:
         torch.manual_seed(0)
         slope = gradient()
         vectors: list[Any] = []
         values, residuals, products = [], [], 0
         for index in range(k):
-            # As in ours: errors of those before stay in the residuals of those after.
+            # As in hessian.power_iteration: errors of a vector stay in the residuals of later ones.
             limit = tolerance * 2 ** (-(k - 1 - index) / 2)
             vector = unit([torch.randn_like(weight) for weight in weights], vectors)
             for _ in range(most):
@@ -214,7 +215,7 @@ def theirs(found: Problem, k: int, tolerance: float, most: int) -> Callable[[], 
             vectors.append(vector)
             values.append(value)
             residuals.append(residual)
-        return Found(np.array(values), np.array(residuals), products)
+        return Result(np.array(values), np.array(residuals), products)
 
     # Several threads on a busy machine wait for each other many times longer than they compute.
     counts = {1, torch.get_num_threads()}
@@ -223,9 +224,9 @@ def theirs(found: Problem, k: int, tolerance: float, most: int) -> Callable[[], 
 
 
 def compare(
-    title: str, candidates: Mapping[str, Callable[[], Found]], rounds: int
+    title: str, candidates: Mapping[str, Callable[[], Result]], rounds: int
 ) -> common.Report:
-    results: dict[str, Found] = {}
+    results: dict[str, Result] = {}
 
     def keep(name: str) -> Callable[[], Any]:
         def call() -> np.ndarray:
@@ -239,18 +240,18 @@ def compare(
     largest = float(np.abs(best.values).max())
     wanted = np.sort(best.values)
     rows = []
-    for name, found in results.items():
+    for name, result in results.items():
         fastest, median = common.ratio(times, name, "lanczos")
         rows.append(
             {
                 "solver": name,
-                "products": found.products,
+                "products": result.products,
                 "seconds": min(times[name]),
-                "ms/product": 1e3 * min(times[name]) / found.products,
-                "residual": float(found.residuals.max()) / largest,
-                "largest": float(found.values.max()),
-                "error": float(np.abs(np.sort(found.values) - wanted).max()) / largest,
-                "fewer": found.products / best.products,
+                "ms/product": 1e3 * min(times[name]) / result.products,
+                "residual": float(result.residuals.max()) / largest,
+                "largest": float(result.values.max()),
+                "error": float(np.abs(np.sort(result.values) - wanted).max()) / largest,
+                "fewer": result.products / best.products,
                 "faster": fastest,
                 "median": median,
             }
@@ -264,11 +265,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         width, images, steps, k, tolerance, most = 4, 32, 2, 2, 0.1, 30
     else:
         width, images, steps, k, tolerance, most = 8, 256, 60, 5, 1e-3, 1000
-    found = problem(width, images, steps)
-    candidates = ours(found, k, tolerance, most)
+    problem = create_problem(width, images, steps)
+    candidates = seal_solvers(problem, k, tolerance, most)
     if importlib.util.find_spec("torch") is not None:
-        candidates["power, torch"] = theirs(found, k, tolerance, most)
-    size = sum(leaf.size for leaf in jax.tree.leaves(found.variables["params"]))
+        candidates["power, torch"] = torch_power_iteration(problem, k, tolerance, most)
+    size = sum(leaf.size for leaf in jax.tree.leaves(problem.variables["params"]))
     title = (
         f"top {k} of resnet8, width {width}, {size} parameters, {images} digits, "
         f"residual {tolerance:g}"

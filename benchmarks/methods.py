@@ -109,15 +109,14 @@ class Training:
 
     def __init__(self, config: Settings, dataset: data.Dataset):
         experiment = common.build(config, dataset)
-        programs = experiment.programs
         self.data = common.on_device(experiment, dataset.train)
-        start = programs.starts(np.zeros(1, np.uint32))
+        start = experiment.starts(np.zeros(1, np.uint32))
         # It runs once: not worth the seconds that optimising it takes on a CPU.
         on_cpu = jax.default_backend() == "cpu"
         quickly = {"xla_backend_optimization_level": 0} if on_cpu else {}
-        init = programs.init.lower(start, self.data).compile(compiler_options=quickly)
+        init = experiment.init.lower(start, self.data).compile(compiler_options=quickly)
         self.state = init(start, self.data)
-        self.compiled = programs.train.lower(self.state, self.data).compile()
+        self.compiled = experiment.train.lower(self.state, self.data).compile()
         # The compiler counts the body of a loop, here of the steps, once.
         self.cost: dict[str, float] = self.compiled.cost_analysis()
 

@@ -132,7 +132,7 @@ class Compiled:
 
     def train(self, epochs: int) -> None:
         for _ in range(epochs):
-            self.state, losses = self.experiment.programs.train(self.state, self.data)
+            self.state, losses = self.experiment.train(self.state, self.data)
             jax.device_get(losses)
 
 

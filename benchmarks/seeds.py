@@ -51,7 +51,7 @@ class Run:
         firsts = range(seeds) if one_each else (0,)
         self.states = [common.initial_state(self.experiment, self.data, first) for first in firsts]
         start = time.perf_counter()
-        program = self.experiment.programs.train
+        program = self.experiment.train
         self.compiled = program.lower(self.states[0], self.data).compile()
         self.compile_seconds = time.perf_counter() - start
 

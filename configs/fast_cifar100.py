@@ -14,22 +14,11 @@ others are 0.01 for both, and 1e-4 with Adam and RAdam: ours, the figures' legen
 Made for a TPU or GPU; not run to its end here.
 """
 
-from seal_jax.cli.configs import base
+from seal_jax import methods
+from seal_jax.cli.configs import base, set_fields
 
-OPTIONS = {
-    "fast": {"beta": 1e-3},
-    "fast_nesterov": {"beta": 1e-3},
-    "fast_adam": {"alpha": 1e-3, "beta": 1e-4},
-    "fast_radam": {"alpha": 1e-3, "beta": 1e-4},
-    "kaiming_fan_in": {"head": "kaiming_fan_in"},
-    "kaiming_fan_out": {"head": "kaiming_fan_out"},
-    "xavier": {"head": "xavier"},
-    "gaussian": {"head": "normal", "sigma": 0.01},
-    "feature_extraction": {"beta": 0.0},
-    "frozen_head": {"head": "normal", "sigma": 0.01, "alpha": 0.0},
-    "warmup": {"head": "kaiming_fan_in", "warmup": True},
-}
-VARIANTS = ("source", *OPTIONS)
+SYSTEMS = {key: system for key, system in methods.VARIANTS.items() if system.method == "fast"}
+VARIANTS = ("source", *SYSTEMS)
 
 
 def get_config(variant="fast"):
@@ -48,15 +37,16 @@ def get_config(variant="fast"):
     config.train.sampling = "balanced"
     config.train.generations = 1
     config.train.epochs_per_generation = 120 if variant == "source" else 20
-    if variant != "source":
-        config.train.pretrained = "../source"
-        for field, value in OPTIONS[variant].items():
-            config.method[field] = value
-    if variant == "fast_nesterov":
-        config.optimizer.nesterov = True
+    if variant == "source":
+        return config
+    config.train.pretrained = "../source"
+    set_fields(config, SYSTEMS[variant].changes)
+    if variant in ("fast", "fast_nesterov"):
+        config.method.beta = 1e-3
     if variant in ("fast_adam", "fast_radam"):
-        config.optimizer.name = variant.removeprefix("fast_")
         config.optimizer.learning_rate = 1e-4
+        config.method.alpha = 1e-3
+        config.method.beta = 1e-4
     if variant == "warmup":
         config.train.validate_every = 5
     return config

@@ -1,6 +1,6 @@
 """Forget-and-relearn training as optax transformations over parameter-tree masks.
 
-The names below need jax and optax only. The trainer lies in ``seal_jax.training`` and behind
+The names below need jax and optax only. The trainer is in ``seal_jax.training`` and behind
 ``python -m seal_jax``; nothing of it is imported here.
 """
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seal_jax.core.losses import cross_entropy
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer, check_number, positive
+from seal_jax.losses import cross_entropy
 
 
 def born_again(
@@ -22,15 +20,15 @@ def born_again(
     temperature: Any,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    r"""Return a student's loss beside its teacher, one number an example.
+    r"""Return the loss of a student with a teacher, for each example.
 
     .. math::
       (1 - \lambda)\, \mathrm{CE} + \lambda\, T^2\, \mathrm{KL}(p_T \,\|\, q_T), \qquad
       p_T = \mathrm{softmax}(z_{\text{teacher}} / T),\; q_T = \mathrm{softmax}(z / T)
 
     With :math:`T^2` the teacher's part of the gradient keeps its size as T grows. At
-    :math:`\lambda = 0` the result is the cross entropy exactly; if 0 is a Python number, the
-    program is that of the cross entropy too, without the teacher.
+    :math:`\lambda = 0` the result is exactly the cross entropy, and where 0 is a Python number the
+    teacher is not evaluated.
 
     Args:
       logits: [..., classes], of the student.
@@ -57,7 +55,7 @@ def born_again(
       Knowledge in a Neural Network`, section 2.
     """
     _check_weight(weight)
-    check_number("temperature", temperature, lambda value: 0 < value < math.inf, "be positive")
+    check_number("temperature", temperature, positive, "be positive")
     if jnp.shape(teacher_logits) != jnp.shape(logits):
         raise UsageError(
             f"teacher_logits has shape {jnp.shape(teacher_logits)}; it must be that of logits, "
@@ -69,6 +67,7 @@ def born_again(
     teacher = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
     log_p = jax.nn.log_softmax(teacher / temperature)
     log_q = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32) / temperature)
+    # From log-probabilities: p log p is 0, not NaN, where the teacher's probability underflows.
     divergence = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
     return (1 - weight) * plain + weight * temperature**2 * divergence
 
@@ -81,13 +80,13 @@ def tolerant(
     k: int,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
-    r"""Return the loss of a tolerant first teacher, one number an example.
+    r"""Return the loss of a tolerant first teacher, for each example.
 
     .. math:: \mathrm{CE} + \eta \Bigl( f_{(1)} - \frac{1}{K - 1} \sum_{j=2}^{K} f_{(j)} \Bigr)
 
-    with the softmax scores f in falling order: the second term limits the gap between the first
-    score and the next K - 1, so that the teacher tells its students which classes resemble one
-    another. Train the first generation with it, the others with :func:`born_again`.
+    with the softmax scores f in descending order. The second term limits the gap between the first
+    score and the next K - 1, so that the students learn from the teacher which classes are similar.
+    Train the first generation with it, the others with :func:`born_again`.
 
     Args:
       logits: [..., classes].
@@ -113,12 +112,11 @@ def tolerant(
     """
     _check_weight(weight)
     classes = jnp.shape(logits)[-1]
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 2 <= k <= classes:
-        raise UsageError(f"k = {k!r} must be a whole number from 2 to the {classes} classes")
+    k = check_integer("k", k, 2, classes, bounds=f"from 2 to the {classes} classes")
     plain = cross_entropy(logits, labels, label_smoothing)
     if _is_static_zero(weight):
         return plain
-    scores, _ = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), int(k))
+    scores, _ = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), k)
     return plain + weight * (scores[..., 0] - scores[..., 1:].mean(-1))
 
 

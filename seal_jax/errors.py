@@ -1,23 +1,33 @@
-"""The one exception for input that the user can mend."""
+"""The one exception for input that the user can fix, and the checks that raise it."""
 
+import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-# ValueError, not UsageError: a mistake in code, as in optax, and never one of a command line.
-NO_PARAMS = "this transformation needs the parameters: call update(updates, state, params)"
+# Exit codes of the command line.
+OK, CRASHED, USAGE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 
 
 class UsageError(ValueError):
-    """Input that cannot be used: one line that names the field, its value and the mend.
+    """Input that cannot be used: one line that names the field, its value and the fix.
 
     The command line prints the line and exits with code 2. Library code raises it too; there it is
     an ordinary ``ValueError``.
     """
 
 
-def nearest(name: str, candidates, count: int = 3) -> str:
+def require_params(params: Any) -> None:
+    """Raise unless an optax ``update`` was given the parameters."""
+    if params is None:
+        # Not a UsageError: a mistake in code, as in optax, and never one of a command line.
+        raise ValueError(
+            "this transformation needs the parameters: call update(updates, state, params)"
+        )
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     """Return ``"; nearest: a, b"`` for the candidates most like ``name``, or ``""`` for none.
 
     >>> nearest("layr3", ["layer1", "layer3", "fc"], count=1)
@@ -25,8 +35,8 @@ def nearest(name: str, candidates, count: int = 3) -> str:
     """
     import difflib
 
-    found = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.3)
-    return f"; nearest: {', '.join(found)}" if found else ""
+    matches = difflib.get_close_matches(name, list(candidates), n=count, cutoff=0.3)
+    return f"; nearest: {', '.join(matches)}" if matches else ""
 
 
 def shown(value: Any) -> str:
@@ -36,12 +46,27 @@ def shown(value: Any) -> str:
     return " ".join(short.repr(value).split())
 
 
+def positive(value: Any) -> bool:
+    """Tell whether ``value`` is positive and finite."""
+    return 0 < value < math.inf
+
+
+def nonnegative(value: Any) -> bool:
+    """Tell whether ``value`` is 0, or positive and finite."""
+    return 0 <= value < math.inf
+
+
 def check_number(
     field: str, value: Any, holds: Callable[[Any], bool], must: str, *, whole: bool = False
 ) -> None:
     """Raise unless ``value`` is a number for which ``holds``; arrays, traced or not, pass unread.
 
     NaN fails every comparison, so state ``holds`` as what is wanted, not as what is not.
+
+    >>> check_number("rho", -1.0, nonnegative, "be 0 or positive")
+    Traceback (most recent call last):
+    ...
+    seal_jax.errors.UsageError: rho = -1 must be 0 or positive
     """
     if hasattr(value, "aval"):
         return
@@ -53,8 +78,12 @@ def check_number(
         raise UsageError(f"{field} = {text} must {must}")
 
 
-def check_integer(field: str, value: Any, least: int, most: int | None = None) -> int:
+def check_integer(
+    field: str, value: Any, least: int, most: int | None = None, *, bounds: str | None = None
+) -> int:
     """Return ``value`` as a Python integer; raise unless it is whole and in ``least..most``.
+
+    ``bounds`` says in the message what the range is, where there is more to say than its ends.
 
     >>> check_integer("k", 1.5, least=1)
     Traceback (most recent call last):
@@ -63,7 +92,8 @@ def check_integer(field: str, value: Any, least: int, most: int | None = None) -
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
-        bounds = f"of at least {least}" if most is None else f"in {least}..{most}"
+        if bounds is None:
+            bounds = f"of at least {least}" if most is None else f"in {least}..{most}"
         raise UsageError(f"{field} = {shown(value)} must be a whole number {bounds}")
     return int(value)
 
@@ -73,10 +103,23 @@ def check_seed(field: str, value: Any) -> int:
     return check_integer(field, value, 0, 2**32 - 1)
 
 
+def check_choice(field: str, value: Any, choices: Iterable[str], *, suggest: bool = False) -> None:
+    """Raise unless ``value`` is one of ``choices``; ``suggest`` adds the nearest ones.
+
+    >>> check_choice("scope", "tree", ("tensor", "global"))
+    Traceback (most recent call last):
+    ...
+    seal_jax.errors.UsageError: scope = 'tree' must be one of tensor, global
+    """
+    if value not in (names := tuple(choices)):
+        near = nearest(str(value), names) if suggest else ""
+        raise UsageError(f"{field} = {value!r} must be one of {', '.join(names)}{near}")
+
+
 def check_key(field: str, value: Any, *, optional: bool = False) -> Any:
     """Return ``value``; raise unless it is a random key of JAX, of either style, traced or not.
 
-    Where it is ``optional``, None is a fixed key.
+    Where it is ``optional``, None stands for a fixed key.
     """
     import jax
 
@@ -94,13 +137,13 @@ def check_tree(field: str, tree: Any, like: Any, name: str = "the parameters") -
     """Raise unless ``tree`` has the structure of ``like``, which messages call ``name``."""
     import jax
 
-    structures: list[Any] = [jax.tree.structure(each) for each in (tree, like)]
+    structures: list[Any] = [jax.tree.structure(node) for node in (tree, like)]
     if structures[0] != structures[1]:
-        names = [
-            {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(each)}
-            for each in (tree, like)
-        ]
-        differ = ", ".join(sorted(names[0] ^ names[1])[:3]) or "another kind of node"
+        paths, expected = (
+            {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(node)}
+            for node in (tree, like)
+        )
+        differ = ", ".join(sorted(paths ^ expected)[:3]) or "another kind of node"
         raise UsageError(f"{field} must be a tree like {name}; they differ in {differ}")
 
 

@@ -1,7 +1,7 @@
 """Exact forgetting events on parameters, between two training steps.
 
 An optax update reaches new values only up to rounding, since p + (fresh - p) differs from fresh in
-the last bit; these functions replace leaves. They are pure: run them under ``jax.jit``.
+the last bit; these functions replace leaves instead. They are pure: run them under ``jax.jit``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import layers, masks, optimizer_state, paths, pruning, selections
-from seal_jax.errors import UsageError, check_key, check_number, check_tree
+from seal_jax.errors import (
+    UsageError,
+    check_choice,
+    check_key,
+    check_number,
+    check_tree,
+    nonnegative,
+)
 
 PyTree = Any
 Initialiser = Callable[[jax.Array], PyTree] | Literal["torch_default"]
@@ -23,7 +30,7 @@ StatePolicy = Literal["fresh", "zero", "keep"]
 
 
 def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | None = None) -> PyTree:
-    r"""Draw parameters as PyTorch's layers do by default, and the released LLF code with them.
+    r"""Initialize parameters as PyTorch's layers do by default, and with them the released LLF code.
 
     Kernels and their biases are :math:`U(\pm 1/\sqrt{\text{fan in}})`, with the fan-in of the kernel;
     in layers without a kernel ``bias``, ``b``, ``offset`` and ``beta`` are 0, all else is 1. See
@@ -46,21 +53,18 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
         for (path, leaf), role in zip(leaves, roles, strict=True)
         if role == "kernel"
     }
-    fresh = []
-    for index, ((path, leaf), role) in enumerate(zip(leaves, roles, strict=True)):
+
+    def draw(path, leaf, index, role):
         layer, _, name = path.rpartition("/")
         if not jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating):
-            fresh.append(leaf)
-        elif role == "norm":
-            fresh.append(jnp.full(leaf.shape, float(name not in layers.BIASES), leaf.dtype))
-        else:
-            bound = 1 / math.sqrt(fan_in[layer])
-            fresh.append(
-                jax.random.uniform(
-                    jax.random.fold_in(key, index), leaf.shape, leaf.dtype, -bound, bound
-                )
-            )
-    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), fresh)
+            return leaf
+        if role == "norm":
+            return jnp.full(leaf.shape, float(name not in layers.BIASES), leaf.dtype)
+        bound = 1 / math.sqrt(fan_in[layer])
+        leaf_key = jax.random.fold_in(key, index)
+        return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
+
+    return paths.map_named(draw, params, range(len(leaves)), roles)
 
 
 def initialiser(init_fn: Initialiser, params: PyTree) -> Callable[[jax.Array], PyTree]:
@@ -73,10 +77,10 @@ def initialiser(init_fn: Initialiser, params: PyTree) -> Callable[[jax.Array], P
 
 
 def reinitialise(key: jax.Array, params: PyTree, mask: masks.Mask, init_fn: Initialiser) -> PyTree:
-    """Return ``params`` with the masked leaves drawn anew, bit for bit what ``init_fn`` draws.
+    """Return ``params`` with the masked leaves reinitialized, bit for bit what ``init_fn`` returns.
 
     Args:
-      key: a random key; use a new one for every event, or every event draws the same weights.
+      key: a random key; use a new one for every event, or all events give the same weights.
       params: pytree of arrays.
       mask: the forget subtree, in any form of :mod:`seal_jax.masks`.
       init_fn: maps a key to a whole tree like ``params`` (the model's own initialisation), or
@@ -92,14 +96,7 @@ def reinitialise(key: jax.Array, params: PyTree, mask: masks.Mask, init_fn: Init
     >>> fresh["conv"].tolist(), fresh["fc"].tolist()
     ([1.0, 1.0], [0.0, 0.0])
     """
-    fresh = initialiser(init_fn, params)(key)
-    check_like(fresh, params)
-    return jax.tree.map(
-        lambda flag, new, old: new.astype(old.dtype) if flag else old,
-        masks.resolve(mask, params),
-        fresh,
-        params,
-    )
+    return reinitialise_selected(key, params, masks.resolve(mask, params), init_fn)
 
 
 def replace(params: PyTree, fresh: PyTree, selection: PyTree) -> PyTree:
@@ -120,18 +117,18 @@ def replace(params: PyTree, fresh: PyTree, selection: PyTree) -> PyTree:
     selections.check(selection, params)
     check_like(fresh, params)
 
-    def one(chosen, new, old):
+    def choose(chosen, new, old):
         if isinstance(chosen, bool):
             return jnp.asarray(new, old.dtype) if chosen else old
         return jnp.where(chosen, jnp.asarray(new, old.dtype), old)
 
-    return jax.tree.map(one, selection, fresh, params)
+    return jax.tree.map(choose, selection, fresh, params)
 
 
 def reinitialise_selected(
     key: jax.Array, params: PyTree, selection: PyTree, init_fn: Initialiser
 ) -> PyTree:
-    r"""Return ``params`` with the selected entries drawn anew, bit for bit what ``init_fn`` draws.
+    r"""Return ``params`` with the selected entries reinitialized, bit for bit as by ``init_fn``.
 
     Like :func:`reinitialise`, for parts of tensors:
 
@@ -140,12 +137,17 @@ def reinitialise_selected(
     Args:
       key: a random key; use a new one for every event.
       params: pytree of arrays.
-      selection: the entries to draw anew, a tree of bool as in :mod:`seal_jax.selections`.
+      selection: the entries to reinitialize, a tree of bool as in :mod:`seal_jax.selections`.
       init_fn: maps a key to a whole tree like ``params``, or "torch_default".
 
     References:
       Alabdulmohsin et al., `The Impact of Reinitialization on Generalization in Convolutional Neural
       Networks`, 2022, eq. 1.
+
+    >>> params, smallest = {"w": jnp.array([5.0, 1.0])}, {"w": jnp.array([False, True])}
+    >>> zeros = lambda key: {"w": jnp.zeros(2)}
+    >>> reinitialise_selected(jax.random.key(0), params, smallest, zeros)["w"].tolist()
+    [5.0, 0.0]
     """
     return replace(params, initialiser(init_fn, params)(key), selection)
 
@@ -159,12 +161,11 @@ def shrink_and_perturb(
     perturb: Any = 0.1,
     mask: masks.Mask | None = None,
 ) -> PyTree:
-    r"""Return ``params`` moved towards zero and mixed with a fresh draw.
+    r"""Return ``params`` moved towards zero and mixed with fresh initial values.
 
     .. math:: w \leftarrow \lambda w + \sigma \eta
 
-    With :math:`\lambda = 1, \sigma = 0` the parameters stay, with 0 and 1 they are drawn anew, as
-    :func:`reinitialise` does.
+    With :math:`\lambda = 1, \sigma = 0` the parameters stay, with 0 and 1 they are reinitialized.
 
     Args:
       key: a random key; use a new one for every event.
@@ -188,27 +189,23 @@ def shrink_and_perturb(
     ([5.25, 5.25], [10.25, 10.25])
     """
     check_number("shrink", shrink, lambda value: 0 <= value <= 1, "lie in [0, 1]")
-    check_number("perturb", perturb, lambda value: 0 <= value < math.inf, "be 0 or positive")
+    check_number("perturb", perturb, nonnegative, "be 0 or positive")
     fresh = initialiser(init_fn, params)(key)
     check_like(fresh, params)
 
     def mix(flag, new, old):
         return (shrink * old + perturb * new).astype(old.dtype) if flag else old
 
-    every = jax.tree.map(lambda _: True, params)
-    flags = every if mask is None else masks.resolve(mask, params)
+    if mask is None:
+        flags = jax.tree.map(lambda _: True, params)
+    else:
+        flags = masks.resolve(mask, params)
     return jax.tree.map(mix, flags, fresh, params)
 
 
 def check_like(fresh: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
-    expected: Any = jax.tree.structure(params)
-    if expected != jax.tree.structure(fresh):
-        raise UsageError(
-            "init_fn must return a tree like the parameters: got leaves "
-            f"{[path for path, _ in paths.named_leaves(fresh)][:4]}, expected "
-            f"{[path for path, _ in paths.named_leaves(params)][:4]}"
-        )
+    paths.check_same_structure("init_fn must return", fresh, params)
     pairs = zip(paths.named_leaves(fresh), paths.named_leaves(params), strict=True)
     for (path, new), (_, old) in pairs:
         if not paths.is_placeholder(old) and jnp.shape(new) != jnp.shape(old):
@@ -232,16 +229,20 @@ def forget_state(
         and so is what pruning remembers, which is no memory of past gradients.
       params: the parameters after the event.
       mask: the parameters that were re-initialised.
-      policy: "fresh" starts the memory of ALL parameters anew, as a new optimizer would (the
-        released LLF code); "zero" sets that of the masked ones to zero; "keep" changes nothing.
+      policy: "fresh" resets the memory of ALL parameters to that of a new optimizer (the released
+        LLF code); "zero" sets that of the masked ones to zero; "keep" changes nothing.
 
     Raises:
       UsageError: "zero" for an optimizer such as Adam, whose memory of masked and other parameters
         has a count in common: see :func:`seal_jax.transforms.split_state`.
+
+    >>> params, tx = {"conv": jnp.ones(()), "fc": jnp.ones(())}, optax.trace(decay=0.9)
+    >>> _, state = tx.update(params, tx.init(params))
+    >>> state = forget_state(tx, state, params, "fc", "zero")
+    >>> float(state.trace["conv"]), float(state.trace["fc"])
+    (1.0, 0.0)
     """
-    if policy not in get_args(StatePolicy):
-        choices = ", ".join(get_args(StatePolicy))
-        raise UsageError(f"optimizer_state = {policy!r} must be one of {choices}")
+    check_choice("optimizer_state", policy, get_args(StatePolicy))
     check_tree("opt_state", opt_state, jax.eval_shape(tx.init, params), "tx.init(params)")
     if policy == "keep":
         return opt_state

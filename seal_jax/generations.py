@@ -18,12 +18,18 @@ Step = Any  # int or a traced integer array
 Schedule = Callable[[Step], Any]
 
 
+def never(step: Step) -> Any:
+    """Return False for every step: the condition of what does not happen."""
+    del step
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Clock:
     """Divides steps into epochs and generations (SEAL paper, section 3 and eq. 3).
 
-    Generation 0 is plain training for every method: the papers' "Gen=1". Forgetting happens in the
-    generations from 1 on, so G generations hold G - 1 forgetting events.
+    Generation 0 is plain training for every method: the papers' "Gen=1". Forgetting happens at the
+    start of the generations from 1 on, so G generations have G - 1 forgetting events.
 
     Attributes:
       steps_per_epoch: S, optimizer steps in an epoch.
@@ -97,7 +103,7 @@ class Clock:
         return self.epoch(step) % self.epochs_per_generation
 
     def starts_generation(self, step: Step) -> Any:
-        """Tell whether ``step`` is the first of a generation from 1 on: the moment to forget."""
+        """Tell whether ``step`` is the first of a generation from 1 on: the time to forget."""
         return (step > 0) & (self.step_in_generation(step) == 0)
 
     def ascending(self, step: Step) -> Any:

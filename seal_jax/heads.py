@@ -9,22 +9,25 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import layers, paths
-from seal_jax.errors import UsageError, check_key, check_number, nearest
+from seal_jax.errors import UsageError, check_choice, check_key, check_number, positive
 
 PyTree = Any
 Name = Literal["zero", "tiny", "normal", "kaiming_fan_in", "kaiming_fan_out", "xavier"]
 
 
 def check(name: str, sigma: float | None = None) -> None:
-    """Raise ``UsageError`` unless ``name`` and ``sigma`` go together: see :func:`initialise`."""
-    names = get_args(Name)
-    if name not in names:
-        near = nearest(str(name), names)
-        raise UsageError(f"head = {name!r} must be one of {', '.join(names)}{near}")
+    """Raise ``UsageError`` unless ``name`` and ``sigma`` go together: see :func:`initialise`.
+
+    >>> check("normal")
+    Traceback (most recent call last):
+    ...
+    seal_jax.errors.UsageError: head = "normal" needs sigma, its standard deviation, e.g. 0.1
+    """
+    check_choice("head", name, get_args(Name), suggest=True)
     if name == "normal":
         if sigma is None:
             raise UsageError('head = "normal" needs sigma, its standard deviation, e.g. 0.1')
-        check_number("sigma", sigma, lambda value: 0 < value < math.inf, "be positive")
+        check_number("sigma", sigma, positive, "be positive")
     elif sigma is not None:
         raise UsageError(f'sigma = {sigma!r} goes with head = "normal" only, not {name!r}')
 
@@ -75,22 +78,20 @@ def initialise(
     """
     check(name, sigma)
     check_key("key", key)
-    fresh = []
-    leaves, roles = paths.named_leaves(head_params), layers.roles(head_params)
-    for index, ((path, leaf), role) in enumerate(zip(leaves, roles, strict=True)):
-        if paths.is_placeholder(leaf):
-            fresh.append(leaf)
-        elif role == "kernel" and len(leaf.shape) == 2:
+
+    def draw(path, leaf, index, role):
+        if role == "kernel" and len(leaf.shape) == 2:
             fans = layers.fans(path, leaf.shape, layout)
-            fresh.append(_kernel(jax.random.fold_in(key, index), leaf, fans, name, sigma))
-        elif role == "bias" or path.rpartition("/")[2] in layers.BIASES:
-            fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
-        else:
-            raise UsageError(
-                f"head parameter {path!r} of shape {tuple(leaf.shape)} is neither a kernel of two "
-                "dimensions nor a bias: give the classifier's last layer alone"
-            )
-    return jax.tree.unflatten(jax.tree.structure(head_params, is_leaf=paths.is_placeholder), fresh)
+            return _kernel(jax.random.fold_in(key, index), leaf, fans, name, sigma)
+        if role == "bias" or path.rpartition("/")[2] in layers.BIASES:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        raise UsageError(
+            f"head parameter {path!r} of shape {tuple(leaf.shape)} is neither a kernel of two "
+            "dimensions nor a bias: give the classifier's last layer alone"
+        )
+
+    roles = layers.roles(head_params)
+    return paths.map_named(draw, head_params, range(len(roles)), roles)
 
 
 def _kernel(
@@ -108,4 +109,5 @@ def _kernel(
         "kaiming_fan_in": math.sqrt(2 / features),
         "kaiming_fan_out": math.sqrt(2 / classes),
     }[name]
+    # Drawn in float32: in bfloat16 a normal has few distinct values, and 1e-8 few of their digits.
     return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)

@@ -1,4 +1,4 @@
-"""LW, layerwise reinitialisation: the pieces of its rounds, as pure functions.
+"""LW, layerwise reinitialisation: the steps of its rounds, as pure functions.
 
 A network is declared from bottom to top: ``order`` are path prefixes that together cover every
 parameter exactly once, ``blocks`` those of them after which rounds take place (by default all), each
@@ -11,8 +11,8 @@ Before round (k, n) of K N rounds in all::
     mean, scale = normaliser(*statistics(outputs_of_block_k))  # block k's own normaliser off
     params = reinitialise_above(key, params, order, k, init_fn)
 
-and the network computes ``(x - mean) * scale`` behind block k, from then on. The first round finds
-initial weights and trains them, so K N rounds are K N trainings. k may be traced everywhere: one
+and the network computes ``(x - mean) * scale`` behind block k from then on. The first round already
+starts from the initial weights, so K N rounds are K N trainings. k may be traced everywhere: one
 program, also of vmapped seeds, serves all rounds.
 
 References:
@@ -23,14 +23,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seal_jax import forgetting, paths, selections
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax import forgetting, paths
+from seal_jax.errors import UsageError, check_integer, check_number, nearest
 
 PyTree = Any
 
@@ -51,7 +50,7 @@ def kernel_norms(params: PyTree, *, vectors: bool = False) -> PyTree:
     def one(path, leaf):
         return _norm(leaf) if vectors or jnp.ndim(leaf) >= 2 else jnp.zeros((), jnp.float32)
 
-    return selections.map_named(one, params)
+    return paths.map_named(one, params)
 
 
 def _norm(leaf: jax.Array) -> jax.Array:
@@ -66,9 +65,9 @@ def rescale(
     *,
     blocks: Sequence[str] | None = None,
 ) -> PyTree:
-    """Return ``params`` with the tensors of blocks 1 to k at the norms they had in the beginning.
+    """Return ``params`` with the tensors of blocks 1 to k rescaled to their initial norms.
 
-    A tensor whose norm is zero, now or then, stays as it is: no factor leads from one to the other.
+    A tensor whose norm is zero, now or then, stays as it is, since no factor can change that.
 
     Args:
       params: pytree of arrays.
@@ -84,21 +83,22 @@ def rescale(
     """
     levels = block_levels(params, order, blocks)
     check_k(k, order, blocks)
-    wanted = paths.named_leaves(norms)
-    names, own = ([path for path, _ in named] for named in (paths.named_leaves(params), wanted))
-    if names != own:
-        odd = next(path for path in [*names, *own] if path not in names or path not in own)
+    named_norms = paths.named_leaves(norms)
+    names, others = ([path for path, _ in paths.named_leaves(tree)] for tree in (params, norms))
+    if names != others:
+        odd = next(path for path in [*names, *others] if path not in names or path not in others)
         raise UsageError(
             f"norms must be a tree like the parameters; {odd!r} is in one of them only"
         )
 
     def one(path, leaf, level, norm):
-        now, norm = _norm(leaf), jnp.asarray(norm[1], jnp.float32)
+        now, norm = _norm(leaf), jnp.asarray(norm, jnp.float32)
         possible = (jnp.asarray(k) >= level) & (now > 0) & (norm > 0)
+        # The branch that is not taken is computed, too: it must not divide by zero.
         factor = norm / jnp.where(now > 0, now, 1.0)
         return jnp.where(possible, (leaf * factor).astype(leaf.dtype), leaf)
 
-    return selections.map_named(one, params, levels, wanted)
+    return paths.map_named(one, params, levels, [norm for _, norm in named_norms])
 
 
 def above(
@@ -112,7 +112,7 @@ def above(
     """
     check_k(k, order, blocks)
     levels = block_levels(params, order, blocks)
-    return selections.map_named(lambda path, leaf, level: jnp.asarray(k) < level, params, levels)
+    return paths.map_named(lambda path, leaf, level: jnp.asarray(k) < level, params, levels)
 
 
 def reinitialise_above(
@@ -124,7 +124,7 @@ def reinitialise_above(
     *,
     blocks: Sequence[str] | None = None,
 ) -> PyTree:
-    """Return ``params`` with everything above block k drawn anew, bit for bit what ``init_fn`` draws.
+    """Return ``params`` with everything above block k as ``init_fn`` initializes it, bit for bit.
 
     Args:
       key: a random key; use a new one for every round.
@@ -136,6 +136,12 @@ def reinitialise_above(
 
     Raises:
       UsageError: k is out of range, a block not in the order, a parameter not covered exactly once.
+
+    >>> params = {"a": jnp.ones(1), "b": jnp.ones(1)}
+    >>> zeros = lambda key: jax.tree.map(jnp.zeros_like, params)
+    >>> fresh = reinitialise_above(jax.random.key(0), params, ("a", "b"), 1, zeros)
+    >>> float(fresh["a"][0]), float(fresh["b"][0])
+    (1.0, 0.0)
     """
     selection = above(params, order, k, blocks=blocks)
     return forgetting.reinitialise_selected(key, params, selection, init_fn)
@@ -160,6 +166,7 @@ def statistics(outputs: jax.Array, axis_name: str | None = None) -> tuple[jax.Ar
 
     outputs = outputs.astype(jnp.float32)
     mean = average(outputs)
+    # Two passes: E[x^2] - E[x]^2 in float32 would lose a small deviation beside a large mean.
     return mean, jnp.sqrt(average(jnp.square(outputs - mean)))
 
 
@@ -186,20 +193,15 @@ def round_of(generation: Any, repeats: int) -> tuple[Any, Any]:
     >>> [round_of(generation, 2) for generation in range(4)]
     [(1, 1), (1, 2), (2, 1), (2, 2)]
     """
-    if isinstance(repeats, bool) or not isinstance(repeats, Integral) or int(repeats) < 1:
-        raise UsageError(f"repeats = {repeats!r} must be a whole number of at least 1")
+    check_integer("repeats", repeats, 1)
     return generation // repeats + 1, generation % repeats + 1
 
 
 def check_k(k: Any, order: Sequence[str], blocks: Sequence[str] | None = None) -> None:
     """Raise unless ``k``, if it is known, is the number of a block."""
-    if hasattr(k, "aval"):
-        return
-    count = len(order if blocks is None else blocks)
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= int(k) <= count:
-        raise UsageError(
-            f"k = {k!r} must be a whole number from 1 to the number of blocks, {count}"
-        )
+    if not hasattr(k, "aval"):
+        count = len(order if blocks is None else blocks)
+        check_integer("k", k, 1, count, bounds=f"from 1 to the number of blocks, {count}")
 
 
 def block_levels(
@@ -239,15 +241,15 @@ def _ends(order: Sequence[str], blocks: Sequence[str]) -> list[int]:
     """Return the place of each block's last entry in the order."""
     ends: list[int] = []
     for block in blocks:
-        own = [index for index, entry in enumerate(order) if paths.below(entry, block)]
-        if not own:
+        places = [index for index, entry in enumerate(order) if paths.below(entry, block)]
+        if not places:
             raise UsageError(f"block {block!r} is not in the declared order{nearest(block, order)}")
-        if own[-1] - own[0] >= len(own) or (ends and own[-1] <= ends[-1]):
+        if places[-1] - places[0] >= len(places) or (ends and places[-1] <= ends[-1]):
             raise UsageError(
                 f"block {block!r} must be neighbours in the declared order, and blocks stand in its "
                 "sequence"
             )
-        ends.append(own[-1])
+        ends.append(places[-1])
     if not ends:
         raise UsageError("blocks is empty; name at least one block of the declared order")
     return ends

@@ -1,15 +1,14 @@
-"""Minimum of a function of one variable along a descent direction, inside a compiled program."""
+"""Line search: the minimum along a descent direction, inside a compiled program."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_number, positive
 
 _CELLS = 32  # of a grid, whose points are evaluated in one batched call
 _ROUNDS = 12  # of the grid; the first two or three do
@@ -18,7 +17,7 @@ _RISE = 1e-4  # relative to the loss at 0: a minimum higher than that by roundin
 
 
 class LineSearch(NamedTuple):
-    """What :func:`minimise` found.
+    """Result of :func:`minimise`.
 
     Attributes:
       xi: float32, the distance of the minimum; 0 where there is none.
@@ -70,8 +69,8 @@ def minimise(
     Raises:
       UsageError: the bounds are not positive, are out of order, or f is not a scalar.
 
-    >>> found = minimise(lambda xi: 3.0 + 1e4 * (xi - 0.02) ** 2)
-    >>> round(float(found.xi), 6), float(found.value), bool(found.accepted)
+    >>> result = minimise(lambda xi: 3.0 + 1e4 * (xi - 0.02) ** 2)
+    >>> round(float(result.xi), 6), float(result.value), bool(result.accepted)
     (0.02, 3.0, True)
     >>> bool(minimise(lambda xi: jnp.exp(-xi)).accepted)
     False
@@ -80,10 +79,17 @@ def minimise(
       Sato et al., `PoF: Post-Training of Feature Extractor for Improving Generalization`, eq. 2 and
       the end of section 3.2 (asymmetric landscapes).
     """
-    _check(function, start, cap, floor)
+    for field, bound in (("cap", cap), ("floor", floor)):
+        check_number(field, bound, positive, "be positive and finite")
+    check_number("floor", floor, lambda value: value < cap, f"be less than cap = {cap:g}")
+    must = f"lie in [{floor:g}, {cap:g}]"
+    check_number("start", start, lambda value: floor <= value <= cap, must)
+    shape = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.float32)).shape
+    if shape != ():
+        raise UsageError(f"function returns shape {shape}; it must return a scalar: take the mean")
 
     def at(xi):
-        """Return value and slope; no slope where there is no value: none may descend to there."""
+        """Return value and slope; NaN as the slope where the value is not finite."""
         value, slope = jax.jvp(lambda x: jnp.float32(function(x)), (xi,), (jnp.ones_like(xi),))
         return value, jnp.where(jnp.isfinite(value), slope, jnp.nan)
 
@@ -139,18 +145,6 @@ def minimise(
     xi = low + (high - low) * share
     value, _ = at(xi)
     # A comparison that NaN fails.
-    found = is_valley & (value - value_0 <= _RISE * jnp.abs(value_0))
-    return LineSearch(jnp.where(found, xi, 0.0), jnp.where(found, value, value_0), found, count + 1)
-
-
-def _check(function: Callable, start: Any, cap: float, floor: float) -> None:
-    """Raise ``UsageError`` for bounds or a function that cannot be used."""
-    for field, bound in (("cap", cap), ("floor", floor)):
-        check_number(field, bound, lambda value: 0 < value < math.inf, "be positive and finite")
-    check_number("floor", floor, lambda value: value < cap, f"be less than cap = {cap:g}")
-    check_number(
-        "start", start, lambda value: floor <= value <= cap, f"lie in [{floor:g}, {cap:g}]"
-    )
-    shape = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.float32)).shape
-    if shape != ():
-        raise UsageError(f"function returns shape {shape}; it must return a scalar: take the mean")
+    accepted = is_valley & (value - value_0 <= _RISE * jnp.abs(value_0))
+    xi, value = jnp.where(accepted, xi, 0.0), jnp.where(accepted, value, value_0)
+    return LineSearch(xi, value, accepted, count + 1)

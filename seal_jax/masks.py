@@ -3,7 +3,7 @@
 A mask may be given as any of
 
 * a pytree of ``bool`` with the structure of the parameters (or a prefix of it);
-* a callable of the parameters that returns such a pytree;
+* a callable that maps the parameters to such a pytree;
 * path rules: a path such as ``"layer1/conv/kernel"``, or a leading part of its components; a
   compiled regular expression (or a string that begins with ``re:``), which must match a path or a
   leading part in full; a sequence of these, or of ``(rule, bool)`` pairs of which the first match
@@ -11,7 +11,8 @@ A mask may be given as any of
 * an NNX filter (``nnx.PathContains("fc")``, a ``Variable`` type, ...) or any predicate
   ``(path, leaf) -> bool``.
 
-:func:`resolve` turns all of these into one form, at trace time: masks are static.
+:func:`resolve` turns all of these into a pytree of ``bool``, at trace time: masks are static, and
+may depend on the structure, the shapes and the dtypes of the parameters, but not on their values.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 from seal_jax import layers, paths
-from seal_jax.errors import UsageError, nearest
+from seal_jax.errors import UsageError, nearest, shown
 
 PyTree = Any
 Mask = Any
@@ -32,7 +33,7 @@ Mask = Any
 def resolve(mask: Mask, params: PyTree) -> PyTree:
     """Return ``mask`` as a pytree of ``bool`` with the structure of ``params``.
 
-    Parameters hidden by ``optax.masked`` or ``optax.partition`` take part in the matching and stay
+    Parameters that ``optax.masked`` or ``optax.partition`` hides take part in the matching and stay
     hidden in the result.
 
     Raises:
@@ -44,27 +45,62 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     >>> resolve([("fc/bias", False), ("fc", True)], params)["fc"]
     {'bias': False, 'kernel': True}
     """
+    if isinstance(mask, Fixed):
+        return mask(params)
     leaves = paths.leaves_with_keys(params)
     if not leaves:
         raise UsageError("mask: there are no parameters to select from")
-    flags = _flags(mask, params)
+    flags = flags_of(mask, params)
     if leaves[0][0] == ():
         raise UsageError("mask: the parameters are a single array, which no mask can split")
     if not any(flags) or all(flags):
         amount = "every parameter" if flags[0] else "no parameter"
-        raise UsageError(
-            f"mask {_shown(mask)} selects {amount}; it must split {', '.join(_sketch(params))}"
-        )
-    structure = jax.tree.structure(params, is_leaf=paths.is_placeholder)
-    kept = [
-        leaf if paths.is_placeholder(leaf) else flag
-        for flag, (_, leaf) in zip(flags, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, kept)
+        text = " ".join(repr(mask).split())
+        text = text if len(text) <= 80 else f"{text[:77]}..."
+        raise UsageError(f"mask {text} selects {amount}; it must split {top_levels(params)}")
+    return paths.map_named(lambda path, leaf, flag: flag, params, flags)
 
 
-def _flags(mask: Mask, params: PyTree) -> list[bool]:
-    """Return one ``bool`` per parameter, whatever form the mask has."""
+class Fixed:
+    """A mask that is resolved once, however many links of a chain ask for it.
+
+    Every transformation of this package holds its mask as :func:`fixed`. It is resolved in ``init``,
+    where errors in it show, and again only for parameters of another structure, shape or dtype.
+    """
+
+    def __init__(self, mask: Mask):
+        self.mask = mask
+        self._last: tuple[Any, PyTree] = (None, None)
+
+    def __call__(self, params: PyTree) -> PyTree:
+        """Return the mask as a pytree of ``bool`` for ``params``; see :func:`resolve`."""
+        leaves, structure = jax.tree.flatten(params, is_leaf=paths.is_placeholder)
+        kinds = [(getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves]
+        # Only the last answer: `init` and all links of `update` ask for the same one in turn.
+        if self._last[0] != (structure, kinds):
+            self._last = (structure, kinds), resolve(self.mask, params)
+        return self._last[1]
+
+    def __repr__(self) -> str:
+        return repr(self.mask)
+
+
+def fixed(mask: Mask) -> Fixed:
+    """Return ``mask``, in any form, as one that is resolved once for all links of a chain.
+
+    >>> params = {"conv": jax.numpy.ones(2), "fc": jax.numpy.ones(2)}
+    >>> calls = []
+    >>> mask = fixed(lambda params: calls.append("resolved") or {"conv": True, "fc": False})
+    >>> mask(params) == mask(params), calls
+    (True, ['resolved'])
+    """
+    return mask if isinstance(mask, Fixed) else Fixed(mask)
+
+
+def flags_of(mask: Mask, params: PyTree) -> list[bool]:
+    """Return one ``bool`` per parameter, hidden ones included; all of them may be equal."""
+    if isinstance(mask, Fixed):
+        mask = mask.mask
     leaves = paths.leaves_with_keys(params)
     names = [paths.join(keys) for keys, _ in leaves]
     # One placeholder may hide a whole subtree, with names that nobody knows here.
@@ -79,8 +115,8 @@ def _flags(mask: Mask, params: PyTree) -> list[bool]:
         rules = [(rule, True) if paths.is_rule(rule) else tuple(rule) for rule in mask]
         return paths.first_match(rules, names, False, strict=strict)
     # A tree of bool may itself be callable: an Equinox module.
-    if callable(mask) and not any(map(_is_bool, jax.tree.leaves(mask))):
-        if _arguments(mask) == 2:
+    if callable(mask) and not any(map(is_bool, jax.tree.leaves(mask))):
+        if count_arguments(mask) == 2:
             return _predicate_flags(mask, params)
         mask = mask(params)
     return _tree_flags(mask, leaves)
@@ -101,8 +137,8 @@ def _is_nnx_filter(mask: Any) -> bool:
     return isinstance(mask, type) or type(mask).__module__.startswith("flax.nnx.filterlib")
 
 
-def _arguments(function: Callable) -> int:
-    """Count the positional arguments that ``function`` cannot do without."""
+def count_arguments(function: Callable) -> int:
+    """Return how many positional arguments ``function`` requires."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(
         parameter.kind in kinds and parameter.default is parameter.empty
@@ -111,11 +147,9 @@ def _arguments(function: Callable) -> int:
 
 
 def _predicate_flags(predicate: Callable, params: PyTree) -> list[bool]:
-    """Apply an NNX-style predicate to each variable (or bare leaf) and spread it over its arrays.
-
-    NNX filters by type look at the ``Variable``; ``nnx.Optimizer`` hands ``update`` bare arrays, on
-    which they cannot decide. Filters by path work in both places.
-    """
+    """Apply an NNX-style predicate to each variable (or bare leaf) and spread it over its arrays."""
+    # NNX filters by type look at the ``Variable``. ``nnx.Optimizer`` hands ``update`` bare arrays, on
+    # which they cannot decide; filters by path work in both places.
     flags: list[bool] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=paths.is_variable):
         keys = tuple(int(key) if key.isdigit() else key for key in paths.keys_of(path))
@@ -131,14 +165,17 @@ def _tree_flags(mask: PyTree, leaves: list[tuple[tuple[str, ...], Any]]) -> list
         where = paths.join(keys) or "its root"
         if isinstance(value, jax.core.Tracer):
             raise UsageError(f"mask is traced at {where!r}; masks are static: use Python's bool")
-        if not paths.is_placeholder(value) and not _is_bool(value):
+        if not paths.is_placeholder(value) and not is_bool(value):
             raise UsageError(
-                f"mask has {_shown(value)} at {where!r}; a mask holds bool, True = forget"
+                f"mask has {shown(value)} at {where!r}; a mask holds bool, True = forget"
             )
+    # By keys and not by structure: a mask made of dicts fits NNX states, and a prefix fits a tree.
     used = set()
     flags = []
     for keys, leaf in leaves:
         if paths.is_placeholder(leaf):
+            # One flag for a hidden subtree, of which the mask may list the parts: another
+            # transformation has it, so that only "all of it" or "not all of it" can matter here.
             parts = [entry for entry in entries if entry[: len(keys)] == keys and entry != keys]
             if parts:
                 used.update(parts)
@@ -151,7 +188,7 @@ def _tree_flags(mask: PyTree, leaves: list[tuple[tuple[str, ...], Any]]) -> list
             path, near = _shown_path(keys, entries)
             raise UsageError(f"mask has no entry for the parameter {path}{near}")
         used.add(owner)
-        flags.append(_is_bool(entries[owner]) and bool(entries[owner]))
+        flags.append(is_bool(entries[owner]) and bool(entries[owner]))
     for keys in entries:
         if keys not in used:
             path, near = _shown_path(keys, [keys for keys, _ in leaves])
@@ -165,23 +202,18 @@ def _shown_path(keys: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> tup
     return repr(path), nearest(path, paths.with_parents([paths.join(other) for other in others]))
 
 
-def _is_bool(value: Any) -> bool:
+def is_bool(value: Any) -> bool:
+    """Tell whether ``value`` is one bool, of Python, NumPy or JAX."""
     # numpy.bool counts too; asking for the dtype's name avoids an import for its sake.
     return isinstance(value, bool) or (
         getattr(value, "shape", None) == () and str(getattr(value, "dtype", "")) == "bool"
     )
 
 
-def _shown(mask: Any) -> str:
-    text = " ".join(repr(mask).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _sketch(params: PyTree) -> list[str]:
-    """Return the top-level names, for an error message."""
-    names = [path for path, _ in paths.named_leaves(params)]
-    tops = list(dict.fromkeys(path.split("/")[0] for path in names))
-    return tops if len(tops) <= 8 else [*tops[:7], "..."]
+def top_levels(params: PyTree) -> str:
+    """Return the top-level names of ``params``, at most eight, for an error message."""
+    tops = list(dict.fromkeys(path.split("/")[0] for path, _ in paths.named_leaves(params)))
+    return ", ".join(tops if len(tops) <= 8 else [*tops[:7], "..."])
 
 
 def before(order: Sequence[str], threshold: str) -> tuple[str, ...]:
@@ -227,10 +259,7 @@ def invert(mask: Mask) -> Callable[[PyTree], PyTree]:
     {'conv1': False, 'fc': True}
     """
 
-    def inverted(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda flag: not flag, resolve(mask, params))
-
-    return inverted
+    return lambda params: jax.tree.map(lambda flag: not flag, resolve(mask, params))
 
 
 def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callable[[PyTree], PyTree]:
@@ -247,9 +276,9 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
         wanted = {"kernel": True, "bias": biases, "norm": norms}
         flags = [
             flag and wanted[role]
-            for flag, role in zip(_flags(mask, params), layers.roles(params), strict=True)
+            for flag, role in zip(flags_of(mask, params), layers.roles(params), strict=True)
         ]
-        return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), flags)
+        return paths.unflatten_like(params, flags)
 
     return restricted
 

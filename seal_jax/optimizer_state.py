@@ -1,4 +1,4 @@
-"""Re-initialise what an optimizer remembers about some of the parameters.
+"""Reinitialize what an optimizer remembers about some of the parameters.
 
 Works on any optax state: the parts that follow the parameters are found by their structure, so
 ``chain``, ``masked``, ``partition``, ``MultiSteps`` and hand-written states need no special care.
@@ -40,6 +40,13 @@ def reinitialise(
       mask: pytree of bool with the structure of ``params``; ``None`` means every parameter.
       when: scalar bool, may be traced: whether to replace the memory.
       restart: scalar bool, may be traced: whether to restart the clocks.
+
+    >>> tx, params = optax.trace(decay=0.9), {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> _, state = tx.update(params, tx.init(params))
+    >>> mask = {"conv": False, "fc": True}
+    >>> state = reinitialise(state, tx.init(params), params, mask, when=True, restart=False)
+    >>> float(state.trace["conv"]), float(state.trace["fc"])
+    (1.0, 0.0)
     """
     if mask is None:
         mask = jax.tree.map(lambda _: True, params)
@@ -50,12 +57,16 @@ def reinitialise(
 def shares(state: PyTree, params: PyTree, mask: PyTree) -> bool:
     """Tell whether masked and other parameters have a leaf in common, such as Adam's count.
 
-    The memory of one part cannot be replaced without the other's then.
+    Then the memory of one part cannot be replaced without that of the other.
 
     Args:
       state: the state of an optax transformation, or its shapes.
       params: parameters, for their structure.
       mask: pytree of bool with the structure of ``params``.
+
+    >>> params, mask = {"conv": jnp.ones(2), "fc": jnp.ones(2)}, {"conv": False, "fc": True}
+    >>> shares(optax.adam(0.1).init(params), params, mask), shares(optax.trace(0.9).init(params), params, mask)
+    (True, False)
     """
     flags = jax.tree.leaves(mask, is_leaf=is_placeholder)
     return _Walker(params, flags, False, False).shares(state)
@@ -66,6 +77,11 @@ def keep_dtypes(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
     Momentum that starts in the parameters' bfloat16 would become float32 with float32 gradients,
     and ``lax.scan`` could not carry it. The updates are ``inner``'s.
+
+    >>> tx, params = keep_dtypes(optax.trace(decay=0.9)), jnp.ones(2, jnp.bfloat16)
+    >>> _, state = tx.update(jnp.ones(2, jnp.float32), tx.init(params))
+    >>> state.trace.dtype.name
+    'bfloat16'
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -80,12 +96,9 @@ def keep_dtypes(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
-def _structure(tree: PyTree) -> Any:
-    return jax.tree.structure(tree)
-
-
 def _is_leaf(tree: PyTree) -> bool:
-    return _structure(tree) == _structure(0)
+    structure: Any = jax.tree.structure(tree)
+    return structure == jax.tree.structure(0)
 
 
 def _dtype_is(leaf: Any, *kinds: Any) -> bool:
@@ -110,13 +123,13 @@ def _align(params: PyTree, node: PyTree) -> list[PyTree] | None:
         return [node] * len(jax.tree.leaves(params, is_leaf=is_placeholder))
     if is_placeholder(params) or _is_leaf(params):
         return [node]
-    wanted, structure = _open(params)
-    found, actual = _open(node)
+    children, structure = _open(params)
+    counterparts, actual = _open(node)
     if actual != structure:
         return None
     parts = []
-    for below, own in zip(wanted, found, strict=True):
-        part = _align(below, own)
+    for child, counterpart in zip(children, counterparts, strict=True):
+        part = _align(child, counterpart)
         if part is None:
             return None
         parts.extend(part)

@@ -1,12 +1,14 @@
 """Names for the leaves of a parameter tree, and rules that select leaves by name.
 
-The only place that turns key paths into strings such as ``layer3/block0/conv1/kernel``.
+The only place that turns key paths into strings such as ``layer3/block0/conv1/kernel``. A "hidden"
+leaf is an ``optax.MaskedNode``, which ``optax.masked`` and ``optax.partition`` put in the place of
+the parameters that belong to another transformation.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -16,12 +18,13 @@ from jax.tree_util import KeyPath
 
 from seal_jax.errors import UsageError, nearest
 
+PyTree = Any
 T = TypeVar("T")
 Rule = str | re.Pattern[str]
 
 
 def is_placeholder(node: Any) -> bool:
-    """Tell whether ``node`` stands for a parameter that ``optax.masked``/``partition`` hides."""
+    """Tell whether ``node`` is a hidden leaf."""
     return isinstance(node, optax.MaskedNode)
 
 
@@ -46,7 +49,11 @@ def escape(key: str) -> str:
 
 
 def join(keys: Iterable[str]) -> str:
-    """Return the escaped keys joined by ``/``: a name that no other leaf of the tree has."""
+    """Return the escaped keys joined by ``/``: a name that no other leaf of the tree has.
+
+    >>> join(("net/linear", "w"))
+    'net%2Flinear/w'
+    """
     return "/".join(map(escape, keys))
 
 
@@ -66,11 +73,13 @@ def name(path: KeyPath) -> str:
 
 
 def leaves_with_keys(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Return ``(keys, leaf)`` for every leaf of ``tree``, hidden parameters included.
+    """Return ``(keys, leaf)`` for every leaf of ``tree``, hidden leaves included.
 
-    ``nnx.Optimizer`` calls ``init`` with Variables, whose paths go through their attribute ``value``,
-    and ``update`` with bare arrays; the keys are the same for both.
+    >>> leaves_with_keys({"conv1": {"kernel": 1.0}})
+    [(('conv1', 'kernel'), 1.0)]
     """
+    # ``nnx.Optimizer`` calls ``init`` with Variables, whose key paths have one key more for the
+    # array in them, and ``update`` with bare arrays. Drop that key, so that both have the same keys.
     return [
         (keys_of(path) + keys_of(inner[1:]), leaf)
         for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
@@ -79,8 +88,47 @@ def leaves_with_keys(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Return ``(name, leaf)`` for every leaf of ``tree``, hidden parameters included."""
+    """Return ``(name, leaf)`` for every leaf of ``tree``, hidden leaves included.
+
+    >>> named_leaves({"conv1": {"kernel": 1.0, "bias": 2.0}})
+    [('conv1/bias', 2.0), ('conv1/kernel', 1.0)]
+    """
     return [(join(keys), leaf) for keys, leaf in leaves_with_keys(tree)]
+
+
+def unflatten_like(tree: PyTree, leaves: Iterable[Any]) -> PyTree:
+    """Return a tree with the structure of ``tree`` and these leaves, one for each hidden leaf too."""
+    return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=is_placeholder), leaves)
+
+
+def map_named(function: Callable[..., Any], tree: PyTree, *values: Iterable) -> PyTree:
+    """Return a tree like ``tree`` of ``function(path, leaf, *values)``; hidden leaves stay hidden.
+
+    Args:
+      function: maps the name of a leaf, the leaf, and one entry of each of ``values`` to a new leaf.
+      tree: any pytree.
+      *values: sequences with one entry for every leaf of ``tree``, hidden leaves included.
+
+    >>> map_named(lambda path, leaf: f"{path} = {leaf}", {"fc": {"bias": 1.0}})
+    {'fc': {'bias': 'fc/bias = 1.0'}}
+    """
+    return unflatten_like(
+        tree,
+        [
+            leaf if is_placeholder(leaf) else function(path, leaf, *entries)
+            for (path, leaf), *entries in zip(named_leaves(tree), *values, strict=True)
+        ],
+    )
+
+
+def check_same_structure(subject: str, tree: PyTree, params: PyTree) -> None:
+    """Raise unless ``tree`` has the structure of ``params``; ``subject`` begins the message."""
+    structures: list[Any] = [jax.tree.structure(node) for node in (tree, params)]
+    if structures[0] != structures[1]:
+        names, expected = ([path for path, _ in named_leaves(node)][:4] for node in (tree, params))
+        raise UsageError(
+            f"{subject} a tree like the parameters: got leaves {names}, expected {expected}"
+        )
 
 
 def below(path: str, layer: str) -> bool:

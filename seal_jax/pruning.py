@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seal_jax import selections
+from seal_jax import paths, selections
 from seal_jax.errors import UsageError, check_number
 
 PyTree = Any
 
 
 class PruneState(NamedTuple):
-    """What pruning remembers.
+    """State of iterative pruning.
 
     Attributes:
       count: updates so far, int32.
@@ -36,8 +36,8 @@ def prune(
 ) -> tuple[PyTree, Any]:
     """Prune the smallest of the remaining weights and rewind the others: an exact event.
 
-    Of n remaining weights ``fraction * n``, rounded to the nearest, become 0.0 and stay it; every
-    other parameter goes back, bit for bit, to the snapshot. After r events (1 - fraction)^r remain.
+    Of n remaining weights ``fraction * n``, rounded to the nearest, become 0.0 for good; every other
+    parameter goes back, bit for bit, to the snapshot. After r events (1 - fraction)^r remain.
 
     Args:
       params: the trained parameters.
@@ -63,11 +63,11 @@ def prune(
     ([[7.0, 0.0, 0.0, 7.0]], [[True, False, False, True]])
     """
     check_fraction(fraction)
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)]
-    if len(found) != 1:
-        raise UsageError(f"state holds {len(found)} pruning states; prune needs exactly one")
-    kept = pruned_further(params, found[0].kept, fraction, scope)
-    new = found[0]._replace(kept=kept)
+    states = [node for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)]
+    if len(states) != 1:
+        raise UsageError(f"state holds {len(states)} pruning states; prune needs exactly one")
+    kept = pruned_further(params, states[0].kept, fraction, scope)
+    new = states[0]._replace(kept=kept)
     state = jax.tree.map(lambda node: new if is_state(node) else node, state, is_leaf=is_state)
     return rewound(new, params), state
 
@@ -92,6 +92,7 @@ def pruned_further(
         # A lone bool stands for a parameter that cannot be pruned.
         if jnp.shape(keep) != jnp.shape(param) or jnp.ndim(keep) == 0:
             return None
+        # Pruned weights are zero, the smallest of all; infinity keeps them out of the ranking.
         return jnp.where(keep, jnp.abs(param), jnp.inf)
 
     def count_of(values):
@@ -104,7 +105,10 @@ def pruned_further(
     chosen = selections.lowest(magnitudes, count_of, scope)
     return jax.tree.unflatten(
         structure,
-        [keep if own is None else keep & ~own for keep, own in zip(leaves, chosen, strict=True)],
+        [
+            keep if lowest is None else keep & ~lowest
+            for keep, lowest in zip(leaves, chosen, strict=True)
+        ],
     )
 
 
@@ -137,7 +141,7 @@ def initial_state(params: PyTree, flags: list[bool]) -> PruneState:
         # From the leaf, so that under shard_map it varies over the same axes as later values do.
         return (leaf == leaf) | True if flag else jnp.ones((), bool)
 
-    kept = selections.map_named(nothing_pruned, params, flags)
+    kept = paths.map_named(nothing_pruned, params, flags)
     # Copies: a training step that donates parameters and state must not give one buffer twice.
     snapshot = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     return PruneState(jnp.zeros((), jnp.int32), kept, snapshot)

@@ -23,8 +23,7 @@ T = TypeVar("T")
 
 MAX_BYTES = 2**30
 MAX_DEPTH = 32  # our own files have under ten levels; Python's parser stops at about a thousand
-# NumPy converts no larger integer.
-MAX_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1  # NumPy converts no larger one
 
 Scalar = bool | int | float | str | None
 
@@ -46,10 +45,9 @@ def load(path: Path, schema: Any, remedy: str, *, finite: bool = True) -> Any:
         if size > MAX_BYTES:
             raise UsageError(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
         return parse(path.read_bytes(), schema, finite=finite)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
-    except UsageError as error:
-        raise UsageError(f"{path} cannot be read: {error}; {remedy}") from None
+    except (OSError, UsageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path} cannot be read: {reason}; {remedy}") from None
 
 
 def lines(path: Path, schema: Any, *, finite: bool = True) -> Iterator[tuple[bytes, Any, str]]:
@@ -82,6 +80,7 @@ def parse(text: bytes | str, schema: Any, *, finite: bool = True) -> Any:
     Raises:
       UsageError: it is no JSON, is nested too deep, or does not fit.
     """
+    # Python reads NaN, Infinity and 1e999 as floats, which JSON does not know.
     hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
     try:
         value = json.loads(text, **hooks)
@@ -91,6 +90,7 @@ def parse(text: bytes | str, schema: Any, *, finite: bool = True) -> Any:
         raise UsageError(f"it is not JSON ({str(error).partition(';')[0]})") from None
     if _is_deeper(value, MAX_DEPTH):
         raise UsageError(f"it is nested more than {MAX_DEPTH} levels deep")
+    # Half a pair reads as a string that no file can be written with; few texts need the slow check.
     if "\\ud" in (text if isinstance(text, str) else text.decode("latin-1")).lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -164,7 +164,13 @@ def check(hint: Any, value: Any, path: str) -> Any:
     must = ""
     if typing.is_typeddict(hint):
         if isinstance(value, Mapping):
-            return {**value, **_fields(hint, value, path)}
+            fields = dict(value)
+            for field, kind in typing.get_type_hints(hint).items():
+                if field in value:
+                    fields[field] = check(kind, value[field], _join(path, field))
+                elif field in hint.__required_keys__:
+                    raise UsageError(f"{_join(path, field)} is missing")
+            return fields
         must = "be a mapping"
     elif origin is Literal:
         if value in choices:
@@ -180,7 +186,8 @@ def check(hint: Any, value: Any, path: str) -> Any:
                 except UsageError as error:
                     must = str(error).rpartition(" must ")[2]
         if len(choices) > 2 or type(None) not in choices:
-            must = _must_be(choices)
+            names = [getattr(choice, "__name__", str(choice)) for choice in choices]
+            must = f"be of type {' or '.join('none' if n == 'NoneType' else n for n in names)}"
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
             return {
@@ -198,29 +205,12 @@ def check(hint: Any, value: Any, path: str) -> Any:
         if abs(value) <= MAX_INTEGER:
             return hint(value)
         must = f"be at most {MAX_INTEGER:,} in size"
+    # True is an int to Python, and to nobody who writes a config.
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise UsageError(
         f"{path or 'it'} = {shown(value)} must {must or f'be of type {hint.__name__}'}"
     )
-
-
-def _fields(hint: Any, value: Mapping[str, Any], path: str) -> dict[str, Any]:
-    fields = {}
-    for field, kind in typing.get_type_hints(hint).items():
-        if field in value:
-            fields[field] = check(kind, value[field], _join(path, field))
-        elif field in hint.__required_keys__:
-            raise UsageError(f"{_join(path, field)} is missing")
-    return fields
-
-
-def _must_be(choices: tuple[Any, ...]) -> str:
-    names = [
-        "none" if choice is type(None) else getattr(choice, "__name__", str(choice))
-        for choice in choices
-    ]
-    return f"be of type {' or '.join(names)}"
 
 
 def _join(where: str, field: str) -> str:

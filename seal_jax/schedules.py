@@ -1,14 +1,13 @@
-"""Learning rates of the papers: cosine with warm-up by epochs, and the two presets of SEAL."""
+"""Learning rates of the papers, constant within an epoch, and the two presets of SEAL."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError, check_integer, check_number
+from seal_jax.errors import UsageError, check_integer, check_number, positive
 from seal_jax.generations import Schedule, Step
 
 
@@ -42,8 +41,7 @@ def cosine(
         raise UsageError(
             f"warmup_epochs = {warmup_epochs} must lie in [0, {epochs}), under the epochs"
         )
-    must = "be positive and finite"
-    check_number("learning_rate", learning_rate, lambda rate: 0 < rate < math.inf, must)
+    check_number("learning_rate", learning_rate, positive, "be positive and finite")
 
     def schedule(step: Step) -> Any:
         epoch = jnp.asarray(step) // steps_per_epoch
@@ -77,7 +75,7 @@ def boundaries(decay_epochs: str) -> list[int]:
 def steps(
     learning_rate: float, decay_epochs: str, *, factor: float, steps_per_epoch: int
 ) -> Schedule:
-    """Return a learning rate that falls at given epochs, as wide ResNets are trained.
+    """Return a learning rate that falls at given epochs, as in the training of wide ResNets.
 
     Args:
       learning_rate: the first.
@@ -92,8 +90,7 @@ def steps(
     >>> [round(float(schedule(step)), 3) for step in (0, 599, 600, 1200)]
     [0.1, 0.1, 0.02, 0.004]
     """
-    must = "be positive and finite"
-    check_number("learning_rate", learning_rate, lambda rate: 0 < rate < math.inf, must)
+    check_number("learning_rate", learning_rate, positive, "be positive and finite")
     check_integer("steps_per_epoch", steps_per_epoch, 1)
     epochs = boundaries(decay_epochs)
     if not 0 < factor < 1:
@@ -128,6 +125,7 @@ class Preset:
         >>> sorted(PRESETS["paper"].arguments(3125))[:3]
         ['ascent_scale', 'ascent_weight_decay_factor', 'epochs_per_generation']
         """
+        names = ("ascent_scale", "ascent_weight_decay_factor", "momentum", "weight_decay")
         return {
             "learning_rate": cosine(
                 self.learning_rate,
@@ -137,10 +135,7 @@ class Preset:
             ),
             "steps_per_epoch": steps_per_epoch,
             "epochs_per_generation": self.epochs_per_generation,
-            "ascent_scale": self.ascent_scale,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-            "ascent_weight_decay_factor": self.ascent_weight_decay_factor,
+            **{name: getattr(self, name) for name in names},
         }
 
 

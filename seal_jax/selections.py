@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -22,18 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from seal_jax import layers, masks, paths
-from seal_jax.errors import UsageError, check_number
-from seal_jax.slimming import channels_of, check_flattened, find_layers
+from seal_jax.errors import UsageError, check_choice, check_number
 
 PyTree = Any
 Scope = Literal["tensor", "global"]
 
 
 def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
-    """Return for each leaf of ``params`` (hidden ones included) whether ``among`` takes it.
+    """Return for each leaf of ``params`` (hidden ones included) whether ``among`` selects it.
 
     Raises:
-      UsageError: it takes none.
+      UsageError: it selects none.
 
     >>> eligible({"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))})
     [False, True]
@@ -43,36 +42,18 @@ def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
         flags = [role == "kernel" for role in layers.roles(params)]
     else:
         # Not ``resolve``: a selection divides tensors, so it may well be made among all of them.
-        flags = masks._flags(among, params)
+        flags = masks.flags_of(among, params)
     visible = [not paths.is_placeholder(leaf) for _, leaf in leaves]
-    flags = [flag and seen for flag, seen in zip(flags, visible, strict=True)]
+    flags = [flag and is_visible for flag, is_visible in zip(flags, visible, strict=True)]
     if any(visible) and not any(flags):
         taken = "the default, kernels of two or more dimensions," if among is None else "the mask"
-        raise UsageError(f"among: {taken} takes no parameter of {masks._sketch(params)}")
+        raise UsageError(f"among: {taken} takes no parameter of {masks.top_levels(params)}")
     return flags
-
-
-def _names(params: PyTree) -> list[str]:
-    return [path for path, _ in paths.named_leaves(params)]
-
-
-def map_named(function: Callable[..., Any], params: PyTree, *values: list) -> PyTree:
-    """Return a tree like ``params`` of ``function(path, leaf, *values)``; hidden leaves stay hidden."""
-    leaves = [
-        leaf if paths.is_placeholder(leaf) else function(path, leaf, *own)
-        for (path, leaf), *own in zip(paths.named_leaves(params), *values, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=paths.is_placeholder), leaves)
 
 
 def check(selection: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``selection`` is one for ``params``."""
-    expected: Any = jax.tree.structure(params)
-    if expected != jax.tree.structure(selection):
-        raise UsageError(
-            f"selection must be a tree like the parameters: got leaves {_names(selection)[:4]}, "
-            f"expected {_names(params)[:4]}"
-        )
+    paths.check_same_structure("selection must be", selection, params)
     pairs = zip(paths.named_leaves(selection), paths.named_leaves(params), strict=True)
     for (path, leaf), (_, param) in pairs:
         if paths.is_placeholder(leaf):
@@ -85,15 +66,6 @@ def check(selection: PyTree, params: PyTree) -> None:
             )
 
 
-def by_rule(mask: masks.Mask) -> Callable[[PyTree], PyTree]:
-    """Return the function that gives a static mask as a selection of whole tensors.
-
-    >>> by_rule("fc")({"conv": jnp.ones(2), "fc": jnp.ones(2)})
-    {'conv': False, 'fc': True}
-    """
-    return lambda params: masks.resolve(mask, params)
-
-
 def random_subset(
     key: jax.Array,
     params: PyTree,
@@ -104,8 +76,8 @@ def random_subset(
 ) -> PyTree:
     """Select a random ``fraction`` of the entries of each tensor (WELS, WELSR).
 
-    A tensor's draw follows from the key and the tensor's own name and shape, so that a layer added
-    elsewhere, or another order of the tree, changes nothing.
+    The entries chosen in a tensor depend on the key and on the name and shape of that tensor alone:
+    a layer added elsewhere, or another order of the tree, changes nothing.
 
     Args:
       key: a random key.
@@ -129,13 +101,15 @@ def random_subset(
     def draw(path, leaf, flag):
         if not flag:
             return jnp.zeros(leaf.shape, bool)
+        # Not Python's hash(), which differs between processes.
         leaf_key = jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
         if not exact:
             return jax.random.bernoulli(leaf_key, fraction, leaf.shape)
+        # The lowest of random integers: a random subset of exact size, without a permutation.
         bits = jax.random.bits(leaf_key, (math.prod(leaf.shape),))
         return _lowest(bits, lambda values: portion(fraction, values.size)).reshape(leaf.shape)
 
-    return map_named(draw, params, eligible(params, among))
+    return paths.map_named(draw, params, eligible(params, among))
 
 
 def smallest(
@@ -170,22 +144,24 @@ def smallest(
         for flag, (_, leaf) in zip(flags, paths.named_leaves(params), strict=True)
     ]
     chosen = lowest(magnitudes, lambda values: portion(fraction, values.size), scope)
-    return map_named(
-        lambda path, leaf, own: jnp.zeros(leaf.shape, bool) if own is None else own, params, chosen
-    )
+
+    def marks(path, leaf, lowest_entries):
+        return jnp.zeros(leaf.shape, bool) if lowest_entries is None else lowest_entries
+
+    return paths.map_named(marks, params, chosen)
 
 
 def lowest(
     magnitudes: list[jax.Array | None], count_of: Callable[[jax.Array], Any], scope: Scope
 ) -> list[jax.Array | None]:
-    """Mark the lowest values of each array, or of all together; what :func:`smallest` is made of.
+    """Mark the lowest values of each array, or of all together, for :func:`smallest` and pruning.
 
     Args:
       magnitudes: arrays; ``None`` stands for one to leave out and gives ``None``.
       count_of: maps a flat array of values to how many of them to mark, an int or traced.
       scope: "tensor" or "global".
     """
-    check_scope(scope)
+    check_choice("scope", scope, get_args(Scope))
     present = [array for array in magnitudes if array is not None]
     marked = [array.ravel() for array in present]
     if scope == "global" and marked:
@@ -232,78 +208,6 @@ def check_static(field: str, value: float) -> None:
     check_inside(field, value)
 
 
-def check_scope(scope: Scope) -> None:
-    """Raise unless ``scope`` is one there is."""
-    if scope not in get_args(Scope):
-        raise UsageError(f"scope = {scope!r} must be one of {', '.join(get_args(Scope))}")
-
-
 def check_inside(field: str, value: float) -> None:
     """Raise unless ``value``, which may be traced, is a number in (0, 1)."""
     check_number(field, value, lambda number: 0 < number < 1, "lie between 0 and 1, both excluded")
-
-
-def kernel_slices(
-    params: PyTree,
-    keep: float,
-    *,
-    first: str,
-    head: str,
-    flattened: Mapping[str, int] | None = None,
-) -> PyTree:
-    r"""Select what lies OUTSIDE the fit slice of every kernel (KELS, kernel-level splitting).
-
-    The fit slice of a kernel (last axis: outputs; last but one: inputs) are its first
-    :math:`\lceil r C_{in} \rceil` inputs and first :math:`\lceil r C_{out} \rceil` outputs, so that
-    the fit parts of all layers form a slim network of their own (see :func:`seal_jax.slimming.slim`).
-    The first kernel keeps all its inputs, the head all its outputs and its bias; a depthwise kernel
-    ``[h, w, 1, C]`` is cut by outputs alone. Of other biases and of norms the first
-    :math:`\lceil r C \rceil` entries are fit. Grouped kernels that are not depthwise are cut within
-    their groups' inputs, which is a network of its own only if the groups stay as many.
-
-    Args:
-      params: arrays or ``jax.ShapeDtypeStruct`` of dense and convolution layers.
-      keep: r, the share of channels that is kept, in (0, 1).
-      first: path of the layer (or the kernel) that sees the input.
-      head: path of the layer (or the kernel) that gives the output.
-      flattened: dense layers behind a flatten, with the number of channels before it: their input
-        axis is (positions, channels), channels fastest, and is cut by channels. A norm on flattened
-        features is named by the path of the vector itself.
-
-    Raises:
-      UsageError: a path that is no layer with a kernel, or channels that do not divide the axis.
-
-    References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (kernel-level
-      convolutional-aware splitting).
-
-    >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 4))}, "fc": {"kernel": jnp.ones((4, 2))}}
-    >>> selection = kernel_slices(params, 0.5, first="conv", head="fc")
-    >>> selection["conv"]["kernel"][0, 0].tolist(), selection["fc"]["kernel"][:, 0].tolist()
-    ([[False, False, True, True]], [False, False, True, True])
-    """
-    check_static("keep", keep)
-    flattened = dict(flattened or {})
-    ratio = Fraction(float(keep)).limit_denominator(10**9)
-    find_layers(params, {"first": first, "head": head})
-    check_flattened(params, flattened)
-
-    def outside(path, leaf):
-        shape, rank = leaf.shape, len(leaf.shape)
-        cut = jnp.zeros(shape, bool)
-        if rank == 0:
-            return cut
-        axes = []
-        if not paths.below(path, head):
-            axes.append(rank - 1)
-        if rank >= 2 and not paths.below(path, first):
-            axes.append(rank - 2)
-        inputs = max(rank - 2, 0)  # the axis that a flatten makes: a kernel's inputs, or a vector
-        for axis in axes:
-            index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-            channels = channels_of(path, rank, flattened) if axis == inputs else None
-            size = shape[axis] if channels is None else channels
-            cut |= index % size >= math.ceil(ratio * size)
-        return cut
-
-    return map_named(outside, params)

@@ -3,8 +3,8 @@
 In all functions
 
 * ``head`` is the pytree of the classifier's parameters;
-* ``features`` [b, ...] are what the feature extractor makes of a small batch, the weak batch (32
-  examples in the PoF paper), and ``labels`` [b, ...] are its labels;
+* ``features`` [b, ...] are the features of a small batch, the weak batch (32 examples in the PoF
+  paper), and ``labels`` [b, ...] are its labels;
 * ``classify(head, features) -> logits`` is the classifier;
 * ``loss(logits, labels) -> scalar`` is the plain loss, a mean over the batch, and over all devices
   (``jax.lax.pmean``) if one perturbation is to serve them all.
@@ -15,16 +15,14 @@ features to zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_choice, check_integer, check_number, nonnegative
 from seal_jax.line_search import minimise
 
 PyTree = Any
@@ -36,7 +34,7 @@ _EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
 
 
 class Perturbation(NamedTuple):
-    """A classifier's way to the minimum of a weak batch's loss.
+    """Step from a classifier to the minimum of the loss on a weak batch.
 
     Attributes:
       direction: pytree like the head, the gradient at the head over its global norm.
@@ -60,6 +58,13 @@ def direction(
 
     References:
       Sato et al., `PoF`, eq. 3.
+
+    >>> dot = lambda head, features: features @ head
+    >>> loss, unit = direction(
+    ...     jnp.zeros(2), jnp.array([[3.0, 4.0]]), None, dot, lambda logits, labels: logits.mean()
+    ... )
+    >>> [round(float(entry), 2) for entry in unit]
+    [0.6, 0.8]
     """
 
     def objective(head):
@@ -108,9 +113,9 @@ def perturbation(
     >>> features, labels = jnp.array([[1.0], [1.0], [1.0], [-1.0]]), jnp.array([0, 0, 1, 1])
     >>> classify = lambda head, features: features @ head["kernel"] + head["bias"]
     >>> loss = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
-    >>> found = perturbation(head, features, labels, classify, loss)
+    >>> step = perturbation(head, features, labels, classify, loss)
     >>> # The distance is ln 3 / sqrt 2.
-    >>> bool(found.accepted), round(float(found.xi), 2), round(float(found.loss), 2)
+    >>> bool(step.accepted), round(float(step.xi), 2), round(float(step.loss), 2)
     (True, 0.78, 0.69)
 
     References:
@@ -119,6 +124,7 @@ def perturbation(
     head, features = jax.lax.stop_gradient((head, features))
     value, unit = direction(head, features, labels, classify, loss)
     if linear is None:
+        # A matrix, or a matrix and a vector: kernel and bias.
         linear = sorted(map(jnp.ndim, jax.tree.leaves(head))) in ([2], [1, 2])
     if linear:
         logits, slopes = jax.jvp(lambda h: classify(h, features), (head,), (unit,))
@@ -131,8 +137,8 @@ def perturbation(
         def along(xi):
             return loss(classify(_moved(head, unit, xi), features), labels)
 
-    found = minimise(along, **search)
-    return Perturbation(unit, found.xi, found.accepted, value)
+    minimum = minimise(along, **search)
+    return Perturbation(unit, minimum.xi, minimum.accepted, value)
 
 
 def shifted(head: PyTree, perturbation: Perturbation, gamma: Any = 1.0) -> PyTree:
@@ -142,10 +148,14 @@ def shifted(head: PyTree, perturbation: Perturbation, gamma: Any = 1.0) -> PyTre
 
     References:
       Sato et al., `PoF`, eq. 4.
+
+    >>> step = Perturbation(jnp.array([0.6, 0.8]), jnp.float32(5), jnp.array(True), jnp.float32(1))
+    >>> [round(float(entry), 2) for entry in shifted(jnp.zeros(2), step, gamma=2.0)]
+    [-6.0, -8.0]
     """
     step = jnp.where(perturbation.accepted, gamma * perturbation.xi, 0.0)
     moved = _moved(head, perturbation.direction, step)
-    # Not by the arithmetic alone: 0 times an overflown direction is NaN, and -0 - (-0) is +0.
+    # Not by the arithmetic alone: 0 times an overflowed direction is NaN, and -0 - (-0) is +0.
     return jax.tree.map(lambda new, old: jnp.where(step == 0, old, new), moved, head)
 
 
@@ -168,16 +178,17 @@ def sample_gamma(
         grows from ``low`` to ``high`` with ``progress``.
       low: the least, at least 0.
       high: the most.
-      progress: the share of the training done, in [0, 1]; may be traced.
+      progress: the fraction of the training that is over, in [0, 1]; may be traced.
 
     >>> float(sample_gamma(jax.random.key(0), "linear", progress=0.25))
     0.5
     """
-    if policy not in get_args(Policy):
-        raise UsageError(f"policy = {policy!r} must be one of {', '.join(get_args(Policy))}")
-    check_number("low", low, lambda value: 0 <= value < math.inf, "be 0 or positive")
+    check_choice("policy", policy, get_args(Policy))
+    check_number("low", low, nonnegative, "be 0 or positive")
     least = 0.0 if hasattr(low, "aval") else low
-    check_number("high", high, lambda value: least <= value < math.inf, "be finite, at least low")
+    check_number(
+        "high", high, lambda value: least <= value < float("inf"), "be finite, at least low"
+    )
     if policy == "uniform":
         return jax.random.uniform(key, (), jnp.float32, low, high)
     if policy == "constant":
@@ -205,19 +216,27 @@ def perturb(
 
     Args:
       key: a random key; a new one for every step.
-      head, features, labels, classify, loss, linear, **search: as in :func:`perturbation`.
+      head, features, labels, classify, loss, linear: as in :func:`perturbation`.
       gamma: maps a key to the expansion factor, e.g. :func:`sample_gamma` with arguments of
         ``functools.partial``.
       resample: maps a key and the number of the attempt, from 1, to the features and labels of
-        another weak batch, for when the landscape
-        of the first is rejected. ``None`` takes the unperturbed head then.
+        another weak batch, for when the perturbation of the first is not accepted. ``None`` takes
+        the unperturbed head then.
       attempts: how many weak batches to try in all, the first included.
+      **search: as in :func:`perturbation`.
 
     Returns:
-      The weak classifier, the perturbation it comes from and the expansion factor. The share of
+      The weak classifier, the perturbation it comes from and the expansion factor. The fraction of
       steps whose perturbation is not ``accepted`` is worth logging.
+
+    >>> head, features, labels = jnp.zeros((1, 2)), jnp.array([[1.0], [1.0], [1.0]]), jnp.array([0, 0, 1])
+    >>> classify = lambda head, features: features @ head
+    >>> loss = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
+    >>> weak, step, gamma = perturb(jax.random.key(0), head, features, labels, classify, loss)
+    >>> bool(step.accepted), bool(0 <= gamma <= 2), bool(weak[0, 0] >= head[0, 0])
+    (True, True, True)
     """
-    _check_whole("attempts", attempts, 1)
+    check_integer("attempts", attempts, 1)
     if (attempts > 1) != (resample is not None):
         raise UsageError(f"attempts = {attempts} must go with resample: above 1 with it, 1 without")
     gamma_key, batch_key = jax.random.split(key)
@@ -225,19 +244,19 @@ def perturb(
     def attempt(features, labels):
         return perturbation(head, features, labels, classify, loss, linear=linear, **search)
 
-    found = attempt(features, labels)
+    step = attempt(features, labels)
     if resample is not None:
 
         def again(carry):
             index, _ = carry
             return index + 1, attempt(*resample(jax.random.fold_in(batch_key, index), index))
 
-        index = jnp.where(found.accepted, 1, 1)  # varies over a mesh just as the result does
-        _, found = jax.lax.while_loop(
-            lambda carry: ~carry[1].accepted & (carry[0] < attempts), again, (index, found)
+        index = jnp.where(step.accepted, 1, 1)  # varies over a mesh just as the result does
+        _, step = jax.lax.while_loop(
+            lambda carry: ~carry[1].accepted & (carry[0] < attempts), again, (index, step)
         )
     factor = gamma(gamma_key)
-    return shifted(head, found, factor), found, factor
+    return shifted(head, step, factor), step, factor
 
 
 def foca(
@@ -267,10 +286,19 @@ def foca(
     References:
       Sato et al. (2019), `Breaking Inter-Layer Co-Adaptation by Classifier Anonymization`; Sato et
       al. (2022), `PoF`, end of section 3.1.
+
+    >>> head, features, labels = jnp.zeros((1, 2)), jnp.array([[1.0], [-1.0]]), jnp.array([0, 1])
+    >>> classify = lambda head, features: features @ head
+    >>> loss = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
+    >>> weak = foca(
+    ...     jax.random.key(0), head, features, labels, classify, loss, steps=9, learning_rate=1.0
+    ... )
+    >>> bool(weak[0, 0] > weak[0, 1])
+    True
     """
-    _check_whole("steps", steps, 0)
+    check_integer("steps", steps, 0)
     for field, value in (("learning_rate", learning_rate), ("sigma", sigma)):
-        check_number(field, value, lambda value: 0 <= value < math.inf, "be 0 or positive")
+        check_number(field, value, nonnegative, "be 0 or positive")
     features = jax.lax.stop_gradient(features)
     leaves, structure = jax.tree.flatten(head)
 
@@ -287,11 +315,6 @@ def foca(
 
     weak, _ = jax.lax.scan(step, jax.tree.unflatten(structure, start), length=steps)
     return jax.lax.stop_gradient(weak)
-
-
-def _check_whole(field: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise UsageError(f"{field} = {value!r} must be a whole number of at least {least}")
 
 
 def _moved(head: PyTree, unit: PyTree, step: Any) -> PyTree:

@@ -6,12 +6,11 @@ import dataclasses
 import importlib.util
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_dict, config_flags
+from ml_collections import ConfigDict, config_dict
 
 from seal_jax import methods, records
 from seal_jax.core import settings as settings_lib
@@ -38,6 +37,7 @@ def base(method: str = "normal") -> ConfigDict:
 
 def _open_optional(section: ConfigDict, kind: type) -> None:
     """Let fields that are ``None`` take a value of their type from the command line."""
+    # ml_collections takes a field's type from its value, and None has none.
     for field, type_ in settings_lib.optional_fields(kind).items():
         section[field] = config_dict.placeholder(type_)
 
@@ -60,6 +60,19 @@ def use_preset(config: ConfigDict, name: str) -> None:
         config.method.ascent_weight_decay_factor = preset.ascent_weight_decay_factor
 
 
+def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Set settings by their names in a :class:`seal_jax.methods.Variant`.
+
+    >>> config = base("seal")
+    >>> set_fields(config, {"fit": "freeze", "train.seeds": 4})
+    >>> config.method.fit, config.train.seeds
+    ('freeze', 4)
+    """
+    config.update_from_flattened_dict(
+        {name if "." in name else f"method.{name}": value for name, value in fields.items()}
+    )
+
+
 def load(config: str, overrides: Sequence[str] = ()) -> Settings:
     """Return the settings of a config file with overrides from the command line.
 
@@ -73,6 +86,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
     path, _, variant = config.partition(":")
     module = _module(path)
     known = _variants(path, module)
+    # Before get_config sees it, which may take any name for its default.
     if variant and variant not in known:
         some = f"one of {', '.join(known)}" if known else "left out: the file has none"
         raise UsageError(f"--config={config}: the variant must be {some}{nearest(variant, known)}")
@@ -90,7 +104,8 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
             raise UsageError(
                 f"--config={path}: {section.name} = {value} must be a section of settings"
             )
-    _override(values, overrides)
+    for override in overrides:
+        _override(values, override)
     return settings_lib.read(Settings, values.to_dict())
 
 
@@ -112,7 +127,7 @@ def _module(name: str) -> types.ModuleType:
     path = Path(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise UsageError(f"--config={path} is not a Python file; the configs lie in configs/")
+        raise UsageError(f"--config={path} is not a Python file; the configs are in configs/")
     module = importlib.util.module_from_spec(spec)
     try:
         # Not by its loader: that leaves a __pycache__, which an edit within a second does not renew.
@@ -128,30 +143,43 @@ def _module(name: str) -> types.ModuleType:
 
 def _in_file(path: str | Path, error: Exception) -> UsageError:
     """Return one line that says where in a config file an error arose, and what it was."""
+    # The innermost line of the config file itself, not of a function that it calls.
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)]
     kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
     return UsageError(f"--config={path}{lines[-1] if lines else ''}: {kind}{error}")
 
 
-def _override(config: ConfigDict, overrides: Sequence[str]) -> None:
-    """Let ml_collections apply the overrides; turn its errors into one line."""
-    given = []
-    for override in overrides:
-        path, text = _check_override(override, config)
-        if text.lower() == "none" and _may_be_none(config, path):
-            config.update_from_flattened_dict({path: None})  # ml_collections would read a string
-        else:
-            given.append(override)
-    arguments = ["seal_jax", *given]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
-    try:
-        left = values(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from None
-    if len(left) > 1:
-        raise UsageError(f"{left[1]} is not an option; settings are --config.section.field=value")
+def _override(config: ConfigDict, override: str) -> None:
+    """Apply ``--config.section.field=value``, with the value read as the field's type.
+
+    Raises:
+      UsageError: the field does not exist or has another type; the message names it.
+    """
+    path, _, text = override.removeprefix("--config.").partition("=")
+    node: Any = config
+    for field in path.split("."):
+        if not isinstance(node, ConfigDict) or field not in node:
+            fields = list(node) if isinstance(node, ConfigDict) else []
+            raise UsageError(
+                f"{path} is not a setting{records.renamed(path) or nearest(field, fields)}"
+            )
+        kind, node = node.get_type(field), node.get_ref(field).get()
+    if isinstance(node, ConfigDict):
+        raise UsageError(f"{path} is a section; set one of {', '.join(node)}")
+    value: Any = text
+    if text.lower() == "none" and _may_be_none(config, path):
+        value = None
+    elif kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{path} = {text!r} must be true or false")
+        value = text.lower() == "true"
+    elif kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise UsageError(f"{path} = {text!r} must be of type {kind.__name__}") from None
+    config.update_from_flattened_dict({path: value})
 
 
 def _may_be_none(config: ConfigDict, path: str) -> bool:
@@ -160,31 +188,3 @@ def _may_be_none(config: ConfigDict, path: str) -> bool:
     if section == "method":
         kinds["method"] = type(methods.options(config.method.get("name")))
     return section in kinds and field in settings_lib.optional_fields(kinds[section])
-
-
-def _check_override(override: str, known: ConfigDict) -> tuple[str, str]:
-    """Split ``--config.a.b=value`` into path and value, if it suits the config.
-
-    Raises:
-      UsageError: the field does not exist or has another type; the message names it.
-    """
-    name, _, text = override.removeprefix("--config.").removeprefix("--").partition("=")
-    node: Any = known
-    path = ""
-    for field in name.split("."):
-        if not isinstance(node, ConfigDict) or field not in node:
-            fields = list(node) if isinstance(node, ConfigDict) else []
-            hint = records.renamed(name) or nearest(field, fields)
-            raise UsageError(f"{name} is not a setting{hint}")
-        path = f"{path}.{field}" if path else field
-        kind, node = node.get_type(field), node.get_ref(field).get()
-    if isinstance(node, ConfigDict):
-        raise UsageError(f"{path} is a section; set one of {', '.join(node)}")
-    if kind in (int, float) and not (text.lower() == "none" and _may_be_none(known, path)):
-        try:
-            kind(text)
-        except ValueError:
-            raise UsageError(f"{path} = {text!r} must be of type {kind.__name__}") from None
-    if kind is bool and text.lower() not in ("true", "false"):
-        raise UsageError(f"{path} = {text!r} must be true or false")
-    return path, text

@@ -1,4 +1,7 @@
-"""Parses the command line and turns errors that the user can mend into one line and exit code 2."""
+"""The commands: their options, what they do, and one line with an exit code for what users can fix.
+
+Imports happen inside the commands, so that ``compare`` does not wait for what ``train`` needs.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import CRASHED, INTERRUPTED, OK, STOPPED, UNWRITABLE, USAGE, UsageError
 
-OK, CRASHED, USAGE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 _EXIT_CODES = (
     f"exit codes: {OK} done; {USAGE} bad input, or a loss that is not finite, explained in one line; "
     f"{UNWRITABLE} the run's folder cannot be written any more (a full disk); "
@@ -22,6 +25,58 @@ _OVERRIDES = (
 )
 
 
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; return the exit code."""
+    warnings.showwarning = _one_line_warning
+    try:
+        kind = _kind(arguments)
+        options, overrides = parser(kind).parse_known_args(list(arguments))
+        for override in overrides:
+            takes_config = hasattr(options, "config")
+            if not (takes_config and override.startswith("--config.") and "=" in override):
+                subject = f"evaluate --kind={kind}" if kind else options.command
+                hint = (
+                    "settings are --config.section.field=value"
+                    if takes_config
+                    else f"see python -m seal_jax {subject} --help"
+                )
+                raise UsageError(f"{override} is not an option of {subject}; {hint}")
+        return options.run(options, overrides)
+    except UsageError as error:
+        return _fail(str(error), USAGE)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does; Python would complain at its exit too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CRASHED
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == "seal_jax":
+            raise
+        return _fail(
+            f'{error.name} is not installed; pip install "seal_jax[train]" has what the trainer needs',
+            USAGE,
+        )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code
+
+
+def _one_line_warning(message, category, filename, lineno, file=None, line=None):
+    del category, filename, lineno, line
+    print(f"warning: {message}", file=file or sys.stderr)
+
+
+def _kind(arguments: Sequence[str]) -> str | None:
+    """Return what ``--kind`` says: the options of ``evaluate`` depend on it."""
+    # A parser of its own, before the real one can be built; it accepts whatever else is there.
+    before = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    before.add_argument("--kind", nargs="?")
+    return before.parse_known_args(list(arguments))[0].kind if "evaluate" in arguments else None
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -31,171 +86,258 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(kind: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of all commands, ``evaluate`` with the options of this kind."""
+    from seal_jax.evaluators import command as evaluation
+    from seal_jax.reproduce import command as reproduction
+
     root = _Parser(
         prog="python -m seal_jax", description=__import__("seal_jax").__doc__, epilog=_EXIT_CODES
     )
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+    def command(name: str, run, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+        # No abbreviations: --conf=x must not pass for --config=x, nor for an override.
         added = commands.add_parser(
             name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
         )
-        added.set_defaults(command=name)
+        added.set_defaults(command=name, run=run)
         return added
 
-    def config(to: argparse.ArgumentParser) -> None:
+    def training(name: str, run, summary: str, config: str, folder: str) -> None:
+        to = command(name, run, summary, _OVERRIDES)
+        to.add_argument("--config", required=True, metavar=config, help="a file of configs/")
         to.add_argument(
-            "--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/"
+            "--workdir", required=True, metavar="DIR", help=f"the folder of the {folder}"
         )
-
-    def processes(to: argparse.ArgumentParser) -> None:
         group = to.add_argument_group("several processes (on Cloud TPU: --coordinator=auto alone)")
         group.add_argument("--coordinator", metavar="HOST:PORT", help='process 0, or "auto"')
         group.add_argument("--processes", type=int, metavar="N", help="how many there are")
         group.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
 
-    train = command("train", "train one experiment, or take it up where it stopped", _OVERRIDES)
-    config(train)
-    train.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
-    processes(train)
+    summary = "train one experiment, or resume it where it stopped"
+    training("train", _train, summary, "FILE[:VARIANT]", "run")
+    summary = "train every variant of a config, each in a folder of its own, then compare them"
+    training("sweep", _sweep, summary, "FILE", "runs")
 
-    sweep = command(
-        "sweep",
-        "train every variant of a config, each in a folder of its own, then compare them",
-        _OVERRIDES,
-    )
-    config(sweep)
-    sweep.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the runs")
-    processes(sweep)
-
-    compare = command(
+    to = command(
         "compare",
+        _compare,
         "print the generations table of runs and write a report of them, a page with its files",
     )
-    compare.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
-    compare.add_argument("--output", metavar="DIR", help="where report.html and its files go")
+    to.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
+    to.add_argument("--output", metavar="DIR", help="where report.html and its files go")
 
-    from seal_jax.evaluators import command as evaluation
-
-    evaluation.add_arguments(
-        command(
-            "evaluate",
-            "evaluate a run's networks as the papers do; each kind has options of its own",
-            "python -m seal_jax evaluate --kind=KIND --help lists the options of a kind. What was "
-            "done stays done: the same command goes on where it stopped.",
-        ),
-        kind,
+    to = command(
+        "evaluate",
+        _evaluate,
+        "evaluate a run's networks as the papers do; each kind has options of its own",
+        "python -m seal_jax evaluate --kind=KIND --help lists the options of a kind. What was "
+        "done stays done: the same command goes on where it stopped.",
     )
+    evaluation.add_arguments(to, kind)
 
-    command("methods", "list every system of the papers, with its method, config and source")
+    summary = "list every system of the papers, with its method, config and source"
+    command("methods", _methods, summary)
 
-    slim = command("slim", "export the slim network of a KELS run, scored beside the whole one")
-    slim.add_argument("run", metavar="DIR", help="the folder of the run")
-    slim.add_argument(
+    summary = "export the slim network of a KELS run, scored beside the whole one"
+    to = command("slim", _slim, summary)
+    to.add_argument("run_folder", metavar="DIR", help="the folder of the run")
+    to.add_argument(
         "--output", required=True, metavar="DIR", help="where slim.npz and slim.json go"
     )
 
-    datasets = command("datasets", "list the papers' data sets, and which of them are prepared")
-    datasets.add_argument("--data-dir", metavar="DIR", help="default: TFDS_DATA_DIR, or TFDS's own")
+    default = "default: TFDS_DATA_DIR, or TFDS's own"
+    to = command(
+        "datasets", _datasets, "list the papers' data sets, and which of them are prepared"
+    )
+    to.add_argument("--data-dir", metavar="DIR", help=default)
 
-    prepare = command("prepare", "prepare a data set for training, without TensorFlow")
-    prepare.add_argument(
+    to = command("prepare", _prepare, "prepare a data set for training, without TensorFlow")
+    to.add_argument(
         "--dataset", required=True, metavar="NAME", help="such as tiny_imagenet; see `datasets`"
     )
-    prepare.add_argument("--data-dir", metavar="DIR", help="default: TFDS_DATA_DIR, or TFDS's own")
-    prepare.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
+    to.add_argument("--data-dir", metavar="DIR", help=default)
+    to.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
 
-    preflight = command(
+    to = command(
         "preflight",
+        _preflight,
         "compile a config's train program with the real TPU compiler, on any machine; print its cost",
         _OVERRIDES,
     )
-    config(preflight)
-    preflight.add_argument(
+    to.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
+    to.add_argument(
         "--topology", default="v5e:2x4", metavar="KIND:SHAPE", help="chips (default: %(default)s)"
     )
-    preflight.add_argument("--json", metavar="FILE", help="write the report there too")
+    to.add_argument("--json", metavar="FILE", help="write the report there too")
 
-    from seal_jax.reproduce import command as reproduction
-
-    reproduction.add_arguments(
-        command("reproduce", "run an experiment of a paper again, its numbers beside the paper's")
-    )
+    summary = "run an experiment of a paper again, its numbers beside the paper's"
+    reproduction.add_arguments(command("reproduce", _reproduce, summary))
     return root
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command; return the exit code."""
-    warnings.showwarning = _one_line_warning
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    root = _folder(options.workdir)
+    # Before anything imports what would start JAX's devices for one process alone.
+    _start_jax(options)
+    return _train_one(options.config, overrides, root)
+
+
+def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax.cli import configs
+
+    root = _folder(options.workdir)
+    if ":" in options.config:
+        raise UsageError(f"--config={options.config} must be a file; sweep trains all its variants")
+    variants = configs.variants(options.config)
+    if not variants:
+        raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
+    for variant in variants:  # every error before any training
+        configs.load(f"{options.config}:{variant}", overrides)
+    _start_jax(options)
+    for variant in variants:
+        code = _train_one(f"{options.config}:{variant}", overrides, root / variant)
+        if code:
+            return code
+    if _is_main_process():
+        _write_report([root / variant for variant in variants], root)
+    return OK
+
+
+def _folder(workdir: str) -> Path:
+    if "://" in workdir:
+        raise UsageError(
+            f"--workdir={workdir} is no folder of the file system; mount the bucket and give its folder"
+        )
+    return Path(workdir)
+
+
+def _start_jax(options: argparse.Namespace) -> None:
+    """Join the other processes, if there are any, before JAX starts its devices."""
+    if options.coordinator:
+        from seal_jax.cli import processes
+
+        processes.join(options.coordinator, options.processes, options.process)
+    elif options.processes is not None or options.process is not None:
+        raise UsageError("--processes and --process need --coordinator=HOST:PORT")
+    _cache_programs()
+
+
+def _cache_programs() -> None:
+    """Keep compiled programs on disk, so that a resumed run does not compile again."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "seal_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _is_main_process() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
+    import jax
+
+    from seal_jax import reports
+    from seal_jax.cli import configs
+    from seal_jax.training import experiment, loop
+    from seal_jax.training import workdir as workdirs
+
+    settings = configs.load(config, overrides)
+    dataset = experiment.load_data(settings.data)
     try:
-        options, overrides = parser(_kind(arguments)).parse_known_args(list(arguments))
-        takes_config = hasattr(options, "config")
-        for override in overrides:
-            if not (takes_config and override.startswith("--config.") and "=" in override):
-                raise UsageError(_unknown(override, options, arguments, takes_config))
-        return _commands()[options.command](options, overrides)
-    except UsageError as error:
-        return fail(str(error), USAGE)
-    except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read the output has left, as `head` does; Python would complain at its exit too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CRASHED
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] == "seal_jax":
+        outcome = loop.train(settings, workdir, dataset)
+    except OSError as error:  # a full disk, or a folder that went away
+        if isinstance(error, BrokenPipeError):
             raise
-        return fail(
-            f'{error.name} is not installed; pip install "seal_jax[train]" has what the trainer needs',
-            USAGE,
-        )
+        code = _fail(str(error), UNWRITABLE)
+        if jax.process_count() > 1:
+            # The others wait for this process in the step, and a normal exit would wait for them.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
+    # A run stopped within its first epoch has no row to draw.
+    if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
+        reports.draw_run(workdir)
+    if not outcome.finished:
+        print(f"stopped at step {outcome.step}; the same command goes on from there", flush=True)
+        return STOPPED
+    return OK
 
 
-def _kind(arguments: Sequence[str]) -> str | None:
-    """Return what ``--kind`` says: the options of ``evaluate`` depend on it."""
-    before = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    before.add_argument("--kind", nargs="?")
-    return before.parse_known_args(list(arguments))[0].kind if "evaluate" in arguments else None
+def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    _write_report([Path(name) for name in options.workdirs], Path(options.output or "."))
+    return OK
 
 
-def _unknown(
-    argument: str, options: argparse.Namespace, arguments: Sequence[str], takes_config: bool
-) -> str:
-    """Return what to say about an argument that no option is."""
-    command = options.command
-    if takes_config:
-        return (
-            f"{argument} is not an option of {command}; settings are --config.section.field=value"
-        )
-    kind = _kind(arguments)
-    subject = f"{command} --kind={kind}" if command == "evaluate" else command
-    return f"{argument} is not an option of {subject}; see python -m seal_jax {subject} --help"
+def _write_report(workdirs: list[Path], output: Path) -> None:
+    from seal_jax import reports
+
+    comparison = reports.write_report(workdirs, output)
+    print(comparison.as_text())
+    print(f"report: {output / 'report.html'}, with generations.csv, curves.png and more beside it")
 
 
-def fail(message: str, code: int) -> int:
-    """Print an error as one line and return the exit code."""
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
-    return code
+def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax.evaluators import command
+
+    _cache_programs()
+    print(command.run(options))
+    return OK
 
 
-def _commands():
-    # Imported where they are needed: `compare` must not wait for the trainer's imports.
-    from seal_jax.cli import commands
+def _methods(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax import methods
+    from seal_jax.core.tables import aligned
 
-    return {
-        "train": commands.train,
-        "sweep": commands.sweep,
-        "compare": commands.compare,
-        "methods": commands.methods,
-        "evaluate": commands.evaluate,
-        "slim": commands.slim,
-        "datasets": commands.datasets,
-        "prepare": commands.prepare,
-        "preflight": commands.preflight,
-        "reproduce": commands.reproduce,
-    }
+    header = ("system", "method.name and options", "configs/", "source")
+    rows = [
+        (system.name, f"{system.method} {system.options}".strip(), system.config, system.source)
+        for system in methods.VARIANTS.values()
+    ]
+    print("\n".join(aligned([header, *rows])))
+    print("\nAll of them train in seconds as variants of configs/digits.py.")
+    print("What the methods do, one file each in seal_jax/methods/:")
+    width = max(map(len, methods.NAMES))
+    for name in methods.NAMES:
+        print(f"  {name:{width}}  {methods.summary(name)}")
+    return OK
 
 
-def _one_line_warning(message, category, filename, lineno, file=None, line=None):
-    del category, filename, lineno, line
-    print(f"warning: {message}", file=file or sys.stderr)
+def _slim(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax.training import slim
+
+    if not options.output:
+        raise UsageError("--output= is empty; name a folder")
+    print(slim.export(Path(options.run_folder), Path(options.output)))
+    return OK
+
+
+def _datasets(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax.cli import datasets
+
+    print(datasets.as_text(options.data_dir))
+    return OK
+
+
+def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax import data
+
+    where = data.prepare(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
+    print(f"{options.dataset} is prepared in {where}")
+    return OK
+
+
+def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax.preflight import command
+
+    return command.run(options.config, overrides, options.topology, options.json)
+
+
+def _reproduce(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax.reproduce import command
+
+    return command.run(options)

@@ -1,15 +1,19 @@
-"""Files of reports: written beside and moved into place, so that none is seen half-written."""
+"""Files that are written whole, and short names of folders."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from seal_jax.errors import UsageError
 
+# Longer folder names are cut in the middle, for three runs to fit into 100 columns.
+NAME_LENGTH = 18
+
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file.
+    """Write a whole file: beside it first, then moved into place, so that no reader sees half of it.
 
     Raises:
       UsageError: it cannot be written.
@@ -20,3 +24,40 @@ def write(path: Path, content: str | bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return a short name for each folder, all different.
+
+    >>> short_names([Path("a/seal"), Path("b/seal"), Path("b/normal")])
+    ['a/seal', 'b/seal', 'normal']
+    >>> short_names([Path("seal_resnet50_tiny_imagenet"), Path("seal_resnet50_digits_imagenet")])
+    ['seal_resn…imagenet', 'seal_res…imagenet2']
+    """
+    parts = [path.resolve().parts for path in paths]
+    depths = [1] * len(paths)
+
+    def names() -> list[str]:
+        return ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
+
+    # Paths that differ come apart once enough of their parents are named.
+    while len(set(names())) < len(paths):
+        named = names()
+        for index, name in enumerate(named):
+            if named.count(name) > 1:
+                depths[index] += 1
+    short: list[str] = []
+    for name in names():
+        candidate, number = _cut(name), 1
+        while candidate in short:
+            number += 1
+            candidate = _cut(name, str(number))
+        short.append(candidate)
+    return short
+
+
+def _cut(name: str, suffix: str = "") -> str:
+    room = NAME_LENGTH - len(suffix)
+    if len(name) <= room:
+        return name + suffix
+    return f"{name[: (room - 1) - (room - 1) // 2]}…{name[-((room - 1) // 2) :]}{suffix}"

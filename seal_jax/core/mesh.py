@@ -21,9 +21,9 @@ REPLICATED = PartitionSpec()
 
 
 def layout(settings: Settings, devices: int) -> tuple[int, int]:
-    """Return how many devices lie along the seed and the data axis.
+    """Return how many devices there are along the seed and along the data axis.
 
-    Seeds spread first, since they need no communication; what is left divides the batch.
+    Seeds are distributed first, since they need no communication; what is left divides the batch.
 
     Raises:
       UsageError: the numbers asked for do not fit the devices, the seeds or the batch.
@@ -31,6 +31,7 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
     seeds, batch = settings.train.seeds, settings.train.batch_size
     along_seed, along_data = settings.run.seed_devices, settings.run.data_devices
     if not along_seed:
+        # The most devices that the seeds can be divided over evenly.
         along_seed = math.gcd(seeds, devices // (along_data or 1) or 1)
     if not along_data:
         along_data = devices // along_seed or 1
@@ -78,7 +79,7 @@ def over_seeds(function: Callable, batching: str) -> Callable:
             return jax.tree.map(lambda leaf: leaf[None], one)
         if batching == "vmap":
             return jax.vmap(function, in_axes=(0, *(None for _ in shared)))(state, *shared)
-        return jax.lax.map(lambda each: function(each, *shared), state)
+        return jax.lax.map(lambda one_seed: function(one_seed, *shared), state)
 
     return mapped
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,12 +142,14 @@ def size_by_weights(
     return lambda rows: (width, margin + height * max(1, len({row["weights"] for row in rows})))
 
 
-def panel_grid(figure: Figure, count: int, across: int, **subplots: Any) -> list[Axes]:
+def panel_grid(
+    figure: Figure, count: int, across: int, *, grid: Grid = "y", **subplots: Any
+) -> list[Axes]:
     """Return ``count`` panels, at most ``across`` in a row; the rest of the last row stays empty."""
     across = min(count, across)
     panels = list(figure.subplots(-(-count // across), across, squeeze=False, **subplots).flat)
     for axes in panels[:count]:
-        tidy(axes)
+        tidy(axes, grid)
     for axes in panels[count:]:
         axes.set_axis_off()
     return panels[:count]
@@ -172,3 +175,16 @@ def legend_below(figure: Figure, panels: Iterable[Axes], last: str = "") -> None
         ncols=min(len(order), 2),
         frameon=False,
     )
+
+
+def legend_beside(figure: Figure, entries: Iterable[tuple[Any, str]]) -> None:
+    """Put a legend of (handle, label) to the right of the panels."""
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return a figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -130,19 +130,19 @@ class Train:
     Attributes:
       generations: G; generation 0 is plain training, so G - 1 forgetting events happen.
       epochs_per_generation: E.
-      batch_size: images a step, over all devices, for each seed.
+      batch_size: images per step and seed, over all devices.
       drop_last: drop the last partial batch of an epoch; otherwise it is filled up with images that
-        count for nothing in the loss.
+        have no weight in the loss.
       sampling: "shuffle" goes through the images in a new order every epoch; "balanced" draws as
         many images of every class into each batch, of a multiple of the number of classes.
-      patience: epochs without a better validation accuracy after which a training rests until its
-        generation ends; 0: never. A generation ends early once all seeds rest.
-      until_accuracy: training accuracy of an epoch from which on a training rests likewise; 0: never.
+      patience: epochs without a better validation accuracy after which a training stops until its
+        generation ends; 0: never. A generation ends early once all seeds have stopped.
+      until_accuracy: training accuracy of an epoch at which a training stops likewise; 0: never.
       validate_every: steps between scorings of the validation split, a divisor of the steps in an
         epoch; 0 for once an epoch.
       pretrained: folder of a run whose weights the training starts from, where name and shape of a
-        parameter agree; one that begins with ".." is seen from the run's own folder, as in a sweep;
-        empty for none.
+        parameter agree; one that begins with ".." is relative to the run's own folder, as in a
+        sweep; empty for none.
       pretrained_weights: the "last" of that run, or the "best" of its last generation.
       seed: of the first training; the others have the seeds after it.
       seeds: trainings in this run, all in one program.
@@ -171,7 +171,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What may differ when a run is taken up again: it does not belong to the experiment.
+    """What may differ when a run is resumed: it does not belong to the experiment.
 
     Attributes:
       seed_devices: devices along the mesh's seed axis; 0 chooses.
@@ -194,6 +194,17 @@ class Run:
     keep_checkpoints: int = 3
 
 
+# Bounds from below; those of methods' options are checked where a method is built.
+_AT_LEAST = (
+    (0, "data", "image_size crop_padding cutout"),
+    (0, "optimizer", "warmup_epochs plateau_epochs"),
+    (0, "train", "patience validate_every seed"),
+    (1, "train", "generations epochs_per_generation batch_size seeds"),
+    (0, "run", "seed_devices data_devices steps_per_call"),
+    (1, "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """A whole experiment; ``method`` holds a ``name`` and the options of the method of that name."""
@@ -206,29 +217,11 @@ class Settings:
     run: Run = Run()
 
     def __post_init__(self):
-        at_least = [
-            ("data.image_size", self.data.image_size, 0),
-            ("data.crop_padding", self.data.crop_padding, 0),
-            ("data.cutout", self.data.cutout, 0),
-            ("optimizer.warmup_epochs", self.optimizer.warmup_epochs, 0),
-            ("optimizer.plateau_epochs", self.optimizer.plateau_epochs, 0),
-            ("train.generations", self.train.generations, 1),
-            ("train.epochs_per_generation", self.train.epochs_per_generation, 1),
-            ("train.batch_size", self.train.batch_size, 1),
-            ("train.patience", self.train.patience, 0),
-            ("train.validate_every", self.train.validate_every, 0),
-            ("train.seed", self.train.seed, 0),
-            ("train.seeds", self.train.seeds, 1),
-            ("run.seed_devices", self.run.seed_devices, 0),
-            ("run.data_devices", self.run.data_devices, 0),
-            ("run.steps_per_call", self.run.steps_per_call, 0),
-            ("run.eval_batch_size", self.run.eval_batch_size, 1),
-            ("run.checkpoint_every_epochs", self.run.checkpoint_every_epochs, 1),
-            ("run.keep_checkpoints", self.run.keep_checkpoints, 1),
-        ]
-        for field, value, least in at_least:
-            if value < least:
-                raise UsageError(f"{field} = {value} must be at least {least}")
+        for least, section, fields in _AT_LEAST:
+            for field in fields.split():
+                value = getattr(getattr(self, section), field)
+                if value < least:
+                    raise UsageError(f"{section}.{field} = {value} must be at least {least}")
         check_steps(self.train, 1)
         if self.train.seed + self.train.seeds > 2**32:
             raise UsageError(
@@ -285,13 +278,13 @@ def optional_fields(kind: type) -> dict[str, type]:
     >>> optional_fields(Model)["width"], optional_fields(Train)["batch_statistics"]
     (<class 'int'>, <class 'str'>)
     """
-    found = {}
+    types = {}
     for field, hint in typing.get_type_hints(kind).items():
         choices = typing.get_args(hint)
         if type(None) in choices:
-            kind_of = next(choice for choice in choices if choice is not type(None))
-            found[field] = str if typing.get_origin(kind_of) is Literal else kind_of
-    return found
+            other = next(choice for choice in choices if choice is not type(None))
+            types[field] = str if typing.get_origin(other) is Literal else other
+    return types
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
@@ -300,12 +293,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
     >>> differences({"train": {"seed": 0}}, {"train": {"seed": 1}})
     ['train.seed: 0 -> 1']
     """
-    found = []
+    lines = []
     for field in [*old, *(field for field in new if field not in old)]:
         path = f"{where}.{field}" if where else field
         a, b = old.get(field), new.get(field)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, path)
+            lines += differences(a, b, path)
         elif a != b:
-            found.append(f"{path}: {a!r} -> {b!r}")
-    return found
+            lines.append(f"{path}: {a!r} -> {b!r}")
+    return lines

@@ -1,4 +1,4 @@
-"""The state of a training: one pytree, all of which a checkpoint holds."""
+"""The state of a training: one pytree, all of which a checkpoint holds, and its random streams."""
 
 from __future__ import annotations
 
@@ -12,17 +12,42 @@ import jax.numpy as jnp
 PyTree = Any
 
 
-class Stream(enum.IntEnum):
-    """The independent uses of a training's random key."""
+class Stream(enum.Enum):
+    """The independent uses of a training's random key: the numbers that are folded into it.
 
-    INIT = 0
-    ORDER = 1
-    AUGMENT = 2
-    EVENT = 3
-    START = 4
-    STEP = 5
-    EXTRA_ORDER = 6
-    EXTRA_AUGMENT = 7
+    The first number comes before the index (an epoch, a step or a generation), a second one after
+    it: the uses within a step share the step's key up to there.
+    """
+
+    INIT = (0,)
+    ORDER = (1,)
+    AUGMENT = (2,)
+    EVENT = (3,)
+    START = (4,)
+    STEP = (5,)
+    DROPOUT = (5, 0)
+    GRADIENT = (5, 1)
+    UPDATE = (5, 2)
+    EXTRA_DROPOUT = (5, 3)
+    EXTRA_ORDER = (6,)
+    EXTRA_AUGMENT = (7,)
+
+    def within(self, key: jax.Array) -> jax.Array:
+        """Return the key of this use from that of its step, ``stream_key(seed, STEP, step)``."""
+        for number in self.value[1:]:
+            key = jax.random.fold_in(key, number)
+        return key
+
+
+def stream_key(seed: jax.Array, stream: Stream, index: Any) -> jax.Array:
+    """Return the key of one use at one index: a pure function of seed, use and index.
+
+    >>> step = stream_key(0, Stream.STEP, 7)
+    >>> bool(stream_key(0, Stream.UPDATE, 7) == Stream.UPDATE.within(step))
+    True
+    """
+    key = jax.random.fold_in(jax.random.key(seed), stream.value[0])
+    return stream.within(jax.random.fold_in(key, index))
 
 
 class Weights(NamedTuple):
@@ -40,7 +65,7 @@ class Weights(NamedTuple):
 
 
 class MetricSums(NamedTuple):
-    """Sums over the epoch so far, float32.
+    """Sums over a split, or over the epoch so far, float32.
 
     Attributes:
       loss: weighted losses.
@@ -54,6 +79,12 @@ class MetricSums(NamedTuple):
     weight: jax.Array
     measures: dict[str, jax.Array]
 
+    @classmethod
+    def zero(cls, measures: Sequence[str] = ()) -> MetricSums:
+        """Return the sums over nothing."""
+        loss, correct, weight = (jnp.zeros((), jnp.float32) for _ in range(3))
+        return cls(loss, correct, weight, {name: jnp.zeros((), jnp.float32) for name in measures})
+
 
 class Best(NamedTuple):
     """The best weights of this generation by validation accuracy (-1 before the first)."""
@@ -62,14 +93,19 @@ class Best(NamedTuple):
     epoch: jax.Array
     weights: Weights
 
+    @classmethod
+    def none(cls, weights: Weights) -> Best:
+        """Return a best that any accuracy exceeds, with ``weights`` in its place."""
+        return cls(jnp.full((), -1.0, jnp.float32), jnp.zeros((), jnp.int32), weights)
+
 
 class EarlyStoppingState(NamedTuple):
-    """How a generation goes by validation, where it may end early or slow down.
+    """Whether a training has stopped for this generation, and how far its learning rate has fallen.
 
     Attributes:
-      stopped: whether this training rests until the generation ends.
+      stopped: whether this training is frozen until the generation ends.
       rate_scale: factor on the learning rate.
-      since: the epoch of the last change of ``rate_scale``.
+      since: the epoch of the last change of ``rate_scale``, or in which the generation started.
     """
 
     stopped: jax.Array
@@ -85,10 +121,10 @@ class State(NamedTuple):
       seed: uint32; every random number of the training derives from it and ``step``.
       weights: parameters and BatchNorm statistics.
       opt_state: the optimizer's.
-      method_state: what the method keeps beside: a teacher, counters, initial norms; ``()`` if nothing.
+      method_state: what the method keeps: a teacher, counters, initial norms; ``()`` if nothing.
       metric_sums: training loss and accuracy of the running epoch.
       best: the best weights of this generation, or ``None`` without a validation split.
-      early_stopping: early stopping and the plateaus of the learning rate; ``None`` where neither is on.
+      early_stopping: early stopping and the plateaus of the learning rate; ``None`` if neither is on.
     """
 
     step: jax.Array
@@ -101,30 +137,5 @@ class State(NamedTuple):
     early_stopping: EarlyStoppingState | None
 
 
-def stream(state: State, which: Stream, index: Any) -> jax.Array:
-    """Return the key of one use at one moment: a pure function of seed, use and index."""
-    return stream_key(state.seed, which, index)
-
-
-def stream_key(seed: jax.Array, which: Stream, index: Any) -> jax.Array:
-    """Return the key for the ``index``-th draw of one use."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), int(which)), index)
-
-
-def empty_metric_sums(measures: Sequence[str] = ()) -> MetricSums:
-    """Return a metric_sums of nothing."""
-    loss, correct, weight = (jnp.zeros((), jnp.float32) for _ in range(3))
-    return MetricSums(
-        loss, correct, weight, {name: jnp.zeros((), jnp.float32) for name in measures}
-    )
-
-
-def fresh_early_stopping(epoch: Any) -> EarlyStoppingState:
-    """Return the course of a generation that starts with ``epoch``."""
-    since = jnp.asarray(epoch, jnp.int32)
-    return EarlyStoppingState(jnp.zeros((), bool), jnp.ones((), jnp.float32), since)
-
-
-def empty_best(weights: Weights) -> Best:
-    """Return a best that anything beats."""
-    return Best(jnp.full((), -1.0, jnp.float32), jnp.zeros((), jnp.int32), weights)
+# What three fields of the state were called in checkpoints of earlier versions.
+EARLIER_FIELDS = ("memory", "tally", "course")

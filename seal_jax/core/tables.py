@@ -10,7 +10,7 @@ import math
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +32,10 @@ class Table(NamedTuple):
     Attributes:
       title: one line.
       header: names of the columns.
-      rows: a cell for every column.
+      rows: a cell for every column; the first column is text, the others are set to the right.
       notes: sentences below the table.
       groups: titles over the columns after the first, each with the number of its columns. Where the
         table is too wide, further groups follow below.
-      text_columns: columns that :meth:`as_text` sets to the left; it sets the others to the right.
     """
 
     title: str
@@ -44,7 +43,6 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     groups: Sequence[tuple[str, int]] = ()
-    text_columns: Sequence[int] = (0,)
 
     @classmethod
     def of_groups(
@@ -98,7 +96,10 @@ class Table(NamedTuple):
         <BLANKLINE>
         A note.
         """
-        lines = self._grouped_lines(width) if self.groups else self._lines()
+        if self.groups:
+            lines = self._grouped_lines(width)
+        else:
+            lines = aligned([self.header, *self.rows], range(1, len(self.header)))
         notes = [
             line
             for note in self.notes
@@ -106,18 +107,6 @@ class Table(NamedTuple):
         ]
         parts = [[self.title, *self.meaning], lines, notes]
         return "\n\n".join("\n".join(part) for part in parts if part)
-
-    def _lines(self) -> list[str]:
-        columns = list(zip(self.header, *self.rows, strict=True))
-        widths = [max(map(len, column)) for column in columns]
-        lines = [
-            "  ".join(
-                cell.ljust(size) if index in self.text_columns else cell.rjust(size)
-                for index, (cell, size) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in zip(*columns, strict=True)
-        ]
-        return [lines[0], "  ".join("-" * size for size in widths), *lines[1:]]
 
     def _grouped_lines(self, width: int) -> list[str]:
         if not self.rows:
@@ -485,3 +474,25 @@ def newest(rows: Sequence[Record]) -> list[Record]:
 def cell(value: Any, form: Callable[[Any], str] = str) -> str:
     """Return ``form(value)``, or the sign for what is missing."""
     return MISSING if value is None else form(value)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """Return rows of cells as lines of equal columns, with a rule below the first.
+
+    Args:
+      rows: a header and what follows, of as many cells each.
+      right: indices of the columns that are set to the right.
+
+    >>> aligned([["run", "n"], ["a", "10"]], right=[1])
+    ['run   n', '---  --', 'a    10']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines

@@ -9,36 +9,95 @@ are those of :func:`seal_jax.evaluation.few_shot.linear`, down to the order of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError
-from seal_jax.evaluation import episodes as episodes_lib
-from seal_jax.evaluation import memory
-from seal_jax.evaluation.episodes import Scores
+from seal_jax import models
+from seal_jax.errors import UsageError, check_number
+from seal_jax.evaluation import few_shot
+from seal_jax.evaluation.few_shot import EPISODES, Episode, Scores
 from seal_jax.evaluation.resizing import resized
-from seal_jax.evaluation.tuning import Protocol, Spec, Statistics, affines_of, sizes, tune
+from seal_jax.losses import mean_cross_entropy
+from seal_jax.models import Model
 
-if TYPE_CHECKING:
-    from seal_jax.models import Model
+Statistics = Literal["batch", "batch_only", "running"]
 
-__all__ = ["Protocol", "Statistics", "Tuned", "affines_of", "linear_affines"]
+
+@dataclasses.dataclass(frozen=True)
+class Protocol(few_shot.Protocol):
+    """What an episode is, and how it is learnt; the other fields are the linear classifier's.
+
+    Attributes:
+      affine_learning_rate: of scales and biases, by SGD without momentum and without decay.
+      statistics: what BatchNorm normalises with while it learns; queries always see the running
+        statistics.
+
+        "batch" is what a network in training mode does in the public protocol: statistics of the
+        batch, which also enter the running ones, the variance times n / (n - 1). Without that the
+        queries, of another domain than the network's own data, would be normalised with statistics
+        that the scales and biases have never met. A last batch of one image joins the batch before
+        it: one image has no statistics where the last feature map is one pixel, and poor ones
+        elsewhere. It then is one of ``batch_size + 1``, and no image is left out.
+
+        "batch_only" leaves the running statistics as they are. "running" uses them for learning too,
+        and keeps a batch of one.
+    """
+
+    affine_learning_rate: float = 0.01
+    statistics: Statistics = "batch"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_number(
+            "affine_learning_rate",
+            self.affine_learning_rate,
+            lambda v: 0 <= v < math.inf,
+            "not be negative",
+        )
+        if self.statistics not in get_args(Statistics):
+            raise UsageError(
+                f"statistics = {self.statistics!r} must be one of {', '.join(get_args(Statistics))}"
+            )
+        if self.statistics != "running" and self.batch_size == 1:
+            raise UsageError(
+                "batch_size = 1 leaves no statistics of a batch: use 2 or more, or running statistics"
+            )
+
+
+def affines_of(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """Return the scales and biases of the BatchNorm layers, a part of the tree ``params``.
+
+    >>> params = {"conv": {"kernel": 1}, "bn": {"scale": 2, "bias": 3}, "norm": {"scale": 4}}
+    >>> affines_of(params, {"bn": {"mean": 0, "var": 1}})
+    {'bn': {'scale': 2, 'bias': 3}}
+    """
+    affines: dict[str, Any] = {}
+    for name, statistics in batch_stats.items():
+        if name in params and isinstance(statistics, Mapping):
+            part = params[name]
+            below = dict(part) if "mean" in statistics else affines_of(part, statistics)
+            if below:
+                affines[name] = below
+    return affines
 
 
 class Tuned(NamedTuple):
-    """What :func:`linear_affines` found.
+    """The results of :func:`linear_affines`.
 
     Attributes:
-      scores: the accuracies.
-      diverged: bool ``[episodes]``, whether a logit of a query is no finite number; it then counts
-        as a vote for the first class.
+      scores: accuracies of the episodes.
+      diverged: bool ``[episodes]``, whether a logit of a query is not finite; it then counts as a
+        vote for the first class.
       affines: the trained scales and biases, a part of the tree of parameters, each leaf
         ``[episodes, ...]``; None unless they were asked for.
-      batch_stats: the running statistics in the end, the same.
+      batch_stats: the final running statistics, alike.
     """
 
     scores: Scores
@@ -62,33 +121,31 @@ def linear_affines(
     byte_budget: int | None = None,
     devices: Sequence[Any] | None = None,
     keep: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> Tuned:
     """Return the accuracy of classifier and affine parameters in every episode.
 
     All episodes go through one compiled program, ``together`` of them at a time on each device. Only
-    their own images travel there, as bytes. A dropout of the network is off throughout.
+    their own images are sent there, as bytes. Dropout is off throughout.
 
     Args:
       model: a network with BatchNorm.
       variables: of it, ``{"params": ..., "batch_stats": ...}``, and "normalisers" where it has some.
       images: uint8 ``[n, height, width, channels]``, on the host.
       labels: integers ``[n]``.
-      normalise: traced function of uint8 ``[N, height, width, channels]`` to what the network takes.
+      normalise: traced function of uint8 ``[N, height, width, channels]`` to the network's input.
       protocol: see :class:`Protocol`.
       seed: of the evaluation.
       episodes: how many.
-      first: the number of the first, to go on with an evaluation.
+      first: the number of the first, to continue an evaluation.
       together: episodes side by side on a device; by default as many as ``byte_budget`` holds.
       byte_budget: bytes of a device for the activations of learning, as estimated; by default a
-        third of what it has, or 256 MiB where it does not say (CPU).
+        third of its memory, or 256 MiB where it does not report one (CPU).
       devices: over which the episodes are divided; by default all of this process.
       keep: return the trained parameters.
-      progress: called with the number of episodes done.
 
     Raises:
       UsageError: a model without BatchNorm, images or labels that do not fit, too few of them, or a
-        network whose features are no finite numbers to begin with.
+        network whose features are not finite to begin with.
     """
     protocol = Protocol() if protocol is None else protocol
     if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -101,20 +158,22 @@ def linear_affines(
             f"model.name = {model.name!r} has no BatchNorm whose scales and biases could train: "
             "evaluate it with the linear classifier alone"
         )
-    groups = episodes_lib.check(labels, protocol)
-    mesh = episodes_lib.mesh_of(devices)
+    images_of_class = few_shot.check(labels, protocol)
+    mesh = few_shot.mesh_of(devices)
+    device = mesh.devices.flat[0]
     height, width, channels = images.shape[1:]
-    model = resized(_prepared(model, mesh), (height, width, channels))
+    model = resized(_for_episodes(model, device), (height, width, channels))
     spec = Spec(model, normalise, protocol, mesh, keep)
-    size, needed = sizes(spec, variables)
+    size, bytes_per_episode = sizes(spec, variables)
     if together is None:
-        budget = memory.budget(mesh.devices.flat[0]) if byte_budget is None else byte_budget
-        together = max(1, budget // needed)
+        if byte_budget is None:
+            byte_budget = (device.memory_stats() or {}).get("bytes_limit", 3 * 2**28) // 3
+        together = max(1, byte_budget // bytes_per_episode)
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     rows = images.reshape(len(images), -1)
-    found = []
-    for start, count, drawn in episodes_lib.chunks(
-        groups,
+    results = []
+    for _, drawn in few_shot.chunks(
+        images_of_class,
         size,
         protocol,
         mesh,
@@ -123,23 +182,196 @@ def linear_affines(
         chunk=together * mesh.size,
     ):
         pixels = rows[np.concatenate([drawn.support, drawn.query], axis=1)]
-        right, sound, diverged, kept = jax.device_get(tune(variables, pixels, drawn, spec))
-        if not np.all(sound):
+        correct, finite, diverged, kept = jax.device_get(tune(variables, pixels, drawn, spec))
+        if not np.all(finite):
             raise UsageError("features hold NaN or infinity: the network or its input is broken")
-        found.append((right, diverged, kept))
-        if progress is not None:
-            progress(start + count)
+        results.append((correct, diverged, kept))
     # The last call was filled up.
-    right, diverged, kept = jax.tree.map(lambda *parts: np.concatenate(parts)[:episodes], *found)
-    accuracies = right / (protocol.ways * protocol.queries)
+    correct, diverged, kept = jax.tree.map(
+        lambda *parts: np.concatenate(parts)[:episodes], *results
+    )
+    accuracies = correct / (protocol.ways * protocol.queries)
     return Tuned(Scores(accuracies), diverged, *(kept or (None, None)))
 
 
-def _prepared(model: Model, mesh: Mesh) -> Model:
-    """Return the model without dropout, for a device on its own; its parameters stay the same."""
+def _for_episodes(model: Model, device: Any) -> Model:
+    """Return the model without dropout and for one device; its parameters stay the same."""
     fields: dict[str, Any] = {"dropout": 0.0, "bn_axis_name": None}
-    if mesh.devices.flat[0].platform == "cpu":
+    if device.platform == "cpu":
         # The backward pass runs in a loop; see seal_jax.models.convolution.
         fields["convolution"] = "matmul"
     fields = {name: value for name, value in fields.items() if hasattr(model.module, name)}
     return dataclasses.replace(model, module=model.module.clone(**fields))
+
+
+class Spec(NamedTuple):
+    """The static arguments of the compiled program."""
+
+    model: Model
+    normalise: Callable[[jax.Array], jax.Array]
+    protocol: Protocol
+    mesh: Mesh
+    keep: bool
+
+
+def _features(spec: Spec, variables: Any, rows: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+    """Return features and batch statistics of flat images."""
+    images = spec.normalise(rows.reshape(len(rows), *spec.model.image_shape))
+    with models.batch_statistics(unbiased=True):  # as torch, and with it the protocol
+        features, statistics = spec.model.extract(variables, images, train)
+    return features.astype(jnp.float32), statistics
+
+
+def _logits(features: jax.Array, head: tuple[jax.Array, jax.Array]) -> jax.Array:
+    return jnp.matmul(features, head[0].T, precision="highest") + head[1]
+
+
+def cut(protocol: Protocol) -> tuple[int, int]:
+    """Return how many whole batches an epoch has, and how many images its last batch has.
+
+    >>> cut(Protocol()), cut(Protocol(shots=1)), cut(Protocol(statistics="running"))
+    ((5, 5), (0, 5), (6, 1))
+    """
+    full, rest = divmod(protocol.ways * protocol.shots, protocol.batch_size)
+    if rest == 1 and full and protocol.statistics != "running":
+        return full - 1, protocol.batch_size + 1
+    return full, rest
+
+
+@partial(jax.jit, static_argnames=("spec",))
+def tune(variables: Any, pixels: jax.Array, drawn: Episode, spec: Spec) -> Any:
+    """Learn and score episodes, divided over the devices.
+
+    Args:
+      variables: of the network.
+      pixels: uint8 ``[episodes, images, bytes]``, of each episode its support and then its query.
+      drawn: the episodes, stacked.
+      spec: the static arguments.
+
+    Returns:
+      The number of correct queries, whether the features were finite before the first step, whether
+      the logits of the query were not finite in the end, and the trained parameters, or None.
+    """
+    split = PartitionSpec(EPISODES)
+
+    # Episodes need nothing of each other: a device's program is that of its own part.
+    @partial(
+        jax.shard_map,
+        mesh=spec.mesh,
+        in_specs=(PartitionSpec(), split, split),
+        out_specs=split,
+        check_vma=False,
+    )
+    def on_device(variables: Any, pixels: jax.Array, drawn: Episode) -> Any:
+        return jax.vmap(partial(_tune_one, spec, variables))(pixels, drawn)
+
+    return on_device(variables, pixels, drawn)
+
+
+def _with_trained(variables: Any, affines: Any, statistics: Any) -> dict[str, Any]:
+    """Return the network's variables with the affines and running statistics of an episode."""
+
+    def merged(params: Any, part: Any) -> Any:
+        if not isinstance(part, Mapping):
+            return part
+        return {**params, **{name: merged(params[name], below) for name, below in part.items()}}
+
+    params = merged(variables["params"], affines)
+    return {**variables, "params": params, "batch_stats": statistics}
+
+
+def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> Any:
+    """Learn and score one episode; ``pixels`` are its support and its query, ``[images, bytes]``."""
+    protocol = spec.protocol
+    full, last = cut(protocol)
+    count, batch = protocol.ways * protocol.shots, protocol.batch_size
+    labels = jnp.repeat(jnp.arange(protocol.ways), protocol.shots)
+    support, query = pixels[:count], pixels[count:]
+
+    def loss(trained, statistics, rows):
+        affines, head = trained
+        tuned = _with_trained(variables, affines, statistics)
+        features, updated = _features(spec, tuned, support[rows], protocol.statistics != "running")
+        mean = mean_cross_entropy(_logits(features, head), labels[rows])
+        return mean, updated if protocol.statistics == "batch" else statistics
+
+    def step(state, rows):
+        (affines, head), momentum, statistics, number = state
+        (affine_grads, head_grads), statistics = jax.grad(loss, has_aux=True)(
+            (affines, head), statistics, rows
+        )
+        undamped = jnp.where(number == 0, 1.0, 1 - protocol.dampening)
+        # Momentum is zero before the first step, so its factor does not matter there.
+        momentum = jax.tree.map(
+            lambda m, g, p: protocol.momentum * m + undamped * (g + protocol.weight_decay * p),
+            momentum,
+            head_grads,
+            head,
+        )
+        head = jax.tree.map(lambda p, m: p - protocol.learning_rate * m, head, momentum)
+        affines = jax.tree.map(
+            lambda p, g: p - protocol.affine_learning_rate * g, affines, affine_grads
+        )
+        return ((affines, head), momentum, statistics, number + 1), None
+
+    def epoch(state, order):
+        # Batches have their true sizes: filling would enter the statistics.
+        if full:
+            state, _ = jax.lax.scan(step, state, order[: full * batch].reshape(full, batch))
+        if last:
+            state, _ = step(state, order[full * batch :])
+        return state, None
+
+    statistics = variables["batch_stats"]
+    head = (jnp.asarray(drawn.kernel), jnp.asarray(drawn.bias))
+    trained = (affines_of(variables["params"], statistics), head)
+    start = (trained, jax.tree.map(jnp.zeros_like, head), statistics, jnp.zeros((), jnp.int32))
+    ((affines, head), _, statistics, _), _ = jax.lax.scan(epoch, start, drawn.orders)
+
+    def infer(variables, rows):
+        return _features(spec, variables, rows, False)[0]
+
+    tuned = _with_trained(variables, affines, statistics)
+    # One class at a time: the query has more images than a batch.
+    queries = query.reshape(protocol.ways, protocol.queries, -1)
+    logits = _logits(jax.lax.map(partial(infer, tuned), queries), head)
+    correct = logits.argmax(-1) == jnp.arange(protocol.ways)[:, None]
+    finite = jnp.isfinite(infer(variables, support[: protocol.ways])).all()
+    kept = (affines, statistics) if spec.keep else None
+    return correct.sum(), finite, ~jnp.isfinite(logits).all(), kept
+
+
+def sizes(spec: Spec, variables: Any) -> tuple[int, int]:
+    """Return the length of a feature vector, and about how many bytes an episode takes."""
+    protocol = spec.protocol
+    batch = max(protocol.batch_size, cut(protocol)[1])
+    pixels = math.prod(spec.model.image_shape)
+    rows = jax.ShapeDtypeStruct((batch, pixels), jnp.uint8)
+    train = protocol.statistics != "running"
+    traced, out = jax.make_jaxpr(
+        lambda variables, rows: _features(spec, variables, rows, train)[0], return_shape=True
+    )(variables, rows)
+    images = protocol.ways * (protocol.shots + protocol.queries)
+    # The forward pass's values are kept for the backward pass, which needs about as much again.
+    return out.shape[-1], 2 * written(traced.jaxpr) + images * pixels
+
+
+def written(jaxpr: Any) -> int:
+    """Return the bytes of all values that a traced program computes, a loop's body counted once.
+
+    >>> import jax
+    >>> written(jax.make_jaxpr(lambda x: (x + 1) * 2)(jax.numpy.zeros(3)).jaxpr)
+    24
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = [
+            getattr(value, "jaxpr", value)
+            for value in equation.params.values()
+            if hasattr(getattr(value, "jaxpr", value), "eqns")
+        ]
+        if inner:
+            total += sum(map(written, inner))
+        else:
+            total += sum(out.aval.size * out.aval.dtype.itemsize for out in equation.outvars)
+    return total

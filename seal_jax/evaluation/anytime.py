@@ -13,10 +13,10 @@ PyTree = Any
 
 
 def checkpoints(last: int) -> tuple[int, ...]:
-    """Return the steps at which a state is deployed: Fibonacci's, 0 at the start and ``last``.
+    """Return the steps at which a state is deployed: Fibonacci's from 0 on, and ``last``.
 
     The paper skips "the third number, equal to the second": 0, 1, (1), 2, 3, 5, ... (section 6.2.1).
-    The last step is there whether a Fibonacci number or not: Table 1 is about the end.
+    The last step is among them whether a Fibonacci number or not: Table 1 is about the end.
 
     Args:
       last: steps of the training, from 1.
@@ -24,18 +24,18 @@ def checkpoints(last: int) -> tuple[int, ...]:
     >>> checkpoints(10)
     (0, 1, 2, 3, 5, 8, 10)
     """
-    found, following = [0, 1], 2
+    steps, following = [0, 1], 2
     while following < last:
-        found.append(following)
-        following = found[-1] + found[-2]
-    return (*found, last) if last > found[-1] else tuple(found)
+        steps.append(following)
+        following = steps[-1] + steps[-2]
+    return (*steps, last) if last > steps[-1] else tuple(steps)
 
 
 def validations(last: int, longest: int = 10) -> tuple[int, ...]:
     """Return the steps after which the validation split is scored, from the start on.
 
     The paper: the number of steps between two validations "is increased gradually starting from 1
-    and saturating at 10" (section 6.2.1). How gradually is ours: by one step every time.
+    and saturating at 10" (section 6.2.1). Increasing it by one step every time is our choice.
 
     Args:
       last: steps of the training; none later is returned.
@@ -44,11 +44,11 @@ def validations(last: int, longest: int = 10) -> tuple[int, ...]:
     >>> validations(30, longest=5)
     (0, 1, 3, 6, 10, 15, 20, 25, 30)
     """
-    found, interval = [0], 1
-    while found[-1] + interval <= last:
-        found.append(found[-1] + interval)
+    steps, interval = [0], 1
+    while steps[-1] + interval <= last:
+        steps.append(steps[-1] + interval)
         interval = min(interval + 1, longest)
-    return tuple(found)
+    return tuple(steps)
 
 
 def deployed(
@@ -56,7 +56,7 @@ def deployed(
 ) -> np.ndarray:
     """Return which state is deployed at each checkpoint: the best on validation until then.
 
-    A state is kept when it is better than all before it, so of equals the earliest; one whose
+    A state is deployed when it is better than all before it, so of equals the earliest; one whose
     accuracy is NaN never is.
 
     Args:

@@ -1,34 +1,221 @@
-"""Cross-domain few-shot classification on cached features: all episodes in one program.
+"""Cross-domain few-shot classification: episodes, and a linear classifier that learns from each.
 
 The protocol of Guo et al., `A Broader Study of Cross-Domain Few-Shot Learning`, 2020, as the SEAL paper
-uses it (Tables 4 and 5, "Linear"): in every episode a linear classifier learns from a few images.
+uses it (section 4.1, Tables 4 and 5, "Linear"). Features are cached, and all episodes are learnt in one
+compiled program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError, check_features, check_labels, check_seed
-from seal_jax.evaluation.episodes import (
-    EPISODES,
-    Episode,
-    Protocol,
-    Scores,
-    check,
-    chunks,
-    draw,
-    episode,
-    mesh_of,
+from seal_jax.errors import (
+    UsageError,
+    check_features,
+    check_integer,
+    check_labels,
+    check_number,
+    check_seed,
 )
 
-__all__ = ["Episode", "Protocol", "Scores", "check", "draw", "episode", "linear"]
+EPISODES = "episodes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What an episode is, and how its classifier learns; the defaults are the public protocol's.
+
+    Attributes:
+      ways: classes of an episode.
+      shots: images of each class to learn from.
+      queries: images of each class to be scored on.
+      epochs: passes over the images to learn from.
+      batch_size: images a step; the last batch of a pass may be smaller.
+      learning_rate: of SGD.
+      momentum: its momentum.
+      dampening: a gradient enters the momentum with 1 - dampening, but the first with 1.
+      weight_decay: coupled L2, on the bias too.
+    """
+
+    ways: int = 5
+    shots: int = 5
+    queries: int = 15
+    epochs: int = 100
+    batch_size: int = 4
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    dampening: float = 0.9
+    weight_decay: float = 1e-3
+
+    def __post_init__(self):
+        for field in ("ways", "shots", "queries", "epochs", "batch_size"):
+            check_integer(field, getattr(self, field), 2 if field == "ways" else 1)
+        check_number("learning_rate", self.learning_rate, lambda v: 0 < v < math.inf, "be positive")
+        # A momentum of 1 never forgets: SGD runs away.
+        check_number("momentum", self.momentum, lambda v: 0 <= v < 1, "lie in [0, 1)")
+        check_number("dampening", self.dampening, lambda v: 0 <= v <= 1, "lie in [0, 1]")
+        check_number(
+            "weight_decay", self.weight_decay, lambda v: 0 <= v < math.inf, "not be negative"
+        )
+
+
+class Episode(NamedTuple):
+    """One episode, a pure function of the seed and its number.
+
+    Attributes:
+      support: rows to learn from, ``[ways * shots]``, class by class.
+      query: rows to be scored on, ``[ways * queries]``, class by class.
+      kernel: the classifier's initial weights, ``[ways, features]``, as PyTorch draws them.
+      bias: its initial bias, ``[ways]``.
+      orders: the order of the images in each epoch, ``[epochs, ways * shots]``.
+    """
+
+    support: np.ndarray
+    query: np.ndarray
+    kernel: np.ndarray
+    bias: np.ndarray
+    orders: np.ndarray
+
+
+def episode(
+    labels: np.ndarray, features: int, protocol: Protocol, *, seed: int, number: int
+) -> Episode:
+    """Draw an episode: classes without replacement, then images of each without replacement.
+
+    Args:
+      labels: ``[n]``, class numbers.
+      features: length of a feature vector.
+      protocol: see :class:`Protocol`.
+      seed: of the evaluation.
+      number: of the episode.
+
+    Raises:
+      UsageError: too few classes, or too few images in a class.
+    """
+    return draw(check(labels, protocol), features, protocol, seed=seed, number=number)
+
+
+def check(labels: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
+    """Return the rows of each class, if there are enough classes and images for an episode.
+
+    Args:
+      labels: ``[n]``, class numbers.
+      protocol: see :class:`Protocol`.
+
+    Raises:
+      UsageError: too few classes, or too few images in a class.
+    """
+    check_labels("labels", labels, np.size(labels))
+    classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    needed = protocol.shots + protocol.queries
+    if len(classes) < protocol.ways:
+        raise UsageError(
+            f"ways = {protocol.ways} is more than the {len(classes)} classes there are"
+        )
+    if np.min(counts) < needed:
+        rare = classes[np.argmin(counts)]
+        raise UsageError(
+            f"shots + queries = {needed} is more than the {np.min(counts)} images of class {rare}"
+        )
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.cumsum(counts)[:-1])
+
+
+def draw(
+    images_of_class: Sequence[np.ndarray],
+    features: int,
+    protocol: Protocol,
+    *,
+    seed: int,
+    number: int,
+) -> Episode:
+    """Draw an episode from the rows of each class; see :func:`episode` and :func:`check`."""
+    needed = protocol.shots + protocol.queries
+    random = np.random.default_rng([seed, number])
+    classes = random.choice(len(images_of_class), protocol.ways, replace=False)
+    rows = np.stack([random.choice(images_of_class[c], needed, replace=False) for c in classes])
+    bound = 1 / math.sqrt(features)
+    kernel = random.uniform(-bound, bound, (protocol.ways, features)).astype(np.float32)
+    bias = random.uniform(-bound, bound, protocol.ways).astype(np.float32)
+    count = protocol.ways * protocol.shots
+    orders = random.permuted(
+        np.tile(np.arange(count, dtype=np.int32), (protocol.epochs, 1)), axis=1
+    )
+    return Episode(
+        rows[:, : protocol.shots].ravel(), rows[:, protocol.shots :].ravel(), kernel, bias, orders
+    )
+
+
+class Scores(NamedTuple):
+    """Accuracies of all episodes, ``[episodes]`` in [0, 1], with their summary."""
+
+    accuracies: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean over the episodes."""
+        return float(self.accuracies.mean())
+
+    @property
+    def interval(self) -> float:
+        """Half the 95 % confidence interval of the mean, 1.96 standard errors."""
+        return float(1.96 * self.accuracies.std() / math.sqrt(len(self.accuracies)))
+
+
+def mesh_of(devices: Sequence[Any] | None) -> Mesh:
+    """Return the mesh along which episodes are divided; None means all devices of this process."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), (EPISODES,), (AxisType.Auto,), devices=devices)
+
+
+def chunks(
+    images_of_class: Sequence[np.ndarray],
+    features: int,
+    protocol: Protocol,
+    mesh: Mesh,
+    *,
+    seed: int,
+    span: tuple[int, int],
+    chunk: int,
+) -> Iterator[tuple[int, Episode]]:
+    """Yield the stacked episodes of each call of one program, and how many of them count.
+
+    All calls have one shape, a multiple of the devices; the last is filled up with its last episode.
+
+    Args:
+      images_of_class: rows of each class, see :func:`check`.
+      features: length of a feature vector.
+      protocol: see :class:`Protocol`.
+      mesh: see :func:`mesh_of`.
+      seed: of the evaluation.
+      span: number of the first episode, and how many.
+      chunk: episodes in a call.
+
+    Raises:
+      UsageError: a number below 1.
+    """
+    first, episodes = span
+    for field, value in (("episodes", episodes), ("chunk", chunk)):
+        if value < 1:
+            raise UsageError(f"{field} = {value} must be at least 1")
+    size = -(-min(chunk, episodes) // mesh.size) * mesh.size
+    for start in range(0, episodes, size):
+        count = min(size, episodes - start)
+        drawn = [
+            draw(images_of_class, features, protocol, seed=seed, number=first + start + index)
+            for index in range(count)
+        ]
+        drawn += drawn[-1:] * (size - count)
+        yield count, Episode(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
 
 
 def linear(
@@ -41,7 +228,6 @@ def linear(
     first: int = 0,
     chunk: int | None = None,
     devices: Sequence[Any] | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Scores:
     r"""Return the accuracy of a linear classifier in every episode.
 
@@ -55,11 +241,10 @@ def linear(
       protocol: see :class:`Protocol`.
       seed: of the evaluation.
       episodes: how many.
-      first: the number of the first, to go on with an evaluation.
+      first: the number of the first, to continue an evaluation.
       chunk: episodes in one call of the program, rounded up to a multiple of the devices; by
         default all, as far as a device then holds no more than 1 GiB of them.
       devices: over which the episodes of a call are divided; by default all of this process.
-      progress: called with the number of episodes done.
 
     Raises:
       UsageError: features that are not finite or do not fit the labels, or too few images.
@@ -73,16 +258,16 @@ def linear(
     mesh = mesh_of(devices)
     if chunk is None:
         chunk = mesh.size * max(1, 2**30 // _bytes(protocol, features.shape[1]))
-    groups = check(labels, protocol)
-    table = jax.device_put(np.asarray(features, np.float32), NamedSharding(mesh, PartitionSpec()))
-    found = []
-    for start, count, whole in chunks(
-        groups, features.shape[1], protocol, mesh, seed=seed, span=(first, episodes), chunk=chunk
-    ):
-        found.append(np.asarray(_solve(table, whole, protocol, mesh))[:count])
-        if progress is not None:
-            progress(start + count)
-    return Scores(np.concatenate(found) / (protocol.ways * protocol.queries))
+    images_of_class, size = check(labels, protocol), features.shape[1]
+    whole = jax.device_put(np.asarray(features, np.float32), NamedSharding(mesh, PartitionSpec()))
+    span = (first, episodes)
+    correct = [
+        np.asarray(_solve(whole, drawn, protocol, mesh))[:count]
+        for count, drawn in chunks(
+            images_of_class, size, protocol, mesh, seed=seed, span=span, chunk=chunk
+        )
+    ]
+    return Scores(np.concatenate(correct) / (protocol.ways * protocol.queries))
 
 
 def _bytes(protocol: Protocol, features: int) -> int:
@@ -94,19 +279,24 @@ def _bytes(protocol: Protocol, features: int) -> int:
 
 @partial(jax.jit, static_argnames=("protocol", "mesh"))
 def _solve(features: jax.Array, drawn: Episode, protocol: Protocol, mesh: Mesh) -> jax.Array:
-    def here(features: jax.Array, drawn: Episode) -> jax.Array:
-        return jax.vmap(lambda one: _one(features, one, protocol))(drawn)
-
     split = PartitionSpec(EPISODES)
+
     # Episodes need nothing of each other: a device's program is that of its own part.
-    divided = jax.shard_map(
-        here, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), split),
+        out_specs=split,
+        check_vma=False,
     )
-    return divided(features, drawn)
+    def on_device(features: jax.Array, drawn: Episode) -> jax.Array:
+        return jax.vmap(lambda episode: _solve_one(features, episode, protocol))(drawn)
+
+    return on_device(features, drawn)
 
 
-def _one(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.Array:
-    """Learn and score one episode."""
+def _solve_one(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.Array:
+    """Learn and score one episode; return the number of correct queries."""
     ways, shots = protocol.ways, protocol.shots
     count = ways * shots
     labels = jax.nn.one_hot(jnp.repeat(jnp.arange(ways), shots), ways)
@@ -123,13 +313,14 @@ def _one(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.Array:
         rows, weights = batch
         scores = c * logits[rows] + gram[rows] @ a
         error = (jax.nn.softmax(scores) - labels[rows]) * (weights / weights.sum())[:, None]
-        # The gradient with respect to W, in the same coordinates.
-        c_slope = protocol.weight_decay * c
-        a_slope = (protocol.weight_decay * a).at[rows].add(error)
-        share = jnp.where(number == 0, 1.0, 1 - protocol.dampening)
-        keep = jnp.where(number == 0, 0.0, protocol.momentum)
-        c_momentum = keep * c_momentum + share * c_slope
-        a_momentum = keep * a_momentum + share * a_slope
+        # The gradient with respect to W, in the coordinates of c and A.
+        c_grad = protocol.weight_decay * c
+        a_grad = (protocol.weight_decay * a).at[rows].add(error)
+        # As torch: the first gradient enters the momentum undamped.
+        undamped = jnp.where(number == 0, 1.0, 1 - protocol.dampening)
+        momentum = jnp.where(number == 0, 0.0, protocol.momentum)
+        c_momentum = momentum * c_momentum + undamped * c_grad
+        a_momentum = momentum * a_momentum + undamped * a_grad
         rate = protocol.learning_rate
         new = (c - rate * c_momentum, a - rate * a_momentum, c_momentum, a_momentum, number + 1)
         return new, None

@@ -12,8 +12,8 @@ import optax
 
 from seal_jax import masks
 from seal_jax.errors import check_number, check_seed
-from seal_jax.evaluation.landscape import curvature
-from seal_jax.evaluation.subtree import Loss, PyTree, exact, inner, merge, select
+from seal_jax.evaluation.landscape import Loss, PyTree, curvature, exact
+from seal_jax.hessian import trees
 
 _EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
 
@@ -24,7 +24,7 @@ def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -
     Every epoch goes through the examples in a new order; what does not fill a batch is left out.
 
     Args:
-      examples: how many there are.
+      examples: number of examples.
       batch_size: examples a batch.
       count: of batches.
       seed: batch i is a function of it and of i alone.
@@ -45,16 +45,16 @@ def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -
     )
     check_number("batches", count, lambda value: value >= 1, "be at least 1", whole=True)
     check_seed("seed", seed)
-    each = examples // batch_size
+    per_epoch = examples // batch_size
     epochs = [
-        np.random.default_rng([seed, epoch]).permutation(examples)[: each * batch_size]
-        for epoch in range(-(-count // each))
+        np.random.default_rng([seed, epoch]).permutation(examples)[: per_epoch * batch_size]
+        for epoch in range(-(-count // per_epoch))
     ]
     return np.concatenate(epochs).reshape(-1, batch_size)[:count].astype(np.int32)
 
 
 class Probe(NamedTuple):
-    """What :func:`probe` finds for each mini-batch B, with g its gradient over its norm.
+    """Measurements of each mini-batch's gradient, with g the gradient over its norm.
 
     Attributes:
       norms: ``[count]``, of the gradient itself.
@@ -84,7 +84,7 @@ def probe(
 
     The PoF paper estimates the largest eigenvalue of the classifier's Hessian by
     :math:`\hat g_B^\top H \hat g_B`, since mini-batch gradients point mostly along the principal
-    eigenvector. One program goes over all mini-batches.
+    eigenvector.
 
     Args:
       loss: ``loss(weights, batch) -> scalar``, the mean over a batch; can be hashed.
@@ -93,8 +93,8 @@ def probe(
       data: all the data, in batches of one size along the first axis.
       vectors: k unit vectors along the first axis of every array, such as the ``vectors`` of
         :func:`seal_jax.hessian.eigenpairs`.
-      mask: whose gradient and Hessian, a path rule or another mask that can be hashed; ``None``:
-        that of all weights.
+      mask: restricts gradient and Hessian to a part of the weights, a path rule or another mask that
+        can be hashed.
       chunk: mini-batches side by side; memory grows with it.
 
     References:
@@ -102,34 +102,34 @@ def probe(
 
     >>> loss = lambda w, batch: jnp.mean(w @ batch) + 2 * w[0] ** 2 + 3 * w[1] ** 2
     >>> batches = jnp.array([[[3.0], [0.0]], [[0.0], [-1.0]]])
-    >>> found = probe(loss, jnp.zeros(2), batches, batches, jnp.eye(2))
-    >>> found.norms.tolist(), found.curvatures.tolist(), jnp.abs(found.cosines).tolist()
+    >>> result = probe(loss, jnp.zeros(2), batches, batches, jnp.eye(2))
+    >>> result.norms.tolist(), result.curvatures.tolist(), jnp.abs(result.cosines).tolist()
     ([3.0, 1.0], [4.0, 6.0], [[1.0, 0.0], [0.0, 1.0]])
     """
-    part = select(mask, weights)
+    part = trees.select(mask, weights)
 
-    def one(batch: PyTree) -> Probe:
-        gradient = jax.grad(lambda part: exact(loss)(merge(weights, part), batch))(part)
+    def measure(batch: PyTree) -> Probe:
+        gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
         norm = optax.tree.norm(gradient)
         unit = optax.tree.scale(1 / (norm + _EPSILON), gradient)
         alone = jax.tree.map(lambda leaf: leaf[None], batch)
         return Probe(
             norm,
-            jnp.zeros(0) if vectors is None else inner(vectors, unit),
+            jnp.zeros(0) if vectors is None else trees.coefficients(vectors, unit),
             curvature(loss, weights, unit, data),
             curvature(loss, weights, unit, alone),
         )
 
-    return jax.lax.map(one, batches, batch_size=chunk)
+    return jax.lax.map(measure, batches, batch_size=chunk)
 
 
 class Strongest(NamedTuple):
-    """Which of k eigenvectors each gradient correlates with most; see :func:`strongest`.
+    """Which of k eigenvectors each gradient correlates with most.
 
     Attributes:
       eigenvector: int ``[count]``, its number from 0.
       certain: bool ``[count]``, whether no further eigenvector can correlate more.
-      captured: ``[count]``, the share of the squared gradient that lies in their span.
+      captured: ``[count]``, the share of the squared gradient in the span of the k.
     """
 
     eigenvector: np.ndarray
@@ -140,8 +140,8 @@ class Strongest(NamedTuple):
 def strongest(cosines: np.ndarray) -> Strongest:
     r"""Return :math:`\arg\max_i |v_i^\top g|` of each mini-batch among k eigenvectors.
 
-    Only k of the eigenvectors are known. The others share what the gradient has outside their span:
-    where its length there is at most the largest of the k, the answer is that over all eigenvectors.
+    Only k of the eigenvectors are known. Where the gradient's part outside their span is at most as
+    long as its largest coefficient, the answer is that over all eigenvectors.
 
     Args:
       cosines: ``[count, k]``, as in :class:`Probe`.
@@ -149,12 +149,12 @@ def strongest(cosines: np.ndarray) -> Strongest:
     References:
       Sato et al., `PoF`, Figure 2 a.
 
-    >>> found = strongest(np.array([[-0.8, 0.1], [0.3, 0.4]]))
-    >>> found.eigenvector.tolist(), found.certain.tolist(), found.captured.round(2).tolist()
+    >>> best = strongest(np.array([[-0.8, 0.1], [0.3, 0.4]]))
+    >>> best.eigenvector.tolist(), best.certain.tolist(), best.captured.round(2).tolist()
     ([0, 1], [True, False], [0.65, 0.25])
     """
     sizes = np.abs(np.asarray(cosines, np.float64))
-    captured = np.minimum((sizes**2).sum(1), 1.0)
+    captured = np.minimum((sizes**2).sum(1), 1.0)  # rounding may add up to more
     return Strongest(
         np.argmax(sizes, 1), np.max(sizes, 1, initial=0.0) ** 2 >= 1 - captured, captured
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,14 +17,56 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax.evaluation.subtree import Loss, PyTree, mean_loss, moved
+PyTree = Any
+Loss = Callable[[PyTree, PyTree], jax.Array]
 
 # Distances between which a basin must end.
 _NEAREST, _FARTHEST = 2.0**-26, 2.0**20
 
 
+def moved(whole: PyTree, direction: PyTree, distance: Any) -> PyTree:
+    """Return ``whole + distance * direction``; the direction is ``None`` where weights stay.
+
+    >>> moved({"conv": 1.0, "fc": 2.0}, {"conv": None, "fc": 1.0}, -0.5)
+    {'conv': 1.0, 'fc': 1.5}
+    """
+    return jax.tree.map(
+        lambda step, leaf: leaf if step is None else leaf + distance * step,
+        direction,
+        whole,
+        is_leaf=lambda step: step is None,
+    )
+
+
+def exact(loss: Loss) -> Loss:
+    """Return the loss in float32 with matrix products in full precision.
+
+    Accelerators round the factors by default, by more than losses nearby differ.
+    """
+
+    def exactly(whole: PyTree, batch: PyTree) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return jnp.float32(loss(whole, batch))
+
+    return exactly
+
+
+def mean_loss(loss: Loss, whole: PyTree, data: PyTree) -> jax.Array:
+    """Return the mean loss of batches of one size, which are the first axis of every array of data.
+
+    >>> float(mean_loss(lambda w, x: w * x.sum(), 2.0, jnp.array([[1.0], [2.0]])))
+    3.0
+    """
+    count = len(jax.tree.leaves(data)[0])
+
+    def add(total: jax.Array, batch: PyTree) -> tuple[jax.Array, None]:
+        return total + exact(loss)(whole, batch), None
+
+    return jax.lax.scan(add, jnp.zeros(()), data)[0] / count
+
+
 class Increment(NamedTuple):
-    """Where on a line the nearest minimum of a loss lies; see :func:`increment`.
+    """The nearest minimum of a loss on a line; see :func:`increment`.
 
     Attributes:
       increment: the loss at the weights less that at the minimum, at least 0; NaN without one.
@@ -80,17 +123,15 @@ def increment(
 
     The minimum is that of the basin on the side where the loss falls. From a distance of 1 its end is
     bracketed by halving or doubling, to the first point above the weights' loss; within it Brent's
-    method finds where the slope is 0. That takes some ten calls of one program. Where the loss stays
-    below up to a distance of :math:`2^{20}` there is no minimum. With the test loss and v an
-    eigenvector of the training Hessian this is what the paper plots: "how much the test loss
-    increases from its minimum value near the training-set minimizer".
-
-    Slopes decide where the minimum is, since values change by less than their rounding near it.
+    method finds the root of the slope, since values near a minimum differ by less than their
+    rounding. Where the loss stays below up to a distance of :math:`2^{20}` there is no minimum. With
+    the test loss and v an eigenvector of the training Hessian this is what the paper plots: "how much
+    the test loss increases from its minimum value near the training-set minimizer".
 
     Args:
       loss, weights, direction, data: as in :func:`slices`.
-      second_derivative: along the direction, if it is known: the bracketing then starts beyond the
-        minimum of the parabola instead of at 1, which saves a third of the calls.
+      second_derivative: along the direction, if known: the bracketing then starts beyond the
+        minimum of the parabola instead of at 1, which saves a third of the evaluations.
 
     References:
       Sato et al., `PoF`, section 1 and Figure 1 a to c.
@@ -102,17 +143,16 @@ def increment(
     """
     from scipy import optimize
 
-    at_weights, slope_there = map(float, _line(loss, weights, direction, data, jnp.float32(0)))
-    if slope_there == 0:  # nothing falls: it is the minimum itself
+    at_weights, initial_slope = map(float, _line(loss, weights, direction, data, jnp.float32(0)))
+    if initial_slope == 0:  # nothing falls: it is the minimum itself
         return Increment(0.0, 0.0, True, at_weights)
-    side = -math.copysign(1.0, slope_there)
+    side = -math.copysign(1.0, initial_slope)
 
     @functools.cache
     def at(distance: float) -> tuple[float, float]:
-        """Return value and slope; a wall, where the loss is not finite, rises."""
-        value, slope = map(
-            float, _line(loss, weights, direction, data, jnp.float32(side * distance))
-        )
+        """Return value and slope; where the loss is not finite, a wall, it rises."""
+        point = jnp.float32(side * distance)
+        value, slope = map(float, _line(loss, weights, direction, data, point))
         return value, side * slope if math.isfinite(value + slope) else 1.0
 
     def above(distance: float) -> bool:
@@ -122,15 +162,15 @@ def increment(
 
     end = 1.0
     if second_derivative is not None and second_derivative > 0:
-        parabola = 2.5 * abs(slope_there) / second_derivative
+        parabola = 2.5 * abs(initial_slope) / second_derivative
         end = min(max(parabola, 2 * _NEAREST), _FARTHEST / 2)
     while end > _NEAREST and above(end / 2):
         end /= 2
     while end < _FARTHEST and not above(end):
         end *= 2
-    if math.isfinite(slope_there) and _NEAREST < end < _FARTHEST:
+    if math.isfinite(initial_slope) and _NEAREST < end < _FARTHEST:
         shift = optimize.brentq(
-            lambda t: at(t)[1] if t else -abs(slope_there), 0, end, xtol=1e-4 * end, rtol=1e-4
+            lambda t: at(t)[1] if t else -abs(initial_slope), 0, end, xtol=1e-4 * end, rtol=1e-4
         )
         if not math.isfinite(at(shift)[0]):  # beside a wall: stay before it
             shift -= 4e-4 * end
@@ -168,8 +208,8 @@ def curvature(loss: Loss, weights: PyTree, direction: PyTree, data: PyTree) -> j
 
 
 def oriented(direction: PyTree, shift: Any) -> PyTree:
-    """Return the direction or its opposite, whichever has the minimum at a positive distance.
+    """Return the direction, negated if ``shift`` is: the minimum is then at a positive distance.
 
-    An eigenvector's sign is a matter of chance; so turned, slices of several trainings agree.
+    An eigenvector's sign is arbitrary; so oriented, slices of several trainings agree.
     """
     return optax.tree.scale(jnp.where(jnp.asarray(shift) < 0, -1.0, 1.0), direction)

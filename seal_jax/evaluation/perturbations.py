@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.evaluation.subtree import Loss, PyTree, exact, merge, select
+from seal_jax.evaluation.landscape import Loss, PyTree, exact
+from seal_jax.hessian import trees
 from seal_jax.transforms.sam import check_radius
 from seal_jax.weak_classifiers import Classify, perturbation
 
@@ -18,12 +19,7 @@ _EPSILON = 1e-12  # the same as in seal_jax.transforms.sam
 
 
 class Steps(NamedTuple):
-    """Norms of what a gradient does to the classifier, each ``[count]``.
-
-    Attributes:
-      sgd: of a plain step.
-      sam: of the classifier's part of SAM's perturbation.
-    """
+    """Norms, each ``[count]``, of plain SGD's step and of SAM's perturbation of the classifier."""
 
     sgd: jax.Array
     sam: jax.Array
@@ -51,9 +47,8 @@ def steps(
         \rho \frac{\|T_\theta^2 g_\theta\|}{\|T g\|} \ \text{(SAM)}, \quad
         T = 1 \ \text{or}\ |w| + \eta_{ASAM}.
 
-    SAM's norm is that over all parameters, so its part of the classifier is at most
-    :math:`\rho`. They are computed from the gradient, not as a difference of weights, of which
-    nothing would be left after rounding. One program goes over all mini-batches, one after another.
+    SAM's norm is that over all parameters, so the classifier's part is at most :math:`\rho`. Sizes
+    are computed from the gradient: as a difference of weights, rounding would leave nothing of them.
 
     Args:
       loss: ``loss(weights, batch) -> scalar``, the mean over a batch; can be hashed.
@@ -75,8 +70,8 @@ def steps(
 
     >>> loss = lambda w, batch: 3 * w["conv"] + 4 * w["fc"] * batch.mean()
     >>> weights, batches = {"conv": jnp.float32(0), "fc": jnp.float32(0)}, jnp.ones((1, 1))
-    >>> found = steps(loss, weights, batches, head="fc", learning_rate=0.25, rho=0.5)
-    >>> round(float(found.sgd[0]), 5), round(float(found.sam[0]), 5)
+    >>> sizes = steps(loss, weights, batches, head="fc", learning_rate=0.25, rho=0.5)
+    >>> round(float(sizes.sgd[0]), 5), round(float(sizes.sam[0]), 5)
     (1.0, 0.4)
     """
     check_radius(rho, eta)
@@ -87,39 +82,37 @@ def steps(
 @partial(jax.jit, static_argnames=("loss", "head", "trained", "adaptive"))
 def _steps(loss, weights, batches, rates, head, trained, adaptive):
     learning_rate, rho, eta, weight_decay = rates
-    part = select(trained, weights)
-    of_head = select(head, weights)
+    part = trees.select(trained, weights)
+    of_head = trees.select(head, weights)
 
-    def one(batch: PyTree) -> Steps:
-        plain = jax.grad(lambda part: exact(loss)(merge(weights, part), batch))(part)
-        slopes = jax.tree.map(lambda g, w: g + weight_decay * w, plain, part)
+    def head_norm(tree: PyTree) -> jax.Array:
+        in_head = jax.tree.map(
+            lambda selected, leaf: None if selected is None else leaf,
+            of_head,
+            tree,
+            is_leaf=lambda selected: selected is None,
+        )
+        return optax.tree.norm(in_head)
+
+    def sizes(batch: PyTree) -> Steps:
+        gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
+        slopes = jax.tree.map(lambda g, w: g + weight_decay * w, gradient, part)
+        # ASAM scales twice, T^2 g / |T g|: the norm is taken in between.
         if adaptive:
             slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
         norm = optax.tree.norm(slopes)
         if adaptive:
             slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
         return Steps(
-            learning_rate * optax.tree.norm(_within(of_head, plain)),
-            rho * optax.tree.norm(_within(of_head, slopes)) / (norm + _EPSILON),
+            learning_rate * head_norm(gradient),
+            rho * head_norm(slopes) / (norm + _EPSILON),
         )
 
-    return jax.lax.map(one, batches)
-
-
-def _within(part: PyTree, tree: PyTree) -> PyTree:
-    """Return the arrays of a tree where a part has any."""
-    return jax.tree.map(
-        lambda own, leaf: None if own is None else leaf, part, tree, is_leaf=lambda own: own is None
-    )
+    return jax.lax.map(sizes, batches)
 
 
 class Searches(NamedTuple):
-    """What the line searches of PoF found, each ``[count]``.
-
-    Attributes:
-      xi: distance of the mini-batch's minimum against its gradient; 0 where there is none.
-      accepted: bool, whether there is a minimum.
-    """
+    """Distances of the mini-batches' minima, 0 where there is none, and whether there is one."""
 
     xi: jax.Array
     accepted: jax.Array
@@ -138,8 +131,8 @@ def searches(
 ) -> Searches:
     r"""Return :math:`\xi_B^*`, PoF's line search on the classifier, for each mini-batch.
 
-    It is :func:`seal_jax.weak_classifiers.perturbation`, as in training. PoF's perturbation then has
-    the size :math:`\gamma \xi_B^*`, since the direction has norm 1.
+    It is :func:`seal_jax.weak_classifiers.perturbation`, as in training. PoF's perturbation has the
+    size :math:`\gamma \xi_B^*`, since the direction has norm 1.
 
     Args:
       head: the classifier's parameters.
@@ -156,14 +149,14 @@ def searches(
     >>> head, labels = jnp.zeros((1, 1)), jnp.zeros((2, 1), jnp.int32)
     >>> classify = lambda head, features: features @ head
     >>> loss = lambda z, y: jnp.mean((z - 1.0) ** 2)
-    >>> found = searches(head, jnp.array([[[2.0]], [[0.5]]]), labels, classify, loss)
-    >>> found.xi.round(5).tolist(), found.accepted.tolist()
+    >>> result = searches(head, jnp.array([[[2.0]], [[0.5]]]), labels, classify, loss)
+    >>> result.xi.round(5).tolist(), result.accepted.tolist()
     ([0.5, 2.0], [True, True])
     """
 
-    def one(batch: tuple[jax.Array, jax.Array]) -> Searches:
+    def search(batch: tuple[jax.Array, jax.Array]) -> Searches:
         with jax.default_matmul_precision("highest"):
-            found = perturbation(head, *batch, classify, loss, linear=linear)
-        return Searches(found.xi, found.accepted)
+            result = perturbation(head, *batch, classify, loss, linear=linear)
+        return Searches(result.xi, result.accepted)
 
-    return jax.lax.map(one, (features, labels), batch_size=chunk)
+    return jax.lax.map(search, (features, labels), batch_size=chunk)

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from seal_jax.errors import UsageError, check_labels, check_number, kind_of
 
 Metric = Literal["l2", "cosine"]
+Pooling = Literal["flatten", "gap", "adaptive"]
 BANK = "bank"
 
 
@@ -214,3 +215,37 @@ def depth(probes: np.ndarray, final: np.ndarray) -> np.ndarray:
     # How many probes agree without a break, counted from the top.
     streak = np.cumprod(agree[::-1], axis=0).sum(0)
     return len(probes) - streak
+
+
+def pool(outputs: jax.Array, pooling: Pooling = "flatten", side: int = 4) -> jax.Array:
+    """Return ``[n, numbers]`` of a layer's output ``[n, ...]``.
+
+    Args:
+      outputs: ``[n, height, width, channels]``, or ``[n, units]``, which stays as it is.
+      pooling: "flatten" keeps everything, "gap" averages over the image, "adaptive" averages it to
+        ``side`` by ``side`` windows, which overlap where ``side`` does not divide the image.
+      side: of "adaptive"; a smaller image keeps its own.
+
+    >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
+    >>> pool(image, "gap").tolist(), pool(image, "adaptive", 2).tolist()
+    ([[4.0]], [[2.0, 3.0, 5.0, 6.0]])
+    """
+    if pooling not in get_args(Pooling):
+        raise UsageError(f"pooling = {pooling!r} must be one of {', '.join(get_args(Pooling))}")
+    if outputs.ndim == 4 and pooling == "gap":
+        return outputs.mean((1, 2))
+    if outputs.ndim == 4 and pooling == "adaptive":
+        rows, columns = (_windows(length, side) for length in outputs.shape[1:3])
+        outputs = jnp.einsum("nhwc,ih,jw->nijc", outputs, rows, columns, precision="highest")
+    return outputs.reshape(outputs.shape[0], -1)
+
+
+def _windows(length: int, side: int) -> np.ndarray:
+    """Return the matrix ``[side, length]`` that averages a line to ``side`` windows."""
+    side = min(side, length)
+    index = np.arange(side)
+    first = index * length // side
+    last = -(-(index + 1) * length // side)
+    position = np.arange(length)
+    inside = (position >= first[:, None]) & (position < last[:, None])
+    return (inside / (last - first)[:, None]).astype(np.float32)

@@ -32,15 +32,18 @@ class Comparisons(NamedTuple):
     corrected: np.ndarray
     rules: str
 
+    def marks(self, significant: str = "*", corrected: str = "o", neither: str = "") -> np.ndarray:
+        """Return the mark of each pair, strings ``[m, m]``."""
+        marks = np.where(self.significant, significant, neither)
+        return np.where(self.corrected, corrected, marks)
+
     def as_text(self) -> str:
         """Return the table as the paper prints it: ``*`` significant, ``o`` after the correction."""
         width = max(map(len, self.methods))
         lines = [" " * width + "  " + "  ".join(name.rjust(width) for name in self.methods)]
-        for row, name in enumerate(self.methods):
-            cells = np.where(self.corrected[row], "o", np.where(self.significant[row], "*", "."))
-            lines.append(f"{name:{width}}  " + "  ".join(cell.rjust(width) for cell in cells))
-        lines.append(self.rules)
-        return "\n".join(lines)
+        for name, marks in zip(self.methods, self.marks(neither="."), strict=True):
+            lines.append(f"{name:{width}}  " + "  ".join(mark.rjust(width) for mark in marks))
+        return "\n".join([*lines, self.rules])
 
 
 def compare(

@@ -1,8 +1,11 @@
-"""The evaluations as commands over a training run's folder; one file a kind."""
+"""The evaluations as commands over a training run's folder; one file per evaluation."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import pkgutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from seal_jax.errors import UsageError, nearest
@@ -10,31 +13,31 @@ from seal_jax.errors import UsageError, nearest
 if TYPE_CHECKING:
     from seal_jax.evaluators.evaluator import Evaluator
 
-# In the order of the SEAL, LW, PoF and FAST papers; each is a module here with a ``KIND``.
-NAMES = (
-    "linear_probe",
-    "few_shot",
-    "prediction_depth",
-    "hessian",
-    "margins",
-    "flatness",
-    "landscape",
-    "gradients",
-    "perturbations",
-    "anytime",
-)
-
-# What records that are of another version, or edited by hand, make a kind raise.
+# What an evaluator raises at records of another version, or that were edited by hand.
 UNFIT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 
+@functools.cache
+def registry() -> Mapping[str, Evaluator]:
+    """Return the evaluators by name, in their order: each module here with an ``EVALUATOR``."""
+    modules = [
+        importlib.import_module(f"{__name__}.{info.name}")
+        for info in pkgutil.iter_modules(__path__)
+    ]
+    evaluators = [module.EVALUATOR for module in modules if hasattr(module, "EVALUATOR")]
+    ordered = sorted(evaluators, key=lambda evaluator: (evaluator.order, evaluator.name))
+    return {evaluator.name: evaluator for evaluator in ordered}
+
+
 def load(name: str) -> Evaluator:
-    """Return the kind of this name.
+    """Return the evaluator of this name.
 
     Raises:
       UsageError: there is none.
     """
-    if name not in NAMES:
-        raise UsageError(f"--kind={name} must be one of {', '.join(NAMES)}{nearest(name, NAMES)}")
-    kind: Evaluator = importlib.import_module(f"{__name__}.{name}").KIND
-    return kind
+    evaluators = registry()
+    if name not in evaluators:
+        raise UsageError(
+            f"--kind={name} must be one of {', '.join(evaluators)}{nearest(name, evaluators)}"
+        )
+    return evaluators[name]

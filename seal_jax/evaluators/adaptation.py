@@ -1,78 +1,164 @@
-"""Trains an adaptation once more, step by step, and measures it at its deployment checkpoints.
+"""Adaptations to other data: their settings by system, and their course, measured step by step.
 
-A training is a function of its settings, its seeds and what it starts from, so a run that is over
-can be gone through again: this is how a finished run gets its anytime performance.
+A training is a function of its settings, its seeds and what it starts from, so a finished run can be
+repeated: this is how it gets its anytime performance.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seal_jax import data, paths
+from seal_jax import data, methods, paths
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import anytime
-from seal_jax.evaluators.adaptation_course import Course, Trace, mean
+from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.training import experiment as experiments
-from seal_jax.training import pretrained
-from seal_jax.training import workdir as workdirs
-from seal_jax.training.batches import Arrays
-from seal_jax.training.checkpoints import read_leaves
-from seal_jax.training.step import CompiledSteps
-
-if TYPE_CHECKING:
-    from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.training import loop, pretrained
+from seal_jax.training.batches import Arrays, place
+from seal_jax.training.step import Experiment
 
 PyTree = Any
 
 
-class Source(NamedTuple):
-    """The run that an adaptation starts from.
+# FAST and the baselines it is compared with: what sets each apart from the method's defaults.
+SYSTEMS = {
+    key: variant.changes for key, variant in methods.VARIANTS.items() if variant.method == "fast"
+}
+# Steps between the validations that end the classifier's warm-up, where they divide an epoch.
+WARMUP_EVERY = 5
 
-    Attributes:
-      settings: of its training.
-      dataset: of its task.
-      leaves: of its state, by name, each with the seeds' axis.
-      label: what messages call it.
+
+class Rates(NamedTuple):
+    """Learning rate of the classifier and of FAST's features, and the deviation of a normal head."""
+
+    alpha: float
+    beta: float
+    sigma: float
+
+
+def settings_of(
+    name: str,
+    rates: Rates,
+    source: Settings,
+    target: data.Dataset,
+    *,
+    batch_size: int,
+    steps: int,
+    seeds: int,
+    flip: bool,
+) -> Settings:
+    """Return the settings by which a system adapts a run's network to other data.
+
+    Constant rates, damped momentum 0.9, no decay, balanced batches (FAST paper, section 6.2.1).
+
+    Args:
+      name: of the system.
+      rates: the baselines have alpha for everything; with Adam and RAdam all are a tenth.
+      source: the run's settings.
+      target: the data.
+      batch_size: a multiple of the classes.
+      steps: at least so many; whole epochs are made of them.
+      seeds: how many.
+      flip: whether images are mirrored.
     """
+    changes = SYSTEMS[name]
+    optimizer = changes.get("optimizer.name", "sgd")
+    scale = 0.1 if optimizer in ("adam", "radam") else 1.0
+    alpha = scale * rates.alpha
+    # The baselines have one rate for everything.
+    beta = scale * rates.beta if name.startswith("fast") else alpha
+    method: dict[str, Any] = {"name": "fast", "alpha": alpha, "beta": beta}
+    method |= {field: value for field, value in changes.items() if "." not in field}
+    if "sigma" in method:
+        method["sigma"] = rates.sigma
+    per_epoch = data.steps_per_epoch(len(target.train), batch_size, True)
+    settings = Settings(
+        data=settings_lib.Data(
+            name=target.name,
+            data_dir=source.data.data_dir,
+            flip=flip,
+            normalisation=_normalisation(target, source),
+        ),
+        model=source.model,
+        method=method,
+        optimizer=settings_lib.Optimizer(
+            name=optimizer,
+            nesterov=changes.get("optimizer.nesterov", False),
+            learning_rate=alpha,
+            schedule="constant",
+            weight_decay=0.0,
+            label_smoothing=0.0,
+        ),
+        train=settings_lib.Train(
+            generations=1,
+            epochs_per_generation=math.ceil(steps / per_epoch),
+            batch_size=batch_size,
+            sampling="balanced",
+            validate_every=math.gcd(per_epoch, WARMUP_EVERY) if method.get("warmup") else 0,
+            seed=source.train.seed,
+            seeds=seeds,
+            dtype=source.train.dtype,
+        ),
+        run=settings_lib.Run(eval_batch_size=source.run.eval_batch_size),
+    )
+    return methods.complete(settings)
 
-    settings: Settings
-    dataset: data.Dataset
-    leaves: Mapping[str, np.ndarray]
-    label: str
+
+def _normalisation(target: data.Dataset, source: Settings) -> str:
+    """Return whose statistics: the target's own if there are any, else those of the source."""
+    statistics = data.STATISTICS.get(target.name)
+    if statistics is not None and len(statistics.mean) == target.image_shape[-1]:
+        return target.name
+    fields = source.data
+    return fields.normalisation or (fields.name if fields.name in data.STATISTICS else "imagenet")
 
 
-def read_source(settings: Settings, run: Path) -> Source:
-    """Read the run that ``train.pretrained`` names, and its data.
+def system_of(settings: Settings) -> str:
+    """Return the name of the system that a run adapted by, or that of its method.
 
-    Raises:
-      UsageError: the folder is gone, or holds no checkpoint.
+    >>> system_of(Settings(method={"name": "fast", "beta": 0.0}))
+    'feature_extraction'
+    >>> system_of(Settings(method={"name": "fast", "head": "xavier"}))
+    'xavier'
     """
-    folder = pretrained.folder(settings, run)
-    leaves = read_leaves(folder / workdirs.CHECKPOINTS)
-    if leaves is None:
-        raise UsageError(f"train.pretrained = {str(folder)!r} holds no checkpoint yet")
-    theirs = settings_lib.read(Settings, workdirs.read(folder))
-    label = f"train.pretrained = {str(folder)!r}"
-    return Source(theirs, experiments.load_data(theirs.data), leaves, label)
+    if settings.method["name"] != "fast":
+        return str(settings.method["name"])
+    optimizer = settings.optimizer
+    traits = _traits(settings.method, optimizer.name, optimizer.nesterov)
+    for name, changes in SYSTEMS.items():
+        kind = changes.get("optimizer.name", "sgd")
+        if traits == _traits(changes, kind, changes.get("optimizer.nesterov", False)):
+            return name
+    head, *_, warmup, kind = traits
+    return " ".join([head, *(["warmup"] if warmup else []), kind])
 
 
-def source_of(loaded_run: LoadedRun, networks: Sequence[Network]) -> Source:
-    """Return networks of a run, one a seed, as what an adaptation starts from."""
+def _traits(options: Mapping[str, Any], optimizer: str, nesterov: bool) -> tuple[Any, ...]:
+    """Return what tells systems apart: the head, what learns, the warm-up and the optimizer."""
+    options = {**dataclasses.asdict(methods.options("fast")), **options}
+    head = "zero" if options["head"] == "tiny" else options["head"]
+    kind = "nesterov" if optimizer == "sgd" and nesterov else optimizer
+    return head, options["alpha"] != 0, options["beta"] != 0, options["warmup"], kind
+
+
+def source_of(loaded_run: LoadedRun, networks: Sequence[Network]) -> pretrained.Source:
+    """Return networks of a run, one per seed, as what an adaptation starts from."""
     trees = [dict(paths.named_leaves(network.variables)) for network in networks]
     leaves = {f"weights/{name}": np.stack([tree[name] for tree in trees]) for name in trees[0]}
-    return Source(loaded_run.settings, loaded_run.dataset, leaves, f"--checkpoint={loaded_run.run}")
+    return pretrained.Source(loaded_run.settings, leaves, f"--checkpoint={loaded_run.run}")
 
 
 def target(
@@ -91,40 +177,63 @@ def target(
       validation_fraction: held out of the training images, stratified by class.
       test_fraction: held out to test on where the data set has no test split.
     """
-    own, fields = loaded_run.dataset, loaded_run.settings.data
+    dataset, fields = loaded_run.dataset, loaded_run.settings.data
     if name is None and not image_size:
-        if len(own.validation) and fields.selection == "validation":
-            return own
-        train, test = ((split.images, split.labels) for split in (own.train, own.test))
+        if len(dataset.validation) and fields.selection == "validation":
+            return dataset
+        train, test = ((split.images, split.labels) for split in (dataset.train, dataset.test))
         return data.from_arrays(
             train,
             test,
-            name=own.name,
-            class_names=own.class_names,
+            name=dataset.name,
+            class_names=dataset.class_names,
             validation_fraction=validation_fraction,
         )
-    height, width, channels = own.image_shape
-    mine = name is None or name == fields.name
+    height, width, channels = dataset.image_shape
+    same = name is None or name == fields.name
     return data.load(
         name or fields.name,
         data_dir=fields.data_dir or None,
-        train_split=fields.train_split if mine else "train",
-        test_split=(fields.test_split or None) if mine else None,
+        train_split=fields.train_split if same else "train",
+        test_split=(fields.test_split or None) if same else None,
         test_fraction=test_fraction,
-        label=(fields.label or None) if mine else None,
+        label=(fields.label or None) if same else None,
         image_size=image_size or (height, width),
         channels=channels,
         validation_fraction=validation_fraction,
     )
 
 
+class Trace(NamedTuple):
+    """What was measured in one training of S seeds.
+
+    Attributes:
+      checkpoints: T steps.
+      validated: V steps.
+      validation: accuracy ``[S, V]`` after each of these.
+      series: ``[S, T]`` by name. ``test``: test accuracy of the weights that training has come to;
+        ``test_top5`` likewise, of more than five classes; ``source``: that of their features on the
+        source's test data under its own head; ``distance``: of their features from the source's;
+        ``head_norm``. ``adp``, ``adp_top5``, ``adp_source`` and ``adp_distance`` are the same of the
+        deployed weights.
+      train_loss: ``[S]`` at the end of each epoch, by step, as the run's own metrics have it.
+    """
+
+    checkpoints: tuple[int, ...]
+    validated: tuple[int, ...]
+    validation: np.ndarray
+    series: dict[str, np.ndarray]
+    train_loss: dict[int, np.ndarray]
+
+
 class Replay:
     """One adaptation, ready to be trained.
 
     Args:
-      settings: of the training; how it was spread over devices and calls is no matter.
+      settings: of the training; how it was spread over devices and calls does not matter.
       dataset: its images.
       source: what it starts from.
+      task: the data of the source.
       max_steps: to stop after; 0 for its whole length.
       like: another adaptation to the same data from the same task, whose compiled scoring and
         placed data this one shares.
@@ -134,9 +243,7 @@ class Replay:
     """
 
     settings: Settings
-    dataset: data.Dataset
-    experiment: experiments.Experiment
-    programs: CompiledSteps
+    experiment: Experiment
     total: int
     scoring: Scoring
 
@@ -144,7 +251,8 @@ class Replay:
         self,
         settings: Settings,
         dataset: data.Dataset,
-        source: Source,
+        source: pretrained.Source,
+        task: data.Dataset,
         max_steps: int = 0,
         like: Replay | None = None,
     ):
@@ -160,104 +268,204 @@ class Replay:
                 "deployed must be chosen without; adapt with a validation split"
             )
         experiments.check_data(settings, dataset)
+        # One step a call: a state may be due after any step.
         run = dataclasses.replace(settings.run, seed_devices=0, data_devices=0, steps_per_call=1)
         self.settings = dataclasses.replace(settings, run=run)
-        mesh = like.programs.mesh if like else _mesh(self.settings)
-        self.dataset = dataset
+        mesh = like.experiment.mesh if like else _mesh(self.settings)
         self.experiment = experiments.build(self.settings, experiments.data_shape(dataset), mesh)
-        self.programs = self.experiment.programs
-        total = self.experiment.total_steps
-        self.total = min(max_steps or total, total)
+        self.total = min(max_steps or self.experiment.total_steps, self.experiment.total_steps)
         self._source = source
-        self.given()  # what does not fit is found here
-        self.scoring = Scoring(self, source, like.scoring if like else None)
+        self.init_from()  # what does not fit is found here
+        old, self._source_head = _source_task(self.experiment, source, task)
+        self.scoring = like.scoring if like else Scoring(self.experiment, old, dataset, task)
 
-    def given(self) -> dict[str, np.ndarray]:
-        """Return what the trainings start from; made anew, since it can be large."""
+    def init_from(self) -> dict[str, np.ndarray]:
+        """Return what the trainings start from; computed at each call, since it can be large."""
         return pretrained.take(
             self.settings,
-            self._source.leaves,
-            self.programs.abstract_state(self.settings.train.seeds),
-            self._source.label,
-            self._source.settings,
+            self._source,
+            self.experiment.abstract_state(self.settings.train.seeds),
             momentum=self.experiment.method.continues_momentum,
         )
-
-    @property
-    def seeds(self) -> np.ndarray:
-        """The seeds of its trainings."""
-        train = self.settings.train
-        return np.arange(train.seeds, dtype=np.uint32) + train.seed
 
     def run(self) -> Trace:
         """Train all seeds together and measure.
 
         Raises:
-          UsageError: the loss or a parameter is no longer a number.
+          UsageError: the loss or a parameter is not finite any more.
         """
-        return Course(self).run()
+        experiment, scoring = self.experiment, self.scoring
+        starts = experiment.starts(experiment.seeds, self.init_from())
+        state = experiment.init(starts, scoring.split("train"))
+        place_head = functools.partial(meshes.place, experiment.mesh, spec=meshes.BY_SEED)
+        measurement = _Measurement(
+            self,
+            features=pretrained.merge(
+                {name: v for name, v in state.weights.params.items() if name != scoring.head},
+                starts.init_from,
+                "weights/params/",
+            ),
+            source_head=jax.tree.map(place_head, self._source_head),
+        )
+        measurement.observe(state.weights, 0)
+        for call in loop.calls(
+            experiment, state, 0, self.total, scoring.split("train"), scoring.split("validation")
+        ):
+            measurement.losses.append(call.losses)
+            if call.trained % experiment.clock.steps_per_epoch == 0:
+                sums = jax.device_get(call.state.metric_sums)
+                measurement.train_loss[call.trained] = _mean(sums.loss, sums)
+            measurement.observe(call.state.weights, call.step)
+        return Trace(
+            measurement.checkpoints,
+            measurement.validated,
+            np.stack(measurement.validation, 1),
+            {name: np.stack(values, 1) for name, values in measurement.series.items()},
+            measurement.train_loss,
+        )
 
 
 class Scoring:
-    """What states are scored by.
+    """Scores the states of adaptations to one data set; compiled, and its data placed, once.
 
     Args:
-      replay: whose states they are.
-      source: what it starts from.
-      like: that of another adaptation to the same data, whose programs and placed data serve here.
+      experiment: one of the adaptations.
+      source: the compiled steps of the source's network on the task's classes.
+      dataset: what is adapted to.
+      task: the data of the source.
     """
 
-    head: str
-    programs: CompiledSteps
-    source_programs: CompiledSteps
-
-    def __init__(self, replay: Replay, source: Source, like: Scoring | None):
-        self.head = replay.experiment.model.head
-        theirs, head = _source_task(replay, source)
-        self.programs = like.programs if like else replay.programs
-        self.source_programs = like.source_programs if like else theirs
-        self._source_head = head
-        self._splits: dict[str, Arrays] = like._splits if like else {}
-        self._datasets = {"source": source.dataset.test} | {
-            name: getattr(replay.dataset, name) for name in ("train", "validation", "test")
+    def __init__(
+        self,
+        experiment: Experiment,
+        source: Experiment,
+        dataset: data.Dataset,
+        task: data.Dataset,
+    ):
+        self.head = experiment.model.head
+        self.sizes = jax.jit(jax.vmap(functools.partial(anytime.sizes, head=self.head)))
+        self._experiment, self._source = experiment, source
+        self._splits = {
+            "train": dataset.train,
+            "validation": dataset.validation,
+            "test": dataset.test,
+            "source": task.test,
         }
+        self._placed: dict[str, Arrays] = {}
 
     def split(self, name: str) -> Arrays:
         """Return "train", "validation", "test" or the "source" task's test split on the devices."""
-        if name not in self._splits:
-            mesh, flat = self.programs.mesh, data.flatten(self._datasets[name])
-            self._splits[name] = Arrays(*(meshes.place(mesh, part) for part in flat))
-        return self._splits[name]
-
-    @functools.cached_property
-    def source_head(self) -> PyTree:
-        """The source's own classifier."""
-        mesh = self.programs.mesh
-        return jax.tree.map(
-            lambda leaf: meshes.place(mesh, leaf, meshes.BY_SEED), self._source_head
-        )
-
-    @functools.cached_property
-    def sizes(self) -> Any:
-        """Compiled :func:`seal_jax.evaluation.anytime.sizes` of all seeds."""
-        return jax.jit(jax.vmap(functools.partial(anytime.sizes, head=self.head)))
+        if name not in self._placed:
+            self._placed[name] = place(self._experiment.mesh, self._splits[name])
+        return self._placed[name]
 
     def validation(self, weights: Weights) -> np.ndarray:
         """Return the accuracy ``[S]`` on the validation split."""
-        sums = jax.device_get(self.programs.score_validation(weights, self.split("validation")))
-        return mean(sums.correct, sums)
+        sums = jax.device_get(self._experiment.score_validation(weights, self.split("validation")))
+        return _mean(sums.correct, sums)
 
     def test(self, weights: Weights) -> dict[str, np.ndarray]:
         """Return accuracies ``[S]`` on the test split: "" and, of more than five classes, "_top5"."""
-        sums = jax.device_get(self.programs.test(weights, self.split("test")))
-        top5 = {f"_{name}": mean(hits, sums) for name, hits in sums.measures.items()}
-        return {"": mean(sums.correct, sums), **top5}
+        sums = jax.device_get(self._experiment.test(weights, self.split("test")))
+        top5 = {f"_{name}": _mean(hits, sums) for name, hits in sums.measures.items()}
+        return {"": _mean(sums.correct, sums), **top5}
 
-    def on_source(self, weights: Weights) -> np.ndarray:
+    def on_source(self, weights: Weights, source_head: PyTree) -> np.ndarray:
         """Return the accuracy ``[S]`` on the source's test split, under its own classifier."""
-        old = weights._replace(params={**weights.params, self.head: self.source_head})
-        sums = jax.device_get(self.source_programs.test(old, self.split("source")))
-        return mean(sums.correct, sums)
+        weights = weights._replace(params={**weights.params, self.head: source_head})
+        sums = jax.device_get(self._source.test(weights, self.split("source")))
+        return _mean(sums.correct, sums)
+
+
+class _Measurement:
+    """Observes the weights of one training in the order of their steps."""
+
+    def __init__(self, replay: Replay, features: PyTree, source_head: PyTree):
+        self.replay, self.scoring = replay, replay.scoring
+        self.features, self.source_head = features, source_head  # of the source
+        self.checkpoints = anytime.checkpoints(replay.total)
+        self.validated = anytime.validations(replay.total)
+        self.due = sorted({*self.checkpoints, *self.validated}, reverse=True)
+        self.losses: list[jax.Array] = []  # since the last check, on the device
+        self.train_loss: dict[int, np.ndarray] = {}
+        self.validation: list[np.ndarray] = []
+        self.series: dict[str, list[np.ndarray]] = {}
+        self.best: Weights | None = None
+        self.best_accuracy = np.full(replay.settings.train.seeds, -np.inf)
+        self.deployed: dict[str, np.ndarray] | None = None  # the scores of the best weights
+
+    def observe(self, weights: Weights, step: int) -> None:
+        """Score what is due; after an early end the steps left out have the last one's weights."""
+        while self.due and self.due[-1] <= step:
+            if self.losses:
+                finite = np.isfinite(np.concatenate(jax.device_get(self.losses), 1))
+                self.losses = []
+                self.check(finite.all(1), "the loss", f" by step {step}")
+            due = self.due.pop()
+            if due in self.validated:
+                self.keep_if_better(weights)
+            if due in self.checkpoints:
+                self.measure(weights)
+
+    def keep_if_better(self, weights: Weights) -> None:
+        """Score the validation split; seeds whose accuracy is the best so far are kept."""
+        accuracy = self.scoring.validation(weights)
+        self.validation.append(accuracy)
+        better = accuracy > self.best_accuracy
+        if self.best is None or better.any():
+            # A copy: the training overwrites its own.
+            self.best = _choose(better, weights, weights if self.best is None else self.best)
+            self.deployed = None
+        self.best_accuracy = np.where(better, accuracy, self.best_accuracy)
+
+    def measure(self, weights: Weights) -> None:
+        """Measure what is deployed, and the weights that training has come to."""
+        assert self.best is not None  # the start was validated
+        if self.deployed is None:
+            scores = self.scores(self.best)
+            del scores["head_norm"]
+            self.deployed = {
+                f"adp_{name}".replace("adp_test", "adp"): values for name, values in scores.items()
+            }
+        for name, values in {**self.deployed, **self.scores(weights)}.items():
+            self.series.setdefault(name, []).append(values)
+
+    def scores(self, weights: Weights) -> dict[str, np.ndarray]:
+        """Return accuracies on the target and on the source, and how far the weights are."""
+        head_norm, distance = jax.device_get(self.scoring.sizes(weights.params, self.features))
+        for size in (head_norm, distance):
+            self.check(np.isfinite(size), "a parameter")
+        return {
+            **{f"test{name}": values for name, values in self.scoring.test(weights).items()},
+            "source": self.scoring.on_source(weights, self.source_head),
+            "head_norm": head_norm,
+            "distance": distance,
+        }
+
+    def check(self, finite: np.ndarray, what: str, where: str = "") -> None:
+        """Raise a UsageError that names the first seed for which ``finite``, ``[S]``, is False."""
+        if not finite.all():
+            seed = self.replay.experiment.seeds[np.flatnonzero(~finite)[0]]
+            settings = self.replay.settings
+            raise UsageError(
+                f"{system_of(settings)} on {settings.data.name}, seed {seed}: {what} is not finite"
+                f"{where}; lower the learning rate, {settings.optimizer.learning_rate:g}"
+            )
+
+
+def _mean(hits: np.ndarray, sums: Any) -> np.ndarray:
+    """Return sums over a split divided by its weight, float64."""
+    return np.asarray(hits, np.float64) / np.asarray(sums.weight, np.float64)
+
+
+@jax.jit
+def _choose(better: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """Return each seed's new leaves where they are better."""
+
+    def one(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(one, new, old)
 
 
 def _mesh(settings: Settings) -> Mesh:
@@ -271,45 +479,45 @@ def _mesh(settings: Settings) -> Mesh:
     return meshes.make(settings, devices[:1])
 
 
-def _source_task(replay: Replay, source: Source) -> tuple[CompiledSteps, PyTree]:
-    """Return the programs that score the source's task, and the head for it, a row a seed.
+def _source_task(
+    adaptation: Experiment, source: pretrained.Source, task: data.Dataset
+) -> tuple[Experiment, PyTree]:
+    """Return the compiled steps that score the source's task, and the head for it, per seed.
 
     Raises:
       UsageError: the source's network does not fit its data any more, or that of the adaptation.
     """
-    mesh, train = replay.programs.mesh, source.settings.train
-    plain = dataclasses.replace(
+    settings = dataclasses.replace(
         source.settings,
         method={"name": "normal"},
         # Of its own training only the network's precision matters.
-        train=dataclasses.replace(settings_lib.Train(), dtype=train.dtype, batch_size=1),
+        train=settings_lib.Train(dtype=source.settings.train.dtype, batch_size=1),
         optimizer=settings_lib.Optimizer(),
-        run=replay.settings.run,
+        run=adaptation.settings.run,
     )
-    theirs = experiments.build(plain, experiments.data_shape(source.dataset), mesh)
-    head = theirs.model.head
-    prefix = f"{pretrained.SOURCES[replay.settings.train.pretrained_weights]}params/"
-    count = replay.settings.train.seeds
-    target = jax.eval_shape(replay.experiment.model.init, jax.random.key(0))["params"]
-    here = {name: leaf.shape for name, leaf in paths.named_leaves(target)}
-    wanted = jax.eval_shape(theirs.model.init, jax.random.key(0))["params"]
-    for name, leaf in paths.named_leaves(wanted):
-        found = source.leaves.get(prefix + name)
-        if found is None or found.shape[1:] != leaf.shape:
-            there = "absent" if found is None else f"{list(found.shape[1:])}"
+    mesh, train = adaptation.mesh, adaptation.settings.train
+    experiment = experiments.build(settings, experiments.data_shape(task), mesh)
+    head = experiment.model.head
+    prefix = f"{pretrained.SOURCES[train.pretrained_weights]}params/"
+    adapted = {name: leaf.shape for name, leaf in paths.named_leaves(adaptation.context.params)}
+    for name, leaf in paths.named_leaves(experiment.context.params):
+        saved = source.leaves.get(prefix + name)
+        if saved is None or saved.shape[1:] != leaf.shape:
+            shape = "absent" if saved is None else f"{list(saved.shape[1:])}"
             raise UsageError(
-                f"{source.label}: its {name} is {there}, and its data, "
-                f"{source.dataset.name} of {source.dataset.num_classes} classes, asks for "
+                f"{source.label}: its {name} is {shape}, and its data, "
+                f"{task.name} of {task.num_classes} classes, asks for "
                 f"{list(leaf.shape)}; give it the data that it was trained on"
             )
-        if name.partition("/")[0] != head and here.get(name) != leaf.shape:
+        if name.partition("/")[0] != head and adapted.get(name) != leaf.shape:
             raise UsageError(
                 f"{source.label}: its {name} is {list(leaf.shape)}, and that of "
-                f"the adaptation {list(here.get(name, ()))}; the source task cannot be scored"
+                f"the adaptation {list(adapted.get(name, ()))}; the source task cannot be scored"
             )
-
-    def row(path: Any, leaf: Any) -> np.ndarray:
-        own = source.leaves[f"{prefix}{head}/{paths.name(path)}"]
-        return np.repeat(own, count, 0) if len(own) == 1 else own[:count]
-
-    return theirs.programs, jax.tree_util.tree_map_with_path(row, wanted[head])
+    source_head = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: pretrained.for_seeds(
+            source.leaves[f"{prefix}{head}/{paths.name(path)}"], train.seeds, source.label
+        ),
+        experiment.context.params[head],
+    )
+    return experiment, source_head

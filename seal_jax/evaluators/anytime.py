@@ -1,34 +1,60 @@
-"""Anytime deployment performance and forgetting of adaptations: FAST paper, Figures 3 to 15."""
+"""Anytime deployment performance and forgetting of adaptations: FAST paper, Figures 3 to 15, Table 1."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seal_jax import papers
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import MISSING, Column, Record, Table, grouped
 from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.evaluation import anytime as library
-from seal_jax.evaluators.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
-from seal_jax.evaluators.anytime_report import draw, size, table
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 
 if TYPE_CHECKING:
-    from seal_jax.evaluators.adaptation import Replay
-    from seal_jax.evaluators.adaptation_course import Trace
+    from matplotlib.figure import Figure
+
+    from seal_jax.evaluators.adaptation import Replay, Trace
     from seal_jax.evaluators.loaded_run import LoadedRun, Network
 
 DEFAULT_STEPS = 610
+# What a row has of the checkpoint's deployed state, and of the state that training is in.
+SERIES = (
+    *("adp", "adp_top5", "adp_source", "adp_distance"),
+    *("test", "test_top5", "source", "distance", "head_norm", "deployed"),
+)
+GROUP = ("run", "step", "weights", "system")
+COLUMNS = 4  # checkpoints in the table, beside the end
+MARKS = ".sD^vPX*"
+
+_SETTING = (
+    "Paper: FAST, Table 1, top-1 error / top-5 error / distance, ResNeXt-101 32x8d from ImageNet, 250 "
+    "epochs (CIFAR-100) or 330 (Caltech-256), batches of one image a class."
+)
+_ALL = (
+    "CIFAR-100: FAST 12.63 ± 0.09 / 1.62 ± 0.04 / 7.19 ± 0.04, best baseline (Kaiming fan-in, alpha = "
+    "beta = 0.005) 13.90 ± 0.13 / 2.22 ± 0.08 / 14.32 ± 0.12; Caltech-256: FAST 12.81 / 3.96 / 5.28, "
+    "best baseline (0.01) 13.55 / 4.38 / 7.70."
+)
+PANELS = (
+    ("adp", "ADP on the target (%)", 100.0),
+    ("adp_source", "ADP on the source (%)", 100.0),
+    ("head_norm", "‖W‖, Frobenius", 1.0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How far a training is gone through; and what a run that is no adaptation is adapted to.
+    """How much of a training is repeated; and what a run that is no adaptation is adapted to.
 
-    The others go with a run that does not start from another (``train.pretrained`` is empty): it is
-    adapted by each system, which leaves nothing but the results in its folder.
+    All but the first two go with a run that does not start from another (``train.pretrained`` is
+    empty): it is adapted by each system, which leaves nothing but the results in its folder.
 
     Attributes:
       max_steps: steps after which to stop; 0 for the whole of an adaptation's run, 610 otherwise.
@@ -71,9 +97,8 @@ class Options:
     flip: bool = True
 
     def __post_init__(self):
-        for field in ("max_steps", "seeds", "batch_size", "image_size"):
-            flag = field.replace("_", "-")
-            check_number(f"--{flag}", getattr(self, field), lambda v: v >= 0, "be 0 or more")
+        from seal_jax.evaluators.adaptation import SYSTEMS  # not above: --help needs no Flax
+
         for name in self.systems:
             if name not in SYSTEMS:
                 raise UsageError(
@@ -81,66 +106,67 @@ class Options:
                 )
         if len(set(self.systems)) < len(self.systems):
             raise UsageError(f"--systems={','.join(self.systems)} names a system twice")
-        for field in ("alpha", "sigma"):
-            value = getattr(self, field)
-            check_number(f"--{field}", value, lambda v: 0 < v < float("inf"), "be positive")
-        if self.beta is not None:
-            check_number("--beta", self.beta, lambda v: 0 < v < float("inf"), "be positive")
-        for field in ("validation_fraction", "test_fraction"):
-            flag = field.replace("_", "-")
-            check_number(f"--{flag}", getattr(self, field), lambda v: 0 < v < 1, "lie in (0, 1)")
+        rules: list[tuple[str, Callable[[float], bool], str]] = [
+            ("max_steps seeds batch_size image_size", lambda v: v >= 0, "be 0 or more"),
+            ("alpha beta sigma", lambda v: 0 < v < math.inf, "be positive"),
+            ("validation_fraction test_fraction", lambda v: 0 < v < 1, "lie in (0, 1)"),
+        ]
+        for fields, holds, what in rules:
+            for field in fields.split():
+                value = getattr(self, field)
+                if value is not None:
+                    check_number(f"--{field.replace('_', '-')}", value, holds, what)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """An adaptation with what its records begin with, one for each seed."""
+    """An adaptation: the key of its units, what its records begin with, and recorded losses by step."""
 
     key: str
     replay: Replay
-    identities: Sequence[dict[str, Any]]
+    identity: dict[str, Any]
     recorded: dict[int, list[float]] = dataclasses.field(default_factory=dict)
 
 
 def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit a system and seed; the first of a system trains all of its seeds."""
-    plans = _gone_through if loaded_run.settings.train.pretrained else _adapted
-    found = []
-    for plan in plans(loaded_run, options):
-        trace: Callable[[], Trace] = functools.cache(plan.replay.run)
-        for index, seed in enumerate(plan.replay.seeds):
-            work = functools.partial(_record, plan, trace, index)
-            found.append(WorkItem(f"{plan.key}/seed{seed}", work))
-    return found
+    """Return one work item per system and seed; the first of a system trains all of its seeds."""
+    plan_all = _repeated if loaded_run.settings.train.pretrained else _adapted
+    items = []
+    for plan in plan_all(loaded_run, options):
+        # All seeds of a system train in one program, when the first of its items is run.
+        train: Callable[[], Trace] = functools.cache(plan.replay.run)
+        for index, seed in enumerate(plan.replay.experiment.seeds):
+            work = functools.partial(_record, plan, train, index, int(seed))
+            items.append(WorkItem(f"{plan.key}/seed{seed}", work))
+    return items
 
 
-def _record(plan: _Plan, trace: Callable[[], Trace], index: int) -> dict[str, Any]:
-    found = trace()
-    deployed = library.deployed(found.checkpoints, found.validated, found.validation[index])
-    arrays = {name: value for name, value in found._asdict().items() if name != "train_loss"}
-    losses = [
-        abs(values[index] - plan.recorded[step][index])
-        for step, values in found.train_loss.items()
+def _record(plan: _Plan, train: Callable[[], Trace], index: int, seed: int) -> dict[str, Any]:
+    trace = train()
+    validation = trace.validation[index]
+    deployed = library.deployed(trace.checkpoints, trace.validated, validation)
+    deviations = [
+        abs(losses[index] - plan.recorded[step][index])
+        for step, losses in trace.train_loss.items()
         if step in plan.recorded
     ]
     return {
-        **plan.identities[index],
-        **{
-            name: None if value is None else np.asarray(value)[index].tolist()
-            for name, value in arrays.items()
-            if name not in ("checkpoints", "validated")
-        },
-        "checkpoints": list(found.checkpoints),
-        "validated": list(found.validated),
-        "deployed": np.asarray(found.validated)[deployed].tolist(),
+        **plan.identity,
+        "seed": seed,
+        "checkpoints": list(trace.checkpoints),
+        "validated": list(trace.validated),
+        "validation": validation.tolist(),
+        **{name: values[index].tolist() for name, values in trace.series.items()},
+        "deployed": np.asarray(trace.validated)[deployed].tolist(),
         # How far the epochs' training losses are from those in the run's metrics.
-        "deviation": float(max(losses)) if losses else None,
+        "deviation": float(max(deviations)) if deviations else None,
     }
 
 
-def _gone_through(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
+def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
     """Return the adaptation that the run itself was."""
     from seal_jax.evaluators import adaptation
-    from seal_jax.training import metrics
+    from seal_jax.training import experiment, metrics, pretrained
 
     settings = loaded_run.settings
     for field in dataclasses.fields(options):
@@ -157,16 +183,22 @@ def _gone_through(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
             f"--seeds={count} is more than the {settings.train.seeds} of {loaded_run.run}"
         )
     train = dataclasses.replace(settings.train, seeds=count)
-    source = adaptation.read_source(settings, loaded_run.run)
+    source = pretrained.read(settings, loaded_run.run)
+    task = experiment.load_data(source.settings.data)
     replay = adaptation.Replay(
-        dataclasses.replace(settings, train=train), loaded_run.dataset, source, options.max_steps
+        dataclasses.replace(settings, train=train),
+        loaded_run.dataset,
+        source,
+        task,
+        options.max_steps,
     )
     network = loaded_run.networks[0]
-    own = _identity(network, replay, system_of(settings), settings.train.pretrained_weights)
-    identities = [{**own, "seed": int(seed)} for seed in replay.seeds]
+    identity = _identity(
+        network, replay, adaptation.system_of(settings), settings.train.pretrained_weights
+    )
     rows = metrics.read(loaded_run.run)
     recorded = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-    return [_Plan(f"step{network.step}/replay", replay, identities, recorded)]
+    return [_Plan(f"step{network.step}/replay", replay, identity, recorded)]
 
 
 def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
@@ -183,7 +215,7 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
     groups: dict[tuple[int, str], list[Network]] = {}
     for network in loaded_run.networks:
         groups.setdefault((network.step, network.weights), []).append(network)
-    rates = Rates(options.alpha, options.beta or options.alpha / 10, options.sigma)
+    rates = adaptation.Rates(options.alpha, options.beta or options.alpha / 10, options.sigma)
     batch_size = options.batch_size or target.num_classes
     if batch_size % target.num_classes or batch_size > len(target.train):
         raise UsageError(
@@ -200,7 +232,7 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
             )
         source = adaptation.source_of(loaded_run, networks)
         for name in options.systems:
-            settings = settings_of(
+            settings = adaptation.settings_of(
                 name,
                 rates,
                 loaded_run.settings,
@@ -210,13 +242,18 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
                 seeds=count,
                 flip=options.flip,
             )
+            # One compiled scoring, and one copy of the data, serves all systems.
             like = plans[0].replay if plans else None
             replay = adaptation.Replay(
-                settings, target, source, options.max_steps or DEFAULT_STEPS, like
+                settings,
+                target,
+                source,
+                loaded_run.dataset,
+                options.max_steps or DEFAULT_STEPS,
+                like,
             )
-            own = _identity(networks[0], replay, name, weights)
-            identities = [{**own, "seed": int(seed)} for seed in replay.seeds]
-            plans.append(_Plan(f"step{step}/{weights}/{name}", replay, identities))
+            identity = _identity(networks[0], replay, name, weights)
+            plans.append(_Plan(f"step{step}/{weights}/{name}", replay, identity))
     return plans
 
 
@@ -235,19 +272,164 @@ def _identity(network: Network, replay: Replay, system: str, weights: str) -> di
 
 
 def combine(records: Sequence[Record]) -> Sequence[Record]:
-    """Return one row a seed and checkpoint."""
-    of_deployed = ("adp", "adp_top5", "adp_source", "adp_distance")
-    series = (*of_deployed, "test", "test_top5", "source", "distance", "head_norm", "deployed")
-    others = (*series, "checkpoints", "validated", "validation")
+    """Return one row per seed and checkpoint."""
+    per_record = {*SERIES, "checkpoints", "validated", "validation"}
     return [
         {
-            **{name: value for name, value in record.items() if name not in others},
+            **{name: value for name, value in record.items() if name not in per_record},
             "tau": tau,
-            **{name: record[name][index] if record.get(name) else None for name in series},
+            **{name: record[name][index] if record.get(name) else None for name in SERIES},
         }
         for record in records
         for index, tau in enumerate(record["checkpoints"])
     ]
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Return ADP at some checkpoints, and what Table 1 has, at the end."""
+    groups, labels = grouped(rows, GROUP), _labels(rows)
+    compared = any(_paper(records[0]) for records in groups.values())
+    columns = [
+        Column("run", lambda records: labels[tuple(records[0][name] for name in GROUP)]),
+        tables.shared("alpha", form="{:g}".format),
+        tables.shared("beta", form="{:g}".format),
+        *(_column(f"ADP {tau}", "adp", 1, 100, tau=tau) for tau in _shown(rows)),
+        Column("steps", lambda records: str(max(row["tau"] for row in records))),
+        _column("top-1 err.", "adp", 2, 100, error=True),
+        _column("top-5 err.", "adp_top5", 2, 100, error=True),
+        _column("ADP source", "adp_source", 1, 100),
+        _column("ADP distance", "adp_distance", 3),
+        _column("source", "source", 1, 100),
+        _column("distance", "distance", 3),
+        _column("|W|", "head_norm", 3),
+        Column("paper", lambda records: _paper(records[0]) or MISSING, optional=True),
+    ]
+    targets = ", ".join(dict.fromkeys(row["target"] for row in rows))
+    return Table.of_groups(
+        f"Anytime deployment performance on {targets} (%), and forgetting",
+        columns,
+        groups.values(),
+        (
+            "ADP n: test accuracy of the state that was best on validation within n steps; errors are "
+            "100 less that, at the end. Validations: at the start, and after intervals of 1, 2, ... "
+            "10, 10, ... steps (the paper names only 1 and 10).",
+            "ADP source: accuracy of the same state's features on the source's test data under its own "
+            "head (Figure 3); ADP distance: of their parameters from the source's. source, distance: "
+            "the same of the state that training is in; |W|: Frobenius norm of its new head.",
+            *_deviations(rows),
+            _SETTING if compared else f"{_SETTING} {_ALL}",
+        ),
+    )
+
+
+def _column(
+    title: str,
+    name: str,
+    digits: int,
+    scale: float = 1.0,
+    *,
+    tau: int | None = None,
+    error: bool = False,
+) -> Column:
+    """Declare a column of means over seeds at a checkpoint, by default the last, or of 1 less them."""
+
+    def value(row: Record) -> float | None:
+        number = row.get(name)
+        return 1 - number if error and number is not None else number
+
+    column = tables.seed_mean(title, value, digits, scale)
+
+    def text(records: Sequence[Record]) -> str:
+        shown = max(row["tau"] for row in records) if tau is None else tau
+        return column.text([row for row in records if row["tau"] == shown])
+
+    return column._replace(text=text)
+
+
+def _shown(rows: Sequence[Record]) -> list[int]:
+    """Return some checkpoints, about evenly spaced on a logarithmic axis."""
+    taus = sorted({row["tau"] for row in rows if row["tau"] > 0})
+    inner = taus[:-1] or taus
+    index = np.linspace(0, len(inner) - 1, min(COLUMNS, len(inner))).round()
+    return [inner[int(place)] for place in index]
+
+
+def _paper(row: Record) -> str:
+    """Return Table 1's numbers for this target, system and rate."""
+    name = str(row["target"]).partition("/")[0].partition(":")[0]
+    for (target, system, alpha), numbers in papers.load("FAST", "Table 1").rows.items():
+        same_rate = alpha == "-" or np.isclose(float(alpha), row["alpha"])
+        if (target, system) == (name, row["system"]) and same_rate:
+            return " / ".join(f"{number.mean:g}" for number in numbers.values())
+    return ""
+
+
+def _deviations(rows: Sequence[Record]) -> list[str]:
+    """Say how near a repeated training is to the run's own record."""
+    largest: dict[str, float] = {}
+    for row in rows:
+        if row.get("deviation") is not None:
+            largest[row["run"]] = max(largest.get(row["run"], 0.0), row["deviation"])
+    return [
+        f"{run} was gone through again: its training losses differ from the recorded ones by at most "
+        f"{value:.1e}."
+        for run, value in largest.items()
+    ]
+
+
+def _labels(rows: Sequence[Record]) -> dict[tuple[Any, ...], str]:
+    """Return a name for each group that says no more than tells it from the others."""
+    groups = list(grouped(rows, GROUP))
+    differ = [len({group[index] for group in groups}) > 1 for index in range(len(GROUP))]
+    several_steps = differ[1] and len({run for run, *_ in groups}) < len(groups)
+    labels = {}
+    for run, step, weights, system in groups:
+        parts = [str(run)] if differ[0] else []
+        parts += [f"step {step}"] if several_steps else []
+        parts += [str(weights)] if differ[2] else []
+        labels[run, step, weights, system] = " ".join([*parts, str(system)])
+    return labels
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw ADP on both tasks and the head's norm by step, with a 95 % band over seeds.
+
+    Dotted: the accuracies of the state that training is in.
+    """
+    panels = figure.subplots(len(PANELS), 1, sharex=True)
+    groups = grouped(rows, GROUP)
+    styles, runs = plots.run_styles(rows), [group[0] for group in groups]
+    for index, (group, label) in enumerate(_labels(rows).items()):
+        by_tau = sorted(grouped(groups[group], ("tau",)).items())
+        taus = np.array([tau for (tau,), _ in by_tau])
+        # Of several runs each has its colour, and its systems differ in their marks.
+        several = len(styles) > 1
+        look = styles[group[0]] if several else plots.style(index)
+        mark = MARKS[runs[:index].count(group[0]) % len(MARKS)] if several else "."
+        line = {"label": label, "marker": mark, "markersize": 4, **look}
+        for axes, (name, _, scale) in zip(panels, PANELS, strict=True):
+            values = [[scale * row.get(name, np.nan) for row in seeds] for _, seeds in by_tau]
+            # A band over no more than an accuracy can be.
+            limits = (0.0, 100.0) if scale == 100 else None
+            plots.line_with_band(axes, taus, values, limits=limits, **line)
+            if current := {"adp": "test", "adp_source": "source"}.get(name):
+                means = [
+                    np.mean([row.get(current, np.nan) for row in seeds]) for _, seeds in by_tau
+                ]
+                axes.plot(taus, scale * np.array(means), ":", color=look["color"], linewidth=1)
+    for axes, (_, title, _) in zip(panels, PANELS, strict=True):
+        axes.set_ylabel(title)
+        plots.tidy(axes, "both")
+    norms = [row["head_norm"] for row in rows if row["head_norm"] > 0]
+    if norms:  # the zero that FAST starts from is below the logarithmic axis
+        panels[-1].set_yscale("log", nonpositive="mask")
+        panels[-1].set_ylim(min(norms) / 1.5, max(norms) * 1.5)
+    # The start, step 0, is drawn left of step 1.
+    panels[0].set_xscale("symlog", linthresh=1, linscale=0.3)
+    panels[0].set_xlim(0, None)
+    targets = ", ".join(dict.fromkeys(row["target"] for row in rows))
+    panels[-1].set_xlabel(f"step of the adaptation to {targets}; dotted: the state in training")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
 
 KIND = Evaluator(
@@ -259,5 +441,5 @@ KIND = Evaluator(
     table=table,
     draw=draw,
     rows=combine,
-    size=size,
+    size=lambda rows: (8.0, 8.0),
 )

@@ -1,34 +1,33 @@
-"""Runs one kind of evaluation over a run's folder and writes what it found."""
+"""The command ``evaluate``: run an evaluator over runs' folders and write its results."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from seal_jax import evaluators, records
-from seal_jax.core import plots
+from seal_jax.core import files, plots
+from seal_jax.core.tables import Record, csv_text
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import options as options_lib
-from seal_jax.evaluators.evaluator import Evaluator, Record
+from seal_jax.evaluators.evaluator import Evaluator
 from seal_jax.evaluators.result_cache import ResultCache
 
 EVALUATIONS = "evaluations"
 UNITS, RESULTS, LOCK = "units.jsonl", "results.json", ".lock"
 
 
-def add_arguments(to: argparse.ArgumentParser, kind: str | None) -> None:
-    """Add the options of ``evaluate``, with those of one kind once it is known."""
-    to.add_argument(
-        "--kind", required=True, metavar="KIND", help=f"one of {', '.join(evaluators.NAMES)}"
+def add_arguments(parser: argparse.ArgumentParser, name: str | None) -> None:
+    """Add the options of ``evaluate``, with those of one evaluator once its name is known."""
+    parser.add_argument(
+        "--kind", required=True, metavar="KIND", help=f"one of {', '.join(evaluators.registry())}"
     )
-    to.add_argument(
+    parser.add_argument(
         "--checkpoint",
         required=True,
         nargs="+",
@@ -36,36 +35,33 @@ def add_arguments(to: argparse.ArgumentParser, kind: str | None) -> None:
         metavar="RUN",
         help="the folder of a run; several are evaluated in turn and shown in one table",
     )
-    to.add_argument(
+    parser.add_argument(
         "--weights",
         metavar="last,best",
         help="the last weights, or the best by validation accuracy (default: both, apart)",
     )
-    to.add_argument(
+    parser.add_argument(
         "--steps",
         default="newest",
         metavar="newest|all|N,N",
         help="which checkpoints of the run (default: %(default)s)",
     )
-    to.add_argument(
+    parser.add_argument(
         "--output", metavar="DIR", help=f"where results go (default: RUN/{EVALUATIONS}/KIND)"
     )
-    to.add_argument(
+    parser.add_argument(
         "--overwrite", action="store_true", help="begin anew instead of going on with what is there"
     )
-    if kind in evaluators.NAMES:
-        found = evaluators.load(kind)
-        options_lib.add_arguments(
-            found.options, to.add_argument_group(f"{kind}: {found.summary} ({found.source})")
-        )
+    evaluator = evaluators.registry().get(name or "")
+    if evaluator:
+        title = f"{evaluator.name}: {evaluator.summary} ({evaluator.source})"
+        options_lib.add_arguments(evaluator.options, parser.add_argument_group(title))
 
 
 def run(parsed: argparse.Namespace) -> str:
     """Evaluate; return the table with the names of the files."""
-    from seal_jax.reports.runs import short_names
-
-    kind = evaluators.load(parsed.kind)
-    chosen = options_lib.read(kind.options, parsed)
+    evaluator = evaluators.load(parsed.kind)
+    options = options_lib.read(evaluator.options, parsed)
     weights = tuple(parsed.weights.split(",")) if parsed.weights else ()
     folders = [Path(name) for name in parsed.checkpoint]
     if parsed.output and len(folders) > 1:
@@ -77,24 +73,24 @@ def run(parsed: argparse.Namespace) -> str:
         raise UsageError("--checkpoint names a run twice; name each once")
     rows: list[Record] = []
     outputs = []
-    for folder, name in zip(folders, short_names(folders), strict=True):
-        output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / kind.name
-        found = evaluate(
-            kind,
+    for folder, name in zip(folders, files.short_names(folders), strict=True):
+        output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / evaluator.name
+        of_run = evaluate(
+            evaluator,
             folder,
-            chosen,
+            options,
             output,
             weights=weights,
             steps=parsed.steps,
             overwrite=parsed.overwrite,
         )
-        rows += [{**row, "run": name} for row in found]
-        outputs.append(f"results: {output / RESULTS}, results.csv, {kind.name}.png")
-    return "\n".join([kind.table(rows).as_text(), "", *outputs])
+        rows += [{**row, "run": name} for row in of_run]
+        outputs.append(f"results: {output / RESULTS}, results.csv, {evaluator.name}.png")
+    return "\n".join([evaluator.table(rows).as_text(), "", *outputs])
 
 
 def evaluate(
-    kind: Evaluator,
+    evaluator: Evaluator,
     folder: Path,
     options: Any,
     output: Path,
@@ -103,16 +99,16 @@ def evaluate(
     steps: str = "newest",
     overwrite: bool = False,
 ) -> Sequence[Record]:
-    """Do what is left of an evaluation and write its results.
+    """Do the remaining work of an evaluation and write its results.
 
     Args:
-      kind: which.
+      evaluator: which evaluation.
       folder: of the training run.
-      options: of the kind.
+      options: of the evaluator.
       output: the folder of the results.
-      weights: see :class:`seal_jax.evaluators.loaded_run.Subject`.
+      weights: see :class:`seal_jax.evaluators.loaded_run.LoadedRun`.
       steps: the same.
-      overwrite: begin anew.
+      overwrite: start again, whatever was done before.
 
     Returns:
       The rows, which ``results.json`` holds too.
@@ -127,28 +123,30 @@ def evaluate(
 
     loaded_run = LoadedRun(folder, weights=weights, steps=steps)
     header = {
-        "kind": kind.name,
+        "kind": evaluator.name,
         "run": loaded_run.label,
         "networks": [network.key for network in loaded_run.networks],
         "fingerprint": loaded_run.fingerprint,
         "options": dataclasses.asdict(options),
     }
-    # Input that cannot be used is found first, and leaves no file.
+    # Unusable input is an error before the first file is written.
     _check_writable(output)
-    units = kind.units(loaded_run, options)
+    items = evaluator.work_items(loaded_run, options)
     with workdirs.locked(output / LOCK, "--output"):
-        ledger = ResultCache(output / UNITS, header, overwrite=overwrite)
-        left = [unit for unit in units if unit.key not in ledger.records]
-        with Progress(len(units), initial=len(units) - len(left), unit="part") as progress:
-            for number, unit in enumerate(left, len(units) - len(left) + 1):
-                ledger.keep(unit.key, unit.run())
+        cache = ResultCache(output / UNITS, header, overwrite=overwrite)
+        remaining = [item for item in items if item.key not in cache.records]
+        done = len(items) - len(remaining)
+        with Progress(len(items), initial=done, unit="part") as progress:
+            for number, item in enumerate(remaining, done + 1):
+                cache.keep(item.key, item.run())
                 progress.update(number)
         try:
-            rows = kind.rows([ledger.records[unit.key] for unit in units])
-            kind.table(rows)
-            write(kind, header, rows, output)
+            rows = evaluator.rows([cache.records[item.key] for item in items])
+            evaluator.table(rows)
+            write(evaluator, header, rows, output)
         except evaluators.UNFIT as error:
-            if isinstance(error, UsageError) or len(left) == len(units):
+            # Where nothing was cached it is a defect, and keeps its traceback.
+            if isinstance(error, UsageError) or not done:
                 raise
             raise UsageError(
                 f"{output / UNITS} holds records that do not fit ({type(error).__name__}: {error}); "
@@ -157,32 +155,37 @@ def evaluate(
     return rows
 
 
-def write(kind: Evaluator, header: Mapping[str, Any], rows: Sequence[Record], output: Path) -> None:
-    """Write ``results.json``, ``results.csv`` and the plot, each as a whole."""
+def write(
+    evaluator: Evaluator, header: Mapping[str, Any], rows: Sequence[Record], output: Path
+) -> None:
+    """Write ``results.json``, ``results.csv`` and the plot, each at once."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=kind.size(rows), dpi=120, layout="constrained")
-    kind.draw(figure, [{**row, "run": plots.drawable(row["run"])} for row in rows])
+    figure = Figure(figsize=evaluator.size(rows), dpi=120, layout="constrained")
+    evaluator.draw(figure, [{**row, "run": plots.drawable(row["run"])} for row in rows])
+    picture = plots.as_png(figure)
     record = {**json.loads(json.dumps(header)), "rows": list(rows)}
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _whole(output / RESULTS, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-        _whole(output / "results.csv", lambda path: path.write_text(as_csv(rows)))
-        _whole(output / f"{kind.name}.png", lambda path: figure.savefig(path, format="png"))
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+    files.write(output / RESULTS, json.dumps(record, indent=1) + "\n")
+    files.write(output / "results.csv", as_csv(rows))
+    files.write(output / f"{evaluator.name}.png", picture)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what ``results.json`` holds.
+    """Return the content of ``results.json``.
 
     Raises:
       UsageError: the file cannot be read.
     """
-    found: dict[str, Any] = records.load(path, _Results, "evaluate again", finite=False)
-    if found["kind"] not in evaluators.NAMES:
-        raise UsageError(f"{path} cannot be read: kind = {found['kind']!r} is none; evaluate again")
-    return found
+    results: dict[str, Any] = records.load(path, _Results, "evaluate again", finite=False)
+    if results["kind"] not in evaluators.registry():
+        raise UsageError(
+            f"{path} cannot be read: kind = {results['kind']!r} is none; evaluate again"
+        )
+    return results
 
 
 class _Row(TypedDict):
@@ -205,23 +208,13 @@ def as_csv(rows: Sequence[Record]) -> str:
     """Return the rows as CSV; lists, such as all margins, are left to the JSON file."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     names = [name for name in names if not any(isinstance(row.get(name), list) for row in rows)]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([row.get(name) for name in names] for row in rows)
-    return buffer.getvalue()
+    return csv_text([names, *([row.get(name) for name in names] for row in rows)])
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise unless the folder can be written: not after hours of work, but before."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise UsageError(f"--output={folder}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"--output={folder}: {there} cannot be written; name another folder")
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
+    """Raise unless the folder can be written: before hours of work, not after."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"--output={folder}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"--output={folder}: {existing} cannot be written; name another folder")

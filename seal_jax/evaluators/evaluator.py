@@ -1,4 +1,4 @@
-"""What a kind of evaluation is: its options, its units of work, its table and its plot."""
+"""An evaluator: the options, the work items, the table and the plot of one evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class WorkItem(NamedTuple):
-    """A piece of work that is done once and kept.
+    """A piece of work that is done once and whose record is kept.
 
     Attributes:
       key: its name, unique in the evaluation.
@@ -25,32 +25,30 @@ class WorkItem(NamedTuple):
     run: Callable[[], dict[str, Any]]
 
 
-def as_they_are(records: Sequence[Record]) -> Sequence[Record]:
-    """Return each unit's record as a row."""
-    return records
-
-
 class Evaluator(NamedTuple):
-    """A kind of evaluation.
+    """An evaluation of the networks of a training run.
 
     Attributes:
-      name: what ``--kind`` calls it.
+      name: the value of ``--kind``.
       summary: one line for the help.
       source: paper and table or figure.
       options: frozen dataclass; each field is an option of the command line.
-      units: ``units(loaded_run, options)``; whatever can be wrong with the input is found here.
+      work_items: ``work_items(loaded_run, options)``; whatever can be wrong with the input is an
+        error here, before any work.
       table: of rows, which may come from several runs.
-      draw: draws such rows onto a figure of the size that ``size`` gives.
-      rows: combines the units' records to rows.
+      draw: draws such rows onto a figure of the size that ``size`` returns.
+      rows: combines the records of the work items to rows; by default each is one.
       size: of the figure in inches, from the rows.
+      order: place in lists and reports, by paper: SEAL from 10, LW from 20, PoF from 30, FAST from 40.
     """
 
     name: str
     summary: str
     source: str
     options: type
-    units: Callable[[LoadedRun, Any], Sequence[WorkItem]]
+    work_items: Callable[[LoadedRun, Any], Sequence[WorkItem]]
     table: Callable[[Sequence[Record]], Table]
     draw: Callable[[Figure, Sequence[Record]], None]
-    rows: Callable[[Sequence[Record]], Sequence[Record]] = as_they_are
+    rows: Callable[[Sequence[Record]], Sequence[Record]] = lambda records: records
     size: Callable[[Sequence[Record]], tuple[float, float]] = lambda rows: (8.0, 5.0)
+    order: int = 90

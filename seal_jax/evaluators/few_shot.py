@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from seal_jax.core.tables import grouped
+from seal_jax import data, papers
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Column, Record, Table, grouped
 from seal_jax.errors import UsageError, nearest
 from seal_jax.evaluation import affines, few_shot
-from seal_jax.evaluators import few_shot_views as views
 from seal_jax.evaluators import transfer_data
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
-from seal_jax.evaluators.few_shot_views import HEADS
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import check_least
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEADS = {"linear": "Linear", "linear_affines": "Linear+Affines"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Options:
         batch that enter the running ones too (batch) or not (batch_only), or the running ones.
         Queries see the running ones.
       seed: of the episodes.
-      chunk: episodes of the linear head in a unit of work.
-      affines_chunk: episodes of the other head in a unit of work.
+      chunk: episodes of the linear head in a work item.
+      affines_chunk: episodes of the other head in a work item.
       together: of these, how many side by side on a device; "none" for what its memory holds.
       batch_size: images a step of the frozen network.
     """
@@ -68,17 +76,14 @@ class Options:
     batch_size: int = 256
 
     def __post_init__(self):
-        for field in ("datasets", "heads", "shots"):
-            transfer_data.check_names(field, getattr(self, field))
         for head in self.heads:
             if head not in HEADS:
                 raise UsageError(
                     f"--heads={head} must be one of {', '.join(HEADS)}{nearest(head, HEADS)}"
                 )
-        for field in ("episodes", "chunk", "affines_chunk", "together", "image_size", "batch_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UsageError(f"--{field.replace('_', '-')}={value} must be at least 1")
+        check_least(
+            self, episodes=1, chunk=1, affines_chunk=1, together=1, image_size=1, batch_size=1
+        )
         for shots in self.shots:
             self.protocol(shots)
 
@@ -93,17 +98,15 @@ class Options:
         )
 
 
-class _Shown(NamedTuple):
-    """The images of one data set with their labels."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit for every chunk of episodes, data sets outermost."""
-    side = _side(loaded_run, options.image_size)
-    shown_as = transfer_data.normalisation(loaded_run, options.normalisation)
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return a work item for every chunk of episodes, data sets outermost."""
+    height, width, _ = transfer_data.image_shape(loaded_run, options.image_size)
+    if height != width:
+        raise UsageError(
+            f"the run's images are {height}x{width}, and those of episodes are square: "
+            "give --image-size"
+        )
+    normalisation = transfer_data.normalisation(loaded_run, options.normalisation)
     variables = loaded_run.networks[0].variables
     trainable = affines.affines_of(variables["params"], variables["batch_stats"])
     if "linear_affines" in options.heads and not trainable:
@@ -118,21 +121,19 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         except UsageError as error:
             raise UsageError(f"--datasets={name}: {error}") from None
 
-    # One data set at a time, and one network's features: units come in this order.
+    # One data set and one network's features at a time are held: work items come in this order.
     @functools.lru_cache(maxsize=1)
-    def shown(name: str) -> _Shown:
-        split = transfer_data.episode_images(loaded_run, name, side)
-        return _Shown(split.images, split.labels)
+    def load(name: str) -> data.Split:
+        return transfer_data.episode_images(loaded_run, name, height)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
-        images = shown_as.from_theirs(images) if options.normalisation else images
-        return loaded_run.model.features(variables, images)["features"]
+        return loaded_run.model.features(variables, normalisation.renormalise(images))["features"]
 
     @functools.lru_cache(maxsize=1)
     def features(name: str, key: str) -> np.ndarray:
-        network = next(each for each in loaded_run.networks if each.key == key)
+        network = next(network for network in loaded_run.networks if network.key == key)
         return transfer_data.features(
-            loaded_run, network, shown(name).images, features_of, options.batch_size
+            loaded_run, network, load(name).images, features_of, options.batch_size
         )
 
     def measure(
@@ -140,22 +141,22 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ) -> dict[str, Any]:
         protocol = options.protocol(shots)
         span: dict[str, Any] = {"seed": options.seed, "episodes": count, "first": first}
-        images, labels = shown(name)
+        split = load(name)
         diverged = 0
         if head == "linear":
-            scores = few_shot.linear(features(name, network.key), labels, protocol, **span)
+            scores = few_shot.linear(features(name, network.key), split.labels, protocol, **span)
         else:
-            found = affines.linear_affines(
+            tuned = affines.linear_affines(
                 loaded_run.model,
                 network.variables,
-                images,
-                labels,
-                shown_as.ours,
+                split.images,
+                split.labels,
+                normalisation.normalise,
                 protocol,
                 together=options.together,
                 **span,
             )
-            scores, diverged = found.scores, int(found.diverged.sum())
+            scores, diverged = tuned.scores, int(tuned.diverged.sum())
         return {
             **network.identity,
             "dataset": name,
@@ -180,16 +181,6 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ]
 
 
-def _side(loaded_run: LoadedRun, asked: int | None) -> int:
-    height, width, _ = transfer_data.image_shape(loaded_run, asked)
-    if height != width:
-        raise UsageError(
-            f"the run's images are {height}x{width}, and those of episodes are square: "
-            "give --image-size"
-        )
-    return height
-
-
 def _spans(options: Options, head: str) -> list[tuple[int, int]]:
     """Return the first episode of each chunk, and how many it has."""
     chunk = options.chunk if head == "linear" else options.affines_chunk
@@ -201,20 +192,168 @@ def _spans(options: Options, head: str) -> list[tuple[int, int]]:
 def combine(records: Sequence[Record]) -> Sequence[Record]:
     """Return one row for all episodes of a network, data set, head and number of shots."""
     fields = ("run", "weights", "seed", "step", "dataset", "head", "shots")
-    found = []
-    for own in grouped(records, fields).values():
-        accuracies = [value for each in own for value in each["accuracies"]]
+    rows = []
+    for chunks in grouped(records, fields).values():
+        accuracies = [value for record in chunks for value in record["accuracies"]]
         scores = few_shot.Scores(np.array(accuracies))
-        row = {name: value for name, value in own[0].items() if name not in ("first", "accuracies")}
+        row = {key: value for key, value in chunks[0].items() if key not in ("first", "accuracies")}
         row |= {
             "episodes": len(accuracies),
             "accuracy": scores.mean,
             "interval": scores.interval,
-            "diverged": sum(each["diverged"] for each in own),
+            "diverged": sum(record["diverged"] for record in chunks),
             "accuracies": accuracies,
         }
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
+
+
+def paper(row: Record) -> papers.Number | None:
+    """Return the paper's accuracy and half its interval in % for a method, data set, head and shots."""
+    if row["ways"] != 5:
+        return None
+    keys = (row["head"], transfer_data.paper_method(row) or "", str(row["shots"]))
+    column = transfer_data.paper_name(row["dataset"])
+    return papers.load("SEAL", "Tables 4, 5").get(*keys, column=column)
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Return a line for each run, head and number of shots, as in Tables 4 and 5."""
+    notes = [
+        f"Accuracy in % of {rows[0]['ways']}-way episodes ({rows[0]['episodes']} of each kind). In "
+        "brackets: the 95 % interval of one network over its episodes (1.96 standard errors).",
+    ]
+    if any(map(paper, rows)):
+        notes.append(
+            "paper: SEAL paper, Tables 4 and 5, the row of the same method; ResNet-50 trained on "
+            "Tiny-ImageNet (64x64) for 10 generations of 160 epochs, Normal for one. Its ± is half "
+            "the 95 % interval over 600 episodes. Here: "
+            f"{transfer_data.settings_of(rows)}."
+        )
+    diverged = sum(row["diverged"] for row in rows)
+    if diverged:
+        notes.append(f"{diverged} episodes diverged; each counts with the accuracy of chance.")
+    return Table.of_groups(
+        "Few-shot classification across domains",
+        [
+            *map(tables.shared, ("run", "weights", "step")),
+            Column("seed", _seeds),
+            tables.shared("head", lambda row: HEADS[row["head"]]),
+            tables.shared("shots"),
+            *(
+                column
+                for name in dict.fromkeys(row["dataset"] for row in rows)
+                for column in _columns_of(name)
+            ),
+        ],
+        _each_seed_and_all(rows),
+        notes,
+    )
+
+
+def _each_seed_and_all(rows: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Yield groups of rows: of each seed, whose interval is over episodes, then of all seeds."""
+    for same_task in tables.by_checkpoint(rows, "head", "shots"):
+        seeds = grouped(same_task, ("seed",))
+        yield from seeds.values()
+        if len(seeds) > 1:
+            yield same_task
+
+
+def _seeds(rows: Sequence[Record]) -> str:
+    seeds = {row["seed"] for row in rows}
+    return f"{len(seeds)} seeds" if len(seeds) > 1 else f"{rows[0]['seed']}"
+
+
+def _columns_of(name: str) -> tuple[Column, Column]:
+    """Return the columns of a data set: its accuracy, and the paper's where it has one."""
+
+    def accuracy(rows: Sequence[Record]) -> str:
+        on_it = [row for row in rows if row["dataset"] == name]
+        if len(on_it) != 1:
+            return seed_mean.text(on_it)
+        mean, half = 100 * on_it[0]["accuracy"], 100 * on_it[0]["interval"]
+        return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+
+    def published(rows: Sequence[Record]) -> str:
+        number = next((paper(row) for row in rows if row["dataset"] == name), None)
+        return tables.cell(number, lambda number: "{:.2f} ± {:.2f}".format(*number))
+
+    title = transfer_data.paper_name(name)
+    seed_mean = tables.seed_mean(title, "accuracy", scale=100)
+    return Column(title, accuracy), Column("paper", published, optional=True)
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw accuracy over shots: a panel for each data set and weights, a line for each run and head."""
+    rows = tables.newest(rows)
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    shots = sorted({row["shots"] for row in rows})
+    panels = plots.panels_by_weights(figure, rows, len(names), sharex=True, sharey="col")
+    for weights, of_weights, line in panels:
+        for axes, name in zip(line, names, strict=True):
+            _draw_lines(axes, [row for row in of_weights if row["dataset"] == name], shots)
+        line[0].set_ylabel(f"accuracy, %, {weights} weights\nmean, 95 % interval")
+    for axes, name in zip(panels[0][2], names, strict=True):
+        axes.set_title(transfer_data.paper_name(name), parse_math=False)
+    for axes in panels[-1][2]:
+        axes.set_xticks(range(len(shots)), [str(count) for count in shots])
+        axes.set_xlabel("images a class")
+    every_panel = [axes for _, _, line in panels for axes in line]
+    plots.legend_below(figure, every_panel, transfer_data.PAPER_LABEL)
+
+
+def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> None:
+    styles = plots.run_styles(rows)
+    for (run, head), of_head in grouped(rows, ("run", "head")).items():
+        colour, marker = styles[run]["color"], "o" if head == "linear" else "s"
+        by_shots = grouped(of_head, ("shots",))
+        place = [shots.index(count) for (count,) in by_shots]
+        points = 100 * np.array([_point(seeds) for seeds in by_shots.values()]).T
+        axes.errorbar(
+            place,
+            points[0],
+            plots.bars(points),
+            color=colour,
+            linestyle="-" if head == "linear" else "--",
+            marker=marker,
+            markersize=4,
+            linewidth=1.4,
+            elinewidth=1.0,
+            label=f"{run}, {HEADS[head]}",
+        )
+        published = [paper(seeds[0]) for seeds in by_shots.values()]
+        numbers = [(x, number.mean) for x, number in zip(place, published, strict=True) if number]
+        if numbers:
+            axes.plot(
+                *zip(*numbers, strict=True),
+                linestyle="none",
+                marker=marker,
+                markersize=7,
+                markerfacecolor="none",
+                markeredgecolor=colour,
+                alpha=0.6,
+                label=f"{transfer_data.PAPER_LABEL} (hollow)",
+            )
+    if rows:
+        axes.axhline(100 / rows[0]["ways"], color="#888888", linewidth=0.7, linestyle=":")
+
+
+def _point(rows: Sequence[Record]) -> tuple[float, float, float]:
+    """Return accuracy and ends of its interval: of one seed over episodes, of several over seeds."""
+    if len(rows) == 1:
+        mean, half = rows[0]["accuracy"], rows[0]["interval"]
+        return mean, mean - half, mean + half
+    mean, _, _, low, high = tables.spread([row["accuracy"] for row in rows])
+    return mean, low, high
+
+
+def size(rows: Sequence[Record]) -> tuple[float, float]:
+    """Return the figure's size: a panel for each data set and weights."""
+    wide = len({row["dataset"] for row in rows})
+    high = len({row["weights"] for row in rows})
+    lines = math.ceil(len({(row["run"], row["head"]) for row in rows}) / 2)
+    return (max(2.7 * wide + 0.8, 6.0), 2.7 * high + 0.7 + 0.25 * lines)
 
 
 KIND = Evaluator(
@@ -222,9 +361,9 @@ KIND = Evaluator(
     summary="few-shot classification of other domains, on frozen features and with BatchNorm's affines",
     source="SEAL paper, Tables 4 and 5; Guo et al. 2020; Yazdanpanah et al. 2022",
     options=Options,
-    units=units,
-    table=views.table,
-    draw=views.draw,
+    units=work_items,
+    table=table,
+    draw=draw,
     rows=combine,
-    size=views.size,
+    size=size,
 )

@@ -14,10 +14,11 @@ import numpy as np
 from seal_jax import data
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Record, Table
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import check_number
 from seal_jax.evaluation import margins as library
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import check_least
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,13 +45,11 @@ class Options:
     def __post_init__(self):
         for sigma in self.sigmas:
             check_number("--sigmas", sigma, lambda value: 0 <= value < np.inf, "be 0 or positive")
-        for field, least in (("draws", 1), ("images", 0), ("batch_size", 1)):
-            if getattr(self, field) < least:
-                raise UsageError(f"--{field}={getattr(self, field)} must be at least {least}")
+        check_least(self, draws=1, images=0, batch_size=1)
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit a network."""
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return a work item for each network."""
     train = loaded_run.dataset.train
     if options.images and options.images < len(train):
         random = np.random.default_rng(options.seed)
@@ -60,19 +59,19 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     batches = (train.images[rows], train.labels[rows], weights)
 
     def accuracy(params: Any, others: Any, batches: Any) -> jax.Array:
-        def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
+        def add(correct: jax.Array, batch: Any) -> tuple[jax.Array, None]:
             images, labels, weights = batch
             logits = loaded_run.model.module.apply(
                 {**others, "params": params}, loaded_run.normalise(images), train=False
             )
-            return total + (weights * (logits.argmax(-1) == labels)).sum(), None
+            return correct + (weights * (logits.argmax(-1) == labels)).sum(), None
 
         return jax.lax.scan(add, jnp.zeros(()), batches)[0] / len(train)
 
     def measure(network: Network) -> dict[str, Any]:
         params = network.variables["params"]
         others = {name: tree for name, tree in network.variables.items() if name != "params"}
-        found = library.flatness(
+        accuracies = library.flatness(
             accuracy,
             params,
             (0.0, *options.sigmas),
@@ -83,13 +82,16 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         # Without noise all draws are the same network.
         return {
             **network.identity,
-            "train_accuracy": float(found[0, 0]),
+            "train_accuracy": float(accuracies[0, 0]),
             "sigmas": list(options.sigmas),
-            "accuracies": found[1:].mean(1).tolist(),
-            "draws_std": found[1:].std(1).tolist(),
+            "accuracies": accuracies[1:].mean(1).tolist(),
+            "draws_std": accuracies[1:].std(1).tolist(),
         }
 
-    return [WorkItem(each.key, functools.partial(measure, each)) for each in loaded_run.networks]
+    return [
+        WorkItem(network.key, functools.partial(measure, network))
+        for network in loaded_run.networks
+    ]
 
 
 def _lost(row: Record) -> dict[float, float]:
@@ -146,7 +148,7 @@ KIND = Evaluator(
     summary="training accuracy under noise on the weights",
     source="LW paper, Figures 5 and 12",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
     draw=draw,
 )

@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from seal_jax import hessian
-from seal_jax.core.tables import MISSING, Table, grouped
-from seal_jax.data import Split
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Record, Table, grouped, seed_mean, shared
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import gradients as library
 from seal_jax.evaluation import perturbations
-from seal_jax.evaluation.subtree import size
-from seal_jax.evaluators import gradients_plot, pof
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators import batching
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
+from seal_jax.evaluators.histograms import bin_shares, histogram, log_edges
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.hessian import trees
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SPLITS = ("train", "test")
+Styles = Mapping[str, Mapping[str, Any]]
 # Text and Figure 2 b: "the peak point of the test distribution is roughly twice as that of the
 # training distribution", on toy data.
 PAPER_RATIO = 2.0
@@ -60,134 +67,101 @@ class Options:
 
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size", "eigenvectors", "max_products")
-        pof.check(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
+        batching.check_options(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
 
 
-class _Setup(NamedTuple):
-    """What all units of an evaluation share."""
-
-    loss: Callable[..., jax.Array]
-    classify: Callable[..., jax.Array]
-    options: Options
-    batch_size: int
-    weak_batch_size: int
-    label_smoothing: float
-
-
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit for each network and split."""
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return one work item for each network and split."""
     model = loaded_run.model
     splits = {
-        name: pof.some(getattr(loaded_run.dataset, name), options.examples, options.seed)
-        for name in gradients_plot.SPLITS
+        name: batching.subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
+        for name in SPLITS
     }
-    batch_sizes = pof.batch_sizes(loaded_run, options, splits)
-    smoothing = pof.label_smoothing(loaded_run, options)
-    parameters = size(loaded_run.networks[0].variables["params"][model.head])
+    batch_size, weak_size = batching.batch_sizes(loaded_run, options, splits)
+    smoothing = batching.label_smoothing(loaded_run, options)
+    parameters = trees.size(loaded_run.networks[0].variables["params"][model.head])
     if options.eigenvectors > parameters:
         raise UsageError(
             f"--eigenvectors={options.eigenvectors} is more than the {parameters} parameters of "
             f"{model.head}"
         )
+    weak_loss = functools.partial(batching.weighted_loss, smoothing=smoothing)
 
+    # Defined once: its programs serve all networks and both splits.
     def loss(weights: Any, batch: Any) -> jax.Array:
-        rows, shares = batch
+        rows, example_weights = batch
         logits = model.classify(weights["head"], weights["features"][rows])
-        labels = weights["labels"][rows]
-        return pof.weighted_loss(logits, labels, shares, smoothing)
-
-    setup = _Setup(loss, model.classify, options, *batch_sizes, smoothing)
+        return batching.weighted_loss(logits, weights["labels"][rows], smoothing, example_weights)
 
     def measure(network: Network, name: str) -> dict[str, Any]:
-        split = splits[name]
-        features = loaded_run.features(network, split.images)
+        images, labels = splits[name].images, splits[name].labels
+        count, seed = len(labels), options.seed
+        features = loaded_run.features(network, images)
         head = network.variables["params"][model.head]
-        return {**network.identity, "split": name, **_measured(setup, head, features, split)}
+        rows = library.mini_batches(count, batch_size, options.batches, seed=seed)
+        weights, (whole, batches) = batching.place(
+            {"head": head, "features": features, "labels": labels},
+            (
+                batching.weighted_rows(count, min(1024, count)),
+                (rows, np.ones(rows.shape, np.float32)),
+            ),
+        )
+        op = hessian.operator(loss, weights, whole, mask="head")
+        pairs = hessian.eigenpairs(
+            op,
+            options.eigenvectors,
+            tolerance=options.tolerance,
+            max_products=options.max_products,
+        )
+        probe = library.probe(loss, weights, batches, whole, pairs.vectors, mask="head")
+        strongest = library.strongest(np.asarray(probe.cosines))
+        weak = library.mini_batches(count, weak_size, options.batches, seed=seed)
+        # On one device: to divide the few images of each search would be slower.
+        minima = perturbations.searches(
+            head, features[weak], labels[weak], model.classify, weak_loss
+        )
+        accepted = np.asarray(minima.accepted)
+        xi = np.asarray(minima.xi)[accepted]
+        return {
+            **network.identity,
+            "split": name,
+            "examples": count,
+            "batches": options.batches,
+            "batch_size": batch_size,
+            "weak_batch_size": weak_size,
+            "label_smoothing": smoothing,
+            "eigenvalue": float(pairs.values[0]),
+            "converged": pairs.converged,
+            "principal": float((strongest.eigenvector == 0).mean()),
+            "certain": float(strongest.certain.mean()),
+            "captured": float(strongest.captured.mean()),
+            "curvature": batching.number(np.median(probe.curvatures)),
+            "own_curvature": batching.number(np.median(probe.own_curvatures)),
+            "xi": batching.number(np.median(xi)) if len(xi) else None,
+            "rejected": float(1 - accepted.mean()),
+            "eigenvalues": batching.numbers(pairs.values),
+            "counts": np.bincount(strongest.eigenvector, minlength=options.eigenvectors).tolist(),
+            "norms": batching.numbers(probe.norms),
+            "curvatures": batching.numbers(probe.curvatures),
+            "own_curvatures": batching.numbers(probe.own_curvatures),
+            "distances": batching.numbers(xi),
+        }
 
     return [
         WorkItem(f"{network.key}/{name}", functools.partial(measure, network, name))
         for network in loaded_run.networks
-        for name in gradients_plot.SPLITS
+        for name in SPLITS
     ]
-
-
-def _measured(setup: _Setup, head: Any, features: np.ndarray, split: Split) -> dict[str, Any]:
-    """Compare the mini-batches of one split with its Hessian."""
-    options, labels = setup.options, split.labels
-    drawn = library.mini_batches(len(split), setup.batch_size, options.batches, seed=options.seed)
-    weights = {"head": head, "features": features, "labels": labels}
-    weights, (whole, batches) = pof.place(
-        weights,
-        (
-            pof.all_rows(len(split), min(1024, len(split))),
-            (drawn, np.ones(drawn.shape, np.float32)),
-        ),
-    )
-    op = hessian.operator(setup.loss, weights, whole, mask="head")
-    pairs = hessian.eigenpairs(
-        op,
-        options.eigenvectors,
-        tolerance=options.tolerance,
-        max_products=options.max_products,
-    )
-    probe = library.probe(setup.loss, weights, batches, whole, pairs.vectors, mask="head")
-    strongest = library.strongest(np.asarray(probe.cosines))
-    weak = library.mini_batches(
-        len(split), setup.weak_batch_size, options.batches, seed=options.seed
-    )
-    # On one device: to divide the few images of each search would be slower.
-    weak_loss = functools.partial(pof.weighted_loss, shares=1.0, smoothing=setup.label_smoothing)
-    minima = perturbations.searches(head, features[weak], labels[weak], setup.classify, weak_loss)
-    accepted = np.asarray(minima.accepted)
-    xi = np.asarray(minima.xi)[accepted]
-    return {
-        "examples": len(split),
-        "batches": options.batches,
-        "batch_size": setup.batch_size,
-        "weak_batch_size": setup.weak_batch_size,
-        "label_smoothing": setup.label_smoothing,
-        "eigenvalue": float(pairs.values[0]),
-        "converged": pairs.converged,
-        "principal": float((strongest.eigenvector == 0).mean()),
-        "certain": float(strongest.certain.mean()),
-        "captured": float(strongest.captured.mean()),
-        "curvature": pof.number(np.median(probe.curvatures)),
-        "own_curvature": pof.number(np.median(probe.own_curvatures)),
-        "xi": pof.number(np.median(xi)) if len(xi) else None,
-        "rejected": float(1 - accepted.mean()),
-        "eigenvalues": pof.numbers(pairs.values),
-        "counts": np.bincount(strongest.eigenvector, minlength=options.eigenvectors).tolist(),
-        "norms": pof.numbers(probe.norms),
-        "curvatures": pof.numbers(probe.curvatures),
-        "own_curvatures": pof.numbers(probe.own_curvatures),
-        "distances": pof.numbers(xi),
-    }
 
 
 def table(rows: Sequence[Record]) -> Table:
     """Return curvatures, correlations and distances, mean over seeds."""
-    cells = []
-    for (run, weights, step), both in grouped(rows, ("run", "weights", "step")).items():
-        for (split,), own in grouped(both, ("split",)).items():
-            found = {name: [row[name] for row in own] for name in own[0]}
-            cells.append(
-                [
-                    run,
-                    weights,
-                    str(step),
-                    str(len(own)),
-                    split,
-                    pof.short(found["eigenvalue"]),
-                    pof.short(found["curvature"]),
-                    pof.short(found["own_curvature"]),
-                    pof.short(found["principal"], 100),
-                    pof.short(found["certain"], 100),
-                    pof.short(found["xi"]),
-                    pof.short(found["rejected"], 100),
-                    pof.short(_ratios(both)) if split == "test" else MISSING,
-                    f"{PAPER_RATIO:g}" if split == "test" else MISSING,
-                ]
-            )
+    train_xi = {batching.network_of(row): row["xi"] for row in rows if row["split"] == "train"}
+
+    def ratio(row: Record) -> float | None:
+        of_train = train_xi.get(batching.network_of(row))
+        return row["xi"] / of_train if row["split"] == "test" and row["xi"] and of_train else None
+
     row = rows[0]
     notes = [
         f"λ: largest eigenvalue of the classifier's Hessian over the images of the split. g'Hg, "
@@ -198,7 +172,7 @@ def table(rows: Sequence[Record]) -> Table:
         "can correlate more.",
         f"ξ*: median distance of a mini-batch's minimum against its gradient (PoF paper, eq. 2; "
         f"{row['weak_batch_size']} images), without the rejected, whose loss falls without end.",
-        pof.loss_note(rows),
+        batching.loss_note(rows),
         "Inference mode, no augmentation.",
         "paper: the peak of the test distribution of ξ* lies at roughly twice that of the training "
         "distribution, on toy data with an MLP (Figure 2 b). Figure 5: PoF has peaks of g'Hg about "
@@ -206,37 +180,95 @@ def table(rows: Sequence[Record]) -> Table:
     ]
     if not all(row["converged"] for row in rows):
         notes.append("Some eigenvectors are short of their tolerance: raise --max-products.")
-    return Table(
+    return Table.of_groups(
         "Mini-batch gradients of the classifier against its Hessian",
-        (
-            "run",
-            "weights",
-            "step",
-            "seeds",
-            "split",
-            "λ",
-            "g'Hg",
-            "g'H_B g",
-            "principal %",
-            "certain %",
-            "ξ*",
-            "rejected %",
-            "ξ* test/train",
-            "paper",
-        ),
-        cells,
+        [
+            *tables.CHECKPOINT_COLUMNS,
+            shared("split"),
+            seed_mean("λ", "eigenvalue", None),
+            seed_mean("g'Hg", "curvature", None),
+            seed_mean("g'H_B g", "own_curvature", None),
+            seed_mean("principal %", "principal", None, 100),
+            seed_mean("certain %", "certain", None, 100),
+            seed_mean("ξ*", "xi", None),
+            seed_mean("rejected %", "rejected", None, 100),
+            seed_mean("ξ* test/train", ratio, None),
+            shared(
+                "paper", lambda row: PAPER_RATIO if row["split"] == "test" else None, "{:g}".format
+            ),
+        ],
+        tables.by_checkpoint(rows, "split"),
         notes,
     )
 
 
-def _ratios(rows: Sequence[Record]) -> list[float | None]:
-    """Return for each seed the median distance on test images over that on training images."""
-    found: list[float | None] = []
-    for own in grouped(rows, ("seed",)).values():
-        xi = {row["split"]: row["xi"] for row in own}
-        known = xi.get("train") and xi.get("test")
-        found.append(xi["test"] / xi["train"] if known else None)
-    return found
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw counts, distances, and the curvatures of both splits, one row of panels for weights."""
+    rows = tables.newest(rows)
+    styles = plots.run_styles(rows)
+    panels = plots.panels_by_weights(figure, rows, 4, grid=None)
+    for weights, of_weights, line in panels:
+        runs = {run: of_run for (run,), of_run in grouped(of_weights, ("run",)).items()}
+        _draw_counts(line[0], runs, styles)
+        line[0].set_title(f"{weights} weights: strongest eigenvector")
+        _draw_distances(line[1], runs, styles)
+        line[1].set_title("ξ*: training filled, test dashed")
+        for axes, split in zip(line[2:], SPLITS, strict=True):
+            values = _values(of_weights, split, "curvatures")
+            # A few outliers would leave the others in one bin: they are counted in the last.
+            top = float(np.quantile(values, 0.99)) if len(values) else 1.0
+            edges = np.linspace(min(0.0, np.min(values, initial=0.0)), top or 1.0, 41)
+            for run, of_run in runs.items():
+                histogram(axes, run, _values(of_run, split, "curvatures"), edges, styles[run])
+            axes.set_title(f"g'Hg, {split} images")
+            beyond = f"\n(last bin: all from {edges[-2]:.3g} up)" if (values > top).any() else ""
+            axes.set_xlabel(f"curvature along the gradient{beyond}")
+            axes.set_ylabel("share of the mini-batches")
+    panels[0][2][-1].legend(frameon=False)
+
+
+def _values(rows: Sequence[Record], split: str, name: str) -> np.ndarray:
+    """Return the values of all seeds together."""
+    return np.array(
+        [v for row in rows if row["split"] == split for v in row[name] if v is not None]
+    )
+
+
+def _draw_counts(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Styles) -> None:
+    width = 0.8 / len(runs)
+    for index, (run, of_run) in enumerate(runs.items()):
+        counts = np.sum([row["counts"] for row in of_run if row["split"] == "train"], axis=0)
+        place = np.arange(1, len(counts) + 1) + width * (index - (len(runs) - 1) / 2)
+        axes.bar(place, counts, width, color=styles[run]["color"], label=run)
+    axes.set_xticks(np.arange(1, len(counts) + 1))
+    axes.set_xlabel("eigenvector, the largest eigenvalue first")
+    axes.set_ylabel("training mini-batches")
+
+
+def _draw_distances(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Styles) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    distances = {
+        (run, split): _values(of_run, split, "distances")
+        for run, of_run in runs.items()
+        for split in SPLITS
+    }
+    positive = np.concatenate(list(distances.values()))
+    if len(positive):
+        edges = log_edges(positive)
+        for (run, split), values in distances.items():
+            colour = styles[run]["color"]
+            if split == "train":
+                histogram(axes, run, values, edges, {"color": colour, "linestyle": "-"})
+            else:
+                axes.stairs(bin_shares(values, edges), edges, color=colour, linestyle="--")
+        axes.set_xscale("log")
+        # Over less than a decade matplotlib labels every small tick, one upon the other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("distance of the mini-batch's minimum")
+    axes.set_ylabel("share of the mini-batches")
 
 
 KIND = Evaluator(
@@ -244,8 +276,8 @@ KIND = Evaluator(
     summary="mini-batch gradients of the classifier against the eigenvectors of its Hessian",
     source="PoF paper, Figures 2 and 5",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
-    draw=gradients_plot.draw,
-    size=pof.height(4, 18),
+    draw=draw,
+    size=plots.size_by_weights(18, 4),
 )

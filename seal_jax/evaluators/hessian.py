@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.core.tables import grouped
+from seal_jax import data, hessian, masks, papers
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, shared, spread
+from seal_jax.data import Augmentation, Split
 from seal_jax.errors import UsageError
-from seal_jax.evaluators import hessian_views as views
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
-from seal_jax.evaluators.hessian_work import Work
+from seal_jax.evaluators import batching, transfer_data
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import flag
-from seal_jax.hessian import storage
+from seal_jax.hessian import trees
+from seal_jax.hessian.krylov import Basis
+from seal_jax.hessian.lanczos import choose_basis_size
 from seal_jax.hessian.spectrum import share_error
+from seal_jax.losses import cross_entropy
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PyTree = Any
 PARTS = ("eigenvalues", "trace", "density", "batches")
 
 
@@ -37,7 +48,7 @@ class Options:
       trace_method: "hutch++" or "hutchinson".
       trace_products: products for the trace.
       probes: random vectors for the density; the share of eigenvalues that one measures errs by
-        less than the square root of 0.5 over their number.
+        less than the square root of 0.5 over the number of eigenvalues.
       density_steps: of Lanczos for each of them.
       threshold: eigenvalues below minus this, over the largest, count as clearly negative.
       batch_eigenvalues: of each mini-batch, by magnitude; 5 in the paper.
@@ -45,8 +56,8 @@ class Options:
       batches: how many mini-batches, 0 for all of an epoch; where training drops the images that
         fill no batch (train.drop_last), so does this.
       batch_steps: of Lanczos for each mini-batch.
-      batch_tolerance: of the residuals with which a mini-batch counts as converged.
-      chunk: mini-batches in one part of the work, dealt out to the devices.
+      batch_tolerance: of a converged mini-batch's residuals, over its largest magnitude.
+      chunk: mini-batches in one part of the work, divided over the devices.
       examples: training images that stand for the whole data, 0 for all.
       data_batch_size: images at a time in products over the whole data.
       augment: which images are augmented as in training: "batches", those of the mini-batches;
@@ -57,7 +68,7 @@ class Options:
         do not fill a batch are then left out.
       mask: restrict the Hessian to the parameters at or below these paths; "re:..." is a regular
         expression.
-      basis: where the Krylov basis of the whole data lies; see seal_jax.hessian.eigenpairs.
+      basis: where the Krylov basis of the whole data is stored; see seal_jax.hessian.eigenpairs.
       byte_budget: bytes of device memory, one half for the data, which is streamed from the host if
         it is larger, the other for the basis of the eigenvalues.
       seed: of mini-batches, augmentation and random vectors.
@@ -85,7 +96,7 @@ class Options:
     weight_decay: float | None = None
     train_mode: bool = False
     mask: tuple[str, ...] | None = None
-    basis: storage.Basis = "device"
+    basis: Basis = "device"
     byte_budget: int | None = None
     seed: int = 0
 
@@ -93,110 +104,521 @@ class Options:
         for part in self.parts:
             if part not in PARTS:
                 raise UsageError(f"--parts={part} must be one of {', '.join(PARTS)}")
+        positive = ("eigenvalues", "max_products", "probes", "density_steps", "batch_eigenvalues")
+        sizes = ("batch_size", "chunk", "data_batch_size", "byte_budget")
         least = {
-            "eigenvalues": 1,
-            "max_products": 1,
+            **dict.fromkeys((*positive, *sizes), 1),
+            **dict.fromkeys(("threshold", "batches", "examples", "weight_decay", "seed"), 0),
             "trace_products": 6 if self.trace_method == "hutch++" else 2,
-            "probes": 1,
-            "density_steps": 1,
-            "threshold": 0,
-            "batch_eigenvalues": 1,
-            "batch_size": 1,
-            "batches": 0,
             "batch_steps": self.batch_eigenvalues + 1,
-            "chunk": 1,
-            "examples": 0,
-            "data_batch_size": 1,
-            "weight_decay": 0,
-            "byte_budget": 1,
-            "seed": 0,
         }
-        for field, bound in least.items():
-            value = getattr(self, field)
-            if value is not None and not bound <= value < math.inf:
-                raise UsageError(f"{flag(field)}={value:g} must be at least {bound}")
-        for field in ("tolerance", "batch_tolerance"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise UsageError(f"{flag(field)}={getattr(self, field):g} must be positive")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing={self.label_smoothing:g} must lie in [0, 1)")
+        batching.check_options(self, least, tolerances=("tolerance", "batch_tolerance"))
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Mean cross entropy of a batch; equal ones share their compiled programs.
+
+    Attributes:
+      module: the network.
+      augmentation: of images that come with augmentation parameters, and the normalisation of all.
+      smoothing: of the labels.
+      train: whether BatchNorm uses the batch's own statistics, and dropout drops, always alike.
+    """
+
+    module: Any
+    augmentation: Augmentation
+    smoothing: float
+    train: bool
+
+    def __call__(self, variables: PyTree, batch: dict[str, Any]) -> jax.Array:
+        """Return the mean over the images of weight 1."""
+        images = data.apply(batch["images"], batch["draws"], self.augmentation)
+        rngs = {"dropout": jax.random.key(0)} if self.train else None
+        mutable = ["batch_stats"] if self.train else False
+        logits = self.module.apply(variables, images, train=self.train, mutable=mutable, rngs=rngs)
+        logits = logits[0] if self.train else logits
+        losses = cross_entropy(logits, batch["labels"], self.smoothing)
+        return jnp.sum(batch["weights"] * losses) / jnp.sum(batch["weights"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Which images make up the batches; the images themselves are read when they are needed.
+
+    Attributes:
+      split: the data.
+      rows: ``[batches, batch]``.
+      weights: the same, 0 for filling.
+      draws: augmentation parameters, leaves ``[batches, batch, ...]``; ``None``: no augmentation.
+    """
+
+    split: Split
+    rows: np.ndarray
+    weights: np.ndarray
+    draws: data.Draws | None
+
+    def read(self, numbers: Any = slice(None)) -> dict[str, Any]:
+        """Return the batches of these numbers as the loss takes them, on the host."""
+        rows = self.rows[numbers]
+        return {
+            "images": self.split.images[rows],
+            "labels": self.split.labels[rows],
+            "weights": self.weights[numbers],
+            "draws": jax.tree.map(lambda leaf: leaf[numbers], self.draws),
+        }
+
+
+class Measurement:
+    """The measurements of a run's networks, each part small enough to be a work item.
+
+    Attributes:
+      whole: the batches that stand for the whole data.
+      mini_batches: those whose own Hessians are taken.
+      chunk: number of mini-batches that one work item measures.
+
+    Raises:
+      UsageError: more images or batches than the training data has.
+    """
+
+    def __init__(self, loaded_run: LoadedRun, options: Options):
+        train, settings = loaded_run.dataset.train, loaded_run.settings
+        self.options = options
+        self.loss = Loss(
+            loaded_run.model.module,
+            loaded_run.augmentation,
+            options.label_smoothing,
+            options.train_mode,
+        )
+        decay = options.weight_decay
+        self.weight_decay = settings.optimizer.weight_decay if decay is None else decay
+        # One half of the budget for the data, the other for the basis.
+        self.half_budget = None if options.byte_budget is None else options.byte_budget // 2
+
+        split = batching.subset(train, options.examples, options.seed)
+        size = min(options.data_batch_size, len(split))
+        rows, weights = data.padded_batches(len(split), size)
+        if options.train_mode:  # every batch has its own statistics: filling would be in them
+            rows, weights = rows[weights.all(1)], weights[weights.all(1)]
+        self.whole = self._batches(split, rows, weights, options.augment == "all")
+
+        batch_size = options.batch_size or settings.train.batch_size
+        if batch_size > len(train):
+            raise UsageError(
+                f"--batch-size={batch_size} is more than the {len(train)} training images"
+            )
+        # Training never sees a batch that it drops, and a few images have a larger Hessian.
+        drop = options.train_mode or settings.train.drop_last
+        order = data.epoch_order(jax.random.key(options.seed), len(train), batch_size, drop)
+        rows, weights = map(np.asarray, order)
+        count = options.batches or len(rows)
+        if count > len(rows):
+            raise UsageError(f"--batches={count} is more than the {len(rows)} of an epoch")
+        self.mini_batches = self._batches(
+            train, rows[:count], weights[:count], options.augment != "none"
+        )
+        self.chunk = min(options.chunk, count)
+
+    def _batches(
+        self, split: Split, rows: np.ndarray, weights: np.ndarray, augmented: bool
+    ) -> Batches:
+        augmentation = self.loss.augmentation
+        if not (augmented and augmentation.is_random):
+            return Batches(split, rows, weights, None)
+        count, batch = rows.shape
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(self.options.seed), 1), count)
+        shape: Any = split.images.shape[1:]
+        draws = jax.vmap(lambda key: data.draw(key, batch, augmentation, shape))(keys)
+        return Batches(split, rows, weights, jax.tree.map(np.asarray, draws))
+
+    @functools.cached_property
+    def _shardings(self) -> tuple[Any, Any]:
+        return batching.shardings(self.whole.rows.shape[1])
+
+    @functools.cached_property
+    def _whole_data(self) -> tuple[PyTree, bool]:
+        """The whole data, and whether it stays on the host since it is larger than its budget."""
+        images = self.whole.read()
+        on_host = self.half_budget is not None and trees.nbytes(images) > self.half_budget
+        return images if on_host else jax.device_put(images, self._shardings[1]), on_host
+
+    def _subtree(self, network: Network) -> tuple[PyTree, Any]:
+        """Return a network's variables and the mask of the parameters whose Hessian is taken.
+
+        Statistics are variables too, so that networks differ in arguments of one program alone.
+
+        Raises:
+          UsageError: ``--mask`` selects no parameter, or every one.
+        """
+        collections = network.variables.items()
+        variables = {name: tree for name, tree in collections if jax.tree.leaves(tree)}
+        if self.options.mask is None:
+            return variables, batching.parameters_rule(variables)
+        flags = masks.resolve(self.options.mask, variables["params"])
+        return variables, {name: name == "params" and flags for name in variables}
+
+    def operator(self, network: Network) -> hessian.Operator | hessian.Streamed:
+        """Return the Hessian over the whole data, divided over the devices by images."""
+        variables, mask = self._subtree(network)
+        everywhere, divided = self._shardings
+        placed = jax.device_put(variables, everywhere)
+        options: dict[str, Any] = {
+            "weights": self.whole.weights,
+            "mask": mask,
+            "weight_decay": self.weight_decay,
+        }
+        images, on_host = self._whole_data
+        if on_host:
+            options |= {"byte_budget": self.half_budget, "sharding": divided}
+        make: Any = hessian.streamed if on_host else hessian.operator
+        return make(self.loss, placed, images, **options)
+
+    def check(self, network: Network) -> None:
+        """Raise unless the parameters suffice for what is asked."""
+        variables, mask = self._subtree(network)
+        like, options = trees.select(mask, variables), self.options
+        size = trees.size(like)
+        for field, count in (
+            ("eigenvalues", 2 * options.eigenvalues),
+            ("batch_eigenvalues", options.batch_eigenvalues),
+        ):
+            if count > size:
+                raise UsageError(
+                    f"{flag(field)}={getattr(options, field)} is too many for {size} parameters"
+                )
+        if "eigenvalues" in options.parts:
+            choose_basis_size(like, 2 * options.eigenvalues, None, self.half_budget, options.basis)
+
+    def _key(self, number: int) -> jax.Array:
+        """Return the random key of a part."""
+        return jax.random.fold_in(jax.random.key(self.options.seed), number)
+
+    def eigenvalues(self, network: Network) -> dict[str, Any]:
+        """Return both ends of the spectrum of the whole data."""
+        options = self.options
+        op = self.operator(network)
+        pairs = hessian.eigenpairs(
+            op,
+            2 * options.eigenvalues,
+            "BE",
+            tolerance=options.tolerance,
+            byte_budget=self.half_budget,
+            basis=options.basis,
+            max_products=options.max_products,
+            key=self._key(0),
+        )
+        half = options.eigenvalues
+        return {
+            "parameters": op.size,
+            "largest": pairs.values[:half].tolist(),
+            "largest_residuals": pairs.residuals[:half].tolist(),
+            "smallest": pairs.values[half:][::-1].tolist(),
+            "smallest_residuals": pairs.residuals[half:][::-1].tolist(),
+            "products": pairs.products,
+            "converged": pairs.converged,
+        }
+
+    def trace(self, network: Network) -> dict[str, Any]:
+        """Return the trace of the whole data's Hessian."""
+        estimate = hessian.trace(
+            self.operator(network),
+            probes=self.options.trace_products,
+            method=self.options.trace_method,
+            key=self._key(1),
+        )
+        return {"trace": estimate.value, "trace_error": estimate.error}
+
+    def density(self, probe: int, network: Network) -> dict[str, Any]:
+        """Return one probe of the density."""
+        density = hessian.density(
+            self.operator(network),
+            probes=1,
+            steps=self.options.density_steps,
+            basis=self.options.basis,
+            key=self._key(2 + probe),
+        )
+        clear = -self.options.threshold * np.abs(density.nodes).max()
+        return {
+            "parameters": density.size,
+            "nodes": density.nodes[0].tolist(),
+            "node_weights": density.weights[0].tolist(),
+            "negative_mass_bounds": np.ravel(density.mass_below()).tolist(),
+            "clearly_negative_mass_bounds": np.ravel(density.mass_below(clear)).tolist(),
+        }
+
+    def batches(self, start: int, network: Network) -> dict[str, Any]:
+        """Return the eigenvalues of a chunk of mini-batches, from ``start`` on."""
+        options, count = self.options, len(self.mini_batches.rows)
+        variables, mask = self._subtree(network)
+        pool = hessian.batch_eigenvalues(
+            self.loss,
+            variables,
+            # Filled up with other batches: one shape, one program.
+            self.mini_batches.read((start + np.arange(self.chunk)) % count),
+            options.batch_eigenvalues,
+            steps=options.batch_steps,
+            tolerance=options.batch_tolerance,
+            mask=mask,
+            weight_decay=self.weight_decay,
+            key=jax.random.fold_in(self._key(1 << 20), start),
+            devices=jax.local_devices(),
+        )
+        kept = slice(0, count - start)
+        return {
+            "batch_values": pool.values[kept].ravel().tolist(),
+            "batch_residuals": pool.residuals[kept].ravel().tolist(),
+            "batch_converged": pool.converged[kept].tolist(),
+        }
+
+
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return the parts of each network's spectrum, and chunks of its mini-batches."""
-    work = Work(loaded_run, options)
-    for network in loaded_run.networks[:1]:  # all have the same shapes
-        work.check(network)
-    works: list[tuple[str, Any]] = []
+    measurement = Measurement(loaded_run, options)
+    measurement.check(loaded_run.networks[0])  # all have the same shapes
+    parts: list[tuple[str, Any]] = []
+    starts = {
+        "density": range(options.probes),
+        "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),
+    }
     for part in dict.fromkeys(options.parts):
-        if part == "density":
-            works += [
-                (f"density/{probe}", functools.partial(work.density, probe))
-                for probe in range(options.probes)
-            ]
-        elif part == "batches":
-            works += [
-                (f"batches/{start}", functools.partial(work.mini_batches, start))
-                for start in range(0, len(work.batches.rows), work.chunk)
-            ]
+        measure = getattr(measurement, part)
+        if part in starts:
+            parts += [(f"{part}/{n}", functools.partial(measure, n)) for n in starts[part]]
         else:
-            works.append((part, getattr(work, part)))
+            parts.append((part, measure))
 
-    def measure(network: Network, part: Any) -> dict[str, Any]:
+    def run(network: Network, measure: Any) -> dict[str, Any]:
         try:
-            return {**network.identity, **part(network)}
+            return {**network.identity, **measure(network)}
         except UsageError as error:
             raise UsageError(f"{network.key}: {error}") from None
 
     return [
-        WorkItem(f"{network.key}/{name}", functools.partial(measure, network, part))
+        WorkItem(f"{network.key}/{name}", functools.partial(run, network, measure))
         for network in loaded_run.networks
-        for name, part in works
+        for name, measure in parts
     ]
-
-
-_IDENTITY = ("run", "data", "model", "method", "weights", "seed", "step", "generation")
 
 
 def rows(records: Sequence[Record]) -> Sequence[Record]:
     """Combine the parts of each network to one row."""
-    return [
-        {**dict(zip(_IDENTITY, identity, strict=True)), **_combined(own)}
-        for identity, own in grouped(records, _IDENTITY).items()
-    ]
+    return [_combined(parts) for parts in grouped(records, batching.NETWORK).values()]
 
 
-def _combined(own: Sequence[Record]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for record in own:
-        found.update({name: value for name, value in record.items() if name not in _IDENTITY})
-    probes = [record for record in own if "nodes" in record]
+def _combined(parts: Sequence[Record]) -> dict[str, Any]:
+    row = {name: value for record in parts for name, value in record.items()}
+    probes = [record for record in parts if "nodes" in record]
     if probes:
         nodes = np.array([record["nodes"] for record in probes])
         weights = np.array([record["node_weights"] for record in probes])
-        found.update(
+        row.update(
             nodes=nodes.ravel().tolist(),
             node_weights=(weights / len(weights)).ravel().tolist(),
             density_probes=len(probes),
         )
         for name in ("negative_mass", "clearly_negative_mass"):
             bounds = np.array([record[f"{name}_bounds"] for record in probes]).mean(0)
-            found[f"{name}_bounds"] = bounds.tolist()
-            found[f"{name}_error"] = share_error(bounds, found["parameters"], len(probes))
-    chunks = [record for record in own if "batch_values" in record]
+            row[f"{name}_bounds"] = bounds.tolist()
+            row[f"{name}_error"] = share_error(bounds, row["parameters"], len(probes))
+    chunks = [record for record in parts if "batch_values" in record]
     if chunks:
-        names = ("batch_values", "batch_residuals", "batch_converged")
-        pools = {name: np.concatenate([record[name] for record in chunks]) for name in names}
-        values, residuals, converged = (pools[name] for name in names)
-        found.update(
-            {name: pools[name].tolist() for name in names[:2]},
-            batches=len(converged),
-            batch_converged=float(converged.mean()),
-            batch_max=float(np.max(values)),
-            batch_negative=float((values < 0).mean()),
-            batch_certain=float((np.abs(values) > residuals).mean()),
+        fields = [f"batch_{name}" for name in hessian.BatchEigenvalues._fields]
+        pool = hessian.BatchEigenvalues(
+            *(np.concatenate([record[field] for record in chunks]) for field in fields)
         )
-    return found
+        row.update(
+            batch_values=pool.values.tolist(),
+            batch_residuals=pool.residuals.tolist(),
+            batches=len(pool.converged),
+            batch_converged=float(pool.converged.mean()),
+            batch_max=pool.max,
+            batch_negative=pool.negative_share,
+            batch_certain=pool.certain_share,
+        )
+    return row
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Return the statistics of mini-batches beside those of the whole data, mean over seeds."""
+    columns = [
+        *tables.CHECKPOINT_COLUMNS,
+        seed_mean("max (batches)", "batch_max", optional=True),
+        shared("paper max", functools.partial(_paper, "max"), optional=True),
+        seed_mean("negative % (batches)", "batch_negative", scale=100, optional=True),
+        shared("paper negative %", functools.partial(_paper, "negative"), optional=True),
+        seed_mean("converged %", "batch_converged", 1, 100, optional=True),
+        seed_mean("sign sure %", "batch_certain", 1, 100, optional=True),
+        Column("largest", functools.partial(_outermost, "largest"), True),
+        Column("residual of largest", functools.partial(_residual, "largest"), True),
+        Column("smallest", functools.partial(_outermost, "smallest"), True),
+        Column("residual of smallest", functools.partial(_residual, "smallest"), True),
+        seed_mean("trace", "trace", optional=True),
+        Column("negative mass %", functools.partial(_range, "negative_mass", 1), True),
+        Column("clearly %", functools.partial(_range, "clearly_negative_mass", 2), True),
+    ]
+    fields = {name for row in rows for name in row}
+    fields |= {"paper"} if any(_paper("max", row) for row in rows) else set()
+    notes = [text for needed, text in _NOTES if needed & fields]
+    return Table.of_groups("Eigenvalues of the Hessian", columns, tables.by_checkpoint(rows), notes)
+
+
+def _paper(column: str, row: Record) -> str | None:
+    """Return the number of Table 6 for a row's method, where mini-batches were measured."""
+    method = transfer_data.paper_method(row) or ""
+    number = papers.load("SEAL", "Table 6").get(method, column=column)
+    return f"{number.mean:.2f}" if number and "batch_max" in row else None
+
+
+def _outermost(end: str, records: Sequence[Record]) -> str:
+    """Return the outermost eigenvalue, marked where not all of the seeds' have converged."""
+    records = [record for record in records if end in record]
+    if not records:
+        return MISSING
+    text = spread([record[end][0] for record in records]).text(3)
+    return text if all(record["converged"] for record in records) else f"{text} (not converged)"
+
+
+def _residual(end: str, records: Sequence[Record]) -> str:
+    """Return the largest residual of the outermost eigenvalue."""
+    residuals = [record[f"{end}_residuals"][0] for record in records if end in record]
+    return f"{max(residuals):.1e}" if residuals else MISSING
+
+
+def _range(field: str, digits: int, records: Sequence[Record]) -> str:
+    """Return the mean bounds of a share, widened by twice the error of the random vectors."""
+    records = [record for record in records if f"{field}_bounds" in record]
+    if not records:
+        return MISSING
+    lower, upper = np.mean([record[f"{field}_bounds"] for record in records], axis=0)
+    error = np.sqrt(sum(record[f"{field}_error"] ** 2 for record in records)) / len(records)
+    lower, upper = np.clip([lower - 2 * error, upper + 2 * error], 0, 1)
+    return f"{100 * lower:.{digits}f}..{100 * upper:.{digits}f}"
+
+
+# What a table says about the fields that its rows have, each of a set.
+_NOTES = (
+    (
+        {"batch_max"},
+        "batches: the eigenvalues of largest magnitude of each training mini-batch's own Hessian, "
+        "pooled over the mini-batches; the largest of the pool, and the share of it that is negative "
+        "(Park & Kim 2022, whom the SEAL paper follows). converged: mini-batches whose residuals are "
+        "within the tolerance; sign sure: values that their residual keeps away from zero.",
+    ),
+    (
+        {"largest", "trace", "negative_mass_bounds"},
+        "largest, smallest, trace, negative mass: of the one Hessian of the mean loss over the "
+        "training data.",
+    ),
+    (
+        {"largest"},
+        "residual: |H v - value v| of the outermost value, the largest over seeds: so far at most is "
+        "the value from an eigenvalue. not converged: of all values computed at that end or the "
+        "other, one has a residual above the tolerance.",
+    ),
+    (
+        {"negative_mass_bounds"},
+        "negative mass: between which bounds the share of ALL its eigenvalues below zero is, mean "
+        "over seeds; not the negative % of mini-batches, which is that of a few of the largest "
+        "magnitude. The bounds are those that the Lanczos iteration proves (Chebyshev, Markov, "
+        "Stieltjes), widened by two standard errors of the random vectors. Most eigenvalues are so "
+        "near zero that only more --density-steps would tell their sign; clearly: the same of those "
+        "below minus the threshold, times the largest.",
+    ),
+    (
+        {"paper"},
+        "paper: SEAL paper, Table 6, the row of the same method: ResNet-50 on Tiny-ImageNet (64x64). "
+        "It names neither the number of images in a mini-batch nor that of eigenvalues; maxima grow "
+        "as mini-batches shrink.",
+    ),
+)
+
+
+# Of the normal that every node of a density becomes in the plot, over the width of the spectrum.
+_SIGMA = 0.01
+Styles = Mapping[str, Mapping[str, Any]]
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw the density of each run, and the pool of its mini-batches' eigenvalues, both log."""
+    rows = tables.newest(rows)
+    styles = plots.run_styles(rows)
+    measured = [
+        (field, title, painter)
+        for field, title, painter in (
+            ("nodes", "density of all eigenvalues, whole training data", _draw_density),
+            ("batch_values", "share of the largest, by magnitude, of mini-batches", _draw_pool),
+            ("largest", "outermost eigenvalues, whole training data", _draw_ends),
+        )
+        if any(field in row for row in rows)
+    ]
+    measured = measured[:2] or [("trace", "trace", _draw_trace)]
+    panels = plots.panels_by_weights(figure, rows, len(measured))
+    for weights, of_weights, line in panels:
+        for axes, (field, title, painter) in zip(line, measured, strict=True):
+            painter(axes, [row for row in of_weights if field in row], styles)
+            axes.set_title(f"{title}\n{weights} weights", fontsize=9)
+    plots.legend_below(figure, [axes for _, _, line in panels for axes in line])
+
+
+def _draw_density(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
+    low = min(min(row["nodes"]) for row in rows)
+    high = max(max(row["nodes"]) for row in rows)
+    width = (high - low) or 1.0
+    grid = np.linspace(low - 0.05 * width, high + 0.05 * width, 600)
+    highest = 0.0
+    for (run,), of_run in grouped(rows, ("run",)).items():
+        mean = np.mean([_density(row).on_grid(grid, _SIGMA * width) for row in of_run], axis=0)
+        axes.plot(grid, mean, label=run, linewidth=1.2, **styles[run])
+        highest = max(highest, float(np.max(mean)))
+    axes.set_yscale("log")
+    # One eigenvalue among all of them is as little as there is to be seen.
+    least = min(1 / row["parameters"] for row in rows) / (_SIGMA * width * np.sqrt(2 * np.pi))
+    # A margin over all decades that a density falls through would leave the axis mostly empty.
+    axes.set_ylim(0.05 * least, 3 * max(highest, least))
+    axes.set_xlabel("eigenvalue")
+    axes.set_ylabel("density")
+
+
+def _density(row: Record) -> hessian.Density:
+    """Return a row's spectral density; its bounds of masses are lost."""
+    probes = row["density_probes"]
+    nodes = np.reshape(row["nodes"], (probes, -1))
+    weights = np.reshape(row["node_weights"], (probes, -1)) * probes
+    return hessian.Density(nodes, weights, np.zeros_like(nodes), 0.0, row["parameters"])
+
+
+def _draw_pool(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
+    values = np.concatenate([row["batch_values"] for row in rows])
+    low, high = float(np.min(values)), float(np.max(values))
+    edges = np.linspace(low, high if high > low else low + 1, 61)
+    for (run,), of_run in grouped(rows, ("run",)).items():
+        pool = np.concatenate([row["batch_values"] for row in of_run])
+        shares = np.histogram(pool, edges)[0] / len(pool)
+        axes.stairs(shares, edges, label=run, linewidth=1.2, **styles[run])
+    axes.axvline(0, color="#888888", linewidth=0.7)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5 / len(values), top=1)
+    axes.set_xlabel("eigenvalue")
+    axes.set_ylabel("share of the pool")
+
+
+def _draw_ends(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
+    for place, ((run,), of_run) in enumerate(grouped(rows, ("run",)).items()):
+        for row in of_run:
+            values = [*row["smallest"], *row["largest"]]
+            colour = styles[run]["color"]
+            axes.plot(np.full(len(values), place), values, "_", color=colour, label=run, ms=14)
+    axes.set_xticks([])
+    axes.set_ylabel("eigenvalue")
+
+
+def _draw_trace(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
+    for place, ((run,), of_run) in enumerate(grouped(rows, ("run",)).items()):
+        for row in of_run:
+            bar = {"fmt": "o", "label": run, "color": styles[run]["color"]}
+            axes.errorbar(place, row["trace"], row["trace_error"], **bar)
+    axes.set_xticks([])
+    axes.set_ylabel("trace and its standard error")
 
 
 KIND = Evaluator(
@@ -204,9 +626,9 @@ KIND = Evaluator(
     summary="eigenvalues, trace and density of the Hessian; eigenvalues of mini-batches' Hessians",
     source="SEAL paper, Table 6; Park & Kim 2022",
     options=Options,
-    units=units,
+    units=work_items,
     rows=rows,
-    table=views.table,
-    draw=views.draw,
-    size=views.size,
+    table=table,
+    draw=draw,
+    size=plots.size_by_weights(10.0, 3.4, margin=1.0),
 )

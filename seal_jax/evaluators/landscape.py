@@ -1,7 +1,7 @@
 """Loss increments and slices along the principal eigenvector of each layer: PoF paper, Figure 1.
 
 The toy experiment of that figure (c and d: an MLP with five weight layers after plain SGD and after
-PoF) is this kind on two such runs, side by side in a comparison.
+PoF) is this evaluation of two such runs, side by side in a comparison.
 """
 
 from __future__ import annotations
@@ -9,21 +9,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
 from seal_jax import hessian
-from seal_jax.core.tables import Table, cell, grouped
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Column, Record, Table, grouped, seed_mean, shared
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import landscape as library
-from seal_jax.evaluation.subtree import select, size
-from seal_jax.evaluators import landscape_plot, pof
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
-from seal_jax.evaluators.landscape_plot import WHOLE
-from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators import batching
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
+from seal_jax.evaluators.loaded_run import LoadedRun
+from seal_jax.hessian import trees
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WHOLE = "all"  # the part that is the whole network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,122 +64,108 @@ class Options:
 
     def __post_init__(self):
         least = {"eigenvectors": 1, "examples": 0, "batch_size": 1, "points": 3, "reach": 0}
-        pof.check(self, {**least, "max_products": 1, "seed": 0})
+        batching.check_options(self, {**least, "max_products": 1, "seed": 0})
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit for each network, part and eigenvector."""
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return one work item for each network, part and eigenvector."""
     model = loaded_run.model
     parts = (*(model.blocks if options.per == "blocks" else model.layers), WHOLE)
     variables = loaded_run.networks[0].variables
-    masks = {part: _mask(variables, part) for part in parts}
+    masks = {part: f"params/{part}" for part in parts} | {
+        WHOLE: batching.parameters_rule(variables)
+    }
     for part, mask in masks.items():
-        count = size(select(mask, variables))
+        count = trees.size(trees.select(mask, variables))
         if options.eigenvectors > count:
             raise UsageError(
                 f"--eigenvectors={options.eigenvectors} is more than the {count} parameters of {part}"
             )
 
-    smoothing = pof.label_smoothing(loaded_run, options)
+    smoothing = batching.label_smoothing(loaded_run, options)
 
     def loss(variables: Any, batch: Any) -> jax.Array:
-        images, labels, shares = batch
+        images, labels, example_weights = batch
         logits = model.module.apply(variables, loaded_run.normalise(images), train=False)
-        return pof.weighted_loss(logits, labels, shares, smoothing)
+        return batching.weighted_loss(logits, labels, smoothing, example_weights)
 
     splits = {
-        name: pof.some(getattr(loaded_run.dataset, name), options.examples, options.seed)
+        name: batching.subset(getattr(loaded_run.dataset, name), options.examples, options.seed)
         for name in ("train", "test")
     }
 
     @functools.cache
     def batches(name: str) -> Any:
         split = splits[name]
-        rows, shares = pof.all_rows(len(split), min(options.batch_size, len(split)))
-        return split.images[rows], split.labels[rows], shares
+        rows, weights = batching.weighted_rows(len(split), min(options.batch_size, len(split)))
+        return split.images[rows], split.labels[rows], weights
 
-    @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are found together
-    def found(index: int, part: str) -> hessian.Eigenpairs:
-        weights, train = pof.place(loaded_run.networks[index].variables, batches("train"))
+    @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are computed together
+    def eigenpairs(index: int, part: str) -> tuple[hessian.Eigenpairs, Any, Any]:
+        """Return the eigenpairs, and variables and training batches as they were placed."""
+        variables, train = batching.place(loaded_run.networks[index].variables, batches("train"))
         # The parts are data, and directions have zeros elsewhere: one program for all of them.
-        op = hessian.operator(loss, weights, train, mask=masks[WHOLE])
-        return hessian.eigenpairs(
+        op = hessian.operator(loss, variables, train, mask=masks[WHOLE])
+        pairs = hessian.eigenpairs(
             op.block(masks[part]),
             options.eigenvectors,
             tolerance=options.tolerance,
             max_products=options.max_products,
         )
+        return pairs, variables, train
 
-    def measure(index: int, network: Network, part: str, rank: int) -> dict[str, Any]:
-        pairs = found(index, part)
-        weights, train = pof.place(network.variables, batches("train"))
+    def measure(index: int, part: str, rank: int) -> dict[str, Any]:
+        network = loaded_run.networks[index]
+        pairs, variables, train = eigenpairs(index, part)
+        _, test = batching.place({}, batches("test"))
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
+        eigenvalue = float(pairs.values[rank])
+        curvature = float(library.curvature(loss, variables, direction, test))
+        on_test = library.increment(loss, variables, direction, test, second_derivative=curvature)
+        if on_test.bounded:  # towards the test minimum, so that slices of all seeds agree
+            direction = library.oriented(direction, on_test.shift)
+        on_train = library.increment(
+            loss, variables, direction, train, second_derivative=eigenvalue
+        )
+        shift = abs(on_test.shift) if on_test.bounded else 0.0
+        reach = options.reach or _reach(max(curvature, eigenvalue), shift)
+        distances = np.linspace(-reach, reach, options.points)
         return {
             **network.identity,
             "part": part,
             "rank": rank + 1,
-            "parameters": size(select(masks[part], network.variables)),
+            "parameters": trees.size(trees.select(masks[part], network.variables)),
             "examples": len(splits["train"]),
             "label_smoothing": smoothing,
-            "eigenvalue": float(pairs.values[rank]),
+            "eigenvalue": eigenvalue,
             "residual": float(pairs.residuals[rank]),
             "products": pairs.products,
             "converged": pairs.converged,
-            **_along(loss, weights, direction, train, batches("test"), pairs, rank, options),
+            "test_loss": on_test.loss,
+            "test_curvature": curvature,
+            "increment": batching.number(on_test.increment),
+            "shift": shift if on_test.bounded else None,
+            "train_loss": on_train.loss,
+            "train_increment": batching.number(on_train.increment),
+            "train_shift": batching.number(on_train.shift),
+            "distances": distances.tolist(),
+            "test_slice": batching.numbers(
+                library.slices(loss, variables, direction, test, distances)
+            ),
+            "train_slice": batching.numbers(
+                library.slices(loss, variables, direction, train, distances)
+            ),
         }
 
     return [
         WorkItem(
             f"{network.key}/{part}/{rank + 1}",
-            functools.partial(measure, index, network, part, rank),
+            functools.partial(measure, index, part, rank),
         )
         for index, network in enumerate(loaded_run.networks)
         for part in parts
         for rank in range(options.eigenvectors)
     ]
-
-
-def _along(
-    loss: Callable[..., jax.Array],
-    weights: Any,
-    direction: Any,
-    train: Any,
-    test: Any,
-    pairs: hessian.Eigenpairs,
-    rank: int,
-    options: Options,
-) -> dict[str, Any]:
-    """Return increments and slices of both losses along one direction."""
-    _, test = pof.place({}, test)
-    eigenvalue = float(pairs.values[rank])
-    steepness = float(library.curvature(loss, weights, direction, test))
-    on_test = library.increment(loss, weights, direction, test, second_derivative=steepness)
-    if on_test.bounded:
-        direction = library.oriented(direction, on_test.shift)
-    on_train = library.increment(loss, weights, direction, train, second_derivative=eigenvalue)
-    shift = abs(on_test.shift) if on_test.bounded else 0.0
-    reach = options.reach or _reach(max(steepness, eigenvalue), shift)
-    distances = np.linspace(-reach, reach, options.points)
-    return {
-        "test_loss": on_test.loss,
-        "test_curvature": steepness,
-        "increment": pof.number(on_test.increment),
-        "shift": shift if on_test.bounded else None,
-        "train_loss": on_train.loss,
-        "train_increment": pof.number(on_train.increment),
-        "train_shift": pof.number(on_train.shift),
-        "distances": distances.tolist(),
-        "test_slice": pof.numbers(library.slices(loss, weights, direction, test, distances)),
-        "train_slice": pof.numbers(library.slices(loss, weights, direction, train, distances)),
-    }
-
-
-def _mask(variables: Any, part: str) -> str | None:
-    """Return the rule that selects a part's parameters among all variables."""
-    if part != WHOLE:
-        return f"params/{part}"
-    others = jax.tree.leaves({name: tree for name, tree in variables.items() if name != "params"})
-    return "params" if others else None  # a mask must leave something out
 
 
 def _reach(curvature: float, shift: float) -> float:
@@ -182,68 +174,84 @@ def _reach(curvature: float, shift: float) -> float:
     >>> _reach(4.0, 0.1), _reach(4.0, 2.0), _reach(0.0, 0.0)
     (0.5, 2.5, 1.0)
     """
-    own = math.sqrt(1 / curvature) if curvature > 0 else 1.0
-    return max(own, 1.25 * shift)
+    # Where a parabola of this curvature has risen by 0.5.
+    parabola = math.sqrt(1 / curvature) if curvature > 0 else 1.0
+    return max(parabola, 1.25 * shift)
 
 
 def table(rows: Sequence[Record]) -> Table:
     """Return curvatures and loss increments, mean over seeds."""
     ranks = max(row["rank"] for row in rows)
-    cells = []
-    fields = ("run", "weights", "step", "part", "rank")
-    for (run, weights, step, part, rank), own in grouped(rows, fields).items():
-        found = {name: [row[name] for row in own] for name in own[0]}
-        unbounded = sum(value is None for value in found["increment"])
-        cells.append(
-            [
-                run,
-                weights,
-                str(step),
-                str(len(own)),
-                part if ranks == 1 else f"{part}, {rank}",
-                pof.short(found["eigenvalue"]),
-                pof.short(found["test_curvature"]),
-                pof.short(found["train_loss"]),
-                pof.short(found["test_loss"]),
-                pof.short(found["increment"]),
-                pof.short(found["shift"]),
-                pof.short(found["train_increment"]),
-                cell(unbounded or None),
-            ]
-        )
-    some = sorted({row["examples"] for row in rows})
+    examples = sorted({row["examples"] for row in rows})
     notes = [
         "ΔL: the test loss less its nearest minimum along the eigenvector of the largest "
         "eigenvalue (λ) of the training Hessian, restricted to the part; Δw: how far that minimum "
         "is. v'Hv: curvature of the test loss along it. Train ΔL: the same of the training loss.",
         "No minimum: seeds whose test loss falls without end along it; they are left out of ΔL.",
-        pof.loss_note(rows),
-        f"Inference mode, no augmentation, {' or '.join(map(str, some))} training images.",
+        batching.loss_note(rows),
+        f"Inference mode, no augmentation, {' or '.join(map(str, examples))} training images.",
         "The PoF paper (Figure 1 c, d) shows these for a toy MLP, without numbers.",
     ]
     loose = sum(not row["converged"] for row in rows)
     if loose:
         notes.append(f"{loose} eigenvectors are short of their tolerance: raise --max-products.")
-    return Table(
+    return Table.of_groups(
         "Loss increment along the principal eigenvector of each part",
-        (
-            "run",
-            "weights",
-            "step",
-            "seeds",
-            "part",
-            "λ",
-            "test v'Hv",
-            "train loss",
-            "test loss",
-            "ΔL",
-            "Δw",
-            "train ΔL",
-            "no minimum",
-        ),
-        cells,
+        [
+            *tables.CHECKPOINT_COLUMNS,
+            shared("part", lambda row: row["part"] + (f", {row['rank']}" if ranks > 1 else "")),
+            seed_mean("λ", "eigenvalue", None),
+            seed_mean("test v'Hv", "test_curvature", None),
+            seed_mean("train loss", "train_loss", None),
+            seed_mean("test loss", "test_loss", None),
+            seed_mean("ΔL", "increment", None),
+            seed_mean("Δw", "shift", None),
+            seed_mean("train ΔL", "train_increment", None),
+            Column("no minimum", _count_unbounded),
+        ],
+        tables.by_checkpoint(rows, "part", "rank"),
         notes,
     )
+
+
+def _count_unbounded(records: Sequence[Record]) -> str:
+    return tables.cell(sum(record["increment"] is None for record in records) or None)
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw ΔL of every part, and slices along the eigenvectors of the classifier and of all."""
+    rows = [row for row in tables.newest(rows) if row["rank"] == 1]
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    sliced = [*[part for part in parts if part != WHOLE][-1:], WHOLE]
+    styles = plots.run_styles(rows)
+    panels = plots.panels_by_weights(figure, rows, 1 + len(sliced))
+    for weights, of_weights, (increments, *slices) in panels:
+        for (run,), of_run in grouped(of_weights, ("run",)).items():
+            means = [_mean_increment([row for row in of_run if row["part"] == p]) for p in parts]
+            increments.plot(parts, means, marker="o", markersize=4, label=run, **styles[run])
+            for axes, part in zip(slices, sliced, strict=True):
+                for seed, row in enumerate(row for row in of_run if row["part"] == part):
+                    _draw_slices(axes, row, styles[run]["color"], None if seed else run)
+        increments.set_ylim(bottom=0)
+        increments.set_title(f"{weights} weights: loss increment")
+        increments.set_ylabel("ΔL of the test loss")
+        increments.tick_params(axis="x", rotation=90)
+        for axes, part in zip(slices, sliced, strict=True):
+            axes.set_title(f"along the eigenvector of {part}")
+            axes.set_xlabel("distance in the weights")
+            axes.set_ylabel("loss: training solid, test dashed")
+    panels[0][2][-1].legend(frameon=False)
+
+
+def _draw_slices(axes: Axes, row: Record, colour: str, label: str | None) -> None:
+    for split, dashes, name in (("train", "-", label), ("test", "--", None)):
+        values = [np.nan if value is None else value for value in row[f"{split}_slice"]]
+        axes.plot(row["distances"], values, dashes, color=colour, linewidth=1.2, label=name)
+
+
+def _mean_increment(rows: Sequence[Record]) -> float:
+    bounded = [row["increment"] for row in rows if row["increment"] is not None]
+    return float(np.mean(bounded)) if bounded else math.nan
 
 
 KIND = Evaluator(
@@ -251,8 +259,8 @@ KIND = Evaluator(
     summary="loss increment and slices along the principal eigenvector of each part",
     source="PoF paper, Figure 1 c, d",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
-    draw=landscape_plot.draw,
-    size=pof.height(4.5, 13),
+    draw=draw,
+    size=plots.size_by_weights(13, 4.5),
 )

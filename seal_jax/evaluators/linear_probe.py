@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax import data
+from seal_jax import data, papers
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Column, Record, Table, grouped
 from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.evaluation import linear_probe
 from seal_jax.evaluation.resizing import resized
-from seal_jax.evaluators import linear_probe_views as views
 from seal_jax.evaluators import transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import check_least
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +41,11 @@ class Options:
       crop_padding: pixels around the image, for "crop_flip".
       image_size: side of the images; "none" for the run's own.
       normalisation: name of channel statistics, such as "imagenet"; left out, the run's.
-      test_fraction: share of its images that a data set without a test split is scored on, stratified
-        by class and the same for every network; the rest are trained on.
+      test_fraction: fraction of its images that a data set without a test split is scored on,
+        stratified by class and the same for every network; the rest are trained on.
       features: what the classifier sees, the input of the network's own or the output of a block,
         averaged over the image.
-      seed: of the classifier's first weights and of the order of the images.
+      seed: of the classifier's initial weights and of the order of the images.
       feature_batch_size: images a step of the frozen network.
     """
 
@@ -63,14 +69,9 @@ class Options:
     feature_batch_size: int = 256
 
     def __post_init__(self):
-        transfer_data.check_names("datasets", self.datasets)
-        transfer_data.check_names("learning-rates", self.learning_rates)
-        for field in ("crop_padding", "image_size", "feature_batch_size"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UsageError(f"--{field.replace('_', '-')}={value} must be at least 1")
-        share = self.test_fraction
-        check_number("--test-fraction", share, lambda v: 0 < v < 1, "be between 0 and 1")
+        check_least(self, crop_padding=1, image_size=1, feature_batch_size=1)
+        fraction = self.test_fraction
+        check_number("--test-fraction", fraction, lambda v: 0 < v < 1, "be between 0 and 1")
         self.protocol()
 
     def protocol(self) -> linear_probe.Protocol:
@@ -78,10 +79,10 @@ class Options:
         return linear_probe.Protocol(self.learning_rates, self.epochs, self.batch_size)
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit a data set and network, data sets outermost."""
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return a work item for each data set and network, data sets outermost."""
     shape = transfer_data.image_shape(loaded_run, options.image_size)
-    shown_as = transfer_data.normalisation(loaded_run, options.normalisation)
+    normalisation = transfer_data.normalisation(loaded_run, options.normalisation)
     known = ("features", *loaded_run.model.round_blocks)
     if options.features not in known:
         raise UsageError(
@@ -97,9 +98,8 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return transfer_data.transfer_set(loaded_run, name, shape[:2], options.test_fraction)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
-        images = shown_as.from_theirs(images) if options.normalisation else images
-        found = model.features(variables, images)[options.features]
-        return found.mean((1, 2), dtype=jnp.float32) if found.ndim == 4 else found
+        outputs = model.features(variables, normalisation.renormalise(images))[options.features]
+        return outputs.mean((1, 2), dtype=jnp.float32) if outputs.ndim == 4 else outputs
 
     def features(network: Network, images: np.ndarray) -> np.ndarray:
         return transfer_data.features(
@@ -109,18 +109,16 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def measure(name: str, network: Network) -> dict[str, Any]:
         dataset = load(name)
         train, test = dataset.train, dataset.test
-        seen = (features(network, test.images), test.labels)
-        protocol = options.protocol()
+        test_features = (features(network, test.images), test.labels)
+        common = (test_features, dataset.num_classes, options.protocol())
         if augmentation is None:
-            learnt = (features(network, train.images), train.labels)
-            found = linear_probe.fit(learnt, seen, dataset.num_classes, protocol, seed=options.seed)
+            train_features = (features(network, train.images), train.labels)
+            probe = linear_probe.fit(train_features, *common, seed=options.seed)
         else:
-            found = linear_probe.fit_augmented(
+            probe = linear_probe.fit_augmented(
                 lambda epoch: features(network, _augmented(train, augmentation, options, epoch)),
                 train.labels,
-                seen,
-                dataset.num_classes,
-                protocol,
+                *common,
                 seed=options.seed,
             )
         return {
@@ -130,13 +128,13 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "test_images": len(test),
             "held_out": not complete[name],
             "classes": dataset.num_classes,
-            "accuracy": float(found.accuracies[found.best]),
-            "learning_rate": options.learning_rates[found.best],
+            "accuracy": float(probe.accuracies[probe.best]),
+            "learning_rate": options.learning_rates[probe.best],
             "learning_rates": list(options.learning_rates),
-            "accuracies": found.accuracies.tolist(),
+            "accuracies": probe.accuracies.tolist(),
             "diverged": [
                 rate
-                for rate, kernel in zip(options.learning_rates, found.kernels, strict=True)
+                for rate, kernel in zip(options.learning_rates, probe.kernels, strict=True)
                 if not np.isfinite(kernel).all()
             ],
         }
@@ -154,16 +152,16 @@ def _augmentation(options: Options, shape: tuple[int, int, int]) -> data.Augment
         return None
     channels = shape[-1]
     padding = options.crop_padding if options.augmentation == "crop_flip" else 0
-    found = data.Augmentation(
+    augmentation = data.Augmentation(
         mean=(0.0,) * channels, std=(1 / 255,) * channels, crop_padding=padding, flip=True
     )
     try:
-        data.check_image_shape(found, shape)
+        data.check_image_shape(augmentation, shape)
     except UsageError:
         raise UsageError(
             f"--crop-padding={padding} must be smaller than the images ({shape[0]}x{shape[1]})"
         ) from None
-    return found
+    return augmentation
 
 
 def _augmented(
@@ -172,21 +170,139 @@ def _augmented(
     """Return the images of one epoch, uint8: a pure function of the seed and the epoch."""
     key = jax.random.fold_in(jax.random.key(options.seed), epoch)
     batch = options.feature_batch_size
-    found = np.empty_like(split.images)
+    augmented = np.empty_like(split.images)
     for start in range(0, len(split), batch):
         part = split.images[start : start + batch]
         # The last batch is filled up, so that there is one program.
         filled = np.pad(part, [(0, min(batch, len(split)) - len(part)), (0, 0), (0, 0), (0, 0)])
-        drawn = _augment(jax.random.fold_in(key, start), filled, augmentation)
-        found[start : start + batch] = np.asarray(drawn)[: len(part)]
-    return found
+        images = _augment(jax.random.fold_in(key, start), filled, augmentation)
+        augmented[start : start + batch] = np.asarray(images)[: len(part)]
+    return augmented
 
 
 @functools.partial(jax.jit, static_argnames=("augmentation",))
 def _augment(key: jax.Array, images: jax.Array, augmentation: data.Augmentation) -> jax.Array:
     height, width, channels = images.shape[1:]
-    draws = data.draw(key, len(images), augmentation, (height, width, channels))
-    return jnp.rint(data.apply(images, draws, augmentation)).astype(jnp.uint8)
+    parameters = data.draw(key, len(images), augmentation, (height, width, channels))
+    return jnp.rint(data.apply(images, parameters, augmentation)).astype(jnp.uint8)
+
+
+def paper(row: Record) -> float | None:
+    """Return the paper's accuracy in % for a row's method and data set."""
+    model = row["model"] if row["model"] == "resnet18" else "resnet50"
+    method = transfer_data.paper_method(row) or ""
+    column = transfer_data.paper_name(row["dataset"])
+    number = papers.load("SEAL", "Tables 1, 12").get(model, method, column=column)
+    return number.mean if number else None
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Return a line for each run and data set: the best accuracy, and that of every rate."""
+    rates = sorted({rate for row in rows for rate in row["learning_rates"]}, reverse=True)
+    notes = [
+        "Test accuracy in %; best: of the learning rates, by test accuracy as in the paper, for each "
+        "seed."
+    ]
+    if any(paper(row) is not None for row in rows):
+        notes.append(
+            "paper: SEAL paper, Table 1 (ResNet-50; for a resnet18 Table 12, ResNet-18), the row of "
+            "the same method, trained on Tiny-ImageNet (64x64) for 10 generations of 160 epochs, "
+            "Normal for one. Its image size, augmentation and batch size are not given. Here: "
+            f"{transfer_data.settings_of(rows)}."
+        )
+    held_out = {
+        f"{transfer_data.paper_name(row['dataset'])} ({row['test_images']} of "
+        f"{row['train_images'] + row['test_images']})"
+        for row in rows
+        if row.get("held_out")
+    }
+    if held_out:
+        notes.append(
+            "Without a test split, so scored on images held out of all that it has, stratified by "
+            f"class: {', '.join(sorted(held_out))}."
+        )
+    diverged = {rate for row in rows for rate in row.get("diverged", ())}
+    if diverged:
+        notes.append(
+            f"At rate {_rates(diverged)} some classifier diverged; its accuracy is that of one class "
+            "alone."
+        )
+    return Table.of_groups(
+        "Linear probe on other data sets",
+        [
+            *tables.CHECKPOINT_COLUMNS,
+            tables.shared("data set", lambda row: transfer_data.paper_name(row["dataset"])),
+            tables.seed_mean("best", "accuracy", scale=100),
+            tables.shared("paper", paper, "{:.2f}".format, optional=True),
+            Column("best rate", lambda seeds: _rates({row["learning_rate"] for row in seeds})),
+            *map(_column_of_rate, rates),
+        ],
+        tables.by_checkpoint(rows, "dataset"),
+        notes,
+    )
+
+
+def _rates(rates: set[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in sorted(rates, reverse=True))
+
+
+def _column_of_rate(rate: float) -> Column:
+    def accuracy(row: Record) -> float | None:
+        return dict(zip(row["learning_rates"], row["accuracies"], strict=True)).get(rate)
+
+    return tables.seed_mean(f"rate {rate:g}", accuracy, scale=100)
+
+
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw bars by data set with intervals over seeds, the paper's as marks; a panel per weights."""
+    rows = tables.newest(rows)
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    panels = plots.panels_by_weights(figure, rows, sharex=True)
+    for weights, of_weights, (axes,) in panels:
+        _draw_bars(axes, of_weights, names)
+        axes.set_ylabel(f"test accuracy, %, {weights} weights\n{plots.BAND}", fontsize=9)
+    plots.legend_below(figure, [axes for _, _, (axes,) in panels], transfer_data.PAPER_LABEL)
+
+
+def _draw_bars(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> None:
+    runs = grouped(rows, ("run",))
+    width = 0.8 / len(runs)
+    marks: list[tuple[float, float]] = []
+    styles = plots.run_styles(rows)
+    for index, ((run,), of_run) in enumerate(runs.items()):
+        for number, ((name,), seeds) in enumerate(grouped(of_run, ("dataset",)).items()):
+            place = names.index(name) + (index - (len(runs) - 1) / 2) * width
+            points = plots.over_seeds([[100 * row["accuracy"] for row in seeds]])
+            axes.bar(
+                place,
+                points[0],
+                0.92 * width,
+                yerr=plots.bars(points) if len(seeds) > 1 else None,
+                color=styles[run]["color"],
+                ecolor="#444444",
+                label=run if number == 0 else None,
+            )
+            published = paper(seeds[0])
+            if published is not None:
+                marks.append((place, published))
+    if marks:
+        axes.hlines(
+            [height for _, height in marks],
+            [place - 0.46 * width for place, _ in marks],
+            [place + 0.46 * width for place, _ in marks],
+            color="black",
+            linewidth=2,
+            label=transfer_data.PAPER_LABEL,
+        )
+    axes.set_xticks(range(len(names)), [transfer_data.paper_name(name) for name in names])
+    axes.set_ylim(0, None)
+    axes.set_axisbelow(True)
+
+
+def size(rows: Sequence[Record]) -> tuple[float, float]:
+    """Return the figure's size: wider for more bars."""
+    bars = len({(row["run"], row["dataset"]) for row in rows})
+    return (min(5 + 0.35 * bars, 16.0), 2.8 * len({row["weights"] for row in rows}) + 0.8)
 
 
 KIND = Evaluator(
@@ -194,8 +310,8 @@ KIND = Evaluator(
     summary="linear classifiers on the frozen features, on other data sets",
     source="SEAL paper, Tables 1 and 12",
     options=Options,
-    units=units,
-    table=views.table,
-    draw=views.draw,
-    size=views.size,
+    units=work_items,
+    table=table,
+    draw=draw,
+    size=size,
 )

@@ -15,6 +15,7 @@ from seal_jax.errors import UsageError
 from seal_jax.evaluation import margins as library
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import check_least
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,31 +36,32 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
-        for field in ("count", "sample"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"--{field}={getattr(self, field)} must be at least 1")
+        check_least(self, count=1, sample=1)
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit a network."""
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return a work item for each network."""
     train = loaded_run.dataset.train
     if options.sample > len(train):
         raise UsageError(f"--sample={options.sample} is more than the {len(train)} training images")
     chosen = np.random.default_rng(options.seed).choice(len(train), options.sample, replace=False)
 
     def measure(network: Network) -> dict[str, Any]:
-        found = library.margins(loaded_run.logits(network, train.images), train.labels)
+        margins = library.margins(loaded_run.logits(network, train.images), train.labels)
         head = network.variables["params"][loaded_run.model.head]
         features = loaded_run.features(network, train.images[np.sort(chosen)])
         return {
             **network.identity,
-            "train_accuracy": float((found > 0).mean()),
-            "median": float(np.median(found)),
+            "train_accuracy": float((margins > 0).mean()),
+            "median": float(np.median(margins)),
             "size_of_weights": library.size_of_weights(features, np.asarray(head["kernel"])),
-            "smallest": found[: options.count].tolist(),
+            "smallest": margins[: options.count].tolist(),
         }
 
-    return [WorkItem(each.key, functools.partial(measure, each)) for each in loaded_run.networks]
+    return [
+        WorkItem(network.key, functools.partial(measure, network))
+        for network in loaded_run.networks
+    ]
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -110,7 +112,7 @@ KIND = Evaluator(
     summary="smallest margins of the training images, and the size of the weights",
     source="LW paper, Figures 6, 7, 10, 11 and appendix D",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
     draw=draw,
 )

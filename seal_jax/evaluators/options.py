@@ -1,9 +1,11 @@
-"""Options of a kind between a frozen dataclass and the command line."""
+"""Options of an evaluator: a frozen dataclass, filled from the command line."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import math
 import re
 import types
 import typing
@@ -12,14 +14,14 @@ from typing import Any, Literal
 from seal_jax.errors import UsageError
 
 
-def add_arguments(kind: type, to: Any) -> None:
+def add_arguments(options: type, parser: Any) -> None:
     """Add ``--field-name`` for every field of a dataclass; the help is the docstring's."""
-    texts = descriptions(kind)
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
+    texts = descriptions(options)
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
         default = shown(field.default)
         help_text = texts.get(field.name, "").rstrip(".").replace("%", "%%")
-        to.add_argument(
+        parser.add_argument(
             flag(field.name),
             dest=f"option:{field.name}",
             metavar=_metavar(hints[field.name]),
@@ -27,21 +29,29 @@ def add_arguments(kind: type, to: Any) -> None:
         )
 
 
-def read(kind: type, parsed: argparse.Namespace) -> Any:
+def read(options: type, parsed: argparse.Namespace) -> Any:
     """Return the dataclass filled from the command line.
 
     Raises:
       UsageError: a value of another type, or one that the dataclass refuses.
     """
-    hints = typing.get_type_hints(kind)
-    given = {}
-    for field in dataclasses.fields(kind):
-        text = getattr(parsed, f"option:{field.name}")
-        if text is not None:
-            given[field.name] = convert(hints[field.name], text, flag(field.name))
-    if not 0 <= given.get("seed", 0) < 2**32:  # what all generators of random numbers take
-        raise UsageError(f"--seed={given['seed']} must lie in 0..{2**32 - 1}")
-    return kind(**given)
+    values = {
+        name: convert(hint, text, flag(name))
+        for name, hint in typing.get_type_hints(options).items()
+        if (text := getattr(parsed, f"option:{name}")) is not None
+    }
+    # All generators of random numbers take these seeds.
+    if not 0 <= values.get("seed", 0) < 2**32:
+        raise UsageError(f"--seed={values['seed']} must lie in 0..{2**32 - 1}")
+    return options(**values)
+
+
+def check_least(options: Any, **least: float) -> None:
+    """Raise unless each of the named options is finite and at least so much; ``None`` passes."""
+    for field, bound in least.items():
+        value = getattr(options, field)
+        if value is not None and not bound <= value < math.inf:
+            raise UsageError(f"{flag(field)}={shown(value)} must be at least {bound:g}")
 
 
 def flag(field: str) -> str:
@@ -59,11 +69,10 @@ def convert(hint: Any, text: str, name: str) -> Any:
     >>> convert(tuple[int, ...], "1,5", "--shots"), convert(float | None, "none", "--beta")
     ((1, 5), None)
     """
+    hint, optional = _required(hint)
+    if optional and text.lower() == "none":
+        return None
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() == "none":
-            return None
-        return convert(next(each for each in arguments if each is not type(None)), text, name)
     if origin is Literal:
         if text not in arguments:
             raise UsageError(f"{name}={text} must be one of {', '.join(map(str, arguments))}")
@@ -100,34 +109,25 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def descriptions(kind: type) -> dict[str, str]:
+def descriptions(options: type) -> dict[str, str]:
     """Return the texts of the ``Attributes:`` section of a docstring, by name."""
-    lines = (kind.__doc__ or "").expandtabs().splitlines()
-    found: dict[str, str] = {}
-    name, inside, indent = "", False, 0
-    for line in lines:
-        if line.strip() == "Attributes:":
-            inside, indent = True, len(line) - len(line.lstrip()) + 2
-            continue
-        if not inside or not line.strip():
-            continue
-        depth = len(line) - len(line.lstrip())
-        if depth < indent:
-            break
-        start = re.match(r"(\w+): (.*)", line.strip()) if depth == indent else None
-        if start:
-            name, text = start.groups()
-            found[name] = text
-        elif name:
-            found[name] += " " + line.strip()
-    return found
+    section = inspect.cleandoc(options.__doc__ or "").partition("Attributes:\n")[2]
+    section = re.split(r"^(?=\S)", section, flags=re.MULTILINE)[0]
+    entries = re.split(r"^  (?=\w+: )", section, flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, _, text in (e.partition(": ") for e in entries)}
+
+
+def _required(hint: Any) -> tuple[Any, bool]:
+    """Return a type without ``None``, and whether it was optional."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    return next(part for part in typing.get_args(hint) if part is not type(None)), True
 
 
 def _metavar(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _metavar(next(each for each in arguments if each is not type(None)))
-    if origin is Literal:
+    hint, _ = _required(hint)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
         return "{" + ",".join(map(str, arguments)) + "}"
     names = {int: "N", float: "X", str: "NAME", bool: "true|false"}
-    return f"{names[arguments[0]]},..." if origin is tuple else names[hint]
+    return f"{names[arguments[0]]},..." if arguments else names[hint]

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
-from seal_jax.core.tables import Table, grouped
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Record, Table, grouped, seed_mean, shared
 from seal_jax.evaluation import perturbations as library
 from seal_jax.evaluation.gradients import mini_batches
-from seal_jax.evaluators import perturbations_plot, pof
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators import batching
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
+from seal_jax.evaluators.histograms import histogram, log_edges
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.perturbations_plot import MEASURES
 
-CHUNK = 50  # mini-batches of one unit
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEASURES = {"sgd": "SGD", "sam": "SAM", "pof": "PoF"}
+CHUNK = 50  # mini-batches of one work item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,31 +58,31 @@ class Options:
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size")
         rates = ("learning_rate", "rho", "gamma", "seed")
-        pof.check(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
+        batching.check_options(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return the units of each network: the steps of SGD and SAM, and the searches of PoF."""
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return the work items of each network: the steps of SGD and SAM, and the searches of PoF."""
     split = loaded_run.dataset.train
-    batch_size, weak_size = pof.batch_sizes(loaded_run, options, {"training": split})
-    smoothing = pof.label_smoothing(loaded_run, options)
-    mean_loss = functools.partial(pof.weighted_loss, shares=1.0, smoothing=smoothing)
+    batch_size, weak_size = batching.batch_sizes(loaded_run, options, {"training": split})
+    smoothing = batching.label_smoothing(loaded_run, options)
+    mean_loss = functools.partial(batching.weighted_loss, smoothing=smoothing)
     gamma = options.gamma
     if gamma is None:
-        gamma = pof.method_option(loaded_run, "pof", "gamma_high", 2.0)
+        gamma = batching.method_option(loaded_run, "pof", "gamma_high", 2.0)
     sam = _sam(loaded_run, options)
     model, train = loaded_run.model, options.batch_norm == "batch"
 
     def batches(size: int, start: int) -> Any:
         rows = mini_batches(len(split), size, options.batches, seed=options.seed)
-        # The last unit is filled up, so that all have one program; `own` takes that away.
-        numbers = np.arange(start, start + min(CHUNK, options.batches)) % options.batches
-        chosen = rows[numbers]
-        return split.images[chosen], split.labels[chosen], numbers.astype(np.uint32)
+        # The last work item is filled up with other batches, so that all have one program.
+        chunk = np.arange(start, start + min(CHUNK, options.batches)) % options.batches
+        return split.images[rows[chunk]], split.labels[rows[chunk]], chunk.astype(np.uint32)
 
-    def own(values: jax.Array, start: int) -> np.ndarray:
+    def without_filling(values: jax.Array, start: int) -> np.ndarray:
         return np.asarray(values)[: options.batches - start]
 
+    # Dropout is that of the batch's number, so that it does not depend on the work item.
     def extract(variables: Any, images: jax.Array, number: jax.Array) -> jax.Array:
         rngs = {"dropout": jax.random.fold_in(jax.random.key(options.seed), number)}
         return model.extract(variables, loaded_run.normalise(images), train, rngs=rngs)[0]
@@ -88,17 +93,17 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return mean_loss(model.classify(variables["params"][model.head], features), labels)
 
     @jax.jit
-    def features_of(variables: Any, images: jax.Array, numbers: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda one: extract(variables, *one), (images, numbers))
+    def features_of(variables: Any, images: jax.Array, chunk: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda batch: extract(variables, *batch), (images, chunk))
 
     def steps(network: Network, start: int) -> dict[str, Any]:
-        weights, placed = pof.place(network.variables, batches(batch_size, start))
-        found = library.steps(
+        weights, placed = batching.place(network.variables, batches(batch_size, start))
+        sizes = library.steps(
             loss,
             weights,
             placed,
             head=f"params/{model.head}",
-            trained=_trained(network.variables),
+            trained=batching.parameters_rule(network.variables),
             learning_rate=options.learning_rate,
             **sam,
         )
@@ -106,44 +111,44 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             **network.identity,
             "batch_size": batch_size,
             "label_smoothing": smoothing,
-            "sgd": pof.numbers(own(found.sgd, start)),
+            "sgd": batching.numbers(without_filling(sizes.sgd, start)),
             "sgd_setting": options.learning_rate,
-            "sam": pof.numbers(own(found.sam, start)),
+            "sam": batching.numbers(without_filling(sizes.sam, start)),
             "sam_setting": sam["rho"],
             "adaptive": sam["adaptive"],
             "batch_norm": options.batch_norm,
         }
 
     def searches(network: Network, start: int) -> dict[str, Any]:
-        images, labels, numbers = batches(weak_size, start)
-        weights, placed = pof.place(network.variables, (images, numbers))
+        images, labels, chunk = batches(weak_size, start)
+        weights, placed = batching.place(network.variables, (images, chunk))
         # To one device: to divide the few images of each search would be slower.
         features = np.asarray(features_of(weights, *placed))
         head = network.variables["params"][model.head]
         minima = library.searches(head, features, labels, model.classify, mean_loss)
-        accepted = own(minima.accepted, start)
+        accepted = without_filling(minima.accepted, start)
         return {
             **network.identity,
             "batch_size": weak_size,
             "label_smoothing": smoothing,
-            "pof": pof.numbers(gamma * own(minima.xi, start)[accepted]),
+            "pof": batching.numbers(gamma * without_filling(minima.xi, start)[accepted]),
             "pof_setting": gamma,
             "rejected": int((~accepted).sum()),
             "batch_norm": options.batch_norm,
         }
 
-    works: dict[str, Callable[..., dict[str, Any]]] = {"steps": steps, "searches": searches}
+    measurements: dict[str, Callable[..., dict[str, Any]]] = {"steps": steps, "searches": searches}
     return [
-        WorkItem(f"{network.key}/{name}/{start}", functools.partial(work, network, start))
+        WorkItem(f"{network.key}/{name}/{start}", functools.partial(measure, network, start))
         for network in loaded_run.networks
-        for name, work in works.items()
+        for name, measure in measurements.items()
         for start in range(0, options.batches, CHUNK)
     ]
 
 
 def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
     """Return SAM's options: those of the run, or plain SAM with the paper's radius."""
-    of_run = functools.partial(pof.method_option, loaded_run, "sam")
+    of_run = functools.partial(batching.method_option, loaded_run, "sam")
     decays = of_run("decay_in_perturbation", False)
     return {
         "rho": of_run("rho", 0.05) if options.rho is None else options.rho,
@@ -153,24 +158,17 @@ def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
     }
 
 
-def _trained(variables: Any) -> str | None:
-    """Return the rule for the parameters among all variables."""
-    others = jax.tree.leaves({name: tree for name, tree in variables.items() if name != "params"})
-    return "params" if others else None  # a mask must leave something out
-
-
 def combined(records: Sequence[Record]) -> Sequence[Record]:
-    """Return one row for each network and measure, of the sizes in all its units."""
-    fields = ("run", "weights", "step", "seed")
+    """Return one row for each network and measure, of the sizes in all its work items."""
     identity = ("run", "data", "model", "method", "weights", "seed", "step", "generation")
-    found = []
-    for own in grouped(records, fields).values():
+    rows = []
+    for of_network in grouped(records, batching.NETWORK).values():
         for measure in MEASURES:
-            parts = [record for record in own if measure in record]
+            parts = [record for record in of_network if measure in record]
             sizes = [size for record in parts for size in record[measure]]
             rejected = sum(record["rejected"] for record in parts) if measure == "pof" else 0
             first = parts[0]
-            found.append(
+            rows.append(
                 {
                     **{name: first[name] for name in identity},
                     "batch_norm": first["batch_norm"],
@@ -187,7 +185,7 @@ def combined(records: Sequence[Record]) -> Sequence[Record]:
                     "sizes": sizes,
                 }
             )
-    return found
+    return rows
 
 
 def _quantile(sizes: Sequence[float | None], share: float) -> float | None:
@@ -195,58 +193,48 @@ def _quantile(sizes: Sequence[float | None], share: float) -> float | None:
     return float(np.quantile(known, share)) if known else None
 
 
+def _is_of_training(row: Record) -> bool:
+    """Return whether a row measures the method that the run trained with."""
+    method = row["method"]
+    return row["measure"] == (method if method in MEASURES else "sgd")
+
+
+def _title(row: Record) -> str:
+    name = "ASAM" if row["adaptive"] else MEASURES[row["measure"]]
+    return f"{name}*" if _is_of_training(row) else name
+
+
 def table(rows: Sequence[Record]) -> Table:
     """Return the sizes, mean over seeds, beside those of SAM."""
     signs = {"sgd": "rate", "sam": "rho", "pof": "gamma"}
-    cells = []
-    for (run, weights, step), all_three in grouped(rows, ("run", "weights", "step")).items():
-        sam = {row["seed"]: row["median"] for row in all_three if row["measure"] == "sam"}
-        for (measure,), own in grouped(all_three, ("measure",)).items():
-            found = {name: [row[name] for row in own] for name in own[0]}
-            times = [
-                row["median"] / sam[row["seed"]] if row["median"] and sam.get(row["seed"]) else None
-                for row in own
-            ]
-            name = "ASAM" if own[0]["adaptive"] else MEASURES[measure]
-            shares = [row["rejected"] / row["batches"] for row in own]
-            cells.append(
-                [
-                    run,
-                    weights,
-                    str(step),
-                    str(len(own)),
-                    name + perturbations_plot.own_mark(own[0]),
-                    f"{signs[measure]} = {own[0]['setting']:g}",
-                    str(own[0]["batch_size"]),
-                    pof.short(found["median"]),
-                    pof.short(found["low"]),
-                    pof.short(found["high"]),
-                    pof.short(times),
-                    pof.short(shares, 100) if measure == "pof" else "-",
-                ]
-            )
+    of_sam = {batching.network_of(row): row["median"] for row in rows if row["measure"] == "sam"}
+
+    def times_sam(row: Record) -> float | None:
+        sam = of_sam.get(batching.network_of(row))
+        return row["median"] / sam if row["median"] and sam else None
+
+    def rejected(row: Record) -> float | None:
+        return row["rejected"] / row["batches"] if row["measure"] == "pof" else None
+
     modes = sorted({row["batch_norm"] for row in rows})
-    return Table(
+    return Table.of_groups(
         "Sizes of the classifier's perturbations by one mini-batch",
-        (
-            "run",
-            "weights",
-            "step",
-            "seeds",
-            "measure",
-            "setting",
-            "batch",
-            "median",
-            "5 %",
-            "95 %",
-            "times SAM",
-            "rejected %",
-        ),
-        cells,
+        [
+            *tables.CHECKPOINT_COLUMNS,
+            shared("measure", _title),
+            shared("setting", lambda row: f"{signs[row['measure']]} = {row['setting']:g}"),
+            shared("batch", "batch_size"),
+            seed_mean("median", "median", None),
+            seed_mean("5 %", "low", None),
+            seed_mean("95 %", "high", None),
+            seed_mean("times SAM", times_sam, None),
+            seed_mean("rejected %", rejected, None, 100),
+        ],
+        tables.by_checkpoint(rows, "measure"),
         (
             f"Euclidean norms over {rows[0]['batches']} training mini-batches, not augmented; "
             f"BatchNorm's statistics: {' or '.join(modes)}. *: the training's own method.",
-            pof.loss_note(rows),
+            batching.loss_note(rows),
             "SGD: the learning rate times the gradient's norm. SAM: the classifier's part of the "
             "perturbation of all parameters, of radius rho. PoF: gamma times the distance of the "
             "mini-batch's minimum; rejected: those whose loss falls without end, left out.",
@@ -256,14 +244,43 @@ def table(rows: Sequence[Record]) -> Table:
     )
 
 
+def draw(figure: Figure, rows: Sequence[Record]) -> None:
+    """Draw histograms on a log axis: all three of one run, or of several each its own."""
+    rows = tables.newest(rows)
+    styles = plots.run_styles(rows)
+    several = len(styles) > 1
+    if several:
+        rows = [row for row in rows if _is_of_training(row)]
+    all_sizes = _sizes(rows)
+    edges = log_edges(all_sizes) if len(all_sizes) else np.array([0.1, 1.0])
+    panels = plots.panels_by_weights(figure, rows, grid=None, sharex=True)
+    for weights, of_weights, (axes,) in panels:
+        groups = grouped(of_weights, ("run", "measure"))
+        for index, ((run, measure), of_run) in enumerate(groups.items()):
+            label = f"{run}: {MEASURES[measure]}" if several else MEASURES[measure]
+            style = styles[run] if several else plots.style(index)
+            histogram(axes, label, _sizes(of_run), edges, style)
+        axes.set_xscale("log")
+        shown = dict.fromkeys(MEASURES[row["measure"]] for row in of_weights)
+        axes.set_title(f"{', '.join(shown)}, {weights} weights")
+        axes.set_ylabel("share of the mini-batches")
+        axes.set_xlabel("‖δθ‖₂, size of the classifier's perturbation")
+    panels[0][2][0].legend(frameon=False)
+
+
+def _sizes(rows: Sequence[Record]) -> np.ndarray:
+    """Return the sizes of all seeds together, those that a log axis can show."""
+    return np.array([size for row in rows for size in row["sizes"] if size])
+
+
 KIND = Evaluator(
     name="perturbations",
     summary="sizes of the classifier's perturbations by one mini-batch",
     source="PoF paper, Figure 6",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
-    draw=perturbations_plot.draw,
+    draw=draw,
     rows=combined,
-    size=pof.height(3.5, 8),
+    size=plots.size_by_weights(8, 3.5),
 )

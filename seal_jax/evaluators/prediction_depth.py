@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
-from seal_jax.core import plots
-from seal_jax.core.tables import MISSING, Table, grouped, newest, spread
+from seal_jax.core import plots, tables
+from seal_jax.core.tables import Record, Table, grouped
 from seal_jax.data import Split
 from seal_jax.errors import UsageError, nearest
-from seal_jax.evaluation import pooling
 from seal_jax.evaluation import prediction_depth as library
-from seal_jax.evaluators.evaluator import Evaluator, Record, WorkItem
+from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import check_least
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STEM = "stem"
@@ -28,7 +28,7 @@ STEM = "stem"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the probes see.
+    """What the k-NN probes are given.
 
     Attributes:
       k: neighbours; 5 in the SEAL paper, 30 in Baldock et al.
@@ -53,23 +53,20 @@ class Options:
     batch_size: int = 256
 
     def __post_init__(self):
-        least = {"k": 1, "side": 1, "images": 0, "byte_budget": 1, "batch_size": 1}
-        for field, bound in least.items():
-            if getattr(self, field) < bound:
-                raise UsageError(
-                    f"--{field.replace('_', '-')}={getattr(self, field)} must be at least {bound}"
-                )
+        check_least(self, k=1, side=1, images=0, byte_budget=1, batch_size=1)
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
-    """Return one unit a network and layer."""
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+    """Return a work item for each network and layer."""
     model = loaded_run.model
-    train, test = (_first(split, options.images) for split in _splits(loaded_run))
-    sample = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
-    shapes = jax.eval_shape(
-        functools.partial(_outputs, model, options), loaded_run.networks[0].variables, sample
+    outputs = model.before_relu if options.relu == "before" else model.features
+    train, test = (
+        split.rows(np.arange(options.images)) if 0 < options.images < len(split) else split
+        for split in (loaded_run.dataset.train, loaded_run.dataset.test)
     )
-    layers = [name for name in (STEM, *model.round_blocks) if name in shapes]
+    sample = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
+    known = jax.eval_shape(outputs, loaded_run.networks[0].variables, sample)
+    layers = [name for name in (STEM, *model.round_blocks) if name in known]
     for layer in options.layers or ():
         if layer not in layers:
             raise UsageError(
@@ -82,46 +79,46 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     if options.k > len(train):
         raise UsageError(f"--k={options.k} is more than the {len(train)} images in the bank")
 
-    def probe(layer: str) -> Any:
+    def features_of(layer: str) -> Any:
         def features(variables: Any, images: jax.Array) -> jax.Array:
-            found = _outputs(model, options, variables, images)[layer]
-            return pooling.pool(found, options.pooling, options.side)
+            return library.pool(outputs(variables, images)[layer], options.pooling, options.side)
 
         return features
 
-    probes = {layer: probe(layer) for layer in layers}
+    # One function for each layer: LoadedRun.apply compiles it once for all networks.
+    functions = {layer: features_of(layer) for layer in layers}
 
-    def rows(network: Network, layer: str, split: Split) -> library.Rows:
+    def features(network: Network, layer: str, split: Split) -> library.Rows:
         def read(start: int, stop: int) -> np.ndarray:
-            images = split.images[start:stop]
-            found: np.ndarray = loaded_run.apply(probes[layer], network, images, options.batch_size)
-            return found
+            images, function = split.images[start:stop], functions[layer]
+            values: np.ndarray = loaded_run.apply(function, network, images, options.batch_size)
+            return values
 
-        size = jax.eval_shape(probes[layer], network.variables, sample).shape[1]
+        size = jax.eval_shape(functions[layer], network.variables, sample).shape[1]
         return library.Rows(len(split), size, read)
 
     @functools.lru_cache(maxsize=1)
-    def final(key: str) -> np.ndarray:
-        network = next(each for each in loaded_run.networks if each.key == key)
+    def predictions(key: str) -> np.ndarray:
+        network = next(network for network in loaded_run.networks if network.key == key)
         return loaded_run.logits(network, test.images, options.batch_size).argmax(-1)
 
     def measure(network: Network, layer: str) -> dict[str, Any]:
-        found = library.knn(
-            rows(network, layer, train),
+        by_neighbours = library.knn(
+            features(network, layer, train),
             train.labels,
-            rows(network, layer, test),
+            features(network, layer, test),
             k=options.k,
             metric=options.metric,
             byte_budget=options.byte_budget,
         )
-        predicted = final(network.key)
+        by_network = predictions(network.key)
         return {
             **network.identity,
             "layer": layer,
-            "accuracy": float((found == test.labels).mean()),
-            "network_accuracy": float((predicted == test.labels).mean()),
+            "accuracy": float((by_neighbours == test.labels).mean()),
+            "network_accuracy": float((by_network == test.labels).mean()),
             # One character an image keeps the file small.
-            "agrees": "".join("01"[same] for same in (found == predicted).astype(int)),
+            "agrees": "".join("01"[same] for same in (by_neighbours == by_network).astype(int)),
         }
 
     return [
@@ -131,139 +128,112 @@ def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ]
 
 
-def _splits(loaded_run: LoadedRun) -> tuple[Split, Split]:
-    return loaded_run.dataset.train, loaded_run.dataset.test
-
-
-def _first(split: Split, count: int) -> Split:
-    return split.rows(np.arange(count)) if 0 < count < len(split) else split
-
-
-def _outputs(model: Any, options: Options, variables: Any, images: jax.Array) -> dict[str, Any]:
-    if options.relu == "before":
-        return model.before_relu(variables, images)
-    return model.features(variables, images)
-
-
 def combine(records: Sequence[Record]) -> Sequence[Record]:
-    """Return one row a network: accuracies by layer, and the depths of its test images."""
-    found = []
-    for own in grouped(records, ("run", "weights", "seed", "step")).values():
-        agrees = np.array([[character == "1" for character in row["agrees"]] for row in own])
+    """Return one row for each network: accuracies by layer, and the depths of its test images."""
+    rows = []
+    for layers in grouped(records, ("run", "weights", "seed", "step")).values():
+        agrees = np.array([[character == "1" for character in row["agrees"]] for row in layers])
         depths = library.depth(agrees, np.ones(agrees.shape[1], bool))
-        last = dict(own[0])
+        network = dict(layers[0])
         for name in ("layer", "accuracy", "agrees"):
-            del last[name]
-        found.append(
+            del network[name]
+        rows.append(
             {
-                **last,
+                **network,
                 "mean_depth": float(depths.mean()),
-                "layers": [row["layer"] for row in own],
-                "accuracies": [row["accuracy"] for row in own],
-                "depths": np.bincount(depths, minlength=len(own) + 1).tolist(),
+                "layers": [row["layer"] for row in layers],
+                "accuracies": [row["accuracy"] for row in layers],
+                "depths": np.bincount(depths, minlength=len(layers) + 1).tolist(),
             }
         )
-    return found
+    return rows
 
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the accuracy of the probe on every layer, a column for each run and weights."""
-    last = newest(rows)
-    groups = grouped(last, ("run", "weights"))
-    earlier = ["Of each run its newest checkpoint; the plot has the others."]
-    earlier = earlier if len(last) < len(rows) else []
-    layers = list(dict.fromkeys(layer for row in rows for layer in row["layers"]))
+    newest = tables.newest(rows)
+    layers = dict.fromkeys(layer for row in rows for layer in row["layers"])
 
-    def accuracy(own: Sequence[Record], layer: str) -> str:
-        values = [
-            row["accuracies"][row["layers"].index(layer)] for row in own if layer in row["layers"]
-        ]
-        return spread(values).text(scale=100) if values else MISSING
+    def line_of_layer(layer: str) -> tables.Column:
+        def accuracy(row: Record) -> float | None:
+            return dict(zip(row["layers"], row["accuracies"], strict=True)).get(layer)
 
-    cells = [[layer, *(accuracy(own, layer) for own in groups.values())] for layer in layers]
-    cells.append(
-        [
-            "network itself",
-            *(
-                spread([row["network_accuracy"] for row in own]).text(scale=100)
-                for own in groups.values()
-            ),
-        ]
-    )
-    cells.append(
-        [
-            "mean prediction depth",
-            *(spread([row["mean_depth"] for row in own]).text(3) for own in groups.values()),
-        ]
-    )
+        return tables.seed_mean(layer, accuracy, scale=100)
+
+    lines = [
+        *map(line_of_layer, layers),
+        tables.seed_mean("network itself", "network_accuracy", scale=100),
+        tables.seed_mean("mean prediction depth", "mean_depth", 3),
+    ]
+    groups = grouped(newest, ("run", "weights"))
+    notes = [
+        "Prediction depth of a test image: the first probe from which on all agree with the "
+        "network's own prediction, 0 for the lowest, the number of probes if even the last does "
+        "not.",
+        "The SEAL paper shows these as bars; of numbers it gives Block4.1 of LLF, 50.15 in G = 1 "
+        "and 45.62 in G = 10 (Tiny-ImageNet, ResNet-50, k = 5).",
+    ]
+    if len(newest) < len(rows):
+        notes.append("Of each run its newest checkpoint; the plot has the others.")
+    # Layers are many and runs are few, so what other tables have as columns are lines here.
     return Table(
         "Test accuracy (%) of a k-NN probe on every block, and prediction depth",
         ("layer", *(f"{run} {weights}" for run, weights in groups)),
-        cells,
-        (
-            "Prediction depth of a test image: the first probe from which on all agree with the "
-            "network's own prediction, 0 for the lowest, the number of probes if even the last does "
-            "not.",
-            "The SEAL paper shows these as bars; of numbers it gives Block4.1 of LLF, 50.15 in G = 1 "
-            "and 45.62 in G = 10 (Tiny-ImageNet, ResNet-50, k = 5).",
-            *earlier,
-        ),
+        [[line.title, *map(line.text, groups.values())] for line in lines],
+        notes,
     )
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
-    """Draw accuracy over layers; with several checkpoints, the course of each layer's accuracy."""
-    if any(len({row["step"] for row in own}) > 1 for own in grouped(rows, ("run",)).values()):
-        _draw_course(figure, rows)
+    """Draw accuracy over layers, or over steps for each layer where a run has several checkpoints."""
+    runs = grouped(rows, ("run",)).values()
+    if any(len({row["step"] for row in of_run}) > 1 for of_run in runs):
+        panel = _draw_over_steps(figure, rows)
     else:
-        _draw_layers(figure, rows)
+        panel = _draw_over_layers(figure, rows)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
 
-def _mean(own: Sequence[Record]) -> np.ndarray:
-    return 100 * np.mean([row["accuracies"] for row in own], axis=0)
-
-
-def _draw_layers(figure: Figure, rows: Sequence[Record]) -> None:
+def _draw_over_layers(figure: Figure, rows: Sequence[Record]) -> Axes:
     """Draw points and not bars: the differences are small, and bars would have to start at 0."""
-    found, styles = grouped(rows, ("weights",)), plots.run_styles(rows)
+    styles = plots.run_styles(rows)
     layers = list(dict.fromkeys(layer for row in rows for layer in row["layers"]))
-    axes = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-    for each, ((weights,), own) in zip(axes, found.items(), strict=True):
-        for (run,), mine in grouped(own, ("run",)).items():
-            points = plots.over_seeds(100 * np.array([row["accuracies"] for row in mine]).T)
+    panels = plots.panels_by_weights(figure, rows, sharex=True)
+    for weights, of_weights, (axes,) in panels:
+        for (run,), seeds in grouped(of_weights, ("run",)).items():
+            points = plots.over_seeds(100 * np.array([row["accuracies"] for row in seeds]).T)
             # Other networks have other blocks.
-            place = [layers.index(layer) for layer in mine[0]["layers"]]
-            bars = plots.bars(points) if len(mine) > 1 else None
-            each.errorbar(place, points[0], bars, label=run, marker="o", ms=4, **styles[run])
-        each.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
-        each.set_ylabel(f"k-NN accuracy, %, {weights} weights\n{plots.BAND}", fontsize=8)
-        each.grid(axis="y", color="#dddddd", linewidth=0.6)
-        each.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+            place = [layers.index(layer) for layer in seeds[0]["layers"]]
+            bars = plots.bars(points) if len(seeds) > 1 else None
+            axes.errorbar(place, points[0], bars, label=run, marker="o", ms=4, **styles[run])
+        axes.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+        axes.set_ylabel(f"k-NN accuracy, %, {weights} weights\n{plots.BAND}", fontsize=8)
+    return panels[0][2][0]
 
 
-def _draw_course(figure: Figure, rows: Sequence[Record]) -> None:
-    """One panel a run: the accuracy of every layer at every checkpoint (Figure 3)."""
+def _draw_over_steps(figure: Figure, rows: Sequence[Record]) -> Axes:
+    """Draw a panel for each run: the accuracy of every layer at every checkpoint (Figure 3)."""
     weights = "last" if any(row["weights"] == "last" for row in rows) else "best"
     runs = grouped([row for row in rows if row["weights"] == weights], ("run",))
-    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for each, ((run,), own) in zip(axes, runs.items(), strict=True):
-        by_step = sorted(grouped(own, ("step",)).items())
-        values = np.array([_mean(mine) for _, mine in by_step])
-        for index, layer in enumerate(own[0]["layers"]):
-            steps = [step for (step,), _ in by_step]
-            each.plot(steps, values[:, index], label=layer, marker=".", **plots.style(index))
-        each.set_title(run)
-        each.set_xlabel("training step")
-        each.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(f"k-NN accuracy, %, {weights} weights")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, ((run,), of_run) in zip(panels, runs.items(), strict=True):
+        by_step = sorted(grouped(of_run, ("step",)).items())
+        steps = [step for (step,), _ in by_step]
+        accuracies = [[row["accuracies"] for row in seeds] for _, seeds in by_step]
+        means = 100 * np.array([np.mean(seeds, axis=0) for seeds in accuracies])
+        for index, layer in enumerate(of_run[0]["layers"]):
+            axes.plot(steps, means[:, index], label=layer, marker=".", **plots.style(index))
+        axes.set_title(run)
+        axes.set_xlabel("training step")
+        plots.tidy(axes, grid=None)
+    panels[0].set_ylabel(f"k-NN accuracy, %, {weights} weights")
+    return panels[0]
 
 
 def size(rows: Sequence[Record]) -> tuple[float, float]:
-    """Return the figure's size: wider for more bars."""
-    bars = len(rows[0]["layers"]) * len({row["run"] for row in rows})
-    return (min(6 + 0.12 * bars, 16.0), 3.0 * math.ceil(len({row["weights"] for row in rows})))
+    """Return the figure's size: wider for more points."""
+    points = len(rows[0]["layers"]) * len({row["run"] for row in rows})
+    return (min(6 + 0.12 * points, 16.0), 3.0 * len({row["weights"] for row in rows}))
 
 
 KIND = Evaluator(
@@ -271,7 +241,7 @@ KIND = Evaluator(
     summary="k-NN probes on every block of the network",
     source="SEAL paper, Figures 2 and 3; Baldock et al. 2021",
     options=Options,
-    units=units,
+    units=work_items,
     table=table,
     draw=draw,
     rows=combine,

@@ -1,10 +1,11 @@
-"""What an evaluation has done so far: one line of JSON a unit, so that it can be taken up again."""
+"""The records of finished work items, one line of JSON each, so that an evaluation can be resumed."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from itertools import starmap
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,14 +15,14 @@ from seal_jax.errors import UsageError
 
 
 class ResultCache:
-    """The records of finished units, in a file that only grows.
+    """The records of finished work items, in a file that only grows.
 
     Its first line says what is evaluated and how; a file that begins with another is refused.
 
     Args:
       path: the file; its folder is made when the first record is kept.
       header: JSON values, nested by name.
-      overwrite: begin anew, whatever is there.
+      overwrite: start again, whatever the file holds.
 
     Raises:
       UsageError: the file belongs to another evaluation, or cannot be read.
@@ -36,28 +37,24 @@ class ResultCache:
             self._read()
 
     def keep(self, key: str, record: Mapping[str, Any]) -> None:
-        """Write the record of a finished unit to the disk.
+        """Write the record of a finished work item to the disk.
 
         Raises:
           UsageError: the file cannot be written.
         """
         self.records[key] = dict(record)
-        lines = [json.dumps({"key": key, "record": record}) + "\n"]
         try:
             if not self._begun:
-                # What is readable of the old file is written anew: a line may have been cut off.
+                # The readable lines are written again: the last may have been cut off by a kill.
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                lines = [json.dumps(self._header) + "\n"] + [
-                    json.dumps({"key": each, "record": kept}) + "\n"
-                    for each, kept in self.records.items()
-                ]
                 partial = self._path.with_suffix(".partial")
-                partial.write_text("".join(lines), encoding="utf-8")
+                lines = [json.dumps(self._header), *starmap(_line, self.records.items())]
+                partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
                 os.replace(partial, self._path)
                 self._begun = True
                 return
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+                file.write(f"{_line(key, record)}\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -83,10 +80,14 @@ class ResultCache:
             except UsageError as error:
                 problem = str(error)
             if problem or not entry["record"]:
-                break  # cut off where a kill or a full disk came; what follows is done again
+                break  # cut off by a kill or a full disk; the work that follows is done again
             self.records[entry["key"]] = entry["record"]
 
 
 class _Entry(TypedDict):
     key: str
     record: Mapping[str, Any]
+
+
+def _line(key: str, record: Mapping[str, Any]) -> str:
+    return json.dumps({"key": key, "record": record})

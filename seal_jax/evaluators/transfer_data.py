@@ -14,7 +14,7 @@ from seal_jax.data import sources
 from seal_jax.data.catalogue import DATA_SETS
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
-from seal_jax.evaluators.loaded_run import LoadedRun
+from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import shown
 
 # Where the papers use only a part of the labelled images (Guo et al. 2020, appendix).
@@ -56,12 +56,12 @@ def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
     >>> settings_of([row, row])
     'a is resnet8 on digits in generation 4'
     """
-    found = (
+    settings = (
         f"{row['run']} is {row['model']} on {paper_name(row['data'])} "
         f"in generation {row['generation'] + 1}"
         for row in rows
     )
-    return "; ".join(dict.fromkeys(found))
+    return "; ".join(dict.fromkeys(settings))
 
 
 def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
@@ -95,7 +95,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     decoder = make_decoder(builder.info, None, None)
     splits = [split for split, info in builder.info.splits.items() if info.num_examples]
     skip = {decoder.image: tfds.decode.SkipDecoding()}
-    found = []
+    labels = []
     try:
         source = builder.as_data_source(
             _part(name) or "+".join(splits),
@@ -106,12 +106,12 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
             rows = list(range(start, min(start + 256, len(source))))
             for record in source.__getitems__(rows):
                 example = decoder.features.deserialize_example_np(record, decoders=skip)
-                found.append(int(example[decoder.label]))
+                labels.append(int(example[decoder.label]))
     # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
     except Exception as error:
         raise UsageError(f"{name} cannot be read ({first_line(error)}): prepare it again") from None
-    labels = np.array(found, np.int32)
-    return labels[labels >= 0]
+    known = np.array(labels, np.int32)
+    return known[known >= 0]
 
 
 def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
@@ -156,11 +156,9 @@ def image_shape(loaded_run: LoadedRun, side: int | None) -> tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """Other statistics than the run's.
+    """Channel statistics of a name, "" for the run's own, and those of the run.
 
-    Attributes:
-      ours: as a traced function of uint8 images.
-      from_theirs: as a traced function of images that were normalised as in the run.
+    Hashable, so that its methods are the same functions for the same program.
     """
 
     name: str
@@ -169,12 +167,14 @@ class Normalisation:
     run_mean: tuple[float, ...]
     run_std: tuple[float, ...]
 
-    def ours(self, images: jax.Array) -> jax.Array:
-        """Normalise uint8 images; traced."""
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """Return uint8 images, normalised; traced."""
         return data.apply(images, None, data.Augmentation(mean=self.mean, std=self.std))
 
-    def from_theirs(self, images: jax.Array) -> jax.Array:
-        """Normalise anew what was normalised with the run's statistics; traced."""
+    def renormalise(self, images: jax.Array) -> jax.Array:
+        """Return images that were normalised with the run's statistics, with these instead; traced."""
+        if not self.name:
+            return images
         run_mean, run_std = np.array(self.run_mean), np.array(self.run_std)
         mean, std = np.array(self.mean), np.array(self.std)
         scale, shift = run_std / std, (run_mean - mean) / std
@@ -187,9 +187,9 @@ def normalisation(loaded_run: LoadedRun, name: str) -> Normalisation:
     Raises:
       UsageError: an unknown name, or statistics of another number of channels.
     """
-    own = loaded_run.augmentation
+    run = loaded_run.augmentation
     try:
-        mean, std = (own.mean, own.std) if not name else data.statistics(name)
+        mean, std = data.statistics(name) if name else (run.mean, run.std)
     except UsageError as error:
         raise UsageError(f"--normalisation={name}: {error}") from None
     if len(mean) != loaded_run.channels:
@@ -197,27 +197,20 @@ def normalisation(loaded_run: LoadedRun, name: str) -> Normalisation:
             f"--normalisation={name} has {len(mean)} channels and the network takes "
             f"{loaded_run.channels}; leave it out to use the run's"
         )
-    return Normalisation(name, tuple(mean), tuple(std), tuple(own.mean), tuple(own.std))
+    return Normalisation(name, tuple(mean), tuple(std), tuple(run.mean), tuple(run.std))
 
 
 def features(
-    loaded_run: LoadedRun, network: Any, images: np.ndarray, of: Any, batch_size: int
+    loaded_run: LoadedRun, network: Network, images: np.ndarray, function: Any, batch_size: int
 ) -> np.ndarray:
-    """Return ``of(variables, images)`` and refuse what is not finite.
+    """Return ``function(variables, images)``; see :meth:`LoadedRun.apply`.
 
     Raises:
-      UsageError: NaN or infinity.
+      UsageError: they are not finite.
     """
-    found: np.ndarray = loaded_run.apply(of, network, images, batch_size)
-    if not np.isfinite(found).all():
+    values: np.ndarray = loaded_run.apply(function, network, images, batch_size)
+    if not np.isfinite(values).all():
         raise UsageError(
             f"{network.key}: features hold NaN or infinity: the network or its input is broken"
         )
-    return found
-
-
-def check_names(field: str, names: Sequence[Any]) -> None:
-    """Raise unless the names are several, each once."""
-    twice = {name for name in names if list(names).count(name) > 1}
-    if twice:
-        raise UsageError(f"--{field} names {sorted(twice)[0]} twice; name each once")
+    return values

@@ -1,116 +1,46 @@
-"""Krylov decompositions of symmetric operators, on the device, with full reorthogonalisation."""
+"""Lanczos iterations of symmetric operators with full reorthogonalisation, and where a basis is stored.
+
+An operator is a pytree that can be called with a vector and has ``like``, one of its vectors. If it has
+a true attribute ``eager`` it is no pytree but called from Python, as ``Streamed`` is. If it acts on a
+part of its vectors alone, it has the attributes ``selected`` and ``size``, as ``Operator`` does.
+"""
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections import deque
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number
 from seal_jax.hessian import trees
 
 PyTree = Any
-# An operator is a pytree that can be called with a vector and has ``like``, one of its vectors. If it
-# has a true attribute ``eager`` it is no pytree but called from Python, as ``Streamed`` is. If it acts
-# on a part of its vectors alone, it has the attributes ``selected`` and ``size``, as ``Operator`` does.
 LinearOperator = Any
-Make = Callable[[PyTree, PyTree, Any], PyTree]
-Use = Callable[[PyTree, Any, PyTree, PyTree], PyTree]
+Basis = Literal["device", "bfloat16", "host"]
+# Vectors that the steps themselves need: the newest, its product, what is left of it, and partial
+# results, more than one compiler wants; and with a basis on the host those in transfer.
+_WORKING = 7
+_IN_TRANSFER = 2
+NOT_FINITE = (
+    "products with the Hessian hold NaN or infinity: "
+    "the parameters, the data or the loss are broken, or overflow"
+)
 
 
-class Krylov(NamedTuple):
-    """A Krylov decomposition ``A V = V T + v b'``; rows of the basis beyond its size are zero.
-
-    Attributes:
-      basis: ``[m + 1]`` vectors, orthonormal.
-      projected: ``V' A V``, ``[m, m]``.
-      residual: norm of what is left over, the last off-diagonal entry.
-    """
-
-    basis: PyTree
-    projected: jax.Array
-    residual: jax.Array
+def check_basis(basis: str) -> None:
+    """Raise unless a basis can be stored so."""
+    if basis not in get_args(Basis):
+        raise UsageError(f"basis = {basis!r} must be one of {', '.join(get_args(Basis))}")
 
 
-def fold(op: LinearOperator, make: Make, use: Use, carry: PyTree, start: int, stop: int) -> PyTree:
-    """Multiply one vector after the other.
-
-    The loop is Python's: the product is compiled once for whatever is done with it, and compiling
-    it takes longer than all the dispatches.
-
-    Args:
-      op: the operator.
-      make: ``make(like, carry, index) -> vector``; traced, a function of a module.
-      use: ``use(carry, index, vector, product) -> carry``; likewise.
-      carry: donated.
-      start: first index.
-      stop: one past the last.
-
-    Returns:
-      The last carry.
-    """
-    for index in range(start, stop):
-        vector = _made(make, op.like, carry, index)
-        carry = _used(use, carry, index, vector, product(op, vector))
-        # One product at a time: on CPU, programs in flight whose devices wait for each other's part
-        # of a sum can take all threads, and XLA ends the process.
-        jax.block_until_ready(carry)
-    return carry
-
-
-def product(op: LinearOperator, vector: PyTree) -> PyTree:
-    """Return the product of any operator with a vector, from Python."""
-    return op(vector) if getattr(op, "eager", False) else _applied(op, vector)
-
-
-def orthogonalised(basis: PyTree, vector: PyTree) -> tuple[PyTree, jax.Array]:
-    """Return the vector without its part in the basis, twice is enough, and that part."""
-
-    def project(_: Any, carry: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
-        vector, coefficients = carry
-        part = trees.coefficients(basis, vector)
-        return trees.add(vector, trees.combine(basis, part, vector), -1.0), coefficients + part
-
-    # A loop, so that it is compiled once.
-    count = len(jax.tree.leaves(basis)[0])
-    return jax.lax.fori_loop(0, 2, project, (vector, jnp.zeros(count)))
-
-
-def remainder(length: Any, part: Any, least: Any = 0.0, packed: bool = False) -> Any:
-    """Return the norm of what is left of a vector beside its ``part`` in a basis, 0 if rounding.
-
-    For a product that is a breakdown: the basis spans an invariant subspace.
-
-    Args:
-      length: the norm as computed.
-      part: coefficients in the basis.
-      least: further bound below which it counts as nothing.
-      packed: whether the basis is in bfloat16. What the rounding of its vectors leaves is in their
-        span: normalized, it would make the basis dependent.
-    """
-    scale = jnp.maximum(jnp.max(jnp.abs(part)), jnp.finfo(jnp.float32).tiny)
-    bound = (2.0**-8 if packed else 4 * jnp.finfo(jnp.float32).eps) * scale
-    return jnp.where(length <= jnp.maximum(bound, least), 0.0, length)
-
-
-def unit(vector: PyTree, length: Any) -> PyTree:
-    """Return the vector over its norm, zero if that is 0."""
-    return trees.scale(vector, jnp.where(length == 0, 0.0, 1 / jnp.where(length == 0, 1.0, length)))
-
-
-def another(op: LinearOperator, index: Any) -> tuple[PyTree, Any]:
-    """Return any direction to go on from after a breakdown, and the ``least`` of its remainder.
-
-    If less is left of it, the basis spans everything that the operator acts on.
-    """
-    vector = trees.within(selected(op), trees.scrambled(index, op.like))
-    return vector, 1e-3 * trees.norm(vector)
+def check_wanted(k: int, size: int, tolerance: float) -> None:
+    """Raise unless an operator with ``size`` rows has k eigenvalues and the tolerance is positive."""
+    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
+    check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
 
 
 def selected(op: LinearOperator) -> PyTree:
@@ -123,7 +53,43 @@ def rows(op: LinearOperator) -> int:
     return getattr(op, "size", trees.size(op.like))
 
 
-def appended(
+def product(op: LinearOperator, vector: PyTree) -> PyTree:
+    """Return the product of any operator with a vector, from Python.
+
+    Iterations are loops in Python: the product is compiled once for all of them, and compiling it takes
+    longer than all the dispatches. One product runs at a time: on CPU, programs in flight whose devices
+    wait for each other's part of a sum can take all threads, and XLA ends the process.
+    """
+    image = op(vector) if getattr(op, "eager", False) else _applied(op, vector)
+    return jax.block_until_ready(image)
+
+
+def orthogonalise(basis: PyTree, vector: PyTree) -> tuple[PyTree, jax.Array]:
+    """Return the vector without its part in the basis, and that part's coefficients, ``[count]``."""
+
+    def project(_: Any, carry: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
+        vector, coefficients = carry
+        part = trees.coefficients(basis, vector)
+        return trees.add(vector, trees.combine(basis, part, vector), -1.0), coefficients + part
+
+    # Twice is enough for full precision. A loop, so that it is compiled once.
+    count = len(jax.tree.leaves(basis)[0])
+    return jax.lax.fori_loop(0, 2, project, (vector, jnp.zeros(count)))
+
+
+def remainder(length: Any, part: Any, least: Any = 0.0, packed: bool = False) -> Any:
+    """Return the norm of what is left of a vector beside its ``part`` in a basis, 0 if rounding.
+
+    For a product that is a breakdown: the basis spans an invariant subspace. ``length`` is the norm as
+    computed, ``part`` the coefficients; below ``least`` the remainder counts as nothing.
+    """
+    scale = jnp.maximum(jnp.max(jnp.abs(part)), jnp.finfo(jnp.float32).tiny)
+    # What rounding to bfloat16 leaves is in the span: normalized, it would make the basis dependent.
+    bound = (2.0**-8 if packed else 4 * jnp.finfo(jnp.float32).eps) * scale
+    return jnp.where(length <= jnp.maximum(bound, least), 0.0, length)
+
+
+def append(
     basis: PyTree, index: Any, vector: PyTree, least: Any = 0.0
 ) -> tuple[PyTree, jax.Array, jax.Array]:
     """Put what a vector adds to a basis into row ``index``, normalized.
@@ -131,23 +97,51 @@ def appended(
     Returns:
       The basis, the vector's part in it, and the norm of what is left beside it, 0 if rounding.
     """
-    rest, part = orthogonalised(basis, vector)
+    rest, part = orthogonalise(basis, vector)
     length = remainder(trees.norm(rest), part, least, trees.is_packed(basis))
-    return trees.put(basis, index, unit(rest, length)), part, length
+    return trees.put(basis, index, trees.unit(rest, length)), part, length
 
 
-def steps(op: LinearOperator, key: jax.Array, size: int) -> Krylov:
-    """Take ``size`` Lanczos steps from a random vector, within a program."""
+def restart_direction(op: LinearOperator, index: Any) -> tuple[PyTree, Any]:
+    """Return any direction to continue with after a breakdown, and the ``least`` of its remainder.
 
-    def step(index: Any, state: Krylov) -> Krylov:
-        image = op(trees.take(state.basis, index, op.like))
-        direction, least = another(op, index)
+    If less is left of it, the basis spans everything that the operator acts on.
+    """
+    vector = trees.restrict(selected(op), trees.pseudo_random(index, op.like))
+    return vector, 1e-3 * trees.norm(vector)
+
+
+def random_unit(like: PyTree, key: jax.Array, selected: PyTree = None) -> PyTree:
+    """Return a random unit vector, zero outside of what is selected; traced."""
+    vector = trees.restrict(selected, trees.random(key, like))
+    return trees.unit(vector, trees.norm(vector))
+
+
+def first_basis(
+    like: PyTree, key: jax.Array, size: int, packed: bool = False, selected: PyTree = None
+) -> PyTree:
+    """Return a basis with room for ``size`` + 1 vectors, the first one random; traced."""
+    basis = trees.empty_basis(like, size + 1, packed=packed)
+    return trees.put(basis, 0, random_unit(like, key, selected))
+
+
+def lanczos(op: LinearOperator, key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Take ``size`` Lanczos steps from a random vector, within a program.
+
+    Returns:
+      The operator projected on the basis, ``[size, size]``, and the norm of the last remainder.
+    """
+
+    def step(index: Any, carry: tuple[PyTree, jax.Array, jax.Array]) -> Any:
+        basis, projected, _ = carry
+        image = op(trees.take(basis, index, op.like))
+        direction, least = restart_direction(op, index)
 
         def attempt(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             number, basis, part, length = carry
             first = number == 0
             vector = jax.tree.map(lambda a, b: jnp.where(first, a, b), image, direction)
-            basis, *result = appended(basis, index + 1, vector, jnp.where(first, 0.0, least))
+            basis, *result = append(basis, index + 1, vector, jnp.where(first, 0.0, least))
             part, length = (
                 jnp.where(first, new, old) for new, old in zip(result, (part, length), strict=True)
             )
@@ -157,49 +151,37 @@ def steps(op: LinearOperator, key: jax.Array, size: int) -> Krylov:
         _, basis, part, length = jax.lax.while_loop(
             lambda carry: (carry[0] == 0) | ((carry[0] == 1) & (carry[3] == 0)),
             attempt,
-            (0, state.basis, jnp.zeros(size + 1), jnp.zeros(())),
+            (0, basis, jnp.zeros(size + 1), jnp.zeros(())),
         )
         # Most of the column is known from the symmetry, but for the newest entry, only roughly.
         column = part[:size]
-        projected = state.projected.at[:, index].set(column).at[index, :].set(column)
-        return Krylov(basis, projected, length)
+        return basis, projected.at[:, index].set(column).at[index, :].set(column), length
 
-    state = Krylov(
-        begin(op.like, key, size, False, selected(op)), jnp.zeros((size, size)), jnp.zeros(())
-    )
-    return jax.lax.fori_loop(0, size, step, state)
+    basis = first_basis(op.like, key, size, False, selected(op))
+    carry = (basis, jnp.zeros((size, size)), jnp.zeros(()))
+    return jax.lax.fori_loop(0, size, step, carry)[1:]
 
 
-def start(like: PyTree, key: jax.Array, selected: PyTree = None) -> PyTree:
-    """Return a random unit vector, zero outside of what is selected; traced."""
-    vector = trees.within(selected, trees.random(key, like))
-    return unit(vector, trees.norm(vector))
-
-
-def begin(
-    like: PyTree, key: jax.Array, size: int, packed: bool = False, selected: PyTree = None
-) -> PyTree:
-    """Return a basis with room for ``size`` + 1 vectors, the first one random; traced."""
-    basis = trees.empty_basis(like, size + 1, packed=packed)
-    return trees.put(basis, 0, start(like, key, selected))
-
-
-class Iteration(abc.ABC):
+class Iteration:
     """A Lanczos iteration that grows, is cut down to Ritz vectors, and grows again.
 
-    The projection is on the host, in float64; where the basis is stored is up to the subclasses.
+    The projection is on the host, in float64; the basis is in device memory, sharded like the
+    parameters.
 
     Args:
       op: the operator.
-      size: vectors, m.
+      key: of the random first vector.
+      size: vectors of the basis, m.
+      packed: whether the basis is in bfloat16.
     """
 
-    def __init__(self, op: LinearOperator, size: int):
+    def __init__(self, op: LinearOperator, key: jax.Array, size: int, packed: bool = False):
         self.op, self.size = op, size
         self.projected, self.residual = np.zeros((size, size)), 0.0
+        self.basis = self._first(key, packed)
 
     def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
-        """Take Lanczos steps; return the projection and the norm of the residual.
+        """Take Lanczos steps; return the projection and the norm of the last remainder.
 
         Raises:
           UsageError: products that are not finite.
@@ -213,53 +195,29 @@ class Iteration(abc.ABC):
             # all of it keeps the projection exact after restarts, where it is no tridiagonal.
             self.projected[:, index] = self.projected[index, :] = part[: self.size]
             if self.residual == 0:
-                self._append(index + 1, *another(self.op, index))
+                self._append(index + 1, *restart_direction(self.op, index))
         return self.projected, self.residual
 
     def restart(self, rotation: np.ndarray, values: np.ndarray) -> None:
-        """Keep the Ritz vectors ``rotation [m, p]`` of those ``values``, and the residual vector."""
+        """Keep the Ritz vectors ``rotation [m, p]`` of those ``values``, and the basis' last vector."""
         self._rotate(rotation)
         self.projected = np.diag(np.pad(values, (0, self.size - len(values))))
 
-    @abc.abstractmethod
     def vectors(self, rotation: np.ndarray) -> PyTree:
         """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
+        padded = np.pad(rotation, ((0, 1), (0, 0))).astype(np.float32)
+        return _combine(self.basis, padded, self.op.like)
 
-    @abc.abstractmethod
-    def _vector(self, index: int) -> PyTree:
-        """Return row ``index`` of the basis."""
-
-    @abc.abstractmethod
-    def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
-        """Put what a vector adds to the basis into row ``index``; see :func:`appended`."""
-
-    @abc.abstractmethod
-    def _rotate(self, rotation: np.ndarray) -> None:
-        """Replace the basis by its combinations ``rotation [m, p]``, and keep its last vector."""
-
-
-class OnDevice(Iteration):
-    """An iteration whose basis is in device memory.
-
-    Args:
-      op: the operator.
-      key: of the random first vector.
-      size: vectors, m.
-      packed: whether the basis is in bfloat16.
-    """
-
-    def __init__(self, op: LinearOperator, key: jax.Array, size: int, packed: bool = False):
-        super().__init__(op, size)
-        # Spread over devices like the parameters.
-        shardings = jax.tree.map(_with_leading_axis, op.like)
-        first = jax.jit(begin, static_argnums=(2, 3), out_shardings=shardings)
-        self.basis = first(op.like, key, size, packed, selected(op))
+    def _first(self, key: jax.Array, packed: bool) -> PyTree:
+        shardings = jax.tree.map(_with_leading_axis, self.op.like)
+        first = jax.jit(first_basis, static_argnums=(2, 3), out_shardings=shardings)
+        return first(self.op.like, key, self.size, packed, selected(self.op))
 
     def _vector(self, index: int) -> PyTree:
-        return _taken(self.basis, index, self.op.like)
+        return take(self.basis, index, self.op.like)
 
     def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
-        self.basis, part, length = _appended(self.basis, index, vector, least)
+        self.basis, part, length = _append(self.basis, index, vector, least)
         return np.asarray(part, np.float64), float(length)
 
     def _rotate(self, rotation: np.ndarray) -> None:
@@ -270,44 +228,91 @@ class OnDevice(Iteration):
         self.basis = None
         # Leaf by leaf, so that no second basis is needed.
         for index, leaf in enumerate(jax.tree.leaves(self.op.like)):
-            leaves[index] = _rotated(leaves[index], whole, leaf)
+            leaves[index] = _rotate(leaves[index], whole, leaf)
         self.basis = jax.tree.unflatten(structure, leaves)
+
+
+class OnHost(Iteration):
+    """An iteration whose basis is a list of vectors in pinned host memory.
+
+    They pass through the device one by one, each with the sharding of the parameters: a device
+    exchanges its own part with its host. Orthogonalisation is modified Gram-Schmidt, twice, so each
+    step reads the basis twice.
+    """
+
+    def _first(self, key: jax.Array, packed: bool) -> PyTree:
+        self._device = jax.tree.map(lambda leaf: leaf.sharding, self.op.like)
+        self._host = jax.tree.map(_pinned, self.op.like)
+        return [self._store(_random_unit(self.op.like, key, selected(self.op)))]
 
     def vectors(self, rotation: np.ndarray) -> PyTree:
         """Return the combinations ``rotation [m, k]`` of the basis, each leaf ``[k, ...]``."""
-        padded = np.pad(rotation, ((0, 1), (0, 0))).astype(np.float32)
-        return _combined(self.basis, padded, self.op.like)
+        combined = [self._combined(column) for column in rotation.T]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *combined)
+
+    def _vector(self, index: int) -> PyTree:
+        return self._load(self.basis[index])
+
+    def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
+        coefficients = np.zeros(self.size + 1)
+        del self.basis[index:]
+        for _ in range(2):
+            pending: deque[jax.Array] = deque()
+            parts = []
+            for stored in self.basis:
+                while len(pending) >= _IN_TRANSFER:
+                    parts.append(float(pending.popleft()))
+                vector, part = _project_out(vector, self._load(stored))
+                pending.append(part)
+            coefficients[:index] += np.array([*parts, *map(float, pending)])
+        length = float(remainder(_norm(vector), coefficients, least))
+        self.basis.append(self._store(_unit(vector, length)))
+        return coefficients, length
+
+    def _rotate(self, rotation: np.ndarray) -> None:
+        kept = [self._store(self._combined(column)) for column in rotation.T]
+        self.basis = [*kept, self.basis[-1]]
+
+    def _combined(self, weights: np.ndarray) -> PyTree:
+        total = None
+        for weight, stored in zip(weights, self.basis, strict=False):
+            vector = self._load(stored)
+            total = _scale(vector, weight) if total is None else _add(total, vector, weight)
+            # Transfers do not wait by themselves for those before.
+            jax.block_until_ready(total)
+        return total
+
+    def _store(self, vector: PyTree) -> PyTree:
+        return jax.block_until_ready(jax.device_put(vector, self._host))
+
+    def _load(self, stored: PyTree) -> PyTree:
+        return jax.device_put(stored, self._device)
 
 
-NOT_FINITE = (
-    "products with the Hessian hold NaN or infinity: "
-    "the parameters, the data or the loss are broken, or overflow"
-)
+def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iteration:
+    """Return an iteration whose basis is one random vector, stored as ``basis`` says."""
+    return (
+        OnHost(op, key, size) if basis == "host" else Iteration(op, key, size, basis == "bfloat16")
+    )
 
 
-@jax.jit
-def _applied(op: LinearOperator, vector: PyTree) -> PyTree:
-    return op(vector)
+def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:
+    """Return the bytes on the device at the most, besides what the products need.
 
-
-@partial(jax.jit, static_argnames=("make",))
-def _made(make: Make, like: PyTree, carry: PyTree, index: Any) -> PyTree:
-    return make(like, carry, index)
-
-
-@partial(jax.jit, static_argnames=("use",), donate_argnames=("carry",))
-def _used(use: Use, carry: PyTree, index: Any, vector: PyTree, image: PyTree) -> PyTree:
-    return use(carry, index, vector, image)
-
-
-_taken = jax.jit(trees.take)
-_appended = jax.jit(appended, donate_argnums=0)
-_rotated = jax.jit(trees.rotate)
-
-
-@jax.jit
-def _combined(basis: PyTree, rotation: jax.Array, like: PyTree) -> PyTree:
-    return trees.combine(basis, rotation, like)
+    They are those of a basis of ``size`` vectors like ``like``, for k eigenpairs in the end.
+    """
+    whole = trees.nbytes(like)
+    # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them
+    # there are their products, and then the combinations of both.
+    refining = (3 * k + _WORKING) * whole
+    if basis == "host":
+        return refining + _IN_TRANSFER * whole
+    leaves = jax.tree.leaves(like)
+    widths = [2 if basis == "bfloat16" else leaf.dtype.itemsize for leaf in leaves]
+    stacks = [(size + 1) * leaf.size * width for leaf, width in zip(leaves, widths, strict=True)]
+    # A restart makes another basis, leaf by leaf.
+    rotated = max(stacks) + 2 * max(leaf.nbytes for leaf in leaves)
+    return max(sum(stacks) + max(_WORKING * whole, rotated, k * whole), refining)
 
 
 def _with_leading_axis(leaf: jax.Array) -> Any:
@@ -316,3 +321,33 @@ def _with_leading_axis(leaf: jax.Array) -> Any:
     if not isinstance(sharding, NamedSharding):
         return None
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+def _pinned(leaf: jax.Array) -> Any:
+    """Return the sharding of a leaf in its devices' pinned host memory."""
+    kinds = {memory.kind for memory in next(iter(leaf.devices())).addressable_memories()}
+    if "pinned_host" not in kinds:
+        raise UsageError(
+            'basis = "host" needs a device that can pin host memory: use "bfloat16" or a byte_budget'
+        )
+    return leaf.sharding.with_memory_kind("pinned_host")
+
+
+def _without(vector: PyTree, unit: PyTree) -> tuple[PyTree, jax.Array]:
+    part = trees.dot(unit, vector)
+    return trees.add(vector, unit, -part), part
+
+
+# Programs called from Python.
+take = jax.jit(trees.take)
+put = jax.jit(trees.put, donate_argnums=0)
+_applied = jax.jit(lambda op, vector: op(vector))
+_append = jax.jit(append, donate_argnums=0)
+_rotate = jax.jit(trees.rotate)
+_combine = jax.jit(trees.combine)
+_project_out = jax.jit(_without)
+_norm = jax.jit(trees.norm)
+_unit = jax.jit(trees.unit)
+_scale = jax.jit(trees.scale)
+_add = jax.jit(trees.add)
+_random_unit = jax.jit(random_unit)

@@ -9,28 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_integer, check_key, check_number
-from seal_jax.hessian import krylov, storage, trees
-from seal_jax.hessian.krylov import LinearOperator
+from seal_jax.errors import UsageError, check_integer, check_key
+from seal_jax.hessian import krylov, trees
+from seal_jax.hessian.krylov import Basis, LinearOperator
 
 PyTree = Any
 Which = Literal["LA", "SA", "LM", "BE"]
-# Of the basis, where neither its size nor a budget is given.
+# Size of a basis for which neither a size nor a budget is given.
 _DEFAULT_BYTES = 2**28
 
 
 class Eigenpairs(NamedTuple):
-    """What :func:`eigenpairs` found, in the order of ``which``.
+    """Eigenpairs of an operator, in the order of ``which``.
 
     Attributes:
       values: ``[k]``, NumPy.
       vectors: pytree like a vector, every leaf with a leading axis of k; of unit norm.
       residuals: ``[k]``, upper bounds of ``|H v - value v|``, and so of the distance from each value
         to an eigenvalue of H.
-      products: how many products with the operator it took.
-      converged: whether every residual is within the tolerance: then every value is an eigenvalue.
-        That none further out was missed it does not say: of an eigenvalue that H has several times,
-        one start vector finds a single copy until rounding brings in the others.
+      products: number of products with the operator.
+      converged: whether every residual is within the tolerance, so that every value is an eigenvalue.
+        It does not say that none further out was missed.
     """
 
     values: np.ndarray
@@ -40,46 +39,29 @@ class Eigenpairs(NamedTuple):
     converged: bool
 
 
-def order_by(which: Which) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that sorts eigenvalues, the wanted ones first.
+def order_by(values: np.ndarray, which: Which) -> np.ndarray:
+    """Return the indices that sort eigenvalues, the wanted ones first.
 
-    >>> order_by("BE")(np.array([-2.0, -1.0, 5.0, 7.0, 9.0])).tolist()
+    >>> order_by(np.array([-2.0, -1.0, 5.0, 7.0, 9.0]), "BE").tolist()
     [4, 0, 3, 1, 2]
     """
-
-    def both_ends(values: np.ndarray) -> np.ndarray:
+    if which == "BE":  # both ends take turns
         rising = np.argsort(values, kind="stable")
-        turns = np.stack([rising[::-1], rising], axis=1).ravel()
-        return turns[: len(values)]
-
-    orders: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "LA": lambda values: np.argsort(-values, kind="stable"),
-        "SA": lambda values: np.argsort(values, kind="stable"),
-        "LM": lambda values: np.argsort(-np.abs(values), kind="stable"),
-        "BE": both_ends,
-    }
-    return orders[which]
+        return np.stack([rising[::-1], rising], axis=1).ravel()[: len(values)]
+    keys = {"LA": -values, "SA": values, "LM": -np.abs(values)}
+    return np.argsort(keys[which], kind="stable")
 
 
 def rounding(largest: Any) -> Any:
-    """Return what the rounding of float32 products leaves of any residual.
-
-    Args:
-      largest: magnitude of eigenvalues.
-    """
+    """Return what the rounding of float32 products leaves of residuals, by the largest magnitude."""
     return 8 * np.finfo(np.float32).eps * largest + np.finfo(np.float32).tiny
 
 
 def limits(values: np.ndarray, which: Which, tolerance: float, floor: float) -> np.ndarray:
     """Return how large the residuals of converged pairs may be, ``[k]``.
 
-    They are judged by the largest magnitude of the values at their own end of the spectrum.
-
-    Args:
-      values: ``[k]``, in the order of :class:`Eigenpairs`.
-      which: see :func:`eigenpairs`.
-      tolerance: see :func:`eigenpairs`.
-      floor: what rounding allows for.
+    That is ``tolerance`` times the largest magnitude of the values at the same end of the spectrum,
+    but at least ``floor``. The values are in the order of :class:`Eigenpairs`.
 
     >>> limits(np.array([1000.0, 100.0, -0.5, -1.0]), "BE", 1e-2, 1e-3).round(3).tolist()
     [10.0, 10.0, 0.01, 0.01]
@@ -98,7 +80,7 @@ def eigenpairs(
     tolerance: float = 1e-3,
     basis_size: int | None = None,
     byte_budget: int | None = None,
-    basis: storage.Basis = "device",
+    basis: Basis = "device",
     max_products: int = 1000,
     key: jax.Array | None = None,
     progress: Callable[[int, float], None] | None = None,
@@ -106,32 +88,30 @@ def eigenpairs(
     """Return k extreme eigenpairs of a symmetric operator.
 
     Lanczos iteration with full reorthogonalisation in a basis of bounded size; when it is full, the
-    best Ritz vectors are kept and the iteration goes on from there (thick restart), until every
+    best Ritz vectors are kept and the iteration continues from there (thick restart), until every
     residual is at most ``tolerance`` times the largest magnitude among the values at the same end
-    of the spectrum. Float32 allows for no less than 2e-6 of the largest eigenvalue in magnitude, or
-    after restarts 4e-6: a residual that small will do. Each value is one of H's to within its
-    residual. As with every method that starts from one vector, of an eigenvalue that H has several
-    times the further copies come late, by rounding, and may be left out.
+    of the spectrum, or 2e-6 of the largest eigenvalue (after restarts 4e-6), which is what float32
+    resolves. Starting from one vector, the iteration finds the further copies of a multiple
+    eigenvalue late, by rounding, and may leave them out.
 
     Residuals are estimates of the iteration. Where restarts or bfloat16 have rounded the vectors,
     they are computed from k more products at the end, and pairs are those of the vectors' span.
 
     Args:
-      op: as :func:`seal_jax.hessian.operator` or :func:`seal_jax.hessian.streamed` makes it, or any
-        pytree that can be called with a vector and has ``like``.
-      k: how many, at least 1 and at most the operator's rows.
+      op: of :func:`seal_jax.hessian.operator` or :func:`seal_jax.hessian.streamed`, or any pytree
+        that can be called with a vector and has ``like``, a vector.
+      k: number of pairs, in 1..rows of the operator.
       which: the largest ("LA"), the smallest ("SA"), those of largest magnitude ("LM"), or half of
         them from either end, one more of the largest where k is odd ("BE", in falling order).
-      tolerance: see above.
+      tolerance: of the residuals, see above.
       basis_size: vectors held at a time; by default what fits into 256 MiB, between
-        ``max(2 k, k + 20)`` and ``max(4 k, k + 100)``.
+        ``max(2 k, k + 20)`` and ``max(4 k, k + 100)``. More vectors need fewer products.
       byte_budget: bytes of device memory for the basis and the work on it, without what a product
-        needs. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``: more vectors need
-        fewer products.
-      basis: "device"; "bfloat16", there in half the bytes: rounding then keeps residuals above some
-        1e-3 of the largest eigenvalue, where the iteration stops, and errors of eigenvalues above
-        about its square. Or "host": in host memory, from where every step reads it twice.
-      max_products: bound on the products of the iteration, but for the first k.
+        needs. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``.
+      basis: where the basis is stored: on the "device"; there as "bfloat16", in half the bytes, which
+        keeps residuals above some 1e-3 of the largest eigenvalue and errors of eigenvalues above
+        about its square; or on the "host", from where every step reads it twice.
+      max_products: bound on the products of the iteration; the first k are always taken.
       key: of the random start; a fixed one by default.
       progress: called with the products so far and the worst relative residual.
 
@@ -151,24 +131,25 @@ def eigenpairs(
     size = krylov.rows(op)
     if which not in get_args(Which):
         raise UsageError(f"which = {which!r} must be one of {', '.join(get_args(Which))}")
-    storage.check_basis(basis)
-    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
-    check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
+    krylov.check_basis(basis)
+    krylov.check_wanted(k, size, tolerance)
     check_integer("max_products", max_products, 1)
     m = choose_basis_size(op.like, k, basis_size, byte_budget, basis)
-    iteration = storage.begin(op, check_key("key", key, optional=True), m, basis)
+    iteration = krylov.begin(op, check_key("key", key, optional=True), m, basis)
     filled, products, rounded = 0, 0, basis == "bfloat16"
     while True:
-        # Looked at now and then, so as not to fill a basis that has long sufficed.
+        # Checked now and then, so as not to fill a basis that has long sufficed.
         first = k + 2 if not products else filled + max(4, k // 2)
         stop = min(m, size, first, filled + max(1, max_products - products))
         projected, beta = iteration.extend(filled, stop)
         products, filled = products + stop - filled, stop
+        # The small problem is solved in float64: errors are then those of the products alone.
         values, rotation = np.linalg.eigh(projected[:filled, :filled])
-        order = order_by(which)(values)
+        order = order_by(values, which)
         largest = np.abs(values).max()
         # Both ends take turns, so that a restart keeps as many of either; results fall.
         wanted = np.sort(order[:k])[::-1] if which == "BE" else order[:k]
+        # |A y - value y| of a Ritz vector y is the last remainder times y's last coefficient.
         residuals = np.abs(beta * rotation[-1, wanted]) + rounding(largest)
         floor = 2 * rounding(largest) + (largest / 2**8 if basis == "bfloat16" else 0.0)
         allowed = limits(values[wanted], which, tolerance, floor)
@@ -178,11 +159,12 @@ def eigenpairs(
         if filled >= k and (within or filled == size or products >= max_products):
             break
         if filled == m:
+            # More Ritz vectors than wanted: those next in line converge faster from here, too.
             filled, rounded = min(k + (m - k) // 2, m - 1), True
             kept = order[:filled]
             iteration.restart(rotation[:, kept], values[kept])
     vectors = iteration.vectors(np.pad(rotation[:, wanted], ((0, m - filled), (0, 0))))
-    del iteration
+    del iteration  # its basis, before further products need the memory
     values, converged = values[wanted], within
     if rounded:
         values, vectors, lengths = _refined(op, vectors, which)
@@ -195,7 +177,7 @@ def eigenpairs(
 
 
 def choose_basis_size(
-    like: PyTree, k: int, asked: int | None, byte_budget: int | None, basis: storage.Basis
+    like: PyTree, k: int, asked: int | None, byte_budget: int | None, basis: Basis
 ) -> int:
     """Return how many vectors the basis of :func:`eigenpairs` has.
 
@@ -203,17 +185,27 @@ def choose_basis_size(
       UsageError: too few for k pairs, or a budget too small.
     """
     size = trees.size(like)
+    least, most = min(k + 2, size), min(size, max(4 * k, k + 100))
     if asked is not None and byte_budget is not None:
         raise UsageError("basis_size and byte_budget are both given: choose one")
     if asked is not None:
-        if min(size, asked) < min(k + 2, size):
-            raise UsageError(
-                f"basis_size = {asked} must be at least {min(k + 2, size)} for k = {k}"
-            )
+        if min(size, asked) < least:
+            raise UsageError(f"basis_size = {asked} must be at least {least} for k = {k}")
         return min(size, asked)
-    most = min(size, max(4 * k, k + 100))
     default = min(most, max(2 * k, k + 20, _DEFAULT_BYTES // trees.nbytes(like)))
-    return storage.fitting_size(like, k, most, byte_budget, basis, default)
+    if byte_budget is None:
+        return default
+    needed = krylov.device_bytes(like, least, k, basis)
+    if needed > byte_budget:
+        fixes = {"device": ' or basis = "bfloat16" or "host"', "bfloat16": ' or basis = "host"'}
+        raise UsageError(
+            f"byte_budget = {byte_budget} must be at least {needed}, for the {least} vectors that "
+            f"k = {k} needs: raise it, lower k{fixes.get(basis, '')}"
+        )
+    if basis == "host":  # the budget is that of the device
+        return default
+    sizes = range(least, most + 1)
+    return max(m for m in sizes if krylov.device_bytes(like, m, k, basis) <= byte_budget)
 
 
 def _refined(
@@ -221,12 +213,13 @@ def _refined(
 ) -> tuple[np.ndarray, PyTree, np.ndarray]:
     """Return the Ritz pairs in the space of the vectors, and ``|H v - value v|`` from products."""
     vectors = _orthonormal(vectors, op.like)
-    k = len(jax.tree.leaves(vectors)[0])
     images = jax.tree.map(jnp.zeros_like, vectors)
-    vectors, images = krylov.fold(op, _ritz_vector, _keep_image, (vectors, images), 0, k)
+    for index in range(len(jax.tree.leaves(vectors)[0])):
+        image = krylov.product(op, krylov.take(vectors, index, op.like))
+        images = krylov.put(images, index, image)
     projected = np.asarray(_gram(vectors, images, op.like), np.float64)
     values, rotation = np.linalg.eigh((projected + projected.T) / 2)
-    order = np.argsort(-values) if which == "BE" else order_by(which)(values)
+    order = np.argsort(-values) if which == "BE" else order_by(values, which)
     values = values[order]
     rotated, lengths = _residuals(
         vectors, images, rotation[:, order].astype(np.float32), values, op.like
@@ -236,20 +229,12 @@ def _refined(
 
 @jax.jit
 def _orthonormal(vectors: PyTree, like: PyTree) -> PyTree:
-    def one(index: Any, done: PyTree) -> PyTree:
-        vector, _ = krylov.orthogonalised(done, trees.take(vectors, index, like))
-        return trees.put(done, index, krylov.unit(vector, trees.norm(vector)))
+    def append(index: Any, basis: PyTree) -> PyTree:
+        vector, _ = krylov.orthogonalise(basis, trees.take(vectors, index, like))
+        return trees.put(basis, index, trees.unit(vector, trees.norm(vector)))
 
     count = len(jax.tree.leaves(vectors)[0])
-    return jax.lax.fori_loop(0, count, one, jax.tree.map(jnp.zeros_like, vectors))
-
-
-def _ritz_vector(like: PyTree, carry: tuple[PyTree, PyTree], index: Any) -> PyTree:
-    return trees.take(carry[0], index, like)
-
-
-def _keep_image(carry: tuple[PyTree, PyTree], index: Any, vector: PyTree, image: PyTree) -> Any:
-    return carry[0], trees.put(carry[1], index, image)
+    return jax.lax.fori_loop(0, count, append, jax.tree.map(jnp.zeros_like, vectors))
 
 
 @jax.jit

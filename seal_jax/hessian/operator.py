@@ -1,21 +1,25 @@
-"""Products with the Hessian, over batches of data, restricted to a subtree if one likes."""
+"""Products with the Hessian of a loss, over batches of data on the device or streamed from the host."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax import masks
 from seal_jax.errors import UsageError, check_number
 from seal_jax.hessian import trees
 
 PyTree = Any
+# Chunks on the device at a time: one that is worked on while the next one comes in.
+_IN_FLIGHT = 2
 Loss = Callable[..., jax.Array]
 Mode = Literal["forward_over_reverse", "reverse_over_forward", "gauss_newton"]
 Precision = Literal["highest", "high", "default"]
@@ -24,20 +28,13 @@ Precision = Literal["highest", "high", "default"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """The linear map ``v -> H v``; call it with a vector. A pytree: pass it through ``jit``.
+    """The linear map ``v -> H v``: call it with a vector. It is a pytree and passes through ``jit``.
 
     A vector has the structure of the parameters, with ``None`` for those the mask leaves out.
 
-    Attributes:
-      params: where the Hessian is taken.
-      data: batches along the leading axis of every leaf, or ``None``.
+    Attributes, besides the arguments of :func:`operator`:
       weights: of the batches, float32 ``[batches]``, or ``None`` without data.
-      weight_decay: added to every eigenvalue.
-      loss: ``loss(params)`` or ``loss(params, batch)``; see :func:`operator`.
-      outer: of the Gauss-Newton matrix, otherwise ``None``.
-      flags: for each parameter whether it is in the subtree.
-      mode: how a product is computed.
-      precision: of the matrix products in it.
+      flags: for each parameter whether the mask selects it.
       selected: 0 or 1 for each array of a vector, or ``None``; see :meth:`block`.
     """
 
@@ -54,7 +51,7 @@ class Operator:
 
     @property
     def like(self) -> PyTree:
-        """A vector of the operator's domain: the parameters of the subtree."""
+        """A vector of the operator's domain: the selected parameters."""
         leaves, structure = jax.tree.flatten(self.params)
         kept = [leaf if flag else None for leaf, flag in zip(leaves, self.flags, strict=True)]
         return jax.tree.unflatten(structure, kept)
@@ -69,7 +66,7 @@ class Operator:
     def block(self, mask: masks.Mask | None) -> Operator:
         """Return the block ``P H P`` of a part of the parameters, zero elsewhere; ``None``: of all.
 
-        The operator's own mask is compiled into the program and shortens the vectors. That of a block
+        The operator's own mask is compiled into the program and shortens the vectors. A block's mask
         is data: one program serves all parts of a network, with vectors of the whole.
         """
         flags = self.flags if mask is None else jax.tree.leaves(masks.resolve(mask, self.params))
@@ -82,13 +79,14 @@ class Operator:
 
     def __call__(self, vector: PyTree) -> PyTree:
         """Return ``H v``, a vector."""
-        vector = trees.within(self.selected, vector)
+        # On both sides, so that a block is symmetric; the decay is added to it alone.
+        vector = trees.restrict(self.selected, vector)
         if self.weights is None:
             product = self._product(vector, ())
         else:
             total = self.weighted_sum(vector, len(self.weights))
             product = trees.scale(total, 1 / jnp.sum(self.weights))
-        return trees.add(trees.within(self.selected, product), vector, self.weight_decay)
+        return trees.add(trees.restrict(self.selected, product), vector, self.weight_decay)
 
     def weighted_sum(self, vector: PyTree, count: Any) -> PyTree:
         """Return the sum of ``weight * H v`` over the first ``count`` batches, without decay."""
@@ -106,36 +104,23 @@ class Operator:
         one = jax.tree.map(lambda leaf: leaf[None], batch)
         return dataclasses.replace(self, data=one, weights=jnp.ones(1))
 
-    def _whole(self, part: PyTree) -> PyTree:
-        """Return all parameters, those of the subtree taken from ``part``."""
-        own = iter(jax.tree.leaves(part))
-        leaves, structure = jax.tree.flatten(self.params)
-        return jax.tree.unflatten(
-            structure,
-            [next(own) if flag else leaf for leaf, flag in zip(leaves, self.flags, strict=True)],
-        )
-
     def _product(self, vector: PyTree, batch: tuple[PyTree, ...]) -> PyTree:
+        """Return the product with the Hessian of one batch, without decay."""
+
+        def loss(part: PyTree) -> Any:
+            return self.loss(trees.merge(self.params, part), *batch)
+
         with jax.default_matmul_precision(self.precision):
-            return self._derivative(vector, batch)
-
-    def _derivative(self, vector: PyTree, batch: tuple[PyTree, ...]) -> PyTree:
-        def loss(part: PyTree) -> jax.Array:
-            return self.loss(self._whole(part), *batch)
-
-        if self.mode == "forward_over_reverse":
-            return jax.jvp(jax.grad(loss), (self.like,), (vector,))[1]
-        if self.mode == "reverse_over_forward":
-            return jax.grad(lambda part: jax.jvp(loss, (part,), (vector,))[1])(self.like)
-        assert self.outer is not None
-        outer = self.outer
-
-        def outputs(part: PyTree) -> PyTree:
-            return self.loss(self._whole(part), *batch)
-
-        found, pushed = jax.jvp(outputs, (self.like,), (vector,))
-        curved = jax.jvp(jax.grad(lambda z: outer(z, *batch)), (found,), (pushed,))[1]
-        return jax.vjp(outputs, self.like)[1](curved)[0]
+            if self.mode == "forward_over_reverse":
+                return jax.jvp(jax.grad(loss), (self.like,), (vector,))[1]
+            if self.mode == "reverse_over_forward":
+                return jax.grad(lambda part: jax.jvp(loss, (part,), (vector,))[1])(self.like)
+            # J' H_outer J v: pushed forward to the outputs, multiplied there, pulled back.
+            outer = self.outer
+            assert outer is not None  # operator() has checked it
+            outputs, tangent = jax.jvp(loss, (self.like,), (vector,))
+            curved = jax.jvp(jax.grad(lambda z: outer(z, *batch)), (outputs,), (tangent,))[1]
+            return jax.vjp(loss, self.like)[1](curved)[0]
 
 
 def operator(
@@ -163,19 +148,18 @@ def operator(
         no ``data``. A function that can be hashed, for the compiler's cache: define it once. For
         "gauss_newton" it returns the network's outputs.
       params: pytree of arrays, sharded or not.
-      data: pytree whose leaves have the batches as their leading axis, all of one size: a scan goes
-        over them, so that memory is that of one batch. It lies on the device; see
-        :func:`seal_jax.hessian.streamed` for data that does not fit there.
+      data: pytree on the device whose leaves have the batches, all of one size, as their leading
+        axis; memory is that of one batch. :func:`streamed` takes data that does not fit there.
       weights: :math:`w_b`, ``[batches]``; or ``[batches, examples]``, which are summed over each
         batch. All 1 by default. A batch of weight 0 counts for nothing, but its loss must be finite.
-      mask: restrict the Hessian to a subtree, in any form of :mod:`seal_jax.masks`.
+      mask: restricts the Hessian to a subtree, in any form of :mod:`seal_jax.masks`.
       weight_decay: :math:`\lambda` of an L2 term :math:`\frac\lambda2 \|\theta\|^2`.
       mode: "forward_over_reverse" (the cheapest as a rule), "reverse_over_forward", or
         "gauss_newton", :math:`J^\top H_{outer} J`.
       outer: ``outer(outputs, batch) -> scalar``, for "gauss_newton".
       precision: of matrix products and convolutions on float32. "default" is up to six times
-        faster on accelerators, which then round the factors to 8 or 11 bits, and residuals much
-        below 1e-2 of the largest eigenvalue mean nothing any more; a CPU knows no difference.
+        faster on accelerators, which then round the factors to 8 or 11 bits: residuals much below
+        1e-2 of the largest eigenvalue then mean nothing. A CPU makes no difference.
 
     Raises:
       UsageError: a mask that selects nothing, batches of different number, weights that do not fit
@@ -194,10 +178,11 @@ def operator(
     check_number(
         "weight_decay", weight_decay, lambda value: 0 <= value < math.inf, "be 0 or positive"
     )
+    # On the device once, not with every product.
     params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, params)
     per_batch = None
     if data is not None:
-        per_batch = jnp.asarray(batch_weights(data, weights))
+        per_batch = jnp.asarray(_batch_weights(data, weights))
     elif weights is not None:
         raise UsageError("weights are those of batches: give data too")
     flags: tuple[bool, ...] = (True,) * len(jax.tree.leaves(params))
@@ -207,11 +192,11 @@ def operator(
     return Operator(params, data, per_batch, decay, loss, outer, flags, mode, precision)
 
 
-def batch_weights(data: PyTree, weights: Any) -> Any:
+def _batch_weights(data: PyTree, weights: Any) -> Any:
     """Return the weight of each batch, float32 ``[batches]``, all 1 by default.
 
     Raises:
-      UsageError: batches of different number, or weights that are not theirs.
+      UsageError: batches of different number, or weights that do not fit them.
     """
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(counts) != 1 or counts == {()} or counts == {(0,)}:
@@ -221,10 +206,138 @@ def batch_weights(data: PyTree, weights: Any) -> Any:
         return np.ones(count, np.float32)
     if jnp.shape(weights)[:1] != (count,):
         raise UsageError(f"weights {jnp.shape(weights)} must begin with the {count} batches")
-    if isinstance(weights, jax.core.Tracer):
-        found: Any = weights
-    else:
-        found = np.asarray(weights)
-        if not (np.isfinite(found).all() and np.min(found) >= 0 and found.sum() > 0):
+    if not isinstance(weights, jax.core.Tracer):
+        weights = np.asarray(weights)
+        if not (np.isfinite(weights).all() and np.min(weights) >= 0 and weights.sum() > 0):
             raise UsageError("weights must be 0 or positive, and not all 0")
-    return found.astype(np.float32).reshape(count, -1).sum(1)
+    return weights.astype(np.float32).reshape(count, -1).sum(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """Like :class:`Operator`, but it is called from Python, not under ``jit``.
+
+    Attributes, besides the arguments of :func:`streamed`:
+      part: the operator without data.
+      weights: of the batches, NumPy ``[batches]``.
+      chunk: batches that are brought to the device together.
+    """
+
+    eager: ClassVar[bool] = True
+
+    part: Operator
+    data: PyTree
+    weights: np.ndarray
+    chunk: int
+    sharding: Any = None
+
+    @property
+    def like(self) -> PyTree:
+        """A vector of the operator's domain."""
+        return self.part.like
+
+    @property
+    def size(self) -> int:
+        """Rows of the matrix."""
+        return self.part.size
+
+    def __call__(self, vector: PyTree) -> PyTree:
+        """Return ``H v``, a vector."""
+        total = jax.tree.map(jnp.zeros_like, vector)
+        running: deque[tuple[PyTree, PyTree]] = deque()
+        for start in range(0, len(self.weights), self.chunk):
+            while len(running) >= _IN_FLIGHT:
+                # Transfers begin at once, whatever the device is busy with: without waiting here,
+                # the whole data would be on the device before the first product is done.
+                jax.block_until_ready(running.popleft()[1])
+            rows = slice(start, start + self.chunk)
+            op = dataclasses.replace(
+                self.part,
+                data=jax.tree.map(lambda leaf, rows=rows: self._place(leaf[rows]), self.data),
+                weights=self._place(self.weights[rows]),
+            )
+            total = _accumulate(op, vector, total, len(self.weights[rows]))
+            running.append((op, total))
+            del op  # or the chunk would outlive its turn
+        # Or the next product's chunks would come before the last ones of this are freed.
+        jax.block_until_ready(total)
+        return _finish(total, vector, self.weights.sum(), self.part.weight_decay)
+
+    def _place(self, rows: Any) -> jax.Array:
+        """Return rows on the device, filled up to a whole chunk: one shape, one program."""
+        rows = np.asarray(rows)
+        missing = self.chunk - len(rows)
+        rows = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1)) if missing else rows
+        sharding = self.sharding
+        if sharding is None:
+            sharding = getattr(jax.tree.leaves(self.part.params)[0], "sharding", None)
+            if isinstance(sharding, NamedSharding):
+                sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        elif len(sharding.spec) > rows.ndim:  # the weights have no axis of examples
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.device_put(rows, sharding)
+
+
+@jax.jit
+def _accumulate(op: Operator, vector: PyTree, total: PyTree, count: Any) -> PyTree:
+    return trees.add(total, op.weighted_sum(vector, count))
+
+
+@jax.jit
+def _finish(total: PyTree, vector: PyTree, weight: Any, decay: jax.Array) -> PyTree:
+    return trees.add(trees.scale(total, 1 / weight), vector, decay)
+
+
+def streamed(
+    loss: Any,
+    params: PyTree,
+    data: PyTree,
+    *,
+    byte_budget: int,
+    weights: Any = None,
+    sharding: Any = None,
+    **options: Any,
+) -> Streamed:
+    """Return the Hessian of a mean loss over data that stays on the host, as an operator.
+
+    Its values are those of :func:`operator`. At most ``byte_budget`` bytes of the data are on the
+    device at a time, in two chunks: one is transferred while the other is worked on. A Python loop
+    hands the chunks to one compiled program and waits only for the chunk before the last, so that
+    the device does not wait where transfers are faster than products.
+
+    Args:
+      loss: see :func:`operator`.
+      params: likewise, on the device.
+      data: batches along the leading axis of every leaf: NumPy arrays, memory-mapped ones, or what
+        else has ``shape`` and ``dtype`` and gives an array when it is sliced.
+      byte_budget: for the data on the device, at least that of two batches.
+      weights: of the batches; see :func:`operator`.
+      sharding: of a chunk's leaves, such as ``NamedSharding(mesh, PartitionSpec(None, "data"))`` for
+        the second axis, the examples; by default every device of the parameters has all of them.
+      **options: ``mask``, ``weight_decay``, ``mode``, ``outer``, ``precision``.
+
+    Raises:
+      UsageError: as for ``operator``, or a budget that two batches do not fit in.
+
+    >>> data = np.arange(6, dtype=np.float32).reshape(6, 1)
+    >>> op = streamed(
+    ...     lambda x, batch: jnp.mean(batch) * x**2, jnp.float32(1), data, byte_budget=32
+    ... )
+    >>> op.chunk, float(op(jnp.float32(1)))
+    (2, 5.0)
+    """
+    part = operator(loss, params, **options)
+    per_batch = np.asarray(_batch_weights(data, weights))
+    leaves = jax.tree.leaves(data)
+    batch = sum(math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype).itemsize for leaf in leaves) + 4
+    check_number(
+        "byte_budget",
+        byte_budget,
+        lambda value: value >= _IN_FLIGHT * batch,
+        f"be at least {_IN_FLIGHT * batch}: two batches of {batch} bytes; or use smaller batches",
+    )
+    # The weight of a batch, 4 bytes, is counted in its size.
+    chunk = min(int(byte_budget) // (_IN_FLIGHT * batch), len(per_batch))
+    # Chunks of equal size, or nearly so: the last one is filled up.
+    chunk = math.ceil(len(per_batch) / math.ceil(len(per_batch) / chunk))
+    return Streamed(part, data, per_batch, chunk, sharding)

@@ -1,4 +1,4 @@
-"""Eigenvalues of every mini-batch's own Hessian: what Table 6 of the SEAL paper sums up."""
+"""Eigenvalues of every mini-batch's own Hessian: Table 6 of the SEAL paper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seal_jax.errors import UsageError, check_key, check_number
 from seal_jax.hessian import krylov
@@ -21,7 +21,7 @@ _SPREAD = PartitionSpec(_AXIS)
 
 
 class BatchEigenvalues(NamedTuple):
-    """What :func:`batch_eigenvalues` found.
+    """Eigenvalues of each mini-batch's Hessian, and statistics of the pool of all of them.
 
     Attributes:
       values: ``[batches, k]``, falling in magnitude.
@@ -35,17 +35,17 @@ class BatchEigenvalues(NamedTuple):
 
     @property
     def max(self) -> float:
-        """The largest of the pool of all batches."""
+        """The largest of the pool."""
         return float(np.max(self.values))
 
     @property
     def negative_share(self) -> float:
-        """The share of negative values in the pool, in [0, 1]."""
+        """The share of negative values, in [0, 1]."""
         return float(np.mean(self.values < 0))
 
     @property
     def certain_share(self) -> float:
-        """The share of values whose sign their residual leaves no doubt about."""
+        """The share of values whose sign is certain, since their residual is smaller."""
         return float(np.mean(np.abs(self.values) > self.residuals))
 
 
@@ -63,10 +63,10 @@ def batch_eigenvalues(
 ) -> BatchEigenvalues:
     """Return the k eigenvalues of largest magnitude of each batch's own Hessian.
 
-    One program for all batches, which goes from one to the next: Lanczos of a fixed length with full
-    reorthogonalisation from a random vector. Park and Kim (2022), whom the SEAL paper follows in its
-    Table 6, pool five for every mini-batch of the training set, of the loss with its L2 term on
-    augmented data; the table gives the largest of the pool and the share of negative ones.
+    One program takes the same number of Lanczos steps on every batch, from a random vector. Park and
+    Kim (2022), whom the SEAL paper follows in its Table 6, pool five for every mini-batch of the
+    training set, of the loss with its L2 term on augmented data; the table gives the largest of the
+    pool and the share of negative ones.
 
     Args:
       loss: see :func:`seal_jax.hessian.operator`; a batch may hold its weights or random draws.
@@ -75,11 +75,10 @@ def batch_eigenvalues(
       k: values for each batch.
       steps: of Lanczos, and products for each batch; ``4 k + 20`` by default. Memory holds one
         vector more.
-      tolerance: how large residuals may be, over the batch's largest magnitude, for it to count as
-        converged. Values err by about the square of that.
+      tolerance: of a converged batch's residuals, over its largest magnitude. Values err by about the
+        square of that.
       key: of the random starts; a fixed one by default.
-      devices: over which the batches are dealt out, each with the whole parameters; that of the
-        parameters by default.
+      devices: share the batches, each with all parameters; that of the parameters by default.
       **options: ``mask``, ``weight_decay``, ``mode``, ``outer``, ``precision``, see
         :func:`seal_jax.hessian.operator`.
 
@@ -91,31 +90,32 @@ def batch_eigenvalues(
 
     >>> import jax.numpy as jnp
     >>> batches = jnp.array([[3.0, -1.0], [1.0, -2.0]])
-    >>> found = batch_eigenvalues(
+    >>> pool = batch_eigenvalues(
     ...     lambda x, batch: jnp.sum(batch * x**2) / 2, jnp.zeros(2), batches, k=1
     ... )
-    >>> found.values.round(4).tolist(), found.max.__round__(4), found.negative_share
+    >>> pool.values.round(4).tolist(), round(pool.max, 4), pool.negative_share
     ([[3.0], [-2.0]], 3.0, 0.5)
     """
     op = operator(loss, params, batches, **options)
     size, count = op.size, len(op.weights) if op.weights is not None else 0
-    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
+    krylov.check_wanted(k, size, tolerance)
     steps = min(size, 4 * k + 20 if steps is None else steps)
     least = min(size, k + 1)
     must = f"be at least {least} for k = {k}"
     check_number("steps", steps, lambda value: value >= least, must, whole=True)
-    check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
     keys = jax.random.split(check_key("key", key, optional=True), count)
     devices = list(devices or [])
     if len(devices) > 1:
-        projected, last = _dealt_out(op, keys, steps, devices)
+        mesh = jax.make_mesh((len(devices),), (_AXIS,), (AxisType.Auto,), devices=devices)
+        result = _on_devices(op, keys, steps, mesh)
     else:
-        projected, last = _each(op, keys, steps)
-    projected, last = np.asarray(projected, np.float64), np.asarray(last, np.float64)
+        result = _in_turn(op, keys, op.data, steps)
+    projected, last = (np.asarray(part, np.float64) for part in result)
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
+    # In float64 on the host, all batches at once.
     values, vectors = np.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
-    order = np.stack([order_by("LM")(own)[:k] for own in values])
+    order = np.stack([order_by(batch, "LM")[:k] for batch in values])
     ends = np.take_along_axis(vectors[:, -1, :], order, axis=1)
     values = np.take_along_axis(values, order, axis=1)
     scale = np.abs(values[:, :1])
@@ -125,51 +125,37 @@ def batch_eigenvalues(
     return BatchEigenvalues(values, residuals, converged)
 
 
-def _in_turn(op: Operator, keys: jax.Array, batches: PyTree, steps: int) -> tuple[Any, Any]:
-    def lanczos(key_and_batch: tuple[jax.Array, PyTree]) -> tuple[Any, Any]:
-        key, batch = key_and_batch
-        _, projected, residual = krylov.steps(op.of_batch(batch), key, steps)
-        return projected, residual
+@partial(jax.jit, static_argnames=("steps", "mesh"))
+def _in_turn(
+    op: Operator, keys: jax.Array, batches: PyTree, steps: int, mesh: Mesh | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return projections and last remainders of Lanczos on each batch; over a mesh, on each device's."""
 
-    return jax.lax.map(lanczos, (keys, batches))
+    def in_turn(op: Operator, keys: jax.Array, batches: PyTree) -> Any:
+        return jax.lax.map(
+            lambda pair: krylov.lanczos(op.of_batch(pair[1]), pair[0], steps), (keys, batches)
+        )
+
+    if mesh is not None:
+        specs = (PartitionSpec(), _SPREAD, _SPREAD)
+        in_turn = jax.shard_map(
+            in_turn, mesh=mesh, in_specs=specs, out_specs=_SPREAD, check_vma=False
+        )
+    projected, last = in_turn(op, keys, batches)
+    return projected, last
 
 
-@partial(jax.jit, static_argnames=("steps",))
-def _each(op: Operator, keys: jax.Array, steps: int) -> tuple[Any, Any]:
-    return _in_turn(op, keys, op.data, steps)
-
-
-def _dealt_out(
-    op: Operator, keys: jax.Array, steps: int, devices: Sequence[jax.Device]
-) -> tuple[Any, Any]:
-    """Do the same on several devices, which need nothing of each other."""
-    mesh = jax.make_mesh(
-        (len(devices),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=list(devices)
-    )
+def _on_devices(
+    op: Operator, keys: jax.Array, steps: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """Divide the batches over the devices, which do not communicate."""
     count = len(keys)
-    rows = np.arange(-(-count // len(devices)) * len(devices)) % count
+    # Filled up with the first batches, so that every device has as many.
+    rows = np.arange(-(-count // mesh.size) * mesh.size) % count
     everywhere, spread = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), _SPREAD))
     # Straight from the host, if that is where the batches are: no device holds them all.
     batches = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], op.data), spread)
-    template = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
-    template = jax.device_put(template, everywhere)
-    projected, last = _spread(template, jax.device_put(keys[rows], spread), batches, steps, mesh)
+    one = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
+    keys = jax.device_put(keys[rows], spread)
+    projected, last = _in_turn(jax.device_put(one, everywhere), keys, batches, steps, mesh)
     return projected[:count], last[:count]
-
-
-@partial(jax.jit, static_argnames=("steps", "mesh"))
-def _spread(
-    template: Operator, keys: jax.Array, batches: PyTree, steps: int, mesh: jax.sharding.Mesh
-) -> tuple[Any, Any]:
-    def body(template: Operator, keys: jax.Array, batches: PyTree) -> tuple[Any, Any]:
-        return _in_turn(template, keys, batches, steps)
-
-    mapped = jax.shard_map(
-        body,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), _SPREAD, _SPREAD),
-        out_specs=_SPREAD,
-        check_vma=False,
-    )
-    found: tuple[Any, Any] = mapped(template, keys, batches)
-    return found

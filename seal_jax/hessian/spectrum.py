@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from seal_jax.errors import check_key, check_number
-from seal_jax.hessian import krylov, storage
-from seal_jax.hessian.krylov import LinearOperator
+from seal_jax.hessian import krylov
+from seal_jax.hessian.krylov import Basis, LinearOperator
 from seal_jax.hessian.lanczos import rounding
 
 
@@ -19,8 +19,7 @@ class Density(NamedTuple):
     Attributes:
       nodes: ``[probes, steps]``, Ritz values.
       weights: ``[probes, steps]``, at least 0, of sum 1 for each probe.
-      couplings: ``[probes, steps]``, of the nodes' Ritz vectors with the next vector of the basis:
-        what the iteration has not seen of the spectrum.
+      couplings: ``[probes, steps]``, of the nodes' Ritz vectors with the next vector of the basis.
       resolution: the rounding of nodes.
       size: rows of the operator.
     """
@@ -39,21 +38,20 @@ class Density(NamedTuple):
         r"""Return a lower and an upper bound of each probe's share of eigenvalues under ``bound``.
 
         By the inequalities of Chebyshev, Markov and Stieltjes: of all measures with the moments that
-        the iteration has seen, the canonical one, which has a node at the bound, puts most and least
-        below it. The weights of the nodes below the bound are no estimate of that share: where many
-        eigenvalues are closer to the bound than its neighbouring nodes, they may err by half of all.
-        Eigenvalues nearer to the bound than ``resolution`` may count on either side.
+        the iteration knows, the canonical one, which has a node at the bound, puts most and least
+        below it. The nodes' own weights are no estimate of that share: where many eigenvalues are
+        closer to the bound than the nodes beside it, they may err by half. Eigenvalues nearer to the
+        bound than ``resolution`` may count on either side.
 
         Returns:
-          Two arrays ``[probes]``. The share of each is that of a random vector, which errs by
-          :func:`share_error`.
+          Two arrays ``[probes]``; each probe's share errs by :func:`share_error`.
 
         References:
           Golub & Meurant, `Matrices, Moments and Quadrature with Applications`, 2010.
 
-        >>> nodes, no = np.array([[-2.0, 1.0]]), np.zeros((1, 2))
-        >>> whole = Density(nodes, np.array([[0.25, 0.75]]), no, 1e-6, 2)
-        >>> [bound.item() for bound in whole.mass_below(0.0)]
+        >>> nodes, weights = np.array([[-2.0, 1.0]]), np.array([[0.25, 0.75]])
+        >>> exact = Density(nodes, weights, np.zeros((1, 2)), 1e-6, 2)
+        >>> [bound.item() for bound in exact.mass_below(0.0)]
         [0.25, 0.25]
         """
         lower = self._canonical(bound - self.resolution)[0]
@@ -85,14 +83,10 @@ class Density(NamedTuple):
 
 
 def share_error(bounds: np.ndarray, size: int, probes: int) -> float:
-    """Return the standard error of a mean of ``mass_below`` over probes.
+    """Return the standard error of a share between ``bounds``, as a mean over probes.
 
-    A normal vector's share of a subspace has a beta distribution, so its variance is known.
-
-    Args:
-      bounds: between which the share is.
-      size: rows of the operator.
-      probes: random vectors.
+    A normal vector's share of a subspace has a beta distribution, so its variance is known from the
+    ``size`` of the operator.
 
     >>> share_error(np.array([0.1, 0.9]), 98, 2)
     0.05
@@ -106,7 +100,7 @@ def density(
     *,
     probes: int = 8,
     steps: int = 64,
-    basis: storage.Basis = "device",
+    basis: Basis = "device",
     key: jax.Array | None = None,
 ) -> Density:
     r"""Return the spectral density of a symmetric operator.
@@ -116,10 +110,10 @@ def density(
 
     Args:
       op: see :func:`seal_jax.hessian.eigenpairs`.
-      probes: random vectors, one after the other. Each errs by the square root of the operator's
-        rows, so that few are enough for a network; more steps resolve more.
+      probes: random vectors. Each errs by one over the square root of the operator's rows, so that
+        few are enough for a network; more steps resolve more.
       steps: of Lanczos, m; memory holds m + 1 vectors.
-      basis: where it lies; see :func:`seal_jax.hessian.eigenpairs`.
+      basis: where it is stored; see :func:`seal_jax.hessian.eigenpairs`.
       key: of the probes; a fixed one by default.
 
     Raises:
@@ -132,12 +126,13 @@ def density(
     """
     check_number("probes", probes, lambda value: value >= 1, "be at least 1", whole=True)
     check_number("steps", steps, lambda value: value >= 1, "be at least 1", whole=True)
-    storage.check_basis(basis)
+    krylov.check_basis(basis)
     size = krylov.rows(op)
     steps = min(steps, size)
     keys = jax.random.split(check_key("key", key, optional=True), probes)
-    runs = [storage.begin(op, probe, steps, basis).extend(0, steps) for probe in keys]
+    runs = [krylov.begin(op, probe, steps, basis).extend(0, steps) for probe in keys]
     values, vectors = np.linalg.eigh(np.stack([projected for projected, _ in runs]))
+    # Gauss quadrature: the weight of a node is the square of its eigenvector's first entry.
     first, last = vectors[:, 0], vectors[:, -1]
     # The sign of an eigenvector is arbitrary: that with the first entry positive.
     couplings = np.array([[residual] for _, residual in runs]) * last * np.where(first < 0, -1, 1)

@@ -39,13 +39,13 @@ def trace(
     .. math:: \operatorname{tr} Q^\top H Q
         + \tfrac3m \operatorname{tr} G^\top (I - QQ^\top) H (I - QQ^\top) G
 
-    It is exact for a rank of at most ``probes // 3``, and far better than Hutchinson's where few
-    eigenvalues outweigh the others, at the cost of memory for as many vectors.
+    It is exact for a rank of at most ``probes // 3``, for which it holds as many vectors, and far
+    better than Hutchinson's where few eigenvalues outweigh the others.
 
     Args:
       op: see :func:`seal_jax.hessian.eigenpairs`.
-      probes: products with the operator: at least 2 for an error, 6 for "hutch++", which uses the
-        multiple of 3 below.
+      probes: products with the operator: at least 2, or 6 for "hutch++", which uses the multiple of
+        3 below.
       method: "hutchinson" or "hutch++".
       key: of the probes; a fixed one by default.
 
@@ -67,47 +67,45 @@ def trace(
     least = 2 if method == "hutchinson" else 6
     check_number("probes", probes, lambda value: value >= least, f"be at least {least}", whole=True)
     key = check_key("key", key, optional=True)
+    basis, inside = trees.empty_basis(op.like, 1), 0.0
     if method == "hutch++":
+        # A third of the products each: for the sketch, within its span, and outside of it.
         probes = probes // 3
         sketch, key = jax.random.split(key)
-        empty = trees.empty_basis(op.like, probes)
-        keys = jax.random.split(sketch, probes)
-        basis, _ = krylov.fold(op, _signs, _grow, (empty, keys), 0, probes)
-        basis, within = krylov.fold(op, _member, _form, (basis, jnp.zeros(probes)), 0, probes)
-        inside = float(np.sum(np.asarray(within, np.float64)))
-    else:
-        basis, inside = trees.empty_basis(op.like, 1), 0.0
-    carry = (basis, jnp.zeros(probes), jax.random.split(key, probes))
-    forms = krylov.fold(op, _signs_outside, _form, carry, 0, probes)[1]
-    found = np.asarray(forms, np.float64)
-    if not (np.isfinite(found).all() and np.isfinite(inside)):
+        basis = trees.empty_basis(op.like, probes)
+        for index, probe in enumerate(jax.random.split(sketch, probes)):
+            basis = _grow(basis, index, krylov.product(op, _signs(probe, op.like)))
+        members = (krylov.take(basis, index, op.like) for index in range(probes))
+        inside = float(np.sum([_quadratic_form(op, member) for member in members]))
+    keys = jax.random.split(key, probes)
+    forms = np.array([_quadratic_form(op, _signs_outside(basis, probe, op.like)) for probe in keys])
+    if not (np.isfinite(forms).all() and np.isfinite(inside)):
         raise UsageError(krylov.NOT_FINITE)
-    return Trace(inside + float(found.mean()), float(found.std(ddof=1) / np.sqrt(probes)))
+    return Trace(inside + float(forms.mean()), float(forms.std(ddof=1) / np.sqrt(probes)))
 
 
-def _signs(like: PyTree, carry: tuple[PyTree, jax.Array], index: Any) -> PyTree:
-    return trees.random(carry[-1][index], like, signs=True)
+def _quadratic_form(op: LinearOperator, vector: PyTree) -> float:
+    return float(_dot(vector, krylov.product(op, vector)))
 
 
-def _signs_outside(like: PyTree, carry: tuple[Any, ...], index: Any) -> PyTree:
-    return krylov.orthogonalised(carry[0], trees.random(carry[-1][index], like, signs=True))[0]
+_dot = jax.jit(trees.dot)
 
 
-def _member(like: PyTree, carry: tuple[PyTree, jax.Array], index: Any) -> PyTree:
-    return trees.take(carry[0], index, like)
+@jax.jit
+def _signs(key: jax.Array, like: PyTree) -> PyTree:
+    return trees.random(key, like, signs=True)
 
 
-def _form(carry: tuple[Any, ...], index: Any, vector: PyTree, image: PyTree) -> tuple[Any, ...]:
-    """Keep the quadratic form ``v' H v``."""
-    return carry[0], carry[1].at[index].set(trees.dot(vector, image)), *carry[2:]
+@jax.jit
+def _signs_outside(basis: PyTree, key: jax.Array, like: PyTree) -> PyTree:
+    return krylov.orthogonalise(basis, trees.random(key, like, signs=True))[0]
 
 
-def _grow(carry: tuple[PyTree, jax.Array], index: Any, vector: PyTree, image: PyTree) -> Any:
+@jax.jit
+def _grow(basis: PyTree, index: Any, image: PyTree) -> PyTree:
     """Put into the basis what an image adds to it; zero where that is rounding."""
-    basis, keys = carry
-    rest, _ = krylov.orthogonalised(basis, image)
+    rest, _ = krylov.orthogonalise(basis, image)
     length = trees.norm(rest)
     # Written so that NaN does not look like rounding.
-    nothing = length <= 1e-4 * trees.norm(image)
-    unit = trees.scale(rest, jnp.where(nothing, 0.0, 1 / length))
-    return trees.put(basis, index, unit), keys
+    is_rounding = length <= 1e-4 * trees.norm(image)
+    return trees.put(basis, index, trees.scale(rest, jnp.where(is_rounding, 0.0, 1 / length)))

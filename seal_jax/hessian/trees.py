@@ -1,8 +1,9 @@
 """Linear algebra on pytrees, leaf by leaf.
 
-A basis is a stack of vectors: every leaf has a leading axis. It may be packed, that is, hold the
-vectors rounded to bfloat16; the arithmetic is that of the vectors all the same. Products are never
-taken in the reduced precision that accelerators use for matrices by default: it would cost the
+A part of a pytree has the structure of the whole, with ``None`` for every array outside it. A basis
+is a stack of vectors: every leaf has a leading axis. It may be packed, that is, hold the vectors
+rounded to bfloat16; the arithmetic is in the vectors' own type all the same. Products are never taken
+in the reduced precision that accelerators use for matrices by default: it would cost the
 orthogonality of a basis.
 """
 
@@ -14,11 +15,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seal_jax import masks
+
 PyTree = Any
 _EXACT = jax.lax.Precision.HIGHEST
 # A packed leaf holds the bits of bfloat16. As numbers of that type a compiler for a device that does
 # not compute with them, such as a CPU, would widen the whole basis to read one vector of it.
 _PACKED = jnp.uint16
+
+
+def select(mask: masks.Mask | None, whole: PyTree) -> PyTree:
+    """Return the part that the mask selects, in any form of :mod:`seal_jax.masks`; ``None``: all.
+
+    >>> select("fc", {"conv": 1.0, "fc": 2.0})
+    {'conv': None, 'fc': 2.0}
+    """
+    if mask is None:
+        return whole
+    flags = masks.resolve(mask, whole)
+    return jax.tree.map(lambda flag, leaf: leaf if flag else None, flags, whole)
+
+
+def merge(whole: PyTree, part: PyTree) -> PyTree:
+    """Return the whole with the arrays of the part in their places.
+
+    >>> merge({"conv": 1.0, "fc": 2.0}, {"conv": None, "fc": 5.0})
+    {'conv': 1.0, 'fc': 5.0}
+    """
+    return jax.tree.map(
+        lambda new, old: old if new is None else new, part, whole, is_leaf=lambda x: x is None
+    )
 
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:
@@ -54,11 +80,40 @@ def scale(a: PyTree, factor: Any) -> PyTree:
     return jax.tree.map(lambda x: (factor * x).astype(x.dtype), a)
 
 
+def unit(vector: PyTree, length: Any) -> PyTree:
+    """Return the vector over its norm, zero if that is 0."""
+    return scale(vector, jnp.where(length == 0, 0.0, 1 / jnp.where(length == 0, 1.0, length)))
+
+
+def restrict(selected: PyTree | None, vector: PyTree) -> PyTree:
+    """Return the vector times ``selected``, 0 or 1 for each leaf; ``None``: all of it."""
+    return vector if selected is None else jax.tree.map(jnp.multiply, vector, selected)
+
+
+def size(vector: PyTree) -> int:
+    """Return the number of entries of a vector."""
+    return sum(leaf.size for leaf in jax.tree.leaves(vector))
+
+
+def nbytes(tree: PyTree) -> int:
+    """Return the bytes of all leaves.
+
+    >>> nbytes({"a": jnp.zeros((2, 3)), "b": jnp.zeros(4, jnp.uint8)})
+    28
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def empty_basis(vector: PyTree, count: int, *, packed: bool = False) -> PyTree:
     """Return ``count`` zero vectors."""
     return jax.tree.map(
         lambda x: jnp.zeros((count, *x.shape), _PACKED if packed else x.dtype), vector
     )
+
+
+def is_packed(basis: PyTree) -> bool:
+    """Return whether a basis holds bfloat16 for vectors of another type."""
+    return any(rows.dtype == _PACKED for rows in jax.tree.leaves(basis))
 
 
 def put(basis: PyTree, index: Any, vector: PyTree) -> PyTree:
@@ -73,7 +128,7 @@ def _as_row(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def take(basis: PyTree, index: Any, vector: PyTree) -> PyTree:
-    """Return one vector of a basis, of the types of ``vector``."""
+    """Return one vector of a basis, with the types of ``vector``."""
 
     def row(rows: jax.Array, x: jax.Array) -> jax.Array:
         if rows.dtype != _PACKED:
@@ -84,29 +139,27 @@ def take(basis: PyTree, index: Any, vector: PyTree) -> PyTree:
 
 
 def coefficients(basis: PyTree, vector: PyTree) -> jax.Array:
-    """Return the inner product of a vector with every vector of a basis, ``[count]``."""
+    """Return the inner product of a vector with every vector of a basis, ``[count]``.
+
+    >>> coefficients({"w": jnp.eye(2)}, {"w": jnp.array([3.0, 4.0])}).tolist()
+    [3.0, 4.0]
+    """
     if is_packed(basis):
-        # Row by row: the whole basis is never there in the vector's type.
+        # Row by row: the whole basis never exists in the vector's type.
         count = len(jax.tree.leaves(basis)[0])
         return jax.lax.map(lambda index: dot(take(basis, index, vector), vector), jnp.arange(count))
 
-    def one(rows: jax.Array, x: jax.Array) -> jax.Array:
+    def products(rows: jax.Array, x: jax.Array) -> jax.Array:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return jnp.tensordot(rows, x, x.ndim, precision=_EXACT, preferred_element_type=wide)
 
-    return sum(jax.tree.leaves(jax.tree.map(one, basis, vector)), jnp.zeros(()))
+    return sum(jax.tree.leaves(jax.tree.map(products, basis, vector)), jnp.zeros(()))
 
 
 def combine(basis: PyTree, weights: jax.Array, vector: PyTree) -> PyTree:
-    """Return the sum of the basis weighted by ``[count]``, or by each column of ``[count, m]``.
+    """Return the sum of the basis weighted by ``[count]``, or m sums by the columns of ``[count, m]``.
 
-    Args:
-      basis: the vectors.
-      weights: float32.
-      vector: one that has the types in which to sum.
-
-    Returns:
-      A vector, or m of them, of the types of ``vector``.
+    They have the types of ``vector``.
     """
     if not is_packed(basis):
         return jax.tree.map(
@@ -116,25 +169,20 @@ def combine(basis: PyTree, weights: jax.Array, vector: PyTree) -> PyTree:
             basis,
         )
 
-    def column(own: jax.Array) -> PyTree:
+    def combination(column: jax.Array) -> PyTree:
         def step(index: Any, total: PyTree) -> PyTree:
-            return add(total, take(basis, index, vector), own[index])
+            return add(total, take(basis, index, vector), column[index])
 
-        return jax.lax.fori_loop(0, len(own), step, jax.tree.map(jnp.zeros_like, vector))
+        return jax.lax.fori_loop(0, len(column), step, jax.tree.map(jnp.zeros_like, vector))
 
-    return column(weights) if weights.ndim == 1 else jax.lax.map(column, weights.T)
-
-
-def is_packed(basis: PyTree) -> bool:
-    """Return whether a basis holds bfloat16 for vectors of another type."""
-    return any(rows.dtype == _PACKED for rows in jax.tree.leaves(basis))
+    return combination(weights) if weights.ndim == 1 else jax.lax.map(combination, weights.T)
 
 
 def rotate(rows: jax.Array, rotation: jax.Array, leaf: jax.Array) -> jax.Array:
     """Return one leaf of the basis of combinations ``rotation [count, m]``, ``[m, ...]``."""
     if not is_packed(rows):
         return combine(rows, rotation, leaf)
-    return jax.lax.map(lambda own: _as_row(combine(rows, own, leaf), _PACKED), rotation.T)
+    return jax.lax.map(lambda column: _as_row(combine(rows, column, leaf), _PACKED), rotation.T)
 
 
 def random(key: jax.Array, vector: PyTree, *, signs: bool = False) -> PyTree:
@@ -153,21 +201,21 @@ def random(key: jax.Array, vector: PyTree, *, signs: bool = False) -> PyTree:
     return jax.tree.unflatten(structure, drawn)
 
 
-def scrambled(index: Any, vector: PyTree) -> PyTree:
+def pseudo_random(index: Any, vector: PyTree) -> PyTree:
     """Return a vector of pseudo-random numbers in [-1, 1), another for each ``index``.
 
-    A hash of each entry's place: for where a random direction is hardly ever needed but must be in
-    the program. Random keys would take longer to compile than all the rest.
+    A hash of each entry's position: where a random direction is hardly ever needed but must be in the
+    program, random keys would take longer to compile than all the rest.
     """
     leaves, structure = jax.tree.flatten(vector)
 
-    def one(number: int, leaf: jax.Array) -> jax.Array:
+    def hashed(number: int, leaf: jax.Array) -> jax.Array:
         bits = jnp.full(leaf.shape, number + 1, jnp.uint32) + jnp.uint32(7919) * jnp.uint32(index)
         for axis in range(leaf.ndim):
             bits = _mixed(bits + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis))
         return (_mixed(bits).astype(jnp.float32) / 2.0**31 - 1).astype(leaf.dtype)
 
-    return jax.tree.unflatten(structure, [one(*pair) for pair in enumerate(leaves)])
+    return jax.tree.unflatten(structure, [hashed(*pair) for pair in enumerate(leaves)])
 
 
 def _mixed(bits: jax.Array) -> jax.Array:
@@ -176,22 +224,3 @@ def _mixed(bits: jax.Array) -> jax.Array:
         bits = bits * jnp.uint32(factor)
         bits = bits ^ (bits >> shift)
     return bits
-
-
-def within(part: PyTree | None, vector: PyTree) -> PyTree:
-    """Return the vector with zeros outside a part, which has 0 or 1 for each leaf; ``None``: all."""
-    return vector if part is None else jax.tree.map(jnp.multiply, vector, part)
-
-
-def size(vector: PyTree) -> int:
-    """Return the number of entries of a vector."""
-    return sum(leaf.size for leaf in jax.tree.leaves(vector))
-
-
-def nbytes(tree: PyTree) -> int:
-    """Return the bytes of all leaves.
-
-    >>> nbytes({"a": jnp.zeros((2, 3)), "b": jnp.zeros(4, jnp.uint8)})
-    28
-    """
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

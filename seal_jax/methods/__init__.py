@@ -1,55 +1,60 @@
-"""Training methods, one file each; :func:`build` makes one from its name and options."""
+"""Training methods, one file each, and the registry of them that everything else reads.
+
+A file of this folder is a method: it has a docstring whose first line says what it does, an ``Options``
+dataclass, ``build(options, context)``, and ``VARIANTS``, the papers' names for ways to use it; the one
+with the method's own name has its defaults. It may have
+
+- ``ORDER``, its place in tables: 1x for the SEAL paper's methods, 2x for the LW paper's, 3x for the
+  PoF paper's, 4x for the FAST paper's; without it the method comes last;
+- ``defaults(options)``: its own choice of settings that were left open, see :func:`complete`;
+- ``momentum_weight(settings, options)``, see :func:`momentum_weight`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from seal_jax.core import settings
+from seal_jax import records
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
-from seal_jax.methods.method import Context, Method
-
-# Each is a module of this package with a docstring whose first line says what it does, ``SOURCE``,
-# an ``Options`` dataclass and ``build(options, context)``. It may have ``defaults(options)``, see
-# ``complete``, and ``momentum_weight(settings, options)``, see there.
-NAMES = (
-    "normal",
-    "llf",
-    "seal",
-    "sa_gd",
-    "wels",
-    "kels",
-    "dsd",
-    "fc",
-    "shrink_perturb",
-    "imp",
-    "lw",
-    "sam",
-    "pof",
-    "foca",
-    "fast",
-    "born_again",
-)
+from seal_jax.methods.method import Context, Method, Variant
 
 __all__ = [
     "NAMES",
+    "VARIANTS",
     "Context",
     "Method",
+    "Variant",
     "build",
     "complete",
-    "described",
     "momentum_weight",
     "options",
+    "summary",
 ]
+
+# All at once: a method needs little beyond the models, which method.py imports anyway.
+_MODULES: dict[str, Any] = {
+    file.name: importlib.import_module(f"{__name__}.{file.name}")
+    for file in pkgutil.iter_modules(__path__)
+    if file.name != "method"  # what methods are made of, no method
+}
+NAMES: tuple[str, ...] = tuple(
+    sorted(_MODULES, key=lambda name: (getattr(_MODULES[name], "ORDER", 100), name))
+)
+# By their names in configs/digits.py.
+VARIANTS: dict[str, Variant] = {
+    key: variant.of(name, key) for name in NAMES for key, variant in _MODULES[name].VARIANTS.items()
+}
 
 
 def _module(name: str) -> Any:
     if name not in NAMES:
         raise UsageError(f"method.name = {name!r} is not a method{nearest(str(name), NAMES)}")
-    return importlib.import_module(f"seal_jax.methods.{name}")
+    return _MODULES[name]
 
 
 def options(name: str) -> Any:
@@ -61,15 +66,14 @@ def options(name: str) -> Any:
     return _module(name).Options()
 
 
-def described(name: str) -> tuple[str, str]:
-    """Return what a method does, in one line, and the section of its source.
+def summary(name: str) -> str:
+    """Return what a method does, in one line.
 
-    >>> described("lw")
-    ('layerwise reinitialisation (Alabdulmohsin et al. 2022, Algorithm 1)', 'LW paper, Algorithm 1')
+    >>> summary("lw")
+    'layerwise reinitialisation (Alabdulmohsin et al. 2022, Algorithm 1)'
     """
-    module = _module(name)
-    summary = (module.__doc__ or "").splitlines()[0].partition(": ")
-    return (summary[2] or summary[0]).rstrip("."), module.SOURCE
+    line = _module(name).__doc__.splitlines()[0]
+    return line.partition(": ")[2].rstrip(".")
 
 
 def build(values: Mapping[str, Any], context: Context) -> Method:
@@ -81,7 +85,7 @@ def build(values: Mapping[str, Any], context: Context) -> Method:
     return _module(values["name"]).build(_options(values), context)
 
 
-def complete(given: Settings) -> Settings:
+def complete(settings: Settings) -> Settings:
     """Return the settings with the method's own choice in each field that was left open, ``None``.
 
     A method that differs from the others there has ``defaults(options)``, which returns sections of
@@ -90,23 +94,26 @@ def complete(given: Settings) -> Settings:
     >>> complete(Settings(method={"name": "fast"})).model.head_bias
     False
     """
-    module = _module(given.method["name"])
-    defaults = module.defaults(_options(given.method)) if hasattr(module, "defaults") else {}
+    # A value that the user chose stays, even where the method would choose another.
+    module = _module(settings.method["name"])
+    defaults = module.defaults(_options(settings.method)) if hasattr(module, "defaults") else {}
     for name, fields in defaults.items():
-        section = getattr(given, name)
+        section = getattr(settings, name)
         left_open = {field: v for field, v in fields.items() if getattr(section, field) is None}
-        given = dataclasses.replace(given, **{name: dataclasses.replace(section, **left_open)})
-    return given
+        settings = dataclasses.replace(
+            settings, **{name: dataclasses.replace(section, **left_open)}
+        )
+    return settings
 
 
-def momentum_weight(given: Settings) -> float:
+def momentum_weight(settings: Settings) -> float:
     """Return the weight with which a gradient enters the momentum of a run: 1 unless damped."""
-    module = _module(given.method["name"])
+    module = _module(settings.method["name"])
     if not hasattr(module, "momentum_weight"):
         return 1.0
-    return module.momentum_weight(given, _options(given.method))
+    return module.momentum_weight(settings, _options(settings.method))
 
 
 def _options(values: Mapping[str, Any]) -> Any:
-    given = {field: value for field, value in values.items() if field != "name"}
-    return settings.read(_module(values["name"]).Options, given, "method")
+    fields = {field: value for field, value in values.items() if field != "name"}
+    return records.read(_module(values["name"]).Options, fields, "method")

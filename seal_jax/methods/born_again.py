@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +10,30 @@ import jax.numpy as jnp
 
 from seal_jax import distillation
 from seal_jax.core.state import Weights
-from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, HookContext, Method
-from seal_jax.transforms import make_normal_tx
+from seal_jax.errors import UsageError
+from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
-SOURCE = "Furlanello et al. 2018; Yang et al. 2019; SEAL paper, Tables 9 and 10"
+VARIANTS = {
+    "born_again": Variant(
+        "Born-again",
+        "Furlanello et al. 2018; SEAL paper, Tables 9 and 10",
+        "born_again_cifar100.py",
+        digits={"temperature": 4.0},
+        also=("born_again_cifar100.py:labels_only",),
+    ),
+    "tolerant_teacher": Variant(
+        "Tolerant teacher",
+        "Yang et al. 2019; SEAL paper, Tables 9 and 10",
+        "born_again_cifar100.py",
+        {"tolerance": 0.2},
+    ),
+    "smoothed_teacher": Variant(
+        "Label-smoothed teacher",
+        "SEAL paper, Tables 9 and 10",
+        "born_again_cifar100.py",
+        {"optimizer.label_smoothing": 0.1},
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +41,10 @@ class Options:
     """Options of self-distillation.
 
     Attributes:
-      weight: lambda, of the teacher in a student's loss; 0 trains on the labels alone.
+      weight: λ, of the teacher in a student's loss; 0 trains on the labels alone.
       temperature: T, of both softmaxes.
-      tolerance: eta, in the first generation's loss, of the gap between the top score and the mean
-        of the next ``tolerant_classes`` - 1 (a tolerant teacher); 0 for none.
+      tolerance: η, in the first generation's loss, of the gap between the top score and the mean of
+        the next ``tolerant_classes`` - 1 (a tolerant teacher); 0 for an ordinary teacher.
       tolerant_classes: K.
     """
 
@@ -49,14 +67,10 @@ class Teacher(NamedTuple):
 
 
 def build(options: Options, context: Context) -> Method:
-    """Return born-again training: a generation ends as the teacher of a freshly drawn student."""
+    """Return born-again training: a generation ends as the teacher of a new student."""
     context.require_restarts("born_again")
-    for field, holds, must in (
-        ("weight", lambda v: 0 <= v <= 1, "lie in [0, 1]"),
-        ("temperature", lambda v: 0 < v < math.inf, "be positive"),
-        ("tolerance", lambda v: 0 <= v <= 1, "lie in [0, 1]"),
-    ):
-        check_number(f"method.{field}", getattr(options, field), holds, must)
+    check_options(options, "lie in [0, 1]", "weight", "tolerance")
+    check_options(options, "be positive", "temperature")
     classes = context.model.num_classes
     if options.tolerance and not 2 <= options.tolerant_classes <= classes:
         raise UsageError(
@@ -64,14 +78,15 @@ def build(options: Options, context: Context) -> Method:
         )
     smoothing = context.optimizer.label_smoothing
 
-    def start(event: HookContext) -> HookContext:
-        return event._replace(method_state=Teacher(event.weights, jnp.zeros((), bool)))
+    def start(hook: HookContext) -> HookContext:
+        # Of the teacher's shapes from the first step on, so that one program serves all generations.
+        return hook._replace(method_state=Teacher(hook.weights, jnp.zeros((), bool)))
 
-    def graduate(event: HookContext) -> HookContext:
-        fresh = context.model.init(event.key)
-        student = event.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
-        teacher = Teacher(event.weights, jnp.ones((), bool))
-        return event._replace(weights=student, method_state=teacher)
+    def graduate(hook: HookContext) -> HookContext:
+        fresh = context.model.init(hook.key)
+        student = hook.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
+        teacher = Teacher(hook.weights, jnp.ones((), bool))
+        return hook._replace(weights=student, method_state=teacher)
 
     def targets(method_state: Teacher, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = context.model.module.apply(method_state.weights._asdict(), images, train=False)
@@ -96,12 +111,7 @@ def build(options: Options, context: Context) -> Method:
                 k=options.tolerant_classes,
                 label_smoothing=smoothing,
             )
+        # Whether there is a teacher is traced: one program serves all generations.
         return jnp.where(present, student, first)
 
-    return Method(
-        tx=make_normal_tx(**context.arguments()),
-        loss=loss,
-        targets=targets,
-        on_start=start,
-        on_generation_start=graduate,
-    )
+    return context.plain(loss=loss, targets=targets, on_start=start, on_generation_start=graduate)

@@ -1,15 +1,16 @@
-"""DSD: the smallest weights are drawn anew (Han et al. 2017, as the LW paper extends it)."""
+"""DSD: the smallest weights are reinitialised (Han et al. 2017, as the LW paper extends it)."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from seal_jax import selections
-from seal_jax.errors import check_number
-from seal_jax.methods.method import Context, Method
-from seal_jax.methods.relearning import Init, relearning
+from seal_jax.methods.method import Context, Init, Method, Variant, check_options
 
-SOURCE = "LW paper, section 1; Han et al. 2017"
+ORDER = 22
+VARIANTS = {
+    "dsd": Variant("DSD", "Han et al. 2017; LW paper, section 1", "lw_cifar10.py"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Options:
     """Options of DSD.
 
     Attributes:
-      fraction: share of the weights, the smallest in magnitude, that is re-initialised.
+      fraction: share of the weights of the kernels, the smallest in magnitude, that is reinitialised.
       scope: the smallest of each kernel ("tensor"), or of all kernels together ("global").
-      init: from the model's own initialisation, or PyTorch's default.
+      init: from the model's own initialisation, or PyTorch's default ("torch_default").
     """
 
     fraction: float = 0.2
@@ -29,9 +30,10 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return DSD over several rounds."""
-    check_number("method.fraction", options.fraction, lambda f: 0 < f < 1, "lie between 0 and 1")
+    check_options(options, "lie between 0 and 1", "fraction")
 
-    def choose(event):
-        return selections.smallest(event.weights.params, options.fraction, scope=options.scope)
+    def choose(hook):
+        # Of the weights as the generation ends, so that each round may choose others.
+        return selections.smallest(hook.weights.params, options.fraction, scope=options.scope)
 
-    return relearning(context, "dsd", choose, init=options.init)
+    return context.relearn("dsd", choose, options.init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,18 +11,60 @@ import jax.numpy as jnp
 
 from seal_jax import heads, masks
 from seal_jax.core.settings import Settings
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError
 from seal_jax.methods.method import (
     Context,
     GradientFunction,
     HookContext,
     Method,
-    gradient_of,
+    Variant,
+    check_options,
     plain_gradient,
 )
 from seal_jax.transforms.fast import make_fast_tx
 
-SOURCE = "FAST paper, Algorithm 2"
+ORDER = 40
+# configs/digits.py adapts the run of `normal` under a new head, with balanced batches, constant rates
+# and no decay (section 6.2.1).
+_ADAPTATION: dict[str, Any] = {
+    "train.pretrained": "../normal",
+    "train.generations": 1,
+    "train.sampling": "balanced",
+    "train.batch_size": 10,
+    "optimizer.schedule": "constant",
+    "optimizer.weight_decay": 0.0,
+}
+
+
+def _system(name: str, section: str, changes: dict[str, Any], **digits: Any) -> Variant:
+    source = f"FAST paper, section {section}"
+    return Variant(name, source, "fast_cifar100.py", changes, {**_ADAPTATION, **digits})
+
+
+_ADAM = {"alpha": 0.01, "beta": 0.001}
+VARIANTS = {
+    "fast": Variant(
+        "FAST", "FAST paper, Algorithm 2", "fast_cifar100.py", digits={**_ADAPTATION, "beta": 0.02}
+    ),
+    "fast_nesterov": _system("FAST, Nesterov", "6.6", {"optimizer.nesterov": True}, beta=0.02),
+    "fast_adam": _system("FAST, Adam", "6.6", {"optimizer.name": "adam"}, **_ADAM),
+    "fast_radam": _system("FAST, RAdam", "6.6", {"optimizer.name": "radam"}, **_ADAM),
+    "kaiming_fan_in": _system("Kaiming fan-in", "6.6", {"head": "kaiming_fan_in"}),
+    "kaiming_fan_out": _system("Kaiming fan-out", "6.4", {"head": "kaiming_fan_out"}),
+    "xavier": _system("Xavier", "5.1", {"head": "xavier"}),
+    "gaussian": _system("N(0, s^2)", "6.2", {"head": "normal", "sigma": 0.01}, sigma=0.1),
+    "feature_extraction": _system("Feature extraction", "3", {"beta": 0.0}),
+    "frozen_head": _system(
+        "Frozen head", "6.3", {"head": "normal", "sigma": 0.01, "alpha": 0.0}, sigma=0.1
+    ),
+    "warmup": _system(
+        "Classifier warm-up",
+        "6.4",
+        {"head": "kaiming_fan_in", "warmup": True},
+        # In steps; the paper's rule counts ten.
+        **{"train.validate_every": 5},
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +74,20 @@ class Options:
     Attributes:
       head: how the new classifier starts: "zero" (FAST), "tiny" (deviation 1e-8), "normal" (deviation
         ``sigma``), "kaiming_fan_in", "kaiming_fan_out" or "xavier".
-      sigma: of "normal".
-      alpha: learning rate of the classifier; ``None`` for ``optimizer.learning_rate``; 0 freezes it.
-      beta: learning rate of the features; ``None`` likewise; 0 is feature extraction.
-      damped_momentum: a gradient enters the momentum of SGD with weight 1 - momentum, so that rates
-        are ten times those of undamped momentum.
+      sigma: deviation of "normal".
+      alpha: α, learning rate of the classifier; ``None`` for ``optimizer.learning_rate``; 0 freezes it
+        (section 6.3).
+      beta: β, learning rate of the features; ``None`` likewise; 0 is feature extraction (section 3).
+      damped_momentum: a gradient enters the momentum of SGD with weight 1 - M, so that rates are ten
+        times those of undamped momentum.
       warmup: train the classifier alone until the validation accuracy has not risen by
-        ``warmup_gain`` for ``warmup_steps`` steps, then everything.
+        ``warmup_gain`` for ``warmup_steps`` steps, then everything, the features with a fresh
+        optimizer (section 6.4); needs a validation split.
       warmup_gain: of the accuracy, 0.01 for one percent.
       warmup_steps: see ``warmup``; scored as often as ``train.validate_every`` says.
-      warmup_statistics: normalise with the statistics of the batch during the warm-up, and let the
-        running ones move; otherwise BatchNorm is in inference mode until it ends.
+      warmup_statistics: normalise with the statistics of the batch during the warm-up, and update the
+        running ones (the blue and red curves of Figure 7); otherwise BatchNorm is in inference mode
+        until it ends.
     """
 
     head: heads.Name = "zero"
@@ -56,12 +102,12 @@ class Options:
 
 
 class Warmup(NamedTuple):
-    """How the warm-up of the classifier goes.
+    """The state of the classifier's warm-up, of one seed.
 
     Attributes:
-      warming: whether it goes on.
-      best: the validation accuracy that the next must beat by the gain.
-      since: the step at which it was reached.
+      warming: whether it goes on, bool.
+      best: the validation accuracy that the next must beat by the gain, float32.
+      since: the step at which it was reached, int32.
     """
 
     warming: jax.Array
@@ -70,8 +116,8 @@ class Warmup(NamedTuple):
 
 
 def defaults(options: Options) -> dict[str, dict[str, Any]]:
-    """Return the paper's network: a head without bias on features that change only if they learn."""
-    # Section 3: in feature extraction theta stays what it was; the statistics are part of that.
+    """Return the paper's choices: a head without bias, and frozen statistics in feature extraction."""
+    # Section 3: in feature extraction the features stay what they were, BatchNorm's statistics too.
     statistics = "frozen" if options.beta == 0 else "batch"
     return {"model": {"head_bias": False}, "train": {"batch_statistics": statistics}}
 
@@ -84,15 +130,16 @@ def momentum_weight(settings: Settings, options: Options) -> float:
 
 def build(options: Options, context: Context) -> Method:
     """Return FAST around the optimizer asked for."""
-    optimizer, head = context.optimizer, context.head
+    optimizer, head = context.optimizer, context.model.head
     try:
         heads.check(options.head, options.sigma)
     except UsageError as error:
         raise UsageError(f"method.{error}") from None
     alpha = optimizer.learning_rate if options.alpha is None else options.alpha
     beta = optimizer.learning_rate if options.beta is None else options.beta
-    for field, rate in (("alpha", alpha), ("beta", beta)):
-        check_number(f"method.{field}", rate, lambda v: 0 <= v < float("inf"), "be 0 or positive")
+    check_options(
+        dataclasses.replace(options, alpha=alpha, beta=beta), "be 0 or positive", "alpha", "beta"
+    )
     if not alpha and not beta:
         raise UsageError("method.alpha = 0 and method.beta = 0 leave nothing to train")
     if options.warmup and not (alpha and beta):
@@ -102,9 +149,11 @@ def build(options: Options, context: Context) -> Method:
             'method.warmup_statistics = True does not go with train.batch_statistics = "frozen"; use '
             '"batch"'
         )
+    # The library names Nesterov's momentum as an optimizer; Adam and RAdam have none.
     nesterov = optimizer.name == "sgd" and optimizer.nesterov
     tx = make_fast_tx(
         head,
+        # What is frozen has the number 0 as its rate: a schedule must be positive.
         context.schedule(alpha) if alpha else 0.0,
         context.schedule(beta) if beta else 0.0,
         optimizer="nesterov" if nesterov else optimizer.name,
@@ -115,43 +164,43 @@ def build(options: Options, context: Context) -> Method:
         epochs_per_generation=context.epochs,
         reset_momentum=optimizer.reset_momentum,
     )
-    features = masks.invert(head)
+    # What does not learn needs no backward pass.
     gradient: GradientFunction = plain_gradient
     if not beta:
-        gradient = gradient_of(masks.resolve(head, context.params))
+        gradient = context.gradient_of(head)
     elif not alpha:
-        gradient = gradient_of(masks.resolve(features, context.params))
+        gradient = context.gradient_of(masks.invert(head))
 
-    def start(event: HookContext) -> HookContext:
-        params = event.weights.params
-        name = context.model.head
-        fresh = heads.initialise(event.key, params[name], options.head, options.sigma)
-        weights = event.weights._replace(params={**params, name: fresh})
-        method_state = _warmup() if options.warmup else ()
-        return event._replace(weights=weights, method_state=method_state)
+    def start(hook: HookContext) -> HookContext:
+        params = hook.weights.params
+        classifier = heads.initialise(hook.key, params[head], options.head, options.sigma)
+        return hook.with_params({**params, head: classifier})
 
-    method = Method(
-        tx=tx,
-        loss=context.loss,
-        on_start=start,
-        gradient=gradient,
-        rate=context.schedule(beta or alpha),
+    # The learning rate in the log is that of the features, where these learn.
+    method = context.plain(
+        tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)
     )
-    return _with_warmup(method, options) if options.warmup else method
+    return _with_warmup(method, start, options) if options.warmup else method
 
 
-def _warmup() -> Warmup:
-    return Warmup(jnp.ones((), bool), jnp.full((), -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
+def _with_warmup(
+    method: Method, start: Callable[[HookContext], HookContext], options: Options
+) -> Method:
+    check_options(options, "lie in [0, 1)", "warmup_gain")
+    check_options(options, "be at least 1", "warmup_steps")
 
-
-def _with_warmup(method: Method, options: Options) -> Method:
-    check_number("method.warmup_gain", options.warmup_gain, lambda v: 0 <= v < 1, "lie in [0, 1)")
-    check_number("method.warmup_steps", options.warmup_steps, lambda v: v >= 1, "be at least 1")
+    def start_warmup(hook: HookContext) -> HookContext:
+        # Minus infinity: whatever the first accuracy is, it is a gain.
+        state = Warmup(
+            jnp.ones((), bool), jnp.full((), -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32)
+        )
+        return start(hook)._replace(method_state=state)
 
     def on_validation(method_state: Warmup, accuracy: jax.Array, step: jax.Array) -> Warmup:
         better = accuracy >= method_state.best + options.warmup_gain
         best = jnp.where(better, accuracy, method_state.best)
         since = jnp.where(better, step, method_state.since)
+        # Once over, the warm-up does not come back, whatever the accuracy does later.
         warming = method_state.warming & (step - since < options.warmup_steps)
         return Warmup(warming, best, since)
 
@@ -161,6 +210,7 @@ def _with_warmup(method: Method, options: Options) -> Method:
 
     return dataclasses.replace(
         method,
+        on_start=start_warmup,
         on_validation=on_validation,
         extra_args=lambda method_state: {"warming": method_state.warming},
         frozen_statistics=frozen,

@@ -1,15 +1,16 @@
-"""FC: the dense layers behind the last convolution are drawn anew (LW paper)."""
+"""FC: the dense layers behind the last convolution are reinitialised (LW paper)."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from seal_jax import masks
-from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, Method
-from seal_jax.methods.relearning import Init, relearning
+from seal_jax.methods.method import Context, Init, Method, Variant
 
-SOURCE = "LW paper, section 1; Zhao et al. 2018; Li et al. 2020"
+ORDER = 23
+VARIANTS = {
+    "fc": Variant("FC", "LW paper, section 1", "lw_cifar10.py"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Options:
     """Options of FC.
 
     Attributes:
-      threshold: the first block, of the model's declared order, that is re-initialised; ``None``
-        for the first dense layer after the last convolution.
-      init: from the model's own initialisation, or PyTorch's default.
+      threshold: the first block, in the model's declared order, that is reinitialised; ``None`` for
+        the first dense layer behind the last convolution.
+      init: from the model's own initialisation, or PyTorch's default ("torch_default").
     """
 
     threshold: str | None = None
@@ -28,11 +29,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return FC: LW's special case of one block and several rounds."""
-    model = context.model
-    first = options.threshold or model.dense_after_convs[0]
-    try:
-        mask = masks.resolve(masks.since(model.blocks, first), context.params)
-    except UsageError as error:
-        raise UsageError(f"method.threshold: {error}") from None
-    method = relearning(context, "fc", lambda event: mask, init=options.init)
+    first = options.threshold or context.model.dense_after_convs[0]
+    mask = masks.resolve(context.at_threshold(masks.since, first), context.params)
+    method = context.relearn("fc", lambda hook: mask, options.init)
     return dataclasses.replace(method, mask=mask)

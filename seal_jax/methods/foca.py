@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-
-import jax
 
 from seal_jax import masks, weak_classifiers
-from seal_jax.core.losses import mean_cross_entropy
-from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import (
-    Context,
-    Gradient,
-    Method,
-    StepContext,
-    gradient_of,
-)
-from seal_jax.transforms import make_normal_tx
+from seal_jax.losses import mean_cross_entropy
+from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 
-SOURCE = "Sato et al. 2019; PoF paper, section 3.1"
+ORDER = 32
+VARIANTS = {
+    "foca": Variant("FOCA", "Sato et al. 2019; PoF paper, section 3.1", "pof_cifar10.py"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +20,7 @@ class Options:
 
     Attributes:
       weak_batch_size: images of the batch that a weak classifier learns from.
-      weak_steps: its gradient steps, from a random initialisation.
+      weak_steps: its gradient steps, from a random initialisation; this and the next two are ours.
       weak_learning_rate: of these steps.
       weak_sigma: standard deviation of that initialisation.
     """
@@ -41,23 +33,16 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return FOCA; the network's own classifier learns on the same features without shaping them."""
-    for field, least in (("weak_batch_size", 1), ("weak_steps", 1)):
-        if getattr(options, field) < least:
-            value = getattr(options, field)
-            raise UsageError(f"method.{field} = {value} must be at least {least}")
-    for field in ("weak_learning_rate", "weak_sigma"):
-        value = getattr(options, field)
-        check_number(f"method.{field}", value, lambda v: 0 < v < math.inf, "be positive")
+    check_options(options, "be at least 1", "weak_batch_size", "weak_steps")
+    check_options(options, "be positive", "weak_learning_rate", "weak_sigma")
     model, head = context.model, context.model.head
-    features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
+    features_only = context.gradient_of(masks.invert(head))
 
-    def gradient(problem: StepContext, params) -> Gradient:
-        assert problem.key is not None
-        images, labels = problem.extra_batch(0)
-        features, _ = problem.extract(params, images)
-        features, labels = problem.gather((features, labels))
-        classifier = weak_classifiers.foca(
-            problem.key,
+    def gradient(step: StepContext, params) -> Gradient:
+        assert step.key is not None
+        (features, labels), _ = step.extra_features(params, 0)
+        weak_classifier = weak_classifiers.foca(
+            step.key,
             params[head],
             features,
             labels,
@@ -67,17 +52,12 @@ def build(options: Options, context: Context) -> Method:
             learning_rate=options.weak_learning_rate,
             sigma=options.weak_sigma,
         )
-        found = features_only(problem, {**params, head: classifier})
+        auxiliary, direction, _ = features_only(step, {**params, head: weak_classifier})
+        # On the features of the same pass, held constant: the network's own classifier shapes none.
+        head_gradient = context.classifier_gradient(step, params, auxiliary.features)
+        return Gradient(auxiliary, {**direction, head: head_gradient}, {})
 
-        def own(classifier):
-            logits = model.classify(classifier, found.auxiliary.features)
-            return problem.part(context.loss(logits, problem.labels, None))
-
-        return found._replace(gradient={**found.gradient, head: jax.grad(own)(params[head])})
-
-    return Method(
-        tx=make_normal_tx(**context.arguments()),
-        loss=context.loss,
+    return context.plain(
         gradient=gradient,
         extra_batch_size=options.weak_batch_size,
         random=True,

@@ -8,11 +8,19 @@ import optax
 
 from seal_jax import pruning, selections
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, HookContext, Method
+from seal_jax.methods.method import Context, HookContext, Method, Variant
 from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.imp import hold_pruned
 
-SOURCE = "Frankle & Carbin 2019; Frankle et al. 2020"
+ORDER = 24
+VARIANTS = {
+    "imp": Variant(
+        "IMP",
+        "Frankle & Carbin 2019; Frankle et al. 2020",
+        "imp_cifar10.py",
+        also=("imp_cifar10.py:imp_early",),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +28,8 @@ class Options:
     """Options of iterative magnitude pruning.
 
     Attributes:
-      fraction: share of the remaining weights that each generation prunes, the smallest.
-      rewind_step: the others go back to their values after so many steps of generation 0; 0 for
-        their initial values.
+      fraction: share of the remaining weights, the smallest, that each new generation prunes.
+      rewind_step: step of generation 0 whose values the others go back to; 0 is the initialisation.
       scope: the smallest of all kernels together ("global"), or of each ("tensor").
     """
 
@@ -32,7 +39,7 @@ class Options:
 
 
 def build(options: Options, context: Context) -> Method:
-    """Return IMP; pruned weights stay exactly zero, and the masks lie in the optimizer's state."""
+    """Return IMP; pruned weights stay exactly zero, and the masks are stored in the optimizer's state."""
     context.require_restarts("imp")
     check_number(
         "method.fraction",
@@ -50,14 +57,15 @@ def build(options: Options, context: Context) -> Method:
             f"method.rewind_step = {options.rewind_step} does not go with train.patience or "
             "train.until_accuracy, which may end generation 0 before it"
         )
+    # Behind the optimizer, whose momentum and weight decay would move pruned weights off zero.
     tx = optax.chain(
         make_normal_tx(**context.arguments()), hold_pruned(rewind_step=options.rewind_step)
     )
 
-    def forget(event: HookContext) -> HookContext:
+    def forget(hook: HookContext) -> HookContext:
         params, opt_state = pruning.prune(
-            event.weights.params, event.opt_state, options.fraction, options.scope
+            hook.weights.params, hook.opt_state, options.fraction, options.scope
         )
-        return event._replace(weights=event.weights._replace(params=params), opt_state=opt_state)
+        return hook.with_params(params)._replace(opt_state=opt_state)
 
-    return Method(tx=tx, loss=context.loss, on_generation_start=forget)
+    return context.plain(tx=tx, on_generation_start=forget)

@@ -1,15 +1,16 @@
-"""KELS: all but a slim network inside the network is drawn anew (Taha et al. 2021)."""
+"""KELS: all but a slim network inside the network is reinitialised (Taha et al. 2021)."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from seal_jax import selections
-from seal_jax.errors import check_number
-from seal_jax.methods.method import Context, Method
-from seal_jax.methods.relearning import Init, relearning
+from seal_jax import slimming
+from seal_jax.methods.method import Context, Init, Method, Variant, check_options
 
-SOURCE = "Taha et al. 2021, section 3"
+ORDER = 21
+VARIANTS = {
+    "kels": Variant("KELS", "Taha et al. 2021, section 3", "ke_cifar100.py"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Options:
     """Options of kernel-level convolution-aware splitting.
 
     Attributes:
-      keep: share of the input and output channels of each kernel that is kept; these form a network
-        of their own, which ``python -m seal_jax slim`` exports.
-      init: from the model's own initialisation, or PyTorch's default.
+      keep: r, the share of the input and output channels of each kernel that is kept; these form a
+        network of their own, which ``python -m seal_jax slim`` exports.
+      init: from the model's own initialisation, or PyTorch's default ("torch_default").
     """
 
     keep: float = 0.8
@@ -28,16 +29,17 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return KELS; the kept network is the same in all generations."""
-    check_number("method.keep", options.keep, lambda r: 0 < r < 1, "lie between 0 and 1")
+    check_options(options, "lie between 0 and 1", "keep")
     model = context.model
 
-    def choose(event):
-        return selections.kernel_slices(
-            event.weights.params,
+    def choose(hook):
+        # The first layer keeps all inputs and the classifier all outputs: images and classes stay.
+        return slimming.kernel_slices(
+            hook.weights.params,
             options.keep,
             first=model.layers[0],
             head=model.head,
             flattened=model.flattened,
         )
 
-    return relearning(context, "kels", choose, init=options.init)
+    return context.relearn("kels", choose, options.init)

@@ -7,45 +7,51 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, HookContext, Method
+from seal_jax.methods.method import Context, HookContext, Init, Method, Variant
 from seal_jax.transforms import make_normal_tx, split_state
 
-SOURCE = "Zhou et al. 2022, section 4; SEAL paper, section 2"
+ORDER = 11
+VARIANTS = {
+    "llf": Variant(
+        "LLF",
+        "Zhou et al. 2022, section 4",
+        "seal_tiny_imagenet.py:llf_paper",
+        digits={"threshold": "dense2"},
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of LLF; the defaults re-initialise what the released code does, from the model's init.
+    """Options of LLF; the defaults reinitialise what the released code does, from the model's own init.
 
     Attributes:
-      threshold: the first block, of the model's declared order, that is re-initialised.
-      init: from the model's own initialisation, or PyTorch's default as in the released code.
-      reset_norm: re-initialise scale and bias of the normalisation layers too.
-      reset_bias: re-initialise biases beside kernels (the released code does not).
-      optimizer_state: what ``optimizer.reset_momentum`` does where a generation starts: "fresh",
-        "zero" or "keep" of :func:`seal_jax.forgetting.forget_state`; with "never" it is "keep".
+      threshold: the first block, in the model's declared order, that is reinitialised.
+      init: from the model's own initialisation, or PyTorch's default ("torch_default") as in the
+        released code.
+      reset_norm: reinitialise scale and bias of the normalisation layers, too.
+      reset_bias: reinitialise biases beside kernels (the released code does not).
+      optimizer_state: what happens to the momentum where a generation starts: "fresh", that of all
+        parameters is zero; "zero", that of the reinitialised ones; "keep". With
+        ``optimizer.reset_momentum`` "never" it is "keep".
     """
 
     threshold: str = "layer3"
-    init: Literal["model", "torch_default"] = "model"
+    init: Init = "model"
     reset_norm: bool = False
     reset_bias: bool = True
     optimizer_state: Literal["fresh", "zero", "keep"] = "fresh"
 
 
 def build(options: Options, context: Context) -> Method:
-    """Return LLF: plain training whose later layers are drawn anew where a generation starts."""
+    """Return LLF: plain training whose later layers are reinitialised where a generation starts."""
     context.require_restarts("llf")
-    try:
-        later = masks.since(context.model.blocks, options.threshold)
-    except UsageError as error:
-        raise UsageError(f"method.threshold: {error}") from None
+    later = context.at_threshold(masks.since, options.threshold)
     mask = masks.resolve(
         masks.restrict(later, norms=options.reset_norm, biases=options.reset_bias), context.params
     )
-    init_fn: forgetting.Initialiser = (
-        context.init_params if options.init == "model" else "torch_default"
-    )
+    init_fn = context.initialiser(options.init)
+    # Two settings say when the momentum is reset; "never" is the stronger one.
     policy, arguments = options.optimizer_state, context.arguments()
     if arguments["reset_momentum"] == "never":
         if policy == "zero":
@@ -55,13 +61,14 @@ def build(options: Options, context: Context) -> Method:
             )
         policy = "keep"
     if policy == "zero":
+        # Adam's bias correction needs a count per part: that of the reinitialised part restarts.
         arguments["preconditioner"] = split_state(arguments["preconditioner"], mask)
-    # The event resets the method_state, so the transformation itself keeps it.
+    # The hook resets the momentum, so that the transformation must not.
     tx = make_normal_tx(**{**arguments, "reset_momentum": "never"})
 
-    def forget(event: HookContext) -> HookContext:
-        params = forgetting.reinitialise(event.key, event.weights.params, mask, init_fn)
-        opt_state = forgetting.forget_state(tx, event.opt_state, params, mask, policy)
-        return event._replace(weights=event.weights._replace(params=params), opt_state=opt_state)
+    def forget(hook: HookContext) -> HookContext:
+        params = forgetting.reinitialise(hook.key, hook.weights.params, mask, init_fn)
+        opt_state = forgetting.forget_state(tx, hook.opt_state, params, mask, policy)
+        return hook.with_params(params)._replace(opt_state=opt_state)
 
-    return Method(tx=tx, loss=context.loss, on_generation_start=forget, mask=mask)
+    return context.plain(tx=tx, on_generation_start=forget, mask=mask)

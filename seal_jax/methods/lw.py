@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import layerwise
-from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, HookContext, Method
-from seal_jax.transforms import make_normal_tx
+from seal_jax.errors import UsageError
+from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
-SOURCE = "LW paper, Algorithm 1"
+ORDER = 25
+VARIANTS = {
+    # Two rounds of the network's two blocks make the four generations of configs/digits.py.
+    "lw": Variant("LW", "LW paper, Algorithm 1", "lw_cifar10.py", digits={"rounds": 2}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +28,11 @@ class Options:
       blocks: K, how many of the model's blocks have rounds, from the bottom; 0 for all.
       sample_size: training images from which a block's mean and deviation are taken; 0 for as many
         as in a batch.
-      epsilon: added to the deviation.
-      rescale: bring the kernels of blocks 1 to k back to their initial norms.
+      epsilon: ε, added to the deviation.
+      rescale: step 1: scale the kernels of blocks 1 to k back to their initial norms.
       rescale_vectors: their biases and normalisation parameters, too.
-      normalise: insert the normalisers.
-      reinitialise: draw what lies above block k anew.
+      normalise: step 2: insert the normalisers.
+      reinitialise: step 3: reinitialise everything above block k.
     """
 
     rounds: int = 1
@@ -49,45 +52,35 @@ def build(options: Options, context: Context) -> Method:
     blocks = _blocks(options, context)
     sample_size = options.sample_size or context.train.batch_size
 
-    def rescaled(params, norms, k):
-        if not options.rescale:
-            return params
-        return layerwise.rescale(params, norms, model.blocks, k, blocks=blocks)
-
-    def start_round(event: HookContext) -> HookContext:
-        k, _ = layerwise.round_of(event.generation, options.rounds)
-        weights = event.weights
-        params = rescaled(weights.params, event.method_state, k)
-        weights = weights._replace(params=params)
+    def start_round(hook: HookContext) -> HookContext:
+        k, _ = layerwise.round_of(hook.generation, options.rounds)
+        params, normalisers = hook.weights.params, hook.weights.normalisers
+        if options.rescale:
+            params = layerwise.rescale(params, hook.method_state, model.blocks, k, blocks=blocks)
         if options.normalise:
-            images = event.images(sample_size)
-            outputs = model.block_outputs(weights._asdict(), images)
-            normalisers = weights.normalisers
+            # Statistics of the rescaled network, with the normalisers below block k in place.
+            rescaled = hook.weights._replace(params=params)
+            outputs = model.block_outputs(rescaled._asdict(), hook.images(sample_size))
+            # k is traced, so every block's statistics are computed and those of block k chosen.
             for number, block in enumerate(blocks, start=1):
                 mean, scale = layerwise.normaliser(
                     *layerwise.statistics(outputs[block]), options.epsilon
                 )
                 normalisers = _update(normalisers, block, k == number, mean, scale)
-            weights = weights._replace(normalisers=normalisers)
         if options.reinitialise:
             params = layerwise.reinitialise_above(
-                event.key, params, model.blocks, k, context.init_params, blocks=blocks
+                hook.key, params, model.blocks, k, context.init_params, blocks=blocks
             )
-            weights = weights._replace(params=params)
-        return event._replace(weights=weights)
+        return hook._replace(weights=hook.weights._replace(params=params, normalisers=normalisers))
 
-    def start(event: HookContext) -> HookContext:
-        norms = layerwise.kernel_norms(event.weights.params, vectors=options.rescale_vectors)
+    def start(hook: HookContext) -> HookContext:
+        norms = layerwise.kernel_norms(hook.weights.params, vectors=options.rescale_vectors)
         empty = model.empty_normalisers() if options.normalise else {}
-        weights = event.weights._replace(normalisers=empty)
-        return start_round(event._replace(weights=weights, method_state=norms))
+        weights = hook.weights._replace(normalisers=empty)
+        # Algorithm 1 starts round (1, 1) before any training.
+        return start_round(hook._replace(weights=weights, method_state=norms))
 
-    return Method(
-        tx=make_normal_tx(**context.arguments()),
-        loss=context.loss,
-        on_start=start,
-        on_generation_start=start_round,
-    )
+    return context.plain(on_start=start, on_generation_start=start_round)
 
 
 def _blocks(options: Options, context: Context) -> tuple[str, ...]:
@@ -101,13 +94,9 @@ def _blocks(options: Options, context: Context) -> tuple[str, ...]:
             f"method.blocks = {options.blocks} must lie in 0..{len(declared)}, the blocks of "
             f"{model.name}"
         )
-    if options.rounds < 1:
-        raise UsageError(f"method.rounds = {options.rounds} must be at least 1")
-    if options.sample_size < 0:
-        raise UsageError(f"method.sample_size = {options.sample_size} must be at least 0")
-    check_number(
-        "method.epsilon", options.epsilon, lambda e: 0 <= e < float("inf"), "be 0 or positive"
-    )
+    check_options(options, "be at least 1", "rounds")
+    check_options(options, "be at least 0", "sample_size")
+    check_options(options, "be 0 or positive", "epsilon")
     count = options.blocks or len(declared)
     if context.train.generations != count * options.rounds:
         raise UsageError(

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
-from seal_jax.methods.method import Context, Method
-from seal_jax.transforms import make_normal_tx
+from seal_jax.methods.method import Context, Method, Variant
 
-SOURCE = "SEAL paper, section 4.1"
+ORDER = 10
+VARIANTS = {
+    "normal": Variant(
+        "Normal",
+        "SEAL paper, section 4.1",
+        "seal_tiny_imagenet.py:normal_paper",
+        # The paper's Normal (long).
+        also=("seal_tiny_imagenet.py:long_restart_paper,long_single_paper",),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +27,7 @@ def build(options: Options, context: Context) -> Method:
     """Return plain training: one cosine over everything, or one in each generation.
 
     The paper's "Normal" has one generation; "Normal (long)" has several, with ``optimizer.schedule``
-    "restart" (cosine and momentum start anew in each) or "single" (one cosine over all of them).
+    "restart" (cosine and momentum restart in each) or "single" (one cosine over all of them).
     """
     del options
-    arguments = context.arguments()
-    return Method(tx=make_normal_tx(**arguments), loss=context.loss)
+    return context.plain()

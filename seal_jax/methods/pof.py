@@ -11,18 +11,26 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import masks, weak_classifiers
-from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import (
-    Context,
-    Gradient,
-    Method,
-    StepContext,
-    gradient_of,
-)
+from seal_jax.losses import mean_cross_entropy
+from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 from seal_jax.transforms.pof import make_pof_tx
 
-SOURCE = "PoF paper, Algorithm 1"
+ORDER = 31
+VARIANTS = {
+    "pof": Variant(
+        "PoF",
+        "PoF paper, Algorithm 1",
+        "pof_cifar10.py",
+        digits={
+            "train.pretrained": "../sam",
+            "train.generations": 1,
+            "optimizer.nesterov": True,
+            "optimizer.learning_rate": 0.003,
+            "optimizer.schedule": "constant",
+        },
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +38,16 @@ class Options:
     """Options of PoF; the defaults are the paper's.
 
     Attributes:
-      weak_batch_size: images of the batch that a weak classifier is made of.
-      gamma: the expansion factor: "uniform" in [``gamma_low``, ``gamma_high``], "constant" at
+      weak_batch_size: images of the batch from which a weak classifier is made.
+      gamma: γ, the expansion factor: "uniform" in [``gamma_low``, ``gamma_high``], "constant" at
         ``gamma_high``, or "linear" from low to high over the training.
       gamma_low: see ``gamma``.
       gamma_high: see ``gamma``.
       resample: how many further weak batches to try where the line search finds no end of the
         valley; then, and with 0, the step takes the classifier as it is.
       weak_statistics: let the weak batch update BatchNorm's running statistics, too.
-      classifier_learning_rate: of an SGD step of the classifier, against its drift; 0 for none.
+      classifier_learning_rate: of an SGD step of the classifier, against its drift; 0 leaves it as it
+        is.
     """
 
     weak_batch_size: int = 32
@@ -51,47 +60,30 @@ class Options:
 
 
 def build(options: Options, context: Context) -> Method:
-    """Return PoF: the classifier stays, the features learn to bear its perturbation."""
+    """Return PoF: the classifier stays fixed, the features learn to tolerate its perturbation."""
     if not context.train.pretrained:
         raise UsageError(
             'train.pretrained = "" but PoF starts from a trained network: name the folder of its run'
         )
-    for field, least in (("weak_batch_size", 1), ("resample", 0)):
-        if getattr(options, field) < least:
-            value = getattr(options, field)
-            raise UsageError(f"method.{field} = {value} must be at least {least}")
-    for field in ("gamma_low", "classifier_learning_rate"):
-        value = getattr(options, field)
-        check_number(f"method.{field}", value, lambda v: 0 <= v < math.inf, "be 0 or positive")
-    low = options.gamma_low
-    check_number(
-        "method.gamma_high",
-        options.gamma_high,
-        lambda v: low <= v < math.inf,
-        f"be finite, at least method.gamma_low = {low:g}",
-    )
+    check_options(options, "be at least 1", "weak_batch_size")
+    check_options(options, "be at least 0", "resample")
+    check_options(options, "be 0 or positive", "gamma_low", "classifier_learning_rate")
+    low, high = options.gamma_low, options.gamma_high
+    must = f"be finite, at least method.gamma_low = {low:g}"
+    check_number("method.gamma_high", high, lambda v: low <= v < math.inf, must)
+    # It continues the momentum of the training before, which Adam's moments are not.
     if context.optimizer.name != "sgd":
         raise UsageError(
             f'optimizer.name = {context.optimizer.name!r} does not go with method "pof"; use "sgd"'
         )
     model, head = context.model, context.model.head
-    features_only = gradient_of(masks.resolve(masks.invert(head), context.params))
+    features_only = context.gradient_of(masks.invert(head))
 
-    def gradient(problem: StepContext, params) -> Gradient:
-        assert problem.key is not None
-
-        def weak(index):
-            images, labels = problem.extra_batch(index)
-            features, statistics = problem.extract(params, images)
-            return problem.gather((features, labels)), statistics
-
-        def another(key, attempt):
-            del key  # the batches are drawn already
-            return weak(attempt)[0]
-
-        (features, labels), statistics = weak(0)
+    def gradient(step: StepContext, params) -> Gradient:
+        assert step.key is not None
+        (features, labels), statistics = step.extra_features(params, 0)
         classifier, perturbation, gamma = weak_classifiers.perturb(
-            problem.key,
+            step.key,
             params[head],
             features,
             labels,
@@ -100,24 +92,28 @@ def build(options: Options, context: Context) -> Method:
             gamma=functools.partial(
                 weak_classifiers.sample_gamma,
                 policy=options.gamma,
-                low=options.gamma_low,
-                high=options.gamma_high,
-                progress=problem.progress,
+                low=low,
+                high=high,
+                progress=step.progress,
             ),
-            resample=another if options.resample else None,
+            # The key is not used: all weak batches of a step are sampled before it.
+            resample=(lambda key, attempt: step.extra_features(params, attempt)[0])
+            if options.resample
+            else None,
             attempts=1 + options.resample,
         )
-        found = features_only(problem, {**params, head: classifier})
-        auxiliary, direction = found.auxiliary, found.gradient
+        # The features alone: the classifier's gradient would be that of the perturbed classifier.
+        auxiliary, direction, _ = features_only(step, {**params, head: classifier})
         if options.classifier_learning_rate:
-            direction = {**direction, head: _drift(context, problem, params, auxiliary.features)}
+            drift = context.classifier_gradient(step, params, auxiliary.features)
+            direction = {**direction, head: drift}
         if options.weak_statistics:
-            # Both passes entered with the statistics r: r <- 0.9 r + 0.1 b twice is this.
+            # Both passes started from the statistics r: r <- 0.9 r + 0.1 b twice is this.
             statistics = jax.tree.map(
                 lambda main, first, old: main + 0.9 * (first - old),
                 auxiliary.batch_stats,
                 statistics,
-                problem.weights.batch_stats,
+                step.weights.batch_stats,
             )
             auxiliary = auxiliary._replace(batch_stats=statistics)
         measures = {
@@ -137,9 +133,8 @@ def build(options: Options, context: Context) -> Method:
         steps_per_epoch=context.steps_per_epoch,
         epochs_per_generation=context.epochs,
     )
-    return Method(
+    return context.plain(
         tx=tx,
-        loss=context.loss,
         gradient=gradient,
         extra_batch_size=options.weak_batch_size,
         extra_batches=1 + options.resample,
@@ -147,13 +142,3 @@ def build(options: Options, context: Context) -> Method:
         random=True,
         measures=("rejected", "perturbation"),
     )
-
-
-def _drift(context: Context, problem: StepContext, params, features: jax.Array):
-    """Return the gradient of the unperturbed classifier on the batch's features."""
-
-    def objective(classifier):
-        logits = context.model.classify(classifier, features)
-        return problem.part(context.loss(logits, problem.labels, None))
-
-    return jax.grad(objective)(params[context.model.head])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
-from seal_jax.errors import check_number
-from seal_jax.methods.method import Context, Method
+from seal_jax.methods.method import Context, Method, Variant, check_options
 from seal_jax.transforms.sa_gd import make_sa_gd_tx
 
-SOURCE = "Cai 2021; SEAL paper, section 2"
+ORDER = 13
+VARIANTS = {
+    "sa_gd": Variant("SA-GD", "Cai 2021; SEAL paper, section 2", "seal_tiny_imagenet.py"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +18,10 @@ class Options:
     """Options of SA-GD: descent has probability exp(-|dL|^q / (T0 epsilon ln(n + 1))).
 
     Attributes:
-      temperature: T0.
-      epsilon: its factor.
+      temperature: T0; ours, as ε and q: the SEAL paper gives none.
+      epsilon: ε, a factor of the temperature.
       q: power of the change of the loss since the last step.
-      ascent_cap: the most that the probability of ascent can be.
+      ascent_cap: the largest probability of ascent.
     """
 
     temperature: float = 10.0
@@ -31,9 +32,8 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return SA-GD over the whole network."""
-    for field in ("temperature", "epsilon", "q"):
-        value = getattr(options, field)
-        check_number(f"method.{field}", value, lambda v: 0 < v < math.inf, "be positive")
-    check_number("method.ascent_cap", options.ascent_cap, lambda v: 0 <= v <= 1, "lie in [0, 1]")
+    check_options(options, "be positive", "temperature", "epsilon", "q")
+    check_options(options, "lie in [0, 1]", "ascent_cap")
+    # The key of the step decides between descent and ascent, the same way on all devices.
     tx = make_sa_gd_tx(**dataclasses.asdict(options), **context.arguments())
-    return Method(tx=tx, loss=context.loss, random=True)
+    return context.plain(tx=tx, random=True)

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import jax
 
-from seal_jax.errors import UsageError, check_number
-from seal_jax.methods.method import Context, Gradient, Method, StepContext
+from seal_jax.errors import UsageError
+from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 from seal_jax.transforms import make_normal_tx
 from seal_jax.transforms.sam import sharpness_aware, sharpness_aware_gradient
 
-SOURCE = "Foret et al. 2021; PoF paper, section 4.1"
+ORDER = 30
+# The PoF paper trains with Nesterov momentum.
+_NESTEROV = {"optimizer.nesterov": True}
+VARIANTS = {
+    "sam": Variant(
+        "SAM",
+        "Foret et al. 2021; PoF paper, section 4.1",
+        "pof_cifar10.py",
+        digits=_NESTEROV,
+    ),
+    "asam": Variant(
+        "ASAM",
+        "Kwon et al. 2021",
+        "pof_cifar10.py",
+        {"adaptive": True, "rho": 0.5},
+        digits=_NESTEROV,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +37,10 @@ class Options:
     """Options of SAM.
 
     Attributes:
-      rho: radius of the perturbation; 0 is plain training.
-      adaptive: scale it by the size of each parameter (ASAM; its usual rho is ten times SAM's).
-      eta: added to that size.
-      decay_in_perturbation: count the weight decay in the direction of the perturbation.
+      rho: ρ, radius of the perturbation; 0 is plain training, bit for bit.
+      adaptive: scale it by the size of each parameter (ASAM; its usual ρ is ten times SAM's).
+      eta: added to that size, so that parameters at zero are perturbed too; 0.01 in ASAM's paper.
+      decay_in_perturbation: add the weight decay to g for the direction of the perturbation.
       sharpness: one perturbation for the whole batch ("synchronised"), or one on each device from
         its own part ("device", m-sharpness).
     """
@@ -38,13 +54,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return SAM around the optimizer of plain training."""
-    for field in ("rho", "eta"):
-        check_number(
-            f"method.{field}",
-            getattr(options, field),
-            lambda v: 0 <= v < math.inf,
-            "be 0 or positive",
-        )
+    check_options(options, "be 0 or positive", "rho", "eta")
     if options.sharpness == "device" and options.decay_in_perturbation:
         raise UsageError(
             'method.decay_in_perturbation = True does not go with method.sharpness = "device"'
@@ -56,13 +66,14 @@ def build(options: Options, context: Context) -> Method:
         "eta": options.eta,
         "weight_decay": decay,
     }
-    plain = make_normal_tx(**context.arguments())
     if options.sharpness == "synchronised":
-        return Method(tx=sharpness_aware(plain, **perturbation), loss=context.loss)
+        descent = make_normal_tx(**context.arguments())
+        return context.plain(tx=sharpness_aware(descent, **perturbation))
 
-    def gradient(problem: StepContext, params) -> Gradient:
-        value_and_grad = jax.value_and_grad(problem.objective, has_aux=True)
-        (_, auxiliary), found = sharpness_aware_gradient(value_and_grad, params, **perturbation)
-        return Gradient(auxiliary, found, {})
+    # In `tx` the gradient is already summed over devices; here each device perturbs by its own.
+    def gradient(step: StepContext, params) -> Gradient:
+        value_and_grad = jax.value_and_grad(step.objective, has_aux=True)
+        (_, auxiliary), updates = sharpness_aware_gradient(value_and_grad, params, **perturbation)
+        return Gradient(auxiliary, updates, {})
 
-    return Method(tx=plain, loss=context.loss, gradient=gradient)
+    return context.plain(gradient=gradient)

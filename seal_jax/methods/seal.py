@@ -7,10 +7,25 @@ from typing import Literal
 
 from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
-from seal_jax.methods.method import Context, HookContext, Method
+from seal_jax.methods.method import Context, HookContext, Method, Variant
 from seal_jax.transforms import make_seal_tx
 
-SOURCE = "SEAL paper, section 3"
+ORDER = 12
+VARIANTS = {
+    "seal": Variant(
+        "SEAL",
+        "SEAL paper, section 3",
+        "seal_tiny_imagenet.py:seal_paper",
+        digits={"threshold": "dense2", "ascent_scale": 0.2},
+        also=(
+            "seal_ablations.py:freeze,reinit,reverse",  # Table 7
+            "seal_frequency.py",  # Table 11
+            "seal_cifar100.py",
+            "seal_fashion_mnist.py",
+            "quickstart.py",
+        ),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +33,13 @@ class Options:
     """Options of SEAL; the defaults are the paper's.
 
     Attributes:
-      threshold: the first block, of the model's declared order, that does not ascend.
-      ascent_epochs: k; ``None`` for E / 4, to the nearest whole step.
+      threshold: the first block, in the model's declared order, that does not ascend.
+      ascent_epochs: k, a whole number of steps; ``None`` for E / 4, to the nearest whole step.
       ascent_scale: S, the ascent's learning rate over the descent's.
-      ascent_weight_decay_factor: on the weight decay in ascent; -1 (paper) or 0 (released code).
-      fit: what the fit subtree does in ascent: "descend", "freeze", or "reinit" where the
-        generation starts and descend.
+      ascent_weight_decay_factor: on the weight decay in ascent: -1 (paper) or 0 (released code);
+        positive values are refused.
+      fit: what the rest does in ascent: "descend"; "freeze", no update and no momentum; "reinit",
+        reinitialised where the generation starts, then descends.
       reverse: swap the two subtrees.
     """
 
@@ -38,14 +54,12 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return SEAL over the model's declared block order."""
     context.require_restarts("seal")
+    # Equation 3 negates the update, not the look-ahead: SEAL is not defined with Nesterov's momentum.
     if context.optimizer.nesterov:
         raise UsageError(
             "optimizer.nesterov = True does not go with method 'seal'; set it to False"
         )
-    try:
-        early = masks.before(context.model.blocks, options.threshold)
-    except UsageError as error:
-        raise UsageError(f"method.threshold: {error}") from None
+    early = context.at_threshold(masks.before, options.threshold)
     mask = masks.resolve(masks.invert(early) if options.reverse else early, context.params)
     tx = make_seal_tx(
         mask,
@@ -61,13 +75,14 @@ def build(options: Options, context: Context) -> Method:
         f"ascent: the first {round(ascent * clock.steps_per_epoch):,} of the "
         f"{clock.steps_per_generation:,} steps of each generation from 1 on"
     )
-    method = Method(tx=tx, loss=context.loss, mask=mask, note=note)
+    method = context.plain(tx=tx, mask=mask, note=note)
     if options.fit != "reinit":
         return method
 
-    def reinitialise_fit(event: HookContext) -> HookContext:
+    # Table 7's Reinit: what does not ascend is reinitialised instead, then trains as usual.
+    def reinitialise_fit(hook: HookContext) -> HookContext:
         fit = masks.invert(mask)
-        params = forgetting.reinitialise(event.key, event.weights.params, fit, context.init_params)
-        return event._replace(weights=event.weights._replace(params=params))
+        params = forgetting.reinitialise(hook.key, hook.weights.params, fit, context.init_params)
+        return hook.with_params(params)
 
     return dataclasses.replace(method, on_generation_start=reinitialise_fit)

@@ -1,4 +1,4 @@
-"""WELS and WELSR: a random part of the weights is drawn anew (Taha et al. 2021)."""
+"""WELS and WELSR: a random part of the weights is reinitialised (Taha et al. 2021)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import dataclasses
 import jax
 
 from seal_jax import selections
-from seal_jax.errors import check_number
-from seal_jax.methods.method import Context, HookContext, Method
-from seal_jax.methods.relearning import Init, relearning
+from seal_jax.methods.method import Context, HookContext, Init, Method, Variant, check_options
 
-SOURCE = "Taha et al. 2021, section 3; LW paper, section 1"
+ORDER = 20
+VARIANTS = {
+    "wels": Variant(
+        "WELS",
+        "Taha et al. 2021, section 3; LW paper, section 1",
+        "lw_cifar10.py",
+        also=("ke_cifar100.py:wels",),
+    ),
+    "welsr": Variant("WELSR", "LW paper, section 1", "lw_cifar10.py", {"redraw": True}),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +26,12 @@ class Options:
     """Options of weight-level splitting.
 
     Attributes:
-      fraction: share of the weights of each kernel that is re-initialised: 0.2 in the LW paper, 0.5
-        in knowledge evolution.
+      fraction: share of the weights of each kernel that is reinitialised: 0.2 in the LW paper, 0.5 in
+        knowledge evolution.
       exact: exactly that share of each kernel, rounded; ``False`` takes every weight by itself with
         that probability.
       redraw: choose other weights in every generation (WELSR), not the same in all (WELS).
-      init: from the model's own initialisation, or PyTorch's default.
+      init: from the model's own initialisation, or PyTorch's default ("torch_default").
     """
 
     fraction: float = 0.2
@@ -35,18 +42,19 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return WELS, whose choice is made before the first step and kept, or WELSR."""
-    check_number("method.fraction", options.fraction, lambda f: 0 < f < 1, "lie between 0 and 1")
+    check_options(options, "lie between 0 and 1", "fraction")
 
-    def choose(event: HookContext):
-        # Not the event's own key: what is chosen must not depend on what is drawn for it.
-        key = jax.random.fold_in(event.key, 2)
+    def choose(hook: HookContext):
+        # Not the hook's own key: which weights are chosen must not depend on what replaces them.
+        key = jax.random.fold_in(hook.key, 2)
         return selections.random_subset(
-            key, event.weights.params, options.fraction, exact=options.exact
+            key, hook.weights.params, options.fraction, exact=options.exact
         )
 
     if options.redraw:
-        return relearning(context, "wels", choose, init=options.init)
-    method = relearning(context, "wels", lambda event: event.method_state, init=options.init)
+        return context.relearn("wels", choose, options.init)
+    # Stored in the state, so that a resumed run has the same choice.
     return dataclasses.replace(
-        method, on_start=lambda event: event._replace(method_state=choose(event))
+        context.relearn("wels", lambda hook: hook.method_state, options.init),
+        on_start=lambda hook: hook._replace(method_state=choose(hook)),
     )

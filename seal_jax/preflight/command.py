@@ -87,15 +87,14 @@ def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict
     shape = experiments.DataShape(train_size - held_out, held_out, test_size, image_shape, classes)
     mesh = meshes.make(settings, devices_for(topology))
     experiment = experiments.build(settings, shape, mesh)
-    programs = experiment.programs
-    replicated = NamedSharding(programs.mesh, meshes.REPLICATED)
+    replicated = NamedSharding(experiment.mesh, meshes.REPLICATED)
     train = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
-        programs.abstract_data(),
+        experiment.abstract_data(),
     )
-    state = programs.abstract_state(settings.train.seeds)
-    compiled = programs.train.lower(state, train).compile()
-    report = analyse(compiled, steps=programs.steps_per_call)
+    state = experiment.abstract_state(settings.train.seeds)
+    compiled = experiment.train.lower(state, train).compile()
+    report = analyse(compiled, steps=experiment.steps_per_call)
     beside = (shape.validation + shape.test) * row_bytes(image_shape) / 2**20
     summary = (
         f"{experiment.summary()}\nnot counted below: validation and test images, {beside:,.1f} MiB "

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from seal_jax.core.tables import Table
+from seal_jax.core.tables import aligned
 from seal_jax.errors import UsageError
 from seal_jax.preflight.costs import SCOPES, Collective, Cycles, Loop, add_up, collect, walk
 from seal_jax.preflight.hlo import parse
@@ -303,7 +303,7 @@ def _collectives_text(report: Report) -> str:
         ]
         for group in report.collectives
     ]
-    return Table("Collectives", header, rows, text_columns=(0, 1, 7)).as_text()
+    return "\n".join(["Collectives", *aligned([header, *rows], right=range(2, 7))])
 
 
 def _loops_text(report: Report) -> str:
@@ -328,9 +328,10 @@ def _loops_text(report: Report) -> str:
         ]
         for loop in loops
     ]
-    notes = ["a loop of unknown trips is counted as one trip"] if report.cycles.unknown else []
-    title = "Other while loops, which run serially"
-    return "\n".join([*lines, Table(title, header, rows, notes, text_columns=(3, 4)).as_text()])
+    lines += ["Other while loops, which run serially", *aligned([header, *rows], right=range(3))]
+    if report.cycles.unknown:
+        lines.append("  a loop of unknown trips is counted as one trip")
+    return "\n".join(lines)
 
 
 def _costliest_text(report: Report) -> str:
@@ -345,5 +346,5 @@ def _costliest_text(report: Report) -> str:
         ]
         for instruction in report.cycles.costliest
     ]
-    title = "Costliest instructions of a call"
-    return Table(title, header, rows, text_columns=(3, 4)).as_text()
+    lines = aligned([header, *rows], right=range(3))
+    return "\n".join(["Costliest instructions of a call", *lines])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seal_jax.core import plots
-from seal_jax.errors import UsageError
+from seal_jax.core import files, plots
 from seal_jax.reports.runs import PathLike, Run, read_all
 
 # Matplotlib is imported inside the functions: the tables do without it. Its figures are made as
@@ -21,7 +19,7 @@ CURVES = "curves.png"
 DPI = 150
 WIDTH = 11.0  # inches
 HEIGHT = 3.0  # inches of a whole panel
-LEGEND, LEGEND_RUN = 2.0, 0.42  # inches of the legend, and of each run in it
+LEGEND, LEGEND_RUN = 2.0, 0.42  # inches of the legend, and of a run in it
 KEY = "#444444"  # what stands for any run in the legend
 
 # A panel each, if any run has it. Test has its own, since its differences are small beside the
@@ -57,13 +55,15 @@ def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
       UsageError: no folder, the same one twice, one that holds no epoch of a run, or a file that
         cannot be written.
     """
-    return draw_all(read_all(workdirs), Path(path))
+    path = Path(path)
+    files.write(path, png(read_all(workdirs)))
+    return path
 
 
-def draw_all(runs: Sequence[Run], path: Path) -> Path:
-    """Draw runs that have been read already, as :func:`draw` does."""
+def png(runs: Sequence[Run]) -> bytes:
+    """Return the picture that :func:`draw` writes."""
     figure, axes = _figure(runs)
-    return _finish(figure, axes, runs, path)
+    return _finish(figure, axes, runs)
 
 
 def draw_run(workdir: PathLike) -> Path:
@@ -83,7 +83,9 @@ def draw_run(workdir: PathLike) -> Path:
     axes[-2].set_ylabel("loss")
     curve(axes[-1], runs[0], "learning_rate", color=colour)
     axes[-1].set_ylabel("learning rate")
-    return _finish(figure, axes, runs, Path(workdir) / CURVES, lines=LOSSES)
+    path = Path(workdir) / CURVES
+    files.write(path, _finish(figure, axes, runs, lines=LOSSES))
+    return path
 
 
 def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, list[Axes]]:
@@ -97,17 +99,16 @@ def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, li
     ratios = {"height_ratios": heights}
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw=ratios)
     axes: list[Axes] = list(grid[:, 0])
-    for each, key in zip(axes, shown, strict=False):
-        each.set_ylabel(ACCURACIES[key])
+    for panel, key in zip(axes, shown, strict=False):
+        panel.set_ylabel(ACCURACIES[key])
         for run in runs:
             if key == "test_last/accuracy":
-                marks(each, run, **plots.style(run.index))
+                marks(panel, run, **plots.style(run.index))
             else:
-                curve(each, run, key, scale=100, **plots.style(run.index))
-    subjects = subjects_of(runs)
+                curve(panel, run, key, scale=100, **plots.style(run.index))
     method = f"{runs[0].setting('method.name').upper()}: " if len(runs) == 1 else ""
     # No mathematics in names: a folder's may hold a dollar sign.
-    axes[0].set_title(method + subjects, fontsize=14, pad=10, parse_math=False)
+    axes[0].set_title(method + subjects_of(runs), fontsize=14, pad=10, parse_math=False)
     return figure, axes
 
 
@@ -115,25 +116,30 @@ def _finish(
     figure: Figure,
     axes: Sequence[Axes],
     runs: Sequence[Run],
-    path: Path,
-    *,
-    lines: Mapping[str, Any] | None = None,
-) -> Path:
+    lines: Mapping[str, str] | None = None,
+) -> bytes:
+    """Add what all panels have in common and the legend; return the picture.
+
+    Args:
+      figure: the figure.
+      axes: its panels, from top to bottom.
+      runs: whose phases are marked.
+      lines: the dashes of further quantities, which the legend explains.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    for each in axes:
-        phases(each, runs)
-        each.grid(axis="y", color="#dddddd", linewidth=0.6)
-        each.set_axisbelow(True)
-        each.spines[["top", "right"]].set_visible(False)
-        each.margins(x=0)
+    for panel in axes:
+        phases(panel, runs)
+        plots.tidy(panel)
+        panel.set_axisbelow(True)
+        panel.margins(x=0)
     end = max(run.epochs_done for run in runs)
     axes[-1].set_xlim(0, end)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("epochs trained")
     figure.align_ylabels(axes)
     _legend(figure, runs, lines or {})
-    return _save(figure, path)
+    return plots.as_png(figure)
 
 
 def subjects_of(runs: Sequence[Run], most: int = 3) -> str:
@@ -181,32 +187,15 @@ def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> No
         text.set_text(label)
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)  # a reader sees the old picture or the new one
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-    return path
-
-
 def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> None:
     """Draw the mean over the seeds, and a band of its 95 % interval; of two seeds, of both values."""
     epochs, values = run.series(key)
     if not len(epochs):
         return
-    mean, low, high = plots.over_seeds(values * scale)
-    # A line needs two points to be seen.
-    marker: dict[str, Any] = (
-        {"marker": ".", "markersize": 8, "clip_on": False} if len(epochs) == 1 else {}
-    )
-    axes.plot(epochs, mean, linewidth=1.4, **line, **marker)
-    if values.shape[1] > 1:
-        if key.endswith("/accuracy"):  # a band over no more than an accuracy can be
-            low, high = low.clip(0), high.clip(max=scale)
-        colour = line["color"]
-        axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+    if len(epochs) == 1:  # a line needs two points to be seen
+        line |= {"marker": ".", "markersize": 8, "clip_on": False}
+    limits = (0, scale) if key.endswith("/accuracy") else None
+    plots.line_with_band(axes, epochs, values * scale, limits=limits, **line)
 
 
 # The last is drawn over the best and is smaller: where they agree both are seen.
@@ -229,7 +218,7 @@ def marks(axes: Axes, run: Run, **line: Any) -> None:
         axes.plot(epochs, mean, **mark(key, line["color"]), zorder=look["zorder"])
         if key == "test_last":
             axes.plot(epochs, mean, linewidth=1.4, **line)
-        # For the last only: at the same epoch the two bars would lie on each other.
+        # For the last only: at the same epoch the two bars would hide one another.
         if key == "test_last" and values.shape[1] > 1:
             bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
             axes.vlines(epochs, low.clip(0), high.clip(max=100), **bar)
@@ -263,21 +252,19 @@ def phases(axes: Axes, runs: Sequence[Run]) -> None:
 def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[Span, ...]]]:
     """Return the spans of ascent with their colour: one grey for all runs, or each run's own."""
     end = max(run.epochs_done for run in runs)
-    spans = [(plots.style(run.index)["color"], ascents(run, end)) for run in runs]
-    found = [(colour, each) for colour, each in spans if each]
-    alike = len({each for _, each in found}) == 1
-    return [(SHADE, found[0][1])] if alike else found
+    of_runs = [(plots.style(run.index)["color"], ascents(run, end)) for run in runs]
+    of_runs = [(colour, spans) for colour, spans in of_runs if spans]
+    alike = len({spans for _, spans in of_runs}) == 1
+    return [(SHADE, of_runs[0][1])] if alike else of_runs
 
 
-def ascents(run: Run, end: float) -> tuple[Span, ...]:
+def ascents(run: Run, end: int) -> tuple[Span, ...]:
     """Return the spans of epochs, up to ``end``, in which a run ascends; generation 0 does not."""
     k = run.ascent_epochs
     return tuple((start, min(start + k, end)) for start in _starts(run, end)) if k else ()
 
 
-def _starts(run: Run, end: float) -> list[int]:
+def _starts(run: Run, end: int) -> range:
     """Return the epochs at which generations from 1 on start, before ``end``."""
     length = run.epochs_per_generation
-    return [
-        length * generation for generation in range(1, run.generations) if length * generation < end
-    ]
+    return range(length, min(run.epochs, end), length)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from seal_jax.core import plots
+from seal_jax.core.plots import drawable
 from seal_jax.errors import UsageError
+from seal_jax.reports.page import Section
 from seal_jax.reports.runs import Run
-from seal_jax.reports.section import Section
 
+# Evaluators are imported inside the functions: runs that were not evaluated need nothing of them.
 if TYPE_CHECKING:
     from seal_jax.evaluators.evaluator import Evaluator
 
@@ -19,8 +20,8 @@ STALE = "†"
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The results of one kind of evaluation of one run.
+class Results:
+    """The results of one evaluator for one run.
 
     Attributes:
       run: the run.
@@ -50,8 +51,8 @@ class Found:
         return [row for row in self.record["rows"] if row.get("step", -1) == self.step]
 
 
-def read(runs: Sequence[Run]) -> tuple[dict[str, list[Found]], list[str]]:
-    """Return the results by kind, in the order of the kinds, and a sentence for each that is broken."""
+def read(runs: Sequence[Run]) -> tuple[dict[str, list[Results]], list[str]]:
+    """Return the results by evaluator, in the evaluators' order, and a sentence for each broken one."""
     paths = {
         (run.name, path.parent.name): (run, path)
         for run in runs
@@ -59,109 +60,96 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Found]], list[str]]:
     }
     if not paths:
         return {}, []
-    # Only now: runs that were not evaluated need nothing of the evaluations.
     from seal_jax.evaluators import NAMES, command
 
-    found: dict[str, list[Found]] = {}
+    results: dict[str, list[Results]] = {}
     broken = []
-    for (name, kind), (run, path) in paths.items():
+    for (name, evaluator), (run, path) in paths.items():
         try:
             record = command.read(path)
-            if record["kind"] != kind:
+            if record["kind"] != evaluator:
                 raise UsageError(f"{path} holds results of {record['kind']}; evaluate again")
             if not record["rows"]:
                 raise UsageError(f"{path} holds no rows; evaluate again")
         except UsageError as error:
             broken.append(f"{name}: {error}")
             continue
-        found.setdefault(kind, []).append(Found(run, record))
-    return {kind: found[kind] for kind in NAMES if kind in found}, broken
+        results.setdefault(evaluator, []).append(Results(run, record))
+    return {name: results[name] for name in NAMES if name in results}, broken
 
 
 def sections(
-    results: dict[str, list[Found]], runs: Sequence[Run]
+    results: dict[str, list[Results]], runs: Sequence[Run]
 ) -> tuple[list[Section], list[str]]:
-    """Return a section for each kind, and a sentence for each result that cannot be shown.
+    """Return a section for each evaluator, and a sentence for each result that cannot be shown.
 
     Those are taken out of ``results``.
     """
     made, broken = [], []
-    for name, found in results.items():
+    for name, of_runs in results.items():
         from seal_jax import evaluators
 
-        kind = evaluators.load(name)
+        evaluator = evaluators.load(name)
         try:
-            made.append(_drawn(kind, found, runs))
+            made.append(section(evaluator, of_runs, runs).drawn())
             continue
-        except (
-            evaluators.UNFIT
-        ):  # one of them; which, is looked for only now: drawing takes a while
-            usable: list[Found] = []
-        for each in found:
+        except evaluators.UNFIT:
+            # One of them is unfit. Only now look for it: drawing takes a while.
+            usable: list[Results] = []
+        for result in of_runs:
             try:
-                drawn = _drawn(kind, [*usable, each], runs)
-                usable.append(each)
+                drawn = section(evaluator, [*usable, result], runs).drawn()
+                usable.append(result)
             except evaluators.UNFIT as error:
                 broken.append(
-                    f"{each.run.name}: its results of {name} cannot be shown "
+                    f"{result.run.name}: its results of {name} cannot be shown "
                     f"({type(error).__name__}: {error}); evaluate again with --overwrite"
                 )
-        found[:] = usable
+        of_runs[:] = usable
         if usable:
             made.append(drawn)
     return made, broken
 
 
-def _drawn(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> Section:
-    drawn = section(kind, found, runs)
-    return drawn._replace(picture=drawn.png())
-
-
-def section(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> Section:
-    """Return the kind's table and plot of all runs together."""
-    rows = [row for each in found for row in each.rows()]
-    shown = [{**row, "run": plots.drawable(row["run"])} for row in rows]
-    summary = kind.summary[:1].upper() + kind.summary[1:]
+def section(evaluator: Evaluator, results: Sequence[Results], runs: Sequence[Run]) -> Section:
+    """Return the evaluator's table and plot of all runs together."""
+    rows = [row for result in results for row in result.rows()]
+    shown = [{**row, "run": drawable(row["run"])} for row in rows]
+    summary = evaluator.summary[:1].upper() + evaluator.summary[1:]
     return Section(
-        kind.name,
-        kind.name.replace("_", " ").capitalize(),
-        f"{summary} ({kind.source}).",
-        tables=[kind.table(rows)],
-        draw=lambda figure: kind.draw(figure, shown),
-        size=kind.size(shown),
+        evaluator.name,
+        evaluator.name.replace("_", " ").capitalize(),
+        f"{summary} ({evaluator.source}).",
+        tables=[evaluator.table(rows)],
+        draw=lambda figure: evaluator.draw(figure, shown),
+        size=evaluator.size(shown),
         describe=f"{summary}; the table has the numbers.",
-        warnings=[*_stale(kind, found), *_other_options(found), *_left_out(kind, found, runs)],
+        warnings=list(_warnings(evaluator, results, runs)),
     )
 
 
-def _stale(kind: Evaluator, found: Sequence[Found]) -> list[str]:
-    return [
-        f"{each.run.name}{STALE} was evaluated at step {each.step}, and its newest checkpoint is of "
-        f"step {each.run.newest_checkpoint}: evaluate --kind={kind.name} again, with --overwrite."
-        for each in found
-        if each.stale
-    ]
-
-
-def _other_options(found: Sequence[Found]) -> list[str]:
-    """Name the options in which runs were not evaluated alike."""
+def _warnings(
+    evaluator: Evaluator, results: Sequence[Results], runs: Sequence[Run]
+) -> Iterable[str]:
+    """Name stale results, options in which runs were not evaluated alike, and runs without results."""
     from seal_jax.evaluators.options import shown
 
-    values: dict[str, dict[str, list[str]]] = {}
-    for each in found:
-        for option, value in (each.record.get("options") or {}).items():
+    for result in results:
+        if result.stale:
+            yield (
+                f"{result.run.name}{STALE} was evaluated at step {result.step}, and its newest "
+                f"checkpoint is of step {result.run.newest_checkpoint}: evaluate "
+                f"--kind={evaluator.name} again, with --overwrite."
+            )
+    names: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        for option, value in (result.record.get("options") or {}).items():
             text = shown(tuple(value) if isinstance(value, list) else value)
-            values.setdefault(option, {}).setdefault(text, []).append(each.run.name)
-    return [
-        f"The runs were evaluated with different --{option.replace('_', '-')}: "
-        + "; ".join(f"{value} for {', '.join(names)}" for value, names in by_value.items())
-        + "."
-        for option, by_value in values.items()
-        if len(by_value) > 1
-    ]
-
-
-def _left_out(kind: Evaluator, found: Sequence[Found], runs: Sequence[Run]) -> list[str]:
-    names = {each.run.name for each in found}
-    others = [run.name for run in runs if run.name not in names]
-    return [f"Not evaluated for {kind.name}: {', '.join(others)}."] if others else []
+            names.setdefault(option, {}).setdefault(text, []).append(result.run.name)
+    for option, by_value in names.items():
+        if len(by_value) > 1:
+            values = "; ".join(f"{text} for {', '.join(runs)}" for text, runs in by_value.items())
+            yield f"The runs were evaluated with different --{option.replace('_', '-')}: {values}."
+    evaluated = {result.run.name for result in results}
+    if others := [run.name for run in runs if run.name not in evaluated]:
+        yield f"Not evaluated for {evaluator.name}: {', '.join(others)}."

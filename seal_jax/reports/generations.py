@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from seal_jax.core import files
-from seal_jax.core.tables import MISSING, Spread, Table, cell, csv_text, spread
+from seal_jax.core.tables import MISSING, Spread, Table, cell, spread
 from seal_jax.papers import PaperColumn, comparable_column
 from seal_jax.reports import runs
 from seal_jax.reports.runs import PathLike, Run
@@ -156,12 +156,16 @@ class Comparison:
         Raises:
           UsageError: the file cannot be written.
         """
+        files.write(Path(path), self.csv_table().as_csv())
+
+    def csv_table(self) -> Table:
+        """Return the content of the CSV file; a missing value is ``None``."""
         rows = [
             _csv_row(column, generation)
             for column in self.columns
             for generation in sorted(column.last)
         ]
-        files.write(Path(path), csv_text([_CSV_HEADER, *rows]))
+        return Table("", _CSV_HEADER, rows)
 
 
 def compare(workdirs: PathLike | Sequence[PathLike]) -> Comparison:

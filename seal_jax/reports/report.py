@@ -6,31 +6,24 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seal_jax.core import files
-from seal_jax.core.plots import COLOURS, DASHES
+from seal_jax.core import files, plots
 from seal_jax.core.tables import MISSING, Spread, Table
 from seal_jax.errors import UsageError
-from seal_jax.reports import (
-    curves,
-    differences,
-    evaluations,
-    page,
-    studies,
-)
+from seal_jax.reports import curves, evaluations, studies
 from seal_jax.reports.generations import Column, Comparison, compare
-from seal_jax.reports.runs import PathLike, Run
-from seal_jax.reports.section import Missing, Section
+from seal_jax.reports.page import Missing, Section, page
+from seal_jax.reports.runs import PathLike, differences
 
-PAGE, TABLE = "report.html", "generations.csv"
+PAGE = "report.html"
 # Runs that can be told apart by colour and dashes; of more, generations and curves show the first.
-MOST = len(COLOURS) * len(DASHES)
+MOST = len(plots.COLOURS) * len(plots.DASHES)
 
 
 def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparison:
     """Write the report of runs into a folder; return its generations table.
 
     ``report.html`` has everything; beside it are ``generations.csv``, ``curves.png``, and the numbers
-    and plot of every other section under its name. Results of evaluations are found in
+    and plot of every other section under its name. Results of evaluations are read from
     ``RUN/evaluations/KIND/results.json``.
 
     Args:
@@ -50,66 +43,57 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}") from None
-    comparison.to_csv(folder / TABLE)
-    picture = curves.draw_all(runs[:MOST], folder / curves.CURVES).read_bytes()
     results, broken = evaluations.read(runs)
     evaluated, failed = evaluations.sections(results, runs)
     # Of results of an older checkpoint the studies would compare what is not comparable.
     margins = {
-        each.run.name: each.newest_rows() for each in results.get("margins", ()) if not each.stale
+        result.run.name: result.newest_rows()
+        for result in results.get("margins", ())
+        if not result.stale
     }
-    made = studies.all_of(runs, margins)
-    sections = [
-        *_of_runs(comparison, picture),
-        *evaluated,
-        *(each for each in made if isinstance(each, Section)),
-    ]
-    missing = [each for each in made if isinstance(each, Missing)]
+    made = [*_of_runs(comparison), *evaluated, *studies.all_of(runs, margins)]
+    sections = [section.drawn() for section in made if isinstance(section, Section)]
+    missing = [section for section in made if isinstance(section, Missing)]
     if not evaluated:
         why = "needs the results of python -m seal_jax evaluate --kind=KIND --checkpoint=RUN"
         missing.insert(0, Missing("Evaluations", why))
-    shown = []
     for section in sections:
-        drawn = section.png()
-        if section.draw is not None:
-            files.write(folder / f"{section.name}.png", drawn)
-        if section.csv:
-            files.write(folder / f"{section.name}.csv", section.csv)
-        shown.append((section, drawn))
-    warnings = [f"Left out: {each}." for each in (*broken, *failed)]
-    files.write(folder / PAGE, page.page(_title(runs), shown, missing, warnings, __version__))
+        for name, content in section.files.items():
+            files.write(folder / name, content)
+    what = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    title = f"{what}: {curves.subjects_of(runs)}"
+    warnings = [f"Left out: {reason}." for reason in (*broken, *failed)]
+    files.write(folder / PAGE, page(title, sections, missing, warnings, __version__))
     return comparison
 
 
-def _of_runs(comparison: Comparison, picture: bytes) -> list[Section]:
+def _of_runs(comparison: Comparison) -> list[Section]:
     """Return the sections that every run has, and the settings in which they differ."""
+    runs = [column.run for column in comparison.columns]
     few, first = comparison, ""
-    if len(comparison.columns) > MOST:
+    if len(runs) > MOST:
         few = dataclasses.replace(comparison, columns=comparison.columns[:MOST], warnings=())
-        first = f"The first {MOST} of {len(comparison.columns)} runs"
-    found = [
+        first = f"The first {MOST} of {len(runs)} runs"
+    sections = [
         Section(
             "generations",
             "Generations",
-            markup=few.table(top5=True).as_html(),
-            warnings=[f"{first}; the CSV file and the table of runs below have all."]
-            if first
-            else (),
-            files=(TABLE,),
+            tables=[few.table(top5=True)],
+            data=comparison.csv_table(),
+            warnings=[f"{first}; the CSV file and the table of runs below have all."] * bool(first),
         ),
         Section(
             "curves",
             "Curves",
-            picture=picture,
+            picture=curves.png(runs[:MOST]),
             describe="Training, validation and test accuracy over the epochs of every run.",
-            warnings=[f"{first}: name fewer to see others."] if first else (),
-            files=(curves.CURVES,),
+            warnings=[f"{first}: name fewer to see others."] * bool(first),
         ),
         Section("runs", "Runs", tables=[_runs(comparison.columns)]),
     ]
-    if table := differences.table([column.run for column in comparison.columns]):
-        found.append(Section("settings", "Settings", tables=[table]))
-    return found
+    if table := differences(runs):
+        sections.append(Section("settings", "Settings", tables=[table]))
+    return sections
 
 
 def _runs(columns: Sequence[Column]) -> Table:
@@ -132,25 +116,10 @@ def _runs(columns: Sequence[Column]) -> Table:
         for column in columns
         for run in [column.run]
     ]
-    header = (
-        "run",
-        "last %",
-        "best %",
-        "method",
-        "experiment",
-        "seeds",
-        "generation",
-        "epoch",
-        "finished",
-        "folder",
-    )
+    header = ["run", "last %", "best %", "method", "experiment", "seeds", "generation", "epoch"]
+    header += ["finished", "folder"]
     notes = (
         "last, best: test accuracy of the newest finished generation's last weights, and of those "
         "with its best validation accuracy, as in the generations table.",
     )
     return Table("Runs in this report", header, cells, notes)
-
-
-def _title(runs: Sequence[Run]) -> str:
-    what = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    return f"{what}: {curves.subjects_of(runs)}"

@@ -1,21 +1,27 @@
-"""Run folders as the reports see them: settings, rows of metrics, and short names."""
+"""Run folders as the reports see them: settings, those in which runs differ, and rows of metrics."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from seal_jax.core import settings as settings_lib
+from seal_jax.core.files import short_names
+from seal_jax.core.tables import MISSING, Table
 from seal_jax.errors import UsageError
 from seal_jax.training import workdir as workdirs
 
 PathLike = str | Path
 
-# Longer folder names are cut in the middle, for three runs to fit into 100 columns.
-NAME_LENGTH = 18
+# How an experiment is run and where its data is stored are no part of it.
+_OUTSIDE = ("run.", "data.data_dir")
+# Stands for a setting that a run does not have.
+ABSENT = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +114,17 @@ class Run:
         if not folder.is_dir():
             return None
         # What is being written, or was set aside as damaged, has another name.
-        return max(
-            (int(each.name) for each in folder.iterdir() if each.name.isdigit()), default=None
-        )
+        names = [path.name for path in folder.iterdir()]
+        return max((int(name) for name in names if name.isdigit()), default=None)
+
+    @functools.cached_property
+    def experiment(self) -> dict[str, Any]:
+        """What the run's experiment is, by the settings' whole names.
+
+        A setting that is younger than the folder was at its default when the folder was made.
+        """
+        values = {**_defaults(), **flat(self.config)}
+        return {name: value for name, value in values.items() if not name.startswith(_OUTSIDE)}
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the epochs ``[n]`` that have ``key``, counted from 1, and its values ``[n, seeds]``.
@@ -139,53 +153,15 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise UsageError("no run folders given; give at least one")
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
+    whole = [path.resolve() for path in paths]
+    for index, path in enumerate(paths):
+        if whole[index] in whole[:index]:
             raise UsageError(f"{path} is given twice; give each run folder once")
-        seen.add(path.resolve())
     return [
         dataclasses.replace(run, rows=_rows(run))
         for index, (path, name) in enumerate(zip(paths, short_names(paths), strict=True))
         for run in [Run(path, name, workdirs.read(path), (), index)]
     ]
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each folder, all different.
-
-    >>> short_names([Path("a/seal"), Path("b/seal"), Path("b/normal")])
-    ['a/seal', 'b/seal', 'normal']
-    >>> short_names([Path("seal_resnet50_tiny_imagenet"), Path("seal_resnet50_digits_imagenet")])
-    ['seal_resn…imagenet', 'seal_res…imagenet2']
-    """
-    parts = [path.resolve().parts for path in paths]
-    depths = [1] * len(paths)
-
-    def names() -> list[str]:
-        return ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
-
-    # Paths that differ come apart once enough of their parents are named.
-    while len(set(names())) < len(paths):
-        found = names()
-        for index, name in enumerate(found):
-            if found.count(name) > 1:
-                depths[index] += 1
-    short: list[str] = []
-    for name in names():
-        candidate, number = _cut(name), 1
-        while candidate in short:
-            number += 1
-            candidate = _cut(name, str(number))
-        short.append(candidate)
-    return short
-
-
-def _cut(name: str, suffix: str = "") -> str:
-    room = NAME_LENGTH - len(suffix)
-    if len(name) <= room:
-        return name + suffix
-    return f"{name[: (room - 1) - (room - 1) // 2]}…{name[-((room - 1) // 2) :]}{suffix}"
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
@@ -222,3 +198,59 @@ def _rows(run: Run) -> list[dict[str, Any]]:
             f"{path} has no train/accuracy; give a folder that was written by training"
         )
     return rows
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return flat(settings_lib.as_dict(settings_lib.Settings()))
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by their whole names.
+
+    >>> flat({"train": {"seeds": 2}})
+    {'train.seeds': 2}
+    """
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            values |= {f"{name}.{field}": inner for field, inner in flat(value).items()}
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def differences(runs: Sequence[Run]) -> Table | None:
+    """Return the settings in which the runs differ, a row a run; ``None`` if there are none."""
+    values_of: dict[str, set[Any]] = {}
+    for run in runs:
+        for name, value in run.experiment.items():
+            values_of.setdefault(name, set()).add(value)
+    names = [name for name, values in values_of.items() if len(values) > 1]
+    if not names:
+        return None
+    cells = [
+        [run.name, *(show(run.experiment.get(name, ABSENT)) for name in names)] for run in runs
+    ]
+    notes = []
+    if any(name.startswith("method.") and name != "method.name" for name in names):
+        notes = [
+            "Methods have options of their own; they are shown where runs of one method differ in "
+            "them."
+        ]
+    return Table("Settings in which the runs differ", ("run", *names), cells, notes)
+
+
+def show(value: Any) -> str:
+    """Return a setting's value as text.
+
+    >>> show(0.0005), show(None), show(""), show(True)
+    ('0.0005', 'none', 'none', 'true')
+    """
+    if value is ABSENT:
+        return MISSING
+    if value is None or value in ("", ()):
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,1 +1,1 @@
-"""The trainer: state, compiled programs, loop, checkpoints and metrics of a run."""
+"""The trainer: state, compiled steps, loop, checkpoints and metrics of a run."""

@@ -7,25 +7,32 @@ metadata. Orbax renames the folder into place once all of it is on disk. No pick
 
 from __future__ import annotations
 
+import functools
 import glob
+import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from seal_jax import paths, records
+from seal_jax.core.state import EARLIER_FIELDS
 from seal_jax.errors import UsageError
-from seal_jax.training import checkpoint_files as files
-from seal_jax.training.checksums import checksums
-from seal_jax.training.quiet import quiet_orbax
+
+Leaf = jax.Array | jax.ShapeDtypeStruct
 
 
 class CheckpointError(OSError):
@@ -76,7 +83,7 @@ class Checkpoints:
         self._pending: int | None = None
         self._good: list[int] = []
         self._damaged: list[int] = []
-        quiet_orbax()
+        _quiet_orbax()
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints on disk, oldest first."""
@@ -101,7 +108,7 @@ class Checkpoints:
             metadata.
           CheckpointError: this save, or the one before it, cannot be written.
         """
-        leaves = files.named_leaves(state)
+        leaves = _named_leaves(state)
         try:
             extra = json.loads(json.dumps(metadata))
         except (TypeError, ValueError) as error:
@@ -114,14 +121,14 @@ class Checkpoints:
                 f"checkpoint {step} is not newer than {self._good[-1]} in {self._folder}: "
                 "restore that one first, or use an empty folder"
             )
-        record = {"leaves": files.description(leaves), "metadata": extra}
+        record = {"leaves": _description(leaves), "metadata": extra}
         for name, checksum in checksums(leaves).items():
             record["leaves"][name]["checksum"] = checksum
         # Orbax cannot write arrays without elements; `restore` makes them from the description.
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            metadata=ocp.args.JsonSave({**record, "digest": files.digest(record)}),
+            metadata=ocp.args.JsonSave({**record, "digest": _digest(record)}),
         )
         assert self._manager is not None
         manager = self._manager
@@ -147,31 +154,46 @@ class Checkpoints:
           CheckpointError: a save under way failed.
         """
         self.wait()
-        wanted = files.named_leaves(abstract_state)
-        damaged: dict[int, str] = {}
-        for step in reversed(_same_everywhere(self.steps())):
-            try:
-                leaves, metadata = files.read(self._folder / str(step), wanted)
-            except files.Damaged as error:
-                damaged[step] = str(error)
-                continue
-            # Only now: had none been readable, the fault could be the machine's.
-            self._damaged = list(damaged)
-            for bad, why in damaged.items() if jax.process_index() == 0 else ():
-                warnings.warn(
-                    f"checkpoint {self._folder / str(bad)} is damaged ({why}): using step {step}; "
-                    f"the next save moves it to damaged-{bad}",
-                    stacklevel=2,
+        wanted = _named_leaves(abstract_state)
+        step, found, damaged = self.newest(lambda folder: _read(folder, wanted))
+        if step is None:
+            if damaged:
+                raise UsageError(
+                    f"no checkpoint in {self._folder} can be read ({_listed(damaged)}): "
+                    "restore the folder from a copy, or move it away to start anew"
                 )
-            state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-            return Restored(step, state, metadata)
-        if damaged:
-            reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
-            raise UsageError(
-                f"no checkpoint in {self._folder} can be read ({reasons}): "
-                "restore the folder from a copy, or move it away to start anew"
+            return None
+        # Only now: had none been readable, the fault could be the machine's.
+        self._damaged = list(damaged)
+        for bad, why in damaged.items() if jax.process_index() == 0 else ():
+            warnings.warn(
+                f"checkpoint {self._folder / str(bad)} is damaged ({why}): using step {step}; "
+                f"the next save moves it to damaged-{bad}",
+                stacklevel=2,
             )
-        return None
+        leaves, metadata = found
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+        return Restored(step, state, metadata)
+
+    def abstract_leaves(self) -> dict[str, Leaf]:
+        """Return shapes and dtypes of the leaves by name; {} where no checkpoint can be read."""
+        return self.newest(lambda folder: _abstract_leaves(_read_record(folder)))[1] or {}
+
+    def newest(
+        self, read: Callable[[epath.Path], Any], steps: list[int] | None = None
+    ) -> tuple[int | None, Any, dict[int, str]]:
+        """Read the newest checkpoint that can be read.
+
+        Returns:
+          Its step, what ``read`` returned, and why each newer one cannot be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(_same_everywhere(self.steps()) if steps is None else steps):
+            try:
+                return step, read(self._folder / str(step)), damaged
+            except _Damaged as error:
+                damaged[step] = str(error)
+        return None, None, damaged
 
     def wait(self) -> None:
         """Block until the save under way is on disk; raises CheckpointError if it failed."""
@@ -236,7 +258,7 @@ class Checkpoints:
                     shutil.rmtree(part, ignore_errors=True)
             last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
             raise CheckpointError(
-                f"checkpoint {step} was not written to {self._folder}: {files.reason(error)}; {last}"
+                f"checkpoint {step} was not written to {self._folder}: {_reason(error)}; {last}"
             ) from error
 
 
@@ -258,36 +280,27 @@ def read_leaves(
     Raises:
       UsageError: there are checkpoints and none can be read, or none of that step.
     """
-    steps = _same_everywhere(Checkpoints(directory).steps())
+    checkpoints = Checkpoints(directory)
+    steps = _same_everywhere(checkpoints.steps())
     if step is not None and step not in steps:
         raise UsageError(
             f"{directory} has no checkpoint of step {step}, only of {', '.join(map(str, steps))}"
         )
-    damaged: dict[int, str] = {}
-    for each in reversed(steps if step is None else [step]):
-        folder = epath.Path(os.path.abspath(os.fspath(directory))) / str(each)
-        try:
-            record = files.read_record(folder)
-            wanted: dict[str, files.Leaf] = {
-                name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
-                for name, leaf in record["leaves"].items()
-                if not leaf["dtype"].startswith("key<")
-            }
-            leaves, _ = files.read(folder, wanted, partly=True)
-        except files.Damaged as error:
-            damaged[each] = str(error)
-            continue
-        return dict(zip(wanted, jax.device_get(leaves), strict=True))
-    if damaged:
-        reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
-        if step is not None:
-            others = ", ".join(str(each) for each in steps if each != step) or "none"
-            raise UsageError(
-                f"the checkpoint of step {step} in {directory} cannot be read ({damaged[step]}); "
-                f"take another: {others}"
-            )
-        raise UsageError(f"no checkpoint in {directory} can be read ({reasons})")
-    return None
+
+    def read(folder: epath.Path) -> dict[str, np.ndarray]:
+        wanted = _abstract_leaves(_read_record(folder))
+        return dict(zip(wanted, jax.device_get(_read(folder, wanted, partly=True)[0]), strict=True))
+
+    _, leaves, damaged = checkpoints.newest(read, steps if step is None else [step])
+    if leaves is None and step is not None:
+        others = ", ".join(str(other) for other in steps if other != step) or "none"
+        raise UsageError(
+            f"the checkpoint of step {step} in {directory} cannot be read ({damaged[step]}); "
+            f"take another: {others}"
+        )
+    if leaves is None and damaged:
+        raise UsageError(f"no checkpoint in {directory} can be read ({_listed(damaged)})")
+    return leaves
 
 
 def _same_everywhere(steps: list[int]) -> list[int]:
@@ -306,3 +319,257 @@ def _set_aside(folder: epath.Path) -> None:
         number += 1
         name = f"damaged-{folder.name}-{number}"
     folder.rename(folder.parent / name)
+
+
+class _Damaged(Exception):
+    """A checkpoint cannot be read; the text says why."""
+
+
+def _read(
+    folder: epath.Path, wanted: dict[str, Leaf], *, partly: bool = False
+) -> tuple[list[jax.Array], dict[str, Any]]:
+    """Return the leaves in the order of ``wanted``, and the metadata.
+
+    Raises:
+      _Damaged: what is there is not what was saved.
+      UsageError: the checkpoint has other leaves; more of them than wanted only unless ``partly``.
+    """
+
+    def read_arrays() -> dict[str, jax.Array]:
+        target = {name: leaf for name, leaf in structs.items() if leaf.size}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+        return ocp.PyTreeCheckpointHandler().restore(folder / "state", args=args)
+
+    record = _read_record(folder)
+    saved = {name: leaf.pop("checksum") for name, leaf in record["leaves"].items()}
+    # From here on the description is known to be whole, so a difference is another model.
+    if partly:
+        record["leaves"] = {name: record["leaves"][name] for name in wanted}
+    _same_leaves(folder, record["leaves"], _description(wanted))
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    structs = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
+        for name, leaf in wanted.items()
+    }
+    arrays = _on_every_process(read_arrays)
+    for name, leaf in structs.items():
+        if not leaf.size:
+            arrays[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    wrong = [name for name, checksum in checksums(arrays).items() if checksum != saved[name]]
+    if wrong:
+        raise _Damaged(f"{_some(wrong)}: not the values that were saved")
+    return [arrays[name] for name in wanted], record["metadata"]
+
+
+def _read_record(folder: epath.Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: ``leaves`` by name, and ``metadata``."""
+
+    def read_it() -> dict[str, Any]:
+        text = (folder / "metadata" / "metadata").read_text()
+        record: dict[str, Any] = records.parse(text, _Record, finite=False)
+        if record.pop("digest") != _digest(record):
+            raise ValueError("metadata is not what was saved")
+        return record
+
+    return _on_every_process(read_it)
+
+
+class _Leaf(TypedDict):
+    shape: list[int]
+    dtype: str
+    checksum: int
+
+
+class _Record(TypedDict):
+    leaves: Mapping[str, _Leaf]
+    metadata: Mapping[str, Any]
+    digest: str
+
+
+def _on_every_process(read: Callable[[], Any]) -> Any:
+    """Return ``read()``, or raise `_Damaged` on every process when it failed on any."""
+    result, why = None, ""
+    try:
+        result = read()
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the machine's trouble, not the checkpoint's
+    except Exception as error:
+        why = _reason(error)
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(bool(why)))
+        why = why or (f"process {failed.argmax()} cannot read it" if failed.any() else "")
+    if why:
+        raise _Damaged(why)
+    return result
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Return the leaves by name, in tree order; UsageError for what is not an array."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = paths.name(path)
+        if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+            raise UsageError(
+                f"state leaf {name} is a {type(leaf).__name__}: make it an array with jnp.array"
+            )
+        if name in leaves:
+            raise UsageError(f"two leaves of the state are named {name}: rename one")
+        leaves[name] = leaf
+    return leaves
+
+
+def _abstract_leaves(record: Mapping[str, Any]) -> dict[str, Leaf]:
+    """Return shapes and dtypes by name, without random keys, from what a checkpoint says of itself."""
+    return {
+        name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
+        for name, leaf in record["leaves"].items()
+        if not leaf["dtype"].startswith("key<")
+    }
+
+
+def _description(leaves: Mapping[str, Leaf]) -> dict[str, dict[str, Any]]:
+    """Return shape and dtype of every leaf as JSON holds them."""
+    return {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in leaves.items()
+    }
+
+
+def _same_leaves(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise a UsageError that names the first leaves that differ."""
+
+    def show(leaf: dict[str, Any] | None) -> str:
+        return f"{leaf['dtype']}{leaf['shape']}" if leaf else "absent"
+
+    names = [*saved, *(name for name in wanted if name not in saved)]
+    different = [
+        f"{name} is {show(saved.get(name))} there and {show(wanted.get(name))} here"
+        for name in names
+        if saved.get(name) != wanted.get(name)
+    ]
+    if different:
+        earlier = [name for name in saved if name.partition("/")[0] in EARLIER_FIELDS]
+        if earlier:
+            raise UsageError(
+                f"checkpoint {folder} was written by an earlier version of seal_jax (it has "
+                f"{_some(earlier)}) and cannot be resumed: train again into another folder, or go on "
+                "with that version; its weights can still be evaluated and be started from"
+            )
+        raise UsageError(
+            f"checkpoint {folder} is of another model or method: {_some(different)}: "
+            "use the config it was saved with, or another folder"
+        )
+
+
+def _listed(damaged: Mapping[int, str]) -> str:
+    return "; ".join(f"{step}: {why}" for step, why in damaged.items())
+
+
+def _some(items: list[str], count: int = 3) -> str:
+    rest = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + rest
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Return a checksum of a checkpoint's description."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Return one short line for what Orbax, TensorStore or the system said."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code.group(1)))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
+    """Return a checksum of each leaf, computed where it lies: one small array leaves the device."""
+    # Two programs with collectives at once, the last training step and this, hang host devices.
+    jax.block_until_ready(list(leaves.values()))
+    groups: dict[frozenset[Any], list[str]] = {}
+    for name, leaf in leaves.items():
+        # One program cannot take arrays of different device sets; usually there is one set.
+        groups.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
+    result: dict[str, int] = {}
+    for names in groups.values():
+        sums = _checksum_program([leaves[name] for name in names])
+        if not sums.is_fully_addressable:
+            sums = multihost_utils.process_allgather(sums, tiled=True)
+        result.update(zip(names, np.asarray(sums).tolist(), strict=True))
+    return {name: result[name] for name in leaves}
+
+
+@jax.jit
+def _checksum_program(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_checksum(leaf) for leaf in leaves])
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    """Return the uint32 sum, mod 2³², of every word scrambled with its position.
+
+    Integer sums do not depend on their order, so the value is the same on any sharding and device
+    count. Scrambling (the finaliser of MurmurHash3, a bijection) and not a plain weighted sum:
+    there two flipped sign bits, 2³¹(w₁ + w₂) with odd weights, would cancel.
+    """
+    word = _words(leaf)
+    position, stride = jnp.uint32(0), 1
+    for axis in reversed(range(word.ndim)):
+        # One iota an axis, not a flat index: reshaping would gather a sharded array.
+        index = jax.lax.broadcasted_iota(jnp.uint32, word.shape, axis)
+        position = position + index * jnp.uint32(stride % 2**32)
+        stride *= word.shape[axis]
+    word = word ^ (position * jnp.uint32(0x9E3779B1))
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(word ^ (word >> 16), dtype=jnp.uint32)
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    """Return the bits of the leaf as uint32, with a trailing axis where an element needs two."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
+    if leaf.dtype.itemsize <= 4 and not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf.astype(jnp.uint32)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+
+
+# Part of the path of Orbax's source files.
+_ORBAX = os.path.join("orbax", "checkpoint", "")
+
+
+def _quiet_orbax() -> None:
+    """Keep Orbax's log lines off stderr; ``absl.logging.set_verbosity("info")`` shows them.
+
+    What it warns of in a normal run is normal. When one array cannot be read or written Orbax closes
+    its event loop under the others, and each of those complains; the one error or warning that this
+    module gives instead would be lost among hundreds of lines.
+    """
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).addFilter(_not_from_orbax)
+    outer = sys.unraisablehook
+    if getattr(outer, "func", None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, outer)
+
+
+def _wanted_on_stderr(source: str) -> bool:
+    verbose = absl_logging.get_verbosity() > absl_logging.WARNING
+    return verbose or not (_ORBAX in source or "tensorstore" in source)
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return _wanted_on_stderr(record.pathname if record.name == "absl" else record.getMessage())
+
+
+def _unraisable(outer: Callable[[Any], Any], unraisable: Any) -> None:
+    """Pass on what is neither a coroutine of Orbax's nor TensorStore's answer to a closed loop."""
+    code = getattr(unraisable.object, "cr_code", None)
+    closed = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+    if _wanted_on_stderr("tensorstore" if closed else code.co_filename if code else ""):
+        outer(unraisable)

@@ -1,36 +1,25 @@
-"""Puts an experiment together from its settings: model, method, clock and compiled programs."""
+"""Puts an experiment together from its settings: model, method, clock and compiled steps."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seal_jax import data, masks, methods, models
+from seal_jax import data, methods, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.data.device import row_bytes
 from seal_jax.errors import UsageError
-from seal_jax.generations import Clock
 from seal_jax.methods import Method
 from seal_jax.training import early_stopping
-from seal_jax.training.batches import Batches
-from seal_jax.training.step import CompiledSteps
-
-
-class DataShape(NamedTuple):
-    """What the programs must know of a data set: sizes of its splits, its images and classes."""
-
-    train: int
-    validation: int
-    test: int
-    image_shape: tuple[int, int, int]
-    num_classes: int
+from seal_jax.training.batches import Batches, DataShape
+from seal_jax.training.step import Experiment
 
 
 def load_data(fields: settings_lib.Data) -> data.Dataset:
@@ -46,6 +35,7 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         validation_seed=fields.validation_seed,
     )
     if fields.selection == "test_best":
+        # The test split in the validation split's place: nothing below knows the difference.
         return dataclasses.replace(dataset, validation=dataset.test)
     return dataset
 
@@ -77,61 +67,6 @@ def data_shape(dataset: data.Dataset) -> DataShape:
     return DataShape(*sizes, dataset.image_shape, dataset.num_classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """An experiment ready to run.
-
-    Attributes:
-      settings: what was asked for.
-      model: the network.
-      method: how it is trained.
-      context: what the method was built from.
-      clock: epochs and generations.
-      programs: the compiled programs, built on first use.
-    """
-
-    settings: Settings
-    model: models.Model
-    method: Method
-    context: methods.Context
-    clock: Clock
-    programs: CompiledSteps
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.settings.train.generations * self.clock.steps_per_generation
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, for the log."""
-        if self.settings.optimizer.schedule != "single":
-            step = self.clock.step_in_generation(step)
-        rate = self.method.rate or self.context.schedule()
-        return float(rate(step))
-
-    def summary(self) -> str:
-        """Return a few lines that say what will be trained, and what the mask selects."""
-        train, mesh = self.settings.train, self.programs.mesh
-        params = jax.eval_shape(self.model.init, jax.random.key(0))["params"]
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        lines = [
-            f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
-            f"{count:,} parameters, {train.seeds} seed(s), {train.generations} generations of "
-            f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
-            f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
-        ]
-        if self.settings.data.selection == "test_best":
-            lines.append(
-                'the best weights are chosen ON THE TEST SPLIT (data.selection = "test_best"): their '
-                "test accuracy is no estimate"
-            )
-        if self.method.mask is not None:
-            lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
-        if self.method.note:
-            lines.append(self.method.note)
-        return "\n".join(lines)
-
-
 def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     """Return the experiment that ``settings`` describe on data of this shape.
 
@@ -146,18 +81,18 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         )
     steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     settings_lib.check_steps(train, steps)
-    clock = Clock(steps, train.epochs_per_generation)
     steps_per_call = _steps_per_call(settings, steps, shape)
-    if train.sampling == "balanced" and not train.drop_last:
+    balanced = train.sampling == "balanced"
+    if balanced and not train.drop_last:
         raise UsageError(
             'train.drop_last = False does not go with train.sampling = "balanced"; use True'
         )
-    if train.sampling == "balanced" and train.batch_size % shape.num_classes:
+    if balanced and train.batch_size % shape.num_classes:
         raise UsageError(
             f"train.batch_size = {train.batch_size} must be a multiple of the {shape.num_classes} "
             f'classes of {settings.data.name} with train.sampling = "balanced"'
         )
-    # Over one device the batch is whole as it is.
+    # On one device the batch is whole without communication.
     synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
     model = create_model(
         settings.model,
@@ -168,40 +103,22 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         bn_axis_name=meshes.DATA if synchronised else None,
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    # A method is built from shapes alone: preflight compiles without weights or data.
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)
-    batches = Batches(
-        size=shape.train,
-        batch_size=train.batch_size,
-        drop_last=train.drop_last,
-        balanced=train.sampling == "balanced",
-        num_classes=shape.num_classes,
-        image_shape=shape.image_shape,
-        augmentation=augmentation_of(settings, shape.image_shape),
-        dtype=model.module.dtype,
-        shares=mesh.shape[meshes.DATA],
-        extra_batch_size=method.extra_batch_size,
-        extra_batches=method.extra_batches,
-        random=method.random or bool(model.module.dropout),
-    )
-    programs = CompiledSteps(
-        model=model,
-        method=method,
-        clock=clock,
-        batches=batches,
-        early_stopping=early_stopping.rules(settings, clock, bool(shape.validation)),
+    augmentation = augmentation_of(settings, shape.image_shape)
+    return Experiment(
+        settings=settings,
         mesh=mesh,
-        batching=meshes.batching(settings, mesh),
+        context=context,
+        method=method,
+        batches=Batches(shape, train, method, model, augmentation, mesh.shape[meshes.DATA]),
+        early_stopping=early_stopping.rules(settings, context.clock, bool(shape.validation)),
         steps_per_call=steps_per_call,
-        total_steps=context.total_steps,
-        eval_batch_size=settings.run.eval_batch_size,
-        validate_size=shape.validation,
-        test_size=shape.test,
     )
-    return Experiment(settings, model, method, context, clock, programs)
 
 
 def create_model(
@@ -214,20 +131,15 @@ def create_model(
     bn_axis_name: str | None = None,
 ) -> models.Model:
     """Return the network that the settings name, for these images and classes."""
-    options = {
-        field: value
-        for field, value in dataclasses.asdict(fields).items()
-        if field != "name" and value is not None
-    }
+    options = {field: v for field, v in dataclasses.asdict(fields).items() if v is not None}
     return models.create(
-        fields.name,
+        **options,
         num_classes=num_classes,
         image_shape=image_shape,
         dtype=jnp.dtype(dtype),
         bn_axis_name=bn_axis_name,
-        # Steps lie in loops, where XLA's CPU convolutions are slow.
+        # Steps run in loops, in which XLA's convolutions are slow on a CPU.
         convolution="matmul" if on_cpu else "native",
-        **options,
     )
 
 
@@ -256,15 +168,15 @@ def _steps_per_call(settings: Settings, steps: int, shape: DataShape) -> int:
 
 def _check_extra_batches(method: Method, shape: DataShape, mesh: Mesh) -> None:
     """Raise if the further batches that a method asks for cannot be had."""
-    size, shares = method.extra_batch_size, mesh.shape[meshes.DATA]
+    size, shards = method.extra_batch_size, mesh.shape[meshes.DATA]
     if size * method.extra_batches > shape.train:
         times = f" times {method.extra_batches} batches" if method.extra_batches > 1 else ""
         raise UsageError(
             f"method.weak_batch_size = {size}{times} is too large for {shape.train} training images"
         )
-    if size % shares:
+    if size % shards:
         raise UsageError(
-            f"method.weak_batch_size = {size} is no multiple of the {shares} devices along the data "
+            f"method.weak_batch_size = {size} is no multiple of the {shards} devices along the data "
             "axis (run.data_devices)"
         )
 

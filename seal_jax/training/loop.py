@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import pretrained
 from seal_jax.training import workdir as workdirs
-from seal_jax.training.batches import Arrays
+from seal_jax.training.batches import Arrays, place
 from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.experiment import Experiment
 from seal_jax.training.metrics import MetricsLog
@@ -29,7 +29,74 @@ from seal_jax.training.progress import Progress
 
 
 class NonFiniteError(UsageError):
-    """The loss or a parameter is no longer a number."""
+    """The loss or a parameter is not finite any more."""
+
+
+class Call(NamedTuple):
+    """The outcome of one call of the compiled steps, and of what is due after it.
+
+    Attributes:
+      state: overwritten by the next call, so copy what must outlive it.
+      step: at which the training goes on.
+      trained: the step up to which it was trained: ``step``, but where a generation ended early.
+      losses: ``[seeds, steps of the call]``, on the device.
+      validation: sums over the validation split, if it was scored here.
+    """
+
+    state: State
+    step: int
+    trained: int
+    losses: jax.Array
+    validation: Any
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether a generation has ended here though its budget is not used up."""
+        return self.step > self.trained
+
+
+def calls(
+    experiment: Experiment,
+    state: State,
+    step: int,
+    end: int,
+    train_data: Arrays,
+    validation_data: Arrays | None,
+) -> Iterator[Call]:
+    """Train from ``step`` to ``end`` and yield after each call of the compiled steps.
+
+    This is the only training loop: a run writes its metrics and checkpoints between two calls, an
+    evaluation that repeats a run measures it there.
+
+    Args:
+      experiment: whose compiled steps are called.
+      state: to start from; overwritten.
+      step: that the state is at.
+      end: the step to stop at; a generation that ends early may lead past it.
+      train_data: the training split on the mesh.
+      validation_data: likewise; ``None`` where there is no validation split.
+    """
+    clock = experiment.clock
+    validate_every = experiment.settings.train.validate_every
+    while step < end:
+        # A checkpoint is of the state BEFORE the event, so the event is repeated on resume.
+        if clock.starts_generation(step):
+            state = experiment.start_generation(state, train_data)
+        state, losses = experiment.train(state, train_data)
+        step += experiment.steps_per_call
+        trained, validation = step, None
+        epoch_ends = step % clock.steps_per_epoch == 0
+        if validation_data is not None and (
+            epoch_ends or (validate_every and step % validate_every == 0)
+        ):
+            state, validation = experiment.validate(state, validation_data)
+        if epoch_ends and experiment.early_stopping is not None:
+            state = experiment.update_early_stopping(state)
+            stopped = fetch(state.early_stopping).stopped.all()
+            if stopped and step % clock.steps_per_generation:
+                state = experiment.end_generation(state)
+                step = (clock.generation(step - 1) + 1) * clock.steps_per_generation
+        yield Call(state, step, trained, losses, validation)
 
 
 class Outcome(NamedTuple):
@@ -43,10 +110,10 @@ class Outcome(NamedTuple):
 def train(
     settings: Settings, workdir: Path, dataset: data.Dataset, *, devices: int | None = None
 ) -> Outcome:
-    """Train until the end, or until SIGTERM or SIGINT; take up the run in ``workdir`` if there is one.
+    """Train until the end, or until SIGTERM or SIGINT; resume the run in ``workdir`` if there is one.
 
-    A run that was stopped at any moment, by any means, and taken up again on the same devices ends
-    bit for bit like one that was not.
+    A run that was stopped at any moment, by any means, and resumed on the same devices ends bit for
+    bit like one that was not.
 
     Args:
       settings: the experiment.
@@ -64,15 +131,16 @@ def train(
     experiments.check_data(settings, dataset)
     main = jax.process_index() == 0
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
-    programs = experiment.programs
-    abstract = programs.abstract_state(settings.train.seeds)
-    given: dict[str, np.ndarray] = {}
+    abstract = experiment.abstract_state(settings.train.seeds)
+    init_from: dict[str, np.ndarray] = {}
     if settings.train.pretrained:
-        before = pretrained.inserted_before(workdir)
+        # LW's normalisers are a part of the state that only the other run, or a checkpoint, tells of.
+        saved_leaves = checkpoints.abstract_leaves()
         if not checkpoints.steps():
+            source = pretrained.read(settings, workdir)
             momentum = experiment.method.continues_momentum
-            given = pretrained.load(settings, workdir, abstract, momentum=momentum)
-        abstract = programs.abstract_state(settings.train.seeds, {**before, **given})
+            init_from = pretrained.take(settings, source, abstract, momentum=momentum)
+        abstract = experiment.abstract_state(settings.train.seeds, {**saved_leaves, **init_from})
     with ExitStack() as held, checkpoints, _stop() as stop:
 
         def claim() -> None:
@@ -83,153 +151,101 @@ def train(
         if main:
             print(experiment.summary(), flush=True)
         restored = checkpoints.restore(abstract)
-        if restored is None:
-            state, step = None, 0
-        else:
-            state, step = restored.state, restored.step
+        step = restored.step if restored else 0
+        if restored:
             if step == experiment.total_steps:
-                return Outcome(step, True, state)  # nothing to do, and no file to touch
+                return Outcome(step, True, restored.state)  # nothing to do, and no file to touch
             _check_steps_per_call(experiment, step)
             if main:
-                print(f"taking up the run at step {step}", flush=True)
-        log = MetricsLog(workdir, resume_step=step, write=main)
-        progress = Progress(experiment.total_steps, initial=step)
-        try:
-            loop = _Loop(experiment, dataset, checkpoints, log, progress, stop)
-            if state is None:
-                seeds = np.arange(settings.train.seeds, dtype=np.uint32) + settings.train.seed
-                state = programs.init(programs.starts(seeds, given), loop.train_data)
-            return loop.run(state, step)
-        finally:
-            progress.close()
-            log.close()
+                print(f"resuming at step {step}", flush=True)
+        log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
+        progress = held.enter_context(Progress(experiment.total_steps, initial=step))
+        train_data = place(mesh, dataset.train)
+        validation_data = place(mesh, dataset.validation) if len(dataset.validation) else None
+        test_data = place(mesh, dataset.test)
+        if restored:
+            state = restored.state
+        else:
+            starts = experiment.starts(experiment.seeds, init_from)
+            state = experiment.init(starts, train_data)
 
-
-class _Loop:
-    """The state of the loop outside the compiled programs."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        dataset: data.Dataset,
-        checkpoints: Checkpoints,
-        log: MetricsLog,
-        progress: Progress,
-        stop: threading.Event,
-    ):
-        self.experiment = experiment
-        self.programs = experiment.programs
-        self.clock = experiment.clock
-        self.checkpoints = checkpoints
-        self.log = log
-        self.progress = progress
-        self.stop = stop
-        self.train_data = self.on_device(dataset.train)
-        if self.programs.validate_size:
-            self.validation_data = self.on_device(dataset.validation)
-        self.test_data = self.on_device(dataset.test)
-
-    def on_device(self, split: data.Split) -> Arrays:
-        return Arrays(*(meshes.place(self.programs.mesh, part) for part in data.flatten(split)))
-
-    def run(self, state: State, step: int) -> Outcome:
-        total = self.experiment.total_steps
-        saved = step
-        while step < total:
-            # A checkpoint is of the moment BEFORE the event, so the event is repeated on resume.
-            if self.clock.starts_generation(step):
-                state = self.programs.start_generation(state, self.train_data)
-            state, losses = self.programs.train(state, self.train_data)
-            losses = fetch(losses)
+        clock, saved = experiment.clock, step
+        checkpoint_every = settings.run.checkpoint_every_epochs * clock.steps_per_epoch
+        for call in calls(
+            experiment, state, step, experiment.total_steps, train_data, validation_data
+        ):
+            state, step = call.state, call.step
+            losses = fetch(call.losses)
             if not np.isfinite(losses).all():
-                self.diverged(step + int(np.flatnonzero(~np.isfinite(losses).all(0))[0]), saved)
-            step += self.programs.steps_per_call
-            self.progress.update(step, loss=float(losses[:, -1].mean()))
-            ended_early = False
-            if step % self.clock.steps_per_epoch == 0:
-                # The row must be on disk before the checkpoint: a run taken up again at `step`
-                # keeps the rows up to there, and would miss this one.
-                state, row, ended_early = self.score(state, step)
-                self.log.append(row)
-                if ended_early:
-                    state = self.programs.end_generation(state)
-                    step = (self.clock.generation(step - 1) + 1) * self.clock.steps_per_generation
-                    self.progress.update(step)
-            elif self.validation_is_due(step):
-                state, _ = self.programs.validate(state, self.validation_data)
-            stopping = _any_process(self.stop.is_set())
-            if step == total or stopping or ended_early or self.checkpoint_is_due(step):
-                if not fetch(self.programs.finite(state)).all():
-                    self.diverged(step - 1, saved)
-                self.checkpoints.save(step, state, {"epoch": int(self.clock.epoch(step))})
+                before = call.trained - losses.shape[1]
+                first = before + int(np.flatnonzero(~np.isfinite(losses).all(0))[0])
+                _diverged(experiment, checkpoints, first, saved)
+            progress.update(call.trained, loss=float(losses[:, -1].mean()))
+            if call.trained % clock.steps_per_epoch == 0:
+                # The row must be on disk before the checkpoint: a run resumed at `step` keeps the
+                # rows up to there, and would miss this one.
+                log.append(_row(experiment, call, test_data))
+                if call.ended_early:
+                    progress.update(step)
+            stopping = _any_process(stop.is_set())
+            due = step == experiment.total_steps or step % checkpoint_every == 0
+            if due or stopping or call.ended_early:
+                if not fetch(experiment.finite(state)).all():
+                    _diverged(experiment, checkpoints, step - 1, saved)
+                checkpoints.save(step, state, {"epoch": int(clock.epoch(step))})
                 saved = step
             if stopping:
                 break
-        self.checkpoints.wait()
-        return Outcome(step, step == total, state)
-
-    def checkpoint_is_due(self, step: int) -> bool:
-        every = self.experiment.settings.run.checkpoint_every_epochs * self.clock.steps_per_epoch
-        return step % every == 0
-
-    def validation_is_due(self, step: int) -> bool:
-        every = self.experiment.settings.train.validate_every
-        return bool(self.programs.validate_size and every) and step % every == 0
-
-    def score(self, state: State, step: int) -> tuple[State, dict[str, Any], bool]:
-        """Score the epoch that ends at ``step``.
-
-        Returns:
-          The state, the metrics row with one value per seed each, and whether the generation ends
-          here though its budget is not used up.
-        """
-        last = step - 1  # the last step of the epoch
-        row: dict[str, Any] = {
-            "step": step,
-            "epoch": self.clock.epoch(last),
-            "generation": self.clock.generation(last),
-            "epoch_in_generation": self.clock.epoch_in_generation(last),
-            "learning_rate": self.experiment.learning_rate(last),
-        }
-        metric_sums = fetch(state.metric_sums)
-        row |= _mean("train", metric_sums)
-        for name, total in metric_sums.measures.items():
-            row[f"train/{name}"] = (total / self.clock.steps_per_epoch).tolist()
-        if self.programs.validate_size:
-            state, sums = self.programs.validate(state, self.validation_data)
-            row |= _mean("validation", fetch(sums))
-        ended_early, ends = False, step % self.clock.steps_per_generation == 0
-        if self.programs.early_stopping is not None:
-            state = self.programs.judge(state)
-            course = fetch(state.early_stopping)
-            row |= {"rate_scale": course.rate_scale.tolist(), "stopped": course.stopped.tolist()}
-            ended_early = bool(course.stopped.all()) and not ends
-        if ends or ended_early:
-            # The test split is scored where a generation ends, never to choose anything.
-            row |= _mean("test_last", fetch(self.programs.test(state.weights, self.test_data)))
-            if state.best is not None:
-                best = fetch(self.programs.test(state.best.weights, self.test_data))
-                row |= _mean("test_best", best)
-                row["best_epoch"] = fetch(state.best.epoch).tolist()
-        return state, row, ended_early
-
-    def diverged(self, step: int, saved: int) -> None:
-        self.checkpoints.wait()
-        generation = self.clock.generation(step)
-        kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
-        raise NonFiniteError(
-            f"the loss is not finite at step {step} (generation {generation}, epoch "
-            f"{self.clock.epoch(step)}); {kept}; lower optimizer.learning_rate"
-        )
+        checkpoints.wait()
+        return Outcome(step, step == experiment.total_steps, state)
 
 
-def _mean(name: str, sums: Any) -> dict[str, list[float]]:
+def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any]:
+    """Return the metrics row of the epoch that has just ended, one value per seed each."""
+    clock, state = experiment.clock, call.state
+    last = call.trained - 1  # the last step of the epoch
+    row: dict[str, Any] = {
+        "step": call.trained,
+        "epoch": clock.epoch(last),
+        "generation": clock.generation(last),
+        "epoch_in_generation": clock.epoch_in_generation(last),
+        "learning_rate": experiment.learning_rate(last),
+    }
+    metric_sums = fetch(state.metric_sums)
+    row |= _means("train", metric_sums)
+    for name, total in metric_sums.measures.items():
+        row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
+    if call.validation is not None:
+        row |= _means("validation", fetch(call.validation))
+    if state.early_stopping is not None:
+        stopping = fetch(state.early_stopping)
+        row |= {"rate_scale": stopping.rate_scale.tolist(), "stopped": stopping.stopped.tolist()}
+    if call.step % clock.steps_per_generation == 0:
+        # The test split is scored where a generation ends, never to choose anything.
+        row |= _means("test_last", fetch(experiment.test(state.weights, test_data)))
+        if state.best is not None:
+            row |= _means("test_best", fetch(experiment.test(state.best.weights, test_data)))
+            row["best_epoch"] = fetch(state.best.epoch).tolist()
+    return row
+
+
+def _means(name: str, sums: Any) -> dict[str, list[float]]:
     """Return loss and accuracy per seed from the sums over a split."""
     hits = {"accuracy": sums.correct}
     if "top5" in sums.measures:
         hits["top5_accuracy"] = sums.measures["top5"]
     means = {f"{name}/{measure}": (total / sums.weight).tolist() for measure, total in hits.items()}
     return {f"{name}/loss": (sums.loss / sums.weight).tolist(), **means}
+
+
+def _diverged(experiment: Experiment, checkpoints: Checkpoints, step: int, saved: int) -> NoReturn:
+    checkpoints.wait()
+    clock = experiment.clock
+    kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
+    raise NonFiniteError(
+        f"the loss is not finite at step {step} (generation {clock.generation(step)}, epoch "
+        f"{clock.epoch(step)}); {kept}; lower optimizer.learning_rate"
+    )
 
 
 def fetch(tree: Any) -> Any:
@@ -247,7 +263,7 @@ def _any_process(flag: bool) -> bool:
 
 
 def _on_first_process(action: Callable[[], None]) -> None:
-    """Let the first process act, the others wait; if it raises a UsageError, all of them do."""
+    """Let the first process act while the others wait; if it raises a UsageError, all of them do."""
     failed: UsageError | None = None
     if jax.process_index() == 0:
         try:
@@ -260,10 +276,11 @@ def _on_first_process(action: Callable[[], None]) -> None:
 
 def _check_steps_per_call(experiment: Experiment, step: int) -> None:
     """Raise if calls that start at ``step`` would run over the end of its epoch."""
-    into_epoch, each = step % experiment.clock.steps_per_epoch, experiment.programs.steps_per_call
-    if into_epoch % each:
+    into_epoch = step % experiment.clock.steps_per_epoch
+    count = experiment.steps_per_call
+    if into_epoch % count:
         raise UsageError(
-            f"run.steps_per_call = {each} does not divide the {into_epoch} steps of the running epoch "
+            f"run.steps_per_call = {count} does not divide the {into_epoch} steps of the running epoch "
             f"at the checkpoint of step {step}; give the number the run was stopped with"
         )
 

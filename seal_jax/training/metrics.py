@@ -12,6 +12,9 @@ import json
 import math
 import os
 import shutil
+import socket
+import statistics
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +22,12 @@ from typing import Any, TypeGuard
 
 from seal_jax import records
 from seal_jax.errors import UsageError
-from seal_jax.training.rows import Row, Stored, Value, plain
-from seal_jax.training.tensorboard import TensorBoard
+
+Value = int | float | bool | list[float]
+# Names to numbers, or to lists of numbers with one per seed.
+Row = dict[str, Any]
+# As a file holds it: what is not finite is null.
+Stored = float | int | bool | None | list[float | int | bool | None]
 
 
 class MetricsLog:
@@ -55,10 +62,8 @@ class MetricsLog:
                 raise UsageError(f"{path} is not a {kind}: move it away, or give another --workdir")
         rows = self._keep_until(resume_step)
         self._last = rows[-1]["step"] if rows else -1
-        self._board = TensorBoard(folder / "tensorboard")
-        for row in rows:
-            self._board.write(row)
-        self._board.flush()
+        self._board = _EventFile(folder / "tensorboard")
+        self._board.write(*rows)
         # Unbuffered: a row is one write, so a kill leaves at most one line cut short.
         self._file = self._path.open("ab", buffering=0)
 
@@ -67,7 +72,7 @@ class MetricsLog:
 
         Args:
           row: an integer ``step``, later than the last row's, and numbers, booleans or lists of
-            numbers, one a seed. NumPy and JAX scalars and arrays are taken as numbers and lists.
+            numbers, one per seed. NumPy and JAX scalars and arrays are taken as numbers and lists.
 
         Raises:
           UsageError: the step is missing or not later, or a value is none of these.
@@ -75,7 +80,7 @@ class MetricsLog:
         """
         if self._file is None:
             return
-        numbers = {name: plain(name, value) for name, value in row.items()}
+        numbers = {name: _plain(name, value) for name, value in row.items()}
         step = numbers.get("step")
         if not _is_step(step):
             raise UsageError(f"metrics row needs an integer 'step', got {step!r}")
@@ -96,7 +101,6 @@ class MetricsLog:
         self._last = step
         # After the record: the view must not show what the record lacks.
         self._board.write(numbers)
-        self._board.flush()
 
     def close(self) -> None:
         """Close the files; `append` does nothing from here on."""
@@ -173,6 +177,8 @@ def _is_step(value: Any) -> TypeGuard[int]:
 
 
 def _finite(row: Row) -> Row:
+    """Return the row with None for what is not finite."""
+
     def fix(value: Any) -> Any:
         if isinstance(value, list):
             return [fix(number) for number in value]
@@ -185,3 +191,61 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_nan(number) for number in value]
     return math.nan if value is None else value
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return the value as Python numbers; a UsageError names what cannot be."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    numbers = plain if isinstance(plain, list) else [plain]
+    if not numbers or not all(isinstance(number, (bool, int, float)) for number in numbers):
+        raise UsageError(
+            f"metric {name!r} is {value!r}: use a number, or a list of numbers with one a seed"
+        )
+    return plain
+
+
+def mean(value: Value) -> float:
+    """Return the number, or the mean over the seeds."""
+    return statistics.fmean(value) if isinstance(value, list) else float(value)
+
+
+class _EventFile:
+    """One TensorBoard event file, written record by record.
+
+    Not tensorboard's ``EventFileWriter``: that imports TensorFlow wherever it is installed, and
+    writes from a thread of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # Here and not above: reading metrics needs none of it.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb"))
+        self._record(file_version="brain.Event:2")
+
+    def write(self, *rows: Row) -> None:
+        """Bring the scalars of rows to disk: of several seeds the mean, and each seed's own."""
+        for row in rows:
+            scalars = {}
+            for name, value in row.items():
+                if name == "step":
+                    continue
+                scalars[name] = mean(value)
+                if isinstance(value, list) and len(value) > 1:
+                    scalars |= {f"{name}/seed{seed}": number for seed, number in enumerate(value)}
+            values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in scalars.items()]
+            self._record(step=row["step"], summary=self._summary(value=values))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _record(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())

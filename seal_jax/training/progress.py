@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
+import jax
 from tqdm import tqdm
 
-from seal_jax.training.rows import Value, mean, plain
+from seal_jax.training.metrics import Value, mean
+
+_LINE = (
+    "{n_fmt}/{total_fmt} {unit}s ({percentage:.0f}%) [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+)
 
 
 class Progress:
@@ -26,9 +31,6 @@ class Progress:
       stream: where to print; stderr by default.
     """
 
-    _DONE = "{n_fmt}/{total_fmt} {unit}s ({percentage:.0f}%)"
-    _LINE = _DONE + " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-
     def __init__(
         self,
         total: int,
@@ -39,42 +41,33 @@ class Progress:
         every: float = 30.0,
         stream: TextIO | None = None,
     ) -> None:
-        if enabled is None:
-            import jax
-
-            enabled = jax.process_index() == 0
+        enabled = jax.process_index() == 0 if enabled is None else enabled
         self._stream = sys.stderr if stream is None else stream
-        self._total, self._initial, self._step = total, initial, initial
-        self._unit = unit
+        bar = {"total": total, "initial": initial, "unit": unit, "dynamic_ncols": True}
+        terminal = enabled and self._stream.isatty()
+        self._bar = tqdm(**bar, file=self._stream, disable=not terminal)
+        # Elsewhere tqdm only formats: it would redraw one line, with carriage returns.
+        self._line = {"total": total, "initial": initial, "unit": unit, "bar_format": _LINE}
+        self._step, self._postfix = initial, ""
         self._every, self._begin = every, time.monotonic()
-        self._next = self._begin + every if enabled else math.inf
+        self._next = self._begin + every if enabled and not terminal else math.inf
         self._unprinted = False
-        self._bar: Any = None
-        self._postfix = ""
-        if enabled and self._stream.isatty():
-            self._bar = tqdm(
-                total=total, initial=initial, file=self._stream, unit=unit, dynamic_ncols=True
-            )
-            self._next = math.inf
 
     def update(self, step: int, **latest: Value) -> None:
         """Show that ``step`` steps are done, and the newest values (of a list, the mean)."""
-        self._step = step
         if latest:
-            shown = {name: mean(plain(name, value)) for name, value in latest.items()}
-            self._postfix = ", ".join(f"{name}={value:.4g}" for name, value in shown.items())
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._postfix, refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._postfix = ", ".join(f"{name}={mean(v):.4g}" for name, v in latest.items())
+        self._bar.set_postfix_str(self._postfix, refresh=False)
+        self._bar.update(step - self._step)
+        self._step = step
         self._unprinted = self._next < math.inf
         if time.monotonic() >= self._next:
             self._print_line()
 
     def close(self) -> None:
         """Leave the last state printed."""
-        if self._bar is not None:
-            self._bar.close()
-        elif self._unprinted:
+        self._bar.close()
+        if self._unprinted:
             self._print_line()
         self._next = math.inf
 
@@ -86,15 +79,7 @@ class Progress:
 
     def _print_line(self) -> None:
         now = time.monotonic()
-        line = tqdm.format_meter(
-            self._step,
-            self._total,
-            now - self._begin,
-            unit=self._unit,
-            initial=self._initial,
-            postfix=self._postfix,
-            bar_format=self._LINE,
-        )
+        elapsed = now - self._begin
+        line = tqdm.format_meter(self._step, elapsed=elapsed, postfix=self._postfix, **self._line)
         print(line, file=self._stream, flush=True)
-        self._next = now + self._every
-        self._unprinted = False
+        self._next, self._unprinted = now + self._every, False

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seal_jax import data, paths, slimming
+from seal_jax import paths, slimming
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
@@ -20,7 +20,7 @@ from seal_jax.errors import UsageError
 from seal_jax.methods import kels
 from seal_jax.training import experiment as experiments
 from seal_jax.training import workdir as workdirs
-from seal_jax.training.batches import Arrays
+from seal_jax.training.batches import place
 from seal_jax.training.checkpoints import read_leaves
 from seal_jax.training.pretrained import merge
 
@@ -41,28 +41,27 @@ def export(run: Path, output: Path) -> str:
         raise UsageError(
             f"{run} was trained by {settings.method['name']!r}; only KELS has a slim network"
         )
-    # How the run was spread over devices is no matter here.
+    # How the run was spread over devices does not matter here.
     settings = dataclasses.replace(settings, run=settings_lib.Run())
     leaves = read_leaves(run / workdirs.CHECKPOINTS)
     if leaves is None:
         raise UsageError(f"{run} holds no checkpoint yet")
-    given = {field: value for field, value in settings.method.items() if field != "name"}
-    keep = settings_lib.read(kels.Options, given, "method").keep
+    options = {field: value for field, value in settings.method.items() if field != "name"}
+    keep = settings_lib.read(kels.Options, options, "method").keep
     dataset = experiments.load_data(settings.data)
     mesh = meshes.make(settings, jax.devices()[:1])
     shape = experiments.data_shape(dataset)
     experiment = experiments.build(settings, shape, mesh)
-    whole = _weights(run, experiment.programs.abstract_state(settings.train.seeds).weights, leaves)
+    whole = _weights(run, experiment.abstract_state(settings.train.seeds).weights, leaves)
     model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
-    test = Arrays(*(meshes.place(mesh, part) for part in data.flatten(dataset.test)))
-    slim_programs = dataclasses.replace(experiment.programs, model=model)
+    test = place(mesh, dataset.test)
+    slim_experiment = dataclasses.replace(
+        experiment, context=dataclasses.replace(experiment.context, model=model)
+    )
     scores = {}
-    for name, programs, weights in (
-        ("whole", experiment.programs, whole),
-        ("slim", slim_programs, cut),
-    ):
-        sums = jax.device_get(programs.test(weights, test))
+    for name, scored_by, weights in (("whole", experiment, whole), ("slim", slim_experiment, cut)):
+        sums = jax.device_get(scored_by.test(weights, test))
         scores[name] = {
             "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(weights.params)),
             "test_accuracy": (sums.correct / sums.weight).tolist(),
@@ -95,11 +94,10 @@ def _weights(run: Path, abstract: Weights, leaves: dict[str, Any]) -> Weights:
 
 def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
     """Cut the slim network's weights out of the whole one's, for each seed."""
-    like = jax.eval_shape(model.init, jax.random.key(0))
-
+    narrow = jax.eval_shape(model.init, jax.random.key(0))
     wide = {"params": weights.params, "batch_stats": weights.batch_stats}
     flattened = {f"params/{layer}": channels for layer, channels in dense.flattened.items()}
-    cut = jax.vmap(lambda tree: slimming.slim(tree, like, flattened))(wide)
+    cut = jax.vmap(lambda tree: slimming.slim(tree, narrow, flattened))(wide)
     return Weights(cut["params"], cut["batch_stats"], {})
 
 

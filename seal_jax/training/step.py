@@ -1,7 +1,7 @@
-"""The compiled programs of a run: initialise, start a generation, train, validate, test.
+"""The compiled steps of a run: initialise, start a generation, train, validate, test.
 
 Each is one ``jit`` of a ``shard_map`` over the mesh: a device holds some of the seeds and, of each
-batch, a part. Seeds never communicate. Along the data axis a training step has one reduction, of
+batch, a shard. Seeds never communicate. Along the data axis a training step has one reduction, of
 gradients, statistics and metrics together (and BatchNorm's own, if its statistics are global).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,22 +18,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from seal_jax import masks, models
 from seal_jax.core import mesh as meshes
-from seal_jax.core.losses import cross_entropy
-from seal_jax.core.state import (
-    MetricSums,
-    State,
-    Stream,
-    Weights,
-    empty_best,
-    empty_metric_sums,
-    stream_key,
-)
+from seal_jax.core.settings import Settings
+from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream_key
 from seal_jax.data import device
 from seal_jax.generations import Clock
-from seal_jax.methods.method import HookContext, Method
-from seal_jax.models import Model
-from seal_jax.training import problems
+from seal_jax.losses import cross_entropy
+from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
 from seal_jax.training.batches import Arrays, Batches, Step
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
@@ -43,131 +35,137 @@ TOP = 5
 
 
 class Start(NamedTuple):
-    """What a training starts from: its ``seed``, and ``given`` arrays by the leaf's name."""
+    """What a training starts from: its ``seed``, and arrays of another run by the leaf's name."""
 
     seed: jax.Array
-    given: dict[str, jax.Array]
+    init_from: dict[str, jax.Array]
+
+
+def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
+    """Make of a method a program over the mesh, built on first use.
+
+    The method is written for one seed. The program takes and returns all seeds: every leaf of its
+    first argument and of its result has a leading axis of seeds.
+
+    Args:
+      shared: how many further arguments it has, which are the same for all seeds.
+      donate: whether the first argument's memory is reused for the result.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Any:
+        def build(self: Experiment) -> Any:
+            batching = meshes.batching(self.settings, self.mesh)
+            mapped = jax.shard_map(
+                meshes.over_seeds(functools.partial(method, self), batching),
+                mesh=self.mesh,
+                in_specs=(meshes.BY_SEED, *(meshes.REPLICATED,) * shared),
+                out_specs=meshes.BY_SEED,
+            )
+            return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+        build.__doc__ = method.__doc__
+        return functools.cached_property(build)
+
+    return decorate
 
 
 @dataclasses.dataclass(frozen=True)
-class CompiledSteps:
-    """Builds the compiled programs of one experiment.
+class Experiment:
+    """An experiment ready to run: what it is made of, and its compiled steps.
 
     Attributes:
-      model: the network.
-      method: how it is trained.
-      clock: epochs and generations.
+      settings: what was asked for.
+      mesh: the devices.
+      context: what the method was built from: the network, epochs and generations.
+      method: how the network is trained.
       batches: the training batches.
       early_stopping: early stopping and plateaus; ``None`` where neither is on.
-      mesh: the devices.
-      batching: how the seeds of one device run, "vmap" or "map".
       steps_per_call: steps in one call of ``train``; divides ``clock.steps_per_epoch``.
-      total_steps: of the whole training.
-      eval_batch_size: images a step of evaluation.
-      validate_size: images in the validation split.
-      test_size: images in the test split.
     """
 
-    model: Model
+    settings: Settings
+    mesh: Mesh
+    context: Context
     method: Method
-    clock: Clock
     batches: Batches
     early_stopping: EarlyStopping | None
-    mesh: Mesh
-    batching: str
     steps_per_call: int
-    total_steps: int
-    eval_batch_size: int
-    validate_size: int
-    test_size: int
 
-    def _compile(self, function, *, shared: int = 0, donate: bool = False):
-        """Jit a function of one seed's state (and of ``shared`` arrays) over the mesh."""
-        spread = jax.shard_map(
-            meshes.over_seeds(function, self.batching),
-            mesh=self.mesh,
-            in_specs=(meshes.BY_SEED, *(meshes.REPLICATED,) * shared),
-            out_specs=meshes.BY_SEED,
-        )
-        return jax.jit(spread, donate_argnums=(0,) if donate else ())
+    @property
+    def model(self) -> models.Model:
+        """The network."""
+        return self.context.model
 
-    @functools.cached_property
-    def init(self):
-        """``init(Start, Arrays) -> State``, every leaf of the first with the seeds' axis."""
-        return self._compile(self._init, shared=1)
+    @property
+    def clock(self) -> Clock:
+        """Epochs and generations."""
+        return self.context.clock
 
-    @functools.cached_property
-    def start_generation(self):
-        """``start_generation(state, Arrays) -> State``: the method's forgetting event; donates."""
-        return self._compile(self._start_generation, shared=1, donate=True)
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.context.total_steps
 
-    @functools.cached_property
-    def train(self):
-        """``train(state, Arrays) -> (State, losses [seeds, steps_per_call])``; donates."""
-        return self._compile(self._train, shared=1, donate=True)
+    @property
+    def seeds(self) -> np.ndarray:
+        """The seeds of its trainings, uint32."""
+        train = self.settings.train
+        return np.arange(train.seeds, dtype=np.uint32) + train.seed
 
-    @functools.cached_property
-    def validate(self):
-        """``validate(state, Arrays) -> (State, MetricSums [seeds])``: also keeps the best; donates."""
-        return self._compile(self._validate, shared=1, donate=True)
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, for the log."""
+        if self.settings.optimizer.schedule != "single":
+            step = self.clock.step_in_generation(step)
+        rate = self.method.rate or self.context.schedule()
+        return float(rate(step))
 
-    @functools.cached_property
-    def judge(self):
-        """``judge(state) -> State`` where an epoch ends: who stops, whose rate falls; donates."""
-        assert self.early_stopping is not None
-        return self._compile(self.early_stopping.judge, donate=True)
-
-    @functools.cached_property
-    def end_generation(self):
-        """``end_generation(state) -> State``: on to the end of the running generation; donates."""
-        assert self.early_stopping is not None
-        return self._compile(self.early_stopping.end_generation, donate=True)
-
-    @functools.cached_property
-    def test(self):
-        """``test(Weights, Arrays) -> MetricSums [seeds]``, of more than five classes with "top5" hits."""
-        measures = ("top5",) if self.model.num_classes > TOP else ()
-        return self._compile(functools.partial(self._evaluate, self.test_size, measures), shared=1)
-
-    @functools.cached_property
-    def score_validation(self):
-        """``score_validation(Weights, Arrays) -> MetricSums [seeds]``: ``validate`` without a method_state."""
-        return self._compile(functools.partial(self._evaluate, self.validate_size, ()), shared=1)
-
-    @functools.cached_property
-    def finite(self):
-        """``finite(state) -> bool [seeds]``: whether every parameter and statistic is a number."""
-        return self._compile(
-            lambda state: jnp.all(
-                jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.weights)])
+    def summary(self) -> str:
+        """Return a few lines that say what will be trained, and what the mask selects."""
+        train, mesh = self.settings.train, self.mesh
+        params = self.context.params
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        lines = [
+            f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
+            f"{count:,} parameters, {train.seeds} seed(s), {train.generations} generations of "
+            f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
+            f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
+        ]
+        if self.settings.data.selection == "test_best":
+            lines.append(
+                'the best weights are chosen ON THE TEST SPLIT (data.selection = "test_best"): their '
+                "test accuracy is no estimate"
             )
-        )
+        if self.method.mask is not None:
+            lines.append(f"forget subtree: {masks.report(self.method.mask, params)}")
+        if self.method.note:
+            lines.append(self.method.note)
+        return "\n".join(lines)
 
-    def starts(self, seeds: np.ndarray, given: dict[str, np.ndarray] | None = None) -> Start:
+    def starts(self, seeds: np.ndarray, init_from: Mapping[str, np.ndarray] | None = None) -> Start:
         """Put what the trainings of these ``seeds`` start from on the mesh."""
         place = functools.partial(meshes.place, self.mesh, spec=meshes.BY_SEED)
-        return Start(place(seeds), {name: place(leaf) for name, leaf in (given or {}).items()})
+        return Start(place(seeds), {name: place(leaf) for name, leaf in (init_from or {}).items()})
 
     def abstract_data(self) -> Any:
         """Return the training split on the device, its shapes only."""
         row = device.row_bytes(self.model.image_shape)
         shapes: Any = (
-            jax.ShapeDtypeStruct((self.batches.size, row), jnp.uint8),
-            jax.ShapeDtypeStruct((self.batches.size,), jnp.int32),
+            jax.ShapeDtypeStruct((self.batches.shape.train, row), jnp.uint8),
+            jax.ShapeDtypeStruct((self.batches.shape.train,), jnp.int32),
         )
         return Arrays(*shapes)
 
-    def abstract_state(self, seeds: int, given: Mapping[str, Any] | None = None) -> State:
+    def abstract_state(self, seeds: int, init_from: Mapping[str, Any] | None = None) -> State:
         """Return the state's shapes and shardings, to restore a checkpoint against.
 
         Args:
           seeds: how many.
-          given: what the training takes from another run; only normalisers change the shapes.
+          init_from: what the training takes from another run; only normalisers change the shapes.
         """
         seed: Any = jax.ShapeDtypeStruct((seeds,), jnp.uint32)
         normalisers: Any = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            for name, leaf in (given or {}).items()
+            for name, leaf in (init_from or {}).items()
             if name.startswith(NORMALISERS)
         }
         start = Start(seed, normalisers)
@@ -177,55 +175,61 @@ class CompiledSteps:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
         )
 
-    def _init(self, start: Start, data: Arrays) -> State:
+    @_compiled(shared=1)
+    def init(self, start: Start, data: Arrays) -> State:
+        """Return the state before the first step."""
         seed = start.seed
         variables = self.model.init(stream_key(seed, Stream.INIT, 0))
         statistics = variables.get("batch_stats", {})
-        weights = Weights(variables["params"], statistics, inserted(start.given))
-        weights = merge(weights, start.given, "weights/")
+        weights = Weights(variables["params"], statistics, inserted(start.init_from))
+        weights = merge(weights, start.init_from, "weights/")
         step = jnp.zeros((), jnp.int32)
         method_state: PyTree = ()
         if self.method.on_start is not None:
             key = stream_key(seed, Stream.START, 0)
-            event = self._event(key, step, weights, None, (), data)
+            event = self._hook_context(key, step, weights, None, (), data)
             event = self.method.on_start(event)
             weights, method_state = event.weights, event.method_state
-        opt_state = merge(self.method.tx.init(weights.params), start.given, "opt_state/")
+        opt_state = merge(self.method.tx.init(weights.params), start.init_from, "opt_state/")
         return State(
             step=step,
             seed=seed,
             weights=weights,
             opt_state=opt_state,
             method_state=method_state,
-            metric_sums=empty_metric_sums(self.method.measures),
-            best=empty_best(weights) if self.validate_size else None,
-            early_stopping=self.early_stopping.fresh(step) if self.early_stopping else None,
+            metric_sums=MetricSums.zero(self.method.measures),
+            best=Best.none(weights) if self.batches.shape.validation else None,
+            early_stopping=self.early_stopping.start(step) if self.early_stopping else None,
         )
 
-    def _start_generation(self, state: State, data: Arrays) -> State:
+    @_compiled(shared=1, donate=True)
+    def start_generation(self, state: State, data: Arrays) -> State:
+        """Apply the method's forgetting event, and start the generation's records."""
         weights, opt_state, method_state = state.weights, state.opt_state, state.method_state
         if self.method.on_generation_start is not None:
             generation = self.clock.generation(state.step)
             key = stream_key(state.seed, Stream.EVENT, generation)
-            event = self._event(key, generation, weights, opt_state, method_state, data)
+            event = self._hook_context(key, generation, weights, opt_state, method_state, data)
             event = self.method.on_generation_start(event)
             weights, opt_state, method_state = event.weights, event.opt_state, event.method_state
         return state._replace(
             weights=weights,
             opt_state=opt_state,
             method_state=method_state,
-            best=empty_best(weights) if state.best is not None else None,
-            early_stopping=self.early_stopping.fresh(state.step) if self.early_stopping else None,
+            best=Best.none(weights) if state.best is not None else None,
+            early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
 
-    def _event(
+    def _hook_context(
         self, key, generation, weights, opt_state, method_state, data: Arrays
     ) -> HookContext:
-        # A draw of its own, whatever else the event makes of its key.
+        # A key of their own: the hook may use ``key`` itself in any way.
         images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
         return HookContext(key, generation, weights, opt_state, method_state, images)
 
-    def _train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
+    @_compiled(shared=1, donate=True)
+    def train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
+        """Train for ``steps_per_call`` steps; return the losses ``[steps_per_call]``, too."""
         per_epoch = self.clock.steps_per_epoch
         steps = self.batches.steps(
             state.seed, state.step, self.steps_per_call, per_epoch, data.labels
@@ -241,24 +245,26 @@ class CompiledSteps:
         )
 
     def _step(self, state: State, data: Arrays, step: Step) -> tuple[State, jax.Array]:
-        """One step of one seed on a whole batch, of which this device takes its part."""
-        # Weights are the same along the data axis; what comes of them here is not, until reduced.
+        """Train one seed for one step on a batch, of which this device takes its shard."""
+        # Weights are the same along the data axis; what is computed from them on a shard is not.
+        # Marked as varying, their gradient stays this device's own until the one reduction below.
         weights = jax.lax.pcast(state.weights, meshes.DATA, to="varying")
-        problem = problems.problem(self, state, weights, data, step)
-        auxiliary, gradient, measures = self.method.gradient(problem, weights.params)
+        context = self._context(state, weights, data, step)
+        auxiliary, gradient, measures = self.method.gradient(context, weights.params)
         with jax.named_scope("gradient_reduce"):
             # A device counts by its images, of which the last batch may give it few or none.
-            share = auxiliary.sums.weight / step.batch.weights.sum()
-            statistics = jax.tree.map(lambda leaf: leaf * share, auxiliary.batch_stats)
+            fraction = auxiliary.sums.weight / step.batch.weights.sum()
+            statistics = jax.tree.map(lambda leaf: leaf * fraction, auxiliary.batch_stats)
             measures = jax.tree.map(lambda leaf: leaf / self.mesh.shape[meshes.DATA], measures)
             parts = (gradient, statistics, auxiliary.sums._replace(measures=measures))
             gradient, statistics, sums = jax.lax.psum(parts, meshes.DATA)
 
         def gradient_at(params):
             """Return the gradient of the same batch at other parameters."""
-            there = self.method.gradient(problem, jax.lax.pcast(params, meshes.DATA, to="varying"))
+            params = jax.lax.pcast(params, meshes.DATA, to="varying")
+            gradient = self.method.gradient(context, params).gradient
             with jax.named_scope("gradient_reduce"):
-                return jax.lax.psum(there.gradient, meshes.DATA)
+                return jax.lax.psum(gradient, meshes.DATA)
 
         loss = sums.loss / sums.weight
         with jax.named_scope("optimizer"):
@@ -268,7 +274,7 @@ class CompiledSteps:
                 state.weights.params,
                 value=loss,
                 grad_fn=gradient_at,
-                key=problems.key(step, problems.Use.UPDATE),
+                key=step.key_for(Stream.UPDATE),
                 **self.method.extra_args(state.method_state),
             )
             stopping = state.early_stopping
@@ -280,10 +286,10 @@ class CompiledSteps:
         statistics = _where(frozen, state.weights.batch_stats, statistics)
         new = state.weights._replace(params=params, batch_stats=statistics)
         if stopping is not None:
-            # A stopped training is frozen whole; only its clocks go on with the others'.
+            # A stopped training is frozen whole; only its clocks advance with the others'.
             new = _where(stopping.stopped, state.weights, new)
-            held = _where(stopping.stopped, state.opt_state, opt_state)
-            opt_state = with_clocks(held, opt_state, params)
+            frozen_state = _where(stopping.stopped, state.opt_state, opt_state)
+            opt_state = with_clocks(frozen_state, opt_state, params)
         after = state._replace(
             step=state.step + 1,
             weights=new,
@@ -292,8 +298,79 @@ class CompiledSteps:
         )
         return after, loss
 
-    def _validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
-        sums = self._evaluate(self.validate_size, (), state.weights, data)
+    def _context(self, state: State, weights: Weights, data: Arrays, step: Step) -> StepContext:
+        """Return the loss of this device's shard of the step's batch, and what goes with it.
+
+        Every call of its objective sees the same images and the same dropout.
+        """
+        batches, method, module = self.batches, self.method, self.model.module
+        total = step.batch.weights.sum()
+        rows, example_weights, augmentation = batches.part(step.batch, batches.train.batch_size)
+        images, labels = batches.images(data, rows, augmentation)
+        targets = None if method.targets is None else method.targets(state.method_state, images)
+        # Images that only fill the batch up must not enter BatchNorm either.
+        example_mask = example_weights if batches.fills else None
+        frozen = method.frozen_statistics(state.method_state)
+
+        def rngs(stream: Stream) -> dict[str, jax.Array]:
+            if not module.dropout:
+                return {}
+            key = step.key_for(stream)
+            assert key is not None  # dropout makes a step random
+            # Each device drops units of its own shard.
+            return {"dropout": jax.random.fold_in(key, jax.lax.axis_index(meshes.DATA))}
+
+        dropout, extra_dropout = rngs(Stream.DROPOUT), rngs(Stream.EXTRA_DROPOUT)
+
+        def forward(params: Any, images: Any, rngs: Any, example_mask: Any) -> tuple[Any, Any, Any]:
+            """Return logits, features and the statistics after a pass in training mode."""
+            with models.batch_statistics(frozen=frozen, example_mask=example_mask):
+                logits, changed = module.apply(
+                    weights._replace(params=params)._asdict(),
+                    images,
+                    train=True,
+                    mutable=["batch_stats", "intermediates"],
+                    rngs=rngs,
+                )
+            features = changed["intermediates"]["features"][0]
+            return logits, features, changed.get("batch_stats", {})
+
+        def objective(params: Any) -> tuple[jax.Array, Auxiliary]:
+            logits, features, statistics = forward(params, images, dropout, example_mask)
+            losses = example_weights * method.loss(logits, labels, targets)
+            correct = example_weights * (logits.argmax(-1) == labels)
+            sums = MetricSums(losses.sum(), correct.sum(), example_weights.sum(), {})
+            return losses.sum() / total, Auxiliary(statistics, sums, features)
+
+        def extra_batch(index: Any) -> tuple[jax.Array, jax.Array]:
+            batch = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), step.extra
+            )
+            rows, _, augmentation = batches.part(batch, method.extra_batch_size)
+            return batches.images(data, rows, augmentation)
+
+        key = step.key_for(Stream.GRADIENT)
+        if key is not None:
+            # Like the weights: what is drawn from it and then differentiated is this device's own,
+            # or differentiation would sum over the devices.
+            key = jax.lax.pcast(key, meshes.DATA, to="varying")
+        return StepContext(
+            objective=objective,
+            part=lambda losses: (example_weights * losses).sum() / total,
+            labels=labels,
+            weights=weights,
+            method_state=jax.lax.pcast(state.method_state, meshes.DATA, to="varying"),
+            key=key,
+            progress=state.step / self.total_steps,
+            extra_batch=extra_batch,
+            extract=lambda params, images: forward(params, images, extra_dropout, None)[1:],
+            gather=functools.partial(jax.lax.all_gather, axis_name=meshes.DATA, tiled=True),
+        )
+
+    @_compiled(shared=1, donate=True)
+    def validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
+        """Score the validation split, and keep the weights if they are the best so far."""
+        sums = self._evaluate(state.weights, data, self.batches.shape.validation)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
         better = accuracy > state.best.accuracy
@@ -309,24 +386,51 @@ class CompiledSteps:
                 )
         return state._replace(best=best, method_state=method_state), sums
 
-    def _evaluate(
-        self, size: int, measures: tuple[str, ...], weights: Weights, data: Arrays
-    ) -> MetricSums:
-        """Score a split in inference mode.
+    @_compiled(donate=True)
+    def update_early_stopping(self, state: State) -> State:
+        """Apply the rules of early stopping to the epoch that has just ended."""
+        assert self.early_stopping is not None
+        return self.early_stopping.update(state)
 
-        Args:
-          size: its number of images.
-          measures: ``("top5",)`` to count the images whose class is among the first five, too.
-          weights: of one seed.
-          data: the split.
+    @_compiled(donate=True)
+    def end_generation(self, state: State) -> State:
+        """Skip to the end of the running generation."""
+        assert self.early_stopping is not None
+        return self.early_stopping.end_generation(state)
+
+    @_compiled(shared=1)
+    def test(self, weights: Weights, data: Arrays) -> MetricSums:
+        """Score the test split; of more than five classes the hits have "top5" among them."""
+        measures = ("top5",) if self.model.num_classes > TOP else ()
+        return self._evaluate(weights, data, self.batches.shape.test, measures)
+
+    @_compiled(shared=1)
+    def score_validation(self, weights: Weights, data: Arrays) -> MetricSums:
+        """Score the validation split and nothing else."""
+        return self._evaluate(weights, data, self.batches.shape.validation)
+
+    @_compiled()
+    def finite(self, state: State) -> jax.Array:
+        """Tell whether all weights are finite."""
+        leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.weights)]
+        return jnp.all(jnp.stack(leaves))
+
+    def _evaluate(
+        self, weights: Weights, data: Arrays, size: int, measures: tuple[str, ...] = ()
+    ) -> MetricSums:
+        """Return sums over a split of ``size`` images in inference mode.
+
+        ``measures`` is ``("top5",)`` to count the images whose class is among the first five, too.
         """
-        shares = self.mesh.shape[meshes.DATA]
-        batch = -(-min(self.eval_batch_size, size) // shares) * shares
+        shards = self.mesh.shape[meshes.DATA]
+        batch = (
+            -(-min(self.settings.run.eval_batch_size, size) // shards) * shards
+        )  # a multiple of the shards
         order = device.padded_batches(size, batch)
         variables = weights._asdict()
 
-        def score(sums, whole):
-            rows, example_weights = self.batches.part(whole, batch)
+        def score(sums, order):
+            rows, example_weights = self.batches.part(order, batch)
             images, labels = self.batches.images(data, rows, None)
             logits = self.model.module.apply(variables, images, train=False)
             losses = cross_entropy(logits, labels)
@@ -339,7 +443,7 @@ class CompiledSteps:
             )
             return jax.tree.map(jnp.add, sums, scored), None
 
-        zero = jax.lax.pcast(empty_metric_sums(measures), (meshes.SEED, meshes.DATA), to="varying")
+        zero = jax.lax.pcast(MetricSums.zero(measures), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))
         return jax.lax.psum(sums, meshes.DATA)
 
@@ -357,6 +461,6 @@ def rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> rank(jnp.array([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0]]), jnp.array([2, 1])).tolist()
     [1, 1]
     """
-    own = jnp.take_along_axis(logits, labels[:, None], 1)
-    before = jnp.arange(logits.shape[-1]) < labels[:, None]
-    return (~(logits <= own) | ((logits == own) & before)).sum(-1)
+    score = jnp.take_along_axis(logits, labels[:, None], 1)
+    earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
+    return (~(logits <= score) | ((logits == score) & earlier)).sum(-1)

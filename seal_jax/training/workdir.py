@@ -1,4 +1,4 @@
-"""The folder of a run: its settings are written once and must match ever after."""
+"""The folder of a run: its settings are written once, and must match whenever it is resumed."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def claim(workdir: Path, settings: Settings) -> None:
         partial = path.with_suffix(".partial")  # left by a start that was killed
         if any(entry != partial for entry in workdir.iterdir()):
             raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
+        # Moved into place: a kill leaves either no config, and so no run, or a whole one.
         partial.write_text(json.dumps(record, indent=2) + "\n")
         os.replace(partial, path)
     except OSError as error:
@@ -55,7 +56,7 @@ def claim(workdir: Path, settings: Settings) -> None:
 def locked(path: Path, option: str) -> Iterator[None]:
     """Hold the lock of a file, which is made if it does not exist, against other processes.
 
-    The kernel releases it however this process ends, so none is left over from a kill. Where files
+    The kernel releases it however this process ends, so a kill leaves none behind. Where files
     cannot be locked, or not be written, nothing is held.
 
     Args:
@@ -96,8 +97,8 @@ def read(workdir: Path) -> dict[str, Any]:
     remedy = "give the folder of a run"
     record: dict[str, Any] = records.load(path, _Record, remedy)
     defaults = settings_lib.as_dict(Settings())
+    # An older version may have written settings that this one does not know.
     known = {
-        # Of the settings that this version knows, whatever else an older one wrote.
         section: {field: value for field, value in record[section].items() if field in values}
         for section, values in {**defaults, "method": record["method"]}.items()
         if isinstance(record.get(section, {}), Mapping) and section in record
@@ -132,9 +133,9 @@ class _Record(TypedDict):
 
 
 def _experiment(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what must not change, with the defaults of settings that a record leaves out.
+    """Return the settings that must not change, complete.
 
-    A setting that is younger than the folder was at its default when the folder was made.
+    A setting that a record leaves out is younger than the folder and had its default then.
     """
     from seal_jax import methods  # reports read run folders and need no Flax
 

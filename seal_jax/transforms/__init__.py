@@ -1,15 +1,27 @@
-"""Gradient transformations, one idea a file."""
+"""Optax gradient transformations, one method a file."""
 
-from seal_jax.transforms.ascent import AscentState, ascend
 from seal_jax.transforms.fast import make_fast_tx, scale_by_two_rates
-from seal_jax.transforms.gate import freeze, gate
 from seal_jax.transforms.imp import hold_pruned, make_imp_tx
-from seal_jax.transforms.llf import make_llf_tx
 from seal_jax.transforms.pof import make_pof_tx
 from seal_jax.transforms.preconditioners import damped_trace, preconditioner, scale_by_radam
-from seal_jax.transforms.reinit import ReinitState, masked_reinit
-from seal_jax.transforms.relearn import dsd, fc, kels, make_relearn_tx, wels, welsr
-from seal_jax.transforms.reset_state import ResetState, reset_state, split_state
+from seal_jax.transforms.relearn import (
+    ReinitState,
+    dsd,
+    fc,
+    kels,
+    make_llf_tx,
+    make_relearn_tx,
+    masked_reinit,
+    wels,
+    welsr,
+)
+from seal_jax.transforms.reset_state import (
+    ResetState,
+    freeze,
+    freeze_while,
+    reset_state,
+    split_state,
+)
 from seal_jax.transforms.sa_gd import AnnealState, anneal, make_sa_gd_tx
 from seal_jax.transforms.sam import (
     make_sam_tx,
@@ -17,7 +29,7 @@ from seal_jax.transforms.sam import (
     sharpness_aware,
     sharpness_aware_gradient,
 )
-from seal_jax.transforms.seal import make_seal_tx
+from seal_jax.transforms.seal import ascend, make_seal_tx
 from seal_jax.transforms.sgd import (
     ClockState,
     decay_weights,
@@ -27,7 +39,6 @@ from seal_jax.transforms.sgd import (
 
 __all__ = [
     "AnnealState",
-    "AscentState",
     "ClockState",
     "ReinitState",
     "ResetState",
@@ -38,7 +49,7 @@ __all__ = [
     "dsd",
     "fc",
     "freeze",
-    "gate",
+    "freeze_while",
     "hold_pruned",
     "kels",
     "make_fast_tx",

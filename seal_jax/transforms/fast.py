@@ -1,22 +1,19 @@
-"""FAST: a head that starts at zero, and a learning rate of its own for it."""
+"""FAST: a head that starts at zero and has its own learning rate."""
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_choice, check_number, nonnegative
 from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.gate import gate
 from seal_jax.transforms.preconditioners import preconditioner
-from seal_jax.transforms.reset_state import reset_state
-from seal_jax.transforms.sgd import ClockState, ResetMomentum, decay_weights, moments
+from seal_jax.transforms.reset_state import freeze_while, reset_state
+from seal_jax.transforms.sgd import ResetMomentum, decay_weights, leafwise, reset_condition
 
 Optimizer = Literal["sgd", "nesterov", "adam", "radam"]
 
@@ -25,18 +22,13 @@ def check_rates(alpha: float | Schedule, beta: float | Schedule) -> None:
     """Raise unless both rates are schedules, or 0 and above, and not both of them 0."""
     for field, rate in (("alpha", alpha), ("beta", beta)):
         if not callable(rate):
-            check_number(
-                field,
-                rate,
-                lambda value: 0 <= value < math.inf,
-                "be 0 (frozen), positive, or a schedule",
-            )
-    if _frozen(alpha) and _frozen(beta):
+            check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
+    if _is_zero(alpha) and _is_zero(beta):
         raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
 
 
-def _frozen(rate: Any) -> bool:
-    """Tell whether a rate is known to be 0 for good."""
+def _is_zero(rate: Any) -> bool:
+    """Tell whether a rate is the number 0, so that its parameters never move."""
     return isinstance(rate, Real) and rate == 0
 
 
@@ -62,23 +54,17 @@ def scale_by_two_rates(
     check_rates(alpha, beta)
     rates_at = {True: clock.restart(alpha), False: clock.restart(beta)}
 
-    def init_fn(params):
-        masks.resolve(head, params)
-        return ClockState(jnp.zeros((), jnp.int32))
-
-    def update_fn(updates, state, params=None, **extra_args):
-        del params, extra_args
-        rates = {flag: rate_at(state.count) for flag, rate_at in rates_at.items()}
+    def rule(count):
+        rates = {flag: rate_at(count) for flag, rate_at in rates_at.items()}
 
         def scale(flag, update):
             scaled = (-rates[flag] * update).astype(update.dtype)
-            # Chosen: 0 times a gradient that is not finite would be NaN.
+            # Chosen, not multiplied: 0 times a gradient that is not finite would be NaN.
             return jnp.where(rates[flag] == 0, jnp.zeros_like(update), scaled)
 
-        updates = jax.tree.map(scale, masks.resolve(head, updates), updates)
-        return updates, ClockState(optax.safe_increment(state.count))
+        return scale
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return leafwise(rule, head)
 
 
 def make_fast_tx(
@@ -104,8 +90,8 @@ def make_fast_tx(
     FAST is this from a head at zero (:func:`seal_jax.heads.initialise`), whose first gradient is
     :math:`-\Delta^T A / M` and lets nothing through to the features. Feature extraction is
     :math:`\beta = 0`, a fixed head :math:`\alpha = 0`, ordinary fine-tuning :math:`\alpha = \beta`.
-    For classifier warm-up hand ``update`` the extra argument ``warming`` (see
-    :func:`seal_jax.transforms.gate.gate`): while it holds, the features stay as they are.
+    For classifier warm-up pass ``update`` the extra argument ``warming`` (see
+    :func:`seal_jax.transforms.freeze_while`): while it holds, the features stay as they are.
 
     Args:
       head: the classifier's parameters (True), in any form of :mod:`seal_jax.masks`.
@@ -131,33 +117,31 @@ def make_fast_tx(
 
     >>> params = {"conv": jnp.ones(()), "fc": jnp.zeros(())}
     >>> tx = make_fast_tx("fc", 0.1, 0.01, steps_per_epoch=1, epochs_per_generation=10)
-    >>> gradient = jax.tree.map(jnp.ones_like, params)
+    >>> gradient = {"conv": jnp.ones(()), "fc": jnp.ones(())}
     >>> updates, _ = tx.update(gradient, tx.init(params), params)
     >>> round(float(updates["conv"]), 4), round(float(updates["fc"]), 4)
     (-0.001, -0.01)
     """
-    names = get_args(Optimizer)
-    if optimizer not in names:
-        near = nearest(str(optimizer), names)
-        raise UsageError(f"optimizer = {optimizer!r} must be one of {', '.join(names)}{near}")
+    check_choice("optimizer", optimizer, get_args(Optimizer), suggest=True)
     check_rates(alpha, beta)
     clock = Clock(steps_per_epoch, epochs_per_generation)
-    match optimizer:
-        case "adam" | "radam":
-            scale = preconditioner(optimizer, momentum=momentum)
-        case _:
-            ahead = optimizer == "nesterov"
-            scale = preconditioner("sgd", momentum=momentum, nesterov=ahead, damped=damped_momentum)
+    head = masks.fixed(head)
+    if optimizer in ("adam", "radam"):
+        scale = preconditioner(optimizer, momentum=momentum)
+    else:
+        ahead = optimizer == "nesterov"
+        scale = preconditioner("sgd", momentum=momentum, nesterov=ahead, damped=damped_momentum)
+    # The rates come last: a head at rate 0 is frozen whatever momentum and decay have made of it.
     chain = optax.chain(
         decay_weights(weight_decay),
-        reset_state(scale, moments(clock, reset_momentum)),
+        reset_state(scale, reset_condition(clock, reset_momentum)),
         scale_by_two_rates(head, _times(alpha, schedule), _times(beta, schedule), clock),
     )
-    return gate(masks.invert(head), chain)
+    return freeze_while(masks.invert(head), chain)
 
 
 def _times(rate: float | Schedule, schedule: Schedule | None) -> float | Schedule:
-    """Return the rate times the schedule; a rate that is 0 for good stays the number."""
-    if schedule is None or _frozen(rate):
+    """Return the rate times the schedule; a rate that is the number 0 stays it."""
+    if schedule is None or _is_zero(rate):
         return rate
     return lambda step: (rate(step) if callable(rate) else rate) * schedule(step)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from seal_jax import masks, pruning, selections
-from seal_jax.errors import NO_PARAMS, UsageError, check_integer
-from seal_jax.generations import Clock, Schedule
+from seal_jax.errors import UsageError, check_choice, check_integer, require_params
+from seal_jax.generations import Clock, Schedule, never
 from seal_jax.pruning import PruneState
-from seal_jax.transforms.reinit import difference, reinit_moments, widen
-from seal_jax.transforms.reset_state import never
-from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+from seal_jax.transforms.relearn import difference, widen
+from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 
 def hold_pruned(
@@ -56,7 +55,7 @@ def hold_pruned(
     [[0.0, 3.0]]
     """
     pruning.check_fraction(fraction)
-    selections.check_scope(scope)
+    check_choice("scope", scope, get_args(selections.Scope))
     check_integer("rewind_step", rewind_step, 0)
 
     def init_fn(params):
@@ -64,16 +63,19 @@ def hold_pruned(
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
-        if params is None:
-            raise ValueError(NO_PARAMS)
+        require_params(params)
         if rewind_step > 0:
             # A branch, so that only the one step moves the parameters through memory.
             rewind = jax.lax.cond(
-                state.count == rewind_step, lambda: _as(state.rewind, params), lambda: state.rewind
+                state.count == rewind_step,
+                # In the snapshot's structure: under nnx.Optimizer only init sees Variables.
+                lambda: jax.tree.unflatten(
+                    jax.tree.structure(state.rewind), jax.tree.leaves(params)
+                ),
+                lambda: state.rewind,
             )
             state = state._replace(rewind=rewind)
-
-        if when is not never:
+        if when is not never:  # as in masked_reinit: an event must reach its values
             updates = jax.tree.map(widen, updates)
 
         def plain():
@@ -98,10 +100,7 @@ def _hold(keep: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
     return jnp.where(keep, update, (0 - param).astype(update.dtype))
 
 
-def _as(like: Any, values: Any) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(values))
-
-
+@takes_options_of(make_normal_tx)
 def make_imp_tx(
     learning_rate: float | Schedule = 0.01,
     *,
@@ -111,18 +110,14 @@ def make_imp_tx(
     among: masks.Mask | None = None,
     steps_per_epoch: int,
     epochs_per_generation: int = 160,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    nesterov: bool = False,
-    reset_momentum: ResetMomentum = "generation",
-    optimizer: optax.GradientTransformation | None = None,
     events: bool = True,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return iterative magnitude pruning with rewinding as one optax transformation.
 
     Where a generation from 1 on starts, the smallest weights are zeroed for good and the others go
     back to their early values; r events leave (1 - fraction)^r of the prunable weights. The learning
-    rate's schedule starts anew with every generation, also if ``rewind_step`` is not 0.
+    rate's schedule restarts with every generation, also if ``rewind_step`` is not 0.
 
     Args:
       learning_rate: a float, or an optax schedule of the step within the generation.
@@ -132,14 +127,10 @@ def make_imp_tx(
       among: the parameters that may be pruned; kernels by default. All parameters are rewound.
       steps_per_epoch: S.
       epochs_per_generation: E.
-      momentum: of SGD, undamped.
-      weight_decay: coupled L2.
-      nesterov: whether the momentum is Nesterov's.
-      reset_momentum: "generation" (or "phase", the same here), or "never".
-      optimizer: a whole optax optimizer in place of momentum SGD.
       events: True spends the first step of every generation from 1 on on the event, as
         :func:`hold_pruned` describes; False leaves it to the caller, who calls
         :func:`seal_jax.pruning.prune` on the parameters and this optimizer's state before it.
+      **options: of momentum SGD, see :func:`make_normal_tx`.
 
     Raises:
       UsageError: an argument out of its range.
@@ -170,10 +161,4 @@ def make_imp_tx(
             f"rewind_step = {rewind_step} must lie in generation 0, before step "
             f"{clock.steps_per_generation}: the first event already rewinds"
         )
-    when = moments(clock, reset_momentum)
-    if events:
-        when = reinit_moments(clock, when)
-    descending = descent(
-        clock, when, learning_rate, momentum, weight_decay, optimizer, nesterov=nesterov
-    )
-    return optax.chain(descending, holding)
+    return optax.chain(descent(clock, learning_rate, starts_with_event=events, **options), holding)

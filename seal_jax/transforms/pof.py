@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import NO_PARAMS, check_number
+from seal_jax.errors import check_number, nonnegative, require_params
 from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.reset_state import never
 from seal_jax.transforms.sgd import descent
 
 _LONGEST = 2**31 - 1  # steps that an int32 counts
@@ -35,12 +31,12 @@ def make_pof_tx(
     The updates of the classifier :math:`\theta_0` are exactly 0, whatever its gradient and the
     weight decay; nor does its gradient enter the optimizer. What perturbs the classifier is not
     part of it: the gradient is taken at a weak classifier (:mod:`seal_jax.weak_classifiers`), the
-    update at the parameters themselves, as in the example. Without a perturbation this is plain
-    Nesterov SGD on the features.
+    update applied to the parameters themselves, as in the example. Without a perturbation this is
+    plain Nesterov SGD on the features.
 
-    The state has the structure of :func:`make_normal_tx`'s over ALL parameters: go on with the
-    state that the pre-training ends with, and its momentum is carried on. So is its count of steps,
-    which a schedule then reads; a constant rate does not care.
+    The state has the structure of that of :func:`make_normal_tx` over ALL parameters: continue with
+    the state at the end of the pre-training to keep its momentum. Its count of steps goes on as
+    well; a schedule reads it, a constant rate does not.
 
     Args:
       head: the classifier, in any form of :mod:`seal_jax.masks`.
@@ -82,49 +78,44 @@ def make_pof_tx(
     >>> same["conv"], same["fc"]
     (False, {'bias': True, 'kernel': True})
     """
-    check_number(
-        "classifier_learning_rate",
-        classifier_learning_rate,
-        lambda value: 0 <= value < math.inf,
-        "be 0 (the classifier stays) or positive",
-    )
+    must = "be 0 (the classifier stays) or positive"
+    check_number("classifier_learning_rate", classifier_learning_rate, nonnegative, must)
     if epochs_per_generation is None:
         # Checks S; then one generation, as long as can be counted.
         epochs_per_generation = max(1, _LONGEST // Clock(steps_per_epoch, 1).steps_per_epoch)
-    clock = Clock(steps_per_epoch, epochs_per_generation)
     inner = descent(
-        clock,
-        never,
+        Clock(steps_per_epoch, epochs_per_generation),
         learning_rate,
-        momentum,
-        weight_decay,
-        optimizer,
+        momentum=momentum,
         nesterov=nesterov,
+        weight_decay=weight_decay,
+        reset_momentum="never",
+        optimizer=optimizer,
         default_rate=3e-5,
     )
+    head = masks.fixed(head)
+
+    def classifier_update(gradient):
+        if not hasattr(classifier_learning_rate, "aval") and classifier_learning_rate == 0:
+            return jnp.zeros_like(gradient)  # exact zeros, for an infinite gradient too
+        return (-classifier_learning_rate * gradient).astype(gradient.dtype)
 
     def init_fn(params):
-        masks.resolve(head, params)  # a mask that cannot be used fails here, before any training
+        head(params)  # a mask that cannot be used fails here, before any training
         return inner.init(params)
 
     def update_fn(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(NO_PARAMS)
-        flags = masks.resolve(head, params)
+        require_params(params)
+        flags = head(params)
         # Zero on the way in as well: a gradient clipped by its global norm is that of the features.
         features = jax.tree.map(lambda flag, g: jnp.zeros_like(g) if flag else g, flags, updates)
         features, state = inner.update(features, state, params, **extra_args)
-        classifier = _descend(classifier_learning_rate)
         updates = jax.tree.map(
-            lambda flag, g, update: classifier(g) if flag else update, flags, updates, features
+            lambda flag, g, update: classifier_update(g) if flag else update,
+            flags,
+            updates,
+            features,
         )
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _descend(learning_rate: float) -> Callable[[jax.Array], jax.Array]:
-    """Return plain SGD; exact zeros, for an infinite gradient too, if it does not learn."""
-    if not hasattr(learning_rate, "aval") and learning_rate == 0:
-        return jnp.zeros_like
-    return lambda g: (-learning_rate * g).astype(g.dtype)

@@ -1,4 +1,4 @@
-"""What stands between the gradient and the learning rate: momentum, damped or not, Adam, RAdam."""
+"""Preconditioners, between gradient and learning rate: momentum, damped or not, Adam, RAdam."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_choice, check_number
 from seal_jax.optimizer_state import keep_dtypes
-from seal_jax.transforms.sgd import checked_momentum
 
 Name = Literal["sgd", "adam", "radam"]
 
@@ -38,7 +37,6 @@ def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTrans
       1 and 2; Sutskever et al., `On the importance of initialization and momentum in deep
       learning`, 2013, section 2, for Nesterov's momentum as a step ahead.
 
-    >>> import jax.numpy as jnp
     >>> tx = damped_trace(0.9)
     >>> state = tx.init(jnp.zeros(()))
     >>> for _ in range(2):
@@ -47,7 +45,7 @@ def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTrans
     0.1
     0.19
     """
-    decay = checked_momentum(decay)
+    _check_momentum(decay)
 
     def blend(update, trace):
         return decay * trace + (1 - decay) * update
@@ -63,8 +61,12 @@ def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTrans
     return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
+def _check_momentum(momentum: float) -> None:
+    check_number("momentum", momentum, lambda value: 0 <= value < 1, "lie in [0, 1)")
+
+
 def rectification(count: Any, b2: float) -> tuple[Any, Any]:
-    r"""Return the length of RAdam's approximated average, and its correction of Adam's step.
+    r"""Return the length of RAdam's approximated moving average, and its factor to Adam's step.
 
     .. math::
         \rho_t = \rho_\infty - \frac{2 t \beta^t}{1 - \beta^t}, \quad
@@ -72,10 +74,9 @@ def rectification(count: Any, b2: float) -> tuple[Any, Any]:
         r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}
                         {(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}}
 
-    The difference is one of two numbers near 2000, and near 5 itself where it matters most: taken
-    like this in float32, :math:`r_t` is wrong by some 0.5 % in the first steps. While
-    :math:`x = -t \ln \beta` is under 1, the series of :math:`x / (e^x - 1)`, whose leading terms
-    cancel exactly, takes its place.
+    In float32 the difference of these two numbers near 2000, itself near 5 where it matters most,
+    puts :math:`r_t` off by some 0.5 % in the first steps. While :math:`x = -t \ln \beta` is under
+    1, the series of :math:`x / (e^x - 1)`, whose leading terms cancel exactly, is used instead.
 
     Args:
       count: t, the number of the step from 1.
@@ -99,14 +100,19 @@ def rectification(count: Any, b2: float) -> tuple[Any, Any]:
 
 
 def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """Scale as RAdam does: Adam's step, corrected; the plain first moment while there is none.
+    """Scale as RAdam does: Adam's step times :func:`rectification`, at first the first moment alone.
 
-    ``optax.scale_by_radam`` computes the correction as it is written, see :func:`rectification`.
+    ``optax.scale_by_radam`` computes the factor as the paper writes it, which is less accurate.
 
     Args:
       b1: decay of the first moment.
       b2: decay of the second moment, a Python number in (0.6, 1): under that RAdam is momentum.
       eps: added to the root of the second moment.
+
+    >>> tx = scale_by_radam(0.9, 0.999, 1e-8)
+    >>> update, _ = tx.update(jnp.full((), 0.25), tx.init(jnp.zeros(())))
+    >>> round(float(update), 3)  # the first steps have no second moment worth dividing by
+    0.25
     """
     check_number("b2", b2, lambda value: 0.6 < value < 1, "lie in (0.6, 1)")
     adam = keep_dtypes(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
@@ -152,17 +158,13 @@ def preconditioner(
       Kingma & Ba, `Adam`, 2015, Algorithm 1; Liu et al., `On the Variance of the Adaptive Learning
       Rate and Beyond`, 2020, Algorithm 2 (RAdam).
 
-    >>> import jax.numpy as jnp
     >>> tx = preconditioner("adam")
     >>> update, _ = tx.update(jnp.full((), 0.25), tx.init(jnp.zeros(())))
     >>> round(float(update), 3)
     1.0
     """
-    names = get_args(Name)
-    if name not in names:
-        near = nearest(str(name), names)
-        raise UsageError(f"optimizer = {name!r} must be one of {', '.join(names)}{near}")
-    momentum = checked_momentum(momentum)
+    check_choice("optimizer", name, get_args(Name), suggest=True)
+    _check_momentum(momentum)
     if name == "sgd":
         if damped:
             return damped_trace(momentum, nesterov=nesterov)

@@ -1,6 +1,7 @@
-"""Reinitialise-and-relearn: parts of the network are drawn anew where a generation starts.
+"""Reinitialize and relearn: parts of the network get new values where a generation starts.
 
-The methods differ in what they select: each function below but the last returns a ``select`` of (key,
+The methods differ in what they select. :func:`make_llf_tx` has a static mask of whole layers. Each of
+:func:`wels`, :func:`welsr`, :func:`dsd`, :func:`kels` and :func:`fc` returns a ``select`` of (key,
 parameters, generation) for :func:`make_relearn_tx`, or for an exact event between two steps::
 
     selection = select(key_to_select, params, generation)
@@ -9,29 +10,157 @@ parameters, generation) for :func:`make_relearn_tx`, or for an exact event betwe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
-from seal_jax import masks, selections
-from seal_jax.errors import check_key
-from seal_jax.forgetting import Initialiser
+from seal_jax import masks, selections, slimming
+from seal_jax.errors import check_choice, check_key, require_params
+from seal_jax.forgetting import Initialiser, check_like, initialiser
 from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.reinit import Select, masked_reinit, reinit_moments
-from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
+
+PyTree = Any
+Select = Callable[[jax.Array, PyTree, Any], PyTree]
+
+# Steps are int32, so that no event draws its weights from this number.
+_SELECTING = np.uint32(0xFFFFFFFF)
+
+
+class ReinitState(NamedTuple):
+    """State of :func:`masked_reinit`.
+
+    Attributes:
+      count: updates so far, int32.
+      key: the random key from which every event derives its own.
+    """
+
+    count: jax.Array
+    key: jax.Array
+
+
+def masked_reinit(
+    mask: masks.Mask | Select,
+    init_fn: Initialiser,
+    when: Callable[[Any], Any],
+    *,
+    key: jax.Array,
+    generation: Callable[[Any], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Spend an update on moving the masked parameters to freshly initialized values.
+
+    Put it at the END of a chain. When ``when(count)`` holds, the updates of the masked parameters
+    become ``fresh - p``, exact up to rounding, and all others become zero: the gradient of that step
+    belongs to weights that are no longer there. Updates in bfloat16 or float16 come out in float32,
+    in every step, since a sum in that precision would keep digits of the old weights:
+    ``optax.apply_updates`` adds in float32 and returns the parameters' dtype. (``apply_if_finite``
+    around such a transformation asks for float32 gradients.)
+
+    The event takes the FIRST step of a generation rather than the last of the one before, so that
+    the weights a generation ends with can be evaluated. For an exact event between two steps use
+    :func:`seal_jax.forgetting.reinitialise`.
+
+    Args:
+      mask: the forget subtree, in any form of :mod:`seal_jax.masks`; or a function of (key,
+        parameters, generation) that returns a selection (see :mod:`seal_jax.selections`), called at
+        every event with a key that the weights are not drawn from.
+      init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
+      when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
+      key: a random key; every event uses another key derived from it, reproducibly.
+      generation: maps the count to the generation that such a function is given, e.g.
+        ``Clock.generation``; by default the count itself.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> fresh = lambda key: {"conv": jnp.zeros(()), "fc": jnp.full((), 5.0)}
+    >>> tx = masked_reinit("fc", fresh, when=lambda count: count == 0, key=jax.random.key(0))
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> float(updates["conv"]), float(updates["fc"])
+    (0.0, 4.0)
+    """
+    check_key("key", key)
+    static = None if is_select(mask) else masks.fixed(mask)
+
+    def selection(state, params):
+        if static is not None:
+            return static(params)
+        event_key = jax.random.fold_in(jax.random.fold_in(state.key, _SELECTING), state.count)
+        current = state.count if generation is None else generation(state.count)
+        chosen = mask(event_key, params, current)
+        selections.check(chosen, params)
+        return chosen
+
+    def init_state(params):
+        # A copy: a training step that donates its state must not take the caller's key with it.
+        state = ReinitState(jnp.zeros((), jnp.int32), jnp.copy(key))
+        # What cannot be used fails here, before any training.
+        if static is None:
+            jax.eval_shape(selection, state, params)
+        else:
+            static(params)
+        check_like(jax.eval_shape(initialiser(init_fn, params), key), params)
+        return state
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        require_params(params)
+
+        def event():
+            fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))
+            return jax.tree.map(_move, selection(state, params), fresh, params, updates)
+
+        # In every step, since both branches must have the same dtypes.
+        updates = jax.tree.map(widen, updates)
+        # A branch, so that the initialisation runs in the steps that need it only.
+        updates = jax.lax.cond(when(state.count), event, lambda: updates)
+        return updates, ReinitState(optax.safe_increment(state.count), state.key)
+
+    return optax.GradientTransformationExtraArgs(init_state, update_fn)
+
+
+def widen(update: jax.Array) -> jax.Array:
+    """Return an update in float32 if it is of a narrower floating type."""
+    narrow = jnp.issubdtype(update.dtype, jnp.floating)
+    return update.astype(jnp.promote_types(update.dtype, jnp.float32)) if narrow else update
+
+
+def difference(new: Any, old: Any, update: jax.Array) -> jax.Array:
+    """Return the update, of the dtype of ``update``, that takes ``old`` to ``new``."""
+    return jnp.asarray(new, update.dtype) - jnp.asarray(old, update.dtype)
+
+
+def _move(chosen: Any, new: Any, old: Any, update: Any) -> jax.Array:
+    if isinstance(chosen, bool):
+        return difference(new, old, update) if chosen else jnp.zeros_like(update)
+    return jnp.where(chosen, difference(new, old, update), 0)
+
+
+def is_select(mask: Any) -> bool:
+    """Tell whether ``mask`` is a function of (key, parameters, generation), not a static mask.
+
+    >>> is_select(lambda key, params, generation: params), is_select(lambda path, leaf: True)
+    (True, False)
+    """
+    if not callable(mask) or isinstance(mask, type):
+        return False
+    # A tree of bool may itself be callable: an Equinox module.
+    holds_bool = any(map(masks.is_bool, jax.tree.leaves(mask)))
+    return not holds_bool and masks.count_arguments(mask) == 3
 
 
 def wels(
     fraction: float, key: jax.Array, *, exact: bool = True, among: masks.Mask | None = None
 ) -> Select:
-    """Weight-level splitting: a random part of the weights, the same in every generation.
+    """Select a random part of the weights, the same in every generation (weight-level splitting).
 
     Args:
       fraction: the share that is FORGOTTEN, in (0, 1): 0.2 in the LW paper, 0.5 in knowledge
         evolution.
       key: the random key of the one selection.
-      exact: that share of every tensor; see :func:`selections.random_subset`.
+      exact: that share of every tensor; see :func:`seal_jax.selections.random_subset`.
       among: the parameters to select from; kernels by default.
 
     References:
@@ -39,23 +168,23 @@ def wels(
     """
     selections.check_static("fraction", fraction)
     check_key("key", key)
-
-    def select(event_key, params, generation):
-        del event_key, generation
-        return selections.random_subset(key, params, fraction, exact=exact, among=among)
-
-    return select
+    return lambda event_key, params, generation: selections.random_subset(
+        key, params, fraction, exact=exact, among=among
+    )
 
 
 def welsr(fraction: float, *, exact: bool = True, among: masks.Mask | None = None) -> Select:
-    """Return the selection of :func:`wels`, but a new one in every generation."""
+    """Select as :func:`wels` does, but other weights in every generation.
+
+    >>> select, params = welsr(0.5), {"kernel": jnp.ones((8, 8))}
+    >>> one, other = (select(jax.random.key(seed), params, 1)["kernel"] for seed in (1, 2))
+    >>> int(one.sum()), bool((one == other).all())
+    (32, False)
+    """
     selections.check_static("fraction", fraction)
-
-    def select(key, params, generation):
-        del generation
-        return selections.random_subset(key, params, fraction, exact=exact, among=among)
-
-    return select
+    return lambda key, params, generation: selections.random_subset(
+        key, params, fraction, exact=exact, among=among
+    )
 
 
 def dsd(
@@ -64,44 +193,42 @@ def dsd(
     scope: selections.Scope = "tensor",
     among: masks.Mask | None = None,
 ) -> Select:
-    """Dense-sparse-dense in rounds: the smallest magnitudes; see :func:`selections.smallest`.
+    """Select the smallest magnitudes (dense-sparse-dense); see :func:`seal_jax.selections.smallest`.
 
     References:
       Han et al., `DSD: Dense-Sparse-Dense Training for Deep Neural Networks`, 2017; in many rounds,
       Alabdulmohsin et al., `The Impact of Reinitialization ...`, 2022, section 1.
     """
     selections.check_static("fraction", fraction)
-    selections.check_scope(scope)
-
-    def select(key, params, generation):
-        del key, generation
-        return selections.smallest(params, fraction, scope=scope, among=among)
-
-    return select
+    check_choice("scope", scope, get_args(selections.Scope))
+    return lambda key, params, generation: selections.smallest(
+        params, fraction, scope=scope, among=among
+    )
 
 
 def kels(
     keep: float, first: str, head: str, *, flattened: Mapping[str, int] | None = None
 ) -> Select:
-    """Kernel-level splitting: all but a slim network; see :func:`selections.kernel_slices`.
+    """Select all but a slim network; see :func:`seal_jax.slimming.kernel_slices`.
 
     Args:
       keep: the share of channels that is KEPT, in (0, 1).
       first: path of the first layer.
       head: path of the last layer.
       flattened: dense layers behind a flatten, with the channels before it.
+
+    >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
+    >>> kels(0.5, "a", "b")(jax.random.key(0), params, 1)["a"]["kernel"].tolist()
+    [[False, True], [False, True]]
     """
     selections.check_static("keep", keep)
-
-    def select(key, params, generation):
-        del key, generation
-        return selections.kernel_slices(params, keep, first=first, head=head, flattened=flattened)
-
-    return select
+    return lambda key, params, generation: slimming.kernel_slices(
+        params, keep, first=first, head=head, flattened=flattened
+    )
 
 
 def fc(layers: masks.Mask) -> Select:
-    """Whole layers, for the paper's "FC" the dense ones behind the last convolution.
+    """Select whole layers; for the paper's "FC" the dense ones behind the last convolution.
 
     Args:
       layers: a mask in any form of :mod:`seal_jax.masks`.
@@ -109,15 +236,10 @@ def fc(layers: masks.Mask) -> Select:
     References:
       Li et al., `RIFLE`, 2020; Zhao et al., `Retraining`, 2018.
     """
-    whole = selections.by_rule(layers)
-
-    def select(key, params, generation):
-        del key, generation
-        return whole(params)
-
-    return select
+    return lambda key, params, generation: masks.resolve(layers, params)
 
 
+@takes_options_of(make_normal_tx)
 def make_relearn_tx(
     select: Select | masks.Mask,
     learning_rate: float | Schedule = 0.01,
@@ -126,49 +248,91 @@ def make_relearn_tx(
     key: jax.Array,
     steps_per_epoch: int,
     epochs_per_generation: int = 160,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    nesterov: bool = False,
-    reset_momentum: ResetMomentum = "generation",
-    optimizer: optax.GradientTransformation | None = None,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return reinitialise-and-relearn training as one optax transformation.
+    """Return reinitialize-and-relearn training as one optax transformation.
 
     The first step of every generation from 1 on is spent on the event (see
-    :func:`seal_jax.transforms.masked_reinit`); the rest is momentum SGD with a restarting schedule.
+    :func:`masked_reinit`); the rest is momentum SGD with a restarting schedule.
 
     Args:
       select: maps (key, parameters, generation) to what is forgotten, e.g. ``dsd(0.2)``; or a static
         mask in any form of :mod:`seal_jax.masks`.
       learning_rate: a float, or an optax schedule of the step within the generation.
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
-      key: a random key; each generation draws anew from it, weights and selection independently.
+      key: a random key; each generation derives its own keys from it, for weights and selection.
       steps_per_epoch: S.
       epochs_per_generation: E.
-      momentum: of SGD, undamped.
-      weight_decay: coupled L2.
-      nesterov: whether the momentum is Nesterov's.
-      reset_momentum: "generation" (or "phase", the same here), or "never".
-      optimizer: a whole optax optimizer in place of momentum SGD.
+      **options: of momentum SGD, see :func:`make_normal_tx`.
 
     Raises:
       UsageError: an argument out of its range; a selection that does not fit the parameters.
 
-    >>> params = {"kernel": jax.numpy.array([[3.0, -1.0]])}
-    >>> tx = make_relearn_tx(dsd(0.5), init_fn=lambda key: {"kernel": jax.numpy.full((1, 2), 9.0)},
+    >>> params = {"kernel": jnp.array([[3.0, -1.0]])}
+    >>> tx = make_relearn_tx(dsd(0.5), init_fn=lambda key: {"kernel": jnp.full((1, 2), 9.0)},
     ...                      steps_per_epoch=1, epochs_per_generation=1, key=jax.random.key(0))
     >>> state = tx.init(params)
     >>> for _ in range(2):  # generation 1 starts at step 1
-    ...     updates, state = tx.update(jax.tree.map(jax.numpy.zeros_like, params), state, params)
+    ...     updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
     >>> updates["kernel"].tolist()
     [[0.0, 10.0]]
     """
     clock = Clock(steps_per_epoch, epochs_per_generation)
-    when = reinit_moments(clock, moments(clock, reset_momentum))
-    descending = descent(
-        clock, when, learning_rate, momentum, weight_decay, optimizer, nesterov=nesterov
+    return optax.chain(
+        descent(clock, learning_rate, starts_with_event=True, **options),
+        masked_reinit(
+            select, init_fn, clock.starts_generation, key=key, generation=clock.generation
+        ),
     )
-    event = masked_reinit(
-        select, init_fn, clock.starts_generation, key=key, generation=clock.generation
+
+
+@takes_options_of(make_normal_tx)
+def make_llf_tx(
+    mask: masks.Mask,
+    learning_rate: float | Schedule = 0.01,
+    *,
+    init_fn: Initialiser,
+    key: jax.Array,
+    steps_per_epoch: int,
+    epochs_per_generation: int = 160,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Return later-layer forgetting as one optax transformation.
+
+    This is :func:`make_relearn_tx` with a static mask of whole layers, which are reinitialized in the
+    first step of every generation from 1 on.
+
+    Args:
+      mask: the later layers (True), e.g. ``masks.restrict(masks.since(order, "layer3"))``, which
+        leaves the normalisation layers alone as the released code does.
+      learning_rate: a float, or an optax schedule of the step within the generation.
+      init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
+      key: a random key; each generation uses another key derived from it.
+      steps_per_epoch: S.
+      epochs_per_generation: E.
+      **options: of momentum SGD, see :func:`make_normal_tx`.
+
+    References:
+      Zhou et al., `Fortuitous Forgetting in Connectionist Networks`, 2022, section 4.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> tx = make_llf_tx("fc", init_fn=lambda key: {"conv": 0.0, "fc": 0.0}, steps_per_epoch=2,
+    ...                  epochs_per_generation=1, weight_decay=0.0, key=jax.random.key(0))
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...     updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    ...     params = optax.apply_updates(params, updates)
+    ...     print(float(params["conv"]), float(params["fc"]))
+    1.0 1.0
+    1.0 1.0
+    1.0 0.0
+    """
+    return make_relearn_tx(
+        mask,
+        learning_rate,
+        init_fn=init_fn,
+        key=key,
+        steps_per_epoch=steps_per_epoch,
+        epochs_per_generation=epochs_per_generation,
+        **options,
     )
-    return optax.chain(descending, event)

@@ -1,4 +1,4 @@
-"""Forget what an optimizer remembers at chosen moments, for chosen parameters."""
+"""Control what an optimizer remembers and moves: reset its state, or freeze parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks, optimizer_state
-from seal_jax.errors import NO_PARAMS, UsageError
+from seal_jax.errors import UsageError, require_params
+from seal_jax.generations import never
 
 
 class ResetState(NamedTuple):
@@ -23,12 +24,6 @@ class ResetState(NamedTuple):
 
     count: jax.Array
     inner: optax.OptState
-
-
-def never(step: Any) -> Any:
-    """Return False for every step: the condition of what does not happen."""
-    del step
-    return False
 
 
 def split_state(
@@ -51,19 +46,20 @@ def split_state(
     >>> split_state(optax.trace(0.9), "fc").init(params) == optax.trace(0.9).init(params)
     True
     """
-    whole = optimizer_state.keep_dtypes(inner)
+    whole, mask = optimizer_state.keep_dtypes(inner), masks.fixed(mask)
 
     def labels(tree):
-        return jax.tree.map(lambda flag: "masked" if flag else "rest", masks.resolve(mask, tree))
+        return jax.tree.map(lambda flag: "masked" if flag else "rest", mask(tree))
 
     parts = optax.partition({"masked": whole, "rest": whole}, labels)
 
+    # Whether to split is known only with the parameters: the state's structure tells, and shapes
+    # suffice for it.
+
     def suitable(params):
-        if params is None:
-            raise ValueError(NO_PARAMS)
-        flags = masks.resolve(mask, params)
+        require_params(params)
         state = jax.eval_shape(whole.init, params)
-        return parts if optimizer_state.shares(state, params, flags) else whole
+        return parts if optimizer_state.shares(state, params, mask(params)) else whole
 
     def update_fn(updates, state, params=None, **extra_args):
         return suitable(params).update(updates, state, params, **extra_args)
@@ -83,7 +79,7 @@ def reset_state(
     frozen_when: Callable[[Any], Any] = never,
     view: Callable[[Any, Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Wrap ``inner`` so that its state is re-initialised before an update when a condition holds.
+    """Wrap ``inner`` so that its state is reinitialized before an update when a condition holds.
 
     The conditions are traced: one compiled step serves every moment. What the optimizer holds for a
     parameter (momentum, second moments) goes back to ``inner.init``, and with it a count that
@@ -113,35 +109,105 @@ def reset_state(
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise UsageError(f"optimizer = {inner!r} must be an optax transformation: optax.adam(1e-3)")
     inner = optimizer_state.keep_dtypes(inner)
-    for part in (mask, frozen):
-        inner = inner if part is None else split_state(inner, part)
+    if mask is not None:
+        mask = masks.fixed(mask)
+        inner = split_state(inner, mask)
+    if frozen is not None:
+        frozen = masks.fixed(frozen)
+        inner = split_state(inner, frozen)
 
     def init_fn(params):
         return ResetState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(NO_PARAMS)
-        flags = None if mask is None else masks.resolve(mask, params)
-        remembered = optimizer_state.reinitialise(
+        require_params(params)
+        before = optimizer_state.reinitialise(
             state.inner,
             inner.init(params),
             params,
-            flags,
+            None if mask is None else mask(params),
             when=when(state.count),
             restart=restart(state.count),
         )
-        seen = params if view is None else view(state.count, params)
-        updates, new = inner.update(updates, remembered, seen, **extra_args)
+        # `inner` sees its state after the reset, and the reset goes by the parameters as they are.
+        viewed = params if view is None else view(state.count, params)
+        updates, after = inner.update(updates, before, viewed, **extra_args)
         if frozen is not None:
-            new = optimizer_state.reinitialise(
-                new,
-                remembered,
+            after = optimizer_state.reinitialise(
+                after,
+                before,
                 params,
-                masks.resolve(frozen, params),
+                frozen(params),
                 when=frozen_when(state.count),
                 restart=False,
             )
-        return updates, ResetState(optax.safe_increment(state.count), new)
+        return updates, ResetState(optax.safe_increment(state.count), after)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def freeze_while(
+    mask: masks.Mask, inner: optax.GradientTransformation | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Give the masked parameters no update while the extra argument ``warming`` is true.
+
+    ``warming`` is a bool scalar, traced or not, passed as ``update(..., warming=...)``; without it
+    nothing is frozen. Neither momentum nor decay moves a frozen parameter, since its update becomes
+    exactly zero after both: put this at the END of a chain, or around it as ``inner``. The latter
+    also resets what the optimizer remembers about the frozen parameters, so that they start with a
+    fresh optimizer when the warm-up ends; only the clocks of schedules go on.
+
+    Args:
+      mask: the parameters to freeze, in any form of :mod:`seal_jax.masks`.
+      inner: the transformation to wrap, in two parts where :func:`split_state` needs them; its
+        state is then that of the result. ``None``: a link of a chain, without state.
+
+    References:
+      Li & Hoiem, `Learning without Forgetting`, 2018: classifier warm-up, compared with FAST in
+      section 6.4 of that paper.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> tx = optax.chain(optax.sgd(0.5), freeze_while("conv"))
+    >>> updates, _ = tx.update(params, tx.init(params), params, warming=jnp.array(True))
+    >>> float(updates["conv"]), float(updates["fc"])
+    (0.0, -0.5)
+    """
+    mask = masks.fixed(mask)
+    wrapped = optax.identity() if inner is None else split_state(inner, mask)
+    wrapped = optax.with_extra_args_support(wrapped)
+
+    def init_fn(params):
+        mask(params)
+        return wrapped.init(params)
+
+    def update_fn(updates, state, params=None, *, warming=None, **extra_args):
+        updates, state = wrapped.update(updates, state, params, warming=warming, **extra_args)
+        if warming is None:
+            return updates, state
+        flags = mask(updates)
+        if inner is not None:
+            state = optimizer_state.reinitialise(
+                state, wrapped.init(params), params, flags, when=warming, restart=False
+            )
+
+        def hold(flag, update):
+            return jnp.where(warming, jnp.zeros_like(update), update) if flag else update
+
+        return jax.tree.map(hold, flags, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def freeze(mask: masks.Mask) -> optax.GradientTransformationExtraArgs:
+    """Give the masked parameters no update, ever: the last link of a chain.
+
+    Args:
+      mask: the parameters to freeze, in any form of :mod:`seal_jax.masks`.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> tx = optax.chain(optax.sgd(0.5, momentum=0.9), freeze("conv"))
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> float(updates["conv"]), float(updates["fc"])
+    (0.0, -0.5)
+    """
+    return optax.with_extra_args_support(optax.masked(optax.set_to_zero(), masks.fixed(mask)))

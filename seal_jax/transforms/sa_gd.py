@@ -1,17 +1,16 @@
-"""SA-GD: gradient descent that by chance ascends, the less so the longer it trains."""
+"""SA-GD: gradient descent with random ascents, which become rarer as training goes on."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax.errors import check_key, check_number
+from seal_jax.errors import check_key, check_number, positive
 from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 
 class AnnealState(NamedTuple):
@@ -20,7 +19,7 @@ class AnnealState(NamedTuple):
     Attributes:
       count: updates so far, int32.
       loss: of the last step, float32.
-      key: the random key the steps draw from; ``None`` if each step is handed its own.
+      key: the random key from which each step derives its own; ``None`` if ``update`` is given one.
     """
 
     count: jax.Array
@@ -41,7 +40,7 @@ def descent_probability(
 
     Args:
       change: :math:`\Delta L`, the loss of this step minus that of the last.
-      epoch: n, counted from 1, for ln(0 + 1) = 0 would stand in the denominator.
+      epoch: n, counted from 1, since ln(0 + 1) = 0 would be in the denominator.
       temperature: :math:`T_0`.
       epsilon: :math:`\epsilon`.
       q: the power of the change.
@@ -63,14 +62,14 @@ def anneal(
     ascent_cap: float = 0.33,
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Turn all updates round with the probability that :func:`descent_probability` leaves.
+    """Negate all updates with probability 1 - :func:`descent_probability`.
 
     Put it at the END of a chain, after momentum and learning rate: an ascent goes up the same step
-    that a descent would have gone down. The first step descends, having no last loss; a loss that
-    is not a number makes its step and the next descend.
+    that a descent would have gone down. The first step, which has no earlier loss, descends; a loss
+    of NaN makes its own step and the next one descend.
 
-    ``update`` needs the loss of the batch, ``value=...``. A step draws from the extra argument
-    ``key`` if it is given one, otherwise from the key given here.
+    ``update`` needs the loss of the batch, ``value=...``. A step uses the extra argument ``key`` if
+    it is given one, otherwise a key derived from the one given here.
 
     Args:
       clock: tells the epoch, which counts on over generations.
@@ -92,11 +91,9 @@ def anneal(
     >>> updates
     [1.0, 1.0, -1.0]
     """
-    given = {"temperature": temperature, "q": q}
-    if not callable(epsilon):
-        given["epsilon"] = epsilon
-    for field, number in given.items():
-        check_number(field, number, lambda number: 0 < number < math.inf, "be positive")
+    for field, number in (("temperature", temperature), ("q", q), ("epsilon", epsilon)):
+        if not (field == "epsilon" and callable(number)):
+            check_number(field, number, positive, "be positive")
     check_number("ascent_cap", ascent_cap, lambda number: 0 <= number <= 1, "lie in [0, 1]")
     check_key("key", key, optional=True)
     epsilon_at = clock.restart(epsilon)
@@ -115,7 +112,7 @@ def anneal(
             raise ValueError(
                 "make_sa_gd_tx needs key: call update(..., key=...), or make it with key=..."
             )
-        draws = jax.random.fold_in(state.key, state.count) if key is None else key
+        step_key = jax.random.fold_in(state.key, state.count) if key is None else key
         loss = jnp.asarray(value).astype(jnp.float32)
         probability = descent_probability(
             loss - state.loss,
@@ -126,7 +123,7 @@ def anneal(
             ascent_cap,
         )
         # A comparison with NaN is False: such a step descends.
-        ascending = (state.count > 0) & (jax.random.uniform(draws) >= probability)
+        ascending = (state.count > 0) & (jax.random.uniform(step_key) >= probability)
         sign = jnp.where(ascending, -1.0, 1.0)
         updates = jax.tree.map(lambda update: update * sign.astype(update.dtype), updates)
         return updates, AnnealState(optax.safe_increment(state.count), loss, state.key)
@@ -134,6 +131,7 @@ def anneal(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+@takes_options_of(make_normal_tx)
 def make_sa_gd_tx(
     learning_rate: float | Schedule = 0.01,
     *,
@@ -143,19 +141,14 @@ def make_sa_gd_tx(
     ascent_cap: float = 0.33,
     steps_per_epoch: int,
     epochs_per_generation: int,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    nesterov: bool = False,
-    reset_momentum: ResetMomentum = "generation",
-    optimizer: optax.GradientTransformation | None = None,
-    preconditioner: optax.GradientTransformation | None = None,
     key: jax.Array | None = None,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return SA-GD, the forerunner of SEAL's ascent, as one optax transformation.
 
-    Each step moves the whole network down, or, by chance, up; see :func:`anneal` for the chance and
-    for what ``update`` needs. An ascent turns round the whole update: the learning rate, the
-    momentum and the weight decay are those of a descent.
+    Each step moves the whole network down or, at random, up; see :func:`anneal` for the probability
+    and for what ``update`` needs. An ascent negates the whole update: the learning rate, the momentum
+    and the weight decay are those of a descent.
 
     Args:
       learning_rate: a float, or a schedule of the step within the generation.
@@ -165,14 +158,8 @@ def make_sa_gd_tx(
       ascent_cap: the largest probability to ascend.
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
-      momentum: of SGD, undamped.
-      weight_decay: coupled L2.
-      nesterov: whether the momentum is Nesterov's.
-      reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
-      optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
-        then be left alone.
-      preconditioner: what stands in for the momentum, which must then be left alone.
-      key: a random key, for an ``update`` that is handed none.
+      key: a random key, for calls of ``update`` without one.
+      **options: of momentum SGD, see :func:`make_normal_tx`.
 
     References:
       Cai, `SA-GD: Improved Gradient Descent Learning Strategy with Simulated Annealing`, 2021; the
@@ -186,15 +173,5 @@ def make_sa_gd_tx(
     -0.5
     """
     clock = Clock(steps_per_epoch, epochs_per_generation)
-    descending = descent(
-        clock,
-        moments(clock, reset_momentum),
-        learning_rate,
-        momentum,
-        weight_decay,
-        optimizer,
-        nesterov=nesterov,
-        preconditioner=preconditioner,
-    )
     annealing = anneal(clock, temperature, epsilon, q=q, ascent_cap=ascent_cap, key=key)
-    return optax.chain(descending, annealing)
+    return optax.chain(descent(clock, learning_rate, **options), annealing)

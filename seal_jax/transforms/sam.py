@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import optimizer_state
-from seal_jax.errors import NO_PARAMS, UsageError, check_number
+from seal_jax.errors import UsageError, check_number, nonnegative, require_params
 from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.sgd import ResetMomentum, descent, moments
+from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 PyTree = Any
 
@@ -82,7 +81,7 @@ def perturb(
 def check_radius(rho: Any, eta: float) -> None:
     """Raise unless both are finite and not negative."""
     for field, value in (("rho", rho), ("eta", eta)):
-        check_number(field, value, lambda value: 0 <= value < math.inf, "be 0 or positive")
+        check_number(field, value, nonnegative, "be 0 or positive")
 
 
 def _may_differ_from_zero(value: Any) -> bool:
@@ -90,13 +89,11 @@ def _may_differ_from_zero(value: Any) -> bool:
     return hasattr(value, "aval") or value != 0
 
 
+@takes_options_of(perturb)
 def sharpness_aware(
     inner: optax.GradientTransformation,
     rho: Any = 0.05,
-    *,
-    adaptive: bool = False,
-    eta: float = 0.0,
-    weight_decay: float = 0.0,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Feed ``inner`` the gradient at the perturbed point in place of the one at the parameters.
 
@@ -109,10 +106,8 @@ def sharpness_aware(
 
     Args:
       inner: any optax optimizer; it updates the parameters themselves, not the perturbed point.
-      rho: see :func:`perturb`, as the others.
-      adaptive: ASAM.
-      eta: of ASAM.
-      weight_decay: of the perturbation; that of ``inner`` is its own.
+      rho: the radius.
+      **options: see :func:`perturb`; the weight decay of ``inner`` is a matter of its own.
 
     Returns:
       A transformation whose state is that of ``inner``.
@@ -127,19 +122,16 @@ def sharpness_aware(
     >>> float(updates)  # minus the gradient at 1.5
     -1.5
     """
-    check_radius(rho, eta)
+    check_radius(rho, options.get("eta", 0.0))
     wrapped = optimizer_state.keep_dtypes(inner)
 
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
         if _may_differ_from_zero(rho):
-            if params is None:
-                raise ValueError(NO_PARAMS)
+            require_params(params)
             if grad_fn is None:
                 raise ValueError("make_sam_tx needs grad_fn: call update(..., grad_fn=...)")
-            uphill = perturb(
-                params, updates, rho, adaptive=adaptive, eta=eta, weight_decay=weight_decay
-            )
-            updates = _second(rho, updates, grad_fn(uphill))
+            second = grad_fn(perturb(params, updates, rho, **options))
+            updates = _second(rho, updates, second)
         return wrapped.update(updates, state, params, grad_fn=grad_fn, **extra_args)
 
     return optax.GradientTransformationExtraArgs(wrapped.init, update_fn)
@@ -150,14 +142,12 @@ def _second(rho: Any, first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(rho == 0, a, b), first, second)
 
 
+@takes_options_of(perturb)
 def sharpness_aware_gradient(
     value_and_grad_fn: Callable[[PyTree], tuple[Any, PyTree]],
     params: PyTree,
     rho: Any = 0.05,
-    *,
-    adaptive: bool = False,
-    eta: float = 0.0,
-    weight_decay: float = 0.0,
+    **options: Any,
 ) -> tuple[Any, PyTree]:
     """Return the value of the first pass and the gradient of the second.
 
@@ -169,10 +159,8 @@ def sharpness_aware_gradient(
       value_and_grad_fn: such as ``jax.value_and_grad(objective, has_aux=True)``; its value, with
         BatchNorm's statistics in it, is that of the first pass.
       params: where to take the gradient.
-      rho: see :func:`perturb`, as the others.
-      adaptive: ASAM.
-      eta: of ASAM.
-      weight_decay: of the perturbation.
+      rho: the radius.
+      **options: see :func:`perturb`.
 
     References:
       Foret et al., 2021, section 3 ("m-sharpness").
@@ -184,13 +172,14 @@ def sharpness_aware_gradient(
     (0.5, 1.5)
     """
     value, first = value_and_grad_fn(params)
-    check_radius(rho, eta)
+    check_radius(rho, options.get("eta", 0.0))
     if not _may_differ_from_zero(rho):
         return value, first
-    uphill = perturb(params, first, rho, adaptive=adaptive, eta=eta, weight_decay=weight_decay)
-    return value, _second(rho, first, value_and_grad_fn(uphill)[1])
+    _, second = value_and_grad_fn(perturb(params, first, rho, **options))
+    return value, _second(rho, first, second)
 
 
+@takes_options_of(make_normal_tx)
 def make_sam_tx(
     learning_rate: float | Schedule = 0.1,
     *,
@@ -199,13 +188,10 @@ def make_sam_tx(
     eta: float = 0.0,
     steps_per_epoch: int,
     epochs_per_generation: int,
-    momentum: float = 0.9,
     weight_decay: float = 5e-4,
     nesterov: bool = True,
     decay_in_perturbation: bool = False,
-    reset_momentum: ResetMomentum = "generation",
-    optimizer: optax.GradientTransformation | None = None,
-    preconditioner: optax.GradientTransformation | None = None,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return SAM (or ASAM) over momentum SGD as one optax transformation.
 
@@ -219,15 +205,10 @@ def make_sam_tx(
       eta: of ASAM.
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
-      momentum: of SGD, undamped.
       weight_decay: coupled L2, at the parameters themselves.
-      nesterov: whether the momentum is Nesterov's.
+      nesterov: whether the momentum is Nesterov's; without effect beside ``preconditioner``.
       decay_in_perturbation: whether the perturbation follows the decay as well as the loss.
-      reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
-      optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
-        then be left alone.
-      preconditioner: what stands in for the momentum; ``momentum`` must then be left alone, and
-        ``nesterov`` is the preconditioner's matter.
+      **options: of momentum SGD, see :func:`make_normal_tx`.
 
     References:
       Foret et al., 2021, Algorithm 1; the PoF paper, section 4.1, for the defaults.
@@ -240,25 +221,20 @@ def make_sam_tx(
     >>> float(updates)
     -1.5
     """
-    if decay_in_perturbation and optimizer is not None:
+    if decay_in_perturbation and options.get("optimizer") is not None:
         raise UsageError(
             "decay_in_perturbation = True has no effect beside optimizer=: "
             "use sharpness_aware(optimizer, rho, weight_decay=...)"
         )
-    clock = Clock(steps_per_epoch, epochs_per_generation)
-    base = descent(
-        clock,
-        moments(clock, reset_momentum),
-        learning_rate,
-        momentum,
-        weight_decay,
-        optimizer,
-        nesterov=nesterov and preconditioner is None,
-        preconditioner=preconditioner,
-        default_rate=0.1,
-    )
     return sharpness_aware(
-        base,
+        descent(
+            Clock(steps_per_epoch, epochs_per_generation),
+            learning_rate,
+            weight_decay=weight_decay,
+            nesterov=nesterov and options.get("preconditioner") is None,
+            default_rate=0.1,
+            **options,
+        ),
         rho,
         adaptive=adaptive,
         eta=eta,

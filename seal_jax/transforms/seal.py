@@ -1,8 +1,9 @@
-"""SEAL: short stints of gradient ascent in early layers."""
+"""SEAL: short phases of gradient ascent in early layers."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -10,15 +11,70 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_choice, check_number, positive
+from seal_jax.forgetting import Initialiser
 from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.ascent import ascend
-from seal_jax.transforms.reinit import Initialiser, masked_reinit, reinit_moments
-from seal_jax.transforms.sgd import ResetMomentum, decay_weights, descent, moments
+from seal_jax.transforms.relearn import masked_reinit
+from seal_jax.transforms.sgd import (
+    ResetMomentum,
+    decay_weights,
+    descent,
+    leafwise,
+    make_normal_tx,
+    takes_options_of,
+)
 
 FitInAscent = Literal["descend", "freeze", "reinit"]
 
 
+def ascend(
+    mask: masks.Mask,
+    when: Callable[[Any], Any],
+    scale: float = 0.01,
+    *,
+    freeze_fit: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiply the masked updates by :math:`-S` while ``when(count)`` holds.
+
+    Put it at the END of a chain, after momentum and learning rate: with
+    :math:`b \leftarrow \mu b + g` the update of the forget subtree is then :math:`+S \eta b`. If the
+    gradient were negated before the momentum, the first descent steps would go on ascending.
+
+    Args:
+      mask: the forget subtree, in any form of :mod:`seal_jax.masks`.
+      when: maps the (traced) count of updates to a bool, e.g. ``Clock.ascending``.
+      scale: S, at least 0.
+      freeze_fit: give the other parameters no update meanwhile ("SEAL+Freeze", Table 7).
+
+    Returns:
+      A transformation whose updates keep the dtype of those it is given.
+
+    References:
+      Sarfi et al., `Simulated Annealing in Early Layers Leads to Better Generalization`, eq. 2, 3.
+
+    >>> tx = ascend("conv", when=lambda count: count < 1, scale=0.5)
+    >>> params = {"conv": jnp.zeros(()), "fc": jnp.zeros(())}
+    >>> state = tx.init(params)
+    >>> updates, state = tx.update({"conv": jnp.ones(()), "fc": jnp.ones(())}, state, params)
+    >>> float(updates["conv"]), float(updates["fc"])
+    (-0.5, 1.0)
+    """
+
+    def rule(count):
+        ascending = when(count)
+        sign = jnp.where(ascending, -scale, 1.0)
+
+        def negate(flag, update):
+            if flag:
+                return (update * sign).astype(update.dtype)
+            return jnp.where(ascending, jnp.zeros_like(update), update) if freeze_fit else update
+
+        return negate
+
+    return leafwise(rule, mask)
+
+
+@takes_options_of(make_normal_tx)
 def make_seal_tx(
     mask: masks.Mask,
     learning_rate: float | Schedule = 0.01,
@@ -27,15 +83,12 @@ def make_seal_tx(
     epochs_per_generation: int = 160,
     ascent_epochs: float | None = None,
     ascent_scale: float = 0.01,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
     ascent_weight_decay_factor: float = -1.0,
-    reset_momentum: ResetMomentum = "phase",
-    optimizer: optax.GradientTransformation | None = None,
-    preconditioner: optax.GradientTransformation | None = None,
     fit_in_ascent: FitInAscent = "descend",
     init_fn: Initialiser | None = None,
     key: Any = None,
+    reset_momentum: ResetMomentum = "phase",
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Return SEAL as one optax transformation.
 
@@ -58,23 +111,19 @@ def make_seal_tx(
       epochs_per_generation: E.
       ascent_epochs: k; k times S must be whole. ``None``: E / 4, to the nearest whole step.
       ascent_scale: S of eq. 2, the ratio of the ascent's learning rate to the descent's.
-      momentum: of SGD, undamped.
-      weight_decay: :math:`\lambda`, coupled L2.
       ascent_weight_decay_factor: f; -1 as in the paper, 0 as in the released code; not positive.
         A whole ``optimizer`` is given f p for p in ascent, so that any decay inside it, coupled or
         decoupled, has the factor, and norms of p (LARS, LAMB) stay at f = -1. An optimizer
         that does something else with them (SAM, schedule-free averages, the distances of DoG and
         Prodigy) does not go with ascent; put SAM around SEAL.
-      reset_momentum: "phase" (both moments), "generation" (only its start), or "never".
-      optimizer: a whole optax optimizer, learning rate included, in place of momentum SGD:
-        ``learning_rate``, ``momentum`` and ``weight_decay`` must then be left alone; the optimizer's
-        state is re-initialised at the same moments and its schedules restart every generation.
       fit_in_ascent: what the fit subtree does during ascent (Table 7): "descend"; "freeze", neither
-        it nor what the optimizer remembers of it changes; "reinit", it descends after a
-        re-initialisation where the generation starts.
-      init_fn: for "reinit": maps a key to a whole tree of freshly initialised parameters, or
+        it nor what the optimizer remembers of it changes; "reinit", it descends after being
+        reinitialized where the generation starts.
+      init_fn: for "reinit": maps a key to a whole tree of freshly initialized parameters, or
         "torch_default".
-      key: for "reinit": the random key; each generation draws anew from it.
+      key: for "reinit": the random key; each generation uses another key derived from it.
+      reset_momentum: "phase" (both moments), "generation" (only its start), or "never".
+      **options: of momentum SGD, see :func:`make_normal_tx`.
 
     Raises:
       UsageError: an argument out of its range, or a mask that selects nothing or everything.
@@ -102,49 +151,40 @@ def make_seal_tx(
         raise UsageError(
             "ascent_epochs = 0 leaves no ascent; use make_normal_tx for plain training"
         )
-    check_number(
-        "ascent_scale",
-        ascent_scale,
-        lambda value: 0 < value < math.inf,
-        "be positive; the paper uses 0.01",
-    )
-    if fit_in_ascent not in get_args(FitInAscent):
-        choices = ", ".join(get_args(FitInAscent))
-        raise UsageError(f"fit_in_ascent = {fit_in_ascent!r} must be one of {choices}")
-    when = moments(clock, reset_momentum)
-    turned = ascend(mask, clock.ascending, ascent_scale, freeze_fit=fit_in_ascent == "freeze")
-    if fit_in_ascent == "reinit":
-        when = reinit_moments(clock, when)
-    decay = decay_weights(
-        weight_decay, mask=mask, when=clock.ascending, factor=ascent_weight_decay_factor
-    )
-    frozen: dict[str, Any] = {}
-    if fit_in_ascent == "freeze":
-        frozen = {"frozen": masks.invert(mask), "frozen_when": clock.ascending}
+    check_number("ascent_scale", ascent_scale, positive, "be positive; the paper uses 0.01")
+    check_choice("fit_in_ascent", fit_in_ascent, get_args(FitInAscent))
+    mask = masks.fixed(mask)
+    fit = masks.fixed(masks.invert(mask))
+    factor = ascent_weight_decay_factor
 
     def view(count, params):
-        scale = jnp.where(clock.ascending(count), ascent_weight_decay_factor, 1.0)
+        # What a whole optimizer sees: its decay acts on f p, and its update is negated later.
+        scale = jnp.where(clock.ascending(count), factor, 1.0)
         return jax.tree.map(
             lambda flag, param: (scale * param).astype(param.dtype) if flag else param,
-            masks.resolve(mask, params),
+            mask(params),
             params,
         )
 
-    descending = descent(
-        clock,
-        when,
-        learning_rate,
-        momentum,
-        weight_decay,
-        optimizer,
-        decay=decay,
-        preconditioner=preconditioner,
-        view=view,
-        **frozen,
-    )
-    links = [descending, turned]
+    freeze: dict[str, Any] = {}
+    if fit_in_ascent == "freeze":
+        freeze = {"frozen": fit, "frozen_when": clock.ascending}
+    links = [
+        descent(
+            clock,
+            learning_rate,
+            decay=partial(decay_weights, mask=mask, when=clock.ascending, factor=factor),
+            starts_with_event=fit_in_ascent == "reinit",
+            view=view,
+            reset_momentum=reset_momentum,
+            **freeze,
+            **options,
+        ),
+        # Last, so that the momentum is that of descent throughout: see `ascend`.
+        ascend(mask, clock.ascending, ascent_scale, freeze_fit=fit_in_ascent == "freeze"),
+    ]
     if fit_in_ascent == "reinit":
         if init_fn is None or key is None:
             raise UsageError('fit_in_ascent = "reinit" needs init_fn and key')
-        links.append(masked_reinit(masks.invert(mask), init_fn, clock.starts_generation, key=key))
+        links.append(masked_reinit(fit, init_fn, clock.starts_generation, key=key))
     return optax.chain(*links)

@@ -1,21 +1,32 @@
-"""Momentum SGD with coupled decay over generations: the base of every iterative method."""
+"""Momentum SGD with coupled weight decay over generations: the base of every iterative method."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import NO_PARAMS, UsageError, check_number, check_tree
-from seal_jax.generations import Clock, Schedule
-from seal_jax.transforms.reset_state import never, reset_state
+from seal_jax.errors import (
+    UsageError,
+    check_choice,
+    check_number,
+    check_tree,
+    nonnegative,
+    positive,
+    require_params,
+)
+from seal_jax.generations import Clock, Schedule, never
+from seal_jax.transforms import preconditioners
+from seal_jax.transforms.reset_state import reset_state
 
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 ResetMomentum = Literal["phase", "generation", "never"]
 
 
@@ -23,6 +34,46 @@ class ClockState(NamedTuple):
     """State of a transformation that only counts. ``count``: updates so far, int32."""
 
     count: jax.Array
+
+
+def leafwise(
+    rule: Callable[[jax.Array], Callable[..., jax.Array]],
+    mask: masks.Mask | None = None,
+    *,
+    with_params: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the transformation that applies a rule of the count of updates to every leaf.
+
+    Args:
+      rule: maps the (traced) count to a function of (flag, update), or with ``with_params`` of
+        (flag, update, parameter), that returns the new update.
+      mask: what the flags tell, in any form of :mod:`seal_jax.masks`; ``None`` is False everywhere.
+      with_params: whether the rule reads the parameters, so that ``update`` needs them.
+
+    >>> tx = leafwise(lambda count: lambda flag, update: update * count if flag else update, "fc")
+    >>> updates = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> float(tx.update(updates, tx.init(updates))[0]["fc"])
+    0.0
+    """
+    mask = None if mask is None else masks.fixed(mask)
+
+    def init_fn(params):
+        if mask is not None:
+            mask(params)  # a mask that cannot be used fails here, before any training
+        return ClockState(jnp.zeros((), jnp.int32))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        trees = (updates,)
+        if with_params:
+            require_params(params)
+            check_tree("updates", updates, params)
+            trees = (updates, params)
+        flags = jax.tree.map(lambda _: False, updates) if mask is None else mask(trees[-1])
+        updates = jax.tree.map(rule(state.count), flags, *trees)
+        return updates, ClockState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def decay_weights(
@@ -34,14 +85,21 @@ def decay_weights(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Add :math:`\lambda p` to the gradient (coupled L2), on a subtree :math:`\lambda f` for a time.
 
-    SEAL "adjusts the sign" of the weight decay where it ascends, since the update is turned round at
-    the end: f = -1. The released code has f = 0. A positive f would let the norms grow without bound.
+    SEAL "adjusts the sign" of the weight decay where it ascends, since the update is negated at the
+    end: f = -1. The released code has f = 0. A positive f would let the norms grow without bound.
 
     Args:
       weight_decay: :math:`\lambda`, at least 0.
       mask: the parameters to which ``factor`` applies; ``None`` means none.
       when: maps the (traced) count of updates to a bool.
       factor: f, at most 0 where a mask is given.
+
+    >>> tx = decay_weights(0.1, mask="conv", when=lambda count: count < 1, factor=-1.0)
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
+    >>> gradient = jax.tree.map(jnp.zeros_like, params)
+    >>> updates, _ = tx.update(gradient, tx.init(params), params)
+    >>> round(float(updates["conv"]), 3), round(float(updates["fc"]), 3)
+    (-0.1, 0.1)
     """
     if mask is not None:
         check_number(
@@ -50,33 +108,17 @@ def decay_weights(
             lambda value: -math.inf < value <= 0,
             "not be positive, the weights would diverge; use -1 (paper) or 0 (released code)",
         )
-    check_number(
-        "weight_decay", weight_decay, lambda value: 0 <= value < math.inf, "be 0 or positive"
-    )
+    check_number("weight_decay", weight_decay, nonnegative, "be 0 or positive")
 
-    def init_fn(params):
-        if mask is not None:
-            masks.resolve(mask, params)
-        return ClockState(jnp.zeros((), jnp.int32))
-
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        if params is None:
-            raise ValueError(NO_PARAMS)
-        check_tree("updates", updates, params)
-        in_phase = weight_decay * jnp.where(when(state.count), factor, 1.0)
+    def rule(count):
+        in_phase = weight_decay * jnp.where(when(count), factor, 1.0)
 
         def add(flag, update, param):
-            rate = in_phase if flag else weight_decay
-            return update + (rate * param).astype(update.dtype)
+            return update + ((in_phase if flag else weight_decay) * param).astype(update.dtype)
 
-        flags = (
-            jax.tree.map(lambda _: False, params) if mask is None else masks.resolve(mask, params)
-        )
-        updates = jax.tree.map(add, flags, updates, params)
-        return updates, ClockState(optax.safe_increment(state.count))
+        return add
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return leafwise(rule, mask, with_params=True)
 
 
 def scale_by_restarting_rate(
@@ -87,37 +129,24 @@ def scale_by_restarting_rate(
     Args:
       learning_rate: a float, or an optax schedule of the step WITHIN the generation.
       clock: the generations.
+
+    >>> tx = scale_by_restarting_rate(lambda step: 0.5**step, Clock(2, 1))  # two steps each
+    >>> state, rates = tx.init(jnp.ones(())), []
+    >>> for _ in range(4):
+    ...     update, state = tx.update(jnp.ones(()), state)
+    ...     rates.append(-float(update))
+    >>> rates
+    [1.0, 0.5, 1.0, 0.5]
     """
     if not callable(learning_rate):
-        check_number(
-            "learning_rate",
-            learning_rate,
-            lambda value: 0 < value < math.inf,
-            "be positive, or a schedule",
-        )
+        check_number("learning_rate", learning_rate, positive, "be positive, or a schedule")
     rate_at = clock.restart(learning_rate)
 
-    def init_fn(params):
-        del params
-        return ClockState(jnp.zeros((), jnp.int32))
+    def rule(count):
+        step_size = -rate_at(count)
+        return lambda _, update: (step_size * update).astype(update.dtype)
 
-    def update_fn(updates, state, params=None, **extra_args):
-        del params, extra_args
-        step_size = -rate_at(state.count)
-        updates = jax.tree.map(lambda update: (step_size * update).astype(update.dtype), updates)
-        return updates, ClockState(optax.safe_increment(state.count))
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def moments(clock: Clock, reset_momentum: ResetMomentum) -> Callable[[Any], Any]:
-    """Return the condition on which momentum is zeroed: the choices of ``reset_momentum``."""
-    if reset_momentum not in get_args(ResetMomentum):
-        choices = ", ".join(get_args(ResetMomentum))
-        raise UsageError(f"reset_momentum = {reset_momentum!r} must be one of {choices}")
-    if reset_momentum == "phase":
-        return lambda step: clock.starts_generation(step) | clock.starts_descent(step)
-    return clock.starts_generation if reset_momentum == "generation" else never
+    return leafwise(rule)
 
 
 def make_normal_tx(
@@ -142,79 +171,136 @@ def make_normal_tx(
       learning_rate: a float, or a schedule of the step within the generation.
       steps_per_epoch: S.
       epochs_per_generation: E.
-      momentum: of SGD, undamped, as in PyTorch.
+      momentum: of SGD, undamped as in PyTorch, in [0, 1).
       weight_decay: coupled L2, added to the gradient before the momentum.
       nesterov: whether the momentum is Nesterov's.
-      reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
+      reset_momentum: when the optimizer forgets the momentum, or whatever else it remembers:
+        "generation", where a generation starts; "phase", also where the ascent of SEAL turns into
+        descent; or "never".
       optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
-        then be left alone.
-      preconditioner: what stands between decay and learning rate in place of the momentum, e.g.
-        :func:`seal_jax.transforms.preconditioners.preconditioner` of "adam"; ``momentum`` and
-        ``nesterov`` must then be left alone.
+        then be left alone. It is reinitialized at the same moments, and its schedules restart with
+        every generation.
+      preconditioner: what stands between decay and learning rate in place of the momentum, such as
+        :func:`preconditioner` of "adam"; ``momentum`` and ``nesterov`` must then be left alone.
+
+    >>> tx = make_normal_tx(0.5, steps_per_epoch=10, epochs_per_generation=4, weight_decay=0.0)
+    >>> updates, _ = tx.update(jnp.ones(()), tx.init(jnp.ones(())), jnp.ones(()))
+    >>> float(updates)
+    -0.5
     """
-    clock = Clock(steps_per_epoch, epochs_per_generation)
-    when = moments(clock, reset_momentum)
     return descent(
-        clock,
-        when,
+        Clock(steps_per_epoch, epochs_per_generation),
         learning_rate,
-        momentum,
-        weight_decay,
-        optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
         nesterov=nesterov,
+        reset_momentum=reset_momentum,
+        optimizer=optimizer,
         preconditioner=preconditioner,
     )
 
 
+def takes_options_of(source: Callable[..., Any]) -> Callable[[Factory], Factory]:
+    """Decorate a function whose ``**options`` are keyword arguments of ``source``.
+
+    Its signature then shows them one by one, with their defaults: to ``help``, and to
+    ``optax.inject_hyperparams``, which reads the signature.
+
+    >>> @takes_options_of(make_normal_tx)
+    ... def make_tx(*, steps_per_epoch, **options):
+    ...     return make_normal_tx(steps_per_epoch=steps_per_epoch, **options)
+    >>> list(inspect.signature(make_tx).parameters)[:3]
+    ['steps_per_epoch', 'epochs_per_generation', 'momentum']
+    """
+
+    def decorate(function: Factory) -> Factory:
+        signature = inspect.signature(function)
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        options = [
+            parameter
+            for name, parameter in inspect.signature(source).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in signature.parameters
+        ]
+        # Not a wrapper around the function, which doctest would take for one of this module.
+        function.__signature__ = signature.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
 def descent(
     clock: Clock,
-    when: Callable[[Any], Any],
     learning_rate: float | Schedule,
-    momentum: float,
-    weight_decay: float,
-    optimizer: optax.GradientTransformation | None,
     *,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
     nesterov: bool = False,
-    decay: optax.GradientTransformation | None = None,
+    reset_momentum: ResetMomentum = "generation",
+    optimizer: optax.GradientTransformation | None = None,
     preconditioner: optax.GradientTransformation | None = None,
+    decay: Callable[[float], optax.GradientTransformation] = decay_weights,
     default_rate: float = 0.01,
-    view: Callable[[Any, Any], Any] | None = None,
-    **frozen: Any,
+    starts_with_event: bool = False,
+    **wrapping: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the part that all methods share: an optimizer that starts anew at chosen moments.
+    """Return the optimizer that all methods have in common.
 
     Args:
       clock: the generations; the learning rate restarts with each.
-      when: the moments at which the optimizer's memory starts anew.
-      learning_rate: of momentum SGD; like the next two it must be left alone beside ``optimizer``.
-      momentum: of momentum SGD.
-      weight_decay: of momentum SGD.
-      optimizer: a whole optax optimizer in place of momentum SGD.
-      nesterov: whether the momentum is Nesterov's.
-      decay: what stands in for plain coupled decay.
-      preconditioner: what stands in for the momentum.
-      default_rate: the learning rate that counts as left alone.
-      view: what ``optimizer`` sees of the parameters; see :func:`reset_state`.
-      **frozen: ``frozen`` and ``frozen_when`` of :func:`reset_state`.
+      learning_rate: of momentum SGD.
+      momentum, weight_decay, nesterov, reset_momentum, optimizer, preconditioner: see
+        :func:`make_normal_tx`.
+      decay: maps the weight decay to the transformation that applies it.
+      default_rate: the learning rate that counts as left alone beside ``optimizer``.
+      starts_with_event: whether the first step of a generation is spent on new values for
+        parameters. That step still feeds a gradient of the old values to the optimizer, so that
+        what is reset there is reset again one step later.
+      **wrapping: ``frozen``, ``frozen_when`` and (for ``optimizer``) ``view`` of :func:`reset_state`.
     """
-    if optimizer is not None:
-        if preconditioner is not None:
-            raise UsageError("preconditioner has no effect beside optimizer=: give one of the two")
-        reject_unused(learning_rate, momentum, weight_decay, default_rate)
-        return reset_state(optimizer, when, restart=clock.starts_generation, view=view, **frozen)
-    return optax.chain(
-        decay_weights(weight_decay) if decay is None else decay,
-        reset_state(preconditioned(preconditioner, momentum, nesterov), when, **frozen),
-        scale_by_restarting_rate(learning_rate, clock),
-    )
+    when = reset_condition(clock, reset_momentum)
+    if starts_with_event:
+        when = after_event(clock, when)
+    decaying = decay(weight_decay)
+    if optimizer is None:
+        wrapping.pop("view", None)
+        # Decay before the momentum, the rate after it, as PyTorch does: a schedule then scales what
+        # the momentum already holds.
+        return optax.chain(
+            decaying,
+            reset_state(_preconditioned(preconditioner, momentum, nesterov), when, **wrapping),
+            scale_by_restarting_rate(learning_rate, clock),
+        )
+    if preconditioner is not None:
+        raise UsageError("preconditioner has no effect beside optimizer=: give one of the two")
+    for field, value, default in (
+        ("learning_rate", learning_rate, default_rate),
+        ("momentum", momentum, 0.9),
+        ("weight_decay", weight_decay, 5e-4),
+    ):
+        if not isinstance(value, Real) or value != default:
+            raise UsageError(f"{field} has no effect beside optimizer=: put it into the optimizer")
+    return reset_state(optimizer, when, restart=clock.starts_generation, **wrapping)
 
 
-def preconditioned(
+def reset_condition(clock: Clock, reset_momentum: ResetMomentum) -> Callable[[Any], Any]:
+    """Return the condition on the count of updates under which momentum is reset before a step."""
+    check_choice("reset_momentum", reset_momentum, get_args(ResetMomentum))
+    if reset_momentum == "phase":
+        return lambda step: clock.starts_generation(step) | clock.starts_descent(step)
+    return clock.starts_generation if reset_momentum == "generation" else never
+
+
+def after_event(clock: Clock, when: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Extend a condition by the step after the first of a generation, where it held there."""
+    return lambda step: when(step) | (when(step - 1) & clock.starts_generation(step - 1))
+
+
+def _preconditioned(
     preconditioner: optax.GradientTransformation | None, momentum: float, nesterov: bool
 ) -> optax.GradientTransformation:
-    """Return the given ``preconditioner``, else undamped momentum."""
+    """Return ``preconditioner``, else undamped momentum; raise where both are given."""
     if preconditioner is None:
-        return optax.trace(checked_momentum(momentum), nesterov=nesterov)
+        return preconditioners.preconditioner("sgd", momentum=momentum, nesterov=nesterov)
     if not (hasattr(preconditioner, "init") and hasattr(preconditioner, "update")):
         raise UsageError(
             f"preconditioner = {preconditioner!r} must be an optax transformation: "
@@ -226,20 +312,3 @@ def preconditioned(
                 f"{field} has no effect beside preconditioner=: put it into the preconditioner"
             )
     return preconditioner
-
-
-def reject_unused(
-    learning_rate: Any, momentum: float, weight_decay: float, default_rate: float = 0.01
-) -> None:
-    """Raise if hyper-parameters of momentum SGD are given beside ``optimizer``, where none applies."""
-    given = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    defaults = {"learning_rate": default_rate, "momentum": 0.9, "weight_decay": 5e-4}
-    for field, value in given.items():
-        if not isinstance(value, Real) or value != defaults[field]:
-            raise UsageError(f"{field} has no effect beside optimizer=: put it into the optimizer")
-
-
-def checked_momentum(momentum: float) -> float:
-    """Return ``momentum`` if it lies in [0, 1)."""
-    check_number("momentum", momentum, lambda value: 0 <= value < 1, "lie in [0, 1)")
-    return momentum

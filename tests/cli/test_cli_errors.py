@@ -195,8 +195,8 @@ def test_several_processes(run, config, tmp_path):
 @pytest.mark.parametrize(("process", "whom"), [(0, "the other 1 processes"), (1, "process 0")])
 def test_a_wait_for_other_processes_ends(config, tmp_path, process, whom):
     code = (
-        "import sys\nfrom seal_jax.cli import commands, main\n"
-        "commands.WAIT_SECONDS = 1\nsys.exit(main.run(sys.argv[1:]))"
+        "import sys\nfrom seal_jax.cli import main, processes\n"
+        "processes.WAIT_SECONDS = 1\nsys.exit(main.run(sys.argv[1:]))"
     )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,6 +1,5 @@
 """Every system of the papers trains, in seconds; the table of them is right; KELS's slim network."""
 
-import ast
 import fcntl
 import functools
 import json
@@ -13,13 +12,15 @@ from sklearn.datasets import load_digits
 
 from seal_jax import data, methods
 from seal_jax.cli import configs, main
-from seal_jax.methods.catalogue import SYSTEMS
 from seal_jax.training import loop
 
 DIGITS = "configs/digits.py"
 EPOCHS = 4
-STARTS = {"pof": "sam"} | {
-    system.variant: "normal" for system in SYSTEMS if system.method == "fast"
+SYSTEMS = tuple(methods.VARIANTS.values())
+STARTS = {
+    system.key: system.digits["train.pretrained"].removeprefix("../")
+    for system in SYSTEMS
+    if "train.pretrained" in system.digits
 }
 SMALLER = {"lw": ["--config.method.rounds=1"], "kels": ["--config.train.seeds=2"]}
 
@@ -82,7 +83,7 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("variant", [system.variant for system in SYSTEMS])
+@pytest.mark.parametrize("variant", list(methods.VARIANTS))
 def test_every_system_trains(systems, variant):
     found = rows(systems.trained(variant))
     assert [row["epoch"] for row in found] == list(range(generations(variant) * EPOCHS))
@@ -93,10 +94,7 @@ def test_every_system_trains(systems, variant):
 
 
 def test_the_table_has_everything():
-    variants = [system.variant for system in SYSTEMS]
     assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)
-    assert len(set(variants)) == len(SYSTEMS)
-    assert set(variants) == set(configs.variants(DIGITS))
     assert {system.method for system in SYSTEMS} == set(methods.NAMES)
     assert all(system.source for system in SYSTEMS)
     order = configs.variants(DIGITS)
@@ -104,37 +102,29 @@ def test_the_table_has_everything():
         assert order.index(start) < order.index(variant)
 
 
-@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.variant)
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.key)
 def test_the_configs_are_what_the_table_says(system):
-    plain = next(each for each in SYSTEMS if each.method == system.method)
-    assert plain.changes == ""
-    for config, without in (
-        (f"{DIGITS}:{system.variant}", f"{DIGITS}:{plain.variant}"),
-        (f"configs/{system.config}", f"configs/{plain.config}"),
-    ):
-        file, _, variant = config.partition(":")
-        assert variant in configs.variants(file)
+    for config in system.also:
+        file, _, variants = config.partition(":")
+        assert {*filter(None, variants.split(","))} <= {*configs.variants(f"configs/{file}")}
+    plain = methods.VARIANTS[system.method]
+    assert not plain.changes
+    cases = [
+        (f"{DIGITS}:{system.key}", f"{DIGITS}:{plain.key}", {**system.changes, **system.digits})
+    ]
+    if system.config:
+        cases.append((f"configs/{system.config}", f"configs/{plain.config}", system.changes))
+    for config, without, values in cases:
         settings, others = configs.load(config), configs.load(without)
         assert settings.method["name"] == others.method["name"] == system.method
-        for change in system.changes.split():
-            field, _, value = change.partition("=")
-            found = setting(settings, field)
-            assert found != setting(others, field), f"{config}: {field}"
-            if file == DIGITS and value != "s":
-                assert str(found) == str(literal(value)), f"{config}: {field}"
+        for field in system.changes:
+            assert setting(settings, field) == values[field]
+            assert setting(settings, field) != setting(others, field), f"{config}: {field}"
 
 
 def setting(settings, field):
     section, _, name = field.rpartition(".")
-    return getattr(settings.optimizer, name) if section else settings.method[field]
-
-
-def literal(text):
-    try:
-        value = ast.literal_eval(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, bool) else float(value)
+    return getattr(getattr(settings, section), name) if section else settings.method[field]
 
 
 def test_the_command_lists_them(capfd):
@@ -145,12 +135,8 @@ def test_the_command_lists_them(capfd):
     for system in SYSTEMS:
         (line,) = [line for line in lines if line.startswith(f"{system.name}  ")]
         cells = [cell.strip() for cell in line.split("  ") if cell]
-        assert cells == [
-            system.name,
-            f"{system.method} {system.changes}".strip(),
-            system.config,
-            system.source,
-        ]
+        method = f"{system.method} {system.options}".strip()
+        assert cells == [*filter(None, [system.name, method, system.config, system.source])]
     for name in methods.NAMES:
         assert any(line.split()[:1] == [name] and line.startswith("  ") for line in lines)
 

@@ -92,15 +92,3 @@ def test_configs_and_links_exist(text):
 def test_links(path):
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert (path.parent / link).exists(), link
-
-
-@pytest.mark.parametrize("name", methods.NAMES)
-def test_options_of_methods(name):
-    section = re.search(
-        rf"^## {name}\n(.*?)(?=^## )", (ROOT / "docs/methods.md").read_text(), re.S | re.M
-    )
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section[1], re.M))
-    assert rows == {
-        field: repr(value).replace("'", '"')
-        for field, value in dataclasses.asdict(methods.options(name)).items()
-    }

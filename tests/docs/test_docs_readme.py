@@ -1,63 +1,20 @@
-"""The README's tables agree with the catalogue and the command line; shown code is the real code."""
+"""The generated parts of the documentation are current; shown code is the real code."""
 
-import argparse
 import re
 from pathlib import Path
 
 import pytest
 
-from seal_jax import evaluators
-from seal_jax.cli import configs
-from seal_jax.cli import main as cli
-from seal_jax.methods import catalogue
+from tools import generate_docs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-# Rows for variants of configs that are no systems of their own.
-OTHER_ROWS = {"Normal (long)", "SEAL+Freeze, +Reinit, +Reverse", "SEAL, forgetting frequency"}
+TEXTS = generate_docs.generate()
 
 
-def table(heading):
-    """Return the rows of the first table of a section, by their first cell, links left as they are."""
-    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
-    return {row[0]: row[1:] for row in rows[2:]}
-
-
-def test_methods_are_those_of_the_catalogue():
-    rows = table("Methods")
-    assert set(rows) == {system.name for system in catalogue.SYSTEMS} | OTHER_ROWS
-    for system in catalogue.SYSTEMS:
-        file, source, config = rows[system.name]
-        options = f" `{system.changes}`" if system.changes else ""
-        assert file == f"[{system.method}.py](seal_jax/methods/{system.method}.py){options}"
-        assert source == system.source
-        name, _, variant = system.config.partition(":")
-        assert config.split(", ")[0] == f"[{name}](configs/{name}) `{variant}`"
-        assert variant in configs.variants(str(ROOT / "configs" / name))
-
-
-def test_variants_of_other_rows_exist():
-    for name in OTHER_ROWS:
-        config = table("Methods")[name][2]
-        file = re.search(r"\]\((.*?)\)", config)[1]
-        named = re.findall("`(.*?)`", config)
-        assert set(named) <= set(configs.variants(str(ROOT / file)))
-        assert named
-
-
-def test_commands_are_those_of_the_command_line():
-    (commands,) = (
-        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    assert {row.strip("`").split()[0] for row in table("Commands")} == set(commands.choices)
-
-
-def test_kinds_are_those_of_the_command_line():
-    page = (ROOT / "docs" / "evaluators.md").read_text()
-    section = page.partition("## Kinds")[2].partition("\n##")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| `")]
-    assert [row.strip("| ").split("`")[1] for row in rows] == list(evaluators.NAMES)
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_generated_parts_are_current(file):
+    assert file.read_text() == TEXTS[file], "run python -m tools.generate_docs"
 
 
 def test_links():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from seal_jax import UsageError, models
-from seal_jax.evaluation import few_shot, tuning
+from seal_jax.evaluation import affines, few_shot
 from seal_jax.evaluation.affines import Protocol, linear_affines
-from seal_jax.evaluation.episodes import mesh_of
+from seal_jax.evaluation.few_shot import mesh_of
 
 # 9 images in batches of 4: the last has one.
 PROTOCOL = Protocol(
@@ -198,9 +198,9 @@ def test_every_network_with_batch_norm_has_a_program(name, options):
     """Traced only: all scales and biases of its BatchNorm layers are trained, and nothing else."""
     model = models.create(name, num_classes=4, image_shape=(32, 32, 3), **options)
     mesh = mesh_of(jax.devices()[:1])
-    spec = tuning.Spec(model, normalise, PROTOCOL, mesh, True)
+    spec = affines.Spec(model, normalise, PROTOCOL, mesh, True)
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    size, _ = tuning.sizes(spec, variables)
+    size, _ = affines.sizes(spec, variables)
     drawn = few_shot.episode(np.repeat(np.arange(3), 8), size, PROTOCOL, seed=0, number=0)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -210,7 +210,7 @@ def test_every_network_with_batch_norm_has_a_program(name, options):
     )
     pixels = jax.ShapeDtypeStruct((2, 24, 32 * 32 * 3), np.uint8)
     right, _, _, (trained, statistics) = jax.eval_shape(
-        lambda *arrays: tuning.tune(*arrays, spec), variables, pixels, batch
+        lambda *arrays: affines.tune(*arrays, spec), variables, pixels, batch
     )
     assert right.shape == (2,)
     count = len(jax.tree.leaves(variables["batch_stats"]))
@@ -220,11 +220,11 @@ def test_every_network_with_batch_norm_has_a_program(name, options):
 
 def test_batches():
     """A last batch of one joins the one before, whatever their number; others stay."""
-    assert tuning.cut(Protocol(shots=5)) == (5, 5)
-    assert tuning.cut(Protocol(shots=1)) == (0, 5)
-    assert tuning.cut(Protocol(shots=20)) == (25, 0)
-    assert tuning.cut(Protocol(shots=50)) == (62, 2)
-    assert tuning.cut(Protocol(shots=5, statistics="running")) == (6, 1)
+    assert affines.cut(Protocol(shots=5)) == (5, 5)
+    assert affines.cut(Protocol(shots=1)) == (0, 5)
+    assert affines.cut(Protocol(shots=20)) == (25, 0)
+    assert affines.cut(Protocol(shots=50)) == (62, 2)
+    assert affines.cut(Protocol(shots=5, statistics="running")) == (6, 1)
 
 
 def test_more_memory_holds_more_episodes():
@@ -232,8 +232,8 @@ def test_more_memory_holds_more_episodes():
     mesh = mesh_of(jax.devices()[:1])
 
     def needed(protocol):
-        spec = tuning.Spec(model, normalise, protocol, mesh, False)
-        return tuning.sizes(spec, variables)
+        spec = affines.Spec(model, normalise, protocol, mesh, False)
+        return affines.sizes(spec, variables)
 
     width, small = needed(Protocol(ways=3, shots=4, queries=5, batch_size=4))
     _, large = needed(Protocol(ways=3, shots=4, queries=5, batch_size=6))

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from seal_jax import UsageError, data, methods
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
-from seal_jax.evaluators import adaptation, anytime, anytime_report
-from seal_jax.evaluators.adaptation_systems import SYSTEMS, Rates, settings_of, system_of
+from seal_jax.evaluators import adaptation, anytime
+from seal_jax.evaluators.adaptation import SYSTEMS, Rates, settings_of, system_of
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, metrics, pretrained
-from seal_jax.training.batches import Arrays
+from seal_jax.training.batches import place
 from seal_jax.training.checkpoints import read_leaves
 
 
@@ -89,24 +89,21 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
     dataset = experiments.load_data(config.data)
     mesh = meshes.make(config, jax.devices()[:2])
     experiment = experiments.build(config, experiments.data_shape(dataset), mesh)
-    programs = experiment.programs
-    given = pretrained.load(config, run, programs.abstract_state(2), momentum=False)
-    train, validation = (
-        Arrays(*(meshes.place(mesh, part) for part in data.flatten(split)))
-        for split in (dataset.train, dataset.validation)
-    )
-    state = programs.init(programs.starts(np.arange(2, dtype=np.uint32), given), train)
+    source = pretrained.read(config, run)
+    init_from = pretrained.take(config, source, experiment.abstract_state(2), momentum=False)
+    train, validation = place(mesh, dataset.train), place(mesh, dataset.validation)
+    state = experiment.init(experiment.starts(np.arange(2, dtype=np.uint32), init_from), train)
     states = [jax.device_get(state.weights)]
     warming = []
     for _ in range(14):
         warming.append(np.array(state.method_state.warming))
-        state, _ = programs.train(state, train)
+        state, _ = experiment.train(state, train)
         states.append(jax.device_get(state.weights))
-        state, _ = programs.validate(state, validation)
+        state, _ = experiment.validate(state, validation)
     assert 0 < np.sum(warming) < 28  # the rule has ended the warm-up on the way
 
     source = read_leaves(folder / "source" / "checkpoints")
-    model, spec = experiment.model, programs.batches.augmentation
+    model, spec = experiment.model, experiment.batches.augmentation
     biased = dataclasses.replace(model, module=model.module.clone(head_bias=True))  # the source's
     for seed in (0, 1):
         own = [jax.tree.map(lambda leaf, seed=seed: leaf[seed], weights) for weights in states]
@@ -233,20 +230,20 @@ def rows():
 
 
 def test_table(rows):
-    found = anytime_report.table(rows)
+    found = anytime.table(rows)
     cells = dict(zip(found.header, found.rows[1], strict=True))
     assert cells["run"] == "kaiming_fan_in"
     assert cells["ADP 1"] == "60.0 to 62.0"
     assert (cells["top-1 err."], cells["top-5 err."]) == ("28.00 to 30.00", "-")
     assert (cells["ADP source"], cells["source"]) == ("90.0 to 90.0", "80.0 to 80.0")
     assert "paper" not in cells
-    paper = anytime_report.table([{**row, "target": "cifar100"} for row in rows])
+    paper = anytime.table([{**row, "target": "cifar100"} for row in rows])
     assert [line[-1] for line in paper.rows] == ["12.63 / 1.62 / 7.19", "16.8 / 3.46 / 34.58"]
 
 
 def test_draw(rows):
     figure = Figure()
-    anytime_report.draw(figure, rows)
+    anytime.draw(figure, rows)
     adp, source, norm = figure.axes
     assert [line.get_label() for line in adp.lines[::2]] == ["fast", "kaiming_fan_in"]
     assert adp.lines[0].get_xdata().tolist() == [0, 1, 2]
@@ -320,19 +317,19 @@ def test_what_cannot_be_gone_through(folder, digits_dir, tmp_path):
 
     dataset = experiments.load_data(settings(digits_dir).data)
     config = warmup(digits_dir)
-    source = adaptation.read_source(config, folder / "warmup")
+    source = pretrained.read(config, folder / "warmup")
     images, labels = np.zeros((8, 8, 8, 1), np.uint8), np.arange(8) % 4
     four = data.from_arrays((images, labels), (images, labels), name="four")
     with pytest.raises(UsageError, match=r"fc/bias is .*10.*, and its data, four of 4 classes"):
-        adaptation.Replay(config, dataset, source._replace(dataset=four))
+        adaptation.Replay(config, dataset, source, four)
     nothing = dataclasses.replace(
         dataset, validation=data.Split(images[:0], labels[:0].astype("i4"))
     )
     with pytest.raises(UsageError, match="leaves no validation split of digits"):
-        adaptation.Replay(config, nothing, source)
+        adaptation.Replay(config, nothing, source, dataset)
     by_test = dataclasses.replace(config.data, selection="test_best", validation_fraction=0.0)
     with pytest.raises(UsageError, match="chooses by the test split"):
-        adaptation.Replay(dataclasses.replace(config, data=by_test), dataset, source)
+        adaptation.Replay(dataclasses.replace(config, data=by_test), dataset, source, dataset)
 
 
 def test_a_training_that_diverges(folder):

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 
 from seal_jax import UsageError, data, models, papers
 from seal_jax.cli import main
+from seal_jax.evaluation import affines
 from seal_jax.evaluation import few_shot as library
-from seal_jax.evaluation import tuning
 from seal_jax.evaluators import few_shot, transfer_data
-from seal_jax.evaluators import few_shot_views as views
 
 SMALL = {
     "datasets": ("digits",),
@@ -36,10 +35,10 @@ def pictures(loaded_run):
 
 def test_accuracies_are_those_of_the_library(run, loaded_run, evaluated, pictures):
     """Linear from features computed here, in other chunks; every network apart."""
-    before = tuning.tune._cache_size()
+    before = affines.tune._cache_size()
     rows, output = evaluated("few_shot", run, **SMALL)
     assert len(rows) == 2 * 2 * 2  # weights, seeds and heads
-    assert tuning.tune._cache_size() == before + 1  # for all networks and chunks
+    assert affines.tune._cache_size() == before + 1  # for all networks and chunks
     protocol = few_shot.Options(**SMALL).protocol(1)
     outputs = jax.jit(loaded_run.model.features)
     for network in loaded_run.networks:
@@ -103,9 +102,9 @@ def test_other_statistics_are_those_of_the_whole_pipeline(loaded_run, pictures):
         images = pictures.images[:5]
         direct = images / 255.0
         mean, std = (0.3053, 0.3762) if not name else (0.2859, 0.3530)
-        np.testing.assert_allclose(shown.ours(images), (direct - mean) / std, atol=1e-5)
-        anew = shown.from_theirs(loaded_run.normalise(images))
-        np.testing.assert_allclose(anew, shown.ours(images), atol=1e-5)
+        np.testing.assert_allclose(shown.normalise(images), (direct - mean) / std, atol=1e-5)
+        anew = shown.renormalise(loaded_run.normalise(images))
+        np.testing.assert_allclose(anew, shown.normalise(images), atol=1e-5)
         assert hash(shown) == hash(transfer_data.normalisation(loaded_run, name))
 
 
@@ -129,7 +128,7 @@ def test_input_that_cannot_be_used_is_refused_at_once(
         monkeypatch.setattr(loaded_run, "settings", settings)
     chosen = few_shot.Options(**{**SMALL, **options})
     with pytest.raises(UsageError, match=says) as caught:
-        few_shot.units(loaded_run, chosen)
+        few_shot.work_items(loaded_run, chosen)
     assert "\n" not in str(caught.value)
 
 
@@ -139,12 +138,12 @@ def test_a_network_without_batch_norm_has_no_affines(loaded_run):
     variables = {**without.model.init(jax.random.key(0)), "normalisers": {}}
     without.networks = [dataclasses.replace(loaded_run.networks[0], variables=variables)]
     with pytest.raises(UsageError, match=r"mlp has no BatchNorm .* use --heads=linear"):
-        few_shot.units(without, few_shot.Options(**SMALL))
+        few_shot.work_items(without, few_shot.Options(**SMALL))
     alone = few_shot.Options(**{**SMALL, "heads": ("linear",)})
-    assert few_shot.units(without, alone)
+    assert few_shot.work_items(without, alone)
     other_size = dataclasses.replace(alone, image_size=9)
     with pytest.raises(UsageError, match="mlp was made for images of 8x8x1 and cannot take 9x9x1"):
-        few_shot.units(without, other_size)
+        few_shot.work_items(without, other_size)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +209,7 @@ def test_the_table_has_the_papers_numbers_beside_ours():
         _row(run="long", method="normal", shots=20, dataset="image_folder/cropdisease"),
         _row(run="fast", method="fast", dataset="digits"),
     ]
-    table = views.table(rows)
+    table = few_shot.table(rows)
     ours = table.header.index("EuroSAT")
     lines = {(line[0], line[3], line[5]): line[ours] for line in table.rows}
     assert lines["seal", "0", "5"] == "50.00 [49.00, 51.00]"
@@ -221,10 +220,10 @@ def test_the_table_has_the_papers_numbers_beside_ours():
         assert number in text
     assert "2 episodes diverged" in text
     assert "plain is resnet50 on Tiny-ImageNet in generation 1" in " ".join(text.split())
-    assert views.paper(_row(method="fast")) is None
-    assert views.paper(_row(ways=10)) is None
-    assert views.paper(_row(shots=3)) is None
-    assert views.paper(_row(dataset="eurosat")) == (74.61, 0.65)
+    assert few_shot.paper(_row(method="fast")) is None
+    assert few_shot.paper(_row(ways=10)) is None
+    assert few_shot.paper(_row(shots=3)) is None
+    assert few_shot.paper(_row(dataset="eurosat")) == (74.61, 0.65)
 
 
 def test_the_papers_tables_are_whole_and_agree_with_its_text():
@@ -252,8 +251,8 @@ def test_the_plot_shows_every_run_and_head():
         for seed in (0, 1)
     ]
     rows.append(_row(run="a", step=3, shots=99))  # an older step, not drawn
-    figure = Figure(figsize=views.size(rows))
-    views.draw(figure, rows)
+    figure = Figure(figsize=few_shot.size(rows))
+    few_shot.draw(figure, rows)
     figure.savefig(io.BytesIO(), format="png")
     assert len(figure.axes) == 4
     assert [axes.get_title() for axes in figure.axes[:2]] == ["EuroSAT", "digits"]

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from seal_jax import UsageError, data, evaluators, models
-from seal_jax.evaluators import hessian, hessian_problem, hessian_views, hessian_work
+from seal_jax.evaluators import hessian
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.hessian import Streamed
 
@@ -71,12 +71,12 @@ def dense(loaded_run, network, images, labels, smoothing=0.1, decay=0.01):
         return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
     flat = jnp.concatenate([jnp.ravel(bias), jnp.ravel(kernel)])
-    found = jax.jit(jax.hessian(loss))(flat)
-    return np.asarray(found, np.float64) + decay * np.eye(flat.size)
+    matrix = jax.jit(jax.hessian(loss))(flat)
+    return np.asarray(matrix, np.float64) + decay * np.eye(flat.size)
 
 
 @pytest.fixture(scope="module")
-def found(run, tmp_path_factory):
+def measured(run, tmp_path_factory):
     from seal_jax.evaluators import command
 
     output = tmp_path_factory.mktemp("hessian")
@@ -85,9 +85,9 @@ def found(run, tmp_path_factory):
     return rows, output
 
 
-def test_whole_data_is_that_of_the_dense_hessian(loaded_run, found):
+def test_whole_data_is_that_of_the_dense_hessian(loaded_run, measured):
     """The last batch of 64 is filled up."""
-    rows, _ = found
+    rows, _ = measured
     train = loaded_run.dataset.train
     assert len(train) % 64
     for row, network in zip(rows, loaded_run.networks[:2], strict=True):
@@ -110,17 +110,17 @@ def test_whole_data_is_that_of_the_dense_hessian(loaded_run, found):
         assert row["parameters"] == len(matrix)
 
 
-def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, found):
+def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, measured):
     """Every mini-batch's largest eigenvalues by magnitude, over all chunks, pooled."""
-    rows, _ = found
+    rows, _ = measured
     train, spec = loaded_run.dataset.train, loaded_run.augmentation
     order, _ = data.epoch_order(jax.random.key(0), len(train), 40)
-    drawn = hessian_problem.draws(np.asarray(order)[:3], train, spec, 0)
+    drawn = hessian.Measurement(loaded_run, hessian.Options(**SMALL)).mini_batches.draws
     pool = []
     for batch in range(3):
         chosen = np.asarray(order[batch])
-        own = jax.tree.map(lambda leaf, batch=batch: leaf[batch], drawn)
-        images = data.apply(jnp.asarray(train.images[chosen]), own, spec)
+        parameters = jax.tree.map(lambda leaf, batch=batch: leaf[batch], drawn)
+        images = data.apply(jnp.asarray(train.images[chosen]), parameters, spec)
         matrix = dense(loaded_run, loaded_run.networks[0], images, train.labels[chosen])
         pool.append(np.linalg.eigvalsh(matrix)[:-5:-1])
     values = np.reshape(rows[0]["batch_values"], (3, 4))
@@ -133,12 +133,12 @@ def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, found):
 def test_mini_batches_are_those_that_training_sees(loaded_run):
     """187 images in batches of 40: the 27 that are left over are dropped, as in training."""
     assert len(loaded_run.dataset.train) == 187
-    work = hessian_work.Work(loaded_run, hessian.Options(batch_size=40))
-    assert work.batches.weights.tolist() == np.ones((4, 40)).tolist()
+    measurement = hessian.Measurement(loaded_run, hessian.Options(batch_size=40))
+    assert measurement.mini_batches.weights.tolist() == np.ones((4, 40)).tolist()
     train = dataclasses.replace(loaded_run.settings.train, drop_last=False)
     kept = copy.copy(loaded_run)
     kept.settings = dataclasses.replace(loaded_run.settings, train=train)
-    rows = hessian_work.Work(kept, hessian.Options(batch_size=40)).batches.weights
+    rows = hessian.Measurement(kept, hessian.Options(batch_size=40)).mini_batches.weights
     assert rows.sum(1).tolist() == [40, 40, 40, 40, 27]
 
 
@@ -169,26 +169,27 @@ def test_loss_of_a_network_with_batch_norm(train):
     images = random.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
     labels, weights = np.array([3, 1, 4, 1]), np.array([1.0, 1, 1, 0], np.float32)
     spec = data.Augmentation(mean=(0.4,), std=(0.3,))
-    loss = hessian_problem.Loss(model.module, spec, 0.1, train)
+    loss = hessian.Loss(model.module, spec, 0.1, train)
     batch = {"images": images, "labels": labels, "weights": weights, "draws": None}
-    found = jax.jit(loss)(variables, batch)
-    seen = ((images / 255.0 - 0.4) / 0.3).astype(np.float32)
+    mean = jax.jit(loss)(variables, batch)
+    normalised = ((images / 255.0 - 0.4) / 0.3).astype(np.float32)
     logits = model.module.apply(
-        variables, seen, train=train, mutable=["batch_stats"] if train else False
+        variables, normalised, train=train, mutable=["batch_stats"] if train else False
     )
     logits = np.asarray(logits[0] if train else logits, np.float64)
     chances = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     targets = 0.9 * np.eye(10)[labels] + 0.01
     expected = -(targets * chances).sum(1)[:3].mean()
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(mean, expected, rtol=1e-4)
 
 
 def test_training_mode_leaves_out_what_fills_no_batch(loaded_run):
     train = loaded_run.dataset.train
-    rows, weights = hessian_problem.all_images(train, 64, True)
-    assert (rows.shape, weights.min()) == ((len(train) // 64, 64), 1)
-    rows, weights = hessian_problem.one_epoch(train, 40, True, 0)
-    assert (len(rows), weights.min()) == (len(train) // 40, 1)
+    options = hessian.Options(batch_size=40, data_batch_size=64, train_mode=True)
+    measurement = hessian.Measurement(loaded_run, options)
+    for batches, size in ((measurement.whole, 64), (measurement.mini_batches, 40)):
+        assert batches.rows.shape == (len(train) // size, size)
+        assert batches.weights.min() == 1
 
 
 def test_a_budget_that_the_data_does_not_fit_in(loaded_run, run, evaluated):
@@ -197,8 +198,8 @@ def test_a_budget_that_the_data_does_not_fit_in(loaded_run, run, evaluated):
     options |= {"byte_budget": 8000, "basis": "host", "data_batch_size": 16}
     train = loaded_run.dataset.train
     network = loaded_run.networks[0]
-    work = hessian_work.Work(loaded_run, hessian.Options(**options))
-    assert isinstance(work.operators.of(network), Streamed)
+    measurement = hessian.Measurement(loaded_run, hessian.Options(**options))
+    assert isinstance(measurement.operator(network), Streamed)
     rows, _ = evaluated("hessian", run, weights=("last",), **options)
     matrix = dense(loaded_run, network, loaded_run.normalise(train.images), train.labels)[:10, :10]
     exact = np.linalg.eigvalsh(matrix)
@@ -208,9 +209,9 @@ def test_a_budget_that_the_data_does_not_fit_in(loaded_run, run, evaluated):
         evaluated("hessian", run, **{**options, "byte_budget": 400})
 
 
-def test_table_and_plot(found):
-    rows, output = found
-    table = hessian_views.table(rows)
+def test_table_and_plot(measured):
+    rows, output = measured
+    table = hessian.table(rows)
     line = dict(zip(table.header, table.rows[0], strict=True))
     assert (line["paper max"], line["paper negative %"]) == ("889.06", "4.25")
     assert line["seeds"] == "2"
@@ -221,12 +222,12 @@ def test_table_and_plot(found):
     mean = 100 * np.mean([row["negative_mass_bounds"] for row in rows], axis=0)
     assert lower - 0.05 <= mean[0] < mean[1] <= upper + 0.05
     others = [{**row, "run": "other", "method": "seal"} for row in rows]
-    both = hessian_views.table([*rows, *others]).rows
+    both = hessian.table([*rows, *others]).rows
     assert [line[5] for line in both] == ["889.06", "847.89"]
     long = [{**row, "generation": 2} for row in rows]
-    assert hessian_views.table(long).rows[0][5] == "2353.74"
+    assert hessian.table(long).rows[0][5] == "2353.74"
     figure = Figure()
-    hessian_views.draw(figure, [*rows, *others])
+    hessian.draw(figure, [*rows, *others])
     density, pool = figure.axes
     assert density.get_yscale() == pool.get_yscale() == "log"
     grid, values = density.lines[0].get_data()
@@ -240,15 +241,15 @@ def test_table_and_plot(found):
 
 
 @pytest.mark.parametrize("part", ["trace", "eigenvalues"])
-def test_single_parts_are_drawn(found, part):
+def test_single_parts_are_drawn(measured, part):
     fields = {"trace": ("trace", "trace_error"), "eigenvalues": ("largest", "smallest")}[part]
     fields += tuple(f"{end}_residuals" for end in fields if part == "eigenvalues")
     names = ("run", "weights", "seed", "step", "generation", "method", "converged", *fields)
-    rows = [{name: row[name] for name in names} for row in found[0]]
+    rows = [{name: row[name] for name in names} for row in measured[0]]
     figure = Figure()
-    hessian_views.draw(figure, rows)
+    hessian.draw(figure, rows)
     assert len(figure.axes) == 1
-    assert len(hessian_views.table(rows).rows) == 1
+    assert len(hessian.table(rows).rows) == 1
 
 
 @pytest.mark.parametrize(
@@ -266,5 +267,5 @@ def test_single_parts_are_drawn(found, part):
 )
 def test_what_cannot_be_is_one_line(loaded_run, options, says):
     with pytest.raises(UsageError, match=says) as caught:
-        hessian.units(loaded_run, hessian.Options(**{**SMALL, **options}))
+        hessian.work_items(loaded_run, hessian.Options(**{**SMALL, **options}))
     assert "\n" not in str(caught.value)

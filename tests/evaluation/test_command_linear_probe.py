@@ -15,7 +15,6 @@ from seal_jax import UsageError, data, papers
 from seal_jax.cli import main
 from seal_jax.evaluation import linear_probe as library
 from seal_jax.evaluators import linear_probe, transfer_data
-from seal_jax.evaluators import linear_probe_views as views
 
 SMALL = {"datasets": ("digits",), "learning_rates": (0.1, 0.01), "epochs": 2}
 
@@ -120,7 +119,7 @@ def test_augmented_images(digits):
 def test_augmentation_trains_on_other_images_in_every_epoch(loaded_run, digits, monkeypatch):
     """The features that the classifier learns from are those of the augmented images."""
     options = linear_probe.Options(**{**SMALL, "augmentation": "flip"})
-    (unit, *_) = linear_probe.units(loaded_run, options)
+    (unit, *_) = linear_probe.work_items(loaded_run, options)
     network = loaded_run.networks[0]
     learnt = []
     fit = library.fit_augmented
@@ -158,7 +157,7 @@ def test_augmentation_trains_on_other_images_in_every_epoch(loaded_run, digits, 
 )
 def test_input_that_cannot_be_used_is_refused_at_once(loaded_run, options, says):
     with pytest.raises(UsageError, match=says) as caught:
-        linear_probe.units(loaded_run, linear_probe.Options(**{**SMALL, **options}))
+        linear_probe.work_items(loaded_run, linear_probe.Options(**{**SMALL, **options}))
     assert "\n" not in str(caught.value)
 
 
@@ -218,7 +217,7 @@ def test_the_table_has_the_papers_numbers_beside_ours():
         _row(run="long", method="normal", dataset="fgvc_aircraft"),
         _row(run="other", method="sam", dataset="caltech_birds2011"),
     ]
-    table = views.table(rows)
+    table = linear_probe.table(rows)
     lines = {line[0]: dict(zip(table.header, line, strict=True)) for line in table.rows}
     assert lines["seal"]["best"] == "50.00 to 60.00"
     assert lines["seal"]["best rate"] == "0.1, 0.01"
@@ -232,7 +231,7 @@ def test_the_table_has_the_papers_numbers_beside_ours():
         "long": "6.30",
         "other": "-",
     }
-    assert "paper" not in views.table([_row(dataset="digits")]).header
+    assert "paper" not in linear_probe.table([_row(dataset="digits")]).header
 
 
 def test_the_papers_text_agrees_with_its_tables():
@@ -253,8 +252,8 @@ def test_the_plot_has_a_bar_for_every_run_and_data_set():
         for weights in ("last", "best")
         for seed in (0, 1)
     ]
-    figure = Figure(figsize=views.size(rows))
-    views.draw(figure, [*rows, _row(run="a", step=3, dataset="digits", accuracy=1.0)])
+    figure = Figure(figsize=linear_probe.size(rows))
+    linear_probe.draw(figure, [*rows, _row(run="a", step=3, dataset="digits", accuracy=1.0)])
     figure.savefig(io.BytesIO(), format="png")
     assert len(figure.axes) == 2
     for axes in figure.axes:

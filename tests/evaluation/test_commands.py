@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from seal_jax import UsageError, evaluators
 from seal_jax.cli import main
-from seal_jax.evaluation import pooling
+from seal_jax.evaluation.prediction_depth import pool
 from seal_jax.evaluators import command, options, prediction_depth
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.evaluators.result_cache import ResultCache
@@ -381,7 +381,7 @@ def test_prediction_depth_before_the_relu(loaded_run):
 def test_prediction_depth_bad_input(loaded_run, given, says):
     chosen = dataclasses.replace(prediction_depth.Options(), **given)
     with pytest.raises(UsageError, match=says):
-        prediction_depth.units(loaded_run, chosen)[0].run()
+        prediction_depth.work_items(loaded_run, chosen)[0].run()
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(6, 4, 2), (7, 5, 3), (2, 3, 4)])
@@ -397,5 +397,5 @@ def test_adaptive_pooling_by_its_definition(height, width, side):
                 j * width // columns : -(-(j + 1) * width // columns),
             ]
             expected[:, i, j] = window.mean((1, 2))
-    found = pooling.pool(jax.numpy.asarray(images), "adaptive", side)
+    found = pool(jax.numpy.asarray(images), "adaptive", side)
     np.testing.assert_allclose(found, expected.reshape(2, -1), rtol=1e-5, atol=1e-6)

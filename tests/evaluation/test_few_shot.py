@@ -6,8 +6,7 @@ import pytest
 
 from seal_jax import UsageError
 from seal_jax.evaluation import few_shot
-from seal_jax.evaluation.episodes import chunks, mesh_of
-from seal_jax.evaluation.few_shot import Protocol
+from seal_jax.evaluation.few_shot import Protocol, chunks, mesh_of
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_devices_share_the_episodes_and_change_none(images):
         np.testing.assert_array_equal(spread.accuracies, alone.accuracies)
     assert len(jax.devices()) == 8
     mesh = mesh_of(None)
-    _, count, whole = next(
+    count, whole = next(
         chunks(few_shot.check(labels, protocol), 40, protocol, mesh, seed=0, span=(0, 21), chunk=21)
     )
     solved = few_shot._solve(features, whole, protocol, mesh)

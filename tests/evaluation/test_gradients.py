@@ -45,25 +45,25 @@ def test_curvatures_and_cosines_equal_the_closed_form(problem):
     values, basis = np.linalg.eigh(whole)
     np.testing.assert_allclose(pairs.values, values[::-1][:4], rtol=1e-4)
 
-    found = gradients.probe(loss, weights, data, data, pairs.vectors, mask="fc", chunk=5)
+    result = gradients.probe(loss, weights, data, data, pairs.vectors, mask="fc", chunk=5)
     best = []
     for b in range(len(features)):
-        gradient, own = derivatives(features[b], labels[b], matrix)
+        gradient, batch_hessian = derivatives(features[b], labels[b], matrix)
         norm = np.linalg.norm(gradient)
         unit = gradient / norm
-        np.testing.assert_allclose(found.norms[b], norm, rtol=1e-5)
-        np.testing.assert_allclose(found.curvatures[b], unit @ whole @ unit, rtol=1e-4)
-        np.testing.assert_allclose(found.own_curvatures[b], unit @ own @ unit, rtol=1e-4)
+        np.testing.assert_allclose(result.norms[b], norm, rtol=1e-5)
+        np.testing.assert_allclose(result.curvatures[b], unit @ whole @ unit, rtol=1e-4)
+        np.testing.assert_allclose(result.own_curvatures[b], unit @ batch_hessian @ unit, rtol=1e-4)
         for index in range(4):
             vector = jax.tree.map(lambda rows, i=index: rows[i], {"fc": pairs.vectors["fc"]})
-            np.testing.assert_allclose(found.cosines[b, index], flat(vector) @ unit, atol=1e-5)
+            np.testing.assert_allclose(result.cosines[b, index], flat(vector) @ unit, atol=1e-5)
         best.append(np.argmax(np.abs(basis.T[::-1] @ unit)))  # among all eigenvectors
-    strongest = gradients.strongest(found.cosines)
+    strongest = gradients.strongest(result.cosines)
     assert strongest.certain.any()
     np.testing.assert_array_equal(
         strongest.eigenvector[strongest.certain], np.array(best)[strongest.certain]
     )
-    assert (np.asarray(found.curvatures) <= pairs.values[0] * (1 + 1e-4)).all()
+    assert (np.asarray(result.curvatures) <= pairs.values[0] * (1 + 1e-4)).all()
 
 
 def quadratic(weights, batch):
@@ -75,21 +75,21 @@ def test_a_gradient_along_an_eigenvector_counts_for_it():
     batches = jnp.eye(3) * jnp.array([[2.0], [-7.0], [1e-3]])
     op = hessian.operator(quadratic, jnp.zeros(3), batches)
     pairs = hessian.eigenpairs(op, 3, tolerance=1e-6)
-    found = gradients.probe(quadratic, jnp.zeros(3), batches, batches, pairs.vectors)
-    np.testing.assert_allclose(found.curvatures, [5, 3, 2], rtol=1e-5)
-    np.testing.assert_allclose(found.norms, [2, 7, 1e-3], rtol=1e-6)
-    strongest = gradients.strongest(found.cosines)
+    result = gradients.probe(quadratic, jnp.zeros(3), batches, batches, pairs.vectors)
+    np.testing.assert_allclose(result.curvatures, [5, 3, 2], rtol=1e-5)
+    np.testing.assert_allclose(result.norms, [2, 7, 1e-3], rtol=1e-6)
+    strongest = gradients.strongest(result.cosines)
     assert strongest.eigenvector.tolist() == [0, 1, 2]
     assert strongest.certain.all()
     np.testing.assert_allclose(strongest.captured, 1, rtol=1e-5)
-    two = gradients.strongest(found.cosines[:, :2])
+    two = gradients.strongest(result.cosines[:, :2])
     assert two.certain.tolist() == [True, True, False]
 
 
 def test_a_zero_gradient_gives_no_nan():
-    found = gradients.probe(quadratic, jnp.zeros(3), jnp.zeros((1, 3)), jnp.zeros((1, 3)))
-    assert found.cosines.shape == (1, 0)
-    assert all(float(leaf.sum()) == 0 for leaf in found)
+    result = gradients.probe(quadratic, jnp.zeros(3), jnp.zeros((1, 3)), jnp.zeros((1, 3)))
+    assert result.cosines.shape == (1, 0)
+    assert all(float(leaf.sum()) == 0 for leaf in result)
 
 
 def test_mini_batches_go_through_the_data_in_epochs():

@@ -7,7 +7,8 @@ import pytest
 
 from seal_jax import UsageError, hessian
 from seal_jax.evaluation import landscape
-from seal_jax.evaluation.subtree import mean_loss, moved, select
+from seal_jax.evaluation.landscape import mean_loss, moved
+from seal_jax.hessian.trees import select
 
 
 def quadratic(weights, batch):
@@ -61,17 +62,17 @@ def test_increment_along_the_principal_eigenvector_of_a_block(problem, mask, blo
     whole[4 * block : 4 + 3 * block] = flat(direction)
     test = data(centres)
     distance = whole @ (centres.mean(0) - weights)
-    found = landscape.increment(quadratic, params, direction, test)
-    assert bool(found.bounded)
-    np.testing.assert_allclose(float(found.shift), distance, rtol=1e-3)
-    np.testing.assert_allclose(float(found.increment), value / 2 * distance**2, rtol=1e-3)
+    result = landscape.increment(quadratic, params, direction, test)
+    assert bool(result.bounded)
+    np.testing.assert_allclose(float(result.shift), distance, rtol=1e-3)
+    np.testing.assert_allclose(float(result.increment), value / 2 * distance**2, rtol=1e-3)
     np.testing.assert_allclose(
-        float(found.loss), float(mean_loss(quadratic, params, test)), rtol=1e-6
+        float(result.loss), float(mean_loss(quadratic, params, test)), rtol=1e-6
     )
     np.testing.assert_allclose(
         float(landscape.curvature(quadratic, params, direction, test)), value, rtol=1e-5
     )
-    turned = landscape.oriented(direction, found.shift)
+    turned = landscape.oriented(direction, result.shift)
     again = landscape.increment(quadratic, params, turned, test, second_derivative=value)
     np.testing.assert_allclose(float(again.shift), abs(distance), rtol=1e-3)
 
@@ -84,8 +85,8 @@ def test_slices_are_the_losses_of_moved_weights(problem):
     for distance in distances:
         at = weights + distance * np.array([0, 0, 0, 0, 1, 1, 1])
         expected.append(np.mean([0.5 * (at - c) @ matrix @ (at - c) for c in centres]))
-    found = landscape.slices(quadratic, params, direction, data(centres), distances)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    result = landscape.slices(quadratic, params, direction, data(centres), distances)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
     middle = moved(params, direction, 1.0)
     np.testing.assert_array_equal(middle["low"], params["low"])
 
@@ -111,9 +112,13 @@ def test_the_nearest_minimum_counts_and_a_fall_without_end_is_told():
     endless = at(-1.5)
     assert not bool(endless.bounded)
     assert np.isnan([float(endless.shift), float(endless.increment)]).all()
-    there = at(1.0)
-    assert bool(there.bounded)
-    assert (float(there.shift), float(there.increment), float(there.loss)) == (0, 0, -2)
+    at_minimum = at(1.0)
+    assert bool(at_minimum.bounded)
+    assert (float(at_minimum.shift), float(at_minimum.increment), float(at_minimum.loss)) == (
+        0,
+        0,
+        -2,
+    )
 
 
 def test_a_basin_that_ends_at_a_wall_and_a_known_second_derivative():

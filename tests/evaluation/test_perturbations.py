@@ -43,7 +43,7 @@ def norm(tree):
 )
 def test_sizes_are_those_of_the_steps_themselves(problem, options):
     weights, batches = problem
-    found = perturbations.steps(
+    result = perturbations.steps(
         loss,
         weights,
         batches,
@@ -55,30 +55,30 @@ def test_sizes_are_those_of_the_steps_themselves(problem, options):
     )
     gradient = jax.jit(jax.grad(lambda params, batch: loss({**weights, "params": params}, batch)))
     for b in range(6):
-        own = gradient(weights["params"], jax.tree.map(lambda leaf, b=b: leaf[b], batches))
-        np.testing.assert_allclose(found.sgd[b], 0.5 * norm(own["fc"]), rtol=1e-5)
-        displaced = perturb(weights["params"], own, 0.2, **options)
+        slopes = gradient(weights["params"], jax.tree.map(lambda leaf, b=b: leaf[b], batches))
+        np.testing.assert_allclose(result.sgd[b], 0.5 * norm(slopes["fc"]), rtol=1e-5)
+        displaced = perturb(weights["params"], slopes, 0.2, **options)
         step = jax.tree.map(jnp.subtract, displaced, weights["params"])
-        np.testing.assert_allclose(found.sam[b], norm(step["fc"]), rtol=1e-4)
-    assert (found.sam < 0.2).all() or options.get("adaptive")
+        np.testing.assert_allclose(result.sam[b], norm(step["fc"]), rtol=1e-4)
+    assert (result.sam < 0.2).all() or options.get("adaptive")
 
 
 def test_sam_on_a_classifier_alone_moves_by_its_radius(problem):
     weights, batches = problem
-    found = perturbations.steps(
+    result = perturbations.steps(
         loss, weights, batches, head="params/fc", trained="params/fc", rho=0.05
     )
-    np.testing.assert_allclose(found.sam, 0.05, rtol=1e-5)
+    np.testing.assert_allclose(result.sam, 0.05, rtol=1e-5)
 
 
 def test_a_zero_gradient_moves_nothing():
-    found = perturbations.steps(
+    result = perturbations.steps(
         lambda w, batch: 0.0 * (w["a"] + w["fc"]) * batch.sum(),
         {"a": jnp.float32(1), "fc": jnp.float32(1)},
         jnp.ones((2, 1)),
         head="fc",
     )
-    assert not np.asarray(found).any()
+    assert not np.asarray(result).any()
     with pytest.raises(UsageError, match="rho = -1"):
         perturbations.steps(loss, {"fc": jnp.ones(1)}, jnp.ones((1, 1)), head="fc", rho=-1)
 
@@ -98,7 +98,7 @@ def test_distances_equal_a_dense_scan(problem):
     # The last mini-batch is separable: its loss falls without end.
     features[4], labels[4] = 0, 0
     head = problem[0]["params"]["fc"]
-    found = perturbations.searches(
+    result = perturbations.searches(
         head,
         jnp.asarray(features, jnp.float32),
         jnp.asarray(labels, jnp.int32),
@@ -119,7 +119,7 @@ def test_distances_equal_a_dense_scan(problem):
         losses = np.log(np.exp(rows).sum(-1)) - rows[:, np.arange(16), labels[b]]
         nearest = grid[np.argmin(losses.mean(1))]
         assert 0 < nearest < 20
-        assert bool(found.accepted[b])
-        np.testing.assert_allclose(found.xi[b], nearest, atol=2e-3)
-    assert not bool(found.accepted[4])
-    assert float(found.xi[4]) == 0
+        assert bool(result.accepted[b])
+        np.testing.assert_allclose(result.xi[b], nearest, atol=2e-3)
+    assert not bool(result.accepted[4])
+    assert float(result.xi[4]) == 0

@@ -34,8 +34,8 @@ def unravel(flat, like, library=np):
     )
 
 
-def vector_of(found, index):
-    return ravel(jax.tree.map(lambda rows: rows[index], found.vectors))
+def vector_of(result, index):
+    return ravel(jax.tree.map(lambda rows: rows[index], result.vectors))
 
 
 _product = jax.jit(lambda op, vector: op(vector))
@@ -52,8 +52,8 @@ def dense_hessian(params, batches):
     def flat_loss(flat, batch):
         return loss(unravel(flat, params, jnp), batch)
 
-    each = jax.jit(jax.vmap(jax.hessian(flat_loss), (None, 0)))
-    return np.asarray(each(jnp.asarray(ravel(params), jnp.float32), batches), np.float64)
+    hessians = jax.jit(jax.vmap(jax.hessian(flat_loss), (None, 0)))
+    return np.asarray(hessians(jnp.asarray(ravel(params), jnp.float32), batches), np.float64)
 
 
 def quadratic(x, matrix):

@@ -48,20 +48,20 @@ def test_gauss_newton_is_jacobian_times_outer_hessian_times_jacobian(problem):
 @pytest.mark.parametrize("which", ["LA", "SA", "LM"])
 def test_eigenpairs_equal_scipy_and_residuals_are_true_bounds(problem, dense, which):
     op = hessian.operator(loss, *problem)
-    found = hessian.eigenpairs(op, 5, which, tolerance=1e-5, basis_size=12)
+    result = hessian.eigenpairs(op, 5, which, tolerance=1e-5, basis_size=12)
     product = jax.jit(lambda v: op(v))
     linear = scipy.sparse.linalg.LinearOperator(
         dense.shape, matvec=lambda x: ravel(product(unravel(x.ravel(), op.like)))
     )
     expected = scipy.sparse.linalg.eigsh(linear, 5, which=which, return_eigenvectors=False)
     sort = {"LA": -expected, "SA": expected, "LM": -abs(expected)}[which]
-    np.testing.assert_allclose(found.values, expected[np.argsort(sort)], rtol=1e-4)
+    np.testing.assert_allclose(result.values, expected[np.argsort(sort)], rtol=1e-4)
     if which == "SA":
-        assert found.values[0] < 0
-    assert found.converged
+        assert result.values[0] < 0
+    assert result.converged
     exact = np.linalg.eigvalsh(dense)
-    for index, (value, bound) in enumerate(zip(found.values, found.residuals, strict=True)):
-        vector = vector_of(found, index)
+    for index, (value, bound) in enumerate(zip(result.values, result.residuals, strict=True)):
+        vector = vector_of(result, index)
         np.testing.assert_allclose(np.linalg.norm(vector), 1, rtol=1e-5)
         assert np.linalg.norm(dense @ vector - value * vector) <= bound
         assert abs(exact - value).min() <= bound
@@ -69,22 +69,22 @@ def test_eigenpairs_equal_scipy_and_residuals_are_true_bounds(problem, dense, wh
 
 def test_residuals_before_convergence_are_true_bounds(problem, dense):
     op = hessian.operator(loss, *problem)
-    found = hessian.eigenpairs(op, 2, "LA", tolerance=1e-9, basis_size=6, max_products=6)
-    assert not found.converged
-    assert found.products == 6
-    for index, (value, bound) in enumerate(zip(found.values, found.residuals, strict=True)):
-        vector = vector_of(found, index)
+    result = hessian.eigenpairs(op, 2, "LA", tolerance=1e-9, basis_size=6, max_products=6)
+    assert not result.converged
+    assert result.products == 6
+    for index, (value, bound) in enumerate(zip(result.values, result.residuals, strict=True)):
+        vector = vector_of(result, index)
         error = np.linalg.norm(dense @ vector - value * vector)
         assert 0.5 * bound < error <= bound
 
 
 def test_both_ends_at_once(problem, dense):
     op = hessian.operator(loss, *problem)
-    found = hessian.eigenpairs(op, 5, "BE", tolerance=1e-5, basis_size=12)
+    result = hessian.eigenpairs(op, 5, "BE", tolerance=1e-5, basis_size=12)
     exact = np.linalg.eigvalsh(dense)
     expected = [*exact[:-4:-1], *exact[1::-1]]
-    np.testing.assert_allclose(found.values, expected, rtol=1e-4)
-    assert found.values[-1] < 0 < found.values[0]
+    np.testing.assert_allclose(result.values, expected, rtol=1e-4)
+    assert result.values[-1] < 0 < result.values[0]
 
 
 SMALL_ENDS = np.array([-0.87, -0.68, -0.65, -0.64, -0.63])
@@ -102,10 +102,10 @@ def unbalanced():
 def test_each_end_converges_by_its_own_size(which, k):
     """The residuals of the small end are not judged by the large one."""
     matrix = rotated(unbalanced())
-    found = hessian.eigenpairs(of_matrix(matrix), k, which, tolerance=1e-3)
-    smallest = np.sort(found.values)[:5]
-    assert found.converged
-    assert (found.residuals[-5:] <= 2e-6 * 1000).all()
+    result = hessian.eigenpairs(of_matrix(matrix), k, which, tolerance=1e-3)
+    smallest = np.sort(result.values)[:5]
+    assert result.converged
+    assert (result.residuals[-5:] <= 2e-6 * 1000).all()
     np.testing.assert_allclose(smallest, SMALL_ENDS, atol=2e-3)
     short = hessian.eigenpairs(of_matrix(matrix), k, which, tolerance=1e-3, max_products=30)
     assert not short.converged
@@ -115,10 +115,10 @@ def test_each_end_converges_by_its_own_size(which, k):
 def test_no_scale_underflows(scale):
     """Squares of entries are outside the range of float32."""
     values = np.array([9, -7, 6, 5, *np.linspace(-1, 3, 56)])
-    found = hessian.eigenpairs(of_matrix(scale * rotated(values)), 2, "LM", tolerance=1e-4)
-    assert found.converged
-    np.testing.assert_allclose(found.values / scale, [9, -7], rtol=1e-4)
-    assert (found.residuals < 1e-3 * scale).all()
+    result = hessian.eigenpairs(of_matrix(scale * rotated(values)), 2, "LM", tolerance=1e-4)
+    assert result.converged
+    np.testing.assert_allclose(result.values / scale, [9, -7], rtol=1e-4)
+    assert (result.residuals < 1e-3 * scale).all()
 
 
 @pytest.mark.parametrize("basis", ["device", "bfloat16", "host"])
@@ -132,21 +132,21 @@ def test_bounds_hold_after_many_restarts():
     """Rounding accumulates with every restart: residuals are those of products."""
     matrix = rotated(np.array([9, 6, 5, *np.linspace(-1, 4.9, 200)]))
     options = {"basis_size": 6, "tolerance": 1e-7, "max_products": 1500}
-    found = hessian.eigenpairs(of_matrix(matrix), 4, "LA", **options)
-    assert found.products > 1000 / 6
-    for index, (value, bound) in enumerate(zip(found.values, found.residuals, strict=True)):
-        vector = vector_of(found, index)
+    result = hessian.eigenpairs(of_matrix(matrix), 4, "LA", **options)
+    assert result.products > 1000 / 6
+    for index, (value, bound) in enumerate(zip(result.values, result.residuals, strict=True)):
+        vector = vector_of(result, index)
         assert np.linalg.norm(matrix @ vector - value * vector) <= bound
 
 
 def test_a_repeated_eigenvalue_counts_once_from_one_vector():
     """What ``converged`` says, and what it does not."""
     values = np.array([5.0, 5.0, 5.0, *np.linspace(0, 3, 60)])
-    found = hessian.eigenpairs(of_matrix(rotated(values)), 3, tolerance=0.05)
-    assert found.converged
-    assert (abs(found.values[:, None] - values).min(1) <= found.residuals).all()
-    assert found.values[0] == pytest.approx(5)
-    assert found.values[1] < 4
+    result = hessian.eigenpairs(of_matrix(rotated(values)), 3, tolerance=0.05)
+    assert result.converged
+    assert (abs(result.values[:, None] - values).min(1) <= result.residuals).all()
+    assert result.values[0] == pytest.approx(5)
+    assert result.values[1] < 4
 
 
 def test_padding_of_weight_zero_changes_nothing(problem):
@@ -197,8 +197,8 @@ def test_power_iteration_finds_the_same(problem):
 def test_an_invariant_subspace_does_not_end_the_search():
     """The identity is exhausted after one step, a matrix of two eigenvalues after two."""
     np.testing.assert_allclose(hessian.eigenpairs(diagonal([2.0] * 6), 3).values, 2.0, rtol=1e-6)
-    found = hessian.eigenpairs(diagonal([-3.0, -3.0, 1.0, 1.0, 1.0]), 2, "SA")
-    np.testing.assert_allclose(found.values, [-3, -3], rtol=1e-6)
+    result = hessian.eigenpairs(diagonal([-3.0, -3.0, 1.0, 1.0, 1.0]), 2, "SA")
+    np.testing.assert_allclose(result.values, [-3, -3], rtol=1e-6)
 
 
 def test_zero_operator():
@@ -232,10 +232,10 @@ def test_blocks_are_data_of_one_program(problem, dense):
         block = op.block(mask)
         values, basis = np.linalg.eigh(dense[inside, inside])
         assert block.size == len(values)
-        found = hessian.eigenpairs(block, k, tolerance=1e-5, basis_size=28)
-        assert found.converged
-        np.testing.assert_allclose(found.values, values[::-1][:k], atol=1e-5 * values[-1])
-        leading = vector_of(found, 0)
+        result = hessian.eigenpairs(block, k, tolerance=1e-5, basis_size=28)
+        assert result.converged
+        np.testing.assert_allclose(result.values, values[::-1][:k], atol=1e-5 * values[-1])
+        leading = vector_of(result, 0)
         np.testing.assert_allclose(abs(leading[inside] @ basis[:, -1]), 1, atol=1e-4)
         np.testing.assert_array_equal(np.delete(leading, np.arange(ends[2])[inside]), 0)
     assert krylov._applied._cache_size() == before + 1
@@ -247,22 +247,22 @@ def test_blocks_are_data_of_one_program(problem, dense):
 
 def test_density_integrates_to_one_and_its_moments_are_traces(problem, dense):
     op = hessian.operator(loss, *problem)
-    found = hessian.density(op, probes=200, steps=16)
-    np.testing.assert_allclose(found.weights.sum(1), 1, rtol=1e-6)
+    result = hessian.density(op, probes=200, steps=16)
+    np.testing.assert_allclose(result.weights.sum(1), 1, rtol=1e-6)
     size = len(dense)
     # Errors of the mean over probes, from the probes themselves.
     for power, expected in ((1, np.trace(dense)), (2, np.sum(dense**2))):
-        each = size * (found.weights * found.nodes**power).sum(1)
-        error = each.std(ddof=1) / np.sqrt(len(each))
-        assert abs(size * found.moment(power) - expected) < 4 * error
+        moments = size * (result.weights * result.nodes**power).sum(1)
+        error = moments.std(ddof=1) / np.sqrt(len(moments))
+        assert abs(size * result.moment(power) - expected) < 4 * error
         assert error < 0.3 * abs(expected)
     negative = np.mean(np.linalg.eigvalsh(dense) < -0.1)
-    lower, upper = (bound.mean() for bound in found.mass_below(-0.1))
+    lower, upper = (bound.mean() for bound in result.mass_below(-0.1))
     error = share_error([lower, upper], size, 200)
     assert lower - 2 * error < negative < upper + 2 * error
     assert upper - lower < 0.2
-    grid = np.linspace(found.nodes.min() - 1, found.nodes.max() + 1, 2001)
-    assert np.trapezoid(found.on_grid(grid, 0.05), grid) == pytest.approx(1, abs=1e-3)
+    grid = np.linspace(result.nodes.min() - 1, result.nodes.max() + 1, 2001)
+    assert np.trapezoid(result.on_grid(grid, 0.05), grid) == pytest.approx(1, abs=1e-3)
 
 
 def half_near_zero():
@@ -286,9 +286,9 @@ def test_bounds_of_the_negative_mass_hold_the_truth(steps):
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(600, 600)))[0]
     key = jax.random.key(3)
     op = of_matrix(basis * values @ basis.T)
-    found = hessian.density(op, probes=2, steps=steps, key=key)
+    result = hessian.density(op, probes=2, steps=steps, key=key)
     for below in (0.0, -0.02):
-        lower, upper = found.mass_below(below)
+        lower, upper = result.mass_below(below)
         assert (lower <= upper).all()
         # Exactly, of each probe's own measure.
         for probe, draw in enumerate(jax.random.split(key, 2)):
@@ -300,18 +300,18 @@ def test_bounds_of_the_negative_mass_hold_the_truth(steps):
         error = share_error([truth, truth], 600, 2)
         assert lower.mean() - 3 * error <= truth <= upper.mean() + 3 * error
     if steps == 64:
-        nodes = (found.weights * (found.nodes < 0)).sum(1).mean()
+        nodes = (result.weights * (result.nodes < 0)).sum(1).mean()
         assert abs(nodes - 0.348) > 5 * share_error([0.348, 0.348], 600, 2)
         assert (upper - lower < 0.05).all()  # clearly negative
     if steps == 600:
-        lower, upper = found.mass_below(0.0)
+        lower, upper = result.mass_below(0.0)
         assert (upper - lower < 0.12).all()
 
 
 def test_full_quadrature_is_exact():
     """With as many steps as eigenvalues the nodes are the eigenvalues."""
-    found = hessian.density(diagonal([1.0, 2.0, 5.0, -4.0]), probes=3, steps=4)
-    np.testing.assert_allclose(found.nodes, np.tile([-4, 1, 2, 5], (3, 1)), atol=1e-4)
+    result = hessian.density(diagonal([1.0, 2.0, 5.0, -4.0]), probes=3, steps=4)
+    np.testing.assert_allclose(result.nodes, np.tile([-4, 1, 2, 5], (3, 1)), atol=1e-4)
 
 
 def test_sharded_parameters_give_the_same_and_are_never_gathered():
@@ -335,18 +335,18 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
     one, eight = (hessian.eigenpairs(op, 3, **options) for op in (alone, sharded))
     np.testing.assert_allclose(eight.values, one.values, rtol=1e-4)
     # What a step is compiled to, and how its basis is spread.
-    basis = krylov.OnDevice(sharded, jax.random.key(0), 12).basis
+    basis = krylov.Iteration(sharded, jax.random.key(0), 12).basis
     assert basis["w"].sharding.spec == PartitionSpec(None, "x")
     for step in (
         krylov._applied.lower(sharded, spread),
-        krylov._appended.lower(basis, 0, spread, 0.0),
+        krylov._append.lower(basis, 0, spread, 0.0),
     ):
         text = step.compile().as_text()
         assert "all-reduce" in text
         assert not [line for line in text.splitlines() if "all-gather" in line and "64,8" in line]
         assert not [line for line in text.splitlines() if "all-gather" in line and "13,64" in line]
     rows, rotation = basis["w"], jnp.zeros((13, 13))
-    turned = krylov._rotated.lower(rows, rotation, spread["w"]).compile()
+    turned = krylov._rotate.lower(rows, rotation, spread["w"]).compile()
     assert "all-gather" not in turned.as_text()
     host = hessian.eigenpairs(sharded, 3, **options, basis="host")
     np.testing.assert_allclose(host.values, one.values, rtol=1e-4)

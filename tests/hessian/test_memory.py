@@ -7,7 +7,8 @@ import pytest
 from hessian_oracles import loss, of_matrix, ravel, rotated, vector_of
 
 from seal_jax import UsageError, hessian
-from seal_jax.hessian import krylov, storage
+from seal_jax.hessian import krylov
+from seal_jax.hessian.lanczos import choose_basis_size
 
 
 def on_device():
@@ -19,10 +20,10 @@ class Watched:
     """Data on the host that notes, whenever a part of it is read, what is on the device."""
 
     def __init__(self, array):
-        self.array, self.shape, self.dtype, self.seen = array, array.shape, array.dtype, []
+        self.array, self.shape, self.dtype, self.held = array, array.shape, array.dtype, []
 
     def __getitem__(self, rows):
-        self.seen.append(on_device())
+        self.held.append(on_device())
         return self.array[rows]
 
 
@@ -57,17 +58,17 @@ def test_data_several_times_the_budget_never_lies_on_the_device(problem, large):
     watched = Watched(images)
     op = hessian.streamed(loss, params, (watched, labels), byte_budget=budget, weights=weights)
     before = on_device()
-    found = hessian.eigenpairs(op, k, tolerance=1e-5, basis_size=m)
+    result = hessian.eigenpairs(op, k, tolerance=1e-5, basis_size=m)
     whole = hessian.operator(loss, params, (images, labels), weights=weights)
     expected = hessian.eigenpairs(whole, k, tolerance=1e-5, basis_size=m)
-    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
-    assert found.products == expected.products
-    assert len(watched.seen) == 8 * found.products
+    np.testing.assert_allclose(result.values, expected.values, rtol=1e-5)
+    assert result.products == expected.products
+    assert len(watched.held) == 8 * result.products
     # The chunk that was being read is not there yet: half of the budget at most beside the basis.
-    basis = storage.device_bytes(op.like, m, k)
-    assert max(watched.seen) - before <= budget / 2 + basis
+    basis = krylov.device_bytes(op.like, m, k)
+    assert max(watched.held) - before <= budget / 2 + basis
     # That the measurement sees the data at all: one chunk is nearly half of the budget.
-    assert max(watched.seen) - min(watched.seen) >= budget / 2 - BATCH
+    assert max(watched.held) - min(watched.held) >= budget / 2 - BATCH
 
 
 def least_squares(x, batch):
@@ -91,8 +92,8 @@ def test_everything_takes_a_streamed_operator(regression):
     np.testing.assert_allclose(nodes, [exact, exact], rtol=1e-4)
     # A basis of all six vectors leaves nothing to chance.
     assert hessian.trace(op, probes=36, method="hutch++").value == pytest.approx(exact.sum())
-    found = hessian.trace(op, probes=30)
-    assert abs(found.value - exact.sum()) < 4 * found.error
+    result = hessian.trace(op, probes=30)
+    assert abs(result.value - exact.sum()) < 4 * result.error
     slow = hessian.power_iteration(op, 2, tolerance=1e-3)
     np.testing.assert_allclose(slow.values, exact[:-3:-1], rtol=1e-3)
     fast = hessian.eigenpairs(op, 3, basis="host", basis_size=5, tolerance=1e-5)
@@ -107,12 +108,12 @@ def test_every_basis_finds_the_same_with_true_bounds(basis):
     matrix = rotated(VALUES)
     tolerance, close = (1e-2, 1e-3) if basis == "bfloat16" else (1e-5, 1e-5)
     op = of_matrix(matrix)
-    found = hessian.eigenpairs(op, 4, "LM", tolerance=tolerance, basis_size=12, basis=basis)
-    np.testing.assert_allclose(found.values, [9, -7, 6, 5], rtol=close)
-    assert found.converged
-    assert found.products > 12  # there were restarts
-    for index, (value, bound) in enumerate(zip(found.values, found.residuals, strict=True)):
-        vector = vector_of(found, index)
+    result = hessian.eigenpairs(op, 4, "LM", tolerance=tolerance, basis_size=12, basis=basis)
+    np.testing.assert_allclose(result.values, [9, -7, 6, 5], rtol=close)
+    assert result.converged
+    assert result.products > 12  # there were restarts
+    for index, (value, bound) in enumerate(zip(result.values, result.residuals, strict=True)):
+        vector = vector_of(result, index)
         error = np.linalg.norm(matrix @ vector - value * vector)
         assert error <= bound
         if basis == "bfloat16":  # measured, not estimated
@@ -121,13 +122,13 @@ def test_every_basis_finds_the_same_with_true_bounds(basis):
 
 def test_bfloat16_does_not_claim_what_rounding_forbids():
     matrix = rotated(VALUES)
-    found = hessian.eigenpairs(
+    result = hessian.eigenpairs(
         of_matrix(matrix), 3, tolerance=1e-6, basis_size=12, basis="bfloat16"
     )
-    assert not found.converged
-    assert found.residuals.max() > 1e-5 * found.values[0]
-    vector = vector_of(found, 0)
-    assert np.linalg.norm(matrix @ vector - found.values[0] * vector) <= found.residuals[0]
+    assert not result.converged
+    assert result.residuals.max() > 1e-5 * result.values[0]
+    vector = vector_of(result, 0)
+    assert np.linalg.norm(matrix @ vector - result.values[0] * vector) <= result.residuals[0]
 
 
 @pytest.mark.parametrize(("size", "k"), [(6, 1), (40, 3), (300, 3)])
@@ -136,12 +137,12 @@ def test_bfloat16_is_judged_by_products(size, k):
     direction = np.random.default_rng(0).normal(size=size)
     direction /= np.linalg.norm(direction)
     matrix = 7 * np.outer(direction, direction)
-    found = hessian.eigenpairs(of_matrix(matrix), k, "LM", basis="bfloat16")
-    for index, (value, bound) in enumerate(zip(found.values, found.residuals, strict=True)):
-        vector = vector_of(found, index)
+    result = hessian.eigenpairs(of_matrix(matrix), k, "LM", basis="bfloat16")
+    for index, (value, bound) in enumerate(zip(result.values, result.residuals, strict=True)):
+        vector = vector_of(result, index)
         assert np.linalg.norm(matrix @ vector - value * vector) <= bound
-    assert found.converged == (found.residuals <= 1e-3 * abs(found.values[0])).all()
-    np.testing.assert_allclose(found.values[0], 7, rtol=1e-3)
+    assert result.converged == (result.residuals <= 1e-3 * abs(result.values[0])).all()
+    np.testing.assert_allclose(result.values[0], 7, rtol=1e-3)
 
 
 def wide(params, batch):
@@ -159,32 +160,32 @@ def test_the_basis_keeps_to_its_budget(basis):
     op = hessian.operator(wide, params, jnp.ones((1, 4, 64)))
     vector, k = 4 * op.size, 5
     budget = 40 * vector
-    m = storage.fitting_size(op.like, k, 100, budget, basis, 0)
+    m = choose_basis_size(op.like, k, None, budget, basis)
     assert m >= {"device": 20, "bfloat16": 40}[basis]
-    assert storage.device_bytes(op.like, m + 1, k, basis) > budget
-    rows = krylov.OnDevice(op, jax.random.key(0), m, basis == "bfloat16").basis
-    memory = krylov._appended.lower(rows, 0, op.like, 0.0).compile().memory_analysis()
+    assert krylov.device_bytes(op.like, m + 1, k, basis) > budget
+    rows = krylov.Iteration(op, jax.random.key(0), m, basis == "bfloat16").basis
+    memory = krylov._append.lower(rows, 0, op.like, 0.0).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(rows))
     # The product, which is the argument, and the vector that was multiplied.
     assert memory.output_size_in_bytes + memory.temp_size_in_bytes + 2 * vector <= budget
     # A restart: the whole basis and one leaf of it anew.
     rotation = jnp.zeros((m + 1, m + 1))
     for name, leaf in rows.items():
-        memory = krylov._rotated.lower(leaf, rotation, params[name]).compile().memory_analysis()
+        memory = krylov._rotate.lower(leaf, rotation, params[name]).compile().memory_analysis()
         new = memory.output_size_in_bytes + memory.temp_size_in_bytes
         assert sum(leaf.nbytes for leaf in rows.values()) + new <= budget
 
 
 def test_host_basis_holds_few_vectors_on_the_device():
     op = of_matrix(rotated(np.linspace(-1, 3, 200)))
-    before, seen = on_device(), []
+    before, held = on_device(), []
     hessian.eigenpairs(
-        Noted(op, seen), 2, basis="host", basis_size=40, max_products=50, tolerance=1e-12
+        Noted(op, held), 2, basis="host", basis_size=40, max_products=50, tolerance=1e-12
     )
-    assert len(seen) >= 40
-    assert max(seen) - before <= storage.device_bytes(op.like, 40, 2, "host")
+    assert len(held) >= 40
+    assert max(held) - before <= krylov.device_bytes(op.like, 40, 2, "host")
     # That it would have been seen: the basis alone is more.
-    assert 40 * op.size * 4 > 2 * storage.device_bytes(op.like, 40, 2, "host")
+    assert 40 * op.size * 4 > 2 * krylov.device_bytes(op.like, 40, 2, "host")
 
 
 class Noted:
@@ -192,11 +193,11 @@ class Noted:
 
     eager = True
 
-    def __init__(self, op, seen):
-        self.op, self.like, self.seen = op, op.like, seen
+    def __init__(self, op, held):
+        self.op, self.like, self.held = op, op.like, held
 
     def __call__(self, vector):
-        self.seen.append(on_device())
+        self.held.append(on_device())
         return krylov.product(self.op, vector)
 
 

@@ -17,29 +17,29 @@ def exact(dense_batches):
 
 def test_values_equal_those_of_the_dense_hessians(problem, exact):
     params, data = problem
-    found = hessian.batch_eigenvalues(loss, params, data, 5, tolerance=1e-4)
-    assert found.converged.all()
-    np.testing.assert_allclose(found.values, exact[:, :5], rtol=1e-4)
-    assert found.max == pytest.approx(exact[:, :5].max(), rel=1e-4)
-    assert found.negative_share == (exact[:, :5] < 0).mean() > 0
-    assert found.certain_share == 1
+    result = hessian.batch_eigenvalues(loss, params, data, 5, tolerance=1e-4)
+    assert result.converged.all()
+    np.testing.assert_allclose(result.values, exact[:, :5], rtol=1e-4)
+    assert result.max == pytest.approx(exact[:, :5].max(), rel=1e-4)
+    assert result.negative_share == (exact[:, :5] < 0).mean() > 0
+    assert result.certain_share == 1
 
 
 def test_the_l2_term_shifts_every_value_before_the_choice_by_magnitude(problem, dense_batches):
     params, data = problem
-    found = hessian.batch_eigenvalues(loss, params, data, 5, weight_decay=0.5, tolerance=1e-4)
+    result = hessian.batch_eigenvalues(loss, params, data, 5, weight_decay=0.5, tolerance=1e-4)
     values = np.linalg.eigvalsh(dense_batches + 0.5 * np.eye(dense_batches.shape[1]))
     expected = np.take_along_axis(values, np.argsort(-abs(values), axis=1)[:, :5], axis=1)
-    np.testing.assert_allclose(found.values, expected, rtol=1e-4)
+    np.testing.assert_allclose(result.values, expected, rtol=1e-4)
 
 
 def test_bounds_hold_where_the_iteration_is_too_short(problem, exact):
     params, data = problem
-    found = hessian.batch_eigenvalues(loss, params, data, 3, steps=6, tolerance=1e-4)
-    assert not found.converged.any()
-    distance = abs(found.values[:, :, None] - exact[:, None, :]).min(-1)
-    assert (distance <= found.residuals).all()
-    assert found.certain_share < 1 or (abs(found.values) > found.residuals).all()
+    result = hessian.batch_eigenvalues(loss, params, data, 3, steps=6, tolerance=1e-4)
+    assert not result.converged.any()
+    distance = abs(result.values[:, :, None] - exact[:, None, :]).min(-1)
+    assert (distance <= result.residuals).all()
+    assert result.certain_share < 1 or (abs(result.values) > result.residuals).all()
 
 
 def test_devices_share_the_batches(problem):
@@ -55,11 +55,11 @@ def test_a_program_serves_all_networks(problem):
     from seal_jax.hessian import per_batch
 
     params, data = problem
-    before = per_batch._each._cache_size()
+    before = per_batch._in_turn._cache_size()
     for factor in (0.5, 1.5):
         other = jax.tree.map(lambda leaf, factor=factor: factor * leaf, params)
         hessian.batch_eigenvalues(loss, other, data, 4, steps=21)
-    assert per_batch._each._cache_size() == before + 1
+    assert per_batch._in_turn._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(

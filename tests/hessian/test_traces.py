@@ -9,9 +9,9 @@ from seal_jax import UsageError, hessian
 
 
 def test_trace_of_a_network(problem, dense):
-    found = hessian.trace(hessian.operator(loss, *problem), probes=100)
-    assert abs(found.value - np.trace(dense)) < 4 * found.error
-    assert found.error < 0.3 * abs(np.trace(dense))
+    result = hessian.trace(hessian.operator(loss, *problem), probes=100)
+    assert abs(result.value - np.trace(dense)) < 4 * result.error
+    assert result.error < 0.3 * abs(np.trace(dense))
 
 
 def test_hutch_is_exact_up_to_its_rank():
@@ -19,9 +19,9 @@ def test_hutch_is_exact_up_to_its_rank():
     matrix = rotated(np.array([10, -5, 3, 1] + [0] * 36))
     op = of_matrix(matrix)
     exact = 9.0
-    found = hessian.trace(op, probes=12, method="hutch++")
-    assert found.value == pytest.approx(exact, rel=1e-4)
-    assert found.error < 1e-4 * abs(exact)
+    result = hessian.trace(op, probes=12, method="hutch++")
+    assert result.value == pytest.approx(exact, rel=1e-4)
+    assert result.error < 1e-4 * abs(exact)
     assert hessian.trace(op, probes=12).error > 0.02 * abs(exact)
 
 
@@ -37,7 +37,9 @@ def test_hutch_errs_less_where_few_eigenvalues_rule():
         ]
         for method in ("hutchinson", "hutch++")
     }
-    spread = {method: np.sqrt(np.mean(np.square(own))) for method, own in errors.items()}
+    spread = {
+        method: np.sqrt(np.mean(np.square(differences))) for method, differences in errors.items()
+    }
     assert spread["hutch++"] < 0.2 * spread["hutchinson"]
     # Unbiased: the mean over keys is within its own error.
     assert abs(np.mean(errors["hutch++"])) < 4 * spread["hutch++"] / np.sqrt(12)

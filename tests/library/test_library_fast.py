@@ -14,8 +14,8 @@ from library_oracles import assert_close
 from seal_jax import heads, masks
 from seal_jax.errors import UsageError
 from seal_jax.transforms.fast import make_fast_tx
-from seal_jax.transforms.gate import freeze, gate
 from seal_jax.transforms.preconditioners import preconditioner, rectification
+from seal_jax.transforms.reset_state import freeze, freeze_while
 from seal_jax.transforms.sgd import make_normal_tx
 
 M, INPUTS, D, N = 10, 4, 8, 5  # examples, inputs, features, classes
@@ -297,7 +297,7 @@ def test_after_the_warm_up_the_features_have_a_fresh_optimizer(name):
 
 def test_gate_as_a_last_link():
     base = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
-    tx = optax.chain(base, gate("conv"))
+    tx = optax.chain(base, freeze_while("conv"))
     gradient = jax.tree.map(jnp.ones_like, START)
     plain, state = updates_of(base, gradient)
     for warming in (jnp.array(False), None):
@@ -312,7 +312,7 @@ def test_gate_as_a_last_link():
 
 
 def test_gate_around_an_optimizer_forgets_the_held():
-    tx = gate("conv", optax.sgd(0.1, momentum=0.9))
+    tx = freeze_while("conv", optax.sgd(0.1, momentum=0.9))
     gradient = jax.tree.map(jnp.ones_like, START)
     _, state = updates_of(tx, gradient, warming=jnp.array(True))
     updates, _ = tx.update(gradient, state, gradient, warming=jnp.array(False))

@@ -14,6 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import seal_jax
 from seal_jax import UsageError, masks, paths, selections
 
 PARAMS = {
@@ -405,3 +406,21 @@ class Net(eqx.Module):
 def test_a_callable_tree_of_bools_is_a_tree():
     resolved = masks.resolve(Net(True, False), Net(jnp.ones(1), jnp.ones(1)))
     assert (resolved.a, resolved.b) == (True, False)
+
+
+def test_one_mask_is_resolved_once_for_all_links():
+    calls = []
+
+    def mask(params):
+        calls.append(jax.tree.map(jnp.shape, params))
+        return {"conv": True, "fc": False}
+
+    params = {"conv": jnp.ones(2), "fc": jnp.ones(3)}
+    tx = seal_jax.make_seal_tx(
+        mask, steps_per_epoch=1, epochs_per_generation=4, fit_in_ascent="freeze"
+    )
+    jax.jit(tx.update)(params, tx.init(params), params)
+    assert calls == [{"conv": (2,), "fc": (3,)}]
+    wide = {"conv": jnp.ones(4), "fc": jnp.ones(3)}
+    jax.jit(tx.update)(wide, tx.init(wide), wide)
+    assert calls[1:] == [{"conv": (4,), "fc": (3,)}]

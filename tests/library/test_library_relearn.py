@@ -15,8 +15,7 @@ from library_oracles import SHAPES, STEPS, E, G, S, flat, jax_gradient, nested, 
 import seal_jax
 from seal_jax import UsageError, forgetting, layerwise, paths, pruning, selections
 from seal_jax.transforms.imp import hold_pruned, make_imp_tx
-from seal_jax.transforms.reinit import is_select
-from seal_jax.transforms.relearn import dsd, fc, kels, make_relearn_tx, wels, welsr
+from seal_jax.transforms.relearn import dsd, fc, is_select, kels, make_relearn_tx, wels, welsr
 
 CLOCK = {"steps_per_epoch": S, "epochs_per_generation": E}
 STARTS = [S * E * generation for generation in range(1, G)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seal_jax import UsageError, forgetting, selections
+from seal_jax import UsageError, forgetting, masks, selections, slimming
 
 SHAPES = {
     "conv1": {"kernel": (3, 3, 3, 8), "bias": (8,)},
@@ -223,7 +223,7 @@ def test_kernel_slices_by_hand():
     flattened = {"dense": 10, "features/scale": 10}
 
     def run(params):
-        return selections.kernel_slices(params, 0.3, first="stem", head="head", flattened=flattened)
+        return slimming.kernel_slices(params, 0.3, first="stem", head="head", flattened=flattened)
 
     wanted = jax.tree.map(np.logical_not, fit_by_hand())
     assert_equal(jax.tree.map(np.asarray, run(params)), wanted)
@@ -234,7 +234,7 @@ def test_kernel_slices_by_hand():
 def test_kernel_slices_round_up_what_is_exact_in_decimals():
     params = {"a": jnp.ones((2, 30)), "b": jnp.ones((30, 5)), "c": jnp.ones((5, 2))}
     for keep, of_30, of_5 in ((0.1, 3, 1), (0.8, 24, 4), (0.5, 15, 3), (0.61, 19, 4)):
-        chosen = selections.kernel_slices(params, keep, first="a", head="c")
+        chosen = slimming.kernel_slices(params, keep, first="a", head="c")
         fit = np.argwhere(~np.asarray(chosen["b"]))
         assert fit.max(0).tolist() == [of_30 - 1, of_5 - 1]
         assert len(fit) == of_30 * of_5
@@ -256,7 +256,7 @@ def test_kernel_slices_round_up_what_is_exact_in_decimals():
 def test_slices_that_cannot_be(options, message):
     options = {"keep": 0.5, "first": "stem", "head": "head", **options}
     with pytest.raises(UsageError, match=message):
-        selections.kernel_slices(normal(NET), **options)
+        slimming.kernel_slices(normal(NET), **options)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, -0.2, 1.2, math.nan, True, "0.2"])
@@ -283,7 +283,7 @@ def test_hidden_parameters_stay_hidden():
     for chosen in (
         selections.random_subset(jax.random.key(0), params, 0.5),
         selections.smallest(params, 0.5, scope="global"),
-        selections.kernel_slices(params, 0.5, first="conv1", head="fc"),
+        slimming.kernel_slices(params, 0.5, first="conv1", head="fc"),
     ):
         assert jax.tree.structure(chosen) == jax.tree.structure(params)
     alone = selections.smallest(normal(), 0.5, scope="global")
@@ -307,7 +307,7 @@ def test_replace_is_bit_exact():
     )
     assert_equal(jax.tree.map(np.asarray, got), wanted)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
-    whole = selections.by_rule("fc")(old)
+    whole = masks.resolve("fc", old)
     got = forgetting.replace(old, old | {"fc": new["fc"]}, whole)
     assert_equal(got, forgetting.replace(old, new, jax.tree.map(jnp.asarray, whole)))
     assert_equal(got["conv1"], old["conv1"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax import UsageError, forgetting, selections, slimming
+from seal_jax import UsageError, forgetting, slimming
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -71,7 +71,7 @@ def test_slim_and_wide_agree_where_the_rest_is_zero():
     params, stats = normal(WIDE, 0), normal(STATS, 1)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(4, 4, 4, 2)), jnp.float32)
     flattened = {"dense": 10}
-    outside = selections.kernel_slices(params, 0.3, first="stem", head="head", flattened=flattened)
+    outside = slimming.kernel_slices(params, 0.3, first="stem", head="head", flattened=flattened)
     fit = forgetting.replace(params, jax.tree.map(jnp.zeros_like, params), outside)
     slim = slimming.slim(params, specs(SLIM), flattened)
     slim_stats = slimming.slim(stats, specs(SLIM_STATS))

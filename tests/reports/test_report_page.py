@@ -22,11 +22,10 @@ from seal_jax.core.tables import MEANING
 from seal_jax.errors import UsageError
 from seal_jax.reports import (
     compare,
-    differences,
     evaluations,
     write_report,
 )
-from seal_jax.reports.runs import read_all
+from seal_jax.reports.runs import differences, read_all
 from seal_jax.reports.studies import settings
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -218,7 +217,7 @@ def test_differences_of_settings(make_run):
         optimizer={"weight_decay": 0.0},
         run={"keep_checkpoints": 9},
     )
-    found = differences.table(read_all([first, second]))
+    found = differences(read_all([first, second]))
     assert found is not None
     cells = {row[0]: dict(zip(found.header[1:], row[1:], strict=True)) for row in found.rows}
     assert cells == {
@@ -229,7 +228,7 @@ def test_differences_of_settings(make_run):
         },
         "second": {"data.flip": "false", "method.name": "llf", "optimizer.weight_decay": "0"},
     }
-    assert differences.table(read_all([first])) is None
+    assert differences(read_all([first])) is None
 
 
 def test_evaluations_of_two_runs(seal, make_run, margins, tmp_path):

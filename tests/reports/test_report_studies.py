@@ -14,8 +14,8 @@ from scipy import stats
 
 from seal_jax import papers
 from seal_jax.evaluation import significance as library
+from seal_jax.reports.page import Missing, Section
 from seal_jax.reports.runs import read_all
-from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import (
     budget,
     scatter,

@@ -21,8 +21,8 @@ from seal_jax.reports.runs import read_all
 def kept(monkeypatch):
     """The figures that were saved."""
     figures = []
-    save = curves._save
-    monkeypatch.setattr(curves, "_save", lambda *args: (figures.append(args[0]), save(*args))[1])
+    as_png = plots.as_png
+    monkeypatch.setattr(plots, "as_png", lambda figure: (figures.append(figure), as_png(figure))[1])
     return figures
 
 

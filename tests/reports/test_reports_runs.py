@@ -11,8 +11,9 @@ import pytest
 
 from seal_jax import reports
 from seal_jax.cli import main
+from seal_jax.core.files import NAME_LENGTH, short_names
 from seal_jax.errors import UsageError
-from seal_jax.reports.runs import NAME_LENGTH, read_all, short_names
+from seal_jax.reports.runs import read_all
 
 
 def draw(folders):

@@ -9,7 +9,7 @@ from seal_jax.core import settings as settings_lib
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import device
 from seal_jax.training import experiment as experiments
-from seal_jax.training.batches import Arrays
+from seal_jax.training.batches import place
 
 
 def _stripes():
@@ -52,28 +52,24 @@ def mlp(method=None, norm=None, **sections):
 
 
 class Trainer:
-    """Runs the programs as the loop does, without its files.
+    """Runs the compiled steps as the loop does, without its files.
 
-    ``given`` maps the programs to the arrays that the training takes from another run.
+    ``init_from`` maps the experiment to the arrays that the training takes from another run.
     """
 
-    def __init__(self, dataset, config, devices=1, given=None):
+    def __init__(self, dataset, config, devices=1, init_from=None):
         mesh = meshes.make(config, jax.devices()[:devices])
         self.experiment = experiments.build(config, experiments.data_shape(dataset), mesh)
-        self.programs = self.experiment.programs
         self.splits = {
-            name: Arrays(
-                *(meshes.place(mesh, part) for part in data.flatten(getattr(dataset, name)))
-            )
-            for name in ("train", "validation", "test")
+            name: place(mesh, getattr(dataset, name)) for name in ("train", "validation", "test")
         }
         seeds = np.arange(config.train.seeds, dtype=np.uint32) + config.train.seed
-        starts = self.programs.starts(seeds, given(self.programs) if given else None)
-        self.state = self.programs.init(starts, self.splits["train"])
+        starts = self.experiment.starts(seeds, init_from(self.experiment) if init_from else None)
+        self.state = self.experiment.init(starts, self.splits["train"])
         self.losses = []
 
     def run(self, epochs):
-        per_call = self.programs.steps_per_call
+        per_call = self.experiment.steps_per_call
         return self.calls(epochs * self.experiment.clock.steps_per_epoch // per_call)
 
     def calls(self, count):
@@ -81,17 +77,17 @@ class Trainer:
         for _ in range(count):
             if self.experiment.clock.starts_generation(int(self.state.step[0])):
                 self.event()
-            self.state, losses = self.programs.train(self.state, self.splits["train"])
+            self.state, losses = self.experiment.train(self.state, self.splits["train"])
             self.losses.append(np.asarray(losses))
         return self
 
     def event(self):
-        self.state = self.programs.start_generation(self.state, self.splits["train"])
+        self.state = self.experiment.start_generation(self.state, self.splits["train"])
         return self
 
     def put(self, state):
         """Take a state from the host."""
-        mesh = self.programs.mesh
+        mesh = self.experiment.mesh
         self.state = jax.tree.map(
             lambda leaf: meshes.place(mesh, np.asarray(leaf), meshes.BY_SEED), state
         )

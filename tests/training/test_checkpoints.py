@@ -17,9 +17,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from seal_jax.core.state import EARLIER_FIELDS
 from seal_jax.errors import UsageError
-from seal_jax.training.checkpoints import CheckpointError, Checkpoints
-from seal_jax.training.checksums import checksums
+from seal_jax.training.checkpoints import CheckpointError, Checkpoints, checksums, read_leaves
 
 
 class State(NamedTuple):
@@ -113,6 +113,18 @@ def test_bits_without_a_number_survive(tmp_path):
     save_all(tmp_path, {1: state})
     restored = Checkpoints(tmp_path).restore(abstract(state))
     np.testing.assert_array_equal(np.asarray(restored.state["nan"]).view(np.uint32), words)
+
+
+@pytest.mark.parametrize("field", EARLIER_FIELDS)
+def test_a_checkpoint_of_an_earlier_version_says_so(tmp_path, field):
+    weights = {"params": {"kernel": jnp.ones((2, 3))}}
+    save_all(tmp_path, {7: {"weights": weights, field: {"loss": jnp.zeros(2)}}})
+    state = {"weights": weights, "metric_sums": {"loss": jnp.zeros(2)}}
+    with pytest.raises(UsageError, match=rf"earlier version .*{field}/loss.*train again") as caught:
+        Checkpoints(tmp_path).restore(abstract(state))
+    assert "\n" not in str(caught.value)
+    # What evaluations and `train.pretrained` need is there.
+    np.testing.assert_array_equal(read_leaves(tmp_path)["weights/params/kernel"], np.ones((2, 3)))
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

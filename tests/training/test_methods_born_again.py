@@ -37,7 +37,7 @@ def batch_of(trainer, step):
     """The augmented images of a step, as the model sees them, and their labels."""
     epoch, number = divmod(step, 5)
     rows = np.asarray(device.epoch_order(stream_key(0, Stream.ORDER, epoch), 90, 16)[0])[number]
-    spec = trainer.programs.batches.augmentation
+    spec = trainer.experiment.batches.augmentation
     draws = augment.draw(stream_key(0, Stream.AUGMENT, step), 16, spec, (8, 8, 1))
     images = augment.apply(jnp.asarray(STRIPES.train.images[rows]), draws, spec)
     return images, STRIPES.train.labels[rows]
@@ -80,7 +80,7 @@ def test_students_learn_from_the_last_generation_on_the_same_images():
         fresh = trainer.experiment.model.init(stream_key(0, Stream.EVENT, generation))
         assert_same(seed_of(student.weights.params), fresh["params"], rtol=1e-6)
         assert_same(seed_of(student.weights.batch_stats), fresh["batch_stats"])
-        trainer.state, losses = trainer.programs.train(trainer.state, trainer.splits["train"])
+        trainer.state, losses = trainer.experiment.train(trainer.state, trainer.splits["train"])
         images, labels = batch_of(trainer, 5 * generation)
         scores = logits(seed_of(student.weights), images, True)
         judged = {train: logits(seed_of(teacher), images, train) for train in (False, True)}

@@ -1,4 +1,4 @@
-"""Generations that end early, and rates that fall, as the compiled programs judge them."""
+"""Generations that end early, and rates that fall, as the compiled steps apply the rules."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ SEAL = {"name": "seal", "threshold": "dense2", "ascent_scale": 0.2}
 
 
 @pytest.fixture(scope="module")
-def judged():
+def trainer():
     """Two seeds under all the rules."""
     train = {"seeds": 2, "patience": 3, "until_accuracy": 0.8}
     optimizer = {"plateau_epochs": 2, "plateau_factor": 0.5}
@@ -27,11 +27,11 @@ def judged():
 
 
 @pytest.fixture(scope="module")
-def start(judged):
-    return host(judged)
+def start(trainer):
+    return host(trainer)
 
 
-def test_rules_equal_numpy(judged, start):
+def test_rules_equal_numpy(trainer, start):
     random = np.random.default_rng(0)
     outcomes = set()
     for _ in range(40):
@@ -49,8 +49,10 @@ def test_rules_equal_numpy(judged, start):
             best=start.best._replace(epoch=np.int32(best)),
             early_stopping=EarlyStoppingState(stopped, np.float32(scale), np.int32(since)),
         )
-        judged.put(state)
-        found = jax.device_get(judged.programs.judge(judged.state).early_stopping)
+        trainer.put(state)
+        found = jax.device_get(
+            trainer.experiment.update_early_stopping(trainer.state).early_stopping
+        )
         for seed in range(2):
             ends = stopped[seed] or correct[seed] / 80 >= 0.8 or epoch - best[seed] >= 3
             last = max(since[seed], best[seed])
@@ -61,14 +63,14 @@ def test_rules_equal_numpy(judged, start):
     assert len(outcomes) == 4
 
 
-def test_a_stopped_seed_rests_and_a_plateau_halves_the_step(judged, start):
+def test_a_stopped_seed_is_frozen_and_a_plateau_halves_the_step(trainer, start):
     early_stopping = EarlyStoppingState(
         np.array([True, False]), np.ones(2, np.float32), np.zeros(2, np.int32)
     )
-    rested = host(judged.put(start._replace(early_stopping=early_stopping)).calls(2)).weights
-    assert_same(seed_of(rested, 0), seed_of(start.weights, 0))
-    assert differ(seed_of(rested, 1).params, seed_of(start.weights, 1).params)
-    assert differ(seed_of(rested, 1).batch_stats, seed_of(start.weights, 1).batch_stats)
+    after_two = host(trainer.put(start._replace(early_stopping=early_stopping)).calls(2)).weights
+    assert_same(seed_of(after_two, 0), seed_of(start.weights, 0))
+    assert differ(seed_of(after_two, 1).params, seed_of(start.weights, 1).params)
+    assert differ(seed_of(after_two, 1).batch_stats, seed_of(start.weights, 1).batch_stats)
 
     early_stopping = EarlyStoppingState(
         np.zeros(2, bool), np.array([1.0, 0.5], np.float32), np.zeros(2, np.int32)
@@ -76,7 +78,7 @@ def test_a_stopped_seed_rests_and_a_plateau_halves_the_step(judged, start):
     both = jax.tree.map(lambda leaf: np.stack([leaf[0]] * 2), start)._replace(
         early_stopping=early_stopping
     )
-    after = host(judged.put(both).calls(1)).weights.params
+    after = host(trainer.put(both).calls(1)).weights.params
     full, half = (
         oracle.add(oracle.wide(seed_of(after, seed)), -1, seed_of(start.weights.params))
         for seed in (0, 1)
@@ -108,7 +110,7 @@ def test_stopped_seeds_do_not_see_how_long_a_third_goes_on(method, optimizer):
         trainer.put(
             state._replace(early_stopping=state.early_stopping._replace(stopped=stopped))
         ).calls(more)
-        trainer.state = trainer.programs.end_generation(trainer.state)
+        trainer.state = trainer.experiment.end_generation(trainer.state)
         return host(trainer.calls(3))
 
     alone, beside = trained(2, 0), trained(3, 10)
@@ -133,7 +135,7 @@ def test_the_memory_of_a_stopped_seed_stays():
             early_stopping=start.early_stopping._replace(stopped=np.array([True, False]))
         )
     )
-    trainer.state, _ = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+    trainer.state, _ = trainer.experiment.validate(trainer.state, trainer.splits["validation"])
     method_state = host(trainer).method_state
     assert_same(seed_of(method_state, 0), seed_of(start.method_state, 0))
     assert differ(seed_of(method_state, 1), seed_of(start.method_state, 1))
@@ -148,7 +150,7 @@ def test_a_generation_that_ends_early_goes_on_with_the_next():
     """The step and the optimizer's clocks jump: SEAL ascends at once."""
     config = mlp({**SEAL, "ascent_epochs": 1.0}, train={"until_accuracy": 0.01})
     trainer = Trainer(STRIPES, config).calls(5)
-    trainer.state = trainer.programs.end_generation(trainer.state)
+    trainer.state = trainer.experiment.end_generation(trainer.state)
     state = host(trainer)
     assert state.step[0] == 20
     found = jax.tree_util.tree_leaves_with_path(state.opt_state)
@@ -174,7 +176,7 @@ def test_a_generation_that_ends_early_goes_on_with_the_next():
     assert_same(seed_of(trainer.state.weights.params), expected, rtol=1e-4, atol=1e-6)
     # Ended where it would have ended anyhow, nothing jumps.
     trainer.put(state._replace(step=state.step + 20))
-    assert int(trainer.programs.end_generation(trainer.state).step[0]) == 40
+    assert int(trainer.experiment.end_generation(trainer.state).step[0]) == 40
 
 
 def test_a_run_with_early_ends_is_taken_up_where_it_stopped(tmp_path):

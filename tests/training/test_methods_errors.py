@@ -190,7 +190,7 @@ def prepare(method, sections, shape):
     """What happens before a run writes its first file."""
     config = mlp(method, **sections)
     experiment = experiments.build(config, shape, meshes.make(config, jax.devices()[:1]))
-    experiment.programs.abstract_state(1)
+    experiment.abstract_state(1)
 
 
 def refused(field, method, sections, shape):

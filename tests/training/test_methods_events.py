@@ -124,7 +124,7 @@ def test_the_first_step_after_an_event_has_no_momentum():
     assert max(np.abs(leaf).max() for leaf in trace) > 0.01
     _, gradient = oracle.loss_and_gradient(params, *batch(5, config))
     expected = oracle.add(params, -0.05, oracle.add(gradient, 5e-4, params))
-    trainer.state, _ = trainer.programs.train(trainer.state, trainer.splits["train"])
+    trainer.state, _ = trainer.experiment.train(trainer.state, trainer.splits["train"])
     assert_same(seed_of(trainer.state.weights.params), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_imp_prunes_rewinds_and_holds():
         np.testing.assert_allclose(count / total, 0.8**generation, atol=1e-3)
         for _ in range(5):
             # Not by calls(), which would repeat the event.
-            trainer.state, _ = trainer.programs.train(trainer.state, trainer.splits["train"])
+            trainer.state, _ = trainer.experiment.train(trainer.state, trainer.splits["train"])
             now = named(host(trainer).weights.params)
             for name in kernels:
                 np.testing.assert_array_equal(now[name] == 0, ~alive[name])

@@ -74,7 +74,7 @@ def test_fast_from_its_known_first_step_on():
 
 
 def flops(trainer):
-    program = trainer.programs.train.lower(trainer.state, trainer.splits["train"]).compile()
+    program = trainer.experiment.train.lower(trainer.state, trainer.splits["train"]).compile()
     return program.cost_analysis()["flops"]
 
 
@@ -220,7 +220,7 @@ def test_features_wait_for_the_warm_up(statistics):
     seen, warm = [host(moved_statistics(trainer))], []
     for _ in range(10):
         trainer.calls(1)
-        trainer.state, _ = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+        trainer.state, _ = trainer.experiment.validate(trainer.state, trainer.splits["validation"])
         seen.append(host(trainer))
         warm.append(bool(seen[-2].method_state.warming[0]))
     assert 3 <= sum(warm) < 9

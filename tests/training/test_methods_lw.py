@@ -73,7 +73,7 @@ def test_rounds_from_the_first_on():
             assert own["mean"] != before[oracle.HIDDEN[block]]["mean"]
         before = now.normalisers
         for _ in range(5):
-            trainer.state, _ = trainer.programs.train(trainer.state, trainer.splits["train"])
+            trainer.state, _ = trainer.experiment.train(trainer.state, trainer.splits["train"])
         assert_same(seed_of(trainer.state.weights.normalisers), before)  # they are never trained
 
 

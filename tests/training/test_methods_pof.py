@@ -11,7 +11,6 @@ from trainer_runs import leaves
 
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.training import loop, pretrained
-from seal_jax.training.problems import Use
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -101,10 +100,11 @@ def test_features_learn_under_perturbations_and_the_classifier_stays(source, gam
     policy = {"gamma": "constant", "gamma_high": gamma}
     config = pof(policy, source)
 
-    def given(programs):
-        return pretrained.load(config, source, programs.abstract_state(1), momentum=True)
+    def init_from(experiment):
+        run = pretrained.read(config, source)
+        return pretrained.take(config, run, experiment.abstract_state(1), momentum=True)
 
-    trainer = Trainer(STRIPES, config, devices=devices, given=given)
+    trainer = Trainer(STRIPES, config, devices=devices, init_from=init_from)
     start = seed_of(host(trainer).weights.params)
     checkpoint = leaves(source, 10)
     for name, leaf in trace_of(trainer.state.opt_state).items():
@@ -142,7 +142,7 @@ def test_features_learn_under_perturbations_and_the_classifier_stays(source, gam
 
 def test_a_damped_momentum_goes_on_as_a_sum(tmp_path):
     """FAST's average at ten times the rate is the sum of an undamped training, to be continued."""
-    momenta, abstract = {}, Trainer(STRIPES, pof({})).programs.abstract_state(1)
+    momenta, abstract = {}, Trainer(STRIPES, pof({})).experiment.abstract_state(1)
     for damped, rate in ((True, 0.05), (False, 0.005)):
         workdir = tmp_path / str(damped)
         config = mlp(
@@ -152,8 +152,10 @@ def test_a_damped_momentum_goes_on_as_a_sum(tmp_path):
             train={"generations": 1, "epochs_per_generation": 2},
         )
         assert loop.train(config, workdir, STRIPES, devices=1).finished
-        given = pretrained.load(pof({}, workdir), workdir, abstract, momentum=True)
-        momenta[damped] = {name: leaf for name, leaf in given.items() if "trace/" in name}
+        started = pof({}, workdir)
+        run = pretrained.read(started, workdir)
+        taken = pretrained.take(started, run, abstract, momentum=True)
+        momenta[damped] = {name: leaf for name, leaf in taken.items() if "trace/" in name}
     assert len(momenta[True]) == 6
     for name, leaf in momenta[True].items():
         np.testing.assert_allclose(leaf, momenta[False][name], rtol=1e-3, atol=1e-6)
@@ -225,7 +227,7 @@ def test_options_of_pof_step_by_step(resampled):
 def test_perturbations_of_eight_devices_are_those_of_one(resampled):
     trainer, seen, found = resampled
     eight = Trainer(STRIPES, pof(RESAMPLED, norm="batch"), devices=8)
-    assert eight.programs.mesh.shape == {"seed": 1, "data": 8}
+    assert eight.experiment.mesh.shape == {"seed": 1, "data": 8}
     first = measured(eight, 5)["perturbation"]
     np.testing.assert_allclose(first, found[:5], rtol=2e-2)
     np.testing.assert_allclose(
@@ -239,7 +241,7 @@ def foca_loop(params, config, steps, *, weak_steps=4, weak_rate=0.1, sigma=0.1):
     losses, trace = [], oracle.zeros(params)
     for step in range(steps):
         images, labels = batch(step, config, stream=Stream.EXTRA_ORDER, size=WEAK)
-        key = jax.random.fold_in(stream_key(0, Stream.STEP, step), int(Use.GRADIENT))
+        key = stream_key(0, Stream.GRADIENT, step)
         weak = {}
         for index, name in enumerate(("bias", "kernel")):
             shape = params["fc"][name].shape

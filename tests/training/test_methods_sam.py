@@ -7,7 +7,6 @@ import pytest
 from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
 
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.training.problems import Use
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -118,7 +117,7 @@ def sa_gd_loop(params, config, steps, seed):
         images, labels = batch(step, config, seed=seed)
         loss, gradient = oracle.loss_and_gradient(params, images, labels)
         trace = jax.tree.map(lambda g, p, t: g + 5e-4 * p + 0.9 * t, gradient, params, trace)
-        key = jax.random.fold_in(stream_key(seed, Stream.STEP, step), int(Use.UPDATE))
+        key = stream_key(seed, Stream.UPDATE, step)
         ascends = False
         if last is not None:
             change = abs(loss - last) ** options["q"]

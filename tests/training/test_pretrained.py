@@ -9,7 +9,7 @@ import pytest
 from programs import STRIPES, Trainer, assert_same, host, mlp, normalised, seed_of
 from trainer_runs import leaves
 
-from seal_jax import data
+from seal_jax import data, paths
 from seal_jax.errors import UsageError
 from seal_jax.training import loop, metrics, pretrained
 from seal_jax.training.step import rank
@@ -55,10 +55,11 @@ def test_a_training_from_a_run_of_lw_starts_as_its_network(lw, weights, tmp_path
 
     config = mlp(train=train)
 
-    def given(programs):
-        return pretrained.load(config, tmp_path, programs.abstract_state(2), momentum=False)
+    def init_from(experiment):
+        run = pretrained.read(config, tmp_path)
+        return pretrained.take(config, run, experiment.abstract_state(2), momentum=False)
 
-    trainer = Trainer(STRIPES, config, given=given)
+    trainer = Trainer(STRIPES, config, init_from=init_from)
     images = normalised(STRIPES.test.images)
     for seed in range(2):
         own, theirs = seed_of(host(trainer).weights, seed), of_source(seed)
@@ -79,19 +80,20 @@ def test_an_optimizer_in_two_parts_starts_from_another_run(lw, tmp_path):
     """FAST holds an Adam for the head and one for the features; momentum comes from either."""
     train = {"pretrained": str(lw), "generations": 1, "seeds": 2}
     config = mlp({"name": "fast"}, optimizer={"name": "adam"}, train=train)
-    wanted = Trainer(STRIPES, config).programs.abstract_state(2)
-    first = pretrained.load(config, tmp_path, wanted, momentum=False)
+    wanted = Trainer(STRIPES, config).experiment.abstract_state(2)
+    run = pretrained.read(config, tmp_path)
+    first = pretrained.take(config, run, wanted, momentum=False)
     kernels = ("dense1/linear/kernel", "fc/kernel")
     assert set(first) >= {f"weights/params/{name}" for name in kernels}
-    found = {
-        name: np.zeros((2, *leaf.shape[1:])) for name, leaf in pretrained._numeric(wanted).items()
-    }
-    taken = pretrained.take(config, found, wanted, "it", config, momentum=True)
+    arrays = [(name, leaf) for name, leaf in paths.named_leaves(wanted) if hasattr(leaf, "shape")]
+    zeros = {name: np.zeros((2, *leaf.shape[1:])) for name, leaf in arrays}
+    run = pretrained.Source(config, zeros, "it")
+    taken = pretrained.take(config, run, wanted, momentum=True)
     moments = {name.partition("/mu/")[2] for name in taken if "/mu/" in name}
     assert moments >= set(kernels)
 
 
-def test_a_run_from_lw_is_taken_up_without_the_folder_it_started_from(lw, tmp_path):
+def test_a_run_from_lw_is_resumed_without_the_folder_it_started_from(lw, tmp_path):
     train = {"pretrained": "../lw", "generations": 1, "epochs_per_generation": 2, "seeds": 2}
     config, here = mlp(train=train), tmp_path / "run"
     shutil.copytree(lw, tmp_path / "lw")

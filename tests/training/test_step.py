@@ -57,7 +57,7 @@ def test_train_equals_a_plain_flax_and_optax_loop(dataset):
     config = settings()
     trainer = Trainer(dataset, config)
     model = dataclasses.replace(trainer.experiment.model.module, convolution="native")
-    spec = trainer.programs.batches.augmentation
+    spec = trainer.experiment.batches.augmentation
     params, stats, _ = jax.tree.map(lambda leaf: leaf[0], trainer.state.weights)
     rates = [0.5 * 0.05 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.trace(0.9))
@@ -93,19 +93,19 @@ def test_train_equals_a_plain_flax_and_optax_loop(dataset):
 
 def test_seeds_on_devices_equal_single_runs_and_never_communicate(dataset, single):
     four = Trainer(dataset, settings(SEAL, train={"seeds": 4}), devices=4).run(5)
-    assert four.programs.mesh.shape == {"seed": 4, "data": 1}
+    assert four.experiment.mesh.shape == {"seed": 4, "data": 1}
     for seed in range(4):
         alone = single
         if seed:
             alone = Trainer(dataset, settings(SEAL, train={"seed": seed}))
             # The same programs serve every seed: only the numbers differ.
-            alone.programs = single.programs
+            alone.experiment = single.experiment
             alone.run(5)
         assert_same(
             jax.tree.map(lambda leaf, seed=seed: leaf[seed], four.state),
             jax.tree.map(lambda leaf: leaf[0], alone.state),
         )
-    compiled = four.programs.train.lower(four.state, four.splits["train"]).compile()
+    compiled = four.experiment.train.lower(four.state, four.splits["train"]).compile()
     assert communicating_devices(compiled) <= 1
 
 
@@ -120,7 +120,7 @@ def test_seeds_of_one_device_together_or_in_turn_equal_single_runs(dataset, sing
 
 def test_data_parallel_equals_one_device_to_rounding(dataset, single):
     eight = Trainer(dataset, settings(SEAL), devices=8)
-    assert eight.programs.mesh.shape == {"seed": 1, "data": 8}
+    assert eight.experiment.mesh.shape == {"seed": 1, "data": 8}
     before = jax.tree.map(lambda leaf: leaf.sharding, eight.state)
     eight.run(5)
     np.testing.assert_allclose(
@@ -132,7 +132,7 @@ def test_data_parallel_equals_one_device_to_rounding(dataset, single):
         lambda a, b, leaf: a.is_equivalent_to(b, leaf.ndim), before, after, eight.state
     )
     assert all(jax.tree.leaves(same))
-    compiled = eight.programs.train.lower(eight.state, eight.splits["train"]).compile()
+    compiled = eight.experiment.train.lower(eight.state, eight.splits["train"]).compile()
     assert communicating_devices(compiled) == 8
 
 
@@ -145,7 +145,7 @@ def test_statistics_of_a_device_differ_from_those_of_the_batch(dataset, single):
 def test_one_program_serves_all_phases_and_generations(dataset):
     trainer = Trainer(dataset, settings(SEAL)).run(12)
     assert int(trainer.state.step[0]) == trainer.experiment.total_steps == 60
-    for program in (trainer.programs.train, trainer.programs.start_generation):
+    for program in (trainer.experiment.train, trainer.experiment.start_generation):
         assert program._cache_size() == 1
 
 
@@ -162,7 +162,7 @@ def test_llf_event_draws_later_layers_from_the_models_own_initialisation(dataset
     before = jax.device_get(trainer.state)
     trainer.state = trainer.state._replace(step=jnp.full_like(trainer.state.step, 20))
     after = jax.device_get(
-        trainer.programs.start_generation(trainer.state, trainer.splits["train"])
+        trainer.experiment.start_generation(trainer.state, trainer.splits["train"])
     )
     fresh = trainer.experiment.model.init(stream_key(0, Stream.EVENT, 1))["params"]
     for name in ("conv1", "bn1", "layer1", "layer2"):
@@ -228,9 +228,9 @@ def test_images_that_fill_a_batch_up_enter_nothing(dataset, devices, batch_norm)
 
 def test_scores_equal_numpy(dataset):
     trainer = Trainer(dataset, settings(run={"eval_batch_size": 6})).run(1)
-    state, sums = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+    state, sums = trainer.experiment.validate(trainer.state, trainer.splits["validation"])
     weights = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state.weights))
-    spec = trainer.programs.batches.augmentation
+    spec = trainer.experiment.batches.augmentation
     images = (dataset.validation.images / 255 - np.array(spec.mean)) / np.array(spec.std)
     logits = trainer.experiment.model.module.apply(
         weights._asdict(), jnp.asarray(images, jnp.float32), train=False
@@ -250,7 +250,9 @@ def test_best_weights_are_those_of_the_best_epoch_of_the_generation(dataset):
     seen = []
     for epoch in range(4):
         trainer.run(1)
-        trainer.state, sums = trainer.programs.validate(trainer.state, trainer.splits["validation"])
+        trainer.state, sums = trainer.experiment.validate(
+            trainer.state, trainer.splits["validation"]
+        )
         seen.append((float(sums.correct[0]), -epoch, jax.device_get(trainer.state.weights)))
     accuracy, epoch, weights = max(seen, key=lambda entry: entry[:2])
     best = jax.device_get(trainer.state.best)
@@ -264,6 +266,6 @@ def test_best_weights_are_those_of_the_best_epoch_of_the_generation(dataset):
 def test_bfloat16_computes_with_float32_parameters(dataset):
     trainer = Trainer(dataset, settings(SEAL, train={"dtype": "bfloat16"})).run(2)
     assert {leaf.dtype for leaf in jax.tree.leaves(trainer.state.weights)} == {np.dtype("float32")}
-    text = trainer.programs.train.lower(trainer.state, trainer.splits["train"]).as_text()
+    text = trainer.experiment.train.lower(trainer.state, trainer.splits["train"]).as_text()
     assert re.search(r"dot_general.*bf16", text)
     assert trainer.losses[1].mean() < trainer.losses[0].mean()

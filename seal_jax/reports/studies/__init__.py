@@ -1,7 +1,7 @@
 """Studies across runs, as the layerwise paper (Alabdulmohsin et al. 2022) makes them.
 
-Each module has ``section``, which returns a :class:`seal_jax.reports.section.Section`, or a
-:class:`seal_jax.reports.section.Missing` that says what these runs lack.
+Each module has ``section``, which returns a :class:`seal_jax.reports.page.Section`, or a
+:class:`seal_jax.reports.page.Missing` that says what these runs lack.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seal_jax.reports.page import Missing, Section
 from seal_jax.reports.runs import Run
-from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import (
     budget,
     scatter,
@@ -33,12 +33,12 @@ def all_of(
       runs: the runs.
       margins: by name of the run, the rows of its evaluation of margins.
     """
-    found = entries(runs)
+    compared = entries(runs)
     return [
-        significance.section(found),
-        scatter.section(found),
-        tree.section(found),
-        budget.section(found),
+        significance.section(compared),
+        scatter.section(compared),
+        tree.section(compared),
+        budget.section(compared),
         speed.section(runs),
-        size.section(found, margins),
+        size.section(compared, margins),
     ]

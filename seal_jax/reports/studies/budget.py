@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from seal_jax.core import plots
 from seal_jax.core.tables import Table, spread
 from seal_jax.reports import curves
-from seal_jax.reports.section import Missing, Section
+from seal_jax.reports.page import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import BASELINE, EPOCHS, Entry, Setting
 
@@ -45,10 +45,10 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
     for entry in entries:
         groups.setdefault(grouping.without(entry.setting, EPOCHS), []).append(entry)
     names = grouping.describe(list(groups))
-    found = [
+    panels = [
         panel for setting, members in groups.items() for panel in _panels(names[setting], members)
     ]
-    if not found:
+    if not panels:
         return Missing(
             TITLE,
             "needs finished runs of a method that differ only in train.epochs_per_generation, and "
@@ -63,10 +63,13 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
             point.weights,
             f"{point.steps:g}",
             str(point.total),
-            *_numbers(point.scores),
+            f"{100 * mean:.2f}",
+            "" if std is None else f"{100 * std:.2f}",
+            str(len(point.scores)),
         ]
-        for panel in found
+        for panel in panels
         for point in panel.points
+        for mean, std, *_ in [spread(point.scores)]
     ]
     return Section(
         "compute_budget",
@@ -75,33 +78,33 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         "Figures 4 and 9); the baseline, which trains once, stands where its steps are as many in "
         "all. A round that ends early by validation takes fewer steps than its budget.",
         tables=[Table("Test accuracy (%) by budget", (*header, "mean", "std", "seeds"), lines)],
-        draw=lambda figure: _draw(figure, found, grouping.styles(entries)),
-        size=(4.2 * min(len(found), ACROSS) + 2.4, 3.4 * -(-len(found) // ACROSS)),
+        draw=lambda figure: _draw(figure, panels, grouping.styles(entries)),
+        size=(4.2 * min(len(panels), ACROSS) + 2.4, 3.4 * -(-len(panels) // ACROSS)),
         describe="Test accuracy against training steps per round, a line a method.",
     )
 
 
 def _panels(name: str, members: Sequence[Entry]) -> list[Panel]:
     """Return a panel for each number of rounds in which some method has several budgets."""
-    found = []
+    panels = []
     rounds = dict.fromkeys(
         entry.run.generations
         for entry in members
         if entry.name != BASELINE and entry.run.generations > 1
     )
-    for each in rounds:
+    for count in rounds:
         points = [
             point
             for entry in members
-            if entry.name == BASELINE or entry.run.generations == each
-            for point in _points(entry, each)
+            if entry.name == BASELINE or entry.run.generations == count
+            for point in _points(entry, count)
         ]
         others = {entry.method for entry in members if entry.name != BASELINE}
         budgets = {(point.method, point.steps) for point in points if point.method in others}
         if len(budgets) > len({method for method, _ in budgets}):  # a method has two
-            title = name if len(rounds) == 1 else f"{name}, {each} rounds"
-            found.append(Panel(title, each, _merged(points)))
-    return found
+            title = name if len(rounds) == 1 else f"{name}, {count} rounds"
+            panels.append(Panel(title, count, _merged(points)))
+    return panels
 
 
 def _points(entry: Entry, rounds: int) -> list[Point]:
@@ -123,29 +126,17 @@ def _merged(points: Sequence[Point]) -> list[Point]:
     return [Point(*key, scores) for key, scores in seeds.items()]
 
 
-def _numbers(scores: Sequence[float]) -> list[str]:
-    found = spread(scores)
-    std = "" if found.std is None else f"{100 * found.std:.2f}"
-    return [f"{100 * found.mean:.2f}", std, str(len(scores))]
-
-
-def _draw(figure: Figure, found: Sequence[Panel], styles: Styles) -> None:
-    methods = list(dict.fromkeys(point.method for panel in found for point in panel.points))
-    across = min(len(found), ACROSS)
-    grid = list(figure.subplots(-(-len(found) // across), across, squeeze=False).flat)
-    for axes, panel in zip(grid, found, strict=False):
+def _draw(figure: Figure, panels: Sequence[Panel], styles: Styles) -> None:
+    methods = list(dict.fromkeys(point.method for panel in panels for point in panel.points))
+    for axes, panel in zip(plots.panel_grid(figure, len(panels), ACROSS), panels, strict=True):
         for method in methods:
             for weights in grouping.WEIGHTS:
                 _line(axes, panel, method, weights, styles[method])
         axes.set_title(panel.title, fontsize=10, parse_math=False)
         axes.set_xlabel(f"training steps per round, of {panel.rounds}")
         axes.set_ylabel(f"test accuracy (%)\n{plots.BAND}", fontsize=9)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[len(found) :]:
-        axes.set_axis_off()
     shown = {name: styles[name] for name in methods}
-    _legend(figure, shown, {point.weights for panel in found for point in panel.points})
+    _legend(figure, shown, {point.weights for panel in panels for point in panel.points})
 
 
 def _line(axes: Axes, panel: Panel, method: str, weights: str, look: Mapping[str, Any]) -> None:
@@ -170,8 +161,7 @@ def _legend(figure: Figure, methods: Styles, weights: set[str]) -> None:
     ]
     if len(weights) > 1:
         entries += [
-            (Line2D([], [], **curves.mark(f"test_{each}", "#444444")), label)
-            for each, label in grouping.WEIGHTS.items()
+            (Line2D([], [], **curves.mark(f"test_{name}", "#444444")), label)
+            for name, label in grouping.WEIGHTS.items()
         ]
-    handles, labels = zip(*entries, strict=True)
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    plots.legend_beside(figure, entries)

@@ -10,7 +10,7 @@ import numpy as np
 
 from seal_jax.core import plots
 from seal_jax.core.tables import Table
-from seal_jax.reports.section import Missing, Section
+from seal_jax.reports.page import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import Entry, Setting
 
@@ -37,21 +37,21 @@ class Panel:
 def section(entries: Sequence[Entry]) -> Section | Missing:
     """Plot every method against the baseline, or the first method if no run is a baseline."""
     methods = grouping.methods_of(entries)
-    found = []
+    panels = []
     for weights in grouping.available(entries):
         scores = grouping.by_setting(entries, weights)
         for other in methods[1:]:
             points = grouping.means(scores, (methods[0], other))
             percent = {setting: [100 * value for value in pair] for setting, pair in points.items()}
             if len(points) >= LEAST:
-                found.append(Panel(weights, methods[0], other, percent))
-    if not found:
+                panels.append(Panel(weights, methods[0], other, percent))
+    if not panels:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
-    settings = list(dict.fromkeys(setting for panel in found for setting in panel.points))
+    settings = list(dict.fromkeys(setting for panel in panels for setting in panel.points))
     names = grouping.describe(settings)
     lines = [
         [names[setting], panel.weights, panel.x, f"{x:.6g}", panel.y, f"{y:.6g}"]
-        for panel in found
+        for panel in panels
         for setting, (x, y) in panel.points.items()
     ]
     header = ("setting", "weights", "method of x", "x: accuracy %", "method of y", "y: accuracy %")
@@ -60,10 +60,10 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         TITLE,
         "Test accuracy at the end, a point a setting; above the diagonal the method of the vertical "
         "axis is better (LW paper, Figure 2).",
-        tables=[_summary(found)],
+        tables=[_summary(panels)],
         data=Table(TITLE, header, lines),
-        draw=lambda figure: _draw(figure, found),
-        size=(3.4 * min(len(found), ACROSS) + 2.6, 3.6 * -(-len(found) // ACROSS)),
+        draw=lambda figure: _draw(figure, panels),
+        size=(3.4 * min(len(panels), ACROSS) + 2.6, 3.6 * -(-len(panels) // ACROSS)),
         describe=f"Test accuracy of the other methods against that of {methods[0]}, by setting.",
     )
 
@@ -74,35 +74,24 @@ def augmented(setting: Setting) -> bool:
     return bool(values["data.flip"] or values["data.crop_padding"] or values["data.cutout"])
 
 
-def _summary(found: Sequence[Panel]) -> Table:
+def _summary(panels: Sequence[Panel]) -> Table:
     cells = []
-    for panel in found:
+    for panel in panels:
         gains = np.array([y - x for x, y in panel.points.values()])
-        cells.append(
-            [
-                f"{panel.y} over {panel.x}",
-                panel.weights,
-                str(len(gains)),
-                str((gains > 0).sum()),
-                f"{np.median(gains):+.2f}",
-                f"{np.min(gains):+.2f}",
-                f"{np.max(gains):+.2f}",
-            ]
-        )
+        name, counts = f"{panel.y} over {panel.x}", (len(gains), (gains > 0).sum())
+        numbers = [f"{number:+.2f}" for number in (np.median(gains), np.min(gains), np.max(gains))]
+        cells.append([name, panel.weights, *map(str, counts), *numbers])
     header = ("", "weights", "settings", "better in", "median gain", "least", "most")
     return Table("Gain in test accuracy, in percentage points", header, cells)
 
 
-def _draw(figure: Figure, found: Sequence[Panel]) -> None:
-    settings = list(dict.fromkeys(setting for panel in found for setting in panel.points))
+def _draw(figure: Figure, panels: Sequence[Panel]) -> None:
+    settings = list(dict.fromkeys(setting for panel in panels for setting in panel.points))
     subjects = list(dict.fromkeys(_subject(setting) for setting in settings))
     both = len({augmented(setting) for setting in settings}) > 1
-    across = min(len(found), ACROSS)
-    grid = list(figure.subplots(-(-len(found) // across), across, squeeze=False).flat)
-    for axes, panel in zip(grid, found, strict=False):
+    grid = plots.panel_grid(figure, len(panels), ACROSS, grid=None)
+    for axes, panel in zip(grid, panels, strict=True):
         _points(axes, panel, subjects, both)
-    for axes in grid[len(found) :]:
-        axes.set_axis_off()
     _legend(figure, subjects, both)
 
 
@@ -122,7 +111,6 @@ def _points(axes: Axes, panel: Panel, subjects: Sequence[str], both: bool) -> No
     axes.set_xlabel(f"{plots.drawable(panel.x)} (%)")
     axes.set_ylabel(f"{plots.drawable(panel.y)} (%)")
     axes.set_title(f"{panel.weights} weights", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: Figure, subjects: Sequence[str], both: bool) -> None:
@@ -136,8 +124,7 @@ def _legend(figure: Figure, subjects: Sequence[str], both: bool) -> None:
         key: dict[str, Any] = {"linestyle": "none", "marker": "o", "color": "#444444"}
         entries.append((Line2D([], [], **key), "with augmentation"))
         entries.append((Line2D([], [], markerfacecolor="white", **key), "without"))
-    handles, labels = zip(*entries, strict=True)
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    plots.legend_beside(figure, entries)
 
 
 def _marker(index: int) -> dict[str, Any]:

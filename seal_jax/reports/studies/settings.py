@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from seal_jax.core import plots
-from seal_jax.reports import differences
-from seal_jax.reports.runs import Run, per_seed
+from seal_jax.reports.runs import ABSENT, Run, per_seed, show
 
 BASELINE = "normal"
 WEIGHTS = {"last": "last weights", "best": "best weights by validation"}
@@ -22,6 +21,7 @@ _SEEDS = ("train.seed", "train.seeds")
 EPOCHS = "epochs in all"
 
 Setting = frozenset[tuple[str, Any]]
+Scores = dict[Setting, dict[str, dict[int, float]]]  # by setting, method and seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Entry:
         if not self.run.finished or f"test_{weights}/accuracy" not in row:
             return {}
         values = per_seed(row[f"test_{weights}/accuracy"])
-        found = {first + index: float(value) for index, value in enumerate(values)}
-        return {seed: found[seed] for seed in self.seeds if np.isfinite(found.get(seed, np.nan))}
+        scores = {first + index: float(value) for index, value in enumerate(values)}
+        return {seed: scores[seed] for seed in self.seeds if np.isfinite(scores.get(seed, np.nan))}
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
     """Return what the studies need of each run; runs without a seed of their own are left out."""
     labels = _labels(runs)
     taken: set[tuple[Setting, str, int]] = set()
-    found = []
+    kept = []
     for run, label in zip(runs, labels, strict=True):
         setting, first = setting_of(run), _first_seed(run)
         seeds = tuple(
@@ -70,19 +70,19 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
         )
         taken |= {(setting, label, seed) for seed in seeds}
         if seeds:
-            found.append(Entry(run, run.setting("method.name"), label, setting, seeds))
-    return found
+            kept.append(Entry(run, run.setting("method.name"), label, setting, seeds))
+    return kept
 
 
 def setting_of(run: Run) -> Setting:
     """Return what must agree for methods to be compared."""
-    values = differences.experiment(run)
+    values = run.experiment
     kept = {
         name: value
         for name, value in values.items()
         if not name.startswith("method.") and name not in (*_OWN, *_SEEDS)
     }
-    kept[EPOCHS] = run.generations * run.epochs_per_generation
+    kept[EPOCHS] = run.epochs
     # "single" is one cosine over all epochs, which is what "restart" is in a single round.
     schedule = values["optimizer.schedule"]
     kept["optimizer.schedule"] = "restart" if schedule == "single" else schedule
@@ -111,83 +111,80 @@ def describe(settings: Sequence[Setting]) -> dict[Setting, str]:
     ]
     return {
         setting: f"{values['model.name']} on {values['data.name']}"
-        + "".join(f", {name} {differences.show(values.get(name))}" for name in telling)
+        + "".join(f", {name} {show(values.get(name))}" for name in telling)
         for setting, values in every.items()
     }
 
 
-def by_setting(found: Sequence[Entry], weights: str) -> dict[Setting, dict[str, dict[int, float]]]:
+def by_setting(entries: Sequence[Entry], weights: str) -> Scores:
     """Return test accuracy by setting, method and seed; runs without any are left out."""
-    table: dict[Setting, dict[str, dict[int, float]]] = {}
-    for entry in found:
+    table: Scores = {}
+    for entry in entries:
         scores = entry.scores(weights)
         if scores:
             table.setdefault(entry.setting, {}).setdefault(entry.method, {}).update(scores)
     return table
 
 
-def means(
-    table: Mapping[Setting, Mapping[str, Mapping[int, float]]], methods: Sequence[str]
-) -> dict[Setting, list[float]]:
+def means(table: Scores, methods: Sequence[str]) -> dict[Setting, list[float]]:
     """Return each method's accuracy, a mean over the seeds that all of them have, by setting.
 
     Settings that lack a method, or a common seed, are left out.
     """
-    found = {}
+    averages = {}
     for setting, scores in table.items():
-        if not all(method in scores for method in methods):
-            continue
-        common = sorted(set.intersection(*(set(scores[method]) for method in methods)))
+        common = set.intersection(*(set(scores.get(method, ())) for method in methods))
         if common:
-            found[setting] = [
-                float(np.mean([scores[method][seed] for seed in common])) for method in methods
+            averages[setting] = [
+                float(np.mean([scores[method][seed] for seed in sorted(common)]))
+                for method in methods
             ]
-    return found
+    return averages
 
 
-def styles(found: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+def styles(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     """Return the style of each method: that of its first run in the other plots."""
-    return {entry.method: plots.style(entry.run.index) for entry in reversed(found)}
+    return {entry.method: plots.style(entry.run.index) for entry in reversed(entries)}
 
 
-def methods_of(found: Sequence[Entry]) -> list[str]:
+def methods_of(entries: Sequence[Entry]) -> list[str]:
     """Return the methods, the baselines first, otherwise in the order of the runs."""
-    ordered = sorted(found, key=lambda entry: entry.name != BASELINE)
+    ordered = sorted(entries, key=lambda entry: entry.name != BASELINE)
     return list(dict.fromkeys(entry.method for entry in ordered))
 
 
-def available(found: Sequence[Entry]) -> list[str]:
+def available(entries: Sequence[Entry]) -> list[str]:
     """Return which weights there are scores of."""
-    return [weights for weights in WEIGHTS if any(entry.scores(weights) for entry in found)]
+    return [weights for weights in WEIGHTS if any(entry.scores(weights) for entry in entries)]
 
 
 def _first_seed(run: Run) -> int:
-    return int(differences.experiment(run)["train.seed"])
+    return int(run.experiment["train.seed"])
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Name each run's method, with options only where one setting has the method more than once."""
-    own = [
+    options = [
         {
             name: value
-            for name, value in differences.experiment(run).items()
+            for name, value in run.experiment.items()
             if name in _OWN or (name.startswith("method.") and name != "method.name")
         }
         for run in runs
     ]
+    groups: dict[tuple[Setting, str], list[dict[str, Any]]] = {}
+    for run, values in zip(runs, options, strict=True):
+        groups.setdefault((setting_of(run), run.setting("method.name")), []).append(values)
     telling: dict[str, dict[str, None]] = {}
-    groups: dict[tuple[Setting, str], list[int]] = {}
-    for index, run in enumerate(runs):
-        groups.setdefault((setting_of(run), run.setting("method.name")), []).append(index)
     for (_, name), members in groups.items():
-        for field in dict.fromkeys(field for index in members for field in own[index]):
-            if len({own[index].get(field, differences.ABSENT) for index in members}) > 1:
+        for field in dict.fromkeys(field for values in members for field in values):
+            if len({values.get(field, ABSENT) for values in members}) > 1:
                 telling.setdefault(name, {})[field] = None
     labels = []
-    for run, values in zip(runs, own, strict=True):
+    for run, values in zip(runs, options, strict=True):
         name = run.setting("method.name")
         parts = [
-            f"{field.rpartition('.')[2]}={differences.show(values.get(field, differences.ABSENT))}"
+            f"{field.rpartition('.')[2]}={show(values.get(field, ABSENT))}"
             for field in telling.get(name, {})
         ]
         labels.append(f"{name} ({', '.join(parts)})" if parts else name)

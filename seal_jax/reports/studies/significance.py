@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,15 @@ import numpy as np
 
 from seal_jax.core import plots
 from seal_jax.core.tables import Table
-from seal_jax.reports.section import Missing, Section
+from seal_jax.evaluation import significance
+from seal_jax.evaluation.significance import Comparisons
+from seal_jax.reports.page import Missing, Section
 from seal_jax.reports.studies import settings as grouping
-from seal_jax.reports.studies.settings import Entry, Setting
+from seal_jax.reports.studies.settings import Entry, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from seal_jax.evaluation.significance import Comparisons
 
 TITLE = "Significance"
 LEVEL = 0.05
@@ -30,8 +31,6 @@ KEY = (
     "is better, and in which the row is. Fewer than 5 settings cannot be significant."
 )
 
-Scores = dict[Setting, dict[str, dict[int, float]]]
-
 
 def section(entries: Sequence[Entry]) -> Section | Missing:
     """Test every pair of methods over the settings that both were trained in."""
@@ -43,17 +42,17 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         models = list(dict.fromkeys(dict(setting)["model.name"] for setting in scores))
         for model in [EVERY, *models] if len(models) > 1 else [EVERY]:
             part = {
-                setting: found
-                for setting, found in scores.items()
+                setting: by_method
+                for setting, by_method in scores.items()
                 if model in (EVERY, dict(setting)["model.name"])
             }
-            found = pairwise(methods, part)
-            if found is None:
+            comparisons = pairwise(methods, part)
+            if comparisons is None:
                 continue
             where = models[0] if len(models) == 1 else model
-            tables.append(_table(found, f"{where}, {grouping.WEIGHTS[weights]}"))
-            panels.append((f"{where}, {weights}", found))
-            lines += _lines(found, weights, where)
+            tables.append(_table(comparisons, f"{where}, {grouping.WEIGHTS[weights]}"))
+            panels.append((f"{where}, {weights}", comparisons))
+            lines += _lines(comparisons, weights, where)
     if not tables:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
     tables[-1] = tables[-1]._replace(notes=[KEY, panels[-1][1].rules])
@@ -79,12 +78,9 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
     Of the methods, those without such a pair are left out. Holm's correction is over the pairs that
     share two settings.
     """
-    from seal_jax.evaluation import significance
-
     shared = {
-        (a, b): np.array(list(grouping.means(scores, (a, b)).values()))
-        for index, a in enumerate(methods)
-        for b in methods[index + 1 :]
+        pair: np.array(list(grouping.means(scores, pair).values()))
+        for pair in itertools.combinations(methods, 2)
     }
     shared = {pair: values for pair, values in shared.items() if len(values) >= LEAST}
     kept = [name for name in methods if any(name in pair for pair in shared)]
@@ -93,10 +89,9 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
     wins = np.zeros((len(kept), len(kept)), int)
     p_values = np.full(wins.shape, np.nan)
     for pair, values in shared.items():
-        found = significance.compare(pair, values, level=LEVEL)
-        a, b = (kept.index(name) for name in pair)
-        for row, column, ours in ((a, b, (0, 1)), (b, a, (1, 0))):
-            wins[row, column], p_values[row, column] = found.wins[ours], found.p_values[ours]
+        compared = significance.compare(pair, values, level=LEVEL)
+        cells = np.ix_(*2 * [[kept.index(name) for name in pair]])
+        wins[cells], p_values[cells] = compared.wins, compared.p_values
     corrected = significance.correct(p_values, LEVEL)
     p_values = np.nan_to_num(p_values, nan=1.0)
     return significance.Comparisons(
@@ -104,55 +99,39 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
     )
 
 
-def _table(found: Comparisons, where: str) -> Table:
-    cells = [
-        [name, *(_cell(found, row, column) for column in range(len(found.methods)))]
-        for row, name in enumerate(found.methods)
-    ]
-    return Table(f"Is the column better? {where}", ("", *found.methods), cells)
+def _table(comparisons: Comparisons, where: str) -> Table:
+    cells = _cells(comparisons)
+    rows = [[name, *of_row] for name, of_row in zip(comparisons.methods, cells, strict=True)]
+    return Table(f"Is the column better? {where}", ("", *comparisons.methods), rows)
 
 
-def _cell(found: Comparisons, row: int, column: int) -> str:
-    if row == column:
-        return ""
-    return (
-        f"{_mark(found, row, column)} {found.wins[row, column]}:{found.wins[column, row]}".strip()
-    )
-
-
-def _mark(found: Comparisons, row: int, column: int) -> str:
-    if found.corrected[row, column]:
-        return CIRCLE
-    return STAR if found.significant[row, column] else ""
-
-
-def _lines(found: Comparisons, weights: str, model: str) -> list[list[str]]:
-    names = list(enumerate(found.methods))
+def _cells(comparisons: Comparisons) -> list[list[str]]:
+    wins, marks = comparisons.wins, comparisons.marks(STAR, CIRCLE)
     return [
         [
-            weights,
-            model,
-            row_name,
-            column_name,
-            str(found.wins[row, column]),
-            str(found.wins[column, row]),
-            f"{found.p_values[row, column]:.6g}",
-            {CIRCLE: "o", STAR: "*"}.get(_mark(found, row, column), ""),
+            "" if row == column else f"{mark} {wins[row, column]}:{wins[column, row]}".strip()
+            for column, mark in enumerate(of_row)
         ]
-        for row, row_name in names
-        for column, column_name in names
-        if row != column
+        for row, of_row in enumerate(marks)
     ]
+
+
+def _lines(comparisons: Comparisons, weights: str, model: str) -> list[list[str]]:
+    methods, wins, marks = comparisons.methods, comparisons.wins, comparisons.marks()
+    lines = []
+    for row, column in itertools.permutations(range(len(methods)), 2):
+        counts = (str(wins[row, column]), str(wins[column, row]))
+        p_value = f"{comparisons.p_values[row, column]:.6g}"
+        names = (methods[row], methods[column])
+        lines.append([weights, model, *names, *counts, p_value, str(marks[row, column])])
+    return lines
 
 
 def _draw(figure: Figure, panels: Sequence[tuple[str, Comparisons]]) -> None:
     """Draw the share of settings that each column wins, violet where it does, orange where it loses."""
-    across = _across(panels)
-    grid = list(figure.subplots(-(-len(panels) // across), across, squeeze=False).flat)
-    for axes, (title, found) in zip(grid, panels, strict=False):
-        _matrix(axes, title, found)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
+    grid = plots.panel_grid(figure, len(panels), _across(panels), grid=None)
+    for axes, (title, comparisons) in zip(grid, panels, strict=True):
+        _matrix(axes, title, comparisons)
 
 
 def _across(panels: Sequence[tuple[str, Comparisons]]) -> int:
@@ -161,17 +140,18 @@ def _across(panels: Sequence[tuple[str, Comparisons]]) -> int:
     return min(len(panels) // kinds, 5)
 
 
-def _matrix(axes: Axes, title: str, found: Comparisons) -> None:
-    trials = found.wins + found.wins.T
-    share = np.where(trials > 0, found.wins / np.maximum(trials, 1), 0.5)
+def _matrix(axes: Axes, title: str, comparisons: Comparisons) -> None:
+    trials = comparisons.wins + comparisons.wins.T
+    share = np.where(trials > 0, comparisons.wins / np.maximum(trials, 1), 0.5)
     share[np.eye(len(share), dtype=bool)] = np.nan
     # Pale, for the numbers to be read on it.
     axes.set_facecolor("#eeeeee")
     axes.imshow(share, cmap="PuOr", vmin=-0.8, vmax=1.8)
+    cells = _cells(comparisons)
     for row, column in np.argwhere(trials > 0):
-        text = _cell(found, row, column).replace(" ", "\n")
+        text = cells[row][column].replace(" ", "\n")
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
-    names = [plots.drawable(name) for name in found.methods]
+    names = [plots.drawable(name) for name in comparisons.methods]
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_title(title, fontsize=10, parse_math=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from seal_jax.core import plots
 from seal_jax.core.tables import Table
-from seal_jax.reports.section import Missing, Section
+from seal_jax.reports.page import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import BASELINE, Entry
 
@@ -31,11 +31,7 @@ class Ratio(NamedTuple):
     seed: int
     size: float
     baseline: float
-
-    @property
-    def value(self) -> float:
-        """The ratio."""
-        return self.size / self.baseline
+    value: float
 
 
 def section(
@@ -47,8 +43,8 @@ def section(
       entries: of the runs.
       margins: by name of the run, the rows of its evaluation of margins, of one step.
     """
-    found = ratios(entries, margins)
-    if not found:
+    by_method = ratios(entries, margins)
+    if not by_method:
         return Missing(
             TITLE,
             "needs the evaluation of margins, at the newest checkpoint, of runs of the baseline "
@@ -56,24 +52,19 @@ def section(
             "common",
         )
     summary = []
-    for (weights, method), each in found.items():
-        values = np.array([ratio.value for ratio in each])
+    for (weights, method), networks in by_method.items():
+        values = np.array([ratio.value for ratio in networks])
         numbers = (values.mean(), values.std(ddof=1), np.min(values), np.max(values))
-        summary.append([method, weights, str(len(each)), *(f"{number:.3f}" for number in numbers)])
+        cells = [f"{number:.3f}" for number in numbers]
+        summary.append([method, weights, str(len(networks)), *cells])
     lines = [
-        [
-            method,
-            weights,
-            *map(str, ratio[:2]),
-            *(f"{number:.6g}" for number in (*ratio[2:], value)),
-        ]
-        for (weights, method), each in found.items()
-        for ratio in each
-        for value in [ratio.value]
+        [method, weights, *map(str, ratio[:2]), *(f"{number:.6g}" for number in ratio[2:])]
+        for (weights, method), networks in by_method.items()
+        for ratio in networks
     ]
     header = ("method", "weights", "networks", "mean", "std", "least", "most")
     csv_header = ("method", "weights", "setting", "seed", "size", "size of the baseline", "ratio")
-    across = len({weights for weights, _ in found})
+    across = len({weights for weights, _ in by_method})
     return Section(
         "size_of_weights",
         TITLE,
@@ -83,7 +74,7 @@ def section(
         "around 1).",
         tables=[Table("Size of the weights over the baseline's", header, summary)],
         data=Table(TITLE, csv_header, lines),
-        draw=lambda figure: _draw(figure, found, grouping.styles(entries)),
+        draw=lambda figure: _draw(figure, by_method, grouping.styles(entries)),
         size=(4.2 * across + 2.4, 3.4),
         describe="Density of the ratio of the size of the weights to the baseline's, by method.",
     )
@@ -100,40 +91,37 @@ def ratios(entries: Sequence[Entry], margins: Mapping[str, Sequence[Mapping[str,
     names = grouping.describe(list(dict.fromkeys(key[2] for key in sizes)))
     others = {entry.method for entry in entries if entry.name != BASELINE}
     baselines = [method for method in grouping.methods_of(entries) if method not in others]
-    found: Ratios = {}
+    by_method: Ratios = {}
     for (weights, method, setting, seed), size in sizes.items():
-        base = next(
-            (sizes[key] for each in baselines if (key := (weights, each, setting, seed)) in sizes),
-            None,
-        )
+        keys = [(weights, baseline, setting, seed) for baseline in baselines]
+        base = next((sizes[key] for key in keys if key in sizes), None)
         if method in others and base:
-            ratio = Ratio(names[setting], seed, size, base)
-            found.setdefault((weights, method), []).append(ratio)
-    return {key: each for key, each in found.items() if len(each) >= LEAST}
+            ratio = Ratio(names[setting], seed, size, base, size / base)
+            by_method.setdefault((weights, method), []).append(ratio)
+    return {key: networks for key, networks in by_method.items() if len(networks) >= LEAST}
 
 
-def _draw(figure: Figure, found: Ratios, styles: Mapping[str, Any]) -> None:
-    kinds = list(dict.fromkeys(weights for weights, _ in found))
-    methods = list(dict.fromkeys(method for _, method in found))
-    grid = figure.subplots(1, len(kinds), squeeze=False)[0]
-    for axes, weights in zip(grid, kinds, strict=True):
+def _draw(figure: Figure, by_method: Ratios, styles: Mapping[str, Any]) -> None:
+    kinds = list(dict.fromkeys(weights for weights, _ in by_method))
+    methods = list(dict.fromkeys(method for _, method in by_method))
+    panels = plots.panel_grid(figure, len(kinds), len(kinds), grid=None)
+    for axes, weights in zip(panels, kinds, strict=True):
         for method in methods:
-            if (weights, method) in found:
-                values = np.array([ratio.value for ratio in found[weights, method]])
+            if (weights, method) in by_method:
+                values = np.array([ratio.value for ratio in by_method[weights, method]])
                 _density(axes, values, plots.drawable(method), styles[method])
         axes.axvline(1, color="#888888", linewidth=0.8, zorder=0)
         axes.set_title(f"{weights} weights", fontsize=10)
         axes.set_xlabel("size of the weights, over the baseline's")
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[0].set_ylabel("density")
-    grid[-1].legend(frameon=False, fontsize=9)
+    panels[0].set_ylabel("density")
+    panels[-1].legend(frameon=False, fontsize=9)
 
 
 def _density(axes: Axes, values: np.ndarray, label: str, look: Mapping[str, Any]) -> None:
     mean, std = values.mean(), values.std(ddof=1)
     axes.plot(values, np.zeros(len(values)), "|", color=look["color"], markersize=8, clip_on=False)
-    if std == 0:  # all of the density lies in one place
+    if std == 0:  # all of the density is in one place
         axes.axvline(mean, label=label, **look)
         return
     x = np.linspace(mean - 4 * std, mean + 4 * std, 201)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -10,9 +10,12 @@ import numpy as np
 from seal_jax import records
 from seal_jax.core import plots
 from seal_jax.core.tables import Table
+from seal_jax.data.catalogue import DATA_SETS
 from seal_jax.errors import UsageError
+from seal_jax.evaluation import decision_tree
+from seal_jax.evaluation.decision_tree import Node
+from seal_jax.reports.page import Missing, Section
 from seal_jax.reports.runs import Run
-from seal_jax.reports.section import Missing, Section
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.scatter import augmented
 from seal_jax.reports.studies.settings import Entry, Setting
@@ -22,35 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from seal_jax.evaluation.decision_tree import Node
-
 TITLE = "Decision tree"
-# Of the papers' data sets, by their names here; others are known from the run's checkpoints.
-CLASSES = {
-    "digits": 10,
-    "mnist": 10,
-    "fashion_mnist": 10,
-    "cifar10": 10,
-    "cifar100": 100,
-    "tiny_imagenet": 200,
-    "oxford_iiit_pet": 37,
-    "stanford_dogs": 120,
-    "cars196": 196,
-    "mnist_corrupted": 10,
-    "cifar10_corrupted": 10,
-    "caltech101": 102,
-    "cassava": 5,
-    "cmaterdb": 10,
-    "caltech_birds2010": 200,
-    "caltech_birds2011": 200,
-}
+# Where the papers count other classes than TFDS has (which adds background, and healthy leaves). A data
+# set that is in no paper is known from the run's checkpoints.
+CLASSES = {name: info.classes for info in DATA_SETS for name in info.names}
+CLASSES |= {"caltech101": 102, "cassava": 5, "digits": 10, "mnist": 10}
 
 
 def section(entries: Sequence[Entry]) -> Section | Missing:
     """Fit a tree that predicts the best method from the design of the experiment."""
-    # Here and not above: the library of evaluations is loaded only where there is enough to do.
-    from seal_jax.evaluation import decision_tree
-
     weights = "best" if "best" in grouping.available(entries) else "last"
     least = 2 * decision_tree.MIN_LEAF
     methods, scores = _complete(entries, weights, least)
@@ -81,7 +64,7 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         draw=lambda figure: _draw(figure, root),
         size=(max(6.0, 1.7 * leaves), 1.3 * (root.depth + 1)),
         describe="The decision tree; the same as text stands above it.",
-        warnings=_left_out(entries, methods, len(unknown)),
+        warnings=list(_left_out(entries, methods, len(unknown))),
     )
 
 
@@ -97,20 +80,18 @@ def _complete(
     ordered = sorted(methods, key=lambda name: -sum(name in scores for scores in table.values()))
     for count in range(len(ordered), 2, -1):
         kept = [name for name in methods if name in ordered[:count]]
-        if len(found := grouping.means(table, kept)) >= least:
-            return kept, found
+        if len(scores := grouping.means(table, kept)) >= least:
+            return kept, scores
     kept = [name for name in methods if name in ordered[:2]]
     return kept, grouping.means(table, kept)
 
 
-def _left_out(entries: Sequence[Entry], methods: Sequence[str], unknown: int) -> list[str]:
+def _left_out(entries: Sequence[Entry], methods: Sequence[str], unknown: int) -> Iterator[str]:
     others = [name for name in grouping.methods_of(entries) if name not in methods]
-    found = []
     if others:
-        found.append(f"Left out, as trained in too few settings: {', '.join(others)}.")
+        yield f"Left out, as trained in too few settings: {', '.join(others)}."
     if unknown:
-        found.append(f"{unknown} settings are left out: their number of classes is not known.")
-    return found
+        yield f"{unknown} settings are left out: their number of classes is not known."
 
 
 def design(run: Run, setting: Setting) -> dict[str, Any]:

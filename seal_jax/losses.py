@@ -1,4 +1,4 @@
-"""The cross entropy of every training and evaluation."""
+"""The cross entropy, of every training and evaluation."""
 
 from __future__ import annotations
 

@@ -1,0 +1,65 @@
+"""Joins the processes of a run that is trained on several hosts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import jax
+
+from seal_jax.data.preparation import first_line
+from seal_jax.errors import USAGE, UsageError
+
+WAIT_SECONDS = 300  # for the other processes of a run to start
+
+
+def join(coordinator: str, processes: int | None, process: int | None) -> None:
+    """Join the other processes of a run, within ``WAIT_SECONDS``.
+
+    Args:
+      coordinator: ``HOST:PORT`` of process 0, or "auto" where the cluster tells.
+      processes: how many there are; not needed with "auto".
+      process: which this is, from 0; likewise.
+
+    Raises:
+      UsageError: arguments that do not fit, or processes that cannot be joined.
+    """
+    where = f"--coordinator={coordinator}"
+    if coordinator == "auto":
+        others = "the cluster of this machine (is it in one? else give HOST:PORT, N and I)"
+        arguments: tuple[str | None, int | None, int | None] = (None, None, None)
+    else:
+        if processes is None or process is None:
+            raise UsageError("--coordinator=HOST:PORT needs --processes=N and --process=I")
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UsageError(f"{where} must be HOST:PORT, with a port in 1..65535")
+        if not 0 <= process < processes:
+            raise UsageError(
+                f"--process={process} must lie in 0..{processes - 1} (--processes={processes})"
+            )
+        others = f"the other {processes - 1} processes" if process == 0 else "process 0"
+        arguments = (coordinator, processes, process)
+
+    def give_up() -> None:
+        print(
+            f"error: {where}: waited {WAIT_SECONDS} s for {others} in vain; start all, with one "
+            "HOST:PORT",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(USAGE)
+
+    # Not by jax's own time limit: that ends the process with a stack trace of C++.
+    timer = threading.Timer(WAIT_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(*arguments, initialization_timeout=2 * WAIT_SECONDS)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UsageError(
+            f"{where}: {others} cannot be joined: {first_line(error)[:200]}"
+        ) from error
+    finally:
+        timer.cancel()

@@ -1,0 +1,142 @@
+"""Write the parts of README.md and docs/ that the code declares: methods, options, commands, evaluations.
+
+    python -m tools.generate_docs
+
+A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. A method that docs/methods.md does
+not have yet gets a section at the end of the methods; what is below the generated part is yours to write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from seal_jax import evaluators, methods
+from seal_jax.cli import main as cli
+from seal_jax.methods import Variant
+
+ROOT = Path(__file__).parents[1]
+
+
+def table(*rows: Iterable[str]) -> str:
+    """Return a table in Markdown, its header first."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    rule = "| --- " * (lines[0].count(" | ") + 1) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def configs(variant: Variant, folder: str) -> str:
+    """Return links to the configs of a system, with the names of its variants there."""
+    variants: dict[str, list[str]] = {}
+    for config in (variant.config, *variant.also):
+        file, _, names = config.partition(":")
+        variants.setdefault(file, []).extend(names.split(",") if names else [])
+    return ", ".join(
+        f"[{file}]({folder}/{file}) {', '.join(f'`{name}`' for name in names)}".strip()
+        for file, names in variants.items()
+        if file
+    )
+
+
+def methods_table() -> str:
+    """Return the table of all systems."""
+    rows = []
+    for variant in methods.VARIANTS.values():
+        file = f"[{variant.method}.py](seal_jax/methods/{variant.method}.py)"
+        options = f" `{variant.options}`" if variant.options else ""
+        rows.append((variant.name, file + options, variant.source, configs(variant, "configs")))
+    return table(("system", "file and options", "source", "config"), *rows)
+
+
+def method_section(name: str) -> str:
+    """Return the head of a method's section: what it does, its systems and its options."""
+    summary = methods.summary(name)
+    parts = [f"## {name}", f"{summary[0].upper()}{summary[1:]}."]
+    parts.append(
+        "\n".join(
+            f"- **{variant.name}**{f' (`{variant.options}`)' if variant.options else ''}: "
+            f"{'; '.join(filter(None, [variant.source, configs(variant, '../configs')]))}"
+            for variant in methods.VARIANTS.values()
+            if variant.method == name
+        )
+    )
+    options = methods.options(name)
+    meanings = attributes(type(options))
+    rows = [
+        (f"`{field}`", f"`{value!r}`".replace("'", '"'), meanings[field])
+        for field, value in dataclasses.asdict(options).items()
+    ]
+    if rows:
+        parts.append(table(("option", "default", "meaning"), *rows))
+    return "\n\n".join(parts)
+
+
+def attributes(kind: type) -> dict[str, str]:
+    """Return what the docstring of a class says of its attributes, as Markdown."""
+    text = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    return {
+        field: " ".join(meaning.split()).rstrip(".").replace("``", "`")
+        for field, meaning in re.findall(r"^  (\w+): (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
+    }
+
+
+def commands_table() -> str:
+    """Return the table of the commands, with what each of them requires."""
+    (commands,) = (
+        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    rows = []
+    for name, parser in commands.choices.items():
+        words = [name]
+        for action in parser._actions:
+            value = action.metavar or "{" + ",".join(action.choices or ()) + "}"
+            if action.option_strings and action.required:
+                words.append(f"{action.option_strings[0]}={value}")
+            elif not action.option_strings:
+                words.append(f"{value}..." if action.nargs == "+" else value)
+        rows.append((f"`{' '.join(words)}`", parser.description))
+    return table(("command", "what it does"), *rows)
+
+
+def evaluations_table() -> str:
+    """Return the table of the kinds of evaluation."""
+    kinds = map(evaluators.load, evaluators.NAMES)
+    rows = [(f"`{kind.name}`", kind.summary, kind.source) for kind in kinds]
+    return table(("kind", "measures", "source"), *rows)
+
+
+def generate() -> dict[Path, str]:
+    """Return the whole text of each file with generated parts, up to date."""
+    sections = {name: method_section(name) for name in methods.NAMES}
+    page = ROOT / "docs" / "methods.md"
+    text = page.read_text()
+    for name in sections:
+        if f"<!-- generated: {name} -->" not in text:
+            first, mark, rest = text.partition("## Where this differs")
+            text = f"{first}<!-- generated: {name} -->\n<!-- end -->\n\n{mark}{rest}"
+    texts = {page: filled(text, sections)}
+    for file, parts in (
+        ("README.md", {"methods": methods_table(), "commands": commands_table()}),
+        ("docs/running.md", {"commands": commands_table()}),
+        ("docs/evaluations.md", {"kinds": evaluations_table()}),
+    ):
+        texts[ROOT / file] = filled((ROOT / file).read_text(), parts)
+    return texts
+
+
+def filled(text: str, parts: dict[str, str]) -> str:
+    """Return ``text`` with these parts between their markers."""
+    for name, part in parts.items():
+        before, mark, rest = text.partition(f"<!-- generated: {name} -->\n")
+        assert mark, f"no marker for {name}"
+        text = f"{before}{mark}{part}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    for path, new in generate().items():
+        path.write_text(new)
