@@ -1,9 +1,10 @@
-"""Optimised HLO text as computations and instructions: just what the report reads off it."""
+"""Optimised HLO text as computations and instructions, and how often its loops run."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
@@ -20,14 +21,14 @@ class Instruction:
     """One line of HLO.
 
     Attributes:
-        name: its name, without the percent sign.
-        shape: the text of its result's shape, a tuple's in parentheses.
-        opcode: such as ``"fusion"``.
-        argument: the text between the parentheses after the opcode.
-        attributes: the text after them.
-        op_name: the scope path that JAX gave it, or ``""``.
-        source: ``"file:line"``, or ``""``.
-        cycles: the compiler's own estimate, or ``None``.
+      name: its name, without the percent sign.
+      shape: the text of its result's shape, a tuple's in parentheses.
+      opcode: such as ``"fusion"``.
+      argument: the text between the parentheses after the opcode.
+      attributes: the text after them.
+      op_name: the scope path that JAX gave it, or ``""``.
+      source: ``"file:line"``, or ``""``.
+      cycles: the compiler's own estimate, or ``None``.
     """
 
     name: str
@@ -105,9 +106,7 @@ def array_bytes(shape: str) -> list[int]:
     """
     sizes = []
     for kind, dims in _ARRAY.findall(shape):
-        count = 1
-        for size in filter(None, dims.split(",")):
-            count *= int(size)
+        count = math.prod(int(size) for size in dims.split(",") if size)
         digits = re.search(r"\d+", kind)
         bits = _BITS[kind] if kind in _BITS else int(digits[0]) if digits else 0
         sizes.append(-(-count * bits // 8))
@@ -171,3 +170,100 @@ def _source(attributes: str, tables: dict[str, dict[int, str]]) -> str:
 
 def _fields(row: str) -> dict[str, int]:
     return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)}
+
+
+# A loop-carried integer as `carried element + offset`; the element is None for a constant.
+_Affine = tuple[int | None, int]
+_TRANSPARENT = ("copy", "bitcast", "convert", "copy-start", "copy-done", "reshape")
+_SWAPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
+
+
+def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | None:
+    """Return how often a ``while`` loop runs its body, or ``None`` where the text leaves it open.
+
+    The compiler's own ``known_trip_count`` wins. The TPU compiler writes none, so a counter is
+    looked for: compared with a constant in the condition, moved by a constant in the body and set
+    to a constant before the loop. Whatever departs from that is unknown.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
+    if known:
+        return int(known[1])
+    condition, body = (
+        module.computations.get(next(iter(loop.called(role)), "")) for role in ("condition", "body")
+    )
+    if condition is None or body is None:
+        return None
+    test = condition.instructions[condition.root]
+    direction = re.search(r"direction=(\w+)", test.attributes)
+    if test.opcode != "compare" or direction is None or direction[1] not in _SWAPPED:
+        return None
+    counter, bound = (_affine(condition, name) for name in test.operands)
+    compare = direction[1]
+    if counter is not None and counter[0] is None:  # the constant is on the left
+        counter, bound, compare = bound, counter, _SWAPPED[compare]
+    if counter is None or bound is None or counter[0] is None or counter[1]:
+        return None
+
+    def initially(element: int) -> int | None:
+        value = _affine(caller, _element(caller, loop.operands[0], element))
+        return value[1] if value is not None and value[0] is None else None
+
+    def after_body(element: int) -> _Affine | None:
+        return _affine(body, _element(body, body.root, element))
+
+    start, stop, moved = initially(counter[0]), bound[1], after_body(counter[0])
+    if bound[0] is not None:
+        # The bound is carried too: a constant only if the body leaves it unchanged.
+        unchanged = after_body(bound[0]) == (bound[0], 0)
+        value = initially(bound[0]) if unchanged and not bound[1] else None
+        if value is None:
+            return None
+        stop = value
+    if start is None or moved is None or moved[0] != counter[0] or not moved[1]:
+        return None
+    step = moved[1]
+    if compare == "NE":
+        compare = "LT" if step > 0 else "GT"
+        if (stop - start) % step:
+            return None
+    if (step > 0) != (compare in ("LT", "LE")):
+        return None
+    if compare in ("LE", "GE"):
+        stop += step // abs(step)
+    return len(range(start, stop, step))
+
+
+def _element(computation: Computation, name: str | None, index: int) -> str | None:
+    """Return the name of element ``index`` of the tuple ``name``."""
+    instruction = computation.instructions.get(name or "")
+    if instruction is None or instruction.opcode != "tuple" or index >= len(instruction.operands):
+        return None
+    return instruction.operands[index]
+
+
+def _affine(computation: Computation, name: str | None) -> _Affine | None:
+    """Trace an integer back to a constant or to an element of what the loop carries."""
+    instruction = computation.instructions.get(name or "")
+    if instruction is None:
+        return None
+    opcode, operands = instruction.opcode, instruction.operands
+    if opcode == "constant":
+        text = instruction.argument
+        return (None, int(text)) if re.fullmatch(r"-?\d+", text) else None
+    if opcode == "get-tuple-element":
+        source = computation.instructions.get(operands[0])
+        index = re.search(r"\bindex=(\d+)", instruction.attributes)
+        if source is None or source.opcode != "parameter" or index is None:
+            return None
+        return int(index[1]), 0
+    if opcode in _TRANSPARENT and operands:
+        return _affine(computation, operands[0])
+    if opcode in ("add", "subtract"):
+        left, right = (_affine(computation, operand) for operand in operands)
+        if left is None or right is None:
+            return None
+        if opcode == "subtract":
+            return (left[0], left[1] - right[1]) if right[0] is None else None
+        if left[0] is None or right[0] is None:
+            return (left[0] if right[0] is None else right[0]), left[1] + right[1]
+    return None

@@ -6,12 +6,31 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from seal_jax.core.tables import aligned
 from seal_jax.errors import UsageError
-from seal_jax.preflight import tables
-from seal_jax.preflight.chips import CHIPS
-from seal_jax.preflight.collectives import SCOPES, Collective, collect
-from seal_jax.preflight.cycles import Cycles, Loop, add_up, walk
+from seal_jax.preflight.costs import SCOPES, Collective, Cycles, Loop, add_up, collect, walk
 from seal_jax.preflight.hlo import parse
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of chip: ``hbm`` in bytes, ``clock`` in Hz or ``None`` where none is assumed."""
+
+    name: str
+    hbm: int
+    clock: float | None
+
+
+# By `jax.Device.device_kind`. The v5e's clock is the one at which its four 128x128 multipliers make
+# its published 197 bf16 TFLOP/s; no clock is assumed of the others.
+CHIPS = {
+    "TPU v4": Chip("v4", 32 * GIB, None),
+    "TPU v5 lite": Chip("v5e", 16 * GIB, 1.5e9),
+    "TPU v5": Chip("v5p", 95 * GIB, None),
+    "TPU v6 lite": Chip("v6e", 32 * GIB, None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,31 +61,31 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The cost of one call of a compiled program.
+    """The cost of one call of a compiled program; ``None`` is what is unknown.
 
     Attributes:
-        device_kind: such as ``"TPU v5 lite"``, or ``None`` if unknown.
-        axes: lengths of the mesh axes, or ``None``.
-        memory: bytes on one device, or ``None`` where the compiler does not say.
-        hbm: bytes of memory of one device, or ``None`` for an unknown kind.
-        flops: of one device, every loop body counted once, as the TPU compiler counts.
-        bytes_accessed: likewise.
-        collectives: by operation, axis, cause and being in a loop.
-        cycles: the compiler's estimate for one call of one device.
-        steps: training steps in one call, or ``None``.
-        clock: Hz assumed, or ``None``.
+      collectives: by operation, axis, cause and being in a loop.
+      cycles: the compiler's estimate for one call of one device.
+      axes: lengths of the mesh axes.
+      steps: training steps in one call.
+      device_kind: such as ``"TPU v5 lite"``.
+      memory: bytes on one device.
+      hbm: bytes of memory of one device.
+      flops: of one device, every loop body counted once, as the TPU compiler counts.
+      bytes_accessed: likewise.
+      clock: Hz assumed.
     """
 
-    device_kind: str | None
-    axes: dict[str, int] | None
-    memory: Memory | None
-    hbm: int | None
-    flops: float | None
-    bytes_accessed: float | None
     collectives: tuple[Collective, ...]
     cycles: Cycles
-    steps: int | None
-    clock: float | None
+    axes: dict[str, int] | None = None
+    steps: int | None = None
+    device_kind: str | None = None
+    memory: Memory | None = None
+    hbm: int | None = None
+    flops: float | None = None
+    bytes_accessed: float | None = None
+    clock: float | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -106,8 +125,9 @@ class Report:
         }
 
     def as_text(self) -> str:
-        """Return the report as a table to print."""
-        return tables.render(self)
+        """Return the report for a terminal."""
+        sections = (_memory_text, _compute_text, _collectives_text, _loops_text, _costliest_text)
+        return "\n\n".join(section(self) for section in sections)
 
 
 def analyse(
@@ -120,17 +140,17 @@ def analyse(
     """Read what a compiled program costs.
 
     Args:
-        compiled: a ``jax.stages.Compiled``; the mesh is taken from its arguments' shardings.
-        steps: training steps in one call, to report cycles a step and to tell the scan over steps
-            from other loops; without it the costliest outermost loop is taken for that scan.
-        scopes: ``jax.named_scope`` names to which collectives are put down.
-        clock: Hz to turn cycles into seconds; without it the chip kind's, where one is known.
+      compiled: a ``jax.stages.Compiled``; the mesh is taken from its arguments' shardings.
+      steps: training steps in one call, to report cycles a step and to tell the scan over steps from
+        other loops; without it the costliest outermost loop is taken for that scan.
+      scopes: ``jax.named_scope`` names to which collectives are put down.
+      clock: Hz to turn cycles into seconds; without it the chip kind's, where one is known.
 
     Returns:
-        The report, of one device and one call.
+      The report, of one device and one call.
 
     Raises:
-        UsageError: ``steps`` or ``clock`` is not positive.
+      UsageError: ``steps`` or ``clock`` is not positive.
     """
     import jax
 
@@ -172,16 +192,10 @@ def analyse_text(
     """Read the part of the report that optimised HLO text alone gives."""
     module = parse(text)
     return Report(
-        device_kind=None,
-        axes=None if axes is None else dict(axes),
-        memory=None,
-        hbm=None,
-        flops=None,
-        bytes_accessed=None,
         collectives=collect(walk(module), axes, scopes),
         cycles=add_up(module),
+        axes=None if axes is None else dict(axes),
         steps=steps,
-        clock=None,
     )
 
 
@@ -196,3 +210,141 @@ def _memory(stats: Any) -> Memory | None:
         code=stats.generated_code_size_in_bytes,
         peak=getattr(stats, "peak_memory_in_bytes", None),
     )
+
+
+def human(size: float) -> str:
+    """Return a number of bytes in binary units.
+
+    >>> human(512), human(3 * 2**20)
+    ('512 B', '3.00 MiB')
+    """
+    if size < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.2f} {unit}"
+    return f"{size / 1024:.2f} TiB"
+
+
+def _memory_text(report: Report) -> str:
+    chip, memory = CHIPS.get(report.device_kind or ""), report.memory
+    kind = f"{report.device_kind or 'unknown device'}{f' ({chip.name})' if chip else ''}"
+    mesh = ", ".join(f"{name}={size}" for name, size in (report.axes or {}).items()) or "unknown"
+    lines = [f"Memory of one device: {kind}, mesh {mesh}"]
+    if memory is None:
+        return "\n".join([*lines, "  the compiler gives none"])
+    donated = f"{'-' if memory.donated else ''}{human(memory.donated)}"
+    rows = [
+        ("arguments", human(memory.arguments), ""),
+        ("outputs", human(memory.outputs), ""),
+        ("donated", donated, "outputs that take an argument's place"),
+        ("temporaries", human(memory.temporaries), ""),
+        ("code", human(memory.code), ""),
+        ("total", human(memory.total), ""),
+        ("peak", "unknown" if memory.peak is None else human(memory.peak), "the compiler's figure"),
+    ]
+    lines += [f"  {name:<11}  {size:>11}  {note}".rstrip() for name, size, note in rows]
+    if report.hbm is None:
+        lines.append("  unknown whether it fits: memory of this kind of device is unknown")
+    else:
+        verdict = "fits" if report.fits else "does not fit"
+        share = 100 * memory.needed / report.hbm
+        lines.append(f"  {verdict}: {share:.2f} % of {human(report.hbm)}")
+    return "\n".join(lines)
+
+
+def _compute_text(report: Report) -> str:
+    cycles = report.cycles
+    bound = "at least " if cycles.unknown else ""
+
+    def with_time(count: float) -> str:
+        time = "" if report.clock is None else f" = {count / report.clock * 1e3:,.4g} ms"
+        return f"{bound}{count:,.0f}{time}"
+
+    once = ", each loop body counted once"
+    lines = ["Compute of one device (the compiler's estimates)"]
+    if report.flops is not None:
+        lines.append(f"  flops           {report.flops:,.0f}{once}")
+    if report.bytes_accessed is not None:
+        lines.append(f"  bytes accessed  {human(report.bytes_accessed)}{once}")
+    lines.append(f"  cycles a call   {with_time(cycles.total)}")
+    if report.cycles_per_step is not None:
+        per_step = with_time(report.cycles_per_step)
+        lines.append(f"  cycles a step   {per_step}, {report.steps} steps a call")
+    if report.clock is None:
+        lines.append("  seconds         unknown: no clock is known for this kind of device")
+    else:
+        lines.append(f"  clock assumed   {report.clock / 1e9:g} GHz")
+    if cycles.conditionals:
+        lines.append(
+            f"  conditionals    {cycles.conditionals}; the costliest branch of each counts"
+        )
+    if cycles.unestimated:
+        left_out = ", ".join(f"{name} {count:,}x" for name, count in cycles.unestimated.items())
+        lines.append(f"  no estimate     {left_out} (runs a call; not in the cycles)")
+    return "\n".join(lines)
+
+
+def _collectives_text(report: Report) -> str:
+    if not report.collectives:
+        return "Collectives: none"
+    header = ["operation", "axis", "in loop", "count", "arrays", "bytes each run", "runs", "cause"]
+    rows = [
+        [
+            group.operation,
+            group.axis,
+            "yes" if group.in_loop else "no",
+            str(group.count),
+            str(group.arrays),
+            human(group.bytes),
+            f"{group.runs:,}",
+            group.cause,
+        ]
+        for group in report.collectives
+    ]
+    return "\n".join(["Collectives", *aligned([header, *rows], right=range(2, 7))])
+
+
+def _loops_text(report: Report) -> str:
+    step = report.cycles.step_loop(report.steps)
+    lines = []
+    if step is not None:
+        trips = "an unknown number of" if step.trips is None else f"{step.trips:,}"
+        lines.append(f"Scan over steps: {step.name}, {trips} trips, {step.cycles:,} cycles")
+    elif report.steps is not None:
+        lines.append(f"Scan over steps: no loop whose body runs {report.steps} times a call")
+    loops = report.serial_loops
+    if not loops:
+        return "\n".join([*lines, "Other while loops: none"])
+    header = ["trips", "runs", "cycles a call", "name", "op_name and source"]
+    rows = [
+        [
+            "unknown" if loop.trips is None else f"{loop.trips:,}",
+            f"{loop.runs:,}",
+            f"{loop.cycles:,}",
+            loop.name,
+            f"{loop.op_name} {loop.source}",
+        ]
+        for loop in loops
+    ]
+    lines += ["Other while loops, which run serially", *aligned([header, *rows], right=range(3))]
+    if report.cycles.unknown:
+        lines.append("  a loop of unknown trips is counted as one trip")
+    return "\n".join(lines)
+
+
+def _costliest_text(report: Report) -> str:
+    header = ["cycles", "share", "runs", "name", "op_name and source"]
+    rows = [
+        [
+            f"{instruction.cycles:,}",
+            f"{100 * instruction.cycles / max(report.cycles.total, 1):.1f} %",
+            f"{instruction.runs:,}",
+            instruction.name,
+            f"{instruction.op_name} {instruction.source}",
+        ]
+        for instruction in report.cycles.costliest
+    ]
+    lines = aligned([header, *rows], right=range(3))
+    return "\n".join(["Costliest instructions of a call", *lines])

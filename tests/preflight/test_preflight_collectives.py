@@ -5,8 +5,7 @@
 
 import pytest
 
-from seal_jax.preflight.collectives import axis_of, cause, collect
-from seal_jax.preflight.cycles import walk
+from seal_jax.preflight.costs import axis_of, cause, collect, walk
 from seal_jax.preflight.hlo import Instruction, parse
 
 AXES = {"seed": 2, "data": 4}

@@ -6,7 +6,7 @@
 import pytest
 
 from seal_jax.errors import UsageError
-from seal_jax.preflight.cycles import add_up, walk
+from seal_jax.preflight.costs import add_up, walk
 from seal_jax.preflight.hlo import parse
 from seal_jax.preflight.report import analyse_text
 

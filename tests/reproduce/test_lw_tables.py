@@ -8,65 +8,70 @@ from lw_oracle import QUICK
 
 from seal_jax.cli import main
 from seal_jax.reproduce import lw_synthetic, lw_tables
-from seal_jax.reproduce.lw_plans import ALPHAS, METHODS, PENALTIES, PENALTY_METHODS
+from seal_jax.reproduce.lw_synthetic import METHODS, ROWS
 
 
 def published1(shift=0.0):
     """Return accuracies of one initialiser that are the paper's, moved by so many deviations."""
     numbers = []
-    for alpha in ALPHAS:
-        for method in METHODS:
-            mean, std = lw_tables.PAPER_1[alpha].get(method, (20.0, 1.0))
-            numbers.append(mean + shift * std)
+    for _, alpha, method in lw_synthetic.cells("1", ["he"]):
+        paper = lw_synthetic.PAPER["1"].get(f"{alpha:g}", column=method)
+        mean, std = paper or (20.0, 1.0)
+        numbers.append(mean + shift * std)
     return np.array(numbers)[None, :, None] / 100 + np.array([[[-1e-3]], [[1e-3]]])
 
 
 def published4(shift=0.0):
-    numbers = [
-        lw_tables.PAPER_4[method][index] + shift
-        for index in range(len(PENALTIES))
-        for method in PENALTY_METHODS
-    ]
+    paper, cells = lw_synthetic.PAPER["4"], lw_synthetic.cells("4", ["he"])
+    numbers = [paper.get(f"{row:g}", column=method).mean + shift for _, row, method in cells]
     return np.array(numbers)[None, :, None] / 100
 
 
+def cells1(test, initialiser):
+    return lw_tables.make_cells("1", test, [initialiser])
+
+
+def printed(cells):
+    return lw_tables.comparison(cells).as_text()
+
+
 def test_the_papers_own_numbers_agree():
-    cells = lw_tables.cells1(published1(), ["he"])
-    text = lw_tables.text1(cells)
+    cells = cells1(published1(), "he")
+    text = printed(cells)
     assert "he: 17 of 17" in text
     assert text.count("the order of the paper") == 3
     assert "unreadable" in text
     assert text.count("*") == 18  # with the one of the heading
     assert lw_tables.pairs_in_order(cells) == 40
-    assert max(map(len, text.splitlines()[2:])) <= lw_tables.LINE
+    assert max(map(len, text.splitlines()[2:])) <= 100
 
 
 @pytest.mark.parametrize(("shift", "count"), [(1.9, 17), (2.1, 0), (-2.1, 0)])
 def test_two_standard_deviations(shift, count):
-    cells = lw_tables.cells1(published1(shift), ["glorot"])
+    cells = cells1(published1(shift), "glorot")
     assert sum(cell.within for cell in cells) == count
 
 
 def test_reversed_pairs_are_named():
     accuracies = published1()
     accuracies[:, [4, 5]] = accuracies[:, [5, 4]]  # FC and LW at alpha 0.5
-    text = lw_tables.text1(lw_tables.cells1(accuracies, ["he"]))
-    assert "alpha 0.5: FC > WELSR > LW > WELS > DSD > BL" in text.replace("\n    ", " ")
+    text = printed(cells1(accuracies, "he"))
+    assert "alpha 0.5: FC > WELSR > LW > WELS > DSD > BL" in text.replace("\n  ", " ")
     assert "7 of 10 pairs" in text
     assert "FC over LW (by 1.6)" in text
 
 
 def test_one_seed_has_no_deviation():
-    cells = lw_tables.cells1(published1()[:1], ["he"])
+    cells = cells1(published1()[:1], "he")
     assert cells[0].std == 0
-    assert "1 seed;" in lw_tables.text1(cells)
+    assert "1 seed;" in printed(cells)
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])
 def test_distance_from_table_4(shift):
-    cells = lw_tables.cells4(published4(shift), ["glorot"])
-    np.testing.assert_allclose(lw_tables.distance4(cells), shift, atol=1e-9)
-    assert f"glorot {shift:.1f}" in lw_tables.text4(cells)
+    cells = lw_tables.make_cells("4", published4(shift), ["glorot"])
+    np.testing.assert_allclose(lw_tables.rms_difference(cells), shift, atol=1e-9)
+    assert f"glorot {shift:.1f}" in printed(cells)
 
 
 QUICKLY = [
@@ -86,7 +91,7 @@ def test_command(tmp_path, capfd):
     assert main.run([*QUICKLY, "--table=1", "--seeds=8", f"--output={tmp_path}"]) == main.OK
     assert "Table 1" in capfd.readouterr().out
     rows = read(tmp_path / "table1.csv")
-    assert len(rows) == len(ALPHAS) * len(METHODS)
+    assert len(rows) == len(ROWS["1"]) * len(METHODS["1"])
     (lw,) = (row for row in rows if (row["row"], row["method"]) == ("1.0", "LW"))
     assert (lw["paper_mean"], lw["paper_std"], lw["seeds"]) == ("72.3", "3.6", "8")
     (bl,) = (row for row in rows if (row["row"], row["method"]) == ("0.5", "BL"))
@@ -109,7 +114,7 @@ def test_both_tables_by_default(tmp_path, capfd, monkeypatch):
     out = capfd.readouterr().out
     assert "glorot: 17 of 17" in out
     assert "Root mean square difference: glorot 0.0" in out
-    assert len(read(tmp_path / "table4.csv")) == len(PENALTIES) * len(PENALTY_METHODS)
+    assert len(read(tmp_path / "table4.csv")) == len(ROWS["4"]) * len(METHODS["4"])
     assert (tmp_path / "lw_synthetic.png").stat().st_size > 1000
 
 

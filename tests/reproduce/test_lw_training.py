@@ -1,5 +1,6 @@
 """Trainings by every method equal those of a NumPy transcription."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,64 +10,62 @@ import optax
 import pytest
 from lw_oracle import QUICK, Network, gradient
 
-from seal_jax.reproduce import lw_events as events
-from seal_jax.reproduce import lw_plans, lw_synthetic
-from seal_jax.reproduce.lw_plans import Choices, Plan
-from seal_jax.reproduce.lw_synthetic import Settings, initial, sample
+from seal_jax import selections
+from seal_jax.reproduce import lw_synthetic
+from seal_jax.reproduce.lw_synthetic import BLOCKS, Plan, Settings, init, sample
 
 ALPHA, STEPS, RATE, ROUNDS, SHARE = 2.0, 4, 0.05, 9, 0.2
 KEY = jax.random.key(7)
 DATA, TEST = sample(jax.random.key(1), 32), sample(jax.random.key(2), 64)
+# The logits are normalised too, so that all three normalisers are compared.
+TRAIN = Settings(train_size=32, learning_rate=RATE, steps=STEPS, share=SHARE, head="normalised")
+METHODS = ("BL", "WELSR", "DSD", "DSD global", "WELS", "FC", "LW", "LW train")
 # Each with its penalty: they need not share one.
-METHODS = {
-    "BL": lw_plans.nothing(ROUNDS),
-    "WELSR": lw_plans.partial(ROUNDS, events.NEW_MASK),
-    "DSD": lw_plans.partial(ROUNDS, events.SMALLEST_OF_TENSOR),
-    "DSD global": lw_plans.partial(ROUNDS, events.SMALLEST_OF_ALL),
-    "WELS": lw_plans.partial(ROUNDS, events.SAME_MASK),
-    "FC": lw_plans.upper(ROUNDS, 2),
-    "LW": lw_plans.layerwise([1, 1, 1, 2, 2, 2, 3, 3, 3]),
-    "LW train": lw_plans.layerwise([1, 1, 1, 2, 2, 2, 3, 3, 3], "train"),
-}
 PENALTY = {"BL": 0.01, "LW train": 0.02}
 
 
 @functools.cache
 def trained():
-    settings = Settings(train_size=32, learning_rate=RATE, steps=STEPS, share=SHARE)
+    before = dataclasses.replace(TRAIN, first_round="algorithm")
+    by_method = {**lw_synthetic.events("1", TRAIN), "LW": lw_synthetic.events("1", before)["LW"]}
+    by_method["LW train"] = lw_synthetic.events("1", TRAIN)["LW"]
+    by_method["DSD global"] = by_method["DSD"]
     plans = [
-        Plan(
-            np.float32(ALPHA),
-            np.int32(1),
-            np.float32(PENALTY.get(name, 0)),
-            np.float32(0),
-            np.bool_(True),
-            event,
-        )
-        for name, event in METHODS.items()
+        Plan(np.float32(ALPHA), np.int32(1), np.float32(PENALTY.get(name, 0)), by_method[name])
+        for name in METHODS
     ]
     stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *plans)
-    run = jax.vmap(lambda plan: lw_synthetic.train(settings, plan, KEY, DATA, TEST))
-    measured = np.stack(jax.jit(run)(stacked), -1)
-    return dict(zip(METHODS, measured, strict=True))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(settings, plans):
+        train = lw_synthetic.train
+        return jax.vmap(lambda plan: train(settings, plan, KEY, DATA, TEST))(plans)
+
+    results = dict(zip(METHODS, np.stack(run(TRAIN, stacked), -1), strict=True))
+    dsd = jax.tree.map(lambda field: field[None], plans[METHODS.index("DSD global")])
+    settings = dataclasses.replace(TRAIN, dsd="global")
+    return {**results, "DSD global": np.stack(run(settings, dsd), -1)[0]}
 
 
-def bernoulli(key):
-    mask = np.asarray(jax.random.bernoulli(key, SHARE, (4096 + 1024 + 256,)))
-    return mask[:4096].reshape(32, 128), mask[4096:5120].reshape(32, 32), mask[5120:].reshape(8, 32)
+def layers(params):
+    """Return the layers as the oracle has them: kernel ``[out, in]`` and bias ``[out, 1]``."""
+    return [(params[name]["kernel"], params[name]["bias"][:, None]) for name in BLOCKS]
 
 
 @functools.cache
 def drawn():
     """Return what is random: the first network, and each round's fresh one and masks."""
-    first_key, mask_key, round_key = jax.random.split(KEY, 3)
-    first = initial(first_key, 1)
+    first_key, fixed_key, round_key = jax.random.split(KEY, 3)
+    first = init(first_key, 1)
     rounds = []
     for index in range(ROUNDS):
-        fresh_key, new_mask_key, _ = jax.random.split(jax.random.fold_in(round_key, index), 3)
-        masks = [bernoulli(key) for key in (mask_key, new_mask_key)]
-        rounds.append((initial(fresh_key, 1), *masks))
-    return first, rounds
+        fresh_key, new_key, _ = jax.random.split(jax.random.fold_in(round_key, index), 3)
+        masks = [
+            [mask for mask, _ in layers(selections.random_subset(key, first, SHARE))]
+            for key in (fixed_key, new_key)
+        ]
+        rounds.append((layers(init(fresh_key, 1)), *masks))
+    return layers(first), rounds
 
 
 def smallest(kernels, share):
@@ -118,32 +117,33 @@ def test_normalisers_before_the_relu():
     network = Network(drawn()[0], 1.0, DATA, position="before")
     for block in range(3):
         network.normalise(block)
-    normaliser = events.Normaliser(*(jnp.float32(field) for field in network.normaliser))
+    normalisers = jnp.float32(jnp.array(network.normaliser)).T
+    params = init(jax.random.split(KEY, 3)[0], 1)
 
     @jax.jit
     def loss(params):
-        _, logits = lw_synthetic.forward(params, normaliser, DATA[0], 1.0, "before")
+        _, logits = lw_synthetic.forward(params, normalisers, DATA[0], 1.0, "before")
         return optax.softmax_cross_entropy_with_integer_labels(logits.T, DATA[1]).mean()
 
-    np.testing.assert_allclose(loss(drawn()[0]), network.measured(DATA)[2], rtol=1e-5)
+    np.testing.assert_allclose(loss(params), network.measured(DATA)[2], rtol=1e-5)
     expected = gradient(network.params, network.normaliser, network.x, DATA[1], "before", 0)
-    for got, layer in zip(jax.grad(loss)(drawn()[0]), expected, strict=True):
-        np.testing.assert_allclose(got.kernel, layer[0], atol=1e-6)
-        np.testing.assert_allclose(got.bias, layer[1], atol=1e-6)
+    for actual, layer in zip(layers(jax.grad(loss)(params)), expected, strict=True):
+        np.testing.assert_allclose(actual[0], layer[0], atol=1e-6)
+        np.testing.assert_allclose(actual[1], layer[1], atol=1e-6)
 
 
 def test_seeds():
     # What the test of the command runs too, so that it is compiled once.
     settings = Settings(**QUICK)
-    plans = lw_plans.table1(["glorot"], Choices())
+    plans = lw_synthetic.plans("1", settings, ["glorot"])
     eight = lw_synthetic.train_all(settings, plans, 8)
-    compiled = lw_synthetic._train_batch._cache_size()
+    compiled = lw_synthetic._train_chunk._cache_size()
     eleven = lw_synthetic.train_all(settings, plans, 11)
     assert eight.test.shape == (8, 18, 9)
     assert eleven.test.shape == (11, 18, 9)
     np.testing.assert_array_equal(eight.loss, eleven.loss[:8])
     assert len(np.unique(eleven.loss[:, 0, 0])) == 11
-    assert lw_synthetic._train_batch._cache_size() == compiled
+    assert lw_synthetic._train_chunk._cache_size() == compiled
 
 
 def test_examples_of_seeds():
@@ -163,13 +163,13 @@ def test_examples_of_seeds():
 
 def test_batches_make_up_an_epoch():
     settings = Settings(train_size=12, batch_size=4)
-    x, y = jnp.arange(12)[None], jnp.arange(12)[None]
+    x, y = jnp.arange(12)[None], jnp.arange(12)
     seen = [
         lw_synthetic.batch(settings, jax.random.key(0), jnp.int32(step), x, y) for step in range(6)
     ]
-    for inputs, targets in seen:
+    for inputs, labels in seen:
         assert inputs.shape == (1, 4)
-        np.testing.assert_array_equal(inputs, targets)
+        np.testing.assert_array_equal(inputs[0], labels)
     epochs = [np.concatenate([seen[3 * epoch + i][0][0] for i in range(3)]) for epoch in (0, 1)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(12))
