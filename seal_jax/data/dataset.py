@@ -138,17 +138,15 @@ def from_arrays(
     """
     whole, tested = _as_split(train), _as_split(test)
     if num_classes is None:
-        if class_names is not None:
-            num_classes = len(class_names)
-        else:
-            num_classes = int(whole.labels.max(initial=-1)) + 1
+        highest = int(whole.labels.max(initial=-1))
+        num_classes = highest + 1 if class_names is None else len(class_names)
     if class_names is None:
         class_names = [str(index) for index in range(num_classes)]
     if validation is not None:
-        trained, validated = whole, _as_split(validation)
+        trained, held_out = whole, _as_split(validation)
     else:
-        trained, validated = hold_out(whole, validation_fraction, validation_seed)
-    return Dataset(name, num_classes, tuple(class_names), trained, validated, tested)
+        trained, held_out = hold_out(whole, validation_fraction, validation_seed)
+    return Dataset(name, num_classes, tuple(class_names), trained, held_out, tested)
 
 
 def hold_out(

@@ -269,18 +269,7 @@ def _choose(features: Any, kind: type, wanted: str | None, supervised: Any, fiel
 
 
 def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bool) -> Split:
-    """Read and decode one split of a prepared data set.
-
-    Args:
-      builder: of TFDS, prepared.
-      split: a TFDS split, such as ``train`` or ``train[:10%]``.
-      decoder: from :func:`make_decoder`.
-      field: what the message calls the split, such as ``train_split``.
-      progress: whether a bar may appear on standard error.
-
-    Raises:
-      UsageError: for an unknown split, images of differing sizes, or data that cannot be read.
-    """
+    """Read and decode a split of a prepared data set; ``field`` is what messages call the split."""
     import tensorflow_datasets as tfds
     from tqdm import tqdm
 

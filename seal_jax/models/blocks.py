@@ -281,14 +281,10 @@ class Stage(nn.Module):
 def stages(
     x: jax.Array, train: bool, sizes: Sequence[int], width: int, block: Callable[..., nn.Module]
 ) -> jax.Array:
-    """Apply stages ``layer1`` upwards; each but the first halves the image and doubles the width.
+    """Apply stages ``layer1`` upwards, of these ``sizes``; all but the first halve the image.
 
-    Args:
-        x: images ``[N, H, W, C]``, from within a module's compact ``__call__``.
-        train: passed on to the blocks.
-        sizes: number of blocks in each stage.
-        width: channels of the first stage.
-        block: makes a block; called with ``width``, ``stride`` and ``name``.
+    The first has ``width`` channels, each further one twice as many. ``block`` makes a block; it is
+    called with ``width``, ``stride`` and ``name``, within a module's compact ``__call__``.
     """
     for index, size in enumerate(sizes):
         stage_block = functools.partial(block, width=width * 2**index)
