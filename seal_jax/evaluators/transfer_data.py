@@ -1,4 +1,4 @@
-"""The data sets that a network is transferred to, and how their images are shown to it."""
+"""Transfer data: other data sets than the run's, as input of its networks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,20 @@ from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import shown
 
-# Where the papers use only a part of the labelled images (Guo et al. 2020, appendix).
-PARTS = {"image_folder/cropdisease": "train"}
+# The split that the papers take where it is not all labelled images (Guo et al. 2020, appendix).
+SPLITS = {"image_folder/cropdisease": "train"}
 
 PAPER_LABEL = "SEAL paper, the same method"
 
 
 def paper_name(dataset: str) -> str:
-    """Return what the papers call a data set, or its own name where they do not have it.
+    """Return the papers' name of a data set, or its own where they do not have it.
 
     >>> paper_name("image_folder/eurosat"), paper_name("digits")
     ('EuroSAT', 'digits')
     """
     base = dataset.split(":")[0]
     return next((each.paper for each in DATA_SETS if base in each.names), dataset)
-
-
-def _part(name: str) -> str | None:
-    """Return the split of a data set that episodes are drawn from; None for all."""
-    return PARTS.get(name.split(":")[0])
 
 
 def paper_method(row: Mapping[str, Any]) -> str | None:
@@ -50,7 +45,7 @@ def paper_method(row: Mapping[str, Any]) -> str | None:
 
 
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was trained on what, and for how many generations.
+    """Describe the runs: which model was trained on which data, for how many generations.
 
     >>> row = {"run": "a", "model": "resnet8", "data": "digits", "generation": 3}
     >>> settings_of([row, row])
@@ -72,7 +67,7 @@ def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
     split, _ = data.load_labelled(
         name,
         data_dir=loaded_run.settings.data.data_dir or None,
-        split=_part(name),
+        split=SPLITS.get(name.split(":")[0]),
         image_size=int(1.15 * side),
         crop=side,
         channels=loaded_run.channels,
@@ -98,7 +93,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     labels = []
     try:
         source = builder.as_data_source(
-            _part(name) or "+".join(splits),
+            SPLITS.get(name.split(":")[0]) or "+".join(splits),
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             file_format="array_record",
         )
