@@ -130,8 +130,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return loaded_run.model.features(variables, normalisation.renormalise(images))["features"]
 
     @functools.lru_cache(maxsize=1)
-    def features(name: str, key: str) -> np.ndarray:
-        network = next(network for network in loaded_run.networks if network.key == key)
+    def features(name: str, network: Network) -> np.ndarray:
         return transfer_data.features(
             loaded_run, network, load(name).images, features_of, options.batch_size
         )
@@ -144,7 +143,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         split = load(name)
         diverged = 0
         if head == "linear":
-            scores = few_shot.linear(features(name, network.key), split.labels, protocol, **span)
+            scores = few_shot.linear(features(name, network), split.labels, protocol, **span)
         else:
             tuned = affines.linear_affines(
                 loaded_run.model,

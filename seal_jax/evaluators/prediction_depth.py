@@ -98,8 +98,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return library.Rows(len(split), size, read)
 
     @functools.lru_cache(maxsize=1)
-    def predictions(key: str) -> np.ndarray:
-        network = next(network for network in loaded_run.networks if network.key == key)
+    def predictions(network: Network) -> np.ndarray:
         return loaded_run.logits(network, test.images, options.batch_size).argmax(-1)
 
     def measure(network: Network, layer: str) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             metric=options.metric,
             byte_budget=options.byte_budget,
         )
-        by_network = predictions(network.key)
+        by_network = predictions(network)
         return {
             **network.identity,
             "layer": layer,

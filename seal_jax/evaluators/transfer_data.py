@@ -1,4 +1,4 @@
-"""The data sets that a network is transferred to, and how their images are shown to it."""
+"""Transfer data: other data sets than the run's, as input of its networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPER_LABEL = "SEAL paper, the same method"
 
 
 def paper_name(dataset: str) -> str:
-    """Return what the papers call a data set, or its own name where they do not have it.
+    """Return the papers' name of a data set, or its own where they do not have it.
 
     >>> paper_name("image_folder/eurosat"), paper_name("digits")
     ('EuroSAT', 'digits')
@@ -47,7 +47,7 @@ def paper_method(row: Mapping[str, Any]) -> str | None:
 
 
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was trained on what, and for how many generations.
+    """Describe the runs: which model was trained on which data, for how many generations.
 
     >>> row = {"run": "a", "model": "resnet8", "data": "digits", "generation": 3}
     >>> settings_of([row, row])
@@ -69,7 +69,7 @@ def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
     split, _ = data.load_labelled(
         name,
         data_dir=loaded_run.settings.data.data_dir or None,
-        split=_part(name),
+        split=SPLITS.get(name.split(":")[0]),
         image_size=int(1.15 * side),
         crop=side,
         channels=loaded_run.channels,
@@ -94,7 +94,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     labels = []
     try:
         source = builder.as_data_source(
-            _part(name) or "+".join(splits),
+            SPLITS.get(name.split(":")[0]) or "+".join(splits),
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             file_format="array_record",
         )
