@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.core.losses import cross_entropy
 from seal_jax.errors import (
     UsageError,
     check_features,
@@ -21,6 +20,7 @@ from seal_jax.errors import (
     check_number,
     check_seed,
 )
+from seal_jax.losses import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)

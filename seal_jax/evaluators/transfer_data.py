@@ -69,7 +69,7 @@ def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
     split, _ = data.load_labelled(
         name,
         data_dir=loaded_run.settings.data.data_dir or None,
-        split=SPLITS.get(name.split(":")[0]),
+        split=_part(name),
         image_size=int(1.15 * side),
         crop=side,
         channels=loaded_run.channels,
@@ -94,7 +94,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     labels = []
     try:
         source = builder.as_data_source(
-            SPLITS.get(name.split(":")[0]) or "+".join(splits),
+            _part(name) or "+".join(splits),
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             file_format="array_record",
         )
