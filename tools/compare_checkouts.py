@@ -38,7 +38,7 @@ SHORT = "--config.train.generations=2 --config.train.epochs_per_generation=4"
 SMALLER = {"lw": "--config.method.rounds=1", "imp": "--config.method.rewind_step=2"}
 EVALUATIONS = {
     "linear_probe": "--epochs=2 --datasets=digits",
-    "few_shot": "--heads=linear --episodes=2 --epochs=1 --ways=2 --queries=2 --shots=1 --datasets=digits --image-size=8",
+    "few_shot": "--heads=linear --episodes=2 --epochs=1 --ways=2 --queries=2 --shots=1 --datasets=digits",
     "prediction_depth": "--images=40",
     "hessian": "--examples=60 --batches=1 --eigenvalues=1 --max-products=30",
     "flatness": "--draws=2 --sigmas=0.01",
