@@ -5,7 +5,7 @@
 About a minute on two CPU cores. The setting is the quickstart's: SEAL, ResNet-8, digits, batch 32,
 one seed, 11 steps an epoch. Each candidate trains whole epochs and fetches its losses once an epoch.
 
-- compiled: ``CompiledSteps.train``, the program that the trainer runs: shuffle, augmentation and all
+- compiled: ``Experiment.train``, the program that the trainer runs: shuffle, augmentation and all
   steps of an epoch in one call, on data that lies on the device.
 - loop: what one would write with Flax alone: NumPy shuffles and crops a batch, it is put on the
   device, and a jitted step with donated ``TrainState`` and ``make_seal_tx`` takes it. Convolutions
