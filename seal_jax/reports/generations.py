@@ -98,7 +98,7 @@ class Comparison:
             measured = {"last": column.last, "best": column.best}
             if top5:
                 measured |= {"top-5 last": column.top5_last, "top-5 best": column.top5_best}
-            # Not even an empty column for what no generation can have.
+            # A run without a validation split has no column "best", rather than an empty one.
             measured = {
                 heading: by_generation
                 for heading, by_generation in measured.items()

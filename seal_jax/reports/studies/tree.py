@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seal_jax import records
 from seal_jax.core import plots
 from seal_jax.core.tables import Table
 from seal_jax.data.catalogue import DATA_SETS
-from seal_jax.errors import UsageError
 from seal_jax.evaluation import decision_tree
 from seal_jax.evaluation.decision_tree import Node
 from seal_jax.reports.page import Missing, Section
@@ -50,6 +49,17 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
     features = {name: [designs[setting][name] for setting in used] for name in designs[used[0]]}
     best = [methods[int(np.argmax(scores[setting]))] for setting in used]
     root = decision_tree.fit(features, best)
+    names = grouping.describe(used)
+    lines = [
+        [
+            names[setting],
+            *map(str, designs[setting].values()),
+            winner,
+            *(f"{100 * value:.6g}" for value in scores[setting]),
+        ]
+        for setting, winner in zip(used, best, strict=True)
+    ]
+    header = ("setting", *features, "best", *(f"{name} %" for name in methods))
     leaves = len(list(root.leaves()))
     return Section(
         "decision_tree",
@@ -60,7 +70,7 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         f"{decision_tree.MIN_LEAF} settings in a leaf. A leaf with a Gini index over "
         f"{decision_tree.IMPURE} names the most frequent methods that make up half of it.",
         text=root.as_text(),
-        data=_data(used, features, best, methods, scores),
+        data=Table(TITLE, header, lines),
         draw=lambda figure: _draw(figure, root),
         size=(max(6.0, 1.7 * leaves), 1.3 * (root.depth + 1)),
         describe="The decision tree; the same as text stands above it.",
@@ -118,38 +128,10 @@ def classes_in_checkpoint(run: Run) -> int | None:
         return None
     path = run.path / workdirs.CHECKPOINTS / str(step) / "metadata" / "metadata"
     try:
-        leaves = records.load(path, _Description, "", finite=False)["leaves"]
-        return leaves["weights/params/fc/kernel"]["shape"][-1]
-    except (UsageError, LookupError):
+        leaves = json.loads(path.read_text(encoding="utf-8"))["leaves"]
+        return int(leaves["weights/params/fc/kernel"]["shape"][-1])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-
-
-class _Leaf(TypedDict):
-    shape: list[int]
-
-
-class _Description(TypedDict):
-    leaves: Mapping[str, _Leaf]
-
-
-def _data(
-    used: Sequence[Setting],
-    features: dict[str, list[Any]],
-    best: Sequence[str],
-    methods: Sequence[str],
-    scores: dict[Setting, list[float]],
-) -> Table:
-    names = grouping.describe(used)
-    cells = [
-        [
-            names[setting],
-            *(str(values[index]) for values in features.values()),
-            best[index],
-            *(f"{100 * value:.6g}" for value in scores[setting]),
-        ]
-        for index, setting in enumerate(used)
-    ]
-    return Table(TITLE, ("setting", *features, "best", *(f"{m} %" for m in methods)), cells)
 
 
 def _draw(figure: Figure, root: Node) -> None:
