@@ -64,15 +64,15 @@ def loaded_run(run):
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """``evaluated(kind, folder, **options)``: rows, and the folder of the results."""
+    """``evaluated(name, folder, **options)``: rows, and the folder of the results."""
     from seal_jax import evaluators
     from seal_jax.evaluators import command
 
     def evaluate(name, folder, *, weights=(), steps="newest", output=None, **options):
-        kind = evaluators.load(name)
+        evaluator = evaluators.load(name)
         output = tmp_path / "results" if output is None else output
-        chosen = dataclasses.replace(kind.options(), **options)
-        rows = command.evaluate(kind, folder, chosen, output, weights=weights, steps=steps)
+        chosen = dataclasses.replace(evaluator.options(), **options)
+        rows = command.evaluate(evaluator, folder, chosen, output, weights=weights, steps=steps)
         return rows, output
 
     return evaluate

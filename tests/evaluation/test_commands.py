@@ -1,4 +1,4 @@
-"""The command layer: loaded_run, ledger, options, files; margins, flatness and depth through it."""
+"""The command layer: loaded_run, cache, options, files; margins, flatness and depth through it."""
 
 import dataclasses
 import json
@@ -169,22 +169,22 @@ def test_options_come_from_the_dataclass():
             options.read(_Options, parser.parse_args([bad]))
 
 
-def test_every_option_of_every_kind_is_described():
-    for name, kind in evaluators.registry().items():
-        assert kind.name == name
-        fields = {field.name for field in dataclasses.fields(kind.options)}
-        assert fields == set(options.descriptions(kind.options)), name
+def test_every_option_of_every_evaluator_is_described():
+    for name, evaluator in evaluators.registry().items():
+        assert evaluator.name == name
+        fields = {field.name for field in dataclasses.fields(evaluator.options)}
+        assert fields == set(options.descriptions(evaluator.options)), name
 
 
-def test_a_ledger_goes_on_where_it_was_cut_off(tmp_path):
+def test_a_result_cache_is_resumed_where_it_was_cut_off(tmp_path):
     path = tmp_path / "units.jsonl"
-    ledger = ResultCache(path, {"options": {"k": 1}})
-    ledger.keep("a", {"x": 1})
-    ledger.keep("b", {"x": 2})
+    cache = ResultCache(path, {"options": {"k": 1}})
+    cache.keep("a", {"x": 1})
+    cache.keep("b", {"x": 2})
     path.write_text(path.read_text()[:-4])
-    ledger = ResultCache(path, {"options": {"k": 1}})
-    assert ledger.records == {"a": {"x": 1}}
-    ledger.keep("b", {"x": 3})
+    cache = ResultCache(path, {"options": {"k": 1}})
+    assert cache.records == {"a": {"x": 1}}
+    cache.keep("b", {"x": 3})
     assert ResultCache(path, {"options": {"k": 1}}).records == {"a": {"x": 1}, "b": {"x": 3}}
     with pytest.raises(UsageError, match=r"holds another evaluation \(options.k: 1 -> 2\)"):
         ResultCache(path, {"options": {"k": 2}})
