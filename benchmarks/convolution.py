@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from seal_jax.models.blocks import BasicBlock
+from seal_jax.models.resnet import BasicBlock
 
 BATCH = 32
 

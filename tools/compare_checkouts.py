@@ -38,7 +38,7 @@ SHORT = "--config.train.generations=2 --config.train.epochs_per_generation=4"
 SMALLER = {"lw": "--config.method.rounds=1", "imp": "--config.method.rewind_step=2"}
 EVALUATIONS = {
     "linear_probe": "--epochs=2 --datasets=digits",
-    "few_shot": "--episodes=2 --epochs=1 --ways=2 --queries=2 --shots=1 --datasets=digits",
+    "few_shot": "--heads=linear --episodes=2 --epochs=1 --ways=2 --queries=2 --shots=1 --datasets=digits --image-size=8",
     "prediction_depth": "--images=40",
     "hessian": "--examples=60 --batches=1 --eigenvalues=1 --max-products=30",
     "flatness": "--draws=2 --sigmas=0.01",
@@ -52,9 +52,10 @@ COMMANDS = (
         f"train --config=configs/digits.py:{name} --workdir=runs/{name} {SHORT} {SMALLER.get(name, '')}"
         for name in VARIANTS
     ),
-    f"train --config=configs/quickstart.py:seal --workdir=runs/resnet8 {SHORT} --config.train.seeds=2 --config.model.width=4",
+    f"train --config=configs/quickstart.py:seal --workdir=runs/resnet8 {SHORT} --config.train.seeds=2 "
+    "--config.model.width=4",
     f"train --config=configs/quickstart.py:normal --workdir=runs/dropout {SHORT} --config.train.seeds=1 "
-    "--config.train.generations=1 --config.model.name=wrn_10_1 --config.model.dropout=0.3",
+    "--config.train.generations=1 --config.model.name=wrn10-1 --config.model.dropout=0.3",
     *(
         f"evaluate --kind={kind} --checkpoint=runs/{run} {options}"
         for kind, options in EVALUATIONS.items()

@@ -104,7 +104,7 @@ def commands_table() -> str:
 
 def evaluations_table() -> str:
     """Return the table of the kinds of evaluation."""
-    kinds = map(evaluators.load, evaluators.NAMES)
+    kinds = evaluators.registry().values()
     rows = [(f"`{kind.name}`", kind.summary, kind.source) for kind in kinds]
     return table(("kind", "measures", "source"), *rows)
 

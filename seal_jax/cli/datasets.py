@@ -7,8 +7,7 @@ from pathlib import Path
 
 from seal_jax.core.tables import aligned
 from seal_jax.data import catalogue
-from seal_jax.data.catalogue import DATA_SETS, DataSet, Prepared
-from seal_jax.data.own import needed_folder
+from seal_jax.data.catalogue import DATA_SETS, DatasetInfo, Prepared
 from seal_jax.data.preparation import prepare_command
 from seal_jax.errors import UsageError
 
@@ -41,7 +40,7 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
             notes.append(f"  {data_set.paper}: {data_set.note}")
         if not _is_usable(prepared):
             command = f"  {prepare_command(data_set.names[0], folder)}"
-            if files := needed_folder(data_set.names[0]):
+            if files := data_set.manual_dir:
                 from_files += [f"  # {data_set.paper}: FOLDER is {files}", command]
             else:
                 others.append(command)
@@ -63,7 +62,7 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
     return "\n".join([*aligned(rows, _NUMBERS), *about, *notes, *from_files, *others])
 
 
-def _find(data_set: DataSet, folder: Path) -> tuple[str, Prepared | None]:
+def _find(data_set: DatasetInfo, folder: Path) -> tuple[str, Prepared | None]:
     """Return the name under which a data set is prepared, else its first one and None."""
     for name in data_set.names:
         prepared = catalogue.prepared(name, folder)

@@ -1,17 +1,17 @@
 """Data sets: TFDS builders and sources, host arrays, device-resident batches and augmentation."""
 
 from seal_jax.data.augment import Augmentation, Draws, apply, check_image_shape, draw
-from seal_jax.data.dataset import Dataset, Split, from_arrays
+from seal_jax.data.catalogue import STATISTICS, DatasetInfo, Statistics, find_info, statistics
+from seal_jax.data.dataset import Dataset, Split, from_arrays, stratified_split
 from seal_jax.data.device import epoch_order, flatten, padded_batches, steps_per_epoch, take
-from seal_jax.data.normalisation import STATISTICS, Statistics, statistics
 from seal_jax.data.preparation import prepare
 from seal_jax.data.sources import load, load_labelled
-from seal_jax.data.splits import stratified_split
 
 __all__ = [
     "STATISTICS",
     "Augmentation",
     "Dataset",
+    "DatasetInfo",
     "Draws",
     "Split",
     "Statistics",
@@ -19,6 +19,7 @@ __all__ = [
     "check_image_shape",
     "draw",
     "epoch_order",
+    "find_info",
     "flatten",
     "from_arrays",
     "load",

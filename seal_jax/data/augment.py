@@ -1,7 +1,8 @@
 """Random crop, flip, cutout and normalisation of a batch, inside the compiled train step.
 
-The random numbers are drawn for the whole global batch and applied separately, so that a device that
-holds a part of the batch slices its rows of :class:`Draws` and any sharding gives the same images.
+The augmentation parameters are drawn for the whole global batch and applied separately, so that a
+device that holds a part of the batch slices its rows of :class:`Draws` and any sharding gives the same
+images.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Augmentation:
 
 
 class Draws(NamedTuple):
-    """The random numbers of one batch; a field is None where that augmentation is off.
+    """The augmentation parameters of one batch; a field is None where that augmentation is off.
 
     Attributes:
       offsets: int32 ``[batch, 2]``, row and column of the crop in the padded image.
@@ -96,18 +97,19 @@ def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> 
 def draw(
     key: jax.Array, batch: int, spec: Augmentation, image_shape: tuple[int, int, int]
 ) -> Draws:
-    """Draw the random numbers for a whole (global) batch.
+    """Draw the augmentation parameters of a whole (global) batch.
 
     Args:
       key: a JAX random key.
       batch: number of images.
-      spec: which augmentations are on. Turning one on leaves the draws of the others as they were.
+      spec: which augmentations are on. Turning one on leaves the parameters of the others unchanged.
       image_shape: ``(height, width, channels)``.
 
     Raises:
       UsageError: where ``spec`` does not suit the images.
     """
     check_image_shape(spec, image_shape)
+    # Always three keys, so that each augmentation has its own whichever are on.
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     offsets = flips = centres = None
     if spec.crop_padding:
@@ -121,16 +123,14 @@ def draw(
 
 
 def _select_window(padded: jax.Array, offsets: jax.Array, size: int, axis: int) -> jax.Array:
-    """Cut ``padded[i]`` along ``axis`` to ``offsets[i] : offsets[i] + size``.
-
-    One select for each possible offset: static slices fuse into one elementwise pass, while a gather
-    costs tens of times more on a TPU and a vmapped dynamic slice becomes a serial loop.
-    """
-    chosen = offsets.reshape(-1, 1, 1, 1)
+    """Cut ``padded[i]`` along ``axis`` to ``offsets[i] : offsets[i] + size``."""
+    # One select for each possible offset: static slices fuse into one elementwise pass, while a gather
+    # costs tens of times more on a TPU and a vmapped dynamic slice becomes a serial loop.
+    offset_of_image = offsets.reshape(-1, 1, 1, 1)
     window = jax.lax.slice_in_dim(padded, 0, size, axis=axis)
     for offset in range(1, padded.shape[axis] - size + 1):
         candidate = jax.lax.slice_in_dim(padded, offset, offset + size, axis=axis)
-        window = jnp.where(chosen == offset, candidate, window)
+        window = jnp.where(offset_of_image == offset, candidate, window)
     return window
 
 
@@ -142,7 +142,7 @@ def _crop(images: jax.Array, offsets: jax.Array, padding: int) -> jax.Array:
 
 
 def _outside_square(centres: jax.Array, side: int, height: int, width: int) -> jax.Array:
-    """Bool ``[batch, height, width, 1]``, False where the square lies."""
+    """Return bool ``[batch, height, width, 1]``, False inside the square."""
 
     def covered(centre: jax.Array, length: int) -> jax.Array:
         start = centre[:, None] - side // 2
@@ -160,8 +160,7 @@ def apply(
 
     Args:
       images: uint8 ``[batch, height, width, channels]``.
-      draws: this batch's rows of what :func:`draw` returned; None for evaluation, which only
-        normalises.
+      draws: this batch's rows of what :func:`draw` returned; None only normalises, for evaluation.
       spec: the same as given to :func:`draw`.
       dtype: of the result. The arithmetic is float32.
 
@@ -183,11 +182,12 @@ def apply(
     check_image_shape(spec, (height, width, channels))
 
     def drawn(name: str) -> jax.Array:
-        numbers = getattr(draws, name)
-        if numbers is None:
+        parameters = getattr(draws, name)
+        if parameters is None:
             raise UsageError(f"draws.{name} is None: draw with the same Augmentation")
-        return numbers
+        return parameters
 
+    # Crop and flip before the conversion: on a quarter of the bytes.
     if draws is not None and spec.crop_padding:
         images = _crop(images, drawn("offsets"), spec.crop_padding)
     if draws is not None and spec.flip:

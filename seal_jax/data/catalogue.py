@@ -1,145 +1,215 @@
-"""The data sets of the four papers, and which of them are prepared in a folder.
+"""The records of the data sets that this package knows by name, and what of them a folder holds.
 
-This reads folders itself, because TFDS takes seconds to import.
+Adding a data set is one :class:`DatasetInfo` here, and a builder where TFDS has none. Nothing here
+imports TFDS, which takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from seal_jax import records
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, nearest
 
 
-class DataSet(NamedTuple):
+class Statistics(NamedTuple):
+    """What normalisation subtracts and divides by, one number a channel.
+
+    Attributes:
+      mean: of the training images' pixel values divided by 255.
+      std: of the same.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class DatasetInfo(NamedTuple):
     """One data set, with what the papers say of it.
 
     Attributes:
       paper: its name in the papers.
-      names: what it is called here; a further name is another way to have it.
+      names: values of ``data.name`` and ``--dataset``; a further name is another way to have it.
       classes: as the paper counts them.
       train: images the papers train on; text where a paper splits the images itself.
-      validation: of an official validation split that is neither trained nor tested on.
       test: images they test on; None where few-shot episodes are drawn from all images.
       used: by which paper, and where it says so.
+      validation: images of an official validation split that is neither trained nor tested on.
       note: how the data set here differs from the paper's.
+      image_shape: ``(height, width, channels)``, where it is known without loading the images.
+      statistics: channel means and standard deviations, where they are known.
+      normalisation: what ``data.normalisation`` calls the statistics; by default the first name.
+      builder: module of ``seal_jax.data.builders``, where TFDS has none in the papers' form.
+      manual_dir: the folder of original files that the builder reads; a builder without needs only
+        installed packages, and its small data is prepared where it is first used.
+      episode_split: split that few-shot episodes are drawn from; by default all images.
     """
 
     paper: str
     names: tuple[str, ...]
     classes: int
     train: int | str
-    validation: int | None
     test: int | str | None
-    used: str
+    used: str = ""
+    validation: int | None = None
     note: str = ""
+    image_shape: tuple[int, int, int] | None = None
+    statistics: Statistics | None = None
+    normalisation: str = ""
+    builder: str = ""
+    manual_dir: str = ""
+    episode_split: str | None = None
 
 
 _PROBE = "SEAL Table 3"
 _FEW_SHOT = "SEAL 4.1, few-shot"
 _LW = "LW Table 5"
-_OTHER_LABELS = "TFDS has {} classes, {}"
+_CLASS_FOLDERS = "the folder with one subfolder a class, or with train and test folders of such"
 
+# One data set a row, in the columns paper, names, classes, train, test, used.
+# fmt: off
+DIGITS = DatasetInfo(
+    "digits", ("digits",), 10, 1_437, 360,
+    # np.mean and np.std over all pixels of the uint8 training split (every sample whose index is
+    # not a multiple of five), divided by 255.
+    image_shape=(8, 8, 1), statistics=Statistics((0.3053,), (0.3762,)), builder="digits",
+)
+
+# Those of the papers.
 DATA_SETS = (
-    DataSet(
-        "Tiny-ImageNet",
-        ("tiny_imagenet",),
-        200,
-        100_000,
-        None,
-        10_000,
-        "SEAL 4.1",
-        "tested on its validation images; the original test images are unlabelled",
+    DatasetInfo(
+        "Tiny-ImageNet", ("tiny_imagenet",), 200, 100_000, 10_000, "SEAL 4.1",
+        note="tested on its validation images; the original test images are unlabelled",
+        image_shape=(64, 64, 3),
+        builder="tiny_imagenet", manual_dir="the unpacked tiny-imagenet-200 folder",
     ),
-    DataSet(
-        "CIFAR-100",
-        ("cifar100",),
-        100,
-        50_000,
-        None,
-        10_000,
-        f"SEAL Tables 9, 10; {_LW}; PoF; FAST 6",
+    DatasetInfo(
+        "CIFAR-100", ("cifar100",), 100, 50_000, 10_000, f"SEAL Tables 9, 10; {_LW}; PoF; FAST 6",
+        image_shape=(32, 32, 3),
+        statistics=Statistics((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     ),
-    DataSet("Flower", ("oxford_flowers102",), 102, 1_020, 1_020, 6_149, _PROBE),
-    DataSet("CUB", ("caltech_birds2011",), 200, 5_994, None, 5_794, _PROBE),
-    DataSet("Aircraft", ("fgvc_aircraft",), 100, 3_334, 3_333, 3_333, _PROBE),
-    DataSet("MIT", ("mit_indoor67",), 67, 5_360, None, 1_340, _PROBE),
-    DataSet("Dogs", ("stanford_dogs",), 120, 12_000, None, 8_580, f"{_PROBE}; {_LW}"),
-    DataSet("ChestX", ("chestx",), 7, 25_848, None, None, _FEW_SHOT),
-    DataSet("ISIC", ("isic2018",), 7, 10_015, None, None, _FEW_SHOT),
-    DataSet("EuroSAT", ("image_folder/eurosat", "eurosat"), 10, 27_000, None, None, _FEW_SHOT),
-    DataSet(
-        "CropDisease",
-        ("image_folder/cropdisease",),
-        38,
-        43_456,
-        None,
-        None,
-        _FEW_SHOT,
-        "episodes are drawn from its folder train alone",
+    DatasetInfo("Flower", ("oxford_flowers102",), 102, 1_020, 6_149, _PROBE, validation=1_020),
+    DatasetInfo("CUB", ("caltech_birds2011",), 200, 5_994, 5_794, _PROBE),
+    DatasetInfo(
+        "Aircraft", ("fgvc_aircraft",), 100, 3_334, 3_333, _PROBE, validation=3_333,
+        builder="fgvc_aircraft", manual_dir="the unpacked fgvc-aircraft-2013b folder",
     ),
-    DataSet("CIFAR-10", ("cifar10",), 10, 50_000, None, 10_000, f"{_LW}; PoF"),
-    DataSet("Fashion-MNIST", ("fashion_mnist",), 10, 60_000, None, 10_000, f"{_LW}; PoF"),
-    DataSet("SVHN", ("svhn_cropped",), 10, 73_257, None, 26_032, "PoF"),
-    DataSet("Oxford-IIIT", ("oxford_iiit_pet",), 37, 3_680, None, 3_669, _LW),
-    DataSet("Cars196", ("cars196",), 196, 8_144, None, 8_041, _LW),
-    DataSet("MNIST-Cor", ("mnist_corrupted",), 10, 60_000, None, 10_000, _LW),
-    DataSet(
-        "CIFAR10-Cor",
-        ("cifar10_corrupted",),
-        10,
-        50_000,
-        None,
-        10_000,
-        _LW,
-        "TFDS has a test split alone",
+    DatasetInfo(
+        "MIT", ("mit_indoor67",), 67, 5_360, 1_340, _PROBE,
+        builder="mit_indoor67",
+        manual_dir="the folder of TrainImages.txt, TestImages.txt and Images",
     ),
-    DataSet(
-        "Caltech101",
-        ("caltech101",),
-        101,
-        3_060,
-        None,
-        6_084,
-        _LW,
-        _OTHER_LABELS.format(102, "the background one of them"),
+    DatasetInfo("Dogs", ("stanford_dogs",), 120, 12_000, 8_580, f"{_PROBE}; {_LW}"),
+    DatasetInfo(
+        "ChestX", ("chestx",), 7, 25_848, None, _FEW_SHOT,
+        builder="chestx",
+        manual_dir="the folder of Data_Entry_2017.csv and the images of ChestX-ray8",
     ),
-    DataSet(
-        "Cassava",
-        ("cassava",),
-        4,
-        5_656,
-        None,
-        1_885,
-        _LW,
-        _OTHER_LABELS.format(5, "healthy leaves one of them"),
+    DatasetInfo(
+        "ISIC", ("isic2018",), 7, 10_015, None, _FEW_SHOT,
+        builder="isic2018",
+        manual_dir="the folder of ISIC2018_Task3_Training_GroundTruth.csv and the images",
     ),
-    DataSet("CMATERdb", ("cmaterdb",), 10, 5_000, None, 1_000, _LW),
-    DataSet("Birds2010", ("caltech_birds2010",), 200, 3_000, None, 3_033, _LW),
-    DataSet("MNIST", ("mnist",), 10, 60_000, None, 10_000, "FAST 6.2"),
-    DataSet(
-        "Caltech-256",
-        ("image_folder/caltech256",),
-        256,
-        "80 %",
-        None,
-        "20 %",
-        "FAST 6.7",
-        "has no official split: train[:80%] and train[80%:]; remove the folder 257.clutter first",
+    DatasetInfo(
+        "EuroSAT", ("image_folder/eurosat", "eurosat"), 10, 27_000, None, _FEW_SHOT,
+        builder="image_folder", manual_dir=_CLASS_FOLDERS,
     ),
-    DataSet(
-        "ILSVRC-12",
-        ("imagenet2012",),
-        1_000,
-        1_281_167,
-        None,
-        50_000,
-        "FAST 6, source task",
-        "the source of FAST's published weights; only their training needs it",
+    DatasetInfo(
+        "CropDisease", ("image_folder/cropdisease",), 38, 43_456, None, _FEW_SHOT,
+        note="episodes are drawn from its folder train alone",
+        episode_split="train",  # Guo et al. 2020, appendix
+        builder="image_folder", manual_dir=_CLASS_FOLDERS,
+    ),
+    DatasetInfo(
+        "CIFAR-10", ("cifar10",), 10, 50_000, 10_000, f"{_LW}; PoF",
+        image_shape=(32, 32, 3),
+        statistics=Statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    ),
+    DatasetInfo(
+        "Fashion-MNIST", ("fashion_mnist",), 10, 60_000, 10_000, f"{_LW}; PoF",
+        image_shape=(28, 28, 1), statistics=Statistics((0.2859,), (0.3530,)),
+    ),
+    DatasetInfo(
+        "SVHN", ("svhn_cropped",), 10, 73_257, 26_032, "PoF",
+        image_shape=(32, 32, 3), normalisation="svhn",
+        statistics=Statistics((0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197)),
+    ),
+    DatasetInfo("Oxford-IIIT", ("oxford_iiit_pet",), 37, 3_680, 3_669, _LW),
+    DatasetInfo("Cars196", ("cars196",), 196, 8_144, 8_041, _LW),
+    DatasetInfo("MNIST-Cor", ("mnist_corrupted",), 10, 60_000, 10_000, _LW),
+    DatasetInfo(
+        "CIFAR10-Cor", ("cifar10_corrupted",), 10, 50_000, 10_000, _LW,
+        note="TFDS has a test split alone",
+    ),
+    DatasetInfo(
+        "Caltech101", ("caltech101",), 101, 3_060, 6_084, _LW,
+        note="TFDS has 102 classes, the background one of them",
+    ),
+    DatasetInfo(
+        "Cassava", ("cassava",), 4, 5_656, 1_885, _LW,
+        note="TFDS has 5 classes, healthy leaves one of them",
+    ),
+    DatasetInfo("CMATERdb", ("cmaterdb",), 10, 5_000, 1_000, _LW),
+    DatasetInfo("Birds2010", ("caltech_birds2010",), 200, 3_000, 3_033, _LW),
+    DatasetInfo("MNIST", ("mnist",), 10, 60_000, 10_000, "FAST 6.2", image_shape=(28, 28, 1)),
+    DatasetInfo(
+        "Caltech-256", ("image_folder/caltech256",), 256, "80 %", "20 %", "FAST 6.7",
+        note="has no official split: train[:80%] and train[80%:]; remove the folder 257.clutter first",
+        builder="image_folder", manual_dir=_CLASS_FOLDERS,
+    ),
+    DatasetInfo(
+        "ILSVRC-12", ("imagenet2012",), 1_000, 1_281_167, 50_000, "FAST 6, source task",
+        note="the source of FAST's published weights; only their training needs it",
+        normalisation="imagenet",
+        statistics=Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
 )
+# fmt: on
+RECORDS = (*DATA_SETS, DIGITS)
+
+STATISTICS = {
+    info.normalisation or info.names[0]: info.statistics for info in RECORDS if info.statistics
+}
+
+
+def statistics(name: str) -> Statistics:
+    """Return the statistics that ``data.normalisation`` calls ``name``.
+
+    Raises:
+      UsageError: for an unknown name; the message gives the nearest.
+
+    Examples:
+      >>> statistics("fashion_mnist").mean
+      (0.2859,)
+    """
+    if name not in STATISTICS:
+        raise UsageError(
+            f"data.normalisation={name!r} is not one of {', '.join(STATISTICS)}"
+            f"{nearest(name, STATISTICS, count=1)}"
+        )
+    return STATISTICS[name]
+
+
+def find_info(name: str) -> DatasetInfo | None:
+    """Return the record of the data set ``name``, perhaps with ``:version``; None for another.
+
+    >>> find_info("image_folder/eurosat:1.0.0").paper, find_info("image_folder/mine")
+    ('EuroSAT', None)
+    """
+    return next((info for info in RECORDS if name.split(":")[0] in info.names), None)
+
+
+def builder_record(name: str) -> DatasetInfo | None:
+    """Return a record with the builder of this package that builds ``name``; None for TFDS's own.
+
+    >>> builder_record("image_folder/mine").builder, builder_record("digits:1.0.0").builder
+    ('image_folder', 'digits')
+    """
+    base = re.split("[/:]", name, maxsplit=1)[0]
+    return next((info for info in RECORDS if info.builder == base), None)
 
 
 class Prepared(NamedTuple):
@@ -158,32 +228,7 @@ class Prepared(NamedTuple):
     file_format: str
 
 
-def prepared(name: str, data_dir: Path) -> Prepared | None:
-    """Return what is prepared of ``name``, the newest version; None where nothing usable is.
-
-    Args:
-      name: a data set of TFDS or this package; any configuration counts where none is named.
-      data_dir: the folder of all data sets.
-    """
-    infos = [*_infos(data_dir / name, "*"), *_infos(data_dir / name, "*/*")]
-    return max(infos, key=lambda info: _version(info.folder)) if infos else None
-
-
-def _infos(folder: Path, depth: str) -> Iterator[Prepared]:
-    for path in sorted(folder.glob(f"{depth}/dataset_info.json")):
-        try:
-            info = records.load(path, _Info, "")
-            counts = {
-                split["name"]: sum(int(count) for count in split["shardLengths"])
-                for split in info["splits"]
-            }
-            yield Prepared(path.parent, counts, _classes(path.parent, info), info["fileFormat"])
-        # Cut off, or not TFDS's: it does not count as prepared.
-        except (UsageError, ValueError, TypeError):
-            continue
-
-
-# As TFDS writes them, as far as they are read here.
+# As TFDS writes dataset_info.json and features.json, as far as they are read here.
 class _Split(TypedDict):
     name: str
     shardLengths: list[str | int]
@@ -194,32 +239,54 @@ class _Info(TypedDict):
     fileFormat: str
 
 
-class _Dict(TypedDict):
-    features: Mapping[str, Mapping[str, Any]]
-
-
 class _Features(TypedDict):
-    featuresDict: _Dict
+    featuresDict: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def _version(folder: Path) -> tuple[int, ...]:
-    parts = folder.name.split(".")
-    return tuple(int(part) if part.isdigit() else -1 for part in parts)
+def prepared(name: str, data_dir: Path) -> Prepared | None:
+    """Return what is prepared of ``name``, the newest version; None where nothing usable is.
+
+    Args:
+      name: a data set of TFDS or this package; any configuration counts where none is named.
+      data_dir: the folder of all data sets.
+    """
+
+    def version(folder: Path) -> tuple[int, ...]:
+        return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
+
+    files = (
+        path
+        for depth in ("*", "*/*")
+        for path in sorted((data_dir / name).glob(f"{depth}/dataset_info.json"))
+    )
+    usable = [info for info in map(_read, files) if info is not None]
+    return max(usable, key=lambda info: version(info.folder), default=None)
 
 
-def _classes(folder: Path, info: dict[str, Any]) -> int | None:
+def _read(path: Path) -> Prepared | None:
+    """Return what a ``dataset_info.json`` says; None where it is cut off, or not TFDS's."""
+    try:
+        info = records.load(path, _Info, "")
+        counts = {
+            split["name"]: sum(int(count) for count in split["shardLengths"])
+            for split in info["splits"]
+        }
+        return Prepared(path.parent, counts, _num_classes(path.parent, info), info["fileFormat"])
+    except (UsageError, LookupError, ValueError, TypeError):
+        return None
+
+
+def _num_classes(folder: Path, info: Mapping[str, Any]) -> int | None:
     """Return the number of classes of the supervised label, or of the only one."""
-    file = records.load(folder / "features.json", _Features, "")
+    features = records.load(folder / "features.json", _Features, "")["featuresDict"]["features"]
     labels = {
         key: feature["classLabel"]
-        for key, feature in file["featuresDict"]["features"].items()
+        for key, feature in features.items()
         if isinstance(feature.get("classLabel"), dict)
     }
     try:
         keys = [item["featureKey"] for item in info["supervisedKeys"]["tuple"]["items"]]
     except (LookupError, TypeError):
         keys = []  # they are optional
-    label: dict[str, Any] = next(
-        (labels[key] for key in keys if key in labels), next(iter(labels.values()), {})
-    )
+    label: dict[str, Any] = next((labels[key] for key in [*keys, *labels] if key in labels), {})
     return int(label.get("numClasses") or 0) or None

@@ -17,17 +17,17 @@ LANES = 128
 def flatten(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return the images as uint8 ``[n, row]`` and the labels as int32 ``[n]``.
 
-    Images stay flat on the device because a TPU lays a 4-D array out anew for every gather of rows:
-    thousands of times the cost of gathering the same rows here. A row is ``height*width*channels``
-    bytes, filled up with zeros to a multiple of 128, a TPU's lanes, for the same reason.
+    A row is ``height*width*channels`` bytes, padded with zeros to a multiple of 128, a TPU's lanes.
     """
+    # A TPU changes the layout of a whole 4-D array for every gather of its rows: thousands of times
+    # the cost of gathering flat rows.
     flat = split.images.reshape(len(split), -1)
-    filling = row_bytes(split.images.shape[1:]) - flat.shape[1]
-    return np.pad(flat, ((0, 0), (0, filling))), split.labels
+    padding = row_bytes(split.images.shape[1:]) - flat.shape[1]
+    return np.pad(flat, ((0, 0), (0, padding))), split.labels
 
 
 def row_bytes(image_shape: tuple[int, ...]) -> int:
-    """Return the bytes of a flat image, filled up to whole lanes.
+    """Return the bytes of a flat image, padded to whole lanes.
 
     >>> row_bytes((28, 28, 1))
     896
@@ -50,6 +50,7 @@ def take(flat: jax.Array, rows: jax.Array, image_shape: tuple[int, int, int]) ->
       >>> take(jnp.arange(12, dtype=jnp.uint8).reshape(3, 4), jnp.array([2]), (2, 2, 1))[0, :, :, 0]
       Array([[ 8,  9], [10, 11]], dtype=uint8)
     """
+    # By default jnp.take checks every row number, to fill in for those out of range.
     pixels = jnp.take(flat, rows, axis=0, mode="clip")[:, : math.prod(image_shape)]
     return pixels.reshape(rows.shape[0], *image_shape)
 
@@ -74,16 +75,14 @@ def steps_per_epoch(n: int, batch: int, drop_last: bool = True) -> int:
 def epoch_order(
     key: jax.Array, n: int, batch: int, drop_last: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw the order of one epoch: a fresh permutation, cut into batches.
-
-    It traces: ``key`` may be a tracer, ``n``, ``batch`` and ``drop_last`` are static.
+    """Draw the order of one epoch: a permutation, cut into batches.
 
     Args:
-      key: a JAX random key.
+      key: a JAX random key; may be traced, while the other arguments are static.
       n: number of examples.
       batch: examples a step.
       drop_last: leave out the ``n % batch`` examples that do not fill a batch. Otherwise the last
-        batch is filled up with the rows the permutation began with, at weight 0.
+        batch is padded with the first rows of the permutation, at weight 0.
 
     Returns:
       ``rows`` int32 and ``weights`` float32, both ``[steps, batch]``.
@@ -93,8 +92,8 @@ def epoch_order(
     """
     steps = steps_per_epoch(n, batch, drop_last)
     order = jax.random.permutation(key, n).astype(jnp.int32)
-    filled = max(steps * batch - n, 0)
-    rows = jnp.concatenate([order, order[:filled]])[: steps * batch]
+    padding = max(steps * batch - n, 0)
+    rows = jnp.concatenate([order, order[:padding]])[: steps * batch]
     weights = jnp.arange(steps * batch) < n
     return rows.reshape(steps, batch), weights.astype(jnp.float32).reshape(steps, batch)
 
@@ -104,8 +103,8 @@ def balanced_order(
 ) -> tuple[jax.Array, jax.Array]:
     """Draw the order of one epoch of class-balanced batches.
 
-    Each class goes through its own images in a new order, and begins again where it has fewer than
-    others: every batch has ``batch / num_classes`` images of each class.
+    Every batch has ``batch / num_classes`` images of each class. A class with fewer images than others
+    repeats its own in the same order.
 
     Args:
       key: a JAX random key.
@@ -123,21 +122,23 @@ def balanced_order(
       [[0, 1], [0, 1], [0, 1]]
     """
     n = labels.shape[0]
-    steps, each = steps_per_epoch(n, batch), batch // num_classes
+    steps, per_class = steps_per_epoch(n, batch), batch // num_classes
     order = jax.random.permutation(key, n).astype(jnp.int32)
+    # A stable sort: within its class each image keeps its random place.
     grouped = order[jnp.argsort(labels[order])]
     counts = jnp.bincount(labels, length=num_classes)
     first = jnp.cumsum(counts) - counts
-    turn = jnp.arange(steps * each).reshape(steps, 1, each) % jnp.maximum(counts, 1)[:, None]
-    rows = grouped[first[:, None] + turn].reshape(steps, batch)
+    position = jnp.arange(steps * per_class).reshape(steps, 1, per_class)
+    position %= jnp.maximum(counts, 1)[:, None]
+    rows = grouped[first[:, None] + position].reshape(steps, batch)
     return rows, jnp.ones((steps, batch), jnp.float32)
 
 
 def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return every example once and in order, for evaluation.
 
-    The last batch is filled up with rows from the start at weight 0, so that all have one shape and
-    every row number is valid. A batch may be larger than ``n``; ``n`` of 0 gives no batch.
+    The last batch is padded with rows from the start at weight 0, so that all have one shape and every
+    row number is valid. A batch may be larger than ``n``; ``n`` of 0 gives no batch.
 
     Args:
       n: number of examples.

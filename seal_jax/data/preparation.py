@@ -13,25 +13,96 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
-from seal_jax.data.own import FOLDERS, SELF_PREPARING, needed_folder, own_module
+from seal_jax.data.catalogue import RECORDS, builder_record
 from seal_jax.errors import UsageError, nearest
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that has text, else its type."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+def prepare(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+) -> os.PathLike:
+    """Prepare a data set as array_record; do nothing where it is there already.
+
+    Args:
+      name: ``digits``, a data set that this package builds from original files, such as
+        ``tiny_imagenet`` or ``image_folder/eurosat``, or any TFDS name; TFDS downloads the latter,
+        which needs network and for many data sets TensorFlow.
+      data_dir: where to write; None is TFDS's default (``TFDS_DATA_DIR``).
+      manual_dir: the folder of source files, for data sets that need one.
+
+    Returns:
+      The folder of the prepared version.
+
+    Raises:
+      UsageError: for an unknown name, a missing or unusable ``manual_dir``, a ``data_dir`` that
+        cannot be written, or a download that failed.
+    """
+    if data_dir is not None and "://" in os.fspath(data_dir):
+        raise UsageError(
+            f"data_dir={data_dir} is remote: prepare in a local folder and copy it there"
+        )
+    builder, record = find_builder(name, data_dir), builder_record(name)
+    root = Path(builder.data_dir_root)
+    manual = None if manual_dir is None else os.fspath(manual_dir)
+    if _is_prepared(builder):
+        _require_array_record(name, builder)
+        if record and record.manual_dir and manual is not None:
+            _check_same(builder, Path(manual))
+        return builder.data_path
+
+    if record and record.manual_dir:
+        if manual is None:
+            raise UsageError(
+                f"{name} needs {record.manual_dir}: run `{prepare_command(name, root)}`"
+            )
+        # Before anything is written: a folder that cannot be used is the likeliest mistake.
+        builder.scan(Path(manual))
+    _make_writable(root)
+    try:
+        if record:
+            _prepare_beside(name, builder, manual, progress=bool(record.manual_dir))
+        else:
+            _generate(builder, manual, progress=True)
+    except UsageError:
+        raise
+    # Downloads and other people's builders fail in any way.
+    except Exception as error:
+        hint = "" if record else f": {_elsewhere_hint(name, root)}"
+        raise UsageError(
+            f"{name} could not be prepared in {root}: {first_line(error)}{hint}"
+        ) from error
+    return builder.data_path
 
 
-def prepare_command(name: str, data_dir: str | os.PathLike, manual_dir: str | None = None) -> str:
-    """Return the shell command that prepares a data set."""
-    if manual_dir is None and needed_folder(name):
-        manual_dir = "FOLDER"
-    manual = f" --manual-dir={shlex.quote(manual_dir)}" if manual_dir else ""
-    return (
-        f"python -m seal_jax prepare --dataset={shlex.quote(name)}{manual} "
-        f"--data-dir={shlex.quote(os.fspath(data_dir))}"
-    )
+def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
+    """Return the builder of prepared data; ``digits`` is prepared where it is missing.
+
+    Raises:
+      UsageError: with the command that prepares the data where it is missing, where it can only be
+        read with TensorFlow, and what :func:`find_builder` raises.
+    """
+    builder, record = find_builder(name, data_dir), builder_record(name)
+    if not _is_prepared(builder) and record and not record.manual_dir:
+        if data_dir and not Path(data_dir).exists():
+            # Otherwise a typo would make a folder, and prepare the data there.
+            raise UsageError(f"data.data_dir={data_dir} does not exist: make it, or leave it out")
+        if not data_dir and not _is_writable(Path(builder.data_dir_root)):
+            # TFDS_DATA_DIR often names a shared folder of other data; ours needs no room in it.
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            data_dir = cache / "seal_jax" / "tfds"
+        prepare(name, data_dir=data_dir)
+        builder = find_builder(name, data_dir)
+    if not _is_prepared(builder):
+        root = builder.data_dir_root
+        hint = "" if record else f"; without network: {_elsewhere_hint(name, root)}"
+        raise UsageError(
+            f"{name} is not prepared in {builder.data_dir}: run `{prepare_command(name, root)}`"
+            f"{hint}"
+        )
+    _require_array_record(name, builder)
+    return builder
 
 
 def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
@@ -43,17 +114,18 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     """
     import tensorflow_datasets as tfds
 
-    module = own_module(name)
-    if module is not None:
+    record = builder_record(name)
+    if record:
         # TFDS knows the builder once its module is imported.
-        builders = importlib.import_module(module)
-        if hasattr(builders, "check_name"):
-            builders.check_name(name)
+        module = importlib.import_module(f"{__package__}.builders.{record.builder}")
+        if hasattr(module, "check_name"):
+            module.check_name(name)
     kwargs = {"data_dir": os.fspath(data_dir)} if data_dir else {}  # "" would be this folder
     try:
         return tfds.builder(name, **kwargs)
     except tfds.core.DatasetNotFoundError as error:
-        known = {*FOLDERS, *SELF_PREPARING, *tfds.list_builders(with_community_datasets=False)}
+        known = {*tfds.list_builders(with_community_datasets=False)}
+        known |= {info.builder for info in RECORDS if info.builder}
         raise UsageError(
             f"data.name={name!r} is not a data set that TFDS knows{nearest(name, known)}"
         ) from error
@@ -65,59 +137,87 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         ) from error
 
 
-def is_prepared(builder: Any) -> bool:
-    """Whether the folder of this builder's version is there.
+def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
+    """Return the shell command that prepares a data set."""
+    record = builder_record(name)
+    manual = " --manual-dir=FOLDER" if record and record.manual_dir else ""
+    return (
+        f"python -m seal_jax prepare --dataset={shlex.quote(name)}{manual} "
+        f"--data-dir={shlex.quote(os.fspath(data_dir))}"
+    )
 
-    Raises:
-      UsageError: where it is there but incomplete.
-    """
-    # An etils path: prepared data may lie in a bucket.
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that has text, else its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def _elsewhere_hint(name: str, root: str | os.PathLike) -> str:
+    """Return how to bring an ordinary TFDS data set to a machine without network."""
+    return (
+        "a machine with network and TensorFlow prepares it by "
+        f"`tfds build {shlex.quote(name)} --file_format=array_record --data_dir=DIR`; copy DIR to "
+        f"{root}, or point TFDS_DATA_DIR at the copy"
+    )
+
+
+def _is_prepared(builder: Any) -> bool:
+    """Return whether this builder's version has its folder; raise where that is incomplete."""
+    # An etils path: prepared data may be in a bucket.
     folder = builder.data_path
     if folder.exists() and not (folder / "dataset_info.json").exists():
         raise UsageError(f"{folder} lacks dataset_info.json: delete it and prepare it again")
     return folder.exists()
 
 
-def _make_writable(folder: str | os.PathLike) -> None:
-    """Create the folder, or say that it cannot be written."""
-    root = Path(folder)
-    message = (
-        f"data_dir={root} cannot be written: give --data-dir (or TFDS_DATA_DIR) another folder"
+def _require_array_record(name: str, builder: Any) -> None:
+    """Raise unless prepared data can be read without TensorFlow."""
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise UsageError(
+            f"{builder.data_dir} is prepared as {', '.join(sorted(formats))}, which needs "
+            "TensorFlow: prepare array_record in another folder: "
+            f"{prepare_command(name, 'DIR')}"
+        )
+
+
+def _check_same(builder: Any, manual_dir: Path) -> None:
+    """Raise unless the prepared data is that of ``manual_dir``, as far as counting tells."""
+    import tensorflow_datasets as tfds
+
+    # What is prepared TFDS opens by a builder of its own, which cannot scan.
+    listing = tfds.builder_cls(builder.name).scan(manual_dir)
+    counts = {split: part.num_examples for split, part in builder.info.splits.items()}
+    if builder.info.features["label"].names != list(listing.classes):
+        differing = "other classes"
+    elif counts != listing.counts:
+        differing = f"other images ({counts}, not {listing.counts})"
+    else:
+        return
+    raise UsageError(
+        f"{builder.data_dir} holds {differing} than manual_dir={manual_dir}: give another --data-dir"
     )
+
+
+def _make_writable(root: Path) -> None:
+    """Create the folder; raise if it cannot be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if not _is_writable(root):
+            raise PermissionError
     except OSError as error:
-        raise UsageError(message) from error
-    if not _is_writable(root):
-        raise UsageError(message)
+        raise UsageError(
+            f"data_dir={root} cannot be written: give --data-dir (or TFDS_DATA_DIR) another folder"
+        ) from error
 
 
 def _is_writable(folder: Path) -> bool:
-    """Tell whether ``folder``, or the nearest folder above it that exists, can be written."""
+    """Return whether ``folder``, or the nearest folder above it that exists, can be written."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     # The mode says that a shared folder is meant to be read only, also to root.
     return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
-
-
-def _cache_folder() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "seal_jax" / "tfds"
-
-
-def _generate(builder: Any, manual_dir: str | None, progress: bool) -> None:
-    import tensorflow_datasets as tfds
-
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-    if not progress:
-        tfds.disable_progress_bar()
-    # TFDS reports on standard output, which belongs to the caller's own results.
-    report: TextIO = sys.stderr if progress else io.StringIO()
-    try:
-        with contextlib.redirect_stdout(report):
-            builder.download_and_prepare(download_config=config, file_format="array_record")
-    finally:
-        tfds.enable_progress_bar()
 
 
 def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: bool) -> None:
@@ -136,141 +236,22 @@ def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: b
         try:
             Path(staged.data_dir).rename(destination)
         except OSError:
-            if not is_prepared(builder):
+            if not _is_prepared(builder):
                 raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _scan(name: str, manual_dir: Path) -> Any:
-    """Return the ``Listing`` of the original files; a folder that cannot be used raises."""
-    module = own_module(name)
-    assert module is not None
-    return importlib.import_module(module).scan(manual_dir)
+def _generate(builder: Any, manual_dir: str | None, progress: bool) -> None:
+    import tensorflow_datasets as tfds
 
-
-def _check_same(name: str, builder: Any, manual_dir: Path) -> None:
-    """Raise unless the prepared data is that of ``manual_dir``, as far as counting tells."""
-    listing = _scan(name, manual_dir)
-    counts = {split: part.num_examples for split, part in builder.info.splits.items()}
-    if builder.info.features["label"].names != list(listing.classes):
-        differing = "other classes"
-    elif counts != listing.counts:
-        differing = f"other images ({counts}, not {listing.counts})"
-    else:
-        return
-    raise UsageError(
-        f"{builder.data_dir} holds {differing} than manual_dir={manual_dir}: give another --data-dir"
-    )
-
-
-def prepare(
-    name: str,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    manual_dir: str | os.PathLike | None = None,
-) -> os.PathLike:
-    """Prepare a data set as array_record; do nothing where it is there already.
-
-    Args:
-      name: ``digits``, a data set of ``FOLDERS`` such as ``tiny_imagenet`` or
-        ``image_folder/eurosat``, or any TFDS name; TFDS downloads the latter, which needs network
-        and for many data sets TensorFlow.
-      data_dir: where to write; None is TFDS's default (``TFDS_DATA_DIR``).
-      manual_dir: the folder of source files, for data sets that need one.
-
-    Returns:
-      The folder of the prepared version.
-
-    Raises:
-      UsageError: for an unknown name, a missing or unusable ``manual_dir``, a ``data_dir`` that
-        cannot be written, or a download that failed.
-    """
-    if data_dir is not None and "://" in os.fspath(data_dir):
-        raise UsageError(
-            f"data_dir={data_dir} is remote: prepare in a local folder and copy it there"
-        )
-    builder = find_builder(name, data_dir)
-    root = builder.data_dir_root
-    manual = None if manual_dir is None else os.fspath(manual_dir)
-    if is_prepared(builder):
-        require_array_record(name, builder)
-        if needed_folder(name) and manual is not None:
-            _check_same(name, builder, Path(manual))
-        return builder.data_path
-
-    if needed_folder(name):
-        if manual is None:
-            raise UsageError(
-                f"{name} needs {needed_folder(name)}: run `{prepare_command(name, root)}`"
-            )
-        # Before anything is written: a folder that cannot be used is the likeliest mistake.
-        _scan(name, Path(manual))
-    _make_writable(root)
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    if not progress:
+        tfds.disable_progress_bar()
+    # TFDS reports on standard output, which belongs to the caller's own results.
+    report: TextIO = sys.stderr if progress else io.StringIO()
     try:
-        if own_module(name):
-            _prepare_beside(name, builder, manual, progress=name not in SELF_PREPARING)
-        else:
-            _generate(builder, manual, progress=True)
-    except UsageError:
-        raise
-    # Downloads and other people's builders fail in any way.
-    except Exception as error:
-        hint = "" if own_module(name) else f": {elsewhere_hint(name, root)}"
-        raise UsageError(
-            f"{name} could not be prepared in {root}: {first_line(error)}{hint}"
-        ) from error
-    return builder.data_path
-
-
-def elsewhere_hint(name: str, root: str | os.PathLike) -> str:
-    """Return how to bring an ordinary TFDS data set to a machine without network."""
-    return (
-        "a machine with network and TensorFlow prepares it by "
-        f"`tfds build {shlex.quote(name)} --file_format=array_record --data_dir=DIR`; copy DIR to "
-        f"{root}, or point TFDS_DATA_DIR at the copy"
-    )
-
-
-def require_array_record(name: str, builder: Any) -> None:
-    """Check that prepared data can be read without TensorFlow.
-
-    Raises:
-      UsageError: where it lies there as tfrecord or another format only.
-    """
-    formats = {file_format.value for file_format in builder.info.available_file_formats()}
-    if "array_record" not in formats:
-        raise UsageError(
-            f"{builder.data_dir} is prepared as {', '.join(sorted(formats))}, which needs "
-            "TensorFlow: prepare array_record in another folder: "
-            f"{prepare_command(name, 'DIR')}"
-        )
-
-
-def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
-    """Return the builder of prepared data; ``digits`` is prepared where it is missing.
-
-    Raises:
-      UsageError: with the command that prepares the data where it is missing, and everything
-        :func:`find_builder` and :func:`require_array_record` raise.
-    """
-    builder = find_builder(name, data_dir)
-    if not is_prepared(builder) and name in SELF_PREPARING:
-        if data_dir and not Path(data_dir).exists():
-            # Otherwise a typo would make a folder, and prepare the data there.
-            raise UsageError(f"data.data_dir={data_dir} does not exist: make it, or leave it out")
-        if not data_dir and not _is_writable(Path(builder.data_dir_root)):
-            # TFDS_DATA_DIR often names a shared folder of other data; ours needs no room in it.
-            data_dir = _cache_folder()
-        if not is_prepared(find_builder(name, data_dir)):
-            prepare(name, data_dir=data_dir)
-        builder = find_builder(name, data_dir)
-    if not is_prepared(builder):
-        root = builder.data_dir_root
-        hint = "" if own_module(name) else f"; without network: {elsewhere_hint(name, root)}"
-        raise UsageError(
-            f"{name} is not prepared in {builder.data_dir}: run `{prepare_command(name, root)}`"
-            f"{hint}"
-        )
-    require_array_record(name, builder)
-    return builder
+        with contextlib.redirect_stdout(report):
+            builder.download_and_prepare(download_config=config, file_format="array_record")
+    finally:
+        tfds.enable_progress_bar()

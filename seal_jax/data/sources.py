@@ -1,44 +1,30 @@
-"""Load a data set by name into host memory, without TensorFlow."""
+"""Load a prepared data set by name into host memory: its records decoded by threads, without TensorFlow."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import math
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seal_jax.data.dataset import Dataset, Split, from_arrays, hold_out
-from seal_jax.data.decoding import decode_split, make_decoder
-from seal_jax.data.preparation import open_prepared, prepare
+from seal_jax.data.dataset import Dataset, Split, hold_out
+from seal_jax.data.preparation import first_line, open_prepared
 from seal_jax.errors import UsageError, check_number
 
-__all__ = ["Dataset", "Split", "from_arrays", "load", "load_labelled", "prepare"]
-
-
-def _as_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if image_size is None:
-        return None
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise UsageError(
-            f"data.image_size={image_size!r} must be a positive side or (height, width)"
-        )
-    return size
-
-
-def _checked_size(
-    image_size: int | Sequence[int] | None, channels: int | None, crop: int | None
-) -> tuple[int, int] | None:
-    """Return ``(height, width)`` to resize to; raise unless the three go together."""
-    size = _as_size(image_size)
-    if channels not in (None, 1, 3):
-        raise UsageError(f"channels={channels!r} must be 1 (grey) or 3 (red, green and blue)")
-    if crop is not None:
-        check_number("crop", crop, lambda side: side >= 1 and side == int(side), "be a whole side")
-        if size is not None and crop > min(size):
-            raise UsageError(f"crop={crop} is larger than data.image_size={image_size}: lower it")
-    return size
+_CHUNK = 256
+# Decoding holds the interpreter's lock half of the time: more threads would only wait for it.
+_THREADS = min(os.cpu_count() or 1, 4)
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# A bar appears only where decoding takes longer than this, in seconds.
+_BAR_DELAY = 2.0
 
 
 def load(
@@ -62,7 +48,7 @@ def load(
       name: ``digits``, ``tiny_imagenet``, ``image_folder/NAME`` or any TFDS name
         (``name/config:version``) of images with a class label, prepared as array_record. ``digits``
         is prepared where it is missing.
-      data_dir: where the data lies; None is TFDS's default (``TFDS_DATA_DIR``).
+      data_dir: the folder of all data sets; None is TFDS's default (``TFDS_DATA_DIR``).
       train_split: a TFDS split, such as ``train`` or ``train[:10%]``.
       test_split: the same; by default ``test`` where there is one, else ``validation``.
       test_fraction: part of the training split to test on, stratified by class and always the same,
@@ -97,19 +83,14 @@ def load(
     if test_split == train_split:
         raise UsageError(f"test_split={test_split!r} is the training split: choose other examples")
     decoder = make_decoder(builder.info, label, size, channels, crop)
-    classes = decoder.features[decoder.label]
-    whole = decode_split(builder, train_split, decoder, field="train_split", progress=progress)
+    whole = _decode(builder, train_split, decoder, "train_split", progress)
     if test_split is not None:
-        test = decode_split(builder, test_split, decoder, field="test_split", progress=progress)
+        test = _decode(builder, test_split, decoder, "test_split", progress)
     else:
         whole, test = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
     train, validation = hold_out(whole, validation_fraction, validation_seed)
-    return Dataset(name, classes.num_classes, tuple(classes.names), train, validation, test)
-
-
-def default_test_split(builder: Any) -> str | None:
-    """Return the split that a prepared data set is tested on, ``None`` if it has none."""
-    return next((split for split in ("test", "validation") if split in builder.info.splits), None)
+    class_names = decoder.class_names
+    return Dataset(name, len(class_names), class_names, train, validation, test)
 
 
 def load_labelled(
@@ -126,7 +107,7 @@ def load_labelled(
     """Load all labelled images of a prepared data set as one split, as few-shot episodes need them.
 
     Args:
-      name: as for :func:`load`.
+      name: as for :func:`load`, like those that say no more here.
       data_dir: the same.
       split: a TFDS split, such as ``train`` or ``train+test``; None is all splits in a row, without
         the examples whose label is -1, TFDS's mark of an unlabelled one.
@@ -149,10 +130,233 @@ def load_labelled(
     wanted = split or "+".join(
         part for part, info in builder.info.splits.items() if info.num_examples
     )
-    whole = decode_split(builder, wanted, decoder, field="split", progress=progress)
+    whole = _decode(builder, wanted, decoder, "split", progress)
     labelled = whole.labels >= 0
     if not labelled.all():
         if split is not None or not labelled.any():
             raise UsageError(f"{name}: split={wanted!r} has unlabelled examples: choose another")
         whole = whole.rows(np.flatnonzero(labelled))
-    return whole, tuple(decoder.features[decoder.label].names)
+    return whole, decoder.class_names
+
+
+def default_test_split(builder: Any) -> str | None:
+    """Return the split that a prepared data set is tested on, ``None`` if it has none."""
+    return next((split for split in ("test", "validation") if split in builder.info.splits), None)
+
+
+def _checked_size(
+    image_size: int | Sequence[int] | None, channels: int | None, crop: int | None
+) -> tuple[int, int] | None:
+    """Return ``(height, width)`` to resize to; raise unless the three go together."""
+    size: Any = None
+    if image_size is not None:
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise UsageError(
+                f"data.image_size={image_size!r} must be a positive side or (height, width)"
+            )
+    if channels not in (None, 1, 3):
+        raise UsageError(f"channels={channels!r} must be 1 (grey) or 3 (red, green and blue)")
+    if crop is not None:
+        check_number("crop", crop, lambda side: side >= 1 and side == int(side), "be a whole side")
+        if size is not None and crop > min(size):
+            raise UsageError(f"crop={crop} is larger than data.image_size={image_size}: lower it")
+    return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Turns records of one data set into images and labels.
+
+    Attributes:
+      features: the TFDS features of the image and the label alone.
+      image: key of the image.
+      label: key of the label.
+      channels: 1, 3 or 4; stored images with other channels are converted: grey is repeated over
+        red, green and blue, and these are weighted to grey as in ITU-R 601-2 luma.
+      size: ``(height, width)`` to resize to (bilinear), or None to keep the stored size.
+      crop: side of the square to cut from the middle after that, or None for all of it.
+    """
+
+    features: Any
+    image: str
+    label: str
+    channels: int
+    size: tuple[int, int] | None
+    crop: int | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in label order."""
+        return tuple(self.features[self.label].names)
+
+    def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
+        """Return the image, uint8 ``[height, width, channels]``, and the label."""
+        import tensorflow_datasets as tfds
+        from PIL import Image
+
+        # TFDS leaves the image encoded: Pillow decodes it, and converts and resizes it as well.
+        skip = {self.image: tfds.decode.SkipDecoding()}
+        example = self.features.deserialize_example_np(record, decoders=skip)
+        with Image.open(io.BytesIO(example[self.image])) as stored:
+            mode = _MODES[self.channels]
+            image = stored.convert(mode) if stored.mode != mode else stored.copy()
+        if self.size is not None and image.size != self.size[::-1]:
+            image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
+        if self.crop is not None:
+            image = _crop_centre(image, self.crop)
+        pixels = np.asarray(image)
+        return pixels.reshape(*pixels.shape[:2], self.channels), int(example[self.label])
+
+
+def _crop_centre(image: Any, side: int) -> Any:
+    """Cut out the central square; an odd number of pixels is shared out as torchvision does."""
+    width, height = image.size
+    if side > min(width, height):
+        raise UsageError(
+            f"crop={side} is larger than an image ({height}x{width}): set data.image_size, or lower it"
+        )
+    # Half a pixel is rounded to the even side.
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+def make_decoder(
+    info: Any,
+    label: str | None,
+    size: tuple[int, int] | None,
+    channels: int | None = None,
+    crop: int | None = None,
+) -> Decoder:
+    """Return the decoder for a TFDS ``DatasetInfo``; ``channels`` None keeps those of the data set.
+
+    Raises:
+      UsageError: where there is no single image or label to choose, or images are not 8-bit.
+    """
+    import tensorflow_datasets as tfds
+
+    features, supervised = info.features, info.supervised_keys
+    image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
+    label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")
+    image = features[image_key]
+    stored = image.shape[-1] or 3
+    if image.np_dtype != np.uint8 or stored not in _MODES:
+        raise UsageError(
+            f"{info.name} has images of dtype {image.np_dtype} and {stored} channels: "
+            "choose a data set of 8-bit images with 1, 3 or 4 channels"
+        )
+    # Not tfds.decode.PartialDecoding, which imports TensorFlow.
+    chosen = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
+    return Decoder(chosen, image_key, label_key, channels or stored, size, crop)
+
+
+def _choose(features: Any, kind: type, wanted: str | None, supervised: Any, field: str) -> str:
+    """Return the key of the one feature of this kind: the wanted, TFDS's supervised, or the only."""
+    keys = sorted(key for key, feature in features.items() if isinstance(feature, kind))
+    if wanted is not None:
+        if wanted not in keys:
+            raise UsageError(f"{field}={wanted!r} is not one of {', '.join(keys) or 'none'}")
+        return wanted
+    preferred = [key for key in keys if key in (supervised or ())]
+    for candidates in (preferred, keys):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not keys:
+        raise UsageError(
+            f"the data set has no {kind.__name__} feature: choose one to classify images"
+        )
+    raise UsageError(f"{field} must choose one of {', '.join(keys)}")
+
+
+def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bool) -> Split:
+    """Read and decode a split of a prepared data set; ``field`` is what messages call the split."""
+    import tensorflow_datasets as tfds
+    from tqdm import tqdm
+
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"{field}={split!r}: {first_line(error)}; the splits are {', '.join(builder.info.splits)}"
+        ) from error
+    if count < 1:  # TFDS counts those of train[5:2] as -3
+        raise UsageError(f"{field}={split!r} has no example: choose a larger part")
+
+    if decoder.size is not None:
+        side = decoder.size if decoder.crop is None else (decoder.crop, decoder.crop)
+        _check_memory(split, (count, *side, decoder.channels))
+        _check_memory(split, (1, *decoder.size, decoder.channels))  # before the crop
+    labels = np.empty(count, np.int32)
+    bar = tqdm(
+        total=count,
+        desc=f"{builder.name} {split}",
+        unit=" images",
+        delay=_BAR_DELAY,
+        disable=not progress,
+        # A log file gets a line now and then, a terminal a moving bar.
+        mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 15.0,
+    )
+    with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            source = builder.as_data_source(
+                split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format="array_record",
+            )
+            # The first image alone tells the stored size, and so the memory that all of them take.
+            shape = decoder(source[0])[0].shape
+            _check_memory(split, (count, *shape))
+            images = np.empty((count, *shape), np.uint8)
+
+            def fill(start: int) -> int:
+                """Decode one chunk into its rows of the arrays; return its length."""
+                chunk = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
+                for row, record in enumerate(chunk, start):
+                    image, labels[row] = decoder(record)
+                    if image.shape != shape:
+                        raise UsageError(
+                            f"{builder.name} has images of differing sizes ({shape[:2]}, "
+                            f"{image.shape[:2]}): set data.image_size"
+                        )
+                    images[row] = image
+                return len(chunk)
+
+            for decoded in pool.map(fill, range(0, count, _CHUNK)):
+                bar.update(decoded)
+        except UsageError:
+            raise
+        # Missing or damaged files surface as any error of array_record, protobuf, TFDS or Pillow.
+        except Exception as error:
+            raise UsageError(
+                f"{builder.data_dir} cannot be read ({first_line(error)}): "
+                "delete it and prepare it again"
+            ) from error
+    return Split(images, labels)
+
+
+def _check_memory(split: str, shape: tuple[int, ...]) -> None:
+    """Raise unless images of this shape, and the copy in which they are laid out, fit the memory."""
+    needed, free = 2 * math.prod(shape), available_memory()
+    if free is not None and needed > free:
+        count, height, width, channels = shape
+        raise UsageError(
+            f"data.image_size: {count} images of {height}x{width}x{channels} in {split!r} and a copy "
+            f"of them take {needed:,} bytes, and {free:,} are free: lower data.image_size "
+            "(--image-size), or take a part of the split"
+        )
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can still take; None where the system does not say."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        text = Path("/proc/meminfo").read_text()
+        limits.append(1024 * int(text.partition("MemAvailable:")[2].split()[0]))
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        # What is left of a container's limit, unless that is "max". Caches of files can be dropped.
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        statistics = (group / "memory.stat").read_text()
+        cached = int(statistics.partition("inactive_file ")[2].split()[0])
+        limits.append(limit - used + cached)
+    return min(limits, default=None)

@@ -20,6 +20,7 @@ from seal_jax.errors import (
     check_number,
     check_seed,
 )
+from seal_jax.losses import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Protocol:
 
 
 class Probe(NamedTuple):
-    """What :func:`fit` found.
+    """The results of :func:`fit`.
 
     Attributes:
       accuracies: on the test features, ``[learning rates]``, in [0, 1].
@@ -201,17 +202,15 @@ def _epoch(state, key, number, rates, features, labels, protocol):
 
     def loss(params, rows, weights):
         logits = features[rows] @ params[0] + params[1]
-        chances = jax.nn.log_softmax(logits)
-        picked = jnp.take_along_axis(chances, labels[rows][:, None], axis=1)[:, 0]
-        return -(weights * picked).sum() / weights.sum()
+        return (weights * cross_entropy(logits, labels[rows])).sum() / weights.sum()
 
     def one(state, rate, inputs):
         params, momentum = state
-        slope = jax.grad(loss)(params, *inputs)
+        grads = jax.grad(loss)(params, *inputs)
         momentum = jax.tree.map(
             lambda m, g, p: protocol.momentum * m + g + protocol.weight_decay * p,
             momentum,
-            slope,
+            grads,
             params,
         )
         return jax.tree.map(lambda p, m: p - rate * m, params, momentum), momentum

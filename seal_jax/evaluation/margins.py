@@ -33,12 +33,12 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise UsageError("logits hold NaN or infinity: the network or its input is broken")
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    chances = np.exp(shifted)
-    chances /= chances.sum(1, keepdims=True)
+    probabilities = np.exp(shifted)
+    probabilities /= probabilities.sum(1, keepdims=True)
     rows = np.arange(len(labels))
-    own = chances[rows, labels]
-    chances[rows, labels] = -np.inf
-    return np.sort(own - chances.max(1))
+    of_true_class = probabilities[rows, labels]
+    probabilities[rows, labels] = -np.inf
+    return np.sort(of_true_class - probabilities.max(1))
 
 
 def flatness(
@@ -84,12 +84,11 @@ def flatness(
 def _at_noise(accuracy, params, rest, grid):
     leaves, structure = jax.tree.flatten(params)
 
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        sigma, own = pair
-        keys = jax.random.split(own, len(leaves))
+    def one(sigma_and_key: tuple[jax.Array, jax.Array]) -> jax.Array:
+        sigma, key = sigma_and_key
         noisy = [
-            leaf + (sigma * jax.random.normal(each, leaf.shape)).astype(leaf.dtype)
-            for each, leaf in zip(keys, leaves, strict=True)
+            leaf + (sigma * jax.random.normal(leaf_key, leaf.shape)).astype(leaf.dtype)
+            for leaf_key, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
         ]
         return accuracy(jax.tree.unflatten(structure, noisy), *rest)
 

@@ -20,7 +20,7 @@ BANK = "bank"
 
 
 class Rows(NamedTuple):
-    """Features that are computed when they are asked for, so that they need never exist together.
+    """Features that are computed when they are read, so that they need never be held all together.
 
     Attributes:
       number: how many there are.
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
 
 def as_rows(features: np.ndarray | Rows) -> Rows:
-    """Return features that are there as :class:`Rows`."""
+    """Return features of an array as :class:`Rows`."""
     if isinstance(features, Rows):
         return features
     if not isinstance(features, np.ndarray | jax.Array) or features.ndim < 2:
@@ -101,7 +101,7 @@ def knn(
     columns = columns // len(devices) * len(devices)
     mesh = jax.make_mesh((len(devices),), (BANK,), axis_types=(AxisType.Auto,), devices=devices)
     starts = range(0, queries.number, rows)
-    nearest = [_nothing(rows, k) for _ in starts]
+    nearest = [(jnp.full((rows, k), jnp.inf), jnp.zeros((rows, k), jnp.int32)) for _ in starts]
     centre = np.zeros(bank.size)
     for first in range(0, bank.number, columns):
         raw = bank.read(first, min(first + columns, bank.number))
@@ -111,15 +111,15 @@ def knn(
         chunk = jax.device_put(
             _prepared(raw, columns, centre, metric), NamedSharding(mesh, PartitionSpec(BANK))
         )
-        own = np.zeros(columns, np.int32)
-        own[: len(raw)] = codes[first : first + len(raw)]
+        chunk_codes = np.zeros(columns, np.int32)
+        chunk_codes[: len(raw)] = codes[first : first + len(raw)]
         for index, start in enumerate(starts):
             part = queries.read(start, min(start + rows, queries.number))
             nearest[index] = _merge(
                 *nearest[index],
                 _prepared(part, rows, centre, metric),
                 chunk,
-                own,
+                chunk_codes,
                 len(raw),
                 start - first if exclude_self else -rows - columns,
                 mesh=mesh,
@@ -127,8 +127,8 @@ def knn(
             # One at a time: on CPU, programs in flight whose devices wait for each other can take
             # all threads, and XLA ends the process.
             jax.block_until_ready(nearest[index])
-    found = [np.asarray(_vote(labels, len(classes))) for _, labels in nearest]
-    return classes[np.concatenate(found)[: queries.number]]
+    votes = [np.asarray(_vote(labels, len(classes))) for _, labels in nearest]
+    return classes[np.concatenate(votes)[: queries.number]]
 
 
 def _chunks(queries: int, bank: int, size: int, byte_budget: int) -> tuple[int, int]:
@@ -141,10 +141,6 @@ def _chunks(queries: int, bank: int, size: int, byte_budget: int) -> tuple[int, 
         )
     side = int(-size + math.sqrt(size**2 + byte_budget / 8))
     return min(queries, side), min(bank, side)
-
-
-def _nothing(rows: int, k: int) -> tuple[jax.Array, jax.Array]:
-    return jnp.full((rows, k), jnp.inf), jnp.zeros((rows, k), jnp.int32)
 
 
 def _prepared(raw: np.ndarray, rows: int, centre: np.ndarray, metric: Metric) -> np.ndarray:
@@ -162,27 +158,27 @@ def _merge(near, labels, queries, bank, codes, count, offset, *, mesh):
     """Merge a chunk of the bank into the nearest so far; ``offset`` is a query's own row in it."""
     k = near.shape[1]
 
-    def nearest_here(queries, bank, codes, count, offset):
+    def nearest_on_device(queries, bank, codes, count, offset):
         """Return the nearest of this device's part, ``[rows, k]``."""
         product = jnp.matmul(queries, bank.T, precision="highest")
         distances = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * product
         column = jax.lax.axis_index(BANK) * bank.shape[0] + jnp.arange(bank.shape[0])
-        own = column == jnp.arange(queries.shape[0])[:, None] + offset
-        distances = jnp.where((column < count) & ~own, distances, jnp.inf)
+        itself = column == jnp.arange(queries.shape[0])[:, None] + offset
+        distances = jnp.where((column < count) & ~itself, distances, jnp.inf)
         negative, index = jax.lax.top_k(-distances, min(k, bank.shape[0]))
         return -negative, codes[index]
 
     whole, divided = PartitionSpec(), PartitionSpec(BANK)
-    found, found_labels = jax.shard_map(
-        nearest_here,
+    chunk_near, chunk_labels = jax.shard_map(
+        nearest_on_device,
         mesh=mesh,
         in_specs=(whole, divided, divided, whole, whole),
         out_specs=PartitionSpec(None, BANK),
     )(queries, bank, codes, count, offset)
-    # What was found first stands first, and top_k prefers the lower index among equals.
-    together = jnp.concatenate([near, found], axis=1)
+    # Earlier rows stand first: of equal distances top_k takes the lower index.
+    together = jnp.concatenate([near, chunk_near], axis=1)
     negative, index = jax.lax.top_k(-together, k)
-    both = jnp.concatenate([labels, found_labels], axis=1)
+    both = jnp.concatenate([labels, chunk_labels], axis=1)
     return -negative, jnp.take_along_axis(both, index, axis=1)
 
 

@@ -128,7 +128,7 @@ class _Plan:
     recorded: dict[int, list[float]] = dataclasses.field(default_factory=dict)
 
 
-def units(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
+def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return one work item per system and seed; the first of a system trains all of its seeds."""
     plan_all = _repeated if loaded_run.settings.train.pretrained else _adapted
     items = []
@@ -432,14 +432,15 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="anytime",
     summary="anytime deployment performance and forgetting of adaptations, step by step",
     source="FAST paper, section 6, Figures 3 to 15, Table 1",
     options=Options,
-    units=units,
+    work_items=work_items,
     table=table,
     draw=draw,
     rows=combine,
     size=lambda rows: (8.0, 8.0),
+    order=40,
 )

@@ -130,8 +130,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return loaded_run.model.features(variables, normalisation.renormalise(images))["features"]
 
     @functools.lru_cache(maxsize=1)
-    def features(name: str, key: str) -> np.ndarray:
-        network = next(network for network in loaded_run.networks if network.key == key)
+    def features(name: str, network: Network) -> np.ndarray:
         return transfer_data.features(
             loaded_run, network, load(name).images, features_of, options.batch_size
         )
@@ -144,7 +143,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         split = load(name)
         diverged = 0
         if head == "linear":
-            scores = few_shot.linear(features(name, network.key), split.labels, protocol, **span)
+            scores = few_shot.linear(features(name, network), split.labels, protocol, **span)
         else:
             tuned = affines.linear_affines(
                 loaded_run.model,
@@ -356,14 +355,15 @@ def size(rows: Sequence[Record]) -> tuple[float, float]:
     return (max(2.7 * wide + 0.8, 6.0), 2.7 * high + 0.7 + 0.25 * lines)
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="few_shot",
     summary="few-shot classification of other domains, on frozen features and with BatchNorm's affines",
     source="SEAL paper, Tables 4 and 5; Guo et al. 2020; Yazdanpanah et al. 2022",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     rows=combine,
     size=size,
+    order=11,
 )

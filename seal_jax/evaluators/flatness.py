@@ -143,12 +143,13 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     first_panel.legend(frameon=False)
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="flatness",
     summary="training accuracy under noise on the weights",
     source="LW paper, Figures 5 and 12",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
+    order=21,
 )

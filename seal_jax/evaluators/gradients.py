@@ -271,13 +271,14 @@ def _draw_distances(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: St
     axes.set_ylabel("share of the mini-batches")
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="gradients",
     summary="mini-batch gradients of the classifier against the eigenvectors of its Hessian",
     source="PoF paper, Figures 2 and 5",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     size=plots.size_by_weights(18, 4),
+    order=31,
 )

@@ -621,14 +621,15 @@ def _draw_trace(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
     axes.set_ylabel("trace and its standard error")
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="hessian",
     summary="eigenvalues, trace and density of the Hessian; eigenvalues of mini-batches' Hessians",
     source="SEAL paper, Table 6; Park & Kim 2022",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     rows=rows,
     table=table,
     draw=draw,
     size=plots.size_by_weights(10.0, 3.4, margin=1.0),
+    order=13,
 )

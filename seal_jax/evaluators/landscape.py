@@ -254,13 +254,14 @@ def _mean_increment(rows: Sequence[Record]) -> float:
     return float(np.mean(bounded)) if bounded else math.nan
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="landscape",
     summary="loss increment and slices along the principal eigenvector of each part",
     source="PoF paper, Figure 1 c, d",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     size=plots.size_by_weights(13, 4.5),
+    order=30,
 )

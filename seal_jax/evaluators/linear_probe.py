@@ -305,13 +305,14 @@ def size(rows: Sequence[Record]) -> tuple[float, float]:
     return (min(5 + 0.35 * bars, 16.0), 2.8 * len({row["weights"] for row in rows}) + 0.8)
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="linear_probe",
     summary="linear classifiers on the frozen features, on other data sets",
     source="SEAL paper, Tables 1 and 12",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     size=size,
+    order=10,
 )

@@ -1,4 +1,4 @@
-"""What is evaluated: the networks of a training run, its data, and how images are shown to them."""
+"""The networks of a training run with its data, loaded to be evaluated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PyTree = Any
 BATCH = "batch"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: arrays have no hash
 class Network:
     """One trained network.
 
@@ -39,7 +39,7 @@ class Network:
       step: of the checkpoint.
       generation: the checkpoint's, from 0.
       variables: Flax collections of host arrays: params, batch_stats, and LW's normalisers.
-      identity: JSON values that tell it from others; every record begins with them.
+      identity: JSON values that identify it; every record begins with them.
     """
 
     weights: str
@@ -51,7 +51,7 @@ class Network:
 
     @property
     def key(self) -> str:
-        """Its name within the run, for the keys of units.
+        """Its name within the run, for the keys of work items.
 
         >>> Network("last", 0, 88, 0, {}, {}).key
         'step88/last/seed0'
@@ -66,7 +66,7 @@ class LoadedRun:
 
     Args:
       run: the run's folder.
-      weights: "last" and "best", or one of them; by default those that there are.
+      weights: "last" and "best", or one of them; by default those that the run has.
       steps: "newest", "all", or steps separated by commas.
 
     Attributes:
@@ -113,7 +113,7 @@ class LoadedRun:
 
     @property
     def label(self) -> dict[str, Any]:
-        """What the records of all its networks have in common."""
+        """The JSON values that the records of all its networks have in common."""
         return {
             "run": self.run.resolve().name,
             "data": self.settings.data.name,
@@ -128,16 +128,16 @@ class LoadedRun:
 
     @functools.cached_property
     def augmentation(self) -> data.Augmentation:
-        """What happened to training images, and the normalisation of all."""
+        """The augmentation of training images, with the normalisation of all images."""
         return experiments.augmentation_of(self.settings, self.dataset.image_shape)
 
     def normalise(self, images: jax.Array) -> jax.Array:
-        """Return uint8 images as the network takes them; traced."""
+        """Return uint8 images as the network's input; traced."""
         return data.apply(images, None, self.augmentation)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all weights, which changes when a run goes on or is trained anew."""
+        """A digest of all weights, which changes when the run is continued or repeated."""
         digest = hashlib.sha256()
         for network in self.networks:
             for leaf in jax.tree.leaves(network.variables):
@@ -146,19 +146,19 @@ class LoadedRun:
 
     def logits(self, network: Network, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Return the logits ``[n, classes]`` of uint8 images in inference mode."""
-        found: np.ndarray = self.apply(self._outputs, network, images, batch_size)["logits"]
-        return found
+        logits: np.ndarray = self.apply(self._outputs, network, images, batch_size)["logits"]
+        return logits
 
     def features(self, network: Network, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Return the classifier's input ``[n, d]`` of uint8 images in inference mode."""
-        found: np.ndarray = self.apply(self._outputs, network, images, batch_size)["features"]
-        return found
+        features: np.ndarray = self.apply(self._outputs, network, images, batch_size)["features"]
+        return features
 
     @functools.cached_property
     def _outputs(self) -> Callable[[PyTree, jax.Array], dict[str, jax.Array]]:
         def outputs(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-            found = self.model.features(variables, images)
-            return {"features": found["features"], "logits": found["logits"]}
+            by_name = self.model.features(variables, images)
+            return {name: by_name[name] for name in ("features", "logits")}
 
         return outputs
 
@@ -193,16 +193,15 @@ class LoadedRun:
             )
         program = self._programs[function]
         variables = jax.device_put(network.variables, NamedSharding(mesh, PartitionSpec()))
-        found = []
+        divided = NamedSharding(mesh, PartitionSpec(BATCH))
+        outputs = []
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
+            # The last batch is filled up, so that there is one program.
             filling = [(0, batch - len(part))] + [(0, 0)] * (images.ndim - 1)
-            placed = jax.device_put(
-                np.pad(part, filling), NamedSharding(mesh, PartitionSpec(BATCH))
-            )
-            outputs = program(variables, placed)
-            found.append(jax.tree.map(np.asarray, outputs))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
+            placed = jax.device_put(np.pad(part, filling), divided)
+            outputs.append(jax.tree.map(np.asarray, program(variables, placed)))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
 
     def _networks(self, step: int, asked: tuple[str, ...]) -> list[Network]:
         """Return the networks of one checkpoint."""
@@ -213,6 +212,7 @@ class LoadedRun:
         generation = self.clock.generation(max(step - 1, 0))
         networks = []
         for weights in asked or SOURCES:
+            # An accuracy below 0: no validation split has been scored yet.
             missing = "best/accuracy" not in leaves or np.min(leaves["best/accuracy"]) < 0
             if weights == "best" and missing:
                 if not asked:
@@ -221,9 +221,9 @@ class LoadedRun:
                     f"--weights=best: {self.run} has scored no validation split at step {step}; "
                     "use --weights=last"
                 )
-            whole = self._variables(leaves, SOURCES[weights], wanted, step)
+            all_seeds = self._variables(leaves, SOURCES[weights], wanted, step)
             for index, seed in enumerate(map(int, seeds)):
-                own = jax.tree.map(lambda leaf, index=index: leaf[index], whole)
+                variables = jax.tree.map(lambda leaf, index=index: leaf[index], all_seeds)
                 identity = {
                     **self.label,
                     "weights": weights,
@@ -231,34 +231,34 @@ class LoadedRun:
                     "step": step,
                     "generation": int(generation),
                 }
-                networks.append(Network(weights, seed, step, int(generation), own, identity))
+                networks.append(Network(weights, seed, step, int(generation), variables, identity))
         return networks
 
     def _variables(
         self, leaves: Mapping[str, np.ndarray], prefix: str, wanted: PyTree, step: int
     ) -> dict[str, PyTree]:
         """Return the collections of all seeds, checked against the network."""
-        found = {
+        saved = {
             name.removeprefix(prefix): leaf
             for name, leaf in leaves.items()
             if name.startswith(prefix)
         }
         where = self.run / workdirs.CHECKPOINTS / str(step)
         for name, leaf in paths.named_leaves(wanted):
-            theirs = found.get(name)
-            if theirs is None or theirs.shape[1:] != leaf.shape:
-                there = "absent" if theirs is None else f"{list(theirs.shape[1:])}"
+            stacked = saved.get(name)  # the first axis is the seeds
+            if stacked is None or stacked.shape[1:] != leaf.shape:
+                shape = "absent" if stacked is None else f"{list(stacked.shape[1:])}"
                 raise UsageError(
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: {name} "
-                    f"is {there} there and {list(leaf.shape)} here; evaluate the run's own folder"
+                    f"is {shape} there and {list(leaf.shape)} here; evaluate the run's own folder"
                 )
-            if len(theirs) != self.settings.train.seeds:
+            if len(stacked) != self.settings.train.seeds:
                 raise UsageError(
-                    f"checkpoint {where} has {len(theirs)} seeds, and {workdirs.CONFIG} has "
+                    f"checkpoint {where} has {len(stacked)} seeds, and {workdirs.CONFIG} has "
                     f"train.seeds = {self.settings.train.seeds}; evaluate the run's own folder"
                 )
         expected = {name for name, _ in paths.named_leaves(wanted)}
-        for name, leaf in found.items():
+        for name, leaf in saved.items():
             if name not in expected and not name.startswith("normalisers/"):
                 raise UsageError(
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: it has "
@@ -269,7 +269,7 @@ class LoadedRun:
                     f"checkpoint {where} holds NaN or infinity in {name}: the training diverged; "
                     "evaluate an earlier one with --steps="
                 )
-        tree = traverse_util.unflatten_dict(found, sep="/")
+        tree = traverse_util.unflatten_dict(saved, sep="/")
         return {name: tree.get(name, {}) for name in ("params", "batch_stats", "normalisers")}
 
 

@@ -107,12 +107,13 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     panels[-1][2][0].legend(frameon=False)
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="margins",
     summary="smallest margins of the training images, and the size of the weights",
     source="LW paper, Figures 6, 7, 10, 11 and appendix D",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
+    order=20,
 )

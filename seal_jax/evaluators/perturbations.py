@@ -273,14 +273,15 @@ def _sizes(rows: Sequence[Record]) -> np.ndarray:
     return np.array([size for row in rows for size in row["sizes"] if size])
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="perturbations",
     summary="sizes of the classifier's perturbations by one mini-batch",
     source="PoF paper, Figure 6",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     rows=combined,
     size=plots.size_by_weights(8, 3.5),
+    order=32,
 )

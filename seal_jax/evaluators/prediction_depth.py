@@ -98,8 +98,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return library.Rows(len(split), size, read)
 
     @functools.lru_cache(maxsize=1)
-    def predictions(key: str) -> np.ndarray:
-        network = next(network for network in loaded_run.networks if network.key == key)
+    def predictions(network: Network) -> np.ndarray:
         return loaded_run.logits(network, test.images, options.batch_size).argmax(-1)
 
     def measure(network: Network, layer: str) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             metric=options.metric,
             byte_budget=options.byte_budget,
         )
-        by_network = predictions(network.key)
+        by_network = predictions(network)
         return {
             **network.identity,
             "layer": layer,
@@ -236,14 +235,15 @@ def size(rows: Sequence[Record]) -> tuple[float, float]:
     return (min(6 + 0.12 * points, 16.0), 3.0 * len({row["weights"] for row in rows}))
 
 
-KIND = Evaluator(
+EVALUATOR = Evaluator(
     name="prediction_depth",
     summary="k-NN probes on every block of the network",
     source="SEAL paper, Figures 2 and 3; Baldock et al. 2021",
     options=Options,
-    units=work_items,
+    work_items=work_items,
     table=table,
     draw=draw,
     rows=combine,
     size=size,
+    order=12,
 )

@@ -1,4 +1,4 @@
-"""The data sets that a network is transferred to, and how their images are shown to it."""
+"""Transfer data: other data sets than the run's, as input of its networks."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ import numpy as np
 
 from seal_jax import data
 from seal_jax.data import sources
-from seal_jax.data.catalogue import DATA_SETS
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import shown
 
-# Where the papers use only a part of the labelled images (Guo et al. 2020, appendix).
-PARTS = {"image_folder/cropdisease": "train"}
-
 PAPER_LABEL = "SEAL paper, the same method"
 
 
 def paper_name(dataset: str) -> str:
-    """Return what the papers call a data set, or its own name where they do not have it.
+    """Return the papers' name of a data set, or its own where they do not have it.
 
     >>> paper_name("image_folder/eurosat"), paper_name("digits")
     ('EuroSAT', 'digits')
     """
-    base = dataset.split(":")[0]
-    return next((each.paper for each in DATA_SETS if base in each.names), dataset)
+    info = data.find_info(dataset)
+    return dataset if info is None else info.paper
 
 
 def _part(name: str) -> str | None:
     """Return the split of a data set that episodes are drawn from; None for all."""
-    return PARTS.get(name.split(":")[0])
+    info = data.find_info(name)
+    return None if info is None else info.episode_split
 
 
 def paper_method(row: Mapping[str, Any]) -> str | None:
@@ -50,7 +47,7 @@ def paper_method(row: Mapping[str, Any]) -> str | None:
 
 
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was trained on what, and for how many generations.
+    """Describe the runs: which model was trained on which data, for how many generations.
 
     >>> row = {"run": "a", "model": "resnet8", "data": "digits", "generation": 3}
     >>> settings_of([row, row])
@@ -88,11 +85,10 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     """
     import tensorflow_datasets as tfds
 
-    from seal_jax.data.decoding import make_decoder
     from seal_jax.data.preparation import first_line, open_prepared
 
     builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
-    decoder = make_decoder(builder.info, None, None)
+    decoder = sources.make_decoder(builder.info, None, None)
     splits = [split for split, info in builder.info.splits.items() if info.num_examples]
     skip = {decoder.image: tfds.decode.SkipDecoding()}
     labels = []

@@ -1,13 +1,11 @@
 """Flax networks and, next to each, the declared order of its parameters."""
 
-from seal_jax.models.cifar_resnet import cifar_resnet
-from seal_jax.models.layered import batch_statistics
+from seal_jax.models.blocks import batch_statistics
 from seal_jax.models.mlp import MLP
 from seal_jax.models.mobilenet import MobileNet
-from seal_jax.models.model import Model, from_module
+from seal_jax.models.model import Model, create, from_module, names
 from seal_jax.models.network import Network
-from seal_jax.models.registry import create, names
-from seal_jax.models.resnet import ResNet
+from seal_jax.models.resnet import ResNet, cifar_resnet
 from seal_jax.models.scnn import SimpleCNN
 from seal_jax.models.vgg import VGG
 from seal_jax.models.wide_resnet import WideResNet

@@ -1,12 +1,12 @@
 """A multilayer perceptron, for tests, small images and feature vectors (images of one pixel)."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
 
-from seal_jax.models.network import Network, positive, slim_width
-from seal_jax.models.plain_blocks import DenseBlock, flatten, numbered, within
+from seal_jax.models.blocks import DenseBlock, flatten
+from seal_jax.models.network import HEAD, Entry, Network, Structure, numbered, positive, within
 
 
 class MLP(Network, kw_only=True):
@@ -27,6 +27,7 @@ class MLP(Network, kw_only=True):
     hidden: tuple[int, ...] = (32, 32)
 
     norms: ClassVar[tuple[str, ...]] = ("none", *Network.norms)
+    width_fields: ClassVar[tuple[str, ...]] = ("hidden",)
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -37,25 +38,16 @@ class MLP(Network, kw_only=True):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         x = flatten(x)
-        for name, width in zip(self.round_blocks, self.hidden, strict=True):
+        for name, width in zip(self.structure.round_blocks, self.hidden, strict=True):
             x = self._drop(DenseBlock(width=width, name=name, **self.shared)(x, train), train)
         return self._logits(x)
 
     @property
-    def blocks(self) -> tuple[str, ...]:
-        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
-        return (*self.round_blocks, self.head)
+    def structure(self) -> Structure:
+        """The round blocks are the hidden layers."""
+        hidden = numbered("dense", len(self.hidden))
+        layers = within(hidden, "linear")
+        return Structure(blocks=(*hidden, HEAD), layers=(*layers, HEAD), round_blocks=hidden)
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Weight layers, bottom to top."""
-        return (*within(self.round_blocks, "linear"), self.head)
 
-    @property
-    def round_blocks(self) -> tuple[str, ...]:
-        """The hidden layers."""
-        return numbered("dense", len(self.hidden))
-
-    def slim(self, keep: float) -> Self:
-        """Return the network with ``ceil(keep * units)`` units; its images keep their size."""
-        return self.clone(hidden=tuple(slim_width(keep, width) for width in self.hidden))
+MODELS = {"mlp": Entry(MLP, ("hidden",))}

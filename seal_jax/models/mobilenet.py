@@ -10,15 +10,15 @@ without the five layers 2.9 million, as published.
 Convolutions are padded symmetrically, also where they stride, and have no bias.
 """
 
-from typing import Self
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError
-from seal_jax.models.network import Network, positive, slim_width
-from seal_jax.models.plain_blocks import ConvBlock, SeparableBlock, numbered
+from seal_jax.models.blocks import ConvBlock, SeparableBlock
+from seal_jax.models.network import HEAD, Entry, Network, Structure, numbered, positive, within
 
 
 class MobileNet(Network, kw_only=True):
@@ -37,6 +37,8 @@ class MobileNet(Network, kw_only=True):
     widths: tuple[int, ...] = (32, 64, 128, 128, 256, 256, 512)
     strides: tuple[int, ...] = (2, 1, 2, 1, 2, 1, 2)
 
+    width_fields: ClassVar[tuple[str, ...]] = ("widths",)
+
     def __post_init__(self) -> None:
         """Check the fields."""
         self.widths = positive("widths", self.widths)
@@ -48,7 +50,7 @@ class MobileNet(Network, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
-        for index, name in enumerate(self.round_blocks):
+        for index, name in enumerate(self.structure.round_blocks):
             kind = SeparableBlock if index else ConvBlock
             width, stride = self.widths[index], self.strides[index]
             x = kind(width=width, stride=stride, name=name, **self.shared)(x, train)
@@ -56,27 +58,15 @@ class MobileNet(Network, kw_only=True):
         return self._logits(self._drop(x, train))
 
     @property
-    def blocks(self) -> tuple[str, ...]:
-        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
-        return (*self.round_blocks, self.head)
+    def structure(self) -> Structure:
+        """K = 7 blocks. Depthwise and pointwise convolutions count as one layer each."""
+        first, *others = blocks = numbered("block", len(self.widths))
+        return Structure(
+            blocks=(*blocks, HEAD),
+            layers=(f"{first}/conv", *within(others, "depthwise", "pointwise"), HEAD),
+            round_blocks=blocks,
+            total_stride=2 ** self.strides.count(2),
+        )
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Weight layers, bottom to top: depthwise and pointwise count one each."""
-        first, *others = self.round_blocks
-        inner = (f"{block}/{conv}" for block in others for conv in ("depthwise", "pointwise"))
-        return (f"{first}/conv", *inner, self.head)
 
-    @property
-    def round_blocks(self) -> tuple[str, ...]:
-        """The convolutional and the separable blocks: K = 7."""
-        return numbered("block", len(self.widths))
-
-    @property
-    def total_stride(self) -> int:
-        """Factor by which the image has shrunk at the last block."""
-        return 2 ** self.strides.count(2)
-
-    def slim(self, keep: float) -> Self:
-        """Return the network with ``ceil(keep * width)`` channels."""
-        return self.clone(widths=tuple(slim_width(keep, width) for width in self.widths))
+MODELS = {"mobilenet": Entry(MobileNet)}

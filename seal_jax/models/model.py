@@ -1,6 +1,14 @@
-"""A Flax module with its input shape and the declared order of its parameters."""
+"""A Flax module with its input shape and the declared order of its parameters, by name.
+
+A family of networks is a module of this folder. What it puts into ``MODELS`` is found here.
+"""
 
 import dataclasses
+import functools
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -9,43 +17,35 @@ from flax import linen as nn
 from flax import traverse_util
 
 from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.models.network import Entry, Structure
+
+_COMMON_OPTIONS = ("norm", "initialiser", "dropout", "head_bias")
+_DTYPES = ("float32", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Structure):
     """A module and what a method must know of it; hashable.
 
     ``variables`` everywhere is ``{"params": ..., "batch_stats": ...}`` and may hold "normalisers", a
     tree like that of ``empty_normalisers`` or a part of it.
 
     Attributes:
-        name: the registry's name.
+        name: as ``create`` knows it.
         module: Flax module; ``module.apply(variables, images, train=...)`` returns logits.
         image_shape: ``(height, width, channels)`` of one image.
         num_classes: number of logits.
-        blocks: path prefixes of the parameter tree, bottom to top, declared by the module; together
-            they cover every parameter exactly once: ``"conv1", "bn1", "layer1/block0", ..., "fc"``.
-        layers: weight layers, bottom to top, without downsample convolutions. SEAL's (section 4)
-            L = 23 in ResNet-50 is the 1-based index here of ``layer3/block0/conv1``.
-        head: path of the classifier.
-        round_blocks: the K blocks of layerwise reinitialisation, bottom to top, each an entry of
-            ``blocks``; empty for a module that declares none.
-        dense_after_convs: the entries of ``blocks`` that are dense layers above the last
-            convolution, the classifier included.
+
+    The others are those of ``Structure``, as the module declares them.
     """
 
     name: str
     module: Any
     image_shape: tuple[int, int, int]
     num_classes: int
-    blocks: tuple[str, ...]
-    layers: tuple[str, ...]
-    head: str
-    round_blocks: tuple[str, ...] = ()
-    dense_after_convs: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Draw ``{"params": ..., "batch_stats": ...}``, nested dicts of float32, from ``key``.
+        """Initialize ``{"params": ..., "batch_stats": ...}``, nested dicts of float32, from ``key``.
 
         A network without BatchNorm has empty ``batch_stats``. Works under ``jax.jit``, ``jax.vmap``
         over keys, and ``jax.eval_shape``.
@@ -55,14 +55,13 @@ class Model:
         return {"batch_stats": {}, **self.module.lazy_init(key, images, train=False)}
 
     def features(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """Return what each part of the network makes of ``images`` in inference mode, by name.
+        """Return the output of each part of the network in inference mode, by name.
 
         The names are ``stem`` (of the residual networks), each of ``round_blocks`` (see
         ``block_outputs``), ``features`` (float32 ``[N, C]``, the classifier's input) and ``logits``
         (float32 ``[N, num_classes]``). For their order walk ``blocks``: jit sorts dicts.
         """
-        logits, state = self.module.apply(variables, images, train=False, mutable=["intermediates"])
-        sown = self._sown(state)
+        logits, sown, _ = self._apply(variables, images)
         return {
             **({"stem": sown["stem"]} if "stem" in sown else {}),
             **{block: sown[f"{block}/output"] for block in self.round_blocks},
@@ -74,26 +73,25 @@ class Model:
         """Return the output of each round block in inference mode, by path, in the compute dtype.
 
         It is taken BEFORE the inserted normaliser of that block; those of earlier blocks are active.
-        Under jit, what lies above the last output that is used costs nothing.
+        Under jit, the layers above the last output that is used cost nothing.
         """
-        found = self.features(variables, images)
-        return {block: found[block] for block in self.round_blocks}
+        features = self.features(variables, images)
+        return {block: features[block] for block in self.round_blocks}
 
     def before_relu(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """Return what each round block ends with before its last ReLU, by path, in inference mode.
+        """Return the input of each round block's last ReLU, by path, in inference mode.
 
         Raises:
             UsageError: the network's blocks do not end with one.
         """
-        _, state = self.module.apply(variables, images, train=False, mutable=["intermediates"])
-        sown = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
+        _, sown, _ = self._apply(variables, images)
         for block in self.round_blocks:
             if f"{block}/before_relu" not in sown:
                 raise UsageError(
                     f"model.name={self.name!r}: its block {block} does not end with an addition and a "
                     "ReLU; take the blocks' outputs"
                 )
-        return {block: sown[f"{block}/before_relu"][0] for block in self.round_blocks}
+        return {block: sown[f"{block}/before_relu"] for block in self.round_blocks}
 
     def extract(
         self, variables: Any, images: jax.Array, train: bool, *, rngs: Any = None
@@ -106,10 +104,8 @@ class Model:
             train: whether BatchNorm uses and updates batch statistics, and dropout drops.
             rngs: ``{"dropout": key}``, for training with dropout.
         """
-        mutable = ["intermediates", "batch_stats"] if train else ["intermediates"]
-        _, state = self.module.apply(variables, images, train=train, mutable=mutable, rngs=rngs)
-        statistics = state.get("batch_stats", variables.get("batch_stats", {}))
-        return self._sown(state)["features"], statistics
+        _, sown, statistics = self._apply(variables, images, train, rngs)
+        return sown["features"], statistics
 
     def classify(self, head_params: Any, features: jax.Array) -> jax.Array:
         """Return the logits of ``features`` by the very operation that ends the network.
@@ -151,25 +147,16 @@ class Model:
             raise UsageError(f"block={block!r} is no round block of {self.name}{near}")
         return self.blocks[self.blocks.index(block) + 1 :]
 
-    @property
-    def flattened(self) -> dict[str, int]:
-        """Paths of the kernels whose input axis is a flattened image, and that image's channels.
-
-        The axis runs over height, width and channels, the last fastest. Image channels, which no
-        ``slim`` network has fewer of, do not count.
-        """
-        return dict(getattr(self.module, "flattened", {}))
-
     def slim(self, keep: float) -> "Model":
         """Return the network with ``ceil(keep * width)`` in place of every width.
 
         The channels of the images and the classes stay. Knowledge evolution (Taha et al. 2021,
         section 3) evaluates the fit hypothesis in this form. Its function is that of the dense
         network with zeros elsewhere, except with LayerNorm, where these zeros would count in the
-        statistics. Every parameter and statistic of the
-        slim network is a leading slice, along each axis, of the dense network's, but for the input
-        axes of the kernels in ``flattened``: there reshape ``[h * w * c, ...]`` to
-        ``[h * w, c, ...]`` first, c being the channels named there, and slice c.
+        statistics. Every parameter and statistic of the slim network is a leading slice, along each
+        axis, of the dense network's, but for the input axes of the kernels in ``flattened``: there
+        reshape ``[h * w * c, ...]`` to ``[h * w, c, ...]`` first, c being the channels named there,
+        and slice c.
 
         Args:
             keep: in (0, 1]. In the residual networks ``keep * width`` of the first stage must be
@@ -186,23 +173,31 @@ class Model:
             self.module.slim(keep), name=f"{self.name} at {keep:g}", image_shape=self.image_shape
         )
 
-    def _sown(self, state: Any) -> dict[str, jax.Array]:
+    def _apply(
+        self, variables: Any, images: jax.Array, train: bool = False, rngs: Any = None
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        """Return the logits, what the modules sow by path, and the changed batch statistics."""
+        mutable = ["intermediates", "batch_stats"] if train else ["intermediates"]
+        logits, state = self.module.apply(
+            variables, images, train=train, mutable=mutable, rngs=rngs
+        )
         sown = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
-        wanted = ("features", *(f"{block}/output" for block in self.round_blocks))
-        for path in wanted:
+        for path in ("features", *(f"{block}/output" for block in self.round_blocks)):
             if path not in sown:
                 raise UsageError(
                     f"model.name={self.name!r}: its module must sow {path!r} into 'intermediates'"
                 )
-        return {path: values[0] for path, values in sown.items()}
+        # Sowing appends to a tuple, of one entry here.
+        sown = {path: values[0] for path, values in sown.items()}
+        return logits, sown, state.get("batch_stats", variables.get("batch_stats", {}))
 
 
 def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) -> Model:
     """Return the ``Model`` of a module that declares its own order, for nets outside the registry.
 
-    The module must have ``num_classes``, ``blocks``, ``layers``, ``head`` and ``dtype``. It may have
-    what else a ``seal_jax.models.network.Network`` declares: ``round_blocks``,
-    ``dense_after_convs``, ``flattened``, ``total_stride`` and ``slim``.
+    The module must have ``num_classes`` and ``dtype``, and a ``structure`` or, as attributes of its
+    own, the ``blocks``, ``layers`` and ``head`` of a ``seal_jax.models.network.Structure``; it may
+    have the others of these, and ``slim`` as a ``Network`` has it.
 
     Raises:
         UsageError: ``image_shape`` is not (height, width, channels), or is too small.
@@ -210,20 +205,112 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
     shape = tuple(image_shape)
     if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise UsageError(f"image_shape={shape!r}: give (height, width, channels), all positive")
-    least = getattr(module, "total_stride", 1)
+    structure = getattr(module, "structure", None) or _own_structure(module)
+    least = structure.total_stride
     if min(shape[:2]) < least:
         raise UsageError(
             f"image_shape={shape!r} is too small for {name}, which shrinks images {least} times: "
-            f"use a height and width of at least {least}{getattr(module, 'smaller_stride', '')}"
+            f"use a height and width of at least {least}{structure.smaller_stride}"
         )
     return Model(
         name=name,
         module=module,
         image_shape=shape,
         num_classes=module.num_classes,
-        blocks=module.blocks,
-        layers=module.layers,
-        head=module.head,
-        round_blocks=getattr(module, "round_blocks", ()),
-        dense_after_convs=getattr(module, "dense_after_convs", (module.head,)),
+        **vars(structure),
     )
+
+
+def _own_structure(module: Any) -> Structure:
+    """Return the structure that a module from elsewhere declares by attributes of its own."""
+    names = (field.name for field in dataclasses.fields(Structure))
+    declared = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    return Structure(**{"dense_after_convs": (module.head,), **declared})
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    dtype: Any = jnp.float32,
+    bn_axis_name: str | None = None,
+    convolution: str = "native",
+    **options: Any,
+) -> Model:
+    """Return the model called ``name``.
+
+    Args:
+        name: one of ``names()``, or any "wrn<depth>-<k>" with a depth of 6n + 4.
+        num_classes: number of logits, at least 2.
+        image_shape: ``(height, width, channels)``.
+        dtype: dtype of the activations, float32 or bfloat16, as a dtype or its name.
+        bn_axis_name: named axis over which BatchNorm synchronises its statistics, or None.
+        convolution: how a convolution is computed, "native" or "matmul" (for programs that train in
+            a loop on CPU, see ``seal_jax.models.convolution``); equal up to rounding.
+        **options: fields of the module. All have ``norm`` ("batch" or "layer"; "none" too for the
+            MLP), ``initialiser`` ("he", "he_fan_out" or "xavier"), ``dropout`` (rate) and
+            ``head_bias``; what else a family has its ``MODELS`` say.
+
+    Raises:
+        UsageError: unknown name or option, a value that a field does not have, or images smaller
+            than the network's total stride.
+
+    >>> model = create("resnet50", num_classes=200, image_shape=(64, 64, 3))
+    >>> model.layers[23 - 1]
+    'layer3/block0/conv1'
+    """
+    entry = _find_entry(name)
+    known = (*entry.options, *_COMMON_OPTIONS)
+    for option in options:
+        if option not in known:
+            raise UsageError(
+                f"{option}={options[option]!r}: {name} has no such option; "
+                f"known: {', '.join(known)}"
+            )
+    module = entry.build(
+        num_classes=num_classes,
+        dtype=_checked_dtype(dtype),
+        bn_axis_name=bn_axis_name,
+        convolution=convolution,
+        **options,
+    )
+    return from_module(module, name=name, image_shape=image_shape)
+
+
+def names() -> tuple[str, ...]:
+    """Return names that ``create`` knows: all but those of wide ResNets, of which it knows more."""
+    return tuple(name for family in _families() for name in family.MODELS)
+
+
+def _find_entry(name: str) -> Entry:
+    for family in _families():
+        # A family of endless names, such as the wide ResNets, has a function as well.
+        by_pattern = getattr(family, "find", lambda _: None)
+        entry = family.MODELS.get(name) or by_pattern(name)
+        if entry:
+            return entry
+    near = nearest(name, names()) or f"; known: {', '.join(names())}"
+    raise UsageError(f"model name {name!r} is unknown{near}")
+
+
+@functools.cache
+def _families() -> tuple[ModuleType, ...]:
+    """Import the modules of this folder and return those that declare models."""
+    modules = (
+        importlib.import_module(f"{__package__}.{module.name}")
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+    )
+    return tuple(module for module in modules if hasattr(module, "MODELS"))
+
+
+def _checked_dtype(dtype: Any) -> Any:
+    try:
+        checked = jnp.dtype(dtype)
+    except TypeError:
+        checked = None
+    if checked is None or checked.name not in _DTYPES:
+        raise UsageError(
+            f"dtype={dtype!r}: use {' or '.join(_DTYPES)}{nearest(str(dtype), _DTYPES)}"
+        )
+    return checked

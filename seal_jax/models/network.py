@@ -1,16 +1,49 @@
 """What every network of this package declares of itself, beside computing logits."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.models.blocks import INITIALISERS, NORMS, Layered
 from seal_jax.models.convolution import CONVOLUTIONS
-from seal_jax.models.layered import INITIALISERS, NORMS, Layered, kernel_init
+
+HEAD = "fc"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Structure:
+    """The declared order of a network's parameters; all paths go from bottom to top.
+
+    Attributes:
+        blocks: path prefixes of the parameter tree that together cover every parameter exactly once:
+            ``"conv1", "bn1", "layer1/block0", ..., "fc"``.
+        layers: weight layers, as papers count depth: without downsample convolutions. SEAL's
+            (section 4) L = 23 in ResNet-50 is the 1-based index here of ``layer3/block0/conv1``.
+        head: path of the classifier.
+        round_blocks: the K blocks of layerwise reinitialisation, each an entry of ``blocks``; empty
+            for a module that declares none.
+        dense_after_convs: the entries of ``blocks`` that are dense layers above the last convolution.
+        flattened: channels by path of the kernels whose input axis is a flattened image. The axis runs
+            over height, width and channels, the last fastest. Image channels, which no ``slim``
+            network has fewer of, do not count.
+        total_stride: factor by which the image has shrunk at the last convolution.
+        smaller_stride: what else one may do about images smaller than that, for the error message.
+    """
+
+    blocks: tuple[str, ...]
+    layers: tuple[str, ...]
+    head: str = HEAD
+    round_blocks: tuple[str, ...] = ()
+    dense_after_convs: tuple[str, ...] = (HEAD,)
+    flattened: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    total_stride: int = 1
+    smaller_stride: str = ""
 
 
 class Network(Layered, kw_only=True):
@@ -35,6 +68,8 @@ class Network(Layered, kw_only=True):
     head_bias: bool = True
 
     norms: ClassVar[tuple[str, ...]] = NORMS
+    # The fields that ``slim`` scales.
+    width_fields: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Check the fields when the module is made, where the line to mend is still in sight."""
@@ -55,56 +90,18 @@ class Network(Layered, kw_only=True):
         x = x.astype(jnp.float32)
         self.sow("intermediates", "features", x)
         return nn.Dense(
-            self.num_classes, use_bias=self.head_bias, kernel_init=self.head_init, name=self.head
+            self.num_classes, use_bias=self.head_bias, kernel_init=self.head_init, name=HEAD
         )(x)
 
     @property
     def head_init(self) -> Callable[..., jax.Array]:
         """Initialiser of the classifier's kernel."""
-        return kernel_init(self.initialiser)
+        return INITIALISERS[self.initialiser]()
 
     @property
-    def head(self) -> str:
-        """Path of the classifier."""
-        return "fc"
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
+    def structure(self) -> Structure:
+        """The declared order of the parameters, from the fields alone; each network has its own."""
         raise NotImplementedError
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Weight layers, bottom to top, as papers count depth: without downsample convs."""
-        raise NotImplementedError
-
-    @property
-    def round_blocks(self) -> tuple[str, ...]:
-        """The K blocks of layerwise reinitialisation, bottom to top, each an entry of ``blocks``."""
-        return ()
-
-    @property
-    def dense_after_convs(self) -> tuple[str, ...]:
-        """The entries of ``blocks`` that are dense layers above the last convolution."""
-        return (self.head,)
-
-    @property
-    def flattened(self) -> dict[str, int]:
-        """Kernels whose input axis is a flattened image, and the channels of that image.
-
-        The axis runs over height, width and channels, the last fastest.
-        """
-        return {}
-
-    @property
-    def total_stride(self) -> int:
-        """Factor by which the image has shrunk at the last convolution."""
-        return 1
-
-    @property
-    def smaller_stride(self) -> str:
-        """What else one may do about images smaller than ``total_stride``, for the error message."""
-        return ""
 
     def slim(self, keep: float) -> Self:
         """Return the same network with ``ceil(keep * width)`` in place of every width.
@@ -112,7 +109,48 @@ class Network(Layered, kw_only=True):
         Raises:
             UsageError: the widths would no longer fit each other.
         """
-        raise NotImplementedError
+        widths: dict[str, Any] = {name: getattr(self, name) for name in self.width_fields}
+        slim: dict[str, Any] = jax.tree.map(lambda width: slim_width(keep, width), widths)
+        return self.clone(**slim)
+
+
+class Entry(NamedTuple):
+    """How a network is created by name: a value of ``MODELS`` in the module of its family.
+
+    Attributes:
+        build: returns the module, called with its fields by keyword.
+        options: fields that the user may set, besides those that every network has.
+    """
+
+    build: Callable[..., Network]
+    options: tuple[str, ...] = ()
+
+
+def numbered(name: str, count: int) -> tuple[str, ...]:
+    """Return names with numbers from 1.
+
+    >>> numbered("block", 3)
+    ('block1', 'block2', 'block3')
+    """
+    return tuple(f"{name}{number}" for number in range(1, count + 1))
+
+
+def staged(sizes: Iterable[int]) -> tuple[str, ...]:
+    """Return the paths of the residual blocks in stages of these sizes.
+
+    >>> staged((1, 2))
+    ('layer1/block0', 'layer2/block0', 'layer2/block1')
+    """
+    return tuple(
+        f"layer{stage}/block{index}"
+        for stage, size in enumerate(sizes, start=1)
+        for index in range(size)
+    )
+
+
+def within(blocks: Sequence[str], *layers: str) -> tuple[str, ...]:
+    """Return the paths of ``layers`` in each of ``blocks``."""
+    return tuple(f"{block}/{layer}" for block in blocks for layer in layers)
 
 
 def slim_width(keep: float, width: int) -> int:
@@ -154,7 +192,7 @@ def at_least(field: str, value: Any, least: int) -> None:
 
 
 def positive(field: str, values: Sequence[int], count: int | None = None) -> tuple[int, ...]:
-    """Return ``values`` as a tuple, so that a module can be hashed.
+    """Return ``values`` as a tuple, so that a module can be hashed, as a static argument of jax.jit.
 
     Raises:
         UsageError: ``values`` are not positive integers, or not ``count`` of them, or none.

@@ -1,4 +1,9 @@
-"""ResNet-18/34/50/101 (He et al. 2016, arXiv:1512.03385) in torchvision's layout.
+"""Residual networks (He et al. 2016, arXiv:1512.03385).
+
+ResNet-18, 34, 50 and 101 have torchvision's layout. Those of section 4.2, for 32x32 images, have a
+depth of 6n + 2 weight layers: a 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels,
+the mean over the image and a classifier, with the parameter-free shortcut A. Where it puts the zero
+channels the paper does not say; here they come after the input's own.
 
 Three things differ from ``torchvision.models.resnet`` on purpose:
 
@@ -7,32 +12,105 @@ Three things differ from ``torchvision.models.resnet`` on purpose:
 - By default convolutions and the classifier are drawn He-normal over *fan_in* and the classifier's
   bias is zero, as SEAL's experiments have it; torchvision draws convolutions over fan_out and leaves
   the classifier to torch's default.
-- The running variance of BatchNorm takes in the *biased* variance of the batch, Flax's habit. torch
-  takes in the unbiased one, larger by n / (n - 1) for n = batch x height x width values a channel.
+- The running variance of BatchNorm is updated with the *biased* variance of the batch, as in Flax;
+  torch's unbiased one is larger by n / (n - 1) for n = batch x height x width values a channel.
   Running means, and everything computed in training mode, agree.
 """
 
-from typing import Self
+import functools
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError
-from seal_jax.models.blocks import BLOCKS, Stage
-from seal_jax.models.network import Network, at_least, one_of, slim_stages
-
-# Residual block and blocks a stage: He et al. 2016, table 1.
-RESNETS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-}
+from seal_jax.models.blocks import Layered, stages
+from seal_jax.models.network import (
+    HEAD,
+    Entry,
+    Network,
+    Structure,
+    at_least,
+    one_of,
+    positive,
+    slim_stages,
+    staged,
+    within,
+)
 
 # Factor by which each stem shrinks the image.
 STEMS: dict[str, int] = {"imagenet": 4, "cifar": 1}
-SHORTCUTS = ("A", "B")
+
+
+class _Block(Layered, kw_only=True):
+    """What both residual blocks share: their fields, their shortcut and their last addition.
+
+    Attributes:
+        width: channels of the 3x3 convolutions; the block returns ``width * expansion`` channels.
+        stride: 1 or 2, the factor by which the block shrinks the image.
+        shortcut: what carries the input across a change of shape, He et al. 2016 section 3.3:
+            ``"A"`` subsamples and appends zero channels, ``"B"`` is 1x1 convolution and norm.
+    """
+
+    width: int
+    stride: int
+    shortcut: str
+
+    expansion: ClassVar[int]
+    convs: ClassVar[tuple[str, ...]]
+
+    def _add(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+        """Add the shortcut of the input ``x`` to the residual ``y``, and apply ReLU; sow both."""
+        out = self.width * self.expansion
+        if self.stride != 1 or x.shape[-1] != out:
+            if self.shortcut == "A":
+                x = x[:, :: self.stride, :: self.stride]
+                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out - x.shape[-1])))
+            else:
+                x = self._conv(out, 1, "downsample_conv", self.stride)(x)
+                x = self._norm(train, "downsample_bn")(x)
+        y = y + x
+        self.sow("intermediates", "before_relu", y)
+        return self._finish(nn.relu(y))
+
+
+class BasicBlock(_Block, kw_only=True):
+    """Two 3x3 convolutions, the stride on the first (He et al. 2016, figure 5 left)."""
+
+    expansion: ClassVar[int] = 1
+    convs: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
+        y = nn.relu(self._norm(train, "bn1")(self._conv(self.width, 3, "conv1", self.stride)(x)))
+        y = self._norm(train, "bn2")(self._conv(self.width, 3, "conv2")(y))
+        return self._add(x, y, train)
+
+
+class BottleneckBlock(_Block, kw_only=True):
+    """1x1, 3x3, 1x1 convolutions (He et al. 2016, figure 5 right), the stride on the 3x3.
+
+    The paper strides the first 1x1; torchvision strides the 3x3, known as ResNet v1.5.
+    """
+
+    expansion: ClassVar[int] = 4
+    convs: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, 4 * width]``, sizes rounded up."""
+        y = nn.relu(self._norm(train, "bn1")(self._conv(self.width, 1, "conv1")(x)))
+        y = nn.relu(self._norm(train, "bn2")(self._conv(self.width, 3, "conv2", self.stride)(y)))
+        y = self._norm(train, "bn3")(self._conv(self.width * 4, 1, "conv3")(y))
+        return self._add(x, y, train)
+
+
+BLOCKS: dict[str, type[BasicBlock] | type[BottleneckBlock]] = {
+    "basic": BasicBlock,
+    "bottleneck": BottleneckBlock,
+}
 
 
 class ResNet(Network, kw_only=True):
@@ -71,14 +149,9 @@ class ResNet(Network, kw_only=True):
         """Check the fields when the module is made, where the line to mend is still in sight."""
         one_of("block", self.block, BLOCKS)
         one_of("stem", self.stem, STEMS)
-        one_of("shortcut", self.shortcut, SHORTCUTS)
+        one_of("shortcut", self.shortcut, ("A", "B"))
         at_least("width", self.width, 1)
-        if not self.stage_sizes:
-            raise UsageError("stage_sizes=() is empty: give the number of blocks of each stage")
-        for size in self.stage_sizes:
-            at_least("stage_sizes", size, 1)
-        # A tuple, so that the module can be hashed and be a static argument of jax.jit.
-        self.stage_sizes = tuple(self.stage_sizes)
+        self.stage_sizes = positive("stage_sizes", self.stage_sizes)
         super().__post_init__()
 
     @nn.compact
@@ -94,55 +167,80 @@ class ResNet(Network, kw_only=True):
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         self.sow("intermediates", "stem", x)
-        for index, blocks in enumerate(self.stage_sizes):
-            x = Stage(
-                size=blocks,
-                block=self.block,
-                width=self.width * 2**index,
-                stride=1 if index == 0 else 2,
-                shortcut=self.shortcut,
-                name=f"layer{index + 1}",
-                **self.shared,
-            )(x, train)
+        block = functools.partial(BLOCKS[self.block], shortcut=self.shortcut, **self.shared)
+        x = stages(x, train, self.stage_sizes, self.width, block)
+        # In float32: a sum over the image in bfloat16 would lose digits.
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return self._logits(self._drop(x, train))
 
     @property
-    def residual_blocks(self) -> tuple[str, ...]:
-        """Paths of the residual blocks, bottom to top: ``layer1/block0`` and so on."""
-        return tuple(
-            f"layer{stage}/block{index}"
-            for stage, size in enumerate(self.stage_sizes, start=1)
-            for index in range(size)
+    def structure(self) -> Structure:
+        """K = 16 residual blocks in ResNet-50; the stem is none of them."""
+        blocks = staged(self.stage_sizes)
+        return Structure(
+            blocks=("conv1", "bn1", *blocks, HEAD),
+            layers=("conv1", *within(blocks, *BLOCKS[self.block].convs), HEAD),
+            round_blocks=blocks,
+            total_stride=STEMS[self.stem] * 2 ** (len(self.stage_sizes) - 1),
+            smaller_stride=", or stem='cifar'" if self.stem == "imagenet" else "",
         )
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
-        return ("conv1", "bn1", *self.residual_blocks, self.head)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Weight layers, bottom to top, as papers count depth: without downsample convs."""
-        convs = BLOCKS[self.block].convs
-        inner = (f"{block}/{name}" for block in self.residual_blocks for name in convs)
-        return ("conv1", *inner, self.head)
-
-    @property
-    def round_blocks(self) -> tuple[str, ...]:
-        """The residual blocks: K = 16 in ResNet-50. The stem is none of them."""
-        return self.residual_blocks
-
-    @property
-    def total_stride(self) -> int:
-        """Factor by which the image has shrunk at the last stage."""
-        return STEMS[self.stem] * 2 ** (len(self.stage_sizes) - 1)
-
-    @property
-    def smaller_stride(self) -> str:
-        """The other stem."""
-        return ", or stem='cifar'" if self.stem == "imagenet" else ""
 
     def slim(self, keep: float) -> Self:
         """Return the network with ``keep * width`` channels, which must be whole."""
         return self.clone(width=slim_stages(keep, self.width))
+
+
+def cifar_resnet(
+    depth: int,
+    num_classes: int,
+    *,
+    width: int = 16,
+    shortcut: str = "A",
+    **options: Any,
+) -> ResNet:
+    """Return the residual network of ``depth`` = 6n + 2 weight layers.
+
+    Args:
+        depth: 8, 14, 20, ...: any 6n + 2 with n of at least 1.
+        num_classes: number of logits.
+        width: channels of the stem and the first stage; the others have twice and four times that.
+        shortcut: ``"A"``, subsample and append zero channels, or ``"B"``, 1x1 convolution and
+            BatchNorm.
+        **options: fields that every network has; see ``Network`` and ``Layered``.
+
+    Raises:
+        UsageError: ``depth`` is not 6n + 2, or a field has no such value.
+
+    >>> cifar_resnet(20, 10).stage_sizes
+    (3, 3, 3)
+    """
+    if depth < 8 or depth % 6 != 2:
+        below = max(8, (depth - 2) // 6 * 6 + 2)
+        raise UsageError(f"depth={depth!r} is not 6n + 2: use {below} or {below + 6}")
+    return ResNet(
+        num_classes=num_classes,
+        stage_sizes=((depth - 2) // 6,) * 3,
+        block="basic",
+        width=width,
+        stem="cifar",
+        shortcut=shortcut,
+        **options,
+    )
+
+
+def _of_table_1(block: str, *stage_sizes: int) -> Entry:
+    build = functools.partial(ResNet, block=block, stage_sizes=stage_sizes)
+    return Entry(build, ("stem", "width"))
+
+
+MODELS = {
+    "resnet18": _of_table_1("basic", 2, 2, 2, 2),
+    "resnet34": _of_table_1("basic", 3, 4, 6, 3),
+    "resnet50": _of_table_1("bottleneck", 3, 4, 6, 3),
+    "resnet101": _of_table_1("bottleneck", 3, 4, 23, 3),
+    # 20 to 110 are the paper's of section 4.2; 8 and 14 are for tests and small images.
+    **{
+        f"resnet{depth}": Entry(functools.partial(cifar_resnet, depth), ("shortcut", "width"))
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+    },
+}

@@ -5,13 +5,23 @@ pooling is over 2x2 with stride 2, after the second and the fourth block and not
 dense layer has no bias either, since a normalisation with one follows.
 """
 
-from typing import Self
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
 
-from seal_jax.models.network import Network, at_least, one_of, positive, slim_width
-from seal_jax.models.plain_blocks import ConvBlock, DenseBlock, flatten, numbered, within
+from seal_jax.models.blocks import ConvBlock, DenseBlock, flatten
+from seal_jax.models.network import (
+    HEAD,
+    Entry,
+    Network,
+    Structure,
+    at_least,
+    numbered,
+    one_of,
+    positive,
+    within,
+)
 
 
 class SimpleCNN(Network, kw_only=True):
@@ -33,6 +43,8 @@ class SimpleCNN(Network, kw_only=True):
     dense_width: int = 512
     pool: int = 2
 
+    width_fields: ClassVar[tuple[str, ...]] = ("widths", "dense_width")
+
     def __post_init__(self) -> None:
         """Check the fields."""
         self.widths = positive("widths", self.widths)
@@ -44,7 +56,9 @@ class SimpleCNN(Network, kw_only=True):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         margin = (self.pool - 1) // 2
-        for index, (name, width) in enumerate(zip(self.round_blocks, self.widths, strict=True)):
+        for index, (name, width) in enumerate(
+            zip(self.structure.round_blocks, self.widths, strict=True)
+        ):
             x = ConvBlock(width=width, name=name, **self.shared)(x, train)
             if index % 2 == 1:
                 x = nn.max_pool(x, (self.pool,) * 2, (2, 2), ((margin, margin),) * 2)
@@ -52,36 +66,17 @@ class SimpleCNN(Network, kw_only=True):
         return self._logits(self._drop(x, train))
 
     @property
-    def blocks(self) -> tuple[str, ...]:
-        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
-        return (*self.round_blocks, *self.dense_after_convs)
+    def structure(self) -> Structure:
+        """K = 4 convolutional blocks; the pools shrink the image."""
+        blocks = numbered("block", len(self.widths))
+        return Structure(
+            blocks=(*blocks, "dense", HEAD),
+            layers=(*within(blocks, "conv"), "dense/linear", HEAD),
+            round_blocks=blocks,
+            dense_after_convs=("dense", HEAD),
+            flattened={"dense/linear/kernel": self.widths[-1]},
+            total_stride=2 ** (len(self.widths) // 2),
+        )
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Weight layers, bottom to top."""
-        return (*within(self.round_blocks, "conv"), "dense/linear", self.head)
 
-    @property
-    def round_blocks(self) -> tuple[str, ...]:
-        """The convolutional blocks: K = 4."""
-        return numbered("block", len(self.widths))
-
-    @property
-    def dense_after_convs(self) -> tuple[str, ...]:
-        """The dense block and the classifier."""
-        return ("dense", self.head)
-
-    @property
-    def flattened(self) -> dict[str, int]:
-        """The dense kernel and the channels below it."""
-        return {"dense/linear/kernel": self.widths[-1]}
-
-    @property
-    def total_stride(self) -> int:
-        """Factor by which the pools shrink the image."""
-        return 2 ** (len(self.widths) // 2)
-
-    def slim(self, keep: float) -> Self:
-        """Return the network with ``ceil(keep * width)`` channels and units."""
-        widths = tuple(slim_width(keep, width) for width in self.widths)
-        return self.clone(widths=widths, dense_width=slim_width(keep, self.dense_width))
+MODELS = {"scnn": Entry(SimpleCNN, ("dense_width", "pool"))}

@@ -4,17 +4,24 @@ The convolutions have no bias, since a normalisation with one follows; the two h
 have biases and no normalisation, as in torchvision's ``vgg16_bn``.
 """
 
+import functools
 import itertools
-from typing import Self
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
 
-from seal_jax.models.network import Network, at_least, positive, slim_width
-from seal_jax.models.plain_blocks import ConvBlock, DenseBlock, flatten, numbered, within
-
-# Convolutions a group: configurations D and E of table 1.
-VGGS: dict[str, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+from seal_jax.models.blocks import ConvBlock, DenseBlock, flatten
+from seal_jax.models.network import (
+    HEAD,
+    Entry,
+    Network,
+    Structure,
+    at_least,
+    numbered,
+    positive,
+    within,
+)
 
 
 class VGG(Network, kw_only=True):
@@ -33,9 +40,11 @@ class VGG(Network, kw_only=True):
     """
 
     norm: str = "layer"
-    group_sizes: tuple[int, ...] = VGGS["vgg16"]
+    group_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dense_width: int = 4096
+
+    width_fields: ClassVar[tuple[str, ...]] = ("widths", "dense_width")
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -47,11 +56,11 @@ class VGG(Network, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
-        names = iter(self.round_blocks)
+        names = iter(self.structure.round_blocks)
         for size, width in zip(self.group_sizes, self.widths, strict=True):
             for name in itertools.islice(names, size):
                 x = ConvBlock(width=width, name=name, **self.shared)(x, train)
-            if min(x.shape[1:3]) > 1:
+            if min(x.shape[1:3]) > 1:  # nothing would be left of a single row or column
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = flatten(x)
         for name in ("dense1", "dense2"):
@@ -60,32 +69,20 @@ class VGG(Network, kw_only=True):
         return self._logits(x)
 
     @property
-    def blocks(self) -> tuple[str, ...]:
-        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
-        return (*self.round_blocks, *self.dense_after_convs)
+    def structure(self) -> Structure:
+        """K = 13 convolutional blocks and 16 layers in VGG-16."""
+        blocks = numbered("block", sum(self.group_sizes))
+        return Structure(
+            blocks=(*blocks, "dense1", "dense2", HEAD),
+            layers=(*within(blocks, "conv"), "dense1/linear", "dense2/linear", HEAD),
+            round_blocks=blocks,
+            dense_after_convs=("dense1", "dense2", HEAD),
+            flattened={"dense1/linear/kernel": self.widths[-1]},
+        )
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Weight layers, bottom to top: 16 in VGG-16."""
-        convs = within(self.round_blocks, "conv")
-        return (*convs, "dense1/linear", "dense2/linear", self.head)
 
-    @property
-    def round_blocks(self) -> tuple[str, ...]:
-        """The convolutional blocks: K = 13 in VGG-16."""
-        return numbered("block", sum(self.group_sizes))
-
-    @property
-    def dense_after_convs(self) -> tuple[str, ...]:
-        """The dense layers and the classifier."""
-        return ("dense1", "dense2", self.head)
-
-    @property
-    def flattened(self) -> dict[str, int]:
-        """The first dense kernel and the channels below it."""
-        return {"dense1/linear/kernel": self.widths[-1]}
-
-    def slim(self, keep: float) -> Self:
-        """Return the network with ``ceil(keep * width)`` channels and units."""
-        widths = tuple(slim_width(keep, width) for width in self.widths)
-        return self.clone(widths=widths, dense_width=slim_width(keep, self.dense_width))
+MODELS = {
+    # Configurations D and E of table 1.
+    name: Entry(functools.partial(VGG, group_sizes=group_sizes), ("dense_width",))
+    for name, group_sizes in {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}.items()
+}

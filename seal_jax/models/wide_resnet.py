@@ -5,6 +5,7 @@ channels, a normalisation, the mean over the image and a classifier. Kernels are
 *fan_out* and the classifier's from N(0, 0.1^2) with bias 0.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import ClassVar, Self
@@ -14,12 +15,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError
-from seal_jax.models.layered import Layered
-from seal_jax.models.network import Network, at_least, one_of, slim_stages, slim_width
-from seal_jax.models.normaliser import inserted_normaliser
-
-STRIDE_ON = ("first", "second")
-STAGES = 3
+from seal_jax.models.blocks import Layered, stages
+from seal_jax.models.network import (
+    HEAD,
+    Entry,
+    Network,
+    Structure,
+    at_least,
+    one_of,
+    slim_stages,
+    slim_width,
+    staged,
+    within,
+)
 
 
 class WideBlock(Layered, kw_only=True):
@@ -53,36 +61,7 @@ class WideBlock(Layered, kw_only=True):
         y = self._conv(self.width, 3, "conv1", first)(y)
         y = nn.relu(self._norm(train, "bn2")(y))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        y = x + self._conv(self.width, 3, "conv2", second)(y)
-        self.sow("intermediates", "output", y)
-        return inserted_normaliser(self, y)
-
-
-class WideStage(Layered, kw_only=True):
-    """``size`` blocks, named ``block0`` upwards, of which the first may stride.
-
-    The other fields are those of the blocks.
-    """
-
-    size: int
-    width: int
-    stride: int
-    stride_on: str
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``."""
-        for index in range(self.size):
-            x = WideBlock(
-                width=self.width,
-                stride=self.stride if index == 0 else 1,
-                stride_on=self.stride_on,
-                dropout=self.dropout,
-                name=f"block{index}",
-                **self.shared,
-            )(x, train)
-        return x
+        return self._finish(x + self._conv(self.width, 3, "conv2", second)(y))
 
 
 class WideResNet(Network, kw_only=True):
@@ -116,7 +95,7 @@ class WideResNet(Network, kw_only=True):
         """Check the fields."""
         at_least("width", self.width, 1)
         at_least("stem_width", self.stem_width, 1)
-        one_of("stride_on", self.stride_on, STRIDE_ON)
+        one_of("stride_on", self.stride_on, ("first", "second"))
         if self.depth < 10 or self.depth % 6 != 4:
             below = max(10, (self.depth - 4) // 6 * 6 + 4)
             raise UsageError(f"depth={self.depth!r} is not 6n + 4: use {below} or {below + 6}")
@@ -127,22 +106,16 @@ class WideResNet(Network, kw_only=True):
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         x = self._conv(self.stem_width, 3, "conv1")(x)
         self.sow("intermediates", "stem", x)
-        for index in range(STAGES):
-            x = WideStage(
-                size=self._stage_size,
-                width=self.width * 2**index,
-                stride=1 if index == 0 else 2,
-                stride_on=self.stride_on,
-                dropout=self.dropout,
-                name=f"layer{index + 1}",
-                **self.shared,
-            )(x, train)
+        block = functools.partial(
+            WideBlock, stride_on=self.stride_on, dropout=self.dropout, **self.shared
+        )
+        x = stages(x, train, self._stage_sizes, self.width, block)
         x = nn.relu(self._norm(train, "bn")(x))
         return self._logits(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
 
     @property
-    def _stage_size(self) -> int:
-        return (self.depth - 4) // 6
+    def _stage_sizes(self) -> tuple[int, ...]:
+        return ((self.depth - 4) // 6,) * 3
 
     @property
     def head_init(self) -> Callable[..., jax.Array]:
@@ -150,29 +123,15 @@ class WideResNet(Network, kw_only=True):
         return nn.initializers.normal(0.1)
 
     @property
-    def round_blocks(self) -> tuple[str, ...]:
-        """Paths of the residual blocks: 12 in WRN-28-10."""
-        return tuple(
-            f"layer{stage}/block{index}"
-            for stage in range(1, STAGES + 1)
-            for index in range(self._stage_size)
+    def structure(self) -> Structure:
+        """K = 12 in WRN-28-10; d - 2 layers: its depth counts the 1x1 shortcuts, not the classifier."""
+        blocks = staged(self._stage_sizes)
+        return Structure(
+            blocks=("conv1", *blocks, "bn", HEAD),
+            layers=("conv1", *within(blocks, *WideBlock.convs), HEAD),
+            round_blocks=blocks,
+            total_stride=4,
         )
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Path prefixes, bottom to top, that together cover every parameter exactly once."""
-        return ("conv1", *self.round_blocks, "bn", self.head)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Weight layers, bottom to top: d - 2. Depth counts the 1x1 shortcuts, not the classifier."""
-        inner = (f"{block}/{name}" for block in self.round_blocks for name in WideBlock.convs)
-        return ("conv1", *inner, self.head)
-
-    @property
-    def total_stride(self) -> int:
-        """Factor by which the image has shrunk at the last stage."""
-        return 2 ** (STAGES - 1)
 
     def slim(self, keep: float) -> Self:
         """Return the network with ``keep * width`` channels, which must be whole."""
@@ -192,11 +151,18 @@ class WideResNet(Network, kw_only=True):
         return self.clone(width=width, stem_width=stem_width)
 
 
-def parse(name: str) -> tuple[int, int] | None:
-    """Return depth and k of a name like "wrn28-10", or None for any other name.
+def find(name: str) -> Entry | None:
+    """Return the entry of a name like "wrn28-10", depth and k, or None for any other name.
 
-    >>> parse("wrn28-10"), parse("resnet18")
-    ((28, 10), None)
+    >>> find("wrn28-10").build(num_classes=10).width, find("resnet18")
+    (160, None)
     """
-    found = re.fullmatch(r"wrn(\d+)-(\d+)", name)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(r"wrn(\d+)-(\d+)", name)
+    if match is None:
+        return None
+    depth, k = map(int, match.groups())
+    return Entry(functools.partial(WideResNet, depth=depth, width=16 * k), ("stride_on",))
+
+
+# Some of the names that ``find`` knows.
+MODELS = {name: find(name) for name in ("wrn10-1", "wrn16-8", "wrn28-10", "wrn40-4")}

@@ -10,16 +10,16 @@ from typing import Any
 
 from seal_jax.core import files
 from seal_jax.core.settings import Settings
+from seal_jax.data.catalogue import RECORDS
 from seal_jax.errors import UsageError
 
 # (train, test, image shape, classes) of the data sets of the papers, so that a program can be
 # compiled where its data is not.
 KNOWN = {
-    "digits": (1437, 360, (8, 8, 1), 10),
-    "fashion_mnist": (60_000, 10_000, (28, 28, 1), 10),
-    "cifar10": (50_000, 10_000, (32, 32, 3), 10),
-    "cifar100": (50_000, 10_000, (32, 32, 3), 100),
-    "tiny_imagenet": (100_000, 10_000, (64, 64, 3), 200),
+    name: (int(info.train), int(info.test or 0), info.image_shape, info.classes)
+    for info in RECORDS
+    if info.image_shape
+    for name in info.names
 }
 
 

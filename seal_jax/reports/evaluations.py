@@ -60,7 +60,7 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Results]], list[str]]:
     }
     if not paths:
         return {}, []
-    from seal_jax.evaluators import NAMES, command
+    from seal_jax.evaluators import command, registry
 
     results: dict[str, list[Results]] = {}
     broken = []
@@ -75,7 +75,7 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Results]], list[str]]:
             broken.append(f"{name}: {error}")
             continue
         results.setdefault(evaluator, []).append(Results(run, record))
-    return {name: results[name] for name in NAMES if name in results}, broken
+    return {name: results[name] for name in registry() if name in results}, broken
 
 
 def sections(

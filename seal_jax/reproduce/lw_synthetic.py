@@ -28,8 +28,8 @@ import numpy as np
 import optax
 
 from seal_jax import forgetting, layerwise, papers, selections
-from seal_jax.core.losses import mean_cross_entropy
 from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.losses import mean_cross_entropy
 
 DIMENSION, SIGNAL, CLASSES = 128, 3, 8
 WIDTHS = (DIMENSION, 32, 32, CLASSES)

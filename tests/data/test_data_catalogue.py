@@ -17,8 +17,7 @@ from PIL import Image
 
 from seal_jax.cli import main
 from seal_jax.data import catalogue, prepare
-from seal_jax.data.catalogue import DATA_SETS
-from seal_jax.data.own import FOLDERS, own_module
+from seal_jax.data.catalogue import DATA_SETS, builder_record
 
 ROOT = Path(__file__).parents[2]
 # The words of SEAL Table 3: classes, train, valid, test.
@@ -91,11 +90,11 @@ def test_the_rows_are_the_papers(table, tmp_path):
 def test_every_name_can_be_prepared(table, tmp_path):
     known = set(tfds.list_builders(with_community_datasets=False))
     for name in (name for each in DATA_SETS for name in each.names):
-        assert own_module(name) or name in known
+        assert builder_record(name) or name in known
     _, text = table(f"--data-dir={tmp_path}")
     for each in DATA_SETS:
         name = each.names[0]
-        folder = " --manual-dir=FOLDER" if name.split("/")[0] in FOLDERS else ""
+        folder = " --manual-dir=FOLDER" if each.manual_dir else ""
         command = f"python -m seal_jax prepare --dataset={name}{folder} --data-dir={tmp_path}\n"
         assert f"  {command}" in f"{text}\n"
 

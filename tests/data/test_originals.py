@@ -14,7 +14,7 @@ from original_layouts import LAYOUTS, chestx, eurosat, picture
 from PIL import Image
 
 from seal_jax.data import load, load_labelled, prepare
-from seal_jax.data.builders.listing import encoded
+from seal_jax.data.builders.originals import encoded
 from seal_jax.data.preparation import find_builder
 from seal_jax.errors import UsageError
 

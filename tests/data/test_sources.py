@@ -144,25 +144,25 @@ def test_unusable_arguments(data_dir, name, arguments, message):
 
 def test_images_that_do_not_fit_the_memory(digits, monkeypatch):
     """1437 training and 360 test images of 16x16, each with a copy."""
-    from seal_jax.data import decoding
+    from seal_jax.data import sources
 
     options = {"data_dir": digits.parents[1], "image_size": 16}
     free = 2 * 1437 * 16 * 16
-    monkeypatch.setattr(decoding, "available_memory", lambda: free)
+    monkeypatch.setattr(sources, "available_memory", lambda: free)
     load("digits", **options)
-    monkeypatch.setattr(decoding, "available_memory", lambda: free - 1)
+    monkeypatch.setattr(sources, "available_memory", lambda: free - 1)
     with pytest.raises(
         UsageError, match=r"data.image_size: 1437 images .* 735,744 bytes, and 735,743"
     ):
         load("digits", **options)
     # Where the stored size is kept, it is known from the first image on.
-    monkeypatch.setattr(decoding, "available_memory", lambda: 2 * 1437 * 8 * 8 - 1)
+    monkeypatch.setattr(sources, "available_memory", lambda: 2 * 1437 * 8 * 8 - 1)
     with pytest.raises(
         UsageError, match=r"1437 images of 8x8x1 in 'train' .* lower data.image_size"
     ):
         load("digits", data_dir=digits.parents[1])
     monkeypatch.undo()
-    assert decoding.available_memory() is None or decoding.available_memory() > 2**20
+    assert sources.available_memory() is None or sources.available_memory() > 2**20
     with pytest.raises(UsageError, match="1 images of 1000000x1000000x1"):
         load("digits", data_dir=digits.parents[1], image_size=10**6, crop=8)
 

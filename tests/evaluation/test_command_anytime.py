@@ -287,7 +287,7 @@ def test_systems_are_known_by_their_settings(name, digits_dir):
 )
 def test_bad_input(folder, run, given, says):
     with pytest.raises(UsageError, match=says) as caught:
-        anytime.units(LoadedRun(folder / run), anytime.Options(**given))
+        anytime.work_items(LoadedRun(folder / run), anytime.Options(**given))
     assert "\n" not in str(caught.value)
 
 
@@ -313,7 +313,7 @@ def test_what_cannot_be_gone_through(folder, digits_dir, tmp_path):
     with pytest.raises(
         UsageError, match=r"train\.pretrained = '.*source' is not the folder of a run"
     ):
-        anytime.units(LoadedRun(gone), anytime.Options())
+        anytime.work_items(LoadedRun(gone), anytime.Options())
 
     dataset = experiments.load_data(settings(digits_dir).data)
     config = warmup(digits_dir)
@@ -334,7 +334,7 @@ def test_what_cannot_be_gone_through(folder, digits_dir, tmp_path):
 
 def test_a_training_that_diverges(folder):
     options = anytime.Options(systems=("fast",), alpha=1e30, max_steps=3, flip=False)
-    unit = anytime.units(LoadedRun(folder / "source", weights=("last",)), options)[0]
+    unit = anytime.work_items(LoadedRun(folder / "source", weights=("last",)), options)[0]
     with pytest.raises(UsageError, match=r"fast on digits, seed 0: .* is not finite.*; lower the"):
         unit.run()
 
@@ -348,4 +348,4 @@ def test_a_config_that_was_changed(folder, tmp_path):
     config["data"]["image_size"] = 16
     path.write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"dense1/linear/kernel is \[64, 32\], and its data.*256"):
-        anytime.units(LoadedRun(tmp_path / "warmup"), anytime.Options())
+        anytime.work_items(LoadedRun(tmp_path / "warmup"), anytime.Options())

@@ -155,7 +155,7 @@ def test_other_options_reach_the_loss(loaded_run, run, evaluated):
     expected = np.linalg.eigvalsh(matrix)[:-5:-1]
     np.testing.assert_allclose(rows[0]["batch_values"], expected, rtol=1e-3)
     assert "trace" not in rows[0]
-    header = hessian.KIND.table(rows).header
+    header = hessian.EVALUATOR.table(rows).header
     assert "trace" not in header
     assert "max (batches)" in header
 

@@ -128,7 +128,7 @@ def test_landscape_of_the_classifier_equals_numpy(loaded_run):
         assert grid[np.argmin(losses)] == pytest.approx(row["shift"], rel=0.02)
         gained = losses[0] - min(losses)
         assert row["increment"] == pytest.approx(gained, rel=0.01, abs=2e-6)
-    table, figure = drawn(rows, landscape.KIND, runs=2)
+    table, figure = drawn(rows, landscape.EVALUATOR, runs=2)
     assert len(table.rows) == 4
     assert len(figure.axes) == 3
 
@@ -165,7 +165,7 @@ def test_gradients_equal_numpy(mlp, loaded_run, evaluated):
         np.testing.assert_allclose(row["distances"], expected, atol=6e-3)
         assert row["curvature"] == pytest.approx(np.median(row["curvatures"]))
         assert max(row["curvatures"]) <= row["eigenvalue"] * 1.001
-    table, figure = drawn(rows, gradients.KIND, runs=2)
+    table, figure = drawn(rows, gradients.EVALUATOR, runs=2)
     assert [cells[-1] for cells in table.rows] == ["-", "2"] * 2
     assert len(figure.axes) == 4
 
@@ -205,10 +205,10 @@ def test_perturbations_equal_single_steps(mlp, loaded_run, evaluated, monkeypatc
     expected = [1.5 * xi for xi in minima(*head, mini_batches(len(train), 15, 6))]
     np.testing.assert_allclose(sizes["pof"], expected, atol=1.5 * 6e-3)
 
-    one, figure = drawn(rows, perturbations.KIND)
+    one, figure = drawn(rows, perturbations.EVALUATOR)
     assert [cells[4] for cells in one.rows] == ["SGD", "SAM*", "PoF"]
     assert len(figure.axes[0].get_legend().get_texts()) == 3
-    several, figure = drawn(rows, perturbations.KIND, runs=3)
+    several, figure = drawn(rows, perturbations.EVALUATOR, runs=3)
     marks = [cells[4] for cells in several.rows if cells[4].endswith("*")]
     assert marks == ["SAM*", "PoF*", "SGD*"]
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_found_before_any_work(loaded_run, name, options, s
     evaluator = evaluators.load(name)
     options = {"batch_size": 16, **options}
     with pytest.raises(UsageError, match=says) as caught:
-        evaluator.units(loaded_run, evaluator.options(**options))
+        evaluator.work_items(loaded_run, evaluator.options(**options))
     assert "\n" not in str(caught.value)
 
 
@@ -276,13 +276,13 @@ def test_plots_say_what_they_show():
     """Titles name the measures shown, and the last bin says that it holds all above."""
     row = {"run": "a", "weights": "last", "step": 1, "index": 3, "measure": "sgd", "method": "seal"}
     figure = Figure()
-    perturbations.KIND.draw(figure, [{**row, "run": run, "sizes": [0.1, 0.2]} for run in "ab"])
+    perturbations.EVALUATOR.draw(figure, [{**row, "run": run, "sizes": [0.1, 0.2]} for run in "ab"])
     assert figure.axes[0].get_title() == "SGD, last weights"
     assert figure.axes[0].patches[0].get_facecolor()[:3] == to_rgb(plots.COLOURS[3])
 
     curved = {**row, "counts": [3, 1], "distances": [1.0], "curvatures": [*np.ones(999), 50.0]}
     figure = Figure()
-    gradients.KIND.draw(figure, [{**curved, "split": split} for split in ("train", "test")])
+    gradients.EVALUATOR.draw(figure, [{**curved, "split": split} for split in ("train", "test")])
     for axes in figure.axes[2:]:
         assert axes.get_xlabel().endswith("(last bin: all from 0.975 up)")
         assert axes.get_xlim()[1] < 2

@@ -170,8 +170,7 @@ def test_options_come_from_the_dataclass():
 
 
 def test_every_option_of_every_kind_is_described():
-    for name in evaluators.NAMES:
-        kind = evaluators.load(name)
+    for name, kind in evaluators.registry().items():
         assert kind.name == name
         fields = {field.name for field in dataclasses.fields(kind.options)}
         assert fields == set(options.descriptions(kind.options)), name
@@ -289,7 +288,7 @@ def test_names_that_would_be_mathematics_are_drawn(tmp_path):
     identity = {"data": "d", "model": "m", "method": "seal", "weights": "last", "seed": 0}
     row = {**identity, "step": 1, "generation": 0, "run": r"_a $\b$ <&>"}
     row |= {"layers": ["stem"], "accuracies": [0.5], "network_accuracy": 0.5, "mean_depth": 0.5}
-    command.write(prediction_depth.KIND, {}, [row], tmp_path)
+    command.write(prediction_depth.EVALUATOR, {}, [row], tmp_path)
     assert (tmp_path / "prediction_depth.png").stat().st_size > 5_000
     assert json.loads((tmp_path / command.RESULTS).read_text())["rows"] == [row]
 

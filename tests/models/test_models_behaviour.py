@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seal_jax import models
-from seal_jax.models.layered import batch_norm
+from seal_jax.models.blocks import BatchNorm
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
@@ -43,7 +43,7 @@ def test_bfloat16_keeps_float32_where_it_matters(variables):
 
 def test_bfloat16_statistics_are_summed_in_float32():
     # A bfloat16 sum of ones stalls at 256.
-    norm = batch_norm(train=True, dtype=jnp.bfloat16, axis_name=None, name="bn")
+    norm = BatchNorm(train=True, dtype=jnp.bfloat16)
     ones = jnp.ones((64, 8, 8, 1), jnp.bfloat16)
     _, state = norm.init_with_output(jax.random.key(0), ones[:1])
     out, update = norm.apply(state, ones, mutable=["batch_stats"])

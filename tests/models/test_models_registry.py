@@ -18,7 +18,7 @@ from seal_jax.errors import UsageError
     [
         ({"name": "resnet19"}, "nearest: resnet1"),
         ({"name": "vgg"}, "nearest: vgg1"),
-        ({"name": "????"}, "known: resnet18"),
+        ({"name": "????"}, "known: mlp, mobilenet, resnet18"),
         ({"name": "wrn27-10"}, "use 22 or 28"),
         ({"name": "wrn4-10"}, "use 10 or 16"),
         ({"name": "wrn10-0"}, "width=0"),

@@ -38,6 +38,8 @@ def communicating_devices(program):
     return max(sizes)
 
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEAL = {"name": "seal", "threshold": "layer2", "ascent_scale": 0.1}
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seal_jax.data.builders import files
-from seal_jax.data.builders.listing import ListedImages, Listing
+from seal_jax.data.builders import originals
+from seal_jax.data.builders.originals import ListedImages, Listing
 
 # The second is what the source offers since 2020.
 TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
@@ -25,26 +25,20 @@ CLASSES = (
 )
 
 
-def scan(root: Path) -> Listing:
-    """List the images with exactly one finding, one of the seven; several are written ``A|B``.
-
-    Raises:
-      UsageError: for a missing table, column or image, and a class without an image.
-    """
-    table = files.find(root, *TABLES)
-    images = files.Images(root)
-    examples = [
-        (images.find(row["Image Index"], table), row["Finding Labels"])
-        for row in files.rows(table, ("Image Index", "Finding Labels"))
-        if row["Finding Labels"] in CLASSES
-    ]
-    return Listing(root, CLASSES, {"train": examples})
-
-
 class Chestx(ListedImages):
     """Images uint8 ``(1024, 1024, 3)``, grey over three channels; seven classes."""
 
     DESCRIPTION = "ChestX-ray8: frontal chest X-rays with a single one of seven findings."
     HOMEPAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 
-    scan = staticmethod(scan)
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the images with exactly one finding, one of the seven; several are written ``A|B``."""
+        table = originals.find(root, *TABLES)
+        images = originals.Images(root)
+        examples = [
+            (images.find(row["Image Index"], table), row["Finding Labels"])
+            for row in originals.rows(table, ("Image Index", "Finding Labels"))
+            if row["Finding Labels"] in CLASSES
+        ]
+        return Listing(root, {"train": examples}, CLASSES)

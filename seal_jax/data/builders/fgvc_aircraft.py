@@ -12,35 +12,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seal_jax.data.builders import files
-from seal_jax.data.builders.listing import ListedImages, Listing
+from seal_jax.data.builders import originals
+from seal_jax.data.builders.originals import ListedImages, Listing
 from seal_jax.errors import UsageError
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
-
-
-def scan(root: Path) -> Listing:
-    """List the images of the three lists.
-
-    Raises:
-      UsageError: for a missing list or image, a line without a variant, and a variant without a
-        training image.
-    """
-    splits = {}
-    for split, part in SPLITS.items():
-        listed = files.find(root, f"images_variant_{part}.txt")
-        splits[split] = [_example(line, listed) for line in files.lines(listed)]
-    classes = sorted({label for examples in splits.values() for _, label in examples})
-    return Listing(root, classes, splits)
 
 
 def _example(line: str, listed: Path) -> tuple[Path, str]:
     number, _, variant = line.partition(" ")
     if not variant.strip():
         raise UsageError(f"{listed}: {line!r} names no variant: restore the original")
-    image = listed.parent / "images" / f"{number}.jpg"
-    if not image.is_file():
-        raise UsageError(f"{image} is missing, which {listed.name} lists: restore the original")
+    image = originals.listed_image(listed.parent / "images" / f"{number}.jpg", listed)
     return image, variant.strip()
 
 
@@ -50,4 +33,11 @@ class FgvcAircraft(ListedImages):
     DESCRIPTION = "FGVC-Aircraft: 10,000 photographs of 100 aircraft variants."
     HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
 
-    scan = staticmethod(scan)
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the images of the three lists."""
+        splits = {}
+        for split, part in SPLITS.items():
+            listed = originals.find(root, f"images_variant_{part}.txt")
+            splits[split] = [_example(line, listed) for line in originals.lines(listed)]
+        return Listing(root, splits)

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from seal_jax.data.builders.files import is_image, require_folder
-from seal_jax.data.builders.listing import ListedImages, Listing
+from seal_jax.data.builders import originals
+from seal_jax.data.builders.originals import ListedImages, Listing
 from seal_jax.errors import UsageError
 
 # What a split's folder may be called, and TFDS's name for it.
@@ -48,14 +48,13 @@ def check_name(name: str) -> None:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(
-        each
-        for each in folder.iterdir()
-        if each.is_dir() and not each.name.startswith((".", "__MACOSX"))
+        path for path in folder.iterdir() if path.is_dir() and originals.is_class_folder(path.name)
     )
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.iterdir() if is_image(each.name) and each.is_file())
+    files = (path for path in folder.iterdir() if originals.is_image(path.name))
+    return sorted(path for path in files if path.is_file())
 
 
 def _examples(folder: Path) -> list[tuple[Path, str]]:
@@ -76,23 +75,26 @@ def _examples(folder: Path) -> list[tuple[Path, str]]:
     return examples
 
 
-def scan(root: Path) -> Listing:
-    """List the images of a folder with one subfolder a class, or of its splits.
+class ImageFolder(ListedImages):
+    """Images of any size; the classes are the folders, sorted by name."""
 
-    Raises:
-      UsageError: where a class is empty or missing in the training split, a folder lies too deep,
-        or there are fewer than two classes.
-    """
-    require_folder(root)
-    parts = _subfolders(root)
-    # Classes may be called train and test, too: then they hold images.
-    in_splits = parts and all(
-        each.name.lower() in SPLITS and _subfolders(each) and not _images(each) for each in parts
-    )
-    splits: dict[str, list[tuple[Path, str]]] = {}
-    if not in_splits:
-        splits["train"] = _examples(root)
-    else:
+    DESCRIPTION = "A folder of images with one subfolder a class."
+
+    _configs: ClassVar[dict[str, tfds.core.BuilderConfig]] = {}
+
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the images of a folder with one subfolder a class, or of its splits."""
+        originals.require_folder(root)
+        parts = _subfolders(root)
+        # Classes may be called train and test, too: then they hold images.
+        in_splits = parts and all(
+            part.name.lower() in SPLITS and _subfolders(part) and not _images(part)
+            for part in parts
+        )
+        if not in_splits:
+            return Listing(root, {"train": _examples(root)})
+        splits: dict[str, list[tuple[Path, str]]] = {}
         for part in parts:
             split = SPLITS[part.name.lower()]
             if split in splits:
@@ -100,18 +102,8 @@ def scan(root: Path) -> Listing:
                     f"manual_dir={root} has two folders of the {split} split: keep one"
                 )
             splits[split] = _examples(part)
-    classes = sorted({label for split in splits.values() for _, label in split})
-    order = ("train", "validation", "test")
-    return Listing(root, classes, {name: splits[name] for name in order if name in splits})
-
-
-class ImageFolder(ListedImages):
-    """Images of any size; the classes are the folders, sorted by name."""
-
-    DESCRIPTION = "A folder of images with one subfolder a class."
-
-    scan = staticmethod(scan)
-    _configs: ClassVar[dict[str, tfds.core.BuilderConfig]] = {}
+        order = ("train", "validation", "test")
+        return Listing(root, {name: splits[name] for name in order if name in splits})
 
     @classmethod
     def get_builder_config(cls, name: str, version=None) -> tfds.core.BuilderConfig:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seal_jax.data.builders import files
-from seal_jax.data.builders.listing import ListedImages, Listing
+from seal_jax.data.builders import originals
+from seal_jax.data.builders.originals import ListedImages, Listing
 from seal_jax.errors import UsageError
 
 TABLE = "ISIC2018_Task3_Training_GroundTruth.csv"
@@ -33,25 +33,19 @@ def _label(row: dict[str, str], table: Path) -> str:
     return marked[0]
 
 
-def scan(root: Path) -> Listing:
-    """List the images that the table names.
-
-    Raises:
-      UsageError: for a missing table, column or image, a row that is not one-hot, an empty class.
-    """
-    table = files.find(root, TABLE)
-    images = files.Images(root)
-    examples = [
-        (images.find(f"{row['image']}.jpg", table), _label(row, table))
-        for row in files.rows(table, ("image", *CLASSES))
-    ]
-    return Listing(root, CLASSES, {"train": examples})
-
-
 class Isic2018(ListedImages):
     """Images uint8 ``(450, 600, 3)``, seven classes in the order of the table's columns."""
 
     DESCRIPTION = "ISIC 2018, task 3: dermatoscopic images of seven kinds of skin lesion."
     HOMEPAGE = "https://challenge.isic-archive.com/landing/2018/"
 
-    scan = staticmethod(scan)
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the images that the table names."""
+        table = originals.find(root, TABLE)
+        images = originals.Images(root)
+        examples = [
+            (images.find(f"{row['image']}.jpg", table), _label(row, table))
+            for row in originals.rows(table, ("image", *CLASSES))
+        ]
+        return Listing(root, {"train": examples}, CLASSES)

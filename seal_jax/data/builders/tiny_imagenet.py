@@ -16,10 +16,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seal_jax.data.builders.listing import ListedImages, Listing
+from seal_jax.data.builders.originals import ListedImages, Listing
 from seal_jax.errors import UsageError
-
-SIDE = 64
 
 
 def _lines(path: Path) -> list[str]:
@@ -35,47 +33,6 @@ def _require(root: Path, *parts: str) -> Path:
     return path
 
 
-def scan(root: Path) -> Listing:
-    """Read the listing of a Tiny-ImageNet folder; its order does not depend on the file system.
-
-    Returns:
-      The WordNet ids of ``wnids.txt`` as classes; the training images sorted by class and name, the
-      validation images in the order of their annotations.
-
-    Raises:
-      UsageError: where a file or folder it must have is missing or contradicts another.
-    """
-    if not root.is_dir():
-        raise UsageError(f"manual_dir={root} is not a folder: give the unpacked tiny-imagenet-200")
-    wnids = _lines(_require(root, "wnids.txt"))
-    if not wnids or len(set(wnids)) != len(wnids):
-        raise UsageError(f"{root}/wnids.txt must list each WordNet id once: restore the original")
-    train: list[tuple[Path, str]] = []
-    for wnid in wnids:
-        images = sorted(_require(root, "train", wnid, "images").glob("*.JPEG"))
-        if not images:
-            raise UsageError(f"{root}/train/{wnid}/images has no .JPEG file: restore the original")
-        train.extend((path, wnid) for path in images)
-
-    annotations = _require(root, "val", "val_annotations.txt")
-    validation = []
-    for line in _lines(annotations):
-        name, wnid, *_ = [*line.split("\t"), "", ""]
-        if wnid not in wnids:
-            raise UsageError(f"{annotations}: {name} has class {wnid!r}, which wnids.txt lacks")
-        validation.append((_require(root, "val", "images", name), wnid))
-    if not validation:
-        raise UsageError(f"{annotations} lists no image: restore the original")
-
-    words = {}
-    if (root / "words.txt").exists():
-        for line in _lines(root / "words.txt"):
-            wnid, _, names = line.partition("\t")
-            if wnid in wnids:
-                words[wnid] = names
-    return Listing(root, wnids, {"train": train, "validation": validation}, words)
-
-
 class TinyImagenet(ListedImages):
     """Images uint8 ``(64, 64, 3)`` and the classes of ``wnids.txt``; splits train and validation.
 
@@ -84,10 +41,45 @@ class TinyImagenet(ListedImages):
 
     DESCRIPTION = "Tiny-ImageNet: 64x64 images of a subset of ImageNet's classes."
     HOMEPAGE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-    SIZE = (SIDE, SIDE)
+    SIZE = (64, 64)
     ENCODING = "jpeg"
 
-    scan = staticmethod(scan)
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the training images by class and name, the validation images as annotated."""
+        if not root.is_dir():
+            raise UsageError(
+                f"manual_dir={root} is not a folder: give the unpacked tiny-imagenet-200"
+            )
+        wnids = _lines(_require(root, "wnids.txt"))
+        if not wnids or len(set(wnids)) != len(wnids):
+            raise UsageError(
+                f"{root}/wnids.txt must list each WordNet id once: restore the original"
+            )
+        train: list[tuple[Path, str]] = []
+        for wnid in wnids:
+            images = sorted(_require(root, "train", wnid, "images").glob("*.JPEG"))
+            if not images:
+                raise UsageError(
+                    f"{root}/train/{wnid}/images has no .JPEG file: restore the original"
+                )
+            train.extend((path, wnid) for path in images)
+
+        annotations = _require(root, "val", "val_annotations.txt")
+        validation = []
+        for line in _lines(annotations):
+            name, wnid, *_ = [*line.split("\t"), "", ""]
+            if wnid not in wnids:
+                raise UsageError(f"{annotations}: {name} has class {wnid!r}, which wnids.txt lacks")
+            validation.append((_require(root, "val", "images", name), wnid))
+
+        words = {}
+        if (root / "words.txt").exists():
+            for line in _lines(root / "words.txt"):
+                wnid, _, names = line.partition("\t")
+                if wnid in wnids:
+                    words[wnid] = names
+        return Listing(root, {"train": train, "validation": validation}, wnids, words)
 
     def key(self, path: Path, label: str) -> str:
         """Return the file's name, which is unique here."""
