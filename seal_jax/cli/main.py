@@ -332,9 +332,11 @@ def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from seal_jax.cli import configs
     from seal_jax.preflight import command
 
-    return command.run(options.config, overrides, options.topology, options.json)
+    settings = configs.load(options.config, overrides)
+    return command.run(options.config, settings, options.topology, options.json)
 
 
 def _reproduce(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from seal_jax.core import files
+from seal_jax.core.settings import Settings
 from seal_jax.data.catalogue import RECORDS
 from seal_jax.errors import UsageError
 
@@ -22,14 +23,21 @@ KNOWN = {
 }
 
 
-def run(config: str, overrides: Sequence[str], topology: str, output: str | None) -> int:
-    """Print the report of a config's train program; return the exit code."""
+def run(config: str, settings: Settings, topology: str, output: str | None) -> int:
+    """Print the report of a config's train program; return the exit code.
+
+    Args:
+      config: the name that messages give the config.
+      settings: the config's.
+      topology: such as ``"v5e:2x4"``.
+      output: a JSON file to write the report to, too.
+    """
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f"--json={output} must be a file in a folder that exists")
     # In a process of its own: the compiler may crash, and then nothing else should.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(config, list(overrides), topology, sender))
+    child = context.Process(target=_child, args=(settings, topology, sender))
     child.start()
     sender.close()
     try:
@@ -52,29 +60,28 @@ def run(config: str, overrides: Sequence[str], topology: str, output: str | None
     return 0
 
 
-def _child(config: str, overrides: list[str], topology: str, sender) -> None:
+def _child(settings: Settings, topology: str, sender: Any) -> None:
     from seal_jax.preflight.topology import prepare_environment
 
     try:
         prepare_environment(topology)
-        sender.send(("report", *_report(config, overrides, topology)))
+        sender.send(("report", *_report(settings, topology)))
     except UsageError as error:
         sender.send(("error", str(error), None))
 
 
-def _report(config: str, overrides: list[str], topology: str) -> tuple[str, dict]:
+def _report(settings: Settings, topology: str) -> tuple[str, dict]:
     import jax
     from jax.sharding import NamedSharding
 
     from seal_jax import methods
-    from seal_jax.cli import configs
     from seal_jax.core import mesh as meshes
-    from seal_jax.core.settings import Settings
     from seal_jax.data.device import row_bytes
-    from seal_jax.preflight import analyse, devices_for
+    from seal_jax.preflight.report import analyse
+    from seal_jax.preflight.topology import devices_for
     from seal_jax.training import experiment as experiments
 
-    settings: Settings = methods.complete(configs.load(config, overrides))
+    settings = methods.complete(settings)
     if settings.data.name not in KNOWN:
         raise UsageError(
             f"data.name = {settings.data.name!r} has no known shape for preflight; "
