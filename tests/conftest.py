@@ -1,46 +1,37 @@
-"""Eight CPU devices for every test, and one cache of compiled programs for all processes."""
+"""Eight CPU devices for every test, programs compiled in a hurry, and one cache of them for all processes."""
 
 import os
 import tempfile
 from pathlib import Path
 
-import jax
-import pytest
+# Subprocesses of the tests are set up by the same environment.
+SETTINGS = {
+    # Compiling takes most of the time of tests; what is computed is the same up to rounding.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "seal_jax-tests-xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
 
-CACHE = Path(tempfile.gettempdir()) / "seal_jax-tests-xla"
+import jax  # noqa: E402 - it reads the environment
+import pytest  # noqa: E402
 
-# Subprocesses of the tests share the cache through the environment.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Of a worker's resident memory, in kB, and of its memory maps, of which Linux allows some 65,000:
+# every compiled program takes several, and beyond that XLA aborts the process.
+MOST_MEMORY, MOST_MAPS = 1_500_000, 20_000
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_programs_at_a_time():
-    """Forget compiled programs between modules before a worker runs out of room for them.
-
-    Linux allows a process some 65,000 memory maps, and every compiled program has several: beyond
-    that XLA aborts the process ("Cannot allocate memory").
-    """
+    """Forget compiled programs between modules before a worker runs out of room for them."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    status, maps = Path("/proc/self/status"), Path("/proc/self/maps")
+    if not maps.exists():
+        return
+    resident = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+    if int(resident.split()[1]) > MOST_MEMORY or maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def programs_of_seconds():
-    """Compile fast and keep all of it: where much is compiled once, most of the time goes there."""
-    quick = {
-        "jax_disable_most_optimizations": True,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in quick}
-    for name, value in quick.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)

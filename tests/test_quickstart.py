@@ -1,10 +1,13 @@
 """The quickstart's SEAL: accuracy falls in every ascent and recovers (SEAL paper, section 3)."""
 
 import numpy as np
+import pytest
 
 from seal_jax import reports
 from seal_jax.cli import configs
 from seal_jax.training import experiment, loop, metrics
+
+pytestmark = pytest.mark.slow
 
 
 def test_training_accuracy_falls_and_recovers_in_every_generation_but_the_first(tmp_path):

@@ -32,6 +32,7 @@ def _import_benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "column", "rows"), BENCHMARKS)
 def test_quick_run_prints_and_writes_its_table(name, column, rows, tmp_path):
     if name in NEED_TORCH:

@@ -25,9 +25,6 @@ STARTS = {
 SMALLER = {"lw": ["--config.method.rounds=1"], "kels": ["--config.train.seeds=2"]}
 
 
-pytestmark = pytest.mark.usefixtures("programs_of_seconds")
-
-
 class Systems:
     """Trains variants of the config in one folder, which the processes of a session share."""
 
@@ -83,6 +80,7 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(methods.VARIANTS))
 def test_every_system_trains(systems, variant):
     found = rows(systems.trained(variant))

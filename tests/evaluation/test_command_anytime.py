@@ -21,15 +21,6 @@ from seal_jax.training.batches import place
 from seal_jax.training.checkpoints import read_leaves
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling takes most of the time here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def settings(digits_dir, method=None, **train):
     """An MLP with BatchNorm on 140 digits, two seeds, one generation."""
     train = {"generations": 1, "epochs_per_generation": 2, "batch_size": 20, "seeds": 2, **train}

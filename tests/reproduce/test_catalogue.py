@@ -13,7 +13,6 @@ from seal_jax.cli import main
 from seal_jax.reproduce import catalogue
 from seal_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("programs_of_seconds")
 ROOT = Path(__file__).parents[2]
 PAPERS = {"SEAL": (12, 3), "LW": (7, 12), "PoF": (2, 6), "FAST": (1, 15)}  # tables, figures
 COMMANDS = [
@@ -142,6 +141,7 @@ def commands(tmp_path_factory, monkeypatch):
     return Commands(folder / "catalogue")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs(commands, command):
     commands.run(command)

@@ -7,7 +7,8 @@ from programs import STRIPES, Trainer, assert_same, host, mlp
 
 from seal_jax import methods
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.slow
+
 
 # Options with which a method shows what it does on little data; the others have their defaults.
 OPTIONS = {

@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_mlp as oracle
-import pytest
 from programs import STRIPES, Trainer, assert_same, differ, host, mlp, seed_of
 
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import augment, device
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TRAIN = {"generations": 3, "epochs_per_generation": 1}
 

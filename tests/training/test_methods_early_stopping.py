@@ -13,8 +13,6 @@ from trainer_runs import assert_same_run, leaves
 from seal_jax.core.state import EarlyStoppingState
 from seal_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SEAL = {"name": "seal", "threshold": "dense2", "ascent_scale": 0.2}
 
 

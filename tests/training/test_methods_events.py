@@ -9,8 +9,6 @@ from programs import STRIPES, Trainer, assert_same, batch, differ, host, mlp, se
 from seal_jax import paths
 from seal_jax.core.state import Stream, stream_key
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def named(tree):
     return dict(paths.named_leaves(tree))

@@ -23,8 +23,6 @@ from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import device
 from seal_jax.training import loop, workdir
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONSTANT = {"schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.0}
 
 

@@ -14,8 +14,6 @@ from seal_jax.core.state import Stream, stream_key
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def outputs(weights, images):
     """What both blocks give, each before its own normaliser and behind that of the block below."""

@@ -12,8 +12,6 @@ from trainer_runs import leaves
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.training import loop, pretrained
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WEAK = 4
 OPTIMIZER = {"nesterov": True, "weight_decay": 0.01}
 

@@ -8,8 +8,6 @@ from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
 
 from seal_jax.core.state import Stream, stream_key
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def plain():

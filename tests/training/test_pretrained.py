@@ -14,8 +14,6 @@ from seal_jax.errors import UsageError
 from seal_jax.training import loop, metrics, pretrained
 from seal_jax.training.step import rank
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def lw(tmp_path_factory):

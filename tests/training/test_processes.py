@@ -15,6 +15,8 @@ from trainer_runs import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 CALLS = "--config.run.steps_per_call=2"
 SELDOM = "--config.run.checkpoint_every_epochs=2"
 

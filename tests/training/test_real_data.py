@@ -35,6 +35,7 @@ def train(workdir, config, *overrides):
     return np.array([row["train/loss"][0] for row in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PREPARED.is_dir(), reason="the prepared data sets are not here")
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar100"])
 def test_prepared_tfds_data_train(tmp_path, name):
@@ -44,6 +45,7 @@ def test_prepared_tfds_data_train(tmp_path, name):
     assert losses[3] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TINY.is_dir(), reason="the Tiny-ImageNet sample is not here")
 def test_tiny_imagenet_in_its_original_layout_trains(tmp_path):
     prepare = ["prepare", "--dataset=tiny_imagenet", f"--manual-dir={TINY}"]

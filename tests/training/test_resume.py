@@ -49,7 +49,9 @@ def is_saving(workdir):
         return False
 
 
-@pytest.mark.parametrize(("method", "arguments"), [("seal", [CALLS]), ("llf", [])])
+@pytest.mark.parametrize(
+    ("method", "arguments"), [("seal", [CALLS]), pytest.param("llf", [], marks=pytest.mark.slow)]
+)
 def test_killed_at_arbitrary_moments(runs, tmp_path, method, arguments):
     reference = runs.reference(*arguments, method=method)
     workdir = tmp_path / "run"
@@ -99,6 +101,7 @@ def test_stopped_in_the_middle_of_an_ascent(runs, tmp_path, capfd):
     assert_same_run(workdir, runs.reference(CALLS))
 
 
+@pytest.mark.slow
 def test_other_settings_resume_exactly_too(runs, tmp_path):
     overrides = [
         "data.train_split=train[:100]",

@@ -15,8 +15,6 @@ from seal_jax.training import loop
 from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.progress import Progress
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EPOCHS, PER_EPOCH, LAST = 2, 3, 12  # two generations of two epochs of three steps
 EVENT = 6
 ELSEWHERE = {"normal", "llf", "seal"}  # in test_resume.py
@@ -154,6 +152,7 @@ def runs(tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lw", "born_again"])
 def test_killed_after_an_event(runs, tmp_path, method):
     reference = runs.reference(method=method)

@@ -38,8 +38,6 @@ def communicating_devices(program):
     return max(sizes)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SEAL = {"name": "seal", "threshold": "layer2", "ascent_scale": 0.1}
 
 

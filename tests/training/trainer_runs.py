@@ -28,8 +28,8 @@ def get_config(method="seal"):
     config.data.data_dir = {data_dir!r}
     config.data.validation_fraction = 0.9
     config.data.crop_padding = 1
-    config.model.name = "resnet8"
-    config.model.width = 4
+    config.model.name = "mlp"
+    config.model.norm = "batch"
     config.optimizer.learning_rate = 0.1
     config.train.batch_size = 32
     config.train.generations = 2
@@ -111,10 +111,6 @@ def environment(devices=1):
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        # Here compiling takes most of the time.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": str(ROOT),
     }
 
