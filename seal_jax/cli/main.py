@@ -30,7 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     warnings.showwarning = _one_line_warning
     try:
         kind = _kind(arguments)
-        options, overrides = parser(kind).parse_known_args(list(arguments))
+        commands = parser(kind, evaluate="evaluate" in arguments)
+        options, overrides = commands.parse_known_args(list(arguments))
         for override in overrides:
             takes_config = hasattr(options, "config")
             if not (takes_config and override.startswith("--config.") and "=" in override):
@@ -84,8 +85,11 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def parser(kind: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of all commands, ``evaluate`` with the options of this kind."""
+def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of all commands, ``evaluate`` with the options of this kind.
+
+    Without ``evaluate`` that command has no options: to list the kinds imports all evaluators.
+    """
     from seal_jax.evaluators import command as evaluation
     from seal_jax.reproduce import command as reproduction
 
@@ -133,7 +137,8 @@ def parser(kind: str | None = None) -> argparse.ArgumentParser:
         "python -m seal_jax evaluate --kind=KIND --help lists the options of a kind. What was "
         "done stays done: the same command goes on where it stopped.",
     )
-    evaluation.add_arguments(to, kind)
+    if evaluate:
+        evaluation.add_arguments(to, kind)
 
     summary = "list every system of the papers, with its method, config and source"
     command("methods", _methods, summary)
