@@ -2,7 +2,7 @@
 
     python -m seal_jax prepare --dataset=tiny_imagenet --manual-dir=tiny-imagenet-200
     python -m seal_jax train --config=configs/seal_tiny_imagenet.py:seal_paper --workdir=runs/seal
-    python -m seal_jax preflight --config=configs/seal_tiny_imagenet.py --topology=v5e:2x4
+    python -m tools.preflight --config=configs/seal_tiny_imagenet.py --topology=v5e:2x4
 
 Table 8 is ResNet-18: add --config.model.name=resnet18.
 
@@ -15,7 +15,7 @@ its temperature and cap are ours.
 Expected (the paper's, one seed, best epoch on the test split): after 10 generations SEAL 59.22 %,
 LLF 56.92 %, Normal (long) 49.27 %; Normal 54.37 %. Not reproduced here at this size. A tenth of the
 training split is held out to choose by; --config.data.validation_fraction=0 trains on all of it, as
-the paper does. 1,600 epochs are 4.5 M steps of 32 images: see preflight for their cost, and train
+the paper does. 1,600 epochs are 4.5 M steps of 32 images: see tools.preflight for their cost, and train
 several seeds at once on the chips of a slice (--config.train.seeds=8) rather than one batch of 32.
 """
 

@@ -68,7 +68,6 @@ COMMANDS = (
     "slim runs/kels --output=runs/slim",
     "methods",
     "datasets",
-    "reproduce list",
     "train --config=configs/digits.py:seal --workdir=runs/x --config.method.threshold=dense9",
     "evaluate --kind=marginz --checkpoint=runs/normal",
     "evaluate --kind=margins --checkpoint=runs/nowhere",
@@ -107,16 +106,13 @@ def compare(folder: Path, other: Path) -> int:
         if not (a.exists() and b.exists()):
             lines = [f"only in {folder if a.exists() else other}"]
         elif name.suffix in (".json", ".jsonl"):
-            lines = list(
-                _differences(
-                    *([json.loads(line) for line in _documents(path)] for path in (a, b)), ""
-                )
-            )
+            first, second = ([json.loads(line) for line in _documents(path)] for path in (a, b))
+            lines = list(_differences(first, second, ""))
         else:
-            texts = [_plain(path.read_text(errors="replace")) for path in (a, b)]
+            before, after = (_plain(path.read_text(errors="replace")) for path in (a, b))
             lines = [
                 line
-                for line in difflib.unified_diff(*texts, lineterm="", n=0)
+                for line in difflib.unified_diff(before, after, lineterm="", n=0)
                 if line[:3] not in ("---", "+++")
             ]
         if lines:
@@ -166,4 +162,7 @@ def _differences(a, b, where: str):
 if __name__ == "__main__":
     action, *folders = sys.argv[1:]
     first, second = map(Path, folders)
-    sys.exit(record(first, second) if action == "record" else min(compare(first, second), 1))
+    if action == "record":
+        record(first, second)
+    else:
+        sys.exit(min(compare(first, second), 1))

@@ -77,7 +77,7 @@ def method_section(name: str) -> str:
 
 def attributes(kind: type) -> dict[str, str]:
     """Return what the docstring of a class says of its attributes, as Markdown."""
-    text = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    text = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     return {
         field: " ".join(meaning.split()).rstrip(".").replace("``", "`")
         for field, meaning in re.findall(r"^  (\w+): (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from seal_jax.errors import CRASHED, INTERRUPTED, OK, STOPPED, UNWRITABLE, USAGE, UsageError
@@ -19,7 +19,7 @@ _EXIT_CODES = (
     f"{UNWRITABLE} the run's folder cannot be written any more (a full disk); "
     f"{STOPPED} stopped by SIGTERM or SIGINT after saving a checkpoint: the same command goes on"
 )
-_OVERRIDES = (
+OVERRIDES = (
     "Any setting can be changed with --config.SECTION.FIELD=VALUE, such as "
     "--config.train.seeds=4 or --config.optimizer.learning_rate=0.05."
 )
@@ -27,22 +27,20 @@ _OVERRIDES = (
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code."""
+
+    def command() -> int:
+        kind = _kind(arguments)
+        options, overrides = parse(parser(kind, evaluate="evaluate" in arguments), arguments)
+        return options.run(options, overrides)
+
+    return exit_code(command)
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Call a command; return its exit code, that of an error after one line about it on stderr."""
     warnings.showwarning = _one_line_warning
     try:
-        kind = _kind(arguments)
-        commands = parser(kind, evaluate="evaluate" in arguments)
-        options, overrides = commands.parse_known_args(list(arguments))
-        for override in overrides:
-            takes_config = hasattr(options, "config")
-            if not (takes_config and override.startswith("--config.") and "=" in override):
-                subject = f"evaluate --kind={kind}" if kind else options.command
-                hint = (
-                    "settings are --config.section.field=value"
-                    if takes_config
-                    else f"see python -m seal_jax {subject} --help"
-                )
-                raise UsageError(f"{override} is not an option of {subject}; {hint}")
-        return options.run(options, overrides)
+        return command()
     except UsageError as error:
         return _fail(str(error), USAGE)
     except KeyboardInterrupt:
@@ -78,11 +76,29 @@ def _kind(arguments: Sequence[str]) -> str | None:
     return before.parse_known_args(list(arguments))[0].kind if "evaluate" in arguments else None
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str):
+        """Raise the error; ``argparse`` would print the usage and leave."""
         raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of a command, and overrides of settings if it takes a config."""
+    options, overrides = parser.parse_known_args(list(arguments))
+    takes_config = hasattr(options, "config")
+    for override in overrides:
+        if not (takes_config and override.startswith("--config.") and "=" in override):
+            hint = (
+                "settings are --config.section.field=value"
+                if takes_config
+                else f"see {parser.prog} {options.command} --help"
+            )
+            raise UsageError(f"{override} is not an option of {options.command}; {hint}")
+    return options, overrides
 
 
 def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.ArgumentParser:
@@ -91,9 +107,8 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     Without ``evaluate`` that command has no options: to list the kinds imports all evaluators.
     """
     from seal_jax.evaluators import command as evaluation
-    from seal_jax.reproduce import command as reproduction
 
-    root = _Parser(
+    root = Parser(
         prog="python -m seal_jax", description=__import__("seal_jax").__doc__, epilog=_EXIT_CODES
     )
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -107,7 +122,7 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
         return added
 
     def training(name: str, run, summary: str, config: str, folder: str) -> None:
-        to = command(name, run, summary, _OVERRIDES)
+        to = command(name, run, summary, OVERRIDES)
         to.add_argument("--config", required=True, metavar=config, help="a file of configs/")
         to.add_argument(
             "--workdir", required=True, metavar="DIR", help=f"the folder of the {folder}"
@@ -139,6 +154,8 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     )
     if evaluate:
         evaluation.add_arguments(to, kind)
+        if kind:
+            to.set_defaults(command=f"evaluate --kind={kind}")
 
     summary = "list every system of the papers, with its method, config and source"
     command("methods", _methods, summary)
@@ -162,21 +179,6 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     )
     to.add_argument("--data-dir", metavar="DIR", help=default)
     to.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
-
-    to = command(
-        "preflight",
-        _preflight,
-        "compile a config's train program with the real TPU compiler, on any machine; print its cost",
-        _OVERRIDES,
-    )
-    to.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
-    to.add_argument(
-        "--topology", default="v5e:2x4", metavar="KIND:SHAPE", help="chips (default: %(default)s)"
-    )
-    to.add_argument("--json", metavar="FILE", help="write the report there too")
-
-    summary = "run an experiment of a paper again, its numbers beside the paper's"
-    reproduction.add_arguments(command("reproduce", _reproduce, summary))
     return root
 
 
@@ -334,17 +336,3 @@ def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     where = data.prepare(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
     print(f"{options.dataset} is prepared in {where}")
     return OK
-
-
-def _preflight(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from seal_jax.cli import configs
-    from seal_jax.preflight import command
-
-    settings = configs.load(options.config, overrides)
-    return command.run(options.config, settings, options.topology, options.json)
-
-
-def _reproduce(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from seal_jax.reproduce import command
-
-    return command.run(options)

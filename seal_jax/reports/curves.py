@@ -30,10 +30,9 @@ ACCURACIES = {
     "test_last/accuracy": "test accuracy (%)",
 }
 LOSSES = {"train/loss": "-", "validation/loss": "--"}
+MARKERSIZE = {"last": 4.5, "best": 8.0}
 SHADE = "#777777"
 MOST_BOUNDARIES = 60
-
-Span = tuple[float, float]
 
 
 def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
@@ -60,12 +59,6 @@ def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
     return path
 
 
-def png(runs: Sequence[Run]) -> bytes:
-    """Return the picture that :func:`draw` writes."""
-    figure, axes = _figure(runs)
-    return _finish(figure, axes, runs)
-
-
 def draw_run(workdir: PathLike) -> Path:
     """Draw accuracy, loss and learning rate of one run into ``curves.png`` of its folder.
 
@@ -75,25 +68,18 @@ def draw_run(workdir: PathLike) -> Path:
     Raises:
       UsageError: the folder holds no epoch of a run, or cannot be written.
     """
-    runs = read_all(workdir)
-    figure, axes = _figure(runs, more=(1, 0.5))
-    colour = plots.style(0)["color"]
-    for key, dashes in LOSSES.items():
-        curve(axes[-2], runs[0], key, color=colour, linestyle=dashes)
-    axes[-2].set_ylabel("loss")
-    curve(axes[-1], runs[0], "learning_rate", color=colour)
-    axes[-1].set_ylabel("learning rate")
     path = Path(workdir) / CURVES
-    files.write(path, _finish(figure, axes, runs, lines=LOSSES))
+    files.write(path, png(read_all(workdir), losses=True))
     return path
 
 
-def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, list[Axes]]:
-    """Return a figure of the accuracies, with panels of ``more`` heights below for other things."""
+def png(runs: Sequence[Run], *, losses: bool = False) -> bytes:
+    """Return the picture that :func:`draw` writes, or with ``losses`` that of :func:`draw_run`."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    shown = [key for key in ACCURACIES if any(key in row for run in runs for row in run.rows)]
-    heights = [*(1.0 for _ in shown), *more]
+    shown = [key for key in ACCURACIES if _has(runs, key)]
+    heights = [1.0] * len(shown) + [1, 0.5] * losses
     height = max(HEIGHT * sum(heights), LEGEND + LEGEND_RUN * len(runs))
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     ratios = {"height_ratios": heights}
@@ -103,43 +89,34 @@ def _figure(runs: Sequence[Run], more: Sequence[float] = ()) -> tuple[Figure, li
         panel.set_ylabel(ACCURACIES[key])
         for run in runs:
             if key == "test_last/accuracy":
-                marks(panel, run, **plots.style(run.index))
+                _ends_of_generations(panel, run)
             else:
                 curve(panel, run, key, scale=100, **plots.style(run.index))
+    if losses:
+        colour = plots.style(0)["color"]
+        for key, dashes in LOSSES.items():
+            curve(axes[-2], runs[0], key, color=colour, linestyle=dashes)
+        axes[-2].set_ylabel("loss")
+        curve(axes[-1], runs[0], "learning_rate", color=colour)
+        axes[-1].set_ylabel("learning rate")
     method = f"{runs[0].setting('method.name').upper()}: " if len(runs) == 1 else ""
     # No mathematics in names: a folder's may hold a dollar sign.
     axes[0].set_title(method + subjects_of(runs), fontsize=14, pad=10, parse_math=False)
-    return figure, axes
-
-
-def _finish(
-    figure: Figure,
-    axes: Sequence[Axes],
-    runs: Sequence[Run],
-    lines: Mapping[str, str] | None = None,
-) -> bytes:
-    """Add what all panels have in common and the legend; return the picture.
-
-    Args:
-      figure: the figure.
-      axes: its panels, from top to bottom.
-      runs: whose phases are marked.
-      lines: the dashes of further quantities, which the legend explains.
-    """
-    from matplotlib.ticker import MaxNLocator
-
     for panel in axes:
-        phases(panel, runs)
+        _phases(panel, runs)
         plots.tidy(panel)
         panel.set_axisbelow(True)
         panel.margins(x=0)
-    end = max(run.epochs_done for run in runs)
-    axes[-1].set_xlim(0, end)
+    axes[-1].set_xlim(0, max(run.epochs_done for run in runs))
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("epochs trained")
     figure.align_ylabels(axes)
-    _legend(figure, runs, lines or {})
+    _legend(figure, runs, LOSSES if losses else {})
     return plots.as_png(figure)
+
+
+def _has(runs: Sequence[Run], key: str) -> bool:
+    return any(key in row for run in runs for row in run.rows)
 
 
 def subjects_of(runs: Sequence[Run], most: int = 3) -> str:
@@ -158,33 +135,26 @@ def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> No
     for run in runs:
         left = "" if run.finished else ", unfinished"
         line = Line2D([], [], linewidth=2.5, **plots.style(run.index))
-        entries.append((line, f"{run.name}\n({run.seeds_text}{left})"))
+        entries.append((line, f"{plots.drawable(run.name)}\n({run.seeds_text}{left})"))
     entries.append((Line2D([], [], linestyle="none"), ""))
     if any(run.seeds > 1 for run in runs):
         band = (Patch(color=KEY, alpha=0.25, linewidth=0), Line2D([], [], color=KEY))
         entries.append((band, plots.BAND.replace(", ", ",\n")))
-    for key, label in (("test_last", "test, last weights"), ("test_best", "test, best weights")):
-        if any(f"{key}/accuracy" in row for run in runs for row in run.rows):
-            entries.append((Line2D([], [], **mark(key, KEY)), label))
-    spans = shades(runs)
-    if spans:
+    entries += [
+        (Line2D([], [], **mark(weights, KEY)), f"test, {weights} weights")
+        for weights in MARKERSIZE
+        if _has(runs, f"test_{weights}/accuracy")
+    ]
+    if spans := shades(runs):
         label = "ascent" + (" (in the run's colour)" if len(spans) > 1 else "")
         entries.append((Patch(color=SHADE, alpha=0.25, linewidth=0), label))
-    for key, dashes in lines.items():
-        if any(key in row for run in runs for row in run.rows):
-            line = Line2D([], [], color=KEY, linestyle=dashes)
-            entries.append((line, key.replace("/", " ")))
-    legend = figure.legend(
-        [handle for handle, _ in entries],
-        # Set below: a legend takes a leading underscore for "leave this out".
-        ["x"] * len(entries),
-        loc="outside right upper",
-        frameon=False,
-        labelspacing=0.8,
-    )
-    for text, (_, label) in zip(legend.get_texts(), entries, strict=True):
-        text.set_parse_math(False)
-        text.set_text(label)
+    entries += [
+        (Line2D([], [], color=KEY, linestyle=dashes), key.replace("/", " "))
+        for key, dashes in lines.items()
+        if _has(runs, key)
+    ]
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, labelspacing=0.8)
 
 
 def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> None:
@@ -198,47 +168,45 @@ def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> N
     plots.line_with_band(axes, epochs, values * scale, limits=limits, **line)
 
 
-# The last is drawn over the best and is smaller: where they agree both are seen.
-MARKS: dict[str, dict[str, Any]] = {
-    "test_last": {"markersize": 4.5, "zorder": 5},
-    "test_best": {"markersize": 8, "zorder": 4},
-}
+def _ends_of_generations(axes: Axes, run: Run) -> None:
+    """Draw test accuracy where generations end, of the last and of the best weights."""
+    for weights in MARKERSIZE:
+        epochs, values = run.series(f"test_{weights}/accuracy")
+        if len(epochs):
+            marks(axes, weights, epochs, 100 * values, plots.style(run.index))
 
 
-def marks(axes: Axes, run: Run, **line: Any) -> None:
-    """Mark test accuracy where generations end: hollow for the best weights, filled for the last.
+def marks(axes: Axes, weights: str, x: Any, values: Any, look: Mapping[str, Any]) -> None:
+    """Mark test accuracies in %, ``[n][seeds]``, at ``x``: hollow for the best weights.
 
-    Those of the last weights are joined and have a bar of the mean's 95 % interval.
+    Those of the last weights are joined and have bars of the mean's 95 % interval.
     """
-    for key, look in MARKS.items():
-        epochs, values = run.series(f"{key}/accuracy")
-        if not len(epochs):
-            continue
-        mean, low, high = plots.over_seeds(100 * values)
-        axes.plot(epochs, mean, **mark(key, line["color"]), zorder=look["zorder"])
-        if key == "test_last":
-            axes.plot(epochs, mean, linewidth=1.4, **line)
-        # For the last only: at the same epoch the two bars would hide one another.
-        if key == "test_last" and values.shape[1] > 1:
-            bar: dict[str, Any] = {"colors": line["color"], "linewidth": 1.0, "clip_on": False}
-            axes.vlines(epochs, low.clip(0), high.clip(max=100), **bar)
+    mean, low, high = plots.over_seeds(values)
+    # The last is drawn over the best and is smaller: where they agree both are seen.
+    zorder = 5 if weights == "last" else 4
+    axes.plot(x, mean, **mark(weights, look["color"]), zorder=zorder)
+    # For the last only: at the same place the two bars would hide one another.
+    if weights == "last":
+        axes.plot(x, mean, linewidth=1.4, **look)
+        bar: dict[str, Any] = {"colors": look["color"], "linewidth": 1.0, "clip_on": False}
+        axes.vlines(x, low.clip(0), high.clip(max=100), **bar)
 
 
-def mark(key: str, colour: str) -> dict[str, Any]:
-    """Return the look of a mark, for the curves and for the legend."""
+def mark(weights: str, colour: str) -> dict[str, Any]:
+    """Return the look of a mark, for the plots and for their legends."""
     return {
         "linestyle": "none",
         "marker": "o",
-        "markersize": MARKS[key]["markersize"],
-        "markerfacecolor": colour if key == "test_last" else "white",
+        "markersize": MARKERSIZE[weights],
+        "markerfacecolor": colour if weights == "last" else "white",
         "markeredgecolor": colour,
         "markeredgewidth": 1.2,
         "clip_on": False,  # the last generation ends on the edge
     }
 
 
-def phases(axes: Axes, runs: Sequence[Run]) -> None:
-    """Mark where generations start, and shade where a run ascends; in one grey if all runs agree."""
+def _phases(axes: Axes, runs: Sequence[Run]) -> None:
+    """Mark where generations start, and shade where a run ascends."""
     end = max(run.epochs_done for run in runs)
     starts = sorted({start for run in runs for start in _starts(run, end)})
     # So many would be a grey area and not lines.
@@ -249,7 +217,7 @@ def phases(axes: Axes, runs: Sequence[Run]) -> None:
             axes.axvspan(start, stop, color=colour, alpha=0.15, linewidth=0, zorder=0)
 
 
-def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[Span, ...]]]:
+def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[tuple[float, float], ...]]]:
     """Return the spans of ascent with their colour: one grey for all runs, or each run's own."""
     end = max(run.epochs_done for run in runs)
     of_runs = [(plots.style(run.index)["color"], ascents(run, end)) for run in runs]
@@ -258,7 +226,7 @@ def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[Span, ...]]]:
     return [(SHADE, of_runs[0][1])] if alike else of_runs
 
 
-def ascents(run: Run, end: int) -> tuple[Span, ...]:
+def ascents(run: Run, end: int) -> tuple[tuple[float, float], ...]:
     """Return the spans of epochs, up to ``end``, in which a run ascends; generation 0 does not."""
     k = run.ascent_epochs
     return tuple((start, min(start + k, end)) for start in _starts(run, end)) if k else ()

@@ -21,12 +21,7 @@ STALE = "†"
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The results of one evaluator for one run.
-
-    Attributes:
-      run: the run.
-      record: what ``results.json`` holds.
-    """
+    """The results of one evaluator for one run: what ``results.json`` holds."""
 
     run: Run
     record: dict[str, Any]
@@ -53,28 +48,27 @@ class Results:
 
 def read(runs: Sequence[Run]) -> tuple[dict[str, list[Results]], list[str]]:
     """Return the results by evaluator, in the evaluators' order, and a sentence for each broken one."""
-    paths = {
-        (run.name, path.parent.name): (run, path)
-        for run in runs
-        for path in sorted(run.path.glob(f"{FOLDER}/*/{RESULTS}"))
-    }
-    if not paths:
-        return {}, []
-    from seal_jax.evaluators import command, registry
-
     results: dict[str, list[Results]] = {}
     broken = []
-    for (name, evaluator), (run, path) in paths.items():
-        try:
-            record = command.read(path)
-            if record["kind"] != evaluator:
-                raise UsageError(f"{path} holds results of {record['kind']}; evaluate again")
-            if not record["rows"]:
-                raise UsageError(f"{path} holds no rows; evaluate again")
-        except UsageError as error:
-            broken.append(f"{name}: {error}")
-            continue
-        results.setdefault(evaluator, []).append(Results(run, record))
+    for run in runs:
+        for path in sorted(run.path.glob(f"{FOLDER}/*/{RESULTS}")):
+            from seal_jax.evaluators import command
+
+            evaluator = path.parent.name
+            try:
+                record = command.read(path)
+                if record["kind"] != evaluator:
+                    raise UsageError(f"{path} holds results of {record['kind']}; evaluate again")
+                if not record["rows"]:
+                    raise UsageError(f"{path} holds no rows; evaluate again")
+            except UsageError as error:
+                broken.append(f"{run.name}: {error}")
+            else:
+                results.setdefault(evaluator, []).append(Results(run, record))
+    if not results:
+        return {}, broken
+    from seal_jax.evaluators import registry
+
     return {name: results[name] for name in registry() if name in results}, broken
 
 
@@ -131,7 +125,7 @@ def section(evaluator: Evaluator, results: Sequence[Results], runs: Sequence[Run
 def _warnings(
     evaluator: Evaluator, results: Sequence[Results], runs: Sequence[Run]
 ) -> Iterable[str]:
-    """Name stale results, options in which runs were not evaluated alike, and runs without results."""
+    """Yield sentences: stale results, options that differ between runs, runs without results."""
     from seal_jax.evaluators.options import shown
 
     for result in results:

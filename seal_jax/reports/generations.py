@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ from seal_jax.reports.runs import PathLike, Run
 # With more generations than this, the printed tables hold a selection; the CSV file holds all.
 MOST_ROWS = 12
 UNFINISHED = "*"
+
+# What is measured of each generation, as the table calls it, and its field in the metrics.
+ACCURACIES = {
+    "last": "test_last/accuracy",
+    "best": "test_best/accuracy",
+    "top-5 last": "test_last/top5_accuracy",
+    "top-5 best": "test_best/top5_accuracy",
+}
 
 # Runs that differ in these are not quite comparable.
 _TO_AGREE = (
@@ -35,23 +43,27 @@ class Column:
 
     Attributes:
       run: the run.
-      last: test accuracy of the weights at a generation's end, by generation.
-      best: that of the weights with the generation's best validation accuracy; empty without a
-        validation split.
+      accuracy: test accuracy by generation, for each of ``ACCURACIES``; none of the best weights
+        without a validation split, and no top-5 accuracy where the run did not score it.
       chosen: the generation whose best validation accuracy, as a mean over the seeds, is highest;
         ``None`` without a validation split or before the first generation has ended.
       paper: the paper's column for this setting, if it has one.
-      top5_last: top-5 test accuracy like ``last``; empty where the run did not score it.
-      top5_best: the same like ``best``.
     """
 
     run: Run
-    last: dict[int, Spread]
-    best: dict[int, Spread]
+    accuracy: dict[str, dict[int, Spread]]
     chosen: int | None
     paper: PaperColumn | None
-    top5_last: dict[int, Spread] = dataclasses.field(default_factory=dict)
-    top5_best: dict[int, Spread] = dataclasses.field(default_factory=dict)
+
+    @property
+    def last(self) -> dict[int, Spread]:
+        """Test accuracy of the weights at a generation's end, by generation."""
+        return self.accuracy["last"]
+
+    @property
+    def best(self) -> dict[int, Spread]:
+        """That of the weights with the generation's best validation accuracy."""
+        return self.accuracy["best"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Comparison:
     """Test accuracy by generation and run.
 
     Attributes:
-      columns: one a run, in the order given.
+      columns: one for each run, in their order.
       warnings: one line for each setting in which the runs differ.
     """
 
@@ -95,14 +107,11 @@ class Comparison:
         rows = [[str(generation + 1)] for generation in self.shown]
         for column in self.columns:
             run = column.run
-            measured = {"last": column.last, "best": column.best}
-            if top5:
-                measured |= {"top-5 last": column.top5_last, "top-5 best": column.top5_best}
             # A run without a validation split has no column "best", rather than an empty one.
             measured = {
-                heading: by_generation
-                for heading, by_generation in measured.items()
-                if by_generation or heading == "last"
+                name: stats
+                for name, stats in column.accuracy.items()
+                if name == "last" or (stats and (top5 or "top-5" not in name))
             }
             for row, generation in zip(rows, self.shown, strict=True):
                 row += [cell(stats.get(generation), Spread.text) for stats in measured.values()]
@@ -119,7 +128,13 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """Return the legend of the table."""
-        unfinished = [_unfinished_note(col) for col in self.columns if not col.run.finished]
+        unfinished = [
+            f"{UNFINISHED} {run.name} is not finished: {run.epochs_done} of {run.epochs} epochs, "
+            f"{len(column.last)} of {run.generations} generations."
+            for column in self.columns
+            for run in [column.run]
+            if not run.finished
+        ]
         if not self.shown:
             return ["No run has finished a generation yet.", *unfinished]
         notes = []
@@ -160,12 +175,31 @@ class Comparison:
 
     def csv_table(self) -> Table:
         """Return the content of the CSV file; a missing value is ``None``."""
-        rows = [
-            _csv_row(column, generation)
-            for column in self.columns
-            for generation in sorted(column.last)
-        ]
-        return Table("", _CSV_HEADER, rows)
+        names = ("last", "best", "last_top5", "best_top5")
+        means = [f"{name}_{statistic}" for name in names for statistic in ("mean", "std")]
+        header = (
+            *("run", "workdir", "data", "model", "method", "seeds", "finished"),
+            *("generation", "papers_gen", *means[:4], "chosen", "paper", "paper_table", *means[4:]),
+        )
+        rows = []
+        for column in self.columns:
+            run, paper = column.run, column.paper
+            identity: list[Any] = [run.name, run.path]
+            identity += [run.setting(f"{section}.name") for section in ("data", "model", "method")]
+            for generation in sorted(column.last):
+                published = paper.accuracy.get(generation + 1) if paper else None
+                numbers: list[float | None] = []
+                for stats in column.accuracy.values():
+                    numbers += stats[generation][:2] if generation in stats else (None, None)
+                rows.append(
+                    [
+                        *(*identity, run.seeds, run.finished, generation, generation + 1),
+                        *(*numbers[:4], generation == column.chosen, published),
+                        paper.table if paper and published is not None else None,
+                        *numbers[4:],
+                    ]
+                )
+        return Table("", header, rows)
 
 
 def compare(workdirs: PathLike | Sequence[PathLike]) -> Comparison:
@@ -194,23 +228,15 @@ def stat(values: Any) -> Spread:
 
 
 def _column(run: Run) -> Column:
-    ends = [row for row in run.rows if "test_last/accuracy" in row]
-
-    def stats(key: str) -> dict[int, Spread]:
-        return {int(row["generation"]): stat(row[key]) for row in ends if key in row}
-
-    last, best = stats("test_last/accuracy"), stats("test_best/accuracy")
     for field in ("data.name", "model.name", "method.name", "train.seeds"):
         run.setting(field)  # an error that names the field, before anything needs it
-    return Column(
-        run,
-        last,
-        best,
-        _chosen(run, best),
-        comparable_column(run.config),
-        top5_last=stats("test_last/top5_accuracy"),
-        top5_best=stats("test_best/top5_accuracy"),
-    )
+    ends = [row for row in run.rows if "test_last/accuracy" in row]
+    accuracy = {
+        name: {int(row["generation"]): stat(row[key]) for row in ends if key in row}
+        for name, key in ACCURACIES.items()
+    }
+    chosen = _chosen(run, accuracy["best"])
+    return Column(run, accuracy, chosen, comparable_column(run.config))
 
 
 def _chosen(run: Run, finished: dict[int, Spread]) -> int | None:
@@ -227,18 +253,14 @@ def _chosen(run: Run, finished: dict[int, Spread]) -> int | None:
     return max(scores, key=lambda generation: scores[generation], default=None)
 
 
-def _disagreements(compared: Sequence[Run]) -> list[str]:
-    lines = []
+def _disagreements(compared: Sequence[Run]) -> Iterator[str]:
     for field in _TO_AGREE:
         names: dict[Any, list[str]] = {}
         for run in compared:
             names.setdefault(run.setting(field), []).append(run.name)
         if len(names) > 1:
-            values = "; ".join(
-                f"{value}: {', '.join(of_value)}" for value, of_value in names.items()
-            )
-            lines.append(f"the runs differ in {field} ({values})")
-    return lines
+            values = "; ".join(f"{value}: {', '.join(members)}" for value, members in names.items())
+            yield f"the runs differ in {field} ({values})"
 
 
 def _paper_notes(columns: Sequence[Column]) -> list[str]:
@@ -271,40 +293,3 @@ def _best_note(column: Column) -> str:
         f"Best generation of {name}: nothing chooses one, as {why}; the last, Gen={final + 1}, has "
         f"{column.last[final].text()}."
     )
-
-
-def _unfinished_note(column: Column) -> str:
-    run = column.run
-    return (
-        f"{UNFINISHED} {run.name} is not finished: {run.epochs_done} of {run.epochs} epochs, "
-        f"{len(column.last)} of {run.generations} generations."
-    )
-
-
-# The values of one run and finished generation; what a run does not have is an empty cell.
-_CSV_HEADER = (
-    *("run", "workdir", "data", "model", "method", "seeds", "finished", "generation", "papers_gen"),
-    *("last_mean", "last_std", "best_mean", "best_std", "chosen", "paper", "paper_table"),
-    *("last_top5_mean", "last_top5_std", "best_top5_mean", "best_top5_std"),
-)
-
-
-def _csv_row(column: Column, generation: int) -> list[Any]:
-    run = column.run
-    published = column.paper.accuracy.get(generation + 1) if column.paper else None
-
-    def mean_and_std(stats: dict[int, Spread]) -> tuple[float, float | None] | tuple[None, None]:
-        return stats[generation][:2] if generation in stats else (None, None)
-
-    return [
-        *(run.name, run.path),
-        *(run.setting(field) for field in ("data.name", "model.name", "method.name")),
-        *(run.seeds, run.finished, generation, generation + 1),
-        *mean_and_std(column.last),
-        *mean_and_std(column.best),
-        generation == column.chosen,
-        published,
-        column.paper.table if column.paper and published is not None else None,
-        *mean_and_std(column.top5_last),
-        *mean_and_std(column.top5_best),
-    ]

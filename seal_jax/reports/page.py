@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seal_jax.core import plots
 from seal_jax.core.tables import MEANING, Table
@@ -62,6 +62,11 @@ class Section(NamedTuple):
         figure = Figure(figsize=self.size, dpi=DPI, layout="constrained")
         self.draw(figure)
         return self._replace(picture=plots.as_png(figure))
+
+
+def data_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Return records, of the same fields each, as the table of a section's CSV file."""
+    return Table("", list(records[0]), [list(record.values()) for record in records])
 
 
 class Missing(NamedTuple):

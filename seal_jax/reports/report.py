@@ -9,10 +9,12 @@ from pathlib import Path
 from seal_jax.core import files, plots
 from seal_jax.core.tables import MISSING, Spread, Table
 from seal_jax.errors import UsageError
-from seal_jax.reports import curves, evaluations, studies
+from seal_jax.reports import curves, evaluations
 from seal_jax.reports.generations import Column, Comparison, compare
-from seal_jax.reports.page import Missing, Section, page
+from seal_jax.reports.page import Missing, Section, data_table, page
 from seal_jax.reports.runs import PathLike, differences
+from seal_jax.reports.studies import budget, scatter, significance, size, speed, tree
+from seal_jax.reports.studies.settings import entries
 
 PAGE = "report.html"
 # Runs that can be told apart by colour and dashes; of more, generations and curves show the first.
@@ -51,7 +53,14 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
         for result in results.get("margins", ())
         if not result.stale
     }
-    made = [*_of_runs(comparison), *evaluated, *studies.all_of(runs, margins)]
+    compared = entries(runs)
+    made = [
+        *_of_runs(comparison),
+        *evaluated,
+        *(study.section(compared) for study in (significance, scatter, tree, budget)),
+        speed.section(runs),
+        size.section(compared, margins),
+    ]
     sections = [section.drawn() for section in made if isinstance(section, Section)]
     missing = [section for section in made if isinstance(section, Missing)]
     if not evaluated:
@@ -70,24 +79,27 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
 def _of_runs(comparison: Comparison) -> list[Section]:
     """Return the sections that every run has, and the settings in which they differ."""
     runs = [column.run for column in comparison.columns]
-    few, first = comparison, ""
+    few = comparison
+    more: list[str] = []  # the beginning of a warning
     if len(runs) > MOST:
         few = dataclasses.replace(comparison, columns=comparison.columns[:MOST], warnings=())
-        first = f"The first {MOST} of {len(runs)} runs"
+        more = [f"The first {MOST} of {len(runs)} runs"]
     sections = [
         Section(
             "generations",
             "Generations",
             tables=[few.table(top5=True)],
             data=comparison.csv_table(),
-            warnings=[f"{first}; the CSV file and the table of runs below have all."] * bool(first),
+            warnings=[
+                f"{first}; the CSV file and the table of runs below have all." for first in more
+            ],
         ),
         Section(
             "curves",
             "Curves",
             picture=curves.png(runs[:MOST]),
             describe="Training, validation and test accuracy over the epochs of every run.",
-            warnings=[f"{first}: name fewer to see others."] * bool(first),
+            warnings=[f"{first}: name fewer to see others." for first in more],
         ),
         Section("runs", "Runs", tables=[_runs(comparison.columns)]),
     ]
@@ -100,26 +112,24 @@ def _runs(columns: Sequence[Column]) -> Table:
     def end(stats: Mapping[int, Spread]) -> str:
         return stats[max(stats)].text() if stats else MISSING
 
-    cells = [
-        [
-            run.name,
-            end(column.last),
-            end(column.best),
-            run.setting("method.name"),
-            run.subject,
-            str(run.seeds),
-            f"{run.rows[-1]['generation'] + 1} of {run.generations}",
-            f"{run.epochs_done} of {run.epochs}",
-            "yes" if run.finished else "no",
-            str(run.path),
-        ]
+    records = [
+        {
+            "run": run.name,
+            "last %": end(column.last),
+            "best %": end(column.best),
+            "method": run.setting("method.name"),
+            "experiment": run.subject,
+            "seeds": str(run.seeds),
+            "generation": f"{run.rows[-1]['generation'] + 1} of {run.generations}",
+            "epoch": f"{run.epochs_done} of {run.epochs}",
+            "finished": "yes" if run.finished else "no",
+            "folder": str(run.path),
+        }
         for column in columns
         for run in [column.run]
     ]
-    header = ["run", "last %", "best %", "method", "experiment", "seeds", "generation", "epoch"]
-    header += ["finished", "folder"]
     notes = (
         "last, best: test accuracy of the newest finished generation's last weights, and of those "
         "with its best validation accuracy, as in the generations table.",
     )
-    return Table("Runs in this report", header, cells, notes)
+    return data_table(records)._replace(title="Runs in this report", notes=notes)

@@ -30,9 +30,9 @@ class Run:
 
     Attributes:
       path: the folder.
-      name: the folder's name, made short, and different from those of the other runs.
+      name: short, and different from those of the other runs.
       config: the settings, nested.
-      rows: one mapping an epoch, in order.
+      rows: the metrics of each epoch, in order.
       index: its place among the runs that were read together, which gives it one colour in all plots.
     """
 
@@ -71,6 +71,11 @@ class Run:
     def epochs(self) -> int:
         """G times E."""
         return self.generations * self.epochs_per_generation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps of an epoch."""
+        return int(self.rows[0]["step"]) // (int(self.rows[0]["epoch"]) + 1)
 
     @property
     def seeds(self) -> int:
@@ -148,15 +153,14 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
     Raises:
       UsageError: no folder, the same folder twice, or one that holds no epoch of a run.
     """
-    if isinstance(folders, str | Path):
-        folders = [folders]
-    paths = [Path(folder) for folder in folders]
+    paths = list(map(Path, [folders] if isinstance(folders, str | Path) else folders))
     if not paths:
         raise UsageError("no run folders given; give at least one")
-    whole = [path.resolve() for path in paths]
-    for index, path in enumerate(paths):
-        if whole[index] in whole[:index]:
+    resolved: set[Path] = set()
+    for path in paths:
+        if path.resolve() in resolved:
             raise UsageError(f"{path} is given twice; give each run folder once")
+        resolved.add(path.resolve())
     return [
         dataclasses.replace(run, rows=_rows(run))
         for index, (path, name) in enumerate(zip(paths, short_names(paths), strict=True))
@@ -193,7 +197,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
                     f"{where} {count or 'no list of'} values of {name}, and {workdirs.CONFIG} has "
                     f"train.seeds = {run.seeds}: give a folder that was written by training"
                 )
-    if not any("train/accuracy" in row for row in rows):
+    if "train/accuracy" not in listed:
         raise UsageError(
             f"{path} has no train/accuracy; give a folder that was written by training"
         )
@@ -220,24 +224,33 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def differing(settings: Sequence[Mapping[str, Any]], *, present: bool = False) -> list[str]:
+    """Return the names of settings in which mappings differ; ``present`` ignores those without one.
+
+    >>> differing([{"a": 1, "b": 2}, {"a": 3}]), differing([{"a": 1, "b": 2}, {"a": 3}], present=True)
+    (['a', 'b'], ['a'])
+    """
+    ignored = {ABSENT} if present else set()
+    names = dict.fromkeys(name for mapping in settings for name in mapping)
+    return [
+        name
+        for name in names
+        if len({values.get(name, ABSENT) for values in settings} - ignored) > 1
+    ]
+
+
 def differences(runs: Sequence[Run]) -> Table | None:
-    """Return the settings in which the runs differ, a row a run; ``None`` if there are none."""
-    values_of: dict[str, set[Any]] = {}
-    for run in runs:
-        for name, value in run.experiment.items():
-            values_of.setdefault(name, set()).add(value)
-    names = [name for name, values in values_of.items() if len(values) > 1]
+    """Return the settings in which the runs differ, a row for each run; ``None`` if there are none."""
+    names = differing([run.experiment for run in runs], present=True)
     if not names:
         return None
     cells = [
         [run.name, *(show(run.experiment.get(name, ABSENT)) for name in names)] for run in runs
     ]
-    notes = []
-    if any(name.startswith("method.") and name != "method.name" for name in names):
-        notes = [
-            "Methods have options of their own; they are shown where runs of one method differ in "
-            "them."
-        ]
+    note = (
+        "Methods have options of their own; they are shown where runs of one method differ in them."
+    )
+    notes = [note] * any(name.startswith("method.") and name != "method.name" for name in names)
     return Table("Settings in which the runs differ", ("run", *names), cells, notes)
 
 

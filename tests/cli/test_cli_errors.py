@@ -235,14 +235,6 @@ def test_folders_of_data(run, tmp_path, capfd):
     assert f"data.name='cifar10' in data_dir={tmp_path}" in line
 
 
-def test_outputs_that_are_folders(run, config, tmp_path):
-    line = run("preflight", f"--config={config}", f"--json={tmp_path}")
-    assert f"--json={tmp_path} must be a file in a folder that exists" in line
-    (tmp_path / "out" / "table1.csv").mkdir(parents=True)
-    line = run("reproduce", "lw-synthetic", "--table=1", f"--output={tmp_path / 'out'}")
-    assert "table1.csv is a folder; give another --output" in line
-
-
 def files(folder):
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 

@@ -15,12 +15,11 @@ HEAVY = "{'tensorflow', 'tensorflow_datasets', 'orbax', 'matplotlib', 'flax', 'm
 @pytest.mark.parametrize(
     ("command", "mentions"),
     [
-        ([], ["train", "sweep", "compare", "prepare", "preflight", "exit codes", "74", "75"]),
+        ([], ["train", "sweep", "compare", "prepare", "exit codes", "74", "75"]),
         (["train"], ["--workdir", "FILE[:VARIANT]", "--coordinator", "--config.SECTION.FIELD"]),
         (["sweep"], ["--workdir", "every variant", "--config.SECTION.FIELD"]),
         (["compare"], ["--output", "DIR"]),
         (["prepare"], ["--dataset", "--data-dir", "--manual-dir"]),
-        (["preflight"], ["--topology", "v5e:2x4", "--json"]),
     ],
 )
 def test_help(capfd, command, mentions):

@@ -13,6 +13,7 @@ from seal_jax import methods
 from seal_jax.cli import configs
 from seal_jax.cli import main as cli
 from seal_jax.core.settings import Settings
+from tools.preflight import command as preflight
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
@@ -53,7 +54,7 @@ def test_settings_exist(text):
 
 def commands(text):
     joined = re.sub(r"\\\n\s*", " ", text)
-    for line in re.findall(r"python -m seal_jax ([a-z]+ -[^#`|\n]*)", joined):
+    for line in re.findall(r"python -m (?:seal_jax |tools\.)([a-z]+ -[^#`|\n]*)", joined):
         words = shlex.split(re.split(r"  +(?=[a-z])", line.strip())[0])
         if not any("..." in word or word.endswith("ARGS") for word in words):
             yield words
@@ -67,7 +68,9 @@ def test_commands_parse(text):
             with pytest.raises(SystemExit):
                 cli.parser(kind).parse_known_args(words)
             continue
-        _, overrides = cli.parser(kind).parse_known_args(words)
+        is_preflight = words[0] == "preflight"
+        parser = preflight.parser() if is_preflight else cli.parser(kind)
+        _, overrides = parser.parse_known_args(words[is_preflight:])
         assert all(word.startswith("--config.") for word in overrides), words
         config = next((word[9:] for word in words if word.startswith("--config=")), "FILE")
         if not config.startswith("FILE"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import json
@@ -76,7 +77,7 @@ def drawn(section):
 
 def csv_rows(section):
     table = section.data or section.tables[0]
-    return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    return list(csv.DictReader(io.StringIO(table.as_csv())))
 
 
 def test_significance_is_the_binomial_test_with_holm(grid):

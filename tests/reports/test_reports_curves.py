@@ -66,10 +66,10 @@ def test_two_runs(seal, make_run, tmp_path, kept):
         and line.get_color() != plots.COLOURS[1]
         and line.get_markeredgecolor() == plots.COLOURS[0]
     }
-    assert marks[curves.MARKS["test_last"]["markersize"]] == pytest.approx([51, 62])
-    assert marks[curves.MARKS["test_best"]["markersize"]] == pytest.approx([54, 64])
+    assert marks[curves.MARKERSIZE["last"]] == pytest.approx([51, 62])
+    assert marks[curves.MARKERSIZE["best"]] == pytest.approx([54, 64])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:2] == ["seal\n(2 seeds)", "$other_x^\n(2 seeds, unfinished)"]
+    assert labels[:2] == ["seal\n(2 seeds)", "\\$other_x^\n(2 seeds, unfinished)"]
     assert "ascent" in labels
     assert above.get_title() == "resnet50 on tiny_imagenet"
 

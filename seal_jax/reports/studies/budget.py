@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seal_jax.core import plots
@@ -13,30 +13,25 @@ from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import BASELINE, EPOCHS, Entry, Setting
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = "Accuracy against compute budget"
 ACROSS = 2
-Styles = Mapping[str, Mapping[str, Any]]
-
-
-class Point(NamedTuple):
-    """How one method ends with one budget, its accuracies by seed."""
-
-    method: str
-    weights: str
-    steps: float
-    total: int
-    scores: tuple[float, ...]
 
 
 class Panel(NamedTuple):
-    """One experiment in so many rounds, with several budgets."""
+    """One experiment in so many rounds, with several budgets.
+
+    Attributes:
+      title: what the experiment is.
+      rounds: their number.
+      scores: accuracies of the seeds by method, weights, steps per round and steps in all, in the
+        order of the steps.
+    """
 
     title: str
     rounds: int
-    points: list[Point]
+    scores: Mapping[tuple[str, str, float, int], list[float]]
 
 
 def section(entries: Sequence[Entry]) -> Section | Missing:
@@ -55,21 +50,16 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
             "have more than one generation",
         )
     header = ("experiment", "rounds", "method", "weights", "steps per round", "steps in all")
-    lines = [
+    cells = [
         [
-            panel.title,
-            str(panel.rounds),
-            point.method,
-            point.weights,
-            f"{point.steps:g}",
-            str(point.total),
+            *(panel.title, str(panel.rounds), method, weights, f"{steps:g}", str(total)),
             f"{100 * mean:.2f}",
             "" if std is None else f"{100 * std:.2f}",
-            str(len(point.scores)),
+            str(len(scores)),
         ]
         for panel in panels
-        for point in panel.points
-        for mean, std, *_ in [spread(point.scores)]
+        for (method, weights, steps, total), scores in panel.scores.items()
+        for mean, std, *_ in [spread(scores)]
     ]
     return Section(
         "compute_budget",
@@ -77,91 +67,61 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         "Test accuracy at the end by the training steps of a round of reinitialisation (LW paper, "
         "Figures 4 and 9); the baseline, which trains once, stands where its steps are as many in "
         "all. A round that ends early by validation takes fewer steps than its budget.",
-        tables=[Table("Test accuracy (%) by budget", (*header, "mean", "std", "seeds"), lines)],
+        tables=[Table("Test accuracy (%) by budget", (*header, "mean", "std", "seeds"), cells)],
         draw=lambda figure: _draw(figure, panels, grouping.styles(entries)),
         size=(4.2 * min(len(panels), ACROSS) + 2.4, 3.4 * -(-len(panels) // ACROSS)),
-        describe="Test accuracy against training steps per round, a line a method.",
+        describe="Test accuracy against training steps per round, a line for each method.",
     )
 
 
-def _panels(name: str, members: Sequence[Entry]) -> list[Panel]:
-    """Return a panel for each number of rounds in which some method has several budgets."""
-    panels = []
-    rounds = dict.fromkeys(
-        entry.run.generations
-        for entry in members
-        if entry.name != BASELINE and entry.run.generations > 1
-    )
+def _panels(name: str, members: Sequence[Entry]) -> Iterator[Panel]:
+    """Yield a panel for each number of rounds in which some method has several budgets."""
+    others = {entry.method for entry in members if entry.name != BASELINE}
+    rounds = {entry.run.generations: None for entry in members if entry.name != BASELINE}
+    rounds.pop(1, None)
     for count in rounds:
-        points = [
-            point
-            for entry in members
-            if entry.name == BASELINE or entry.run.generations == count
-            for point in _points(entry, count)
-        ]
-        others = {entry.method for entry in members if entry.name != BASELINE}
-        budgets = {(point.method, point.steps) for point in points if point.method in others}
+        scores: dict[tuple[str, str, float, int], list[float]] = {}
+        for entry in members:
+            if entry.name == BASELINE or entry.run.generations == count:
+                total = entry.run.epochs * entry.run.steps_per_epoch
+                for weights in grouping.WEIGHTS:
+                    key = (entry.method, weights, total / count, total)
+                    # Several runs of one method and budget give more seeds.
+                    if of_seeds := list(entry.scores(weights).values()):
+                        scores.setdefault(key, []).extend(of_seeds)
+        budgets = {(method, steps) for method, _, steps, _ in scores if method in others}
         if len(budgets) > len({method for method, _ in budgets}):  # a method has two
             title = name if len(rounds) == 1 else f"{name}, {count} rounds"
-            panels.append(Panel(title, count, _merged(points)))
-    return panels
+            ordered = sorted(scores.items(), key=lambda item: item[0][2])
+            yield Panel(title, count, dict(ordered))
 
 
-def _points(entry: Entry, rounds: int) -> list[Point]:
-    first = entry.run.rows[0]
-    per_epoch = first["step"] // (first["epoch"] + 1)
-    total = entry.run.generations * entry.run.epochs_per_generation * per_epoch
-    return [
-        Point(entry.method, weights, total / rounds, total, tuple(scores.values()))
-        for weights in grouping.WEIGHTS
-        if (scores := entry.scores(weights))
-    ]
+def _draw(figure: Figure, panels: Sequence[Panel], styles: Mapping[str, Mapping[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
 
-
-def _merged(points: Sequence[Point]) -> list[Point]:
-    """Put the seeds of several runs of one method and budget together; order by budget."""
-    seeds: dict[tuple[str, str, float, int], tuple[float, ...]] = {}
-    for point in sorted(points, key=lambda point: point.steps):
-        seeds[point[:4]] = seeds.get(point[:4], ()) + point.scores
-    return [Point(*key, scores) for key, scores in seeds.items()]
-
-
-def _draw(figure: Figure, panels: Sequence[Panel], styles: Styles) -> None:
-    methods = list(dict.fromkeys(point.method for panel in panels for point in panel.points))
+    keys = [key[:2] for panel in panels for key in panel.scores]
+    methods = list(dict.fromkeys(method for method, _ in keys))
     for axes, panel in zip(plots.panel_grid(figure, len(panels), ACROSS), panels, strict=True):
         for method in methods:
             for weights in grouping.WEIGHTS:
-                _line(axes, panel, method, weights, styles[method])
+                points = {
+                    key[2]: scores
+                    for key, scores in panel.scores.items()
+                    if key[:2] == (method, weights)
+                }
+                if points:
+                    percent = [[100 * score for score in scores] for scores in points.values()]
+                    curves.marks(axes, weights, list(points), percent, styles[method])
         axes.set_title(panel.title, fontsize=10, parse_math=False)
         axes.set_xlabel(f"training steps per round, of {panel.rounds}")
         axes.set_ylabel(f"test accuracy (%)\n{plots.BAND}", fontsize=9)
-    shown = {name: styles[name] for name in methods}
-    _legend(figure, shown, {point.weights for panel in panels for point in panel.points})
-
-
-def _line(axes: Axes, panel: Panel, method: str, weights: str, look: Mapping[str, Any]) -> None:
-    """Draw the last weights as a line with intervals over seeds, the best as marks, as curves do."""
-    points = [point for point in panel.points if (point.method, point.weights) == (method, weights)]
-    if not points:
-        return
-    steps = [point.steps for point in points]
-    mean, low, high = 100 * plots.over_seeds(point.scores for point in points)
-    axes.plot(steps, mean, **curves.mark(f"test_{weights}", look["color"]))
-    if weights == "last":
-        axes.plot(steps, mean, linewidth=1.4, **look)
-        axes.vlines(steps, low, high, colors=look["color"], linewidth=0.8)
-
-
-def _legend(figure: Figure, methods: Styles, weights: set[str]) -> None:
-    from matplotlib.lines import Line2D
-
     entries = [
-        (Line2D([], [], linewidth=2, **look), plots.drawable(method))
-        for method, look in methods.items()
+        (Line2D([], [], linewidth=2, **styles[method]), plots.drawable(method))
+        for method in methods
     ]
-    if len(weights) > 1:
+    if len({weights for _, weights in keys}) > 1:
         entries += [
-            (Line2D([], [], **curves.mark(f"test_{name}", "#444444")), label)
-            for name, label in grouping.WEIGHTS.items()
+            (Line2D([], [], **curves.mark(weights, curves.KEY)), label)
+            for weights, label in grouping.WEIGHTS.items()
         ]
     plots.legend_beside(figure, entries)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from seal_jax.core import plots
-from seal_jax.reports.runs import ABSENT, Run, per_seed, show
+from seal_jax.reports.runs import ABSENT, Run, differing, per_seed, show
 
 BASELINE = "normal"
 WEIGHTS = {"last": "last weights", "best": "best weights by validation"}
@@ -49,26 +49,22 @@ class Entry:
         Args:
           weights: "last" or "best", a key of ``WEIGHTS``.
         """
-        first = _first_seed(self.run)
-        row = self.run.rows[-1]
-        if not self.run.finished or f"test_{weights}/accuracy" not in row:
+        row, key = self.run.rows[-1], f"test_{weights}/accuracy"
+        if not self.run.finished or key not in row:
             return {}
-        values = per_seed(row[f"test_{weights}/accuracy"])
-        scores = {first + index: float(value) for index, value in enumerate(values)}
-        return {seed: scores[seed] for seed in self.seeds if np.isfinite(scores.get(seed, np.nan))}
+        scores = enumerate(per_seed(row[key]).tolist(), start=_first_seed(self.run))
+        return {seed: score for seed, score in scores if seed in self.seeds and np.isfinite(score)}
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
     """Return what the studies need of each run; runs without a seed of their own are left out."""
-    labels = _labels(runs)
-    taken: set[tuple[Setting, str, int]] = set()
+    taken: dict[tuple[Setting, str], set[int]] = {}
     kept = []
-    for run, label in zip(runs, labels, strict=True):
+    for run, label in zip(runs, _labels(runs), strict=True):
         setting, first = setting_of(run), _first_seed(run)
-        seeds = tuple(
-            seed for seed in range(first, first + run.seeds) if (setting, label, seed) not in taken
-        )
-        taken |= {(setting, label, seed) for seed in seeds}
+        earlier = taken.setdefault((setting, label), set())
+        seeds = tuple(sorted({*range(first, first + run.seeds)} - earlier))
+        earlier |= {*seeds}
         if seeds:
             kept.append(Entry(run, run.setting("method.name"), label, setting, seeds))
     return kept
@@ -76,16 +72,14 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 
 def setting_of(run: Run) -> Setting:
     """Return what must agree for methods to be compared."""
-    values = run.experiment
     kept = {
         name: value
-        for name, value in values.items()
+        for name, value in run.experiment.items()
         if not name.startswith("method.") and name not in (*_OWN, *_SEEDS)
     }
-    kept[EPOCHS] = run.epochs
     # "single" is one cosine over all epochs, which is what "restart" is in a single round.
-    schedule = values["optimizer.schedule"]
-    kept["optimizer.schedule"] = "restart" if schedule == "single" else schedule
+    schedule = run.experiment["optimizer.schedule"]
+    kept |= {EPOCHS: run.epochs, "optimizer.schedule": schedule.replace("single", "restart")}
     return frozenset(kept.items())
 
 
@@ -101,19 +95,18 @@ def describe(settings: Sequence[Setting]) -> dict[Setting, str]:
     >>> describe([plain])[plain]
     'scnn on digits'
     """
-    every = {setting: dict(setting) for setting in settings}
-    names = sorted({name for values in every.values() for name in values})
-    subject = ("model.name", "data.name")
-    telling = [
-        name
-        for name in names
-        if name not in subject and len({values.get(name) for values in every.values()}) > 1
-    ]
+    names = sorted({*differing(list(map(dict, settings)))} - {"model.name", "data.name"})
     return {
-        setting: f"{values['model.name']} on {values['data.name']}"
-        + "".join(f", {name} {show(values.get(name))}" for name in telling)
-        for setting, values in every.items()
+        setting: subject(setting) + "".join(f", {name} {show(values.get(name))}" for name in names)
+        for setting in settings
+        for values in [dict(setting)]
     }
+
+
+def subject(setting: Setting) -> str:
+    """Return the model and the data set."""
+    values = dict(setting)
+    return f"{values['model.name']} on {values['data.name']}"
 
 
 def by_setting(entries: Sequence[Entry], weights: str) -> Scores:
@@ -175,17 +168,15 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     groups: dict[tuple[Setting, str], list[dict[str, Any]]] = {}
     for run, values in zip(runs, options, strict=True):
         groups.setdefault((setting_of(run), run.setting("method.name")), []).append(values)
-    telling: dict[str, dict[str, None]] = {}
+    telling: dict[str, dict[str, None]] = {}  # by method, in their order
     for (_, name), members in groups.items():
-        for field in dict.fromkeys(field for values in members for field in values):
-            if len({values.get(field, ABSENT) for values in members}) > 1:
-                telling.setdefault(name, {})[field] = None
+        telling.setdefault(name, {}).update(dict.fromkeys(differing(members)))
     labels = []
     for run, values in zip(runs, options, strict=True):
         name = run.setting("method.name")
         parts = [
             f"{field.rpartition('.')[2]}={show(values.get(field, ABSENT))}"
-            for field in telling.get(name, {})
+            for field in telling[name]
         ]
         labels.append(f"{name} ({', '.join(parts)})" if parts else name)
     return labels

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +12,11 @@ from seal_jax.core import plots
 from seal_jax.core.tables import Table
 from seal_jax.evaluation import significance
 from seal_jax.evaluation.significance import Comparisons
-from seal_jax.reports.page import Missing, Section
+from seal_jax.reports.page import Missing, Section, data_table
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import Entry, Scores
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = "Significance"
@@ -35,12 +34,12 @@ KEY = (
 def section(entries: Sequence[Entry]) -> Section | Missing:
     """Test every pair of methods over the settings that both were trained in."""
     methods = grouping.methods_of(entries)
-    tables, lines = [], []
-    panels: list[tuple[str, Comparisons]] = []
+    tables, records = [], []
+    panels: dict[str, tuple[Comparisons, Table]] = {}
     for weights in grouping.available(entries):
         scores = grouping.by_setting(entries, weights)
         models = list(dict.fromkeys(dict(setting)["model.name"] for setting in scores))
-        for model in [EVERY, *models] if len(models) > 1 else [EVERY]:
+        for model in [EVERY, *models] if len(models) > 1 else models:
             part = {
                 setting: by_method
                 for setting, by_method in scores.items()
@@ -49,14 +48,15 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
             comparisons = pairwise(methods, part)
             if comparisons is None:
                 continue
-            where = models[0] if len(models) == 1 else model
-            tables.append(_table(comparisons, f"{where}, {grouping.WEIGHTS[weights]}"))
-            panels.append((f"{where}, {weights}", comparisons))
-            lines += _lines(comparisons, weights, where)
+            tables.append(_table(comparisons, f"{model}, {grouping.WEIGHTS[weights]}"))
+            panels[f"{model}, {weights}"] = comparisons, tables[-1]
+            records += _records(comparisons, weights, model)
     if not tables:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
-    tables[-1] = tables[-1]._replace(notes=[KEY, panels[-1][1].rules])
-    header = ("weights", "model", "row", "column", "column better", "row better", "p", "mark")
+    tables[-1] = tables[-1]._replace(notes=[KEY, significance.rules()])
+    # Those of one kind of weights stand in a row, if they are not many.
+    kinds = len({title.rpartition(", ")[2] for title in panels})
+    across = min(len(panels) // kinds, 5)
     return Section(
         "significance",
         TITLE,
@@ -65,9 +65,9 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         "into generations, and the seed; a score is the test accuracy at the end, a mean over the "
         "seeds that both methods have.",
         tables=tables,
-        data=Table(TITLE, header, lines),
-        draw=lambda figure: _draw(figure, panels),
-        size=(0.4 + 2.6 * _across(panels), 2.8 * -(-len(panels) // _across(panels))),
+        data=data_table(records),
+        draw=lambda figure: _draw(figure, panels, across),
+        size=(0.4 + 2.6 * across, 2.8 * -(-len(panels) // across)),
         describe="Share of settings in which the column's method beats the row's, for every pair.",
     )
 
@@ -100,60 +100,47 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
 
 
 def _table(comparisons: Comparisons, where: str) -> Table:
-    cells = _cells(comparisons)
-    rows = [[name, *of_row] for name, of_row in zip(comparisons.methods, cells, strict=True)]
+    wins, marks = comparisons.wins, comparisons.marks(STAR, CIRCLE)
+    rows = [[name] for name in comparisons.methods]
+    for row, column in np.ndindex(wins.shape):
+        text = f"{marks[row, column]} {wins[row, column]}:{wins[column, row]}".strip()
+        rows[row].append("" if row == column else text)
     return Table(f"Is the column better? {where}", ("", *comparisons.methods), rows)
 
 
-def _cells(comparisons: Comparisons) -> list[list[str]]:
-    wins, marks = comparisons.wins, comparisons.marks(STAR, CIRCLE)
+def _records(comparisons: Comparisons, weights: str, model: str) -> list[dict[str, Any]]:
+    methods, wins, marks = comparisons.methods, comparisons.wins, comparisons.marks()
     return [
-        [
-            "" if row == column else f"{mark} {wins[row, column]}:{wins[column, row]}".strip()
-            for column, mark in enumerate(of_row)
-        ]
-        for row, of_row in enumerate(marks)
+        {
+            "weights": weights,
+            "model": model,
+            "row": methods[row],
+            "column": methods[column],
+            "column better": wins[row, column],
+            "row better": wins[column, row],
+            "p": f"{comparisons.p_values[row, column]:.6g}",
+            "mark": marks[row, column],
+        }
+        for row, column in itertools.permutations(range(len(methods)), 2)
     ]
 
 
-def _lines(comparisons: Comparisons, weights: str, model: str) -> list[list[str]]:
-    methods, wins, marks = comparisons.methods, comparisons.wins, comparisons.marks()
-    lines = []
-    for row, column in itertools.permutations(range(len(methods)), 2):
-        counts = (str(wins[row, column]), str(wins[column, row]))
-        p_value = f"{comparisons.p_values[row, column]:.6g}"
-        names = (methods[row], methods[column])
-        lines.append([weights, model, *names, *counts, p_value, str(marks[row, column])])
-    return lines
-
-
-def _draw(figure: Figure, panels: Sequence[tuple[str, Comparisons]]) -> None:
+def _draw(figure: Figure, panels: Mapping[str, tuple[Comparisons, Table]], across: int) -> None:
     """Draw the share of settings that each column wins, violet where it does, orange where it loses."""
-    grid = plots.panel_grid(figure, len(panels), _across(panels), grid=None)
-    for axes, (title, comparisons) in zip(grid, panels, strict=True):
-        _matrix(axes, title, comparisons)
-
-
-def _across(panels: Sequence[tuple[str, Comparisons]]) -> int:
-    """Return how many panels stand in a row: those of one kind of weights, if they are not many."""
-    kinds = len({title.rpartition(", ")[2] for title, _ in panels})
-    return min(len(panels) // kinds, 5)
-
-
-def _matrix(axes: Axes, title: str, comparisons: Comparisons) -> None:
-    trials = comparisons.wins + comparisons.wins.T
-    share = np.where(trials > 0, comparisons.wins / np.maximum(trials, 1), 0.5)
-    share[np.eye(len(share), dtype=bool)] = np.nan
-    # Pale, for the numbers to be read on it.
-    axes.set_facecolor("#eeeeee")
-    axes.imshow(share, cmap="PuOr", vmin=-0.8, vmax=1.8)
-    cells = _cells(comparisons)
-    for row, column in np.argwhere(trials > 0):
-        text = cells[row][column].replace(" ", "\n")
-        axes.text(column, row, text, ha="center", va="center", fontsize=7)
-    names = [plots.drawable(name) for name in comparisons.methods]
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_title(title, fontsize=10, parse_math=False)
-    axes.set_xlabel("is better than the row's", fontsize=8)
-    axes.spines[:].set_visible(False)
+    grid = plots.panel_grid(figure, len(panels), across, grid=None)
+    for axes, (title, (comparisons, table)) in zip(grid, panels.items(), strict=True):
+        trials = comparisons.wins + comparisons.wins.T
+        share = np.where(trials > 0, comparisons.wins / np.maximum(trials, 1), 0.5)
+        share[np.eye(len(share), dtype=bool)] = np.nan
+        # Pale, for the numbers to be read on it.
+        axes.set_facecolor("#eeeeee")
+        axes.imshow(share, cmap="PuOr", vmin=-0.8, vmax=1.8)
+        for row, column in np.argwhere(trials > 0):
+            text = table.rows[row][column + 1].replace(" ", "\n")
+            axes.text(column, row, text, ha="center", va="center", fontsize=7)
+        names = [plots.drawable(name) for name in comparisons.methods]
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_title(title, fontsize=10, parse_math=False)
+        axes.set_xlabel("is better than the row's", fontsize=8)
+        axes.spines[:].set_visible(False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seal_jax.core import plots
-from seal_jax.core.tables import Table
-from seal_jax.reports.page import Missing, Section
+from seal_jax.core.tables import Record, Table, grouped
+from seal_jax.reports.page import Missing, Section, data_table
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.settings import BASELINE, Entry
 
@@ -19,32 +19,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Size of the weights"
+FIELDS = ("method", "weights", "setting", "seed", "size", "size of the baseline", "ratio")
 LEAST = 2  # ratios, for a deviation
 
-Ratios = dict[tuple[str, str], list["Ratio"]]  # by weights and method
 
-
-class Ratio(NamedTuple):
-    """The size of one network's weights beside that of the baseline's of the same seed."""
-
-    setting: str
-    seed: int
-    size: float
-    baseline: float
-    value: float
-
-
-def section(
-    entries: Sequence[Entry], margins: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> Section | Missing:
+def section(entries: Sequence[Entry], margins: Mapping[str, Sequence[Record]]) -> Section | Missing:
     """Plot the density of the ratio of the size of the weights to the baseline's.
 
-    Args:
-      entries: of the runs.
-      margins: by name of the run, the rows of its evaluation of margins, of one step.
+    The size is in the rows of each run's evaluation of margins, ``margins``, all of one step.
     """
-    by_method = ratios(entries, margins)
-    if not by_method:
+    groups = {
+        key: records
+        for key, records in grouped(ratios(entries, margins), ("weights", "method")).items()
+        if len(records) >= LEAST
+    }
+    if not groups:
         return Missing(
             TITLE,
             "needs the evaluation of margins, at the newest checkpoint, of runs of the baseline "
@@ -52,19 +41,17 @@ def section(
             "common",
         )
     summary = []
-    for (weights, method), networks in by_method.items():
-        values = np.array([ratio.value for ratio in networks])
+    for (weights, method), records in groups.items():
+        values = np.array([record["ratio"] for record in records])
         numbers = (values.mean(), values.std(ddof=1), np.min(values), np.max(values))
         cells = [f"{number:.3f}" for number in numbers]
-        summary.append([method, weights, str(len(networks)), *cells])
+        summary.append([method, weights, str(len(records)), *cells])
     lines = [
-        [method, weights, *map(str, ratio[:2]), *(f"{number:.6g}" for number in ratio[2:])]
-        for (weights, method), networks in by_method.items()
-        for ratio in networks
+        {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in record.items()}
+        for records in groups.values()
+        for record in records
     ]
     header = ("method", "weights", "networks", "mean", "std", "least", "most")
-    csv_header = ("method", "weights", "setting", "seed", "size", "size of the baseline", "ratio")
-    across = len({weights for weights, _ in by_method})
     return Section(
         "size_of_weights",
         TITLE,
@@ -73,45 +60,46 @@ def section(
         "with the mean and deviation of the ratios (LW paper, appendix D, Figure 7, where LW's lies "
         "around 1).",
         tables=[Table("Size of the weights over the baseline's", header, summary)],
-        data=Table(TITLE, csv_header, lines),
-        draw=lambda figure: _draw(figure, by_method, grouping.styles(entries)),
-        size=(4.2 * across + 2.4, 3.4),
+        data=data_table(lines),
+        draw=lambda figure: _draw(figure, groups, grouping.styles(entries)),
+        size=(4.2 * len({weights for weights, _ in groups}) + 2.4, 3.4),
         describe="Density of the ratio of the size of the weights to the baseline's, by method.",
     )
 
 
-def ratios(entries: Sequence[Entry], margins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ratios:
-    """Return the ratios by weights and method, of those that have two or more."""
+def ratios(entries: Sequence[Entry], margins: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """Return a record for each network that has a baseline of the same weights, setting and seed."""
     sizes: dict[tuple[Any, ...], float] = {}
     for entry in entries:
         for row in margins.get(entry.run.name, ()):
-            key = (row["weights"], entry.method, entry.setting, row["seed"])
+            key = (entry.method, row["weights"], entry.setting, row["seed"])
             if row["seed"] in entry.seeds and np.isfinite(row["size_of_weights"]):
                 sizes[key] = float(row["size_of_weights"])
-    names = grouping.describe(list(dict.fromkeys(key[2] for key in sizes)))
+    names = grouping.describe(list(dict.fromkeys(setting for _, _, setting, _ in sizes)))
     others = {entry.method for entry in entries if entry.name != BASELINE}
     baselines = [method for method in grouping.methods_of(entries) if method not in others]
-    by_method: Ratios = {}
-    for (weights, method, setting, seed), size in sizes.items():
-        keys = [(weights, baseline, setting, seed) for baseline in baselines]
-        base = next((sizes[key] for key in keys if key in sizes), None)
+    records: list[Record] = []
+    for (method, weights, setting, seed), size in sizes.items():
+        network = (weights, setting, seed)
+        base = next((sizes[name, *network] for name in baselines if (name, *network) in sizes), 0)
         if method in others and base:
-            ratio = Ratio(names[setting], seed, size, base, size / base)
-            by_method.setdefault((weights, method), []).append(ratio)
-    return {key: networks for key, networks in by_method.items() if len(networks) >= LEAST}
+            values = (method, weights, names[setting], seed, size, base, size / base)
+            records.append(dict(zip(FIELDS, values, strict=True)))
+    return records
 
 
-def _draw(figure: Figure, by_method: Ratios, styles: Mapping[str, Any]) -> None:
-    kinds = list(dict.fromkeys(weights for weights, _ in by_method))
-    methods = list(dict.fromkeys(method for _, method in by_method))
+def _draw(
+    figure: Figure, groups: Mapping[tuple[Any, ...], Sequence[Record]], styles: Mapping[str, Any]
+) -> None:
+    kinds = list(dict.fromkeys(weights for weights, _ in groups))
     panels = plots.panel_grid(figure, len(kinds), len(kinds), grid=None)
-    for axes, weights in zip(panels, kinds, strict=True):
-        for method in methods:
-            if (weights, method) in by_method:
-                values = np.array([ratio.value for ratio in by_method[weights, method]])
+    for axes, kind in zip(panels, kinds, strict=True):
+        for method in dict.fromkeys(method for _, method in groups):
+            values = np.array([record["ratio"] for record in groups.get((kind, method), ())])
+            if len(values):
                 _density(axes, values, plots.drawable(method), styles[method])
         axes.axvline(1, color="#888888", linewidth=0.8, zorder=0)
-        axes.set_title(f"{weights} weights", fontsize=10)
+        axes.set_title(f"{kind} weights", fontsize=10)
         axes.set_xlabel("size of the weights, over the baseline's")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("density")

@@ -9,7 +9,7 @@ import numpy as np
 
 from seal_jax.core import plots
 from seal_jax.core.tables import MISSING, Table
-from seal_jax.reports.page import Missing, Section
+from seal_jax.reports.page import Missing, Section, data_table
 from seal_jax.reports.runs import Run, per_seed
 
 if TYPE_CHECKING:
@@ -28,40 +28,44 @@ def section(runs: Sequence[Run]) -> Section | Missing:
     if not by_run:
         return Missing(TITLE, "needs a run that has come to its second generation")
     shown = dict(list(by_run.items())[:MOST])
-    summary: list[list[str]] = []
-    lines: list[list[str]] = []
+    summary, records = [], []
     for name, rounds in by_run.items():
-        first = next(iter(rounds.values()))
-        goal = SHARE * float(np.max(first.mean(1)))
+        goal = SHARE * float(np.max(next(iter(rounds.values())).mean(1)))
         for generation, values in rounds.items():
-            identity, mean = [name, str(generation + 1)], values.mean(1)
-            reached = np.flatnonzero(mean >= goal)
+            mean = values.mean(1)
             if name in shown:
+                reached = np.flatnonzero(mean >= goal)
                 ends = [f"{100 * value:.2f}" for value in (mean[0], mean[-1])]
                 epochs = str(reached[0] + 1) if len(reached) else MISSING
-                summary.append([*identity, *ends, epochs, f"{100 * goal:.2f}"])
-            for epoch, row in enumerate(values):
-                std = f"{100 * row.std(ddof=1):.6g}" if len(row) > 1 else ""
-                lines.append([*identity, str(epoch + 1), f"{100 * mean[epoch]:.6g}", std])
+                summary.append([name, str(generation + 1), *ends, epochs, f"{100 * goal:.2f}"])
+            records += [
+                {
+                    "run": name,
+                    "papers_gen": generation + 1,
+                    "epoch": epoch + 1,
+                    "mean %": f"{100 * mean[epoch]:.6g}",
+                    "std %": f"{100 * row.std(ddof=1):.6g}" if len(row) > 1 else "",
+                }
+                for epoch, row in enumerate(values)
+            ]
     notes = (
         f"Goal: {SHARE:.0%} of the best training accuracy in the run's first of these generations; "
         "accuracies are the mean over seeds of running averages over the epoch, with augmentation.",
     )
     colours = {run.name: plots.style(run.index)["color"] for run in runs}
     header = ("run", "Gen", "after 1 epoch %", "at its end %", "epochs to the goal", "goal %")
-    csv_header = ("run", "papers_gen", "epoch", "mean %", "std %")
-    more = f"The first {MOST} of {len(by_run)} runs; the CSV file has all."
     return Section(
         "training_speed",
         TITLE,
         "Training accuracy against epochs within the first, the middle and the last generation "
         "(LW paper, appendix E, Figure 8).",
         tables=[Table("Training accuracy (%)", header, summary, notes)],
-        data=Table(TITLE, csv_header, lines),
+        data=data_table(records),
         draw=lambda figure: _draw(figure, shown, colours),
         size=(3.4 * min(len(shown), ACROSS) + 1.4, 3.0 * -(-len(shown) // ACROSS)),
-        describe="Training accuracy against epochs of a generation, a panel a run.",
-        warnings=[more] if len(by_run) > MOST else (),
+        describe="Training accuracy against epochs of a generation, a panel for each run.",
+        warnings=[f"The first {MOST} of {len(by_run)} runs; the CSV file has all."]
+        * (len(by_run) > MOST),
     )
 
 
@@ -77,8 +81,8 @@ def chosen(run: Run) -> dict[int, np.ndarray]:
     every = sorted(rows)
     if not every:
         return {}
-    wanted = dict.fromkeys((every[0], every[(len(every) - 1) // 2], every[-1]))
-    return {generation: np.array(rows[generation]) for generation in wanted}
+    ends_and_middle = (every[0], every[(len(every) - 1) // 2], every[-1])
+    return {generation: np.array(rows[generation]) for generation in ends_and_middle}
 
 
 def _draw(
@@ -89,15 +93,11 @@ def _draw(
         # The run's colour, and the last of its generations as a solid line.
         dashes = plots.DASHES[len(rounds) - 1 :: -1]
         for linestyle, (generation, values) in zip(dashes, rounds.items(), strict=True):
-            line: dict[str, Any] = {
-                "color": colours[name],
-                "linestyle": linestyle,
-                "label": f"Gen={generation + 1}",
-            }
+            line: dict[str, Any] = {"color": colours[name], "linestyle": linestyle}
             if len(values) == 1:  # a line needs two points to be seen
                 line["marker"] = "."
-            epochs = np.arange(1, len(values) + 1)
-            plots.line_with_band(axes, epochs, 100 * values, limits=(0, 100), **line)
+            line |= {"label": f"Gen={generation + 1}", "limits": (0, 100)}
+            plots.line_with_band(axes, np.arange(1, len(values) + 1), 100 * values, **line)
         axes.set_title(name, fontsize=10, parse_math=False)
         axes.set_xlabel("epoch of the generation")
         axes.legend(frameon=False, fontsize=8)

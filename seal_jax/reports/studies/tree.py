@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seal_jax.core import plots
-from seal_jax.core.tables import Table
 from seal_jax.data.catalogue import DATA_SETS
 from seal_jax.evaluation import decision_tree
 from seal_jax.evaluation.decision_tree import Node
-from seal_jax.reports.page import Missing, Section
+from seal_jax.reports.page import Missing, Section, data_table
 from seal_jax.reports.runs import Run
 from seal_jax.reports.studies import settings as grouping
 from seal_jax.reports.studies.scatter import augmented
@@ -50,17 +49,26 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
     best = [methods[int(np.argmax(scores[setting]))] for setting in used]
     root = decision_tree.fit(features, best)
     names = grouping.describe(used)
-    lines = [
-        [
-            names[setting],
-            *map(str, designs[setting].values()),
-            winner,
-            *(f"{100 * value:.6g}" for value in scores[setting]),
-        ]
+    records = [
+        {
+            "setting": names[setting],
+            **designs[setting],
+            "best": winner,
+            **{
+                f"{name} %": f"{100 * score:.6g}"
+                for name, score in zip(methods, scores[setting], strict=True)
+            },
+        }
         for setting, winner in zip(used, best, strict=True)
     ]
-    header = ("setting", *features, "best", *(f"{name} %" for name in methods))
     leaves = len(list(root.leaves()))
+    warnings = []
+    if others := [name for name in grouping.methods_of(entries) if name not in methods]:
+        warnings.append(f"Left out, as trained in too few settings: {', '.join(others)}.")
+    if unknown:
+        warnings.append(
+            f"{len(unknown)} settings are left out: their number of classes is not known."
+        )
     return Section(
         "decision_tree",
         TITLE,
@@ -70,11 +78,11 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
         f"{decision_tree.MIN_LEAF} settings in a leaf. A leaf with a Gini index over "
         f"{decision_tree.IMPURE} names the most frequent methods that make up half of it.",
         text=root.as_text(),
-        data=Table(TITLE, header, lines),
+        data=data_table(records),
         draw=lambda figure: _draw(figure, root),
         size=(max(6.0, 1.7 * leaves), 1.3 * (root.depth + 1)),
         describe="The decision tree; the same as text stands above it.",
-        warnings=list(_left_out(entries, methods, len(unknown))),
+        warnings=warnings,
     )
 
 
@@ -88,20 +96,12 @@ def _complete(
     table = grouping.by_setting(entries, weights)
     methods = grouping.methods_of(entries)
     ordered = sorted(methods, key=lambda name: -sum(name in scores for scores in table.values()))
-    for count in range(len(ordered), 2, -1):
-        kept = [name for name in methods if name in ordered[:count]]
-        if len(scores := grouping.means(table, kept)) >= least:
+    while True:
+        kept = [name for name in methods if name in ordered]
+        scores = grouping.means(table, kept)
+        if len(scores) >= least or len(kept) <= 2:
             return kept, scores
-    kept = [name for name in methods if name in ordered[:2]]
-    return kept, grouping.means(table, kept)
-
-
-def _left_out(entries: Sequence[Entry], methods: Sequence[str], unknown: int) -> Iterator[str]:
-    others = [name for name in grouping.methods_of(entries) if name not in methods]
-    if others:
-        yield f"Left out, as trained in too few settings: {', '.join(others)}."
-    if unknown:
-        yield f"{unknown} settings are left out: their number of classes is not known."
+        ordered.pop()
 
 
 def design(run: Run, setting: Setting) -> dict[str, Any]:
@@ -110,9 +110,8 @@ def design(run: Run, setting: Setting) -> dict[str, Any]:
     The training set size is the number of images that an epoch goes through.
     """
     values = dict(setting)
-    first = run.rows[0]
     return {
-        "training images": first["step"] // (first["epoch"] + 1) * values["train.batch_size"],
+        "training images": run.steps_per_epoch * values["train.batch_size"],
         "classes": CLASSES.get(values["data.name"]) or classes_in_checkpoint(run),
         "model": values["model.name"],
         "dropout": float(values.get("model.dropout") or 0.0),
@@ -138,8 +137,7 @@ def _draw(figure: Figure, root: Node) -> None:
     """Draw the nodes as boxes, the answer yes to the left."""
     axes = figure.subplots()
     axes.set_axis_off()
-    leaves = len(list(root.leaves()))
-    _place(axes, root, 0, 0)
+    _, leaves = _place(axes, root, 0, 0)
     axes.set_xlim(-0.6, leaves - 0.4)
     axes.set_ylim(-root.depth - 0.5, 0.5)
 
@@ -165,14 +163,6 @@ def _place(axes: Axes, node: Node, start: int, depth: int) -> tuple[float, int]:
         text = f"{node.question}?\nn = {node.samples}"
         face = "white"
     box = {"boxstyle": "round,pad=0.4", "facecolor": face, "edgecolor": "#555555", "linewidth": 0.8}
-    axes.text(
-        place,
-        -depth,
-        plots.drawable(text),
-        fontsize=8,
-        ha="center",
-        va="center",
-        bbox=box,
-        zorder=3,
-    )
+    text = plots.drawable(text)
+    axes.text(place, -depth, text, fontsize=8, ha="center", va="center", bbox=box, zorder=3)
     return place, end

@@ -6,7 +6,7 @@ The list itself is ``catalogue.toml`` beside this file.
 from __future__ import annotations
 
 import tomllib
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -17,7 +17,8 @@ class Item(NamedTuple):
       paper: SEAL, LW, PoF or FAST.
       name: the paper's.
       shows: what it shows.
-      commands: of ``python -m seal_jax`` on small data, in order; none for a drawing of an idea.
+      commands: on small data, in order; none for a drawing of an idea. Those that do not start with
+        "python" are of ``python -m seal_jax``.
       paper_size: the config, or what else to put in for the paper's own size.
     """
 
@@ -28,7 +29,7 @@ class Item(NamedTuple):
     paper_size: str = ""
 
 
-_DATA = tomllib.loads(resources.files(__package__).joinpath("catalogue.toml").read_text("utf-8"))
+_DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 # The sweep whose runs, in ``runs/digits``, most items look at.
 RUNS: str = _DATA.pop("runs")
 ITEMS = tuple(
@@ -38,12 +39,17 @@ ITEMS = tuple(
 )
 
 
+def whole(command: str) -> str:
+    """Return a command of the list as a shell takes it."""
+    return command if command.startswith("python") else f"python -m seal_jax {command}"
+
+
 def as_text() -> str:
     """Return the items for a terminal, each with its commands below."""
-    lines = ["First, for everything that looks at runs/digits:", f"    python -m seal_jax {RUNS}"]
+    lines = ["First, for everything that looks at runs/digits:", f"    {whole(RUNS)}"]
     for item in ITEMS:
         lines.append(f"{item.paper}, {item.name}: {item.shows}")
-        lines += [f"    python -m seal_jax {command}" for command in item.commands]
+        lines += [f"    {whole(command)}" for command in item.commands]
         if item.paper_size:
             lines.append(f"    at the paper's size: {item.paper_size}")
     return "\n".join(lines)

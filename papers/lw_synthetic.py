@@ -27,9 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seal_jax import forgetting, layerwise, papers, selections
+from seal_jax import forgetting, layerwise, selections
 from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.losses import mean_cross_entropy
+from seal_jax.papers import load
 
 DIMENSION, SIGNAL, CLASSES = 128, 3, 8
 WIDTHS = (DIMENSION, 32, 32, CLASSES)
@@ -40,7 +41,7 @@ REPEATS = 3  # the paper's N, of Table 1
 PENALTY_ROUNDS = (1, 1, 2, 2, 2)
 # By the paper's names, those of jax.nn.initializers, whose distributions are Keras's.
 INITIALISERS = {"he": "he_normal", "glorot": "glorot_uniform"}
-PAPER = {table: papers.load("LW", f"Table {table}") for table in ("1", "4")}
+PAPER = {table: load("LW", f"Table {table}") for table in ("1", "4")}
 # The rows are signal strengths in Table 1 and L2 penalties in Table 4; the columns are methods.
 ROWS = {table: tuple(float(row) for (row,) in paper.rows) for table, paper in PAPER.items()}
 METHODS = {table: paper.columns for table, paper in PAPER.items()}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from lw_oracle import QUICK
 
-from seal_jax.cli import main
-from seal_jax.reproduce import lw_synthetic, lw_tables
-from seal_jax.reproduce.lw_synthetic import METHODS, ROWS
+from papers import command, lw_synthetic, lw_tables
+from papers.lw_synthetic import METHODS, ROWS
+from seal_jax.errors import OK, USAGE
 
 
 def published1(shift=0.0):
@@ -75,7 +75,6 @@ def test_distance_from_table_4(shift):
 
 
 QUICKLY = [
-    "reproduce",
     "lw-synthetic",
     *(f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items()),
     "--initialiser=glorot",
@@ -88,7 +87,7 @@ def read(path):
 
 
 def test_command(tmp_path, capfd):
-    assert main.run([*QUICKLY, "--table=1", "--seeds=8", f"--output={tmp_path}"]) == main.OK
+    assert command.run([*QUICKLY, "--table=1", "--seeds=8", f"--output={tmp_path}"]) == OK
     assert "Table 1" in capfd.readouterr().out
     rows = read(tmp_path / "table1.csv")
     assert len(rows) == len(ROWS["1"]) * len(METHODS["1"])
@@ -109,7 +108,7 @@ def test_both_tables_by_default(tmp_path, capfd, monkeypatch):
         return lw_synthetic.Results(test, test, test)
 
     monkeypatch.setattr(lw_synthetic, "train_all", trained)
-    assert main.run([*QUICKLY, f"--output={tmp_path}"]) == main.OK
+    assert command.run([*QUICKLY, f"--output={tmp_path}"]) == OK
     assert seen == [("gd", 1, 16), ("adam", 1, 100)]
     out = capfd.readouterr().out
     assert "glorot: 17 of 17" in out
@@ -134,13 +133,22 @@ def test_both_tables_by_default(tmp_path, capfd, monkeypatch):
         ("--optimiser=sgd", "optimiser = 'sgd' must be one of gd, adam"),
         ("--initialiser=lecun", "invalid choice: 'lecun'"),
         ("--output=/dev/null/runs", "--output=/dev/null/runs cannot be written"),
-        ("--stpes=1", "--stpes=1 is not an option of reproduce"),
+        (
+            "--stpes=1",
+            "--stpes=1 is not an option of lw-synthetic; see python -m papers lw-synthetic --help",
+        ),
     ],
 )
 def test_bad_options(arguments, says, capfd):
-    assert main.run(["reproduce", "lw-synthetic", arguments]) == main.USAGE
+    assert command.run(["lw-synthetic", arguments]) == USAGE
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert says in captured.err
+
+
+def test_outputs_that_are_folders(tmp_path, capfd):
+    (tmp_path / "table1.csv").mkdir()
+    assert command.run(["lw-synthetic", "--table=1", f"--output={tmp_path}"]) == USAGE
+    assert "table1.csv is a folder; give another --output" in capfd.readouterr().err

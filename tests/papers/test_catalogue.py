@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from papers import catalogue
+from papers import command as papers
 from seal_jax.cli import main
-from seal_jax.reproduce import catalogue
 from seal_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
@@ -64,9 +65,9 @@ def test_the_page_lists_them():
 
 
 def test_the_command_line_lists_them(capsys):
-    assert main.run(["reproduce", "list"]) == main.OK
+    assert papers.run(["list"]) == main.OK
     printed = capsys.readouterr().out
-    assert all(f"    python -m seal_jax {command}\n" in printed for command in COMMANDS)
+    assert all(f"    {catalogue.whole(command)}\n" in printed for command in COMMANDS)
 
 
 class Commands:
@@ -86,11 +87,14 @@ class Commands:
         with (self.folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (self.folder / f"{name}.done").exists():
-                assert main.run(self.arguments(command)) == main.OK
+                words = self.arguments(command)
+                run = papers.run if command.startswith("python -m papers") else main.run
+                assert run(words) == main.OK
                 (self.folder / f"{name}.done").touch()
 
     def arguments(self, command):
-        words = shlex.split(command.replace("runs/", f"{self.folder}/"))
+        words = shlex.split(command.removeprefix("python -m papers "))
+        words = [word.replace("runs/", f"{self.folder}/") for word in words]
         words = [word for part in words for word in self.expanded(part)]
         if words[0] == "sweep":
             made = re.search(r"--workdir=runs/(\w+)", command)[1]
@@ -102,13 +106,13 @@ class Commands:
             (self.folder / "data").mkdir(exist_ok=True)
             fields = [*fields, f"data.data_dir={self.folder / 'data'}"]
             return words + [f"--config.{each}" for each in fields]
-        if words[0] in ("evaluate", "reproduce"):
+        if words[0] == "lw-synthetic":
+            return [*words, *SMALLER["lw-synthetic"], f"--output={self.folder / 'synthetic'}"]
+        if words[0] == "evaluate":
             kind = words[1].removeprefix("--kind=")
             smaller = SMALLER.get(kind, [])
             output = any(word.startswith("--output") for word in words)
-            if words[0] == "reproduce":
-                smaller = [*SMALLER["lw-synthetic"], f"--output={self.folder / 'synthetic'}"]
-            elif not output and "few_shot" in kind:
+            if not output and "few_shot" in kind:
                 smaller = [*smaller, f"--output={self.folder / 'shots'}"]
             return words + smaller
         return words

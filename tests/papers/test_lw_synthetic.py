@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from papers import lw_synthetic as lw
+from papers.lw_synthetic import BLOCKS, IDLE, Settings, forward, init, sample
 from seal_jax import forgetting, layerwise
-from seal_jax.reproduce import lw_synthetic as lw
-from seal_jax.reproduce.lw_synthetic import BLOCKS, IDLE, Settings, forward, init, sample
 
 PARAMS = init(jax.random.key(0), 0)
 FRESH = init(jax.random.key(1), 1)

@@ -5,7 +5,7 @@ Call ``prepare_environment`` first, before JAX starts a backend; lower the progr
 result to ``analyse``.
 """
 
-from seal_jax.preflight.report import Report, analyse
-from seal_jax.preflight.topology import devices_for, mesh_for, prepare_environment
+from tools.preflight.report import Report, analyse
+from tools.preflight.topology import devices_for, mesh_for, prepare_environment
 
 __all__ = ["Report", "analyse", "devices_for", "mesh_for", "prepare_environment"]

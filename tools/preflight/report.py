@@ -8,8 +8,8 @@ from typing import Any
 
 from seal_jax.core.tables import aligned
 from seal_jax.errors import UsageError
-from seal_jax.preflight.costs import SCOPES, Collective, Cycles, Loop, add_up, collect, walk
-from seal_jax.preflight.hlo import parse
+from tools.preflight.costs import SCOPES, Collective, Cycles, Loop, add_up, collect, walk
+from tools.preflight.hlo import parse
 
 GIB = 2**30
 

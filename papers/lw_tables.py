@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from papers import lw_synthetic
+from papers.lw_synthetic import METHODS, PAPER, ROWS, Settings
 from seal_jax.core import plots
 from seal_jax.core.tables import Table, spread
 from seal_jax.papers import Number
-from seal_jax.reproduce import lw_synthetic
-from seal_jax.reproduce.lw_synthetic import METHODS, PAPER, ROWS, Settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

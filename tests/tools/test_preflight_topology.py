@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from seal_jax.errors import UsageError
-from seal_jax.preflight import analyse, mesh_for, prepare_environment, topology
+from seal_jax.errors import USAGE, UsageError
+from tools.preflight import analyse, command, mesh_for, prepare_environment, topology
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 NAMES = (
@@ -113,3 +113,13 @@ def test_a_real_compilation():
     assert report.seconds == report.cycles.total / 1.5e9
     # One 256-cubed product fills four 128x128 multipliers for 256 cycles at the least.
     assert report.cycles_per_step > 256
+
+
+def test_bad_options(tmp_path, capfd):
+    def line(*options):
+        assert command.run(["--config=configs/digits.py", *options]) == USAGE
+        return capfd.readouterr().err
+
+    said = line(f"--json={tmp_path}")
+    assert said.startswith(f"error: --json={tmp_path} must be a file in a folder that exists")
+    assert line("--jsn=x").startswith("error: --jsn=x is not an option of preflight; settings are")

@@ -1,13 +1,18 @@
-"""The ``preflight`` command: a config's real train program, compiled for chips that are not there."""
+"""The command: a config's real train program, compiled for chips that are not there.
+
+python -m tools.preflight --config=configs/digits.py:seal --topology=v5e:2x4
+"""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seal_jax.cli import configs, main
 from seal_jax.core import files
 from seal_jax.core.settings import Settings
 from seal_jax.data.catalogue import RECORDS
@@ -23,15 +28,36 @@ KNOWN = {
 }
 
 
-def run(config: str, settings: Settings, topology: str, output: str | None) -> int:
-    """Print the report of a config's train program; return the exit code.
+def run(arguments: Sequence[str]) -> int:
+    """Run the command with these arguments; return the exit code."""
+    return main.exit_code(lambda: _run(arguments))
 
-    Args:
-      config: the name that messages give the config.
-      settings: the config's.
-      topology: such as ``"v5e:2x4"``.
-      output: a JSON file to write the report to, too.
-    """
+
+def parser() -> main.Parser:
+    """Return the parser of the options."""
+    parser = main.Parser(
+        prog="python -m tools.preflight",
+        description="Compile a config's train program with the real TPU compiler, on any machine; "
+        "print its cost.",
+        epilog=main.OVERRIDES,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command="preflight")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/"
+    )
+    parser.add_argument(
+        "--topology", default="v5e:2x4", metavar="KIND:SHAPE", help="chips (default: %(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the report there too")
+    return parser
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Print the report of a config's train program."""
+    options, overrides = main.parse(parser(), arguments)
+    config, topology, output = options.config, options.topology, options.json
+    settings = configs.load(config, overrides)
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f"--json={output} must be a file in a folder that exists")
     # In a process of its own: the compiler may crash, and then nothing else should.
@@ -61,7 +87,7 @@ def run(config: str, settings: Settings, topology: str, output: str | None) -> i
 
 
 def _child(settings: Settings, topology: str, sender: Any) -> None:
-    from seal_jax.preflight.topology import prepare_environment
+    from tools.preflight.topology import prepare_environment
 
     try:
         prepare_environment(topology)
@@ -77,9 +103,9 @@ def _report(settings: Settings, topology: str) -> tuple[str, dict]:
     from seal_jax import methods
     from seal_jax.core import mesh as meshes
     from seal_jax.data.device import row_bytes
-    from seal_jax.preflight.report import analyse
-    from seal_jax.preflight.topology import devices_for
     from seal_jax.training import experiment as experiments
+    from tools.preflight.report import analyse
+    from tools.preflight.topology import devices_for
 
     settings = methods.complete(settings)
     if settings.data.name not in KNOWN:

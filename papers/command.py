@@ -1,4 +1,8 @@
-"""The ``reproduce`` command: an experiment of a paper, run again, its numbers beside the paper's."""
+"""The command: what reproduces the papers, and the synthetic experiment of the layerwise paper.
+
+python -m papers list
+python -m papers lw-synthetic --table=1
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import argparse
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from papers import catalogue, lw_synthetic, lw_tables
+from papers.lw_synthetic import Settings
+from seal_jax.cli import main
 from seal_jax.core import files
 from seal_jax.errors import UsageError
-from seal_jax.reproduce import catalogue, lw_synthetic, lw_tables
-from seal_jax.reproduce.lw_synthetic import Settings
 
 OUTPUT = "runs/reproduce_lw_synthetic"
 PLOT = "lw_synthetic.png"
@@ -27,13 +33,30 @@ TABLE_4 = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command."""
-    parser.add_argument(
-        "experiment",
-        choices=("list", "lw-synthetic"),
-        help='the experiment; "list" prints the commands for every table and figure',
+def run(arguments: Sequence[str]) -> int:
+    """Run the command with these arguments; return the exit code."""
+
+    def command() -> int:
+        options, _ = main.parse(_parser(), arguments)
+        return options.run(options)
+
+    return main.exit_code(command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    root = main.Parser(
+        prog="python -m papers",
+        description="Run an experiment of a paper again, its numbers beside the paper's.",
     )
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.set_defaults(command=name, run=run)
+        return added
+
+    command("list", _list, "print the commands for every table and figure")
+    parser = command("lw-synthetic", _lw_synthetic, "Tables 1 and 4 of the layerwise paper")
     parser.add_argument(
         "--table", choices=("1", "4", "all"), default="all", help="of the paper (default: all)"
     )
@@ -57,13 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("open questions of the paper")
     for field, what in lw_synthetic.HELP.items():
         group.add_argument(f"--{field.replace('_', '-')}", metavar="VALUE", help=what)
+    return root
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the experiment; print and write its tables, and draw them; return the exit code."""
-    if options.experiment == "list":
-        print(catalogue.as_text())
-        return 0
+def _list(options: argparse.Namespace) -> int:
+    print(catalogue.as_text())
+    return 0
+
+
+def _lw_synthetic(options: argparse.Namespace) -> int:
+    """Run the experiment; print and write its tables, and draw them."""
     _use_all_cores()
     chosen = _chosen(options)
     settings = {

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from seal_jax.preflight.hlo import Instruction, Module, array_bytes, trip_count
+from tools.preflight.hlo import Instruction, Module, array_bytes, trip_count
 
 # Instructions that cost nothing, or whose cost is that of what they wrap.
 _FREE = {

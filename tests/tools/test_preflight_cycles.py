@@ -6,9 +6,9 @@
 import pytest
 
 from seal_jax.errors import UsageError
-from seal_jax.preflight.costs import add_up, walk
-from seal_jax.preflight.hlo import parse
-from seal_jax.preflight.report import analyse_text
+from tools.preflight.costs import add_up, walk
+from tools.preflight.hlo import parse
+from tools.preflight.report import analyse_text
 
 # A scan of 5 steps, each with a scan of 7. Per inner step 32 + 512, per outer step 2898, once 2930.
 NESTED = """\
@@ -231,7 +231,7 @@ def test_report_per_step_and_text():
 
 
 def test_steps_must_be_positive():
-    from seal_jax.preflight import analyse
+    from tools.preflight import analyse
 
     with pytest.raises(UsageError, match=r"^steps=0 must be positive, or None if unknown$"):
         analyse(None, steps=0)

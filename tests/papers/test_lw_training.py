@@ -10,9 +10,9 @@ import optax
 import pytest
 from lw_oracle import QUICK, Network, gradient
 
+from papers import lw_synthetic
+from papers.lw_synthetic import BLOCKS, Plan, Settings, init, sample
 from seal_jax import selections
-from seal_jax.reproduce import lw_synthetic
-from seal_jax.reproduce.lw_synthetic import BLOCKS, Plan, Settings, init, sample
 
 ALPHA, STEPS, RATE, ROUNDS, SHARE = 2.0, 4, 0.05, 9, 0.2
 KEY = jax.random.key(7)

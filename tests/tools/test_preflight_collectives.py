@@ -5,8 +5,8 @@
 
 import pytest
 
-from seal_jax.preflight.costs import axis_of, cause, collect, walk
-from seal_jax.preflight.hlo import Instruction, parse
+from tools.preflight.costs import axis_of, cause, collect, walk
+from tools.preflight.hlo import Instruction, parse
 
 AXES = {"seed": 2, "data": 4}
 
