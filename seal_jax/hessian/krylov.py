@@ -5,10 +5,8 @@ a true attribute ``eager`` it is no pytree but called from Python, as ``Streamed
 part of its vectors alone, it has the attributes ``selected`` and ``size``, as ``Operator`` does.
 """
 
-from __future__ import annotations
-
 from collections import deque
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +27,6 @@ NOT_FINITE = (
     "products with the Hessian hold NaN or infinity: "
     "the parameters, the data or the loss are broken, or overflow"
 )
-
-
-def check_basis(basis: str) -> None:
-    """Raise unless a basis can be stored so."""
-    if basis not in get_args(Basis):
-        raise UsageError(f"basis = {basis!r} must be one of {', '.join(get_args(Basis))}")
 
 
 def check_wanted(k: int, size: int, tolerance: float) -> None:
@@ -165,14 +157,8 @@ def lanczos(op: LinearOperator, key: jax.Array, size: int) -> tuple[jax.Array, j
 class Iteration:
     """A Lanczos iteration that grows, is cut down to Ritz vectors, and grows again.
 
-    The projection is on the host, in float64; the basis is in device memory, sharded like the
-    parameters.
-
-    Args:
-      op: the operator.
-      key: of the random first vector.
-      size: vectors of the basis, m.
-      packed: whether the basis is in bfloat16.
+    It begins with a random vector. The projection is on the host, in float64; the basis of m = ``size``
+    vectors is in device memory, sharded like the parameters, and in bfloat16 if it is ``packed``.
     """
 
     def __init__(self, op: LinearOperator, key: jax.Array, size: int, packed: bool = False):
@@ -181,11 +167,7 @@ class Iteration:
         self.basis = self._first(key, packed)
 
     def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
-        """Take Lanczos steps; return the projection and the norm of the last remainder.
-
-        Raises:
-          UsageError: products that are not finite.
-        """
+        """Take Lanczos steps; return the projection and the norm of the last remainder."""
         for index in range(start, stop):
             image = product(self.op, self._vector(index))
             part, self.residual = self._append(index + 1, image)
@@ -297,10 +279,7 @@ def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iterat
 
 
 def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:
-    """Return the bytes on the device at the most, besides what the products need.
-
-    They are those of a basis of ``size`` vectors like ``like``, for k eigenpairs in the end.
-    """
+    """Return the most bytes on the device that k eigenpairs from ``size`` vectors take, without products."""
     whole = trees.nbytes(like)
     # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them
     # there are their products, and then the combinations of both.
@@ -333,7 +312,8 @@ def _pinned(leaf: jax.Array) -> Any:
     return leaf.sharding.with_memory_kind("pinned_host")
 
 
-def _without(vector: PyTree, unit: PyTree) -> tuple[PyTree, jax.Array]:
+@jax.jit
+def _project_out(vector: PyTree, unit: PyTree) -> tuple[PyTree, jax.Array]:
     part = trees.dot(unit, vector)
     return trees.add(vector, unit, -part), part
 
@@ -345,7 +325,6 @@ _applied = jax.jit(lambda op, vector: op(vector))
 _append = jax.jit(append, donate_argnums=0)
 _rotate = jax.jit(trees.rotate)
 _combine = jax.jit(trees.combine)
-_project_out = jax.jit(_without)
 _norm = jax.jit(trees.norm)
 _unit = jax.jit(trees.unit)
 _scale = jax.jit(trees.scale)
