@@ -203,14 +203,15 @@ class Iteration:
         return np.asarray(part, np.float64), float(length)
 
     def _rotate(self, rotation: np.ndarray) -> None:
-        kept = rotation.shape[1]
-        whole = np.zeros((self.size + 1, self.size + 1), np.float32)
-        whole[:-1, :kept], whole[-1, kept] = rotation, 1
+        count = rotation.shape[1]
+        # The new basis: the Ritz vectors, then the last vector as it is.
+        square = np.zeros((self.size + 1, self.size + 1), np.float32)
+        square[:-1, :count], square[-1, count] = rotation, 1
         leaves, structure = jax.tree.flatten(self.basis)
         self.basis = None
         # Leaf by leaf, so that no second basis is needed.
         for index, leaf in enumerate(jax.tree.leaves(self.op.like)):
-            leaves[index] = _rotate(leaves[index], whole, leaf)
+            leaves[index] = _rotate(leaves[index], square, leaf)
         self.basis = jax.tree.unflatten(structure, leaves)
 
 
@@ -252,8 +253,8 @@ class OnHost(Iteration):
         return coefficients, length
 
     def _rotate(self, rotation: np.ndarray) -> None:
-        kept = [self._store(self._combined(column)) for column in rotation.T]
-        self.basis = [*kept, self.basis[-1]]
+        ritz_vectors = [self._store(self._combined(column)) for column in rotation.T]
+        self.basis = [*ritz_vectors, self.basis[-1]]
 
     def _combined(self, weights: np.ndarray) -> PyTree:
         total = None
@@ -280,18 +281,18 @@ def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iterat
 
 def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:
     """Return the most bytes on the device that k eigenpairs from ``size`` vectors take, without products."""
-    whole = trees.nbytes(like)
+    vector_bytes = trees.nbytes(like)
     # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them
     # there are their products, and then the combinations of both.
-    refining = (3 * k + _WORKING) * whole
+    refining = (3 * k + _WORKING) * vector_bytes
     if basis == "host":
-        return refining + _IN_TRANSFER * whole
+        return refining + _IN_TRANSFER * vector_bytes
     leaves = jax.tree.leaves(like)
     widths = [2 if basis == "bfloat16" else leaf.dtype.itemsize for leaf in leaves]
     stacks = [(size + 1) * leaf.size * width for leaf, width in zip(leaves, widths, strict=True)]
     # A restart makes another basis, leaf by leaf.
     rotated = max(stacks) + 2 * max(leaf.nbytes for leaf in leaves)
-    return max(sum(stacks) + max(_WORKING * whole, rotated, k * whole), refining)
+    return max(sum(stacks) + max(_WORKING * vector_bytes, rotated, k * vector_bytes), refining)
 
 
 def _with_leading_axis(leaf: jax.Array) -> Any:

@@ -108,9 +108,10 @@ class Model(Structure):
         Give the network the entry ``{"mean": mu, "scale": 1 / sigma}`` (float32 scalars) of each
         round block whose output is to be normalised.
         """
-        values = {"mean": jnp.zeros(()), "scale": jnp.ones(())}
-        entries = {block: dict(values) for block in self.round_blocks}
-        return traverse_util.unflatten_dict(entries, sep="/")
+        # Arrays of their own for every block: a buffer cannot be donated twice.
+        return traverse_util.unflatten_dict(
+            {b: {"mean": jnp.zeros(()), "scale": jnp.ones(())} for b in self.round_blocks}, sep="/"
+        )
 
     def slim(self, keep: float) -> "Model":
         """Return the network with ``ceil(keep * width)`` in place of every width.
