@@ -21,14 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from seal_jax.models.resnet import BasicBlock
+from seal_jax.models.resnet import ResidualBlock
 
 BATCH = 32
 
 
 def make_step(convolution: str, side: int, channels: int, stride: int):
     """Return a step and its first state: ``(parameters, images)``."""
-    block = BasicBlock(
+    block = ResidualBlock(
+        kind="basic",
         width=channels * stride,
         stride=stride,
         shortcut="A",

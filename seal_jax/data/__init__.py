@@ -1,7 +1,7 @@
 """Data sets: TFDS builders and sources, host arrays, device-resident batches and augmentation."""
 
-from seal_jax.data.augment import Augmentation, Draws, apply, check_image_shape, draw
-from seal_jax.data.catalogue import STATISTICS, DatasetInfo, Statistics, find_info, statistics
+from seal_jax.data.augment import Augmentation, AugmentationParams, apply, check_image_shape, draw
+from seal_jax.data.catalogue import STATISTICS, find_info, statistics
 from seal_jax.data.dataset import Dataset, Split, from_arrays, stratified_split
 from seal_jax.data.device import epoch_order, flatten, padded_batches, steps_per_epoch, take
 from seal_jax.data.preparation import prepare
@@ -10,11 +10,9 @@ from seal_jax.data.sources import load, load_labelled
 __all__ = [
     "STATISTICS",
     "Augmentation",
+    "AugmentationParams",
     "Dataset",
-    "DatasetInfo",
-    "Draws",
     "Split",
-    "Statistics",
     "apply",
     "check_image_shape",
     "draw",

@@ -1,11 +1,9 @@
 """Random crop, flip, cutout and normalisation of a batch, inside the compiled train step.
 
 The augmentation parameters are drawn for the whole global batch and applied separately, so that a
-device that holds a part of the batch slices its rows of :class:`Draws` and any sharding gives the same
-images.
+device that holds a part of the batch slices its rows of :class:`AugmentationParams`, and any sharding
+gives the same images.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from typing import NamedTuple
@@ -28,9 +26,6 @@ class Augmentation:
       flip: mirror left and right with probability one half.
       cutout: side of a square, centred on a random pixel and clipped at the border, that is set to 0
         after normalisation, which is the channel mean (DeVries and Taylor 2017); 0 for none.
-
-    Raises:
-      UsageError: for a negative number, or mean and std that do not fit each other.
     """
 
     mean: tuple[float, ...]
@@ -55,11 +50,11 @@ class Augmentation:
 
     @property
     def is_random(self) -> bool:
-        """Whether any part of it needs :class:`Draws`."""
+        """Whether any part of it needs :class:`AugmentationParams`."""
         return bool(self.crop_padding or self.flip or self.cutout)
 
 
-class Draws(NamedTuple):
+class AugmentationParams(NamedTuple):
     """The augmentation parameters of one batch; a field is None where that augmentation is off.
 
     Attributes:
@@ -74,11 +69,7 @@ class Draws(NamedTuple):
 
 
 def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> None:
-    """Check that the augmentation suits images of ``(height, width, channels)``.
-
-    Raises:
-      UsageError: where the channels differ, or the padding or the square covers the whole image.
-    """
+    """Raise unless the augmentation suits images of ``(height, width, channels)``."""
     height, width, channels = image_shape
     if channels != len(spec.mean):
         raise UsageError(
@@ -96,30 +87,20 @@ def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> 
 
 def draw(
     key: jax.Array, batch: int, spec: Augmentation, image_shape: tuple[int, int, int]
-) -> Draws:
-    """Draw the augmentation parameters of a whole (global) batch.
+) -> AugmentationParams:
+    """Draw the augmentation parameters of a whole (global) batch of images ``(height, width, channels)``.
 
-    Args:
-      key: a JAX random key.
-      batch: number of images.
-      spec: which augmentations are on. Turning one on leaves the parameters of the others unchanged.
-      image_shape: ``(height, width, channels)``.
-
-    Raises:
-      UsageError: where ``spec`` does not suit the images.
+    Turning one augmentation on leaves the parameters of the others unchanged.
     """
     check_image_shape(spec, image_shape)
     # Always three keys, so that each augmentation has its own whichever are on.
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
-    offsets = flips = centres = None
-    if spec.crop_padding:
-        offsets = jax.random.randint(crop_key, (batch, 2), 0, 2 * spec.crop_padding + 1, jnp.int32)
-    if spec.flip:
-        flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
-    if spec.cutout:
-        size = jnp.array(image_shape[:2], jnp.int32)
-        centres = jax.random.randint(cutout_key, (batch, 2), 0, size, jnp.int32)
-    return Draws(offsets, flips, centres)
+    places, size = 2 * spec.crop_padding + 1, jnp.array(image_shape[:2], jnp.int32)
+    return AugmentationParams(
+        jax.random.randint(crop_key, (batch, 2), 0, places, jnp.int32) if places > 1 else None,
+        jax.random.bernoulli(flip_key, 0.5, (batch,)) if spec.flip else None,
+        jax.random.randint(cutout_key, (batch, 2), 0, size, jnp.int32) if spec.cutout else None,
+    )
 
 
 def _select_window(padded: jax.Array, offsets: jax.Array, size: int, axis: int) -> jax.Array:
@@ -132,13 +113,6 @@ def _select_window(padded: jax.Array, offsets: jax.Array, size: int, axis: int) 
         candidate = jax.lax.slice_in_dim(padded, offset, offset + size, axis=axis)
         window = jnp.where(offset_of_image == offset, candidate, window)
     return window
-
-
-def _crop(images: jax.Array, offsets: jax.Array, padding: int) -> jax.Array:
-    _, height, width, _ = images.shape
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows = _select_window(padded, offsets[:, 0], height, axis=1)
-    return _select_window(rows, offsets[:, 1], width, axis=2)
 
 
 def _outside_square(centres: jax.Array, side: int, height: int, width: int) -> jax.Array:
@@ -154,22 +128,18 @@ def _outside_square(centres: jax.Array, side: int, height: int, width: int) -> j
 
 
 def apply(
-    images: jax.Array, draws: Draws | None, spec: Augmentation, dtype=jnp.float32
+    images: jax.Array, params: AugmentationParams | None, spec: Augmentation, dtype=jnp.float32
 ) -> jax.Array:
     """Augment and normalise a batch.
 
     Args:
       images: uint8 ``[batch, height, width, channels]``.
-      draws: this batch's rows of what :func:`draw` returned; None only normalises, for evaluation.
+      params: this batch's rows of what :func:`draw` returned; None only normalises, for evaluation.
       spec: the same as given to :func:`draw`.
       dtype: of the result. The arithmetic is float32.
 
     Returns:
       ``(x / 255 - mean) / std`` as ``dtype``, ``[batch, height, width, channels]``.
-
-    Raises:
-      UsageError: where the images are not uint8, ``spec`` does not suit them, or ``draws`` lacks a
-        field that ``spec`` needs.
 
     Examples:
       >>> spec = Augmentation(mean=(0.5,), std=(0.5,))
@@ -182,21 +152,24 @@ def apply(
     check_image_shape(spec, (height, width, channels))
 
     def drawn(name: str) -> jax.Array:
-        parameters = getattr(draws, name)
-        if parameters is None:
-            raise UsageError(f"draws.{name} is None: draw with the same Augmentation")
-        return parameters
+        values = getattr(params, name)
+        if values is None:
+            raise UsageError(f"params.{name} is None: draw with the same Augmentation")
+        return values
 
     # Crop and flip before the conversion: on a quarter of the bytes.
-    if draws is not None and spec.crop_padding:
-        images = _crop(images, drawn("offsets"), spec.crop_padding)
-    if draws is not None and spec.flip:
+    if params is not None and spec.crop_padding:
+        offsets, border = drawn("offsets"), (spec.crop_padding, spec.crop_padding)
+        padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
+        rows = _select_window(padded, offsets[:, 0], height, axis=1)
+        images = _select_window(rows, offsets[:, 1], width, axis=2)
+    if params is not None and spec.flip:
         mirrored = jnp.flip(images, axis=2)
         images = jnp.where(drawn("flips")[:, None, None, None], mirrored, images)
 
     mean, std = jnp.array(spec.mean, jnp.float32), jnp.array(spec.std, jnp.float32)
     normalised = (images.astype(jnp.float32) / 255.0 - mean) / std
-    if draws is not None and spec.cutout:
+    if params is not None and spec.cutout:
         keep = _outside_square(drawn("cutout_centres"), spec.cutout, height, width)
         normalised = jnp.where(keep, normalised, 0.0)
     return normalised.astype(dtype)

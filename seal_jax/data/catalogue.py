@@ -4,8 +4,6 @@ Adding a data set is one :class:`DatasetInfo` here, and a builder where TFDS has
 imports TFDS, which takes seconds.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +14,7 @@ from seal_jax.errors import UsageError, nearest
 
 
 class Statistics(NamedTuple):
-    """What normalisation subtracts and divides by, one number a channel.
-
-    Attributes:
-      mean: of the training images' pixel values divided by 255.
-      std: of the same.
-    """
+    """Mean and standard deviation of the training images' pixel values divided by 255, by channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -42,7 +35,7 @@ class DatasetInfo(NamedTuple):
       image_shape: ``(height, width, channels)``, where it is known without loading the images.
       statistics: channel means and standard deviations, where they are known.
       normalisation: what ``data.normalisation`` calls the statistics; by default the first name.
-      builder: module of ``seal_jax.data.builders``, where TFDS has none in the papers' form.
+      builder: TFDS's name of one in ``seal_jax.data.builders``, where TFDS has none in the papers' form.
       manual_dir: the folder of original files that the builder reads; a builder without needs only
         installed packages, and its small data is prepared where it is first used.
       episode_split: split that few-shot episodes are drawn from; by default all images.
@@ -178,12 +171,8 @@ STATISTICS = {
 def statistics(name: str) -> Statistics:
     """Return the statistics that ``data.normalisation`` calls ``name``.
 
-    Raises:
-      UsageError: for an unknown name; the message gives the nearest.
-
-    Examples:
-      >>> statistics("fashion_mnist").mean
-      (0.2859,)
+    >>> statistics("fashion_mnist").mean
+    (0.2859,)
     """
     if name not in STATISTICS:
         raise UsageError(
@@ -213,19 +202,15 @@ def builder_record(name: str) -> DatasetInfo | None:
 
 
 class Prepared(NamedTuple):
-    """What a prepared folder says of itself.
-
-    Attributes:
-      folder: of the version.
-      counts: images by split.
-      classes: number of classes, None where it cannot be told.
-      file_format: ``array_record``, or one that needs TensorFlow.
-    """
+    """What the folder of a prepared version says of itself."""
 
     folder: Path
-    counts: dict[str, int]
-    classes: int | None
-    file_format: str
+    counts: dict[str, int]  # images by split
+    classes: int | None  # None where it cannot be told
+    file_format: str  # "array_record", or one that needs TensorFlow
+
+
+_INFO = "dataset_info.json"
 
 
 # As TFDS writes dataset_info.json and features.json, as far as they are read here.
@@ -244,23 +229,18 @@ class _Features(TypedDict):
 
 
 def prepared(name: str, data_dir: Path) -> Prepared | None:
-    """Return what is prepared of ``name``, the newest version; None where nothing usable is.
+    """Return the newest usable version of ``name`` below ``data_dir``; None where there is none.
 
-    Args:
-      name: a data set of TFDS or this package; any configuration counts where none is named.
-      data_dir: the folder of all data sets.
+    Any configuration counts where ``name`` has none.
     """
 
-    def version(folder: Path) -> tuple[int, ...]:
-        return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
+    def version(info: Prepared) -> tuple[int, ...]:
+        return tuple(int(part) if part.isdigit() else -1 for part in info.folder.name.split("."))
 
-    files = (
-        path
-        for depth in ("*", "*/*")
-        for path in sorted((data_dir / name).glob(f"{depth}/dataset_info.json"))
-    )
-    usable = [info for info in map(_read, files) if info is not None]
-    return max(usable, key=lambda info: version(info.folder), default=None)
+    # Those without a configuration first: max returns the first of equal versions.
+    folder = data_dir / name
+    files = [path for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/{_INFO}"))]
+    return max(filter(None, map(_read, files)), key=version, default=None)
 
 
 def _read(path: Path) -> Prepared | None:

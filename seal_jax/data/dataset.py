@@ -1,7 +1,5 @@
 """What a loaded data set is: three splits of uint8 images with integer labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,18 +10,10 @@ from seal_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels in host memory.
+    """Images and labels in host memory; other shapes or dtypes are a ``UsageError``."""
 
-    Attributes:
-      images: uint8 ``[n, height, width, channels]``.
-      labels: int32 ``[n]``.
-
-    Raises:
-      UsageError: where a shape or dtype is another, or the lengths differ.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8 [n, height, width, channels]
+    labels: np.ndarray  # int32 [n]
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -45,7 +35,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, rows: np.ndarray) -> Split:
+    def rows(self, rows: np.ndarray) -> "Split":
         """Return the split of these rows, in their order."""
         return Split(self.images[rows], self.labels[rows])
 
@@ -97,13 +87,6 @@ class Dataset:
         return height, width, channels
 
 
-def _as_split(arrays: tuple[np.ndarray, np.ndarray]) -> Split:
-    images, labels = (np.asarray(array) for array in arrays)
-    if np.issubdtype(labels.dtype, np.integer):
-        labels = labels.astype(np.int32)
-    return Split(images, labels)
-
-
 def from_arrays(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
@@ -136,17 +119,23 @@ def from_arrays(
       >>> len(dataset.train), len(dataset.validation), dataset.image_shape, dataset.num_classes
       (4, 2, (8, 8, 1), 2)
     """
-    whole, tested = _as_split(train), _as_split(test)
+
+    def as_split(arrays: tuple[np.ndarray, np.ndarray]) -> Split:
+        images, labels = (np.asarray(array) for array in arrays)
+        whole_numbers = np.issubdtype(labels.dtype, np.integer)
+        return Split(images, labels.astype(np.int32) if whole_numbers else labels)
+
+    whole = as_split(train)
     if num_classes is None:
         highest = int(whole.labels.max(initial=-1))
         num_classes = highest + 1 if class_names is None else len(class_names)
     if class_names is None:
         class_names = [str(index) for index in range(num_classes)]
     if validation is not None:
-        trained, held_out = whole, _as_split(validation)
+        trained, held_out = whole, as_split(validation)
     else:
         trained, held_out = hold_out(whole, validation_fraction, validation_seed)
-    return Dataset(name, num_classes, tuple(class_names), trained, held_out, tested)
+    return Dataset(name, num_classes, tuple(class_names), trained, held_out, as_split(test))
 
 
 def hold_out(
@@ -168,9 +157,8 @@ def stratified_split(
 
     Args:
       labels: integer ``[n]``.
-      fraction: share of the rows to hold out, in ``[0, 1)``; 0 holds out nothing.
+      fraction: share of the rows to hold out, in ``[0, 1)``; messages call it ``field``.
       seed: a non-negative integer.
-      field: what messages call the fraction.
 
     Returns:
       ``(train_rows, validation_rows)``, both int64, sorted, disjoint, together ``0 .. n-1``.
@@ -220,11 +208,8 @@ def stratified_split(
 
 
 def _class_quotas(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """Largest-remainder apportionment of ``round(fraction * sum(counts))`` over the classes.
-
-    Rounding every class by itself can miss the total by half an example a class; here the total is
-    exact and every class stays within one example of ``fraction * count``.
-    """
+    """Return the largest-remainder apportionment of ``round(fraction * sum(counts))`` to the classes."""
+    # Rounding every class by itself could miss the total by half an example a class.
     ideal = fraction * counts
     quotas = np.floor(ideal).astype(np.int64)
     missing = int(np.floor(fraction * counts.sum() + 0.5)) - int(quotas.sum())

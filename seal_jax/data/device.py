@@ -1,7 +1,5 @@
 """Data that lives in device memory: laid out flat, its order drawn inside the compiled program."""
 
-from __future__ import annotations
-
 import math
 
 import jax
@@ -36,15 +34,10 @@ def row_bytes(image_shape: tuple[int, ...]) -> int:
 
 
 def take(flat: jax.Array, rows: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
-    """Gather rows of flat images.
-
-    Args:
-      flat: uint8 ``[n, row]``, from :func:`flatten`.
-      rows: integer ``[batch]``, each in ``0 .. n-1``.
-      image_shape: ``(height, width, channels)``.
+    """Gather ``rows``, integer ``[batch]`` in ``0 .. n-1``, of the images that :func:`flatten` returns.
 
     Returns:
-      uint8 ``[batch, height, width, channels]``.
+      uint8 ``[batch, *image_shape]``.
 
     Examples:
       >>> take(jnp.arange(12, dtype=jnp.uint8).reshape(3, 4), jnp.array([2]), (2, 2, 1))[0, :, :, 0]
@@ -56,10 +49,7 @@ def take(flat: jax.Array, rows: jax.Array, image_shape: tuple[int, int, int]) ->
 
 
 def steps_per_epoch(n: int, batch: int, drop_last: bool = True) -> int:
-    """Return the number of batches in an epoch over ``n`` examples.
-
-    Raises:
-      UsageError: where ``batch`` is below 1 or above ``n``.
+    """Return the number of batches in an epoch over ``n`` examples; raise unless it has a whole one.
 
     Examples:
       >>> steps_per_epoch(10, 4), steps_per_epoch(10, 4, drop_last=False)
@@ -79,16 +69,13 @@ def epoch_order(
 
     Args:
       key: a JAX random key; may be traced, while the other arguments are static.
-      n: number of examples.
+      n: number of examples, at least ``batch``.
       batch: examples a step.
       drop_last: leave out the ``n % batch`` examples that do not fill a batch. Otherwise the last
         batch is padded with the first rows of the permutation, at weight 0.
 
     Returns:
       ``rows`` int32 and ``weights`` float32, both ``[steps, batch]``.
-
-    Raises:
-      UsageError: where ``batch`` is below 1 or above ``n``.
     """
     steps = steps_per_epoch(n, batch, drop_last)
     order = jax.random.permutation(key, n).astype(jnp.int32)
@@ -103,14 +90,8 @@ def balanced_order(
 ) -> tuple[jax.Array, jax.Array]:
     """Draw the order of one epoch of class-balanced batches.
 
-    Every batch has ``batch / num_classes`` images of each class. A class with fewer images than others
-    repeats its own in the same order.
-
-    Args:
-      key: a JAX random key.
-      labels: int32 ``[n]``; every class has an image.
-      num_classes: number of classes.
-      batch: examples a step, a multiple of ``num_classes``.
+    Every batch has ``batch / num_classes`` (whole) images of each class, by the ``labels``, int32 ``[n]``.
+    A class with fewer images than others repeats its own in the same order.
 
     Returns:
       ``rows`` int32 and ``weights`` float32 (all 1), both ``[n // batch, batch]``.
@@ -140,15 +121,8 @@ def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     The last batch is padded with rows from the start at weight 0, so that all have one shape and every
     row number is valid. A batch may be larger than ``n``; ``n`` of 0 gives no batch.
 
-    Args:
-      n: number of examples.
-      batch: examples a step.
-
     Returns:
       ``rows`` int32 and ``weights`` float32, both ``[ceil(n / batch), batch]``.
-
-    Raises:
-      UsageError: where ``batch`` is below 1.
 
     Examples:
       >>> rows, weights = padded_batches(5, 3)

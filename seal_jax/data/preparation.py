@@ -1,9 +1,6 @@
 """Find and prepare TFDS data sets on disk, as array_record and without TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
-import importlib
 import io
 import os
 import shlex
@@ -23,7 +20,7 @@ def prepare(
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
 ) -> os.PathLike:
-    """Prepare a data set as array_record; do nothing where it is there already.
+    """Prepare a data set as array_record where it is not there yet; return the version's folder.
 
     Args:
       name: ``digits``, a data set that this package builds from original files, such as
@@ -31,9 +28,6 @@ def prepare(
         which needs network and for many data sets TensorFlow.
       data_dir: where to write; None is TFDS's default (``TFDS_DATA_DIR``).
       manual_dir: the folder of source files, for data sets that need one.
-
-    Returns:
-      The folder of the prepared version.
 
     Raises:
       UsageError: for an unknown name, a missing or unusable ``manual_dir``, a ``data_dir`` that
@@ -59,7 +53,14 @@ def prepare(
             )
         # Before anything is written: a folder that cannot be used is the likeliest mistake.
         builder.scan(Path(manual))
-    _make_writable(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not _is_writable(root):
+            raise PermissionError
+    except OSError as error:
+        raise UsageError(
+            f"data_dir={root} cannot be written: give --data-dir (or TFDS_DATA_DIR) another folder"
+        ) from error
     try:
         if record:
             _prepare_beside(name, builder, manual, progress=bool(record.manual_dir))
@@ -80,8 +81,7 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
     """Return the builder of prepared data; ``digits`` is prepared where it is missing.
 
     Raises:
-      UsageError: with the command that prepares the data where it is missing, where it can only be
-        read with TensorFlow, and what :func:`find_builder` raises.
+      UsageError: where it is missing (with the command that prepares it) or needs TensorFlow.
     """
     builder, record = find_builder(name, data_dir), builder_record(name)
     if not _is_prepared(builder) and record and not record.manual_dir:
@@ -106,20 +106,15 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 
 def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
-    """Return the TFDS builder of ``name``, whether prepared or not.
-
-    Raises:
-      UsageError: for a name, configuration or version that TFDS does not know, or where the
-        prepared folder's description cannot be read.
-    """
+    """Return the TFDS builder of ``name``, whether prepared or not; raise for an unknown one."""
     import tensorflow_datasets as tfds
 
     record = builder_record(name)
     if record:
-        # TFDS knows the builder once its module is imported.
-        module = importlib.import_module(f"{__package__}.builders.{record.builder}")
-        if hasattr(module, "check_name"):
-            module.check_name(name)
+        from seal_jax.data import builders  # TFDS knows them once they are imported
+
+        if record.builder == "image_folder":
+            builders.image_folder.check_name(name)
     kwargs = {"data_dir": os.fspath(data_dir)} if data_dir else {}  # "" would be this folder
     try:
         return tfds.builder(name, **kwargs)
@@ -200,18 +195,6 @@ def _check_same(builder: Any, manual_dir: Path) -> None:
     )
 
 
-def _make_writable(root: Path) -> None:
-    """Create the folder; raise if it cannot be written."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if not _is_writable(root):
-            raise PermissionError
-    except OSError as error:
-        raise UsageError(
-            f"data_dir={root} cannot be written: give --data-dir (or TFDS_DATA_DIR) another folder"
-        ) from error
-
-
 def _is_writable(folder: Path) -> bool:
     """Return whether ``folder``, or the nearest folder above it that exists, can be written."""
     while not folder.exists() and folder != folder.parent:
@@ -221,11 +204,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: bool) -> None:
-    """Prepare beside the destination and move into place in one rename.
-
-    A reader never sees half a data set, and of two processes that prepare at once one wins and the
-    other finds the data there.
-    """
+    """Prepare beside the destination and move into place in one rename: no reader sees half a data set."""
     root = Path(builder.data_dir_root)
     stage = Path(tempfile.mkdtemp(prefix=f".{builder.name}-", dir=root))
     try:
@@ -235,7 +214,7 @@ def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: b
         destination.parent.mkdir(parents=True, exist_ok=True)
         try:
             Path(staged.data_dir).rename(destination)
-        except OSError:
+        except OSError:  # another process may have been faster
             if not _is_prepared(builder):
                 raise
     finally:

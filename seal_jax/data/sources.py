@@ -1,7 +1,5 @@
 """Load a prepared data set by name into host memory: its records decoded by threads, without TensorFlow."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -45,9 +43,8 @@ def load(
     """Load a prepared TFDS data set and hold out a validation split.
 
     Args:
-      name: ``digits``, ``tiny_imagenet``, ``image_folder/NAME`` or any TFDS name
-        (``name/config:version``) of images with a class label, prepared as array_record. ``digits``
-        is prepared where it is missing.
+      name: ``digits`` (prepared where it is missing), ``tiny_imagenet``, ``image_folder/NAME`` or any
+        TFDS name (``name/config:version``) of images with a class label, prepared as array_record.
       data_dir: the folder of all data sets; None is TFDS's default (``TFDS_DATA_DIR``).
       train_split: a TFDS split, such as ``train`` or ``train[:10%]``.
       test_split: the same; by default ``test`` where there is one, else ``validation``.
@@ -62,9 +59,6 @@ def load(
       validation_fraction: part of the training split to hold out, stratified by class.
       validation_seed: seed of that split.
       progress: whether a progress bar may appear on standard error where decoding takes a while.
-
-    Returns:
-      The data set; images uint8 ``[n, height, width, channels]``, labels int32 ``[n]``.
 
     Raises:
       UsageError: for an unknown name or split, data that is not prepared (with the command that
@@ -107,19 +101,13 @@ def load_labelled(
     """Load all labelled images of a prepared data set as one split, as few-shot episodes need them.
 
     Args:
-      name: as for :func:`load`, like those that say no more here.
-      data_dir: the same.
+      name: as for :func:`load`, like ``data_dir``, ``label``, ``image_size``, ``channels``, ``crop``
+        and ``progress``.
       split: a TFDS split, such as ``train`` or ``train+test``; None is all splits in a row, without
         the examples whose label is -1, TFDS's mark of an unlabelled one.
-      label: as for :func:`load`.
-      image_size: the same.
-      channels: the same.
-      crop: the same.
-      progress: the same.
 
     Returns:
-      The split (images uint8 ``[n, height, width, channels]``, labels int32 ``[n]``) and the names
-      of the classes.
+      The split and the names of the classes.
 
     Raises:
       UsageError: as :func:`load`, and where a given split has an unlabelled example.
@@ -166,20 +154,10 @@ def _checked_size(
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Turns records of one data set into images and labels.
+    """Turns records of one data set into images and labels, as the arguments of :func:`load` say."""
 
-    Attributes:
-      features: the TFDS features of the image and the label alone.
-      image: key of the image.
-      label: key of the label.
-      channels: 1, 3 or 4; stored images with other channels are converted: grey is repeated over
-        red, green and blue, and these are weighted to grey as in ITU-R 601-2 luma.
-      size: ``(height, width)`` to resize to (bilinear), or None to keep the stored size.
-      crop: side of the square to cut from the middle after that, or None for all of it.
-    """
-
-    features: Any
-    image: str
+    features: Any  # TFDS's, of the image and the label alone
+    image: str  # their keys
     label: str
     channels: int
     size: tuple[int, int] | None
@@ -204,21 +182,17 @@ class Decoder:
         if self.size is not None and image.size != self.size[::-1]:
             image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
         if self.crop is not None:
-            image = _crop_centre(image, self.crop)
+            width, height = image.size
+            if self.crop > min(width, height):
+                raise UsageError(
+                    f"crop={self.crop} is larger than an image ({height}x{width}): "
+                    "set data.image_size, or lower it"
+                )
+            # Half a pixel is rounded to the even side, as torchvision does.
+            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
         pixels = np.asarray(image)
         return pixels.reshape(*pixels.shape[:2], self.channels), int(example[self.label])
-
-
-def _crop_centre(image: Any, side: int) -> Any:
-    """Cut out the central square; an odd number of pixels is shared out as torchvision does."""
-    width, height = image.size
-    if side > min(width, height):
-        raise UsageError(
-            f"crop={side} is larger than an image ({height}x{width}): set data.image_size, or lower it"
-        )
-    # Half a pixel is rounded to the even side.
-    left, top = round((width - side) / 2), round((height - side) / 2)
-    return image.crop((left, top, left + side, top + side))
 
 
 def make_decoder(
@@ -228,11 +202,7 @@ def make_decoder(
     channels: int | None = None,
     crop: int | None = None,
 ) -> Decoder:
-    """Return the decoder for a TFDS ``DatasetInfo``; ``channels`` None keeps those of the data set.
-
-    Raises:
-      UsageError: where there is no single image or label to choose, or images are not 8-bit.
-    """
+    """Return the decoder for a TFDS ``DatasetInfo``; raise where image and label are not plain."""
     import tensorflow_datasets as tfds
 
     features, supervised = info.features, info.supervised_keys

@@ -156,7 +156,7 @@ class Batches:
     split: Split
     rows: np.ndarray
     weights: np.ndarray
-    draws: data.Draws | None
+    draws: data.AugmentationParams | None
 
     def read(self, numbers: Any = slice(None)) -> dict[str, Any]:
         """Return the batches of these numbers as the loss takes them, on the host."""

@@ -5,10 +5,8 @@ a true attribute ``eager`` it is no pytree but called from Python, as ``Streamed
 part of its vectors alone, it has the attributes ``selected`` and ``size``, as ``Operator`` does.
 """
 
-from __future__ import annotations
-
 from collections import deque
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +27,6 @@ NOT_FINITE = (
     "products with the Hessian hold NaN or infinity: "
     "the parameters, the data or the loss are broken, or overflow"
 )
-
-
-def check_basis(basis: str) -> None:
-    """Raise unless a basis can be stored so."""
-    if basis not in get_args(Basis):
-        raise UsageError(f"basis = {basis!r} must be one of {', '.join(get_args(Basis))}")
 
 
 def check_wanted(k: int, size: int, tolerance: float) -> None:
@@ -165,14 +157,8 @@ def lanczos(op: LinearOperator, key: jax.Array, size: int) -> tuple[jax.Array, j
 class Iteration:
     """A Lanczos iteration that grows, is cut down to Ritz vectors, and grows again.
 
-    The projection is on the host, in float64; the basis is in device memory, sharded like the
-    parameters.
-
-    Args:
-      op: the operator.
-      key: of the random first vector.
-      size: vectors of the basis, m.
-      packed: whether the basis is in bfloat16.
+    It begins with a random vector. The projection is on the host, in float64; the basis of m = ``size``
+    vectors is in device memory, sharded like the parameters, and in bfloat16 if it is ``packed``.
     """
 
     def __init__(self, op: LinearOperator, key: jax.Array, size: int, packed: bool = False):
@@ -181,11 +167,7 @@ class Iteration:
         self.basis = self._first(key, packed)
 
     def extend(self, start: int, stop: int) -> tuple[np.ndarray, float]:
-        """Take Lanczos steps; return the projection and the norm of the last remainder.
-
-        Raises:
-          UsageError: products that are not finite.
-        """
+        """Take Lanczos steps; return the projection and the norm of the last remainder."""
         for index in range(start, stop):
             image = product(self.op, self._vector(index))
             part, self.residual = self._append(index + 1, image)
@@ -221,14 +203,15 @@ class Iteration:
         return np.asarray(part, np.float64), float(length)
 
     def _rotate(self, rotation: np.ndarray) -> None:
-        kept = rotation.shape[1]
-        whole = np.zeros((self.size + 1, self.size + 1), np.float32)
-        whole[:-1, :kept], whole[-1, kept] = rotation, 1
+        count = rotation.shape[1]
+        # The new basis: the Ritz vectors, then the last vector as it is.
+        square = np.zeros((self.size + 1, self.size + 1), np.float32)
+        square[:-1, :count], square[-1, count] = rotation, 1
         leaves, structure = jax.tree.flatten(self.basis)
         self.basis = None
         # Leaf by leaf, so that no second basis is needed.
         for index, leaf in enumerate(jax.tree.leaves(self.op.like)):
-            leaves[index] = _rotate(leaves[index], whole, leaf)
+            leaves[index] = _rotate(leaves[index], square, leaf)
         self.basis = jax.tree.unflatten(structure, leaves)
 
 
@@ -270,8 +253,8 @@ class OnHost(Iteration):
         return coefficients, length
 
     def _rotate(self, rotation: np.ndarray) -> None:
-        kept = [self._store(self._combined(column)) for column in rotation.T]
-        self.basis = [*kept, self.basis[-1]]
+        ritz_vectors = [self._store(self._combined(column)) for column in rotation.T]
+        self.basis = [*ritz_vectors, self.basis[-1]]
 
     def _combined(self, weights: np.ndarray) -> PyTree:
         total = None
@@ -297,22 +280,19 @@ def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iterat
 
 
 def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:
-    """Return the bytes on the device at the most, besides what the products need.
-
-    They are those of a basis of ``size`` vectors like ``like``, for k eigenpairs in the end.
-    """
-    whole = trees.nbytes(like)
+    """Return the most bytes on the device that k eigenpairs from ``size`` vectors take, without products."""
+    vector_bytes = trees.nbytes(like)
     # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them
     # there are their products, and then the combinations of both.
-    refining = (3 * k + _WORKING) * whole
+    refining = (3 * k + _WORKING) * vector_bytes
     if basis == "host":
-        return refining + _IN_TRANSFER * whole
+        return refining + _IN_TRANSFER * vector_bytes
     leaves = jax.tree.leaves(like)
     widths = [2 if basis == "bfloat16" else leaf.dtype.itemsize for leaf in leaves]
     stacks = [(size + 1) * leaf.size * width for leaf, width in zip(leaves, widths, strict=True)]
     # A restart makes another basis, leaf by leaf.
     rotated = max(stacks) + 2 * max(leaf.nbytes for leaf in leaves)
-    return max(sum(stacks) + max(_WORKING * whole, rotated, k * whole), refining)
+    return max(sum(stacks) + max(_WORKING * vector_bytes, rotated, k * vector_bytes), refining)
 
 
 def _with_leading_axis(leaf: jax.Array) -> Any:
@@ -333,7 +313,8 @@ def _pinned(leaf: jax.Array) -> Any:
     return leaf.sharding.with_memory_kind("pinned_host")
 
 
-def _without(vector: PyTree, unit: PyTree) -> tuple[PyTree, jax.Array]:
+@jax.jit
+def _project_out(vector: PyTree, unit: PyTree) -> tuple[PyTree, jax.Array]:
     part = trees.dot(unit, vector)
     return trees.add(vector, unit, -part), part
 
@@ -345,7 +326,6 @@ _applied = jax.jit(lambda op, vector: op(vector))
 _append = jax.jit(append, donate_argnums=0)
 _rotate = jax.jit(trees.rotate)
 _combine = jax.jit(trees.combine)
-_project_out = jax.jit(_without)
 _norm = jax.jit(trees.norm)
 _unit = jax.jit(trees.unit)
 _scale = jax.jit(trees.scale)

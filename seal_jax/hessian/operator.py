@@ -1,7 +1,5 @@
 """Products with the Hessian of a loss, over batches of data on the device or streamed from the host."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import deque
@@ -14,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax import masks
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_choice, check_number, nonnegative
 from seal_jax.hessian import trees
 
 PyTree = Any
@@ -63,7 +61,7 @@ class Operator:
         flags = [1] * len(leaves) if self.selected is None else jax.tree.leaves(self.selected)
         return sum(leaf.size for leaf, flag in zip(leaves, flags, strict=True) if flag)
 
-    def block(self, mask: masks.Mask | None) -> Operator:
+    def block(self, mask: masks.Mask | None) -> "Operator":
         """Return the block ``P H P`` of a part of the parameters, zero elsewhere; ``None``: of all.
 
         The operator's own mask is compiled into the program and shortens the vectors. A block's mask
@@ -99,7 +97,7 @@ class Operator:
 
         return jax.lax.fori_loop(0, count, add, jax.tree.map(jnp.zeros_like, vector))
 
-    def of_batch(self, batch: PyTree) -> Operator:
+    def of_batch(self, batch: PyTree) -> "Operator":
         """Return the Hessian of the loss on one batch, without a leading axis, with the decay."""
         one = jax.tree.map(lambda leaf: leaf[None], batch)
         return dataclasses.replace(self, data=one, weights=jnp.ones(1))
@@ -170,14 +168,11 @@ def operator(
     >>> float(product["x"]), float(product["y"])  # (2 y, 2 x)
     (6.0, 2.0)
     """
-    for name, value, kinds in (("mode", mode, Mode), ("precision", precision, Precision)):
-        if value not in get_args(kinds):
-            raise UsageError(f"{name} = {value!r} must be one of {', '.join(get_args(kinds))}")
+    check_choice("mode", mode, get_args(Mode))
+    check_choice("precision", precision, get_args(Precision))
     if (mode == "gauss_newton") != (outer is not None):
         raise UsageError(f'outer must be given with mode = "gauss_newton" alone, not {mode!r}')
-    check_number(
-        "weight_decay", weight_decay, lambda value: 0 <= value < math.inf, "be 0 or positive"
-    )
+    check_number("weight_decay", weight_decay, nonnegative, "be 0 or positive")
     # On the device once, not with every product.
     params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, params)
     per_batch = None
@@ -193,11 +188,7 @@ def operator(
 
 
 def _batch_weights(data: PyTree, weights: Any) -> Any:
-    """Return the weight of each batch, float32 ``[batches]``, all 1 by default.
-
-    Raises:
-      UsageError: batches of different number, or weights that do not fit them.
-    """
+    """Return the weight of each batch, float32 ``[batches]``, all 1 by default."""
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(counts) != 1 or counts == {()} or counts == {(0,)}:
         raise UsageError(f"data must have batches along the first axis of every leaf: {counts}")

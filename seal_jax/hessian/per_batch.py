@@ -1,7 +1,5 @@
 """Eigenvalues of every mini-batch's own Hessian: Table 6 of the SEAL paper."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -104,13 +102,12 @@ def batch_eigenvalues(
     must = f"be at least {least} for k = {k}"
     check_number("steps", steps, lambda value: value >= least, must, whole=True)
     keys = jax.random.split(check_key("key", key, optional=True), count)
-    devices = list(devices or [])
-    if len(devices) > 1:
-        mesh = jax.make_mesh((len(devices),), (_AXIS,), (AxisType.Auto,), devices=devices)
-        result = _on_devices(op, keys, steps, mesh)
-    else:
-        result = _in_turn(op, keys, op.data, steps)
-    projected, last = (np.asarray(part, np.float64) for part in result)
+    mesh, inputs = None, (op, keys, op.data)
+    if devices is not None and len(devices) > 1:
+        mesh = jax.make_mesh((len(devices),), (_AXIS,), (AxisType.Auto,), devices=list(devices))
+        inputs = _divide(op, keys, mesh)
+    results = _in_turn(*inputs, steps, mesh)
+    projected, last = (np.asarray(result, np.float64)[:count] for result in results)
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
     # In float64 on the host, all batches at once.
@@ -127,7 +124,7 @@ def batch_eigenvalues(
 
 @partial(jax.jit, static_argnames=("steps", "mesh"))
 def _in_turn(
-    op: Operator, keys: jax.Array, batches: PyTree, steps: int, mesh: Mesh | None = None
+    op: Operator, keys: jax.Array, batches: PyTree, steps: int, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array]:
     """Return projections and last remainders of Lanczos on each batch; over a mesh, on each device's."""
 
@@ -141,21 +138,15 @@ def _in_turn(
         in_turn = jax.shard_map(
             in_turn, mesh=mesh, in_specs=specs, out_specs=_SPREAD, check_vma=False
         )
-    projected, last = in_turn(op, keys, batches)
-    return projected, last
+    return in_turn(op, keys, batches)
 
 
-def _on_devices(
-    op: Operator, keys: jax.Array, steps: int, mesh: Mesh
-) -> tuple[jax.Array, jax.Array]:
-    """Divide the batches over the devices, which do not communicate."""
-    count = len(keys)
+def _divide(op: Operator, keys: jax.Array, mesh: Mesh) -> tuple[Operator, jax.Array, PyTree]:
+    """Divide keys and batches over the devices, which do not communicate."""
     # Filled up with the first batches, so that every device has as many.
-    rows = np.arange(-(-count // mesh.size) * mesh.size) % count
+    rows = np.arange(-(-len(keys) // mesh.size) * mesh.size) % len(keys)
     everywhere, spread = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), _SPREAD))
     # Straight from the host, if that is where the batches are: no device holds them all.
     batches = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], op.data), spread)
     one = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
-    keys = jax.device_put(keys[rows], spread)
-    projected, last = _in_turn(jax.device_put(one, everywhere), keys, batches, steps, mesh)
-    return projected[:count], last[:count]
+    return jax.device_put(one, everywhere), jax.device_put(keys[rows], spread), batches

@@ -1,13 +1,11 @@
 """Spectral density by stochastic Lanczos quadrature."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import numpy as np
 
-from seal_jax.errors import check_key, check_number
+from seal_jax.errors import check_choice, check_key, check_number
 from seal_jax.hessian import krylov
 from seal_jax.hessian.krylov import Basis, LinearOperator
 from seal_jax.hessian.lanczos import rounding
@@ -126,7 +124,7 @@ def density(
     """
     check_number("probes", probes, lambda value: value >= 1, "be at least 1", whole=True)
     check_number("steps", steps, lambda value: value >= 1, "be at least 1", whole=True)
-    krylov.check_basis(basis)
+    check_choice("basis", basis, get_args(Basis))
     size = krylov.rows(op)
     steps = min(steps, size)
     keys = jax.random.split(check_key("key", key, optional=True), probes)

@@ -1,14 +1,11 @@
 """The trace by random probes: Hutchinson's estimate, and Hutch++."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_key, check_number
+from seal_jax.errors import UsageError, check_choice, check_key, check_number
 from seal_jax.hessian import krylov, trees
 from seal_jax.hessian.krylov import LinearOperator
 
@@ -57,13 +54,13 @@ def trace(
       Meyer, Musco, Musco & Woodruff, `Hutch++: Optimal Stochastic Trace Estimation`, 2021,
       algorithm 1.
 
+    >>> import jax.numpy as jnp
     >>> import seal_jax.hessian as hessian
     >>> op = hessian.operator(lambda x: jnp.sum(x**2), jnp.zeros(5))
     >>> trace(op, probes=4)
     Trace(value=10.0, error=0.0)
     """
-    if method not in get_args(Method):
-        raise UsageError(f"method = {method!r} must be one of {', '.join(get_args(Method))}")
+    check_choice("method", method, get_args(Method))
     least = 2 if method == "hutchinson" else 6
     check_number("probes", probes, lambda value: value >= least, f"be at least {least}", whole=True)
     key = check_key("key", key, optional=True)
@@ -104,8 +101,4 @@ def _signs_outside(basis: PyTree, key: jax.Array, like: PyTree) -> PyTree:
 @jax.jit
 def _grow(basis: PyTree, index: Any, image: PyTree) -> PyTree:
     """Put into the basis what an image adds to it; zero where that is rounding."""
-    rest, _ = krylov.orthogonalise(basis, image)
-    length = trees.norm(rest)
-    # Written so that NaN does not look like rounding.
-    is_rounding = length <= 1e-4 * trees.norm(image)
-    return trees.put(basis, index, trees.scale(rest, jnp.where(is_rounding, 0.0, 1 / length)))
+    return krylov.append(basis, index, image, 1e-4 * trees.norm(image))[0]

@@ -7,8 +7,6 @@ in the reduced precision that accelerators use for matrices by default: it would
 orthogonality of a basis.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -48,11 +46,7 @@ def merge(whole: PyTree, part: PyTree) -> PyTree:
 
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:
-    """Return the inner product, a float32 scalar (float64 where the leaves are).
-
-    >>> float(dot({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 4.0])}))
-    11.0
-    """
+    """Return the inner product, a float32 scalar (float64 where the leaves are)."""
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)), jnp.zeros(()))
 
 
@@ -96,11 +90,7 @@ def size(vector: PyTree) -> int:
 
 
 def nbytes(tree: PyTree) -> int:
-    """Return the bytes of all leaves.
-
-    >>> nbytes({"a": jnp.zeros((2, 3)), "b": jnp.zeros(4, jnp.uint8)})
-    28
-    """
+    """Return the bytes of all leaves."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -139,11 +129,7 @@ def take(basis: PyTree, index: Any, vector: PyTree) -> PyTree:
 
 
 def coefficients(basis: PyTree, vector: PyTree) -> jax.Array:
-    """Return the inner product of a vector with every vector of a basis, ``[count]``.
-
-    >>> coefficients({"w": jnp.eye(2)}, {"w": jnp.array([3.0, 4.0])}).tolist()
-    [3.0, 4.0]
-    """
+    """Return the inner product of a vector with every vector of a basis, ``[count]``."""
     if is_packed(basis):
         # Row by row: the whole basis never exists in the vector's type.
         count = len(jax.tree.leaves(basis)[0])

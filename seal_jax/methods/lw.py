@@ -60,7 +60,7 @@ def build(options: Options, context: Context) -> Method:
         if options.normalise:
             # Statistics of the rescaled network, with the normalisers below block k in place.
             rescaled = hook.weights._replace(params=params)
-            outputs = model.block_outputs(rescaled._asdict(), hook.images(sample_size))
+            outputs = model.features(rescaled._asdict(), hook.images(sample_size))
             # k is traced, so every block's statistics are computed and those of block k chosen.
             for number, block in enumerate(blocks, start=1):
                 mean, scale = layerwise.normaliser(

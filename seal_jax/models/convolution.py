@@ -6,8 +6,6 @@ slower (see ``benchmarks/``); matrix products are fast in both places. On TPU an
 form is the right one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,16 +26,9 @@ def conv_as_matmul(
     its own, the sum of the shifted images each times its row of the kernel. Every derivative is made
     of the same products, slices and pads.
 
-    Args:
-      images: ``[N, H, W, C]``.
-      kernel: ``[height, width, C, features]``, or ``[height, width, 1, C]`` with
-        ``feature_group_count=C`` (depthwise).
-      window_strides: along height and width.
-      padding: ``(before, after)`` along height and width.
-      **fixed: the other arguments that ``nn.Conv`` passes; undilated, NHWC.
-
-    Returns:
-      ``[N, H', W', features]``.
+    ``images`` are ``[N, H, W, C]``; the ``kernel`` is ``[height, width, C, features]``, or
+    ``[height, width, 1, C]`` with ``feature_group_count=C`` (depthwise). Strides and padding go along
+    height and width. ``fixed`` are the other arguments that ``nn.Conv`` passes; undilated, NHWC.
 
     >>> conv_as_matmul(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), (1, 1), ((1, 1), (1, 1))).shape
     (1, 4, 4, 5)

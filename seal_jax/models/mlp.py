@@ -1,15 +1,14 @@
 """A multilayer perceptron, for tests, small images and feature vectors (images of one pixel)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
 
-from seal_jax.models.blocks import DenseBlock, flatten
-from seal_jax.models.network import HEAD, Entry, Network, Structure, numbered, positive, within
+from seal_jax.models import network as net
 
 
-class MLP(Network, kw_only=True):
+class MLP(net.Network, kw_only=True):
     """Dense layers with ReLU, and a classifier.
 
     The parameter tree is ``dense1`` upwards and ``fc``. Dropout applies after every hidden layer. The
@@ -26,28 +25,25 @@ class MLP(Network, kw_only=True):
     norm: str = "none"
     hidden: tuple[int, ...] = (32, 32)
 
-    norms: ClassVar[tuple[str, ...]] = ("none", *Network.norms)
+    choices: ClassVar[dict[str, Any]] = {"norm": ("none", *net.NORMS)}
     width_fields: ClassVar[tuple[str, ...]] = ("hidden",)
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        self.hidden = positive("hidden", self.hidden)
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
-        x = flatten(x)
+        x = x.reshape(len(x), -1)
         for name, width in zip(self.structure.round_blocks, self.hidden, strict=True):
-            x = self._drop(DenseBlock(width=width, name=name, **self.shared)(x, train), train)
+            x = self._drop(net.DenseBlock(width=width, name=name, **self.shared)(x, train), train)
         return self._logits(x)
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> net.Structure:
         """The round blocks are the hidden layers."""
-        hidden = numbered("dense", len(self.hidden))
-        layers = within(hidden, "linear")
-        return Structure(blocks=(*hidden, HEAD), layers=(*layers, HEAD), round_blocks=hidden)
+        hidden = net.numbered("dense", len(self.hidden))
+        layers = net.within(hidden, "linear")
+        return net.Structure(
+            blocks=(*hidden, net.HEAD), layers=(*layers, net.HEAD), round_blocks=hidden
+        )
 
 
-MODELS = {"mlp": Entry(MLP, ("hidden",))}
+MODELS = {"mlp": net.Entry(MLP, ("hidden",))}

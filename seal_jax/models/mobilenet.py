@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError
-from seal_jax.models.blocks import ConvBlock, SeparableBlock
-from seal_jax.models.network import HEAD, Entry, Network, Structure, numbered, positive, within
+from seal_jax.models import network as net
 
 
-class MobileNet(Network, kw_only=True):
+class MobileNet(net.Network, kw_only=True):
     """A convolutional block, depthwise separable blocks, the mean over the image, a classifier.
 
     The parameter tree is ``block1`` upwards and ``fc``. Dropout applies to the mean.
@@ -41,8 +40,8 @@ class MobileNet(Network, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        self.widths = positive("widths", self.widths)
-        self.strides = positive("strides", self.strides, len(self.widths))
+        self.widths = net.positive("widths", self.widths)
+        self.strides = net.positive("strides", self.strides, len(self.widths))
         if max(self.strides) > 2:
             raise UsageError(f"strides={self.strides!r}: use 1 or 2 for each block")
         super().__post_init__()
@@ -51,22 +50,22 @@ class MobileNet(Network, kw_only=True):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         for index, name in enumerate(self.structure.round_blocks):
-            kind = SeparableBlock if index else ConvBlock
+            kind = net.SeparableBlock if index else net.ConvBlock
             width, stride = self.widths[index], self.strides[index]
             x = kind(width=width, stride=stride, name=name, **self.shared)(x, train)
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return self._logits(self._drop(x, train))
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> net.Structure:
         """K = 7 blocks. Depthwise and pointwise convolutions count as one layer each."""
-        first, *others = blocks = numbered("block", len(self.widths))
-        return Structure(
-            blocks=(*blocks, HEAD),
-            layers=(f"{first}/conv", *within(others, "depthwise", "pointwise"), HEAD),
+        first, *others = blocks = net.numbered("block", len(self.widths))
+        return net.Structure(
+            blocks=(*blocks, net.HEAD),
+            layers=(f"{first}/conv", *net.within(others, "depthwise", "pointwise"), net.HEAD),
             round_blocks=blocks,
             total_stride=2 ** self.strides.count(2),
         )
 
 
-MODELS = {"mobilenet": Entry(MobileNet)}
+MODELS = {"mobilenet": net.Entry(MobileNet)}

@@ -57,9 +57,10 @@ class Model(Structure):
     def features(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         """Return the output of each part of the network in inference mode, by name.
 
-        The names are ``stem`` (of the residual networks), each of ``round_blocks`` (see
-        ``block_outputs``), ``features`` (float32 ``[N, C]``, the classifier's input) and ``logits``
-        (float32 ``[N, num_classes]``). For their order walk ``blocks``: jit sorts dicts.
+        The names are ``stem`` (of the residual networks), each of ``round_blocks``, ``features``
+        (float32 ``[N, C]``, the classifier's input) and ``logits`` (float32 ``[N, num_classes]``). For
+        their order walk ``blocks``: jit sorts dicts. A block's output is taken BEFORE its inserted
+        normaliser; those of earlier blocks are active. Under jit, what is not used costs nothing.
         """
         logits, sown, _ = self._apply(variables, images)
         return {
@@ -69,21 +70,8 @@ class Model(Structure):
             "logits": logits,
         }
 
-    def block_outputs(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """Return the output of each round block in inference mode, by path, in the compute dtype.
-
-        It is taken BEFORE the inserted normaliser of that block; those of earlier blocks are active.
-        Under jit, the layers above the last output that is used cost nothing.
-        """
-        features = self.features(variables, images)
-        return {block: features[block] for block in self.round_blocks}
-
     def before_relu(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """Return the input of each round block's last ReLU, by path, in inference mode.
-
-        Raises:
-            UsageError: the network's blocks do not end with one.
-        """
+        """Return the input of each round block's last ReLU, by path, in inference mode."""
         _, sown, _ = self._apply(variables, images)
         for block in self.round_blocks:
             if f"{block}/before_relu" not in sown:
@@ -98,24 +86,17 @@ class Model(Structure):
     ) -> tuple[jax.Array, Any]:
         """Return the classifier's input, float32 ``[N, C]``, and the changed batch statistics.
 
-        Args:
-            variables: see the class.
-            images: ``[N, H, W, C]``.
-            train: whether BatchNorm uses and updates batch statistics, and dropout drops.
-            rngs: ``{"dropout": key}``, for training with dropout.
+        With ``train`` BatchNorm uses and updates batch statistics, and dropout drops, by the key of
+        ``rngs``, ``{"dropout": key}``.
         """
         _, sown, statistics = self._apply(variables, images, train, rngs)
         return sown["features"], statistics
 
     def classify(self, head_params: Any, features: jax.Array) -> jax.Array:
-        """Return the logits of ``features`` by the very operation that ends the network.
+        """Return the logits of ``features``, ``[N, C]``, by the very operation that ends the network.
 
         On CPU they equal the network's bit for bit; elsewhere a compiler may fuse the two apart.
-
-        Args:
-            head_params: ``{"kernel": [C, num_classes]}`` with or without ``"bias"``: the entry
-                ``head`` of the parameters, or any like it.
-            features: ``[N, C]``.
+        ``head_params`` is ``{"kernel": [C, num_classes]}`` with or without ``"bias"``.
         """
         head = nn.Dense(self.num_classes, use_bias="bias" in head_params)
         logits: Any = head.apply({"params": head_params}, features)
@@ -127,25 +108,10 @@ class Model(Structure):
         Give the network the entry ``{"mean": mu, "scale": 1 / sigma}`` (float32 scalars) of each
         round block whose output is to be normalised.
         """
+        # Arrays of their own for every block: a buffer cannot be donated twice.
         return traverse_util.unflatten_dict(
-            {
-                f"{block}/{name}": jnp.asarray(value, jnp.float32)
-                for block in self.round_blocks
-                for name, value in (("mean", 0), ("scale", 1))
-            },
-            sep="/",
+            {b: {"mean": jnp.zeros(()), "scale": jnp.ones(())} for b in self.round_blocks}, sep="/"
         )
-
-    def above(self, block: str) -> tuple[str, ...]:
-        """Return the entries of ``blocks`` above a round block.
-
-        Raises:
-            UsageError: ``block`` is no round block.
-        """
-        if block not in self.round_blocks:
-            near = nearest(block, self.round_blocks)
-            raise UsageError(f"block={block!r} is no round block of {self.name}{near}")
-        return self.blocks[self.blocks.index(block) + 1 :]
 
     def slim(self, keep: float) -> "Model":
         """Return the network with ``ceil(keep * width)`` in place of every width.
@@ -158,13 +124,8 @@ class Model(Structure):
         reshape ``[h * w * c, ...]`` to ``[h * w, c, ...]`` first, c being the channels named there,
         and slice c.
 
-        Args:
-            keep: in (0, 1]. In the residual networks ``keep * width`` of the first stage must be
-                whole, or the stages would no longer fit each other.
-
-        Raises:
-            UsageError: ``keep`` is out of range or does not fit the widths, or the module has no
-                slim form.
+        ``keep`` is in (0, 1]. In the residual networks ``keep * width`` of the first stage must be
+        whole, or the stages would no longer fit each other.
         """
         check_number("method.keep", keep, lambda value: 0 < value <= 1, "lie in (0, 1]")
         if not hasattr(self.module, "slim"):
@@ -198,14 +159,15 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
     The module must have ``num_classes`` and ``dtype``, and a ``structure`` or, as attributes of its
     own, the ``blocks``, ``layers`` and ``head`` of a ``seal_jax.models.network.Structure``; it may
     have the others of these, and ``slim`` as a ``Network`` has it.
-
-    Raises:
-        UsageError: ``image_shape`` is not (height, width, channels), or is too small.
     """
     shape = tuple(image_shape)
     if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise UsageError(f"image_shape={shape!r}: give (height, width, channels), all positive")
-    structure = getattr(module, "structure", None) or _own_structure(module)
+    structure = getattr(module, "structure", None)
+    if structure is None:
+        names = (field.name for field in dataclasses.fields(Structure))
+        declared = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        structure = Structure(**{"dense_after_convs": (module.head,), **declared})
     least = structure.total_stride
     if min(shape[:2]) < least:
         raise UsageError(
@@ -219,13 +181,6 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
         num_classes=module.num_classes,
         **vars(structure),
     )
-
-
-def _own_structure(module: Any) -> Structure:
-    """Return the structure that a module from elsewhere declares by attributes of its own."""
-    names = (field.name for field in dataclasses.fields(Structure))
-    declared = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    return Structure(**{"dense_after_convs": (module.head,), **declared})
 
 
 def create(
@@ -286,9 +241,8 @@ def names() -> tuple[str, ...]:
 def _find_entry(name: str) -> Entry:
     for family in _families():
         # A family of endless names, such as the wide ResNets, has a function as well.
-        by_pattern = getattr(family, "find", lambda _: None)
-        entry = family.MODELS.get(name) or by_pattern(name)
-        if entry:
+        by_pattern = getattr(family, "find", family.MODELS.get)
+        if entry := family.MODELS.get(name) or by_pattern(name):
             return entry
     near = nearest(name, names()) or f"; known: {', '.join(names())}"
     raise UsageError(f"model name {name!r} is unknown{near}")

@@ -1,8 +1,13 @@
-"""What every network of this package declares of itself, beside computing logits."""
+"""What every network of this package is made of, and what it declares of itself beside computing logits.
+
+Padding is explicit and symmetric, as in torch: with stride 2, ``SAME`` pads only on the far side of
+an even image and so shifts the sampling grid. A layer that a normalisation follows has no bias.
+"""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -10,10 +15,274 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError, check_number, nearest
-from seal_jax.models.blocks import INITIALISERS, NORMS, Layered
 from seal_jax.models.convolution import CONVOLUTIONS
 
+NORMS = ("batch", "layer")
+
+# By name, functions of ``in_axis``, ``out_axis`` and ``batch_axis``. "he" is torch's
+# ``kaiming_normal_(mode="fan_in", nonlinearity="relu")``. ``initializers.he_normal`` is not that: it
+# draws from a normal truncated at two standard deviations.
+INITIALISERS: dict[str, Callable[..., Any]] = {
+    "he": functools.partial(nn.initializers.variance_scaling, 2.0, "fan_in", "normal"),
+    "he_fan_out": functools.partial(nn.initializers.variance_scaling, 2.0, "fan_out", "normal"),
+    "xavier": functools.partial(nn.initializers.variance_scaling, 1.0, "fan_avg", "uniform"),
+}
+
+# Name of every classifier.
 HEAD = "fc"
+_CHOICES: dict[str, Collection[Any]] = {
+    "convolution": CONVOLUTIONS,
+    "norm": NORMS,
+    "initialiser": INITIALISERS,
+    "head_bias": (True, False),
+}
+
+
+class BatchNorm(nn.BatchNorm):
+    """BatchNorm with torch's constants, under a scope of its own that names its collectives.
+
+    Scale, bias, batch statistics and running statistics are float32 whatever ``dtype`` is. With
+    ``axis_name`` the batch statistics are averaged over that named axis.
+
+    Attributes:
+        train: whether it normalises with the statistics of the batch, unless told otherwise.
+        momentum: weight of the old running statistics: 1 - torch's 0.1; Flax has 0.99.
+        epsilon: added to the variance.
+    """
+
+    train: bool = False
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        frozen: Any = False,
+        unbiased: bool = False,
+    ) -> jax.Array:
+        """Normalise ``[N, ..., C]``; see ``nn.BatchNorm`` and ``batch_statistics``."""
+        normalise = super().__call__
+        if use_running_average is None:
+            use_running_average = not self.train
+        with jax.named_scope("batch_norm"):
+            if use_running_average or frozen is True:
+                return normalise(x, use_running_average=True)
+            if frozen is False and mask is None and not unbiased:
+                return normalise(x, use_running_average=False)
+            running: dict[str, jax.Array] = {
+                name: self.get_variable("batch_stats", name) for name in ("mean", "var")
+            }
+            batch, count = _moments(x, mask, self.axis_name)
+            keep = jnp.logical_or(frozen, count == 0)
+            # Flax knows neither masks nor a traced choice. So it is lent, as the running statistics,
+            # what this batch is to be normalised with; the updated ones are stored afterwards.
+            for name, old in running.items():
+                self.put_variable("batch_stats", name, jnp.where(keep, old, batch[name]))
+            y = normalise(x, use_running_average=True)
+            if unbiased:
+                batch["var"] *= count / jnp.maximum(count - 1, 1)
+            for name, old in running.items():
+                updated = self.momentum * old + (1 - self.momentum) * batch[name]
+                self.put_variable("batch_stats", name, jnp.where(keep, old, updated))
+            return y
+
+
+def _moments(
+    x: jax.Array, mask: jax.Array | None, axis_name: str | None
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Return mean and variance of the masked examples on all devices, and how many values."""
+    x = x.astype(jnp.float32)
+    mask = jnp.ones(len(x)) if mask is None else mask
+    weights = jnp.broadcast_to(mask.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
+    axes = tuple(range(x.ndim - 1))
+    # Sums, not means: devices may hold different numbers of examples that count.
+    sums = jnp.stack([jnp.sum(weights * power, axes) for power in (x, jnp.square(x))])
+    count = jnp.sum(weights)
+    if axis_name is not None:
+        sums, count = jax.lax.psum((sums, count), axis_name)
+    mean, square = sums / jnp.maximum(count, 1)
+    return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}, count
+
+
+def batch_statistics(
+    *, frozen: Any = False, example_mask: jax.Array | None = None, unbiased: bool = False
+) -> Any:
+    """Return a context in which training passes treat every ``BatchNorm`` alike.
+
+    Args:
+        frozen: normalise with the running statistics and leave them as they are, exactly; a bool,
+            which may be traced.
+        example_mask: float32 ``[N]``, 0 for examples that do not count; where none of them does,
+            the running statistics take the place of the batch's. ``None``: all count.
+        unbiased: update the running variance with n / (n - 1) times the batch's, as torch does;
+            Flax takes the batch's own, three quarters of that for four values. Both normalise with
+            the batch's own.
+    """
+
+    def call(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        # Flax's own __call__, which ours calls, is intercepted too; it is told what to use.
+        if isinstance(context.module, BatchNorm) and "use_running_average" not in kwargs:
+            kwargs = {**kwargs, "frozen": frozen, "mask": example_mask, "unbiased": unbiased}
+        return next_call(*args, **kwargs)
+
+    return nn.intercept_methods(call)
+
+
+class Layered(nn.Module, kw_only=True):
+    """A module that makes its layers in the one way that a whole network shares.
+
+    Attributes:
+        dtype: dtype of the activations, float32 or bfloat16; parameters are float32.
+        norm: ``"batch"``, or ``"layer"``: over height, width and channels, with a scale and a bias a
+            channel, the same in training and in inference.
+        initialiser: of the kernels, a key of ``INITIALISERS``.
+        bn_axis_name: named axis over which BatchNorm synchronises its batch statistics in training
+            mode; None leaves them to the batch that the module sees.
+        convolution: how a convolution is computed, a key of ``CONVOLUTIONS``.
+    """
+
+    dtype: Any = jnp.float32
+    norm: str = "batch"
+    initialiser: str = "he"
+    bn_axis_name: str | None = None
+    convolution: str = "native"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The fields above, for the modules inside this one."""
+        names = ("dtype", "norm", "initialiser", "bn_axis_name", "convolution")
+        return {name: getattr(self, name) for name in names}
+
+    def _conv(
+        self, features: int, size: int, name: str, stride: int = 1, *, depthwise: bool = False
+    ) -> nn.Conv:
+        """Return a convolution with a kernel ``[size, size, in, features]``, padded by ``size // 2``.
+
+        A ``depthwise`` one convolves each channel on its own, with ``[size, size, 1, features]``.
+        """
+        # Each channel's kernel is drawn on its own, so both its fans are size**2; left to the
+        # default, fan_out would count all channels.
+        axes = {"out_axis": -2, "batch_axis": -1} if depthwise else {}
+        return nn.Conv(
+            features,
+            (size, size),
+            strides=(stride, stride),
+            padding=((size // 2, size // 2),) * 2,
+            feature_group_count=features if depthwise else 1,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=INITIALISERS[self.initialiser](**axes),
+            conv_general_dilated=CONVOLUTIONS[self.convolution],
+            name=name,
+        )
+
+    def _norm(self, train: bool, name: str) -> BatchNorm | nn.GroupNorm:
+        if self.norm == "layer":
+            # One group is LayerNorm over the whole image; nn.LayerNorm would have a scale a pixel.
+            return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=self.dtype, name=name)
+        return BatchNorm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)
+
+    def _finish(self, x: jax.Array) -> jax.Array:
+        r"""Sow a block's ``output``, and return it or, where one is inserted, its normalised form.
+
+        Layerwise reinitialisation inserts :math:`(x - \mu) / \sigma` after each block of a finished
+        round (Alabdulmohsin et al. 2021, algorithm 1, lines 8 and 10). The entry of the collection
+        "normalisers" is ``{"mean": mu, "scale": 1 / sigma}``, float32 scalars under the block's own
+        path: model state that is never trained and that ``apply`` never changes. Mean 0 and scale 1
+        give ``x`` itself, bit for bit, though XLA may fuse, and so round, what is around it another
+        way. Without an entry nothing is added to the program.
+        """
+        self.sow("intermediates", "output", x)
+        if not self.has_variable("normalisers", "mean"):
+            return x
+        mean: jax.Array = self.get_variable("normalisers", "mean")
+        scale: jax.Array = self.get_variable("normalisers", "scale")
+        return ((x.astype(jnp.float32) - mean) * scale).astype(x.dtype)
+
+
+class ConvBlock(Layered, kw_only=True):
+    """3x3 convolution ``conv``, normalisation ``norm``, ReLU."""
+
+    width: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
+        x = self._conv(self.width, 3, "conv", self.stride)(x)
+        return self._finish(nn.relu(self._norm(train, "norm")(x)))
+
+
+class SeparableBlock(Layered, kw_only=True):
+    """Depthwise 3x3 and pointwise 1x1 convolution, each with normalisation and ReLU.
+
+    Howard et al. 2017, figure 3 right: ``depthwise`` (which strides), ``norm1``, ``pointwise``, ``norm2``.
+    """
+
+    width: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
+        x = self._conv(x.shape[-1], 3, "depthwise", self.stride, depthwise=True)(x)
+        x = nn.relu(self._norm(train, "norm1")(x))
+        x = self._conv(self.width, 1, "pointwise")(x)
+        return self._finish(nn.relu(self._norm(train, "norm2")(x)))
+
+
+class DenseBlock(Layered, kw_only=True):
+    """Dense layer ``linear``, normalisation ``norm`` unless that is "none", ReLU."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[N, C]`` to ``[N, width]``."""
+        bare = self.norm == "none"
+        x = nn.Dense(
+            self.width,
+            use_bias=bare,
+            dtype=self.dtype,
+            kernel_init=INITIALISERS[self.initialiser](),
+            name="linear",
+        )(x)
+        if not bare:
+            x = self._norm(train, "norm")(x)
+        return self._finish(nn.relu(x))
+
+
+class Stage(nn.Module):
+    """``size`` residual blocks, named ``block0`` upwards, of which the first has the ``stride``."""
+
+    block: Callable[..., nn.Module]  # called with ``stride`` and ``name``
+    size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, C']``, sizes rounded up."""
+        for index in range(self.size):
+            stride = self.stride if index == 0 else 1
+            x = self.block(stride=stride, name=f"block{index}")(x, train)
+        return x
+
+
+def stages(
+    x: jax.Array, train: bool, sizes: Sequence[int], width: int, block: Callable[..., nn.Module]
+) -> jax.Array:
+    """Apply stages ``layer1`` upwards, of these ``sizes``; all but the first halve the image.
+
+    The first has ``width`` channels, each further one twice as many. ``block`` makes a block; it is
+    called with ``width``, ``stride`` and ``name``, within a module's compact ``__call__``.
+    """
+    for index, size in enumerate(sizes):
+        stage_block = functools.partial(block, width=width * 2**index)
+        x = Stage(stage_block, size, min(index, 1) + 1, name=f"layer{index + 1}")(x, train)
+    return x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,18 +336,22 @@ class Network(Layered, kw_only=True):
     dropout: float = 0.0
     head_bias: bool = True
 
-    norms: ClassVar[tuple[str, ...]] = NORMS
-    # The fields that ``slim`` scales.
+    # What fields of a family may be, beside those that every network has.
+    choices: ClassVar[Mapping[str, Collection[Any]]] = {}
+    # Fields of one width or several, all positive, that ``slim`` scales.
     width_fields: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Check the fields when the module is made, where the line to mend is still in sight."""
-        one_of("convolution", self.convolution, CONVOLUTIONS)
-        one_of("norm", self.norm, self.norms)
-        one_of("initialiser", self.initialiser, INITIALISERS)
+        """Check the fields when the module is made, where the line to fix is still in sight."""
+        for field, known in {**_CHOICES, **self.choices}.items():
+            one_of(field, getattr(self, field), known)
         at_least("num_classes", self.num_classes, 2)
         check_number("dropout", self.dropout, lambda rate: 0 <= rate < 1, "lie in [0, 1)")
-        one_of("head_bias", self.head_bias, (True, False))
+        for field in self.width_fields:
+            if isinstance(getattr(type(self), field), tuple):  # its default
+                setattr(self, field, positive(field, getattr(self, field)))
+            else:
+                at_least(field, getattr(self, field), 1)
         super().__post_init__()
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
@@ -104,34 +377,22 @@ class Network(Layered, kw_only=True):
         raise NotImplementedError
 
     def slim(self, keep: float) -> Self:
-        """Return the same network with ``ceil(keep * width)`` in place of every width.
-
-        Raises:
-            UsageError: the widths would no longer fit each other.
-        """
+        """Return the network with ``ceil(keep * width)`` for every width; raise where that cannot fit."""
         widths: dict[str, Any] = {name: getattr(self, name) for name in self.width_fields}
-        slim: dict[str, Any] = jax.tree.map(lambda width: slim_width(keep, width), widths)
-        return self.clone(**slim)
+        return self.clone(**jax.tree.map(lambda width: slim_width(keep, width), widths))
 
 
 class Entry(NamedTuple):
-    """How a network is created by name: a value of ``MODELS`` in the module of its family.
+    """How a network is created by name: a value of ``MODELS`` in the module of its family."""
 
-    Attributes:
-        build: returns the module, called with its fields by keyword.
-        options: fields that the user may set, besides those that every network has.
-    """
-
-    build: Callable[..., Network]
-    options: tuple[str, ...] = ()
+    build: Callable[..., Network]  # called with the module's fields by keyword
+    options: tuple[
+        str, ...
+    ] = ()  # fields that the user may set, besides those that all networks have
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:
-    """Return names with numbers from 1.
-
-    >>> numbered("block", 3)
-    ('block1', 'block2', 'block3')
-    """
+    """Return ``("block1", "block2", ...)`` for the name "block"."""
     return tuple(f"{name}{number}" for number in range(1, count + 1))
 
 
@@ -163,11 +424,7 @@ def slim_width(keep: float, width: int) -> int:
 
 
 def slim_stages(keep: float, width: int) -> int:
-    """Return ``keep * width`` for a network whose other widths are multiples of ``width``.
-
-    Raises:
-        UsageError: the product is not whole, so that the multiples would not stay multiples.
-    """
+    """Return ``keep * width``; raise unless it is whole, so that multiples of it stay multiples."""
     slim = slim_width(keep, width)
     if abs(slim - keep * width) > 1e-6:
         raise UsageError(
@@ -192,11 +449,7 @@ def at_least(field: str, value: Any, least: int) -> None:
 
 
 def positive(field: str, values: Sequence[int], count: int | None = None) -> tuple[int, ...]:
-    """Return ``values`` as a tuple, so that a module can be hashed, as a static argument of jax.jit.
-
-    Raises:
-        UsageError: ``values`` are not positive integers, or not ``count`` of them, or none.
-    """
+    """Return ``values`` as a tuple, which can be hashed; raise unless all are positive integers."""
     if isinstance(values, (str, int)) or not values or len(values) != (count or len(values)):
         many = "some integers" if count is None else f"{count} integers"
         raise UsageError(f"{field}={values!r}: give {many}, one for each")

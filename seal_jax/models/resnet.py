@@ -25,44 +25,45 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError
-from seal_jax.models.blocks import Layered, stages
-from seal_jax.models.network import (
-    HEAD,
-    Entry,
-    Network,
-    Structure,
-    at_least,
-    one_of,
-    positive,
-    slim_stages,
-    staged,
-    within,
-)
+from seal_jax.models import network as net
 
 # Factor by which each stem shrinks the image.
 STEMS: dict[str, int] = {"imagenet": 4, "cifar": 1}
+# The kernel sizes of a block's convolutions (He et al. 2016, figure 5).
+BLOCKS: dict[str, tuple[int, ...]] = {"basic": (3, 3), "bottleneck": (1, 3, 1)}
 
 
-class _Block(Layered, kw_only=True):
-    """What both residual blocks share: their fields, their shortcut and their last addition.
+class ResidualBlock(net.Layered, kw_only=True):
+    """Convolutions ``conv1`` upwards, each normalised by ``bn1`` upwards, the shortcut, and a last ReLU.
+
+    The first 3x3 convolution strides. In a bottleneck the paper strides the 1x1 before it; torchvision
+    strides the 3x3, known as ResNet v1.5.
 
     Attributes:
-        width: channels of the 3x3 convolutions; the block returns ``width * expansion`` channels.
+        kind: a key of ``BLOCKS``.
+        width: channels; a bottleneck's last convolution has four times as many.
         stride: 1 or 2, the factor by which the block shrinks the image.
         shortcut: what carries the input across a change of shape, He et al. 2016 section 3.3:
             ``"A"`` subsamples and appends zero channels, ``"B"`` is 1x1 convolution and norm.
     """
 
+    kind: str
     width: int
     stride: int
     shortcut: str
 
-    expansion: ClassVar[int]
-    convs: ClassVar[tuple[str, ...]]
-
-    def _add(self, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-        """Add the shortcut of the input ``x`` to the residual ``y``, and apply ReLU; sow both."""
-        out = self.width * self.expansion
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, C']``, sizes rounded up."""
+        sizes = BLOCKS[self.kind]
+        out = self.width * 4 if self.kind == "bottleneck" else self.width
+        y = x
+        for index, size in enumerate(sizes):
+            y = nn.relu(y) if index else y
+            width = out if index == len(sizes) - 1 else self.width
+            stride = self.stride if index == sizes.index(3) else 1
+            y = self._conv(width, size, f"conv{index + 1}", stride)(y)
+            y = self._norm(train, f"bn{index + 1}")(y)
         if self.stride != 1 or x.shape[-1] != out:
             if self.shortcut == "A":
                 x = x[:, :: self.stride, :: self.stride]
@@ -75,55 +76,12 @@ class _Block(Layered, kw_only=True):
         return self._finish(nn.relu(y))
 
 
-class BasicBlock(_Block, kw_only=True):
-    """Two 3x3 convolutions, the stride on the first (He et al. 2016, figure 5 left)."""
-
-    expansion: ClassVar[int] = 1
-    convs: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
-        y = nn.relu(self._norm(train, "bn1")(self._conv(self.width, 3, "conv1", self.stride)(x)))
-        y = self._norm(train, "bn2")(self._conv(self.width, 3, "conv2")(y))
-        return self._add(x, y, train)
-
-
-class BottleneckBlock(_Block, kw_only=True):
-    """1x1, 3x3, 1x1 convolutions (He et al. 2016, figure 5 right), the stride on the 3x3.
-
-    The paper strides the first 1x1; torchvision strides the 3x3, known as ResNet v1.5.
-    """
-
-    expansion: ClassVar[int] = 4
-    convs: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3")
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, 4 * width]``, sizes rounded up."""
-        y = nn.relu(self._norm(train, "bn1")(self._conv(self.width, 1, "conv1")(x)))
-        y = nn.relu(self._norm(train, "bn2")(self._conv(self.width, 3, "conv2", self.stride)(y)))
-        y = self._norm(train, "bn3")(self._conv(self.width * 4, 1, "conv3")(y))
-        return self._add(x, y, train)
-
-
-BLOCKS: dict[str, type[BasicBlock] | type[BottleneckBlock]] = {
-    "basic": BasicBlock,
-    "bottleneck": BottleneckBlock,
-}
-
-
-class ResNet(Network, kw_only=True):
+class ResNet(net.Network, kw_only=True):
     """A residual network: a stem, stages that halve the image and double the width, a classifier.
 
-    The parameter tree is ``conv1``, ``bn1``, ``layer<N>/block<M>/...`` with N from 1 and M from 0,
-    and ``fc``; ``blocks``, ``layers`` and ``head`` declare its order from the fields alone. The
-    normalisations are called ``bn`` whatever ``norm`` is.
-
-    Every residual block sows its output (after the ReLU) as ``output`` into the collection
-    ``intermediates``; the network sows ``stem`` (after ReLU and pool) and ``features``. Dropout, if
-    any, applies to the features. With ``dtype`` bfloat16 the parameters, the statistics of the
-    norms, the features, the classifier and the logits are float32 still.
+    The parameter tree is ``conv1``, ``bn1``, ``layer<N>/block<M>/...`` with N from 1 and M from 0, and
+    ``fc``. The normalisations are called ``bn`` whatever ``norm`` is. Besides what every network sows
+    there is ``stem``, after ReLU and pool. Dropout applies to the features.
 
     Attributes:
         stage_sizes: residual blocks in each stage, bottom to top.
@@ -134,9 +92,6 @@ class ResNet(Network, kw_only=True):
         shortcut: ``"A"`` or ``"B"`` of He et al. 2016 section 3.3; torchvision's is B.
 
     The other fields are those of ``Network`` and ``Layered``.
-
-    Raises:
-        UsageError: a field has no such value.
     """
 
     stage_sizes: tuple[int, ...]
@@ -145,41 +100,42 @@ class ResNet(Network, kw_only=True):
     stem: str = "imagenet"
     shortcut: str = "B"
 
+    choices: ClassVar[dict[str, Any]] = {"block": BLOCKS, "stem": STEMS, "shortcut": ("A", "B")}
+    width_fields: ClassVar[tuple[str, ...]] = ("width",)
+
     def __post_init__(self) -> None:
-        """Check the fields when the module is made, where the line to mend is still in sight."""
-        one_of("block", self.block, BLOCKS)
-        one_of("stem", self.stem, STEMS)
-        one_of("shortcut", self.shortcut, ("A", "B"))
-        at_least("width", self.width, 1)
-        self.stage_sizes = positive("stage_sizes", self.stage_sizes)
+        """Check the fields."""
+        self.stage_sizes = net.positive("stage_sizes", self.stage_sizes)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``.
-
-        With ``train`` BatchNorm uses the statistics of the batch and updates the running ones, so
-        ``apply`` needs ``mutable=["batch_stats"]``; otherwise it uses the running ones.
-        """
+        """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = self._conv(self.width, size, "conv1", stride)(x)
         x = nn.relu(self._norm(train, "bn1")(x))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         self.sow("intermediates", "stem", x)
-        block = functools.partial(BLOCKS[self.block], shortcut=self.shortcut, **self.shared)
-        x = stages(x, train, self.stage_sizes, self.width, block)
+        block = functools.partial(
+            ResidualBlock, kind=self.block, shortcut=self.shortcut, **self.shared
+        )
+        x = net.stages(x, train, self.stage_sizes, self.width, block)
         # In float32: a sum over the image in bfloat16 would lose digits.
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return self._logits(self._drop(x, train))
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> net.Structure:
         """K = 16 residual blocks in ResNet-50; the stem is none of them."""
-        blocks = staged(self.stage_sizes)
-        return Structure(
-            blocks=("conv1", "bn1", *blocks, HEAD),
-            layers=("conv1", *within(blocks, *BLOCKS[self.block].convs), HEAD),
+        blocks = net.staged(self.stage_sizes)
+        return net.Structure(
+            blocks=("conv1", "bn1", *blocks, net.HEAD),
+            layers=(
+                "conv1",
+                *net.within(blocks, *net.numbered("conv", len(BLOCKS[self.block]))),
+                net.HEAD,
+            ),
             round_blocks=blocks,
             total_stride=STEMS[self.stem] * 2 ** (len(self.stage_sizes) - 1),
             smaller_stride=", or stem='cifar'" if self.stem == "imagenet" else "",
@@ -187,7 +143,7 @@ class ResNet(Network, kw_only=True):
 
     def slim(self, keep: float) -> Self:
         """Return the network with ``keep * width`` channels, which must be whole."""
-        return self.clone(width=slim_stages(keep, self.width))
+        return self.clone(width=net.slim_stages(keep, self.width))
 
 
 def cifar_resnet(
@@ -200,16 +156,8 @@ def cifar_resnet(
 ) -> ResNet:
     """Return the residual network of ``depth`` = 6n + 2 weight layers.
 
-    Args:
-        depth: 8, 14, 20, ...: any 6n + 2 with n of at least 1.
-        num_classes: number of logits.
-        width: channels of the stem and the first stage; the others have twice and four times that.
-        shortcut: ``"A"``, subsample and append zero channels, or ``"B"``, 1x1 convolution and
-            BatchNorm.
-        **options: fields that every network has; see ``Network`` and ``Layered``.
-
-    Raises:
-        UsageError: ``depth`` is not 6n + 2, or a field has no such value.
+    ``depth`` is 8, 14, 20, ...: any 6n + 2 with n of at least 1. The stem and the first stage have
+    ``width`` channels, the others twice and four times that. ``options`` are other fields of ``ResNet``.
 
     >>> cifar_resnet(20, 10).stage_sizes
     (3, 3, 3)
@@ -228,9 +176,9 @@ def cifar_resnet(
     )
 
 
-def _of_table_1(block: str, *stage_sizes: int) -> Entry:
+def _of_table_1(block: str, *stage_sizes: int) -> net.Entry:
     build = functools.partial(ResNet, block=block, stage_sizes=stage_sizes)
-    return Entry(build, ("stem", "width"))
+    return net.Entry(build, ("stem", "width"))
 
 
 MODELS = {
@@ -240,7 +188,7 @@ MODELS = {
     "resnet101": _of_table_1("bottleneck", 3, 4, 23, 3),
     # 20 to 110 are the paper's of section 4.2; 8 and 14 are for tests and small images.
     **{
-        f"resnet{depth}": Entry(functools.partial(cifar_resnet, depth), ("shortcut", "width"))
+        f"resnet{depth}": net.Entry(functools.partial(cifar_resnet, depth), ("shortcut", "width"))
         for depth in (8, 14, 20, 32, 44, 56, 110)
     },
 }

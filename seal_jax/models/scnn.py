@@ -5,26 +5,15 @@ pooling is over 2x2 with stride 2, after the second and the fourth block and not
 dense layer has no bias either, since a normalisation with one follows.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
 
-from seal_jax.models.blocks import ConvBlock, DenseBlock, flatten
-from seal_jax.models.network import (
-    HEAD,
-    Entry,
-    Network,
-    Structure,
-    at_least,
-    numbered,
-    one_of,
-    positive,
-    within,
-)
+from seal_jax.models import network as net
 
 
-class SimpleCNN(Network, kw_only=True):
+class SimpleCNN(net.Network, kw_only=True):
     """Four convolutional blocks, a max-pool after every second, a dense block, a classifier.
 
     The parameter tree is ``block1`` to ``block4``, ``dense`` and ``fc``. Dropout applies after the
@@ -43,40 +32,33 @@ class SimpleCNN(Network, kw_only=True):
     dense_width: int = 512
     pool: int = 2
 
+    choices: ClassVar[dict[str, Any]] = {"pool": (2, 3)}
     width_fields: ClassVar[tuple[str, ...]] = ("widths", "dense_width")
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        self.widths = positive("widths", self.widths)
-        at_least("dense_width", self.dense_width, 1)
-        one_of("pool", self.pool, (2, 3))
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         margin = (self.pool - 1) // 2
-        for index, (name, width) in enumerate(
-            zip(self.structure.round_blocks, self.widths, strict=True)
-        ):
-            x = ConvBlock(width=width, name=name, **self.shared)(x, train)
+        for index, name in enumerate(self.structure.round_blocks):
+            x = net.ConvBlock(width=self.widths[index], name=name, **self.shared)(x, train)
             if index % 2 == 1:
                 x = nn.max_pool(x, (self.pool,) * 2, (2, 2), ((margin, margin),) * 2)
-        x = DenseBlock(width=self.dense_width, name="dense", **self.shared)(flatten(x), train)
+        x = x.reshape(len(x), -1)
+        x = net.DenseBlock(width=self.dense_width, name="dense", **self.shared)(x, train)
         return self._logits(self._drop(x, train))
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> net.Structure:
         """K = 4 convolutional blocks; the pools shrink the image."""
-        blocks = numbered("block", len(self.widths))
-        return Structure(
-            blocks=(*blocks, "dense", HEAD),
-            layers=(*within(blocks, "conv"), "dense/linear", HEAD),
+        blocks = net.numbered("block", len(self.widths))
+        return net.Structure(
+            blocks=(*blocks, "dense", net.HEAD),
+            layers=(*net.within(blocks, "conv"), "dense/linear", net.HEAD),
             round_blocks=blocks,
-            dense_after_convs=("dense", HEAD),
+            dense_after_convs=("dense", net.HEAD),
             flattened={"dense/linear/kernel": self.widths[-1]},
             total_stride=2 ** (len(self.widths) // 2),
         )
 
 
-MODELS = {"scnn": Entry(SimpleCNN, ("dense_width", "pool"))}
+MODELS = {"scnn": net.Entry(SimpleCNN, ("dense_width", "pool"))}

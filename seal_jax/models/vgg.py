@@ -11,20 +11,10 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from seal_jax.models.blocks import ConvBlock, DenseBlock, flatten
-from seal_jax.models.network import (
-    HEAD,
-    Entry,
-    Network,
-    Structure,
-    at_least,
-    numbered,
-    positive,
-    within,
-)
+from seal_jax.models import network as net
 
 
-class VGG(Network, kw_only=True):
+class VGG(net.Network, kw_only=True):
     """Groups of convolutional blocks, each closed by a 2x2 max-pool, two dense layers, a classifier.
 
     The parameter tree is ``block1`` upwards, ``dense1``, ``dense2`` and ``fc``. Dropout applies after
@@ -48,9 +38,8 @@ class VGG(Network, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        self.group_sizes = positive("group_sizes", self.group_sizes)
-        self.widths = positive("widths", self.widths, len(self.group_sizes))
-        at_least("dense_width", self.dense_width, 1)
+        self.group_sizes = net.positive("group_sizes", self.group_sizes)
+        self.widths = net.positive("widths", self.widths, len(self.group_sizes))
         super().__post_init__()
 
     @nn.compact
@@ -59,30 +48,32 @@ class VGG(Network, kw_only=True):
         names = iter(self.structure.round_blocks)
         for size, width in zip(self.group_sizes, self.widths, strict=True):
             for name in itertools.islice(names, size):
-                x = ConvBlock(width=width, name=name, **self.shared)(x, train)
+                x = net.ConvBlock(width=width, name=name, **self.shared)(x, train)
             if min(x.shape[1:3]) > 1:  # nothing would be left of a single row or column
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        x = flatten(x)
+        x = x.reshape(len(x), -1)
         for name in ("dense1", "dense2"):
             fields = {**self.shared, "norm": "none"}
-            x = self._drop(DenseBlock(width=self.dense_width, name=name, **fields)(x, train), train)
+            x = self._drop(
+                net.DenseBlock(width=self.dense_width, name=name, **fields)(x, train), train
+            )
         return self._logits(x)
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> net.Structure:
         """K = 13 convolutional blocks and 16 layers in VGG-16."""
-        blocks = numbered("block", sum(self.group_sizes))
-        return Structure(
-            blocks=(*blocks, "dense1", "dense2", HEAD),
-            layers=(*within(blocks, "conv"), "dense1/linear", "dense2/linear", HEAD),
+        blocks = net.numbered("block", sum(self.group_sizes))
+        return net.Structure(
+            blocks=(*blocks, "dense1", "dense2", net.HEAD),
+            layers=(*net.within(blocks, "conv"), "dense1/linear", "dense2/linear", net.HEAD),
             round_blocks=blocks,
-            dense_after_convs=("dense1", "dense2", HEAD),
+            dense_after_convs=("dense1", "dense2", net.HEAD),
             flattened={"dense1/linear/kernel": self.widths[-1]},
         )
 
 
 MODELS = {
     # Configurations D and E of table 1.
-    name: Entry(functools.partial(VGG, group_sizes=group_sizes), ("dense_width",))
+    name: net.Entry(functools.partial(VGG, group_sizes=group_sizes), ("dense_width",))
     for name, group_sizes in {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}.items()
 }

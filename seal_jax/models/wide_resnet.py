@@ -8,29 +8,17 @@ channels, a normalisation, the mean over the image and a classifier. Kernels are
 import functools
 import re
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError
-from seal_jax.models.blocks import Layered, stages
-from seal_jax.models.network import (
-    HEAD,
-    Entry,
-    Network,
-    Structure,
-    at_least,
-    one_of,
-    slim_stages,
-    slim_width,
-    staged,
-    within,
-)
+from seal_jax.models import network as net
 
 
-class WideBlock(Layered, kw_only=True):
+class WideBlock(net.Layered, kw_only=True):
     """Norm, ReLU, 3x3 convolution, twice, and a shortcut: B(3,3) with dropout in the middle.
 
     Where the shape changes, the shortcut is a 1x1 convolution of the *activated* input, which both
@@ -49,8 +37,6 @@ class WideBlock(Layered, kw_only=True):
     stride_on: str
     dropout: float
 
-    convs: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
-
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
@@ -64,7 +50,7 @@ class WideBlock(Layered, kw_only=True):
         return self._finish(x + self._conv(self.width, 3, "conv2", second)(y))
 
 
-class WideResNet(Network, kw_only=True):
+class WideResNet(net.Network, kw_only=True):
     """A wide residual network of ``depth`` = 6n + 4.
 
     The parameter tree is ``conv1``, ``layer<N>/block<M>/...`` with N from 1 to 3 and M from 0,
@@ -80,9 +66,6 @@ class WideResNet(Network, kw_only=True):
 
     The other fields are those of ``Network`` and ``Layered``; ``initialiser`` is "he_fan_out" by
     default.
-
-    Raises:
-        UsageError: a field has no such value.
     """
 
     initialiser: str = "he_fan_out"
@@ -91,11 +74,11 @@ class WideResNet(Network, kw_only=True):
     stem_width: int = 16
     stride_on: str = "first"
 
+    choices: ClassVar[dict[str, Any]] = {"stride_on": ("first", "second")}
+    width_fields: ClassVar[tuple[str, ...]] = ("width", "stem_width")
+
     def __post_init__(self) -> None:
         """Check the fields."""
-        at_least("width", self.width, 1)
-        at_least("stem_width", self.stem_width, 1)
-        one_of("stride_on", self.stride_on, ("first", "second"))
         if self.depth < 10 or self.depth % 6 != 4:
             below = max(10, (self.depth - 4) // 6 * 6 + 4)
             raise UsageError(f"depth={self.depth!r} is not 6n + 4: use {below} or {below + 6}")
@@ -109,7 +92,7 @@ class WideResNet(Network, kw_only=True):
         block = functools.partial(
             WideBlock, stride_on=self.stride_on, dropout=self.dropout, **self.shared
         )
-        x = stages(x, train, self._stage_sizes, self.width, block)
+        x = net.stages(x, train, self._stage_sizes, self.width, block)
         x = nn.relu(self._norm(train, "bn")(x))
         return self._logits(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
 
@@ -123,24 +106,24 @@ class WideResNet(Network, kw_only=True):
         return nn.initializers.normal(0.1)
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> net.Structure:
         """K = 12 in WRN-28-10; d - 2 layers: its depth counts the 1x1 shortcuts, not the classifier."""
-        blocks = staged(self._stage_sizes)
-        return Structure(
-            blocks=("conv1", *blocks, "bn", HEAD),
-            layers=("conv1", *within(blocks, *WideBlock.convs), HEAD),
+        blocks = net.staged(self._stage_sizes)
+        return net.Structure(
+            blocks=("conv1", *blocks, "bn", net.HEAD),
+            layers=("conv1", *net.within(blocks, "conv1", "conv2"), net.HEAD),
             round_blocks=blocks,
             total_stride=4,
         )
 
     def slim(self, keep: float) -> Self:
         """Return the network with ``keep * width`` channels, which must be whole."""
-        stem_width, width = slim_width(keep, self.stem_width), slim_stages(keep, self.width)
+        stem_width, width = net.slim_width(keep, self.stem_width), net.slim_stages(keep, self.width)
         # A stem as wide as the first stage leaves no work for the 1x1 convolution of its shortcut.
         fitting = next(
             other
             for other in range(width, self.width + 1)
-            if (slim_width(other / self.width, self.stem_width) == other)
+            if (net.slim_width(other / self.width, self.stem_width) == other)
             == (self.stem_width == self.width)
         )
         if fitting != width:
@@ -151,7 +134,7 @@ class WideResNet(Network, kw_only=True):
         return self.clone(width=width, stem_width=stem_width)
 
 
-def find(name: str) -> Entry | None:
+def find(name: str) -> net.Entry | None:
     """Return the entry of a name like "wrn28-10", depth and k, or None for any other name.
 
     >>> find("wrn28-10").build(num_classes=10).width, find("resnet18")
@@ -161,7 +144,7 @@ def find(name: str) -> Entry | None:
     if match is None:
         return None
     depth, k = map(int, match.groups())
-    return Entry(functools.partial(WideResNet, depth=depth, width=16 * k), ("stride_on",))
+    return net.Entry(functools.partial(WideResNet, depth=depth, width=16 * k), ("stride_on",))
 
 
 # Some of the names that ``find`` knows.

@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
     rows: jax.Array
     weights: jax.Array
-    augmentation: augment.Draws | None
+    augmentation: augment.AugmentationParams | None
 
 
 class Step(NamedTuple):
@@ -148,7 +148,7 @@ class Batches:
 
     def _augmentation(
         self, seed: jax.Array, stream: Stream, numbers: jax.Array, images: int
-    ) -> augment.Draws:
+    ) -> augment.AugmentationParams:
         """Draw the augmentation's parameters for whole batches, the same on any number of devices."""
 
         def draw(step):
@@ -165,7 +165,7 @@ class Batches:
         return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), tree)
 
     def images(
-        self, data: Arrays, rows: jax.Array, augmentation: augment.Draws | None
+        self, data: Arrays, rows: jax.Array, augmentation: augment.AugmentationParams | None
     ) -> tuple[jax.Array, jax.Array]:
         """Return images ``[b, h, w, c]`` as the model takes them and labels ``[b]``.
 

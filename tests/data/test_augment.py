@@ -8,7 +8,7 @@ import pytest
 from seal_jax.data import (
     STATISTICS,
     Augmentation,
-    Draws,
+    AugmentationParams,
     apply,
     check_image_shape,
     draw,
@@ -24,7 +24,7 @@ def images_of(n, height=8, width=9, channels=3):
     return np.random.default_rng(0).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
 
 
-def one_by_one(images, draws, spec):
+def one_by_one(images, params, spec):
     """The augmentation of each image by itself, in plain NumPy."""
     result = []
     for i, image in enumerate(images):
@@ -33,13 +33,13 @@ def one_by_one(images, draws, spec):
         if pad:
             padded = np.zeros((height + 2 * pad, width + 2 * pad, channels), np.uint8)
             padded[pad : pad + height, pad : pad + width] = image
-            top, left = np.asarray(draws.offsets[i])
+            top, left = np.asarray(params.offsets[i])
             image = padded[top : top + height, left : left + width]
-        if spec.flip and draws.flips[i]:
+        if spec.flip and params.flips[i]:
             image = image[:, ::-1]
         image = (image / 255 - np.array(spec.mean)) / np.array(spec.std)
         if spec.cutout:
-            row, column = np.asarray(draws.cutout_centres[i]) - spec.cutout // 2
+            row, column = np.asarray(params.cutout_centres[i]) - spec.cutout // 2
             for y in range(row, row + spec.cutout):
                 for x in range(column, column + spec.cutout):
                     if 0 <= y < height and 0 <= x < width:
@@ -60,9 +60,9 @@ def one_by_one(images, draws, spec):
 )
 def test_batch_equals_one_image_at_a_time(spec):
     images = images_of(64)
-    draws = draw(jax.random.key(3), 64, spec, images.shape[1:])
-    batch = jax.jit(apply, static_argnums=(2, 3))(images, draws, spec, jnp.float32)
-    np.testing.assert_allclose(batch, one_by_one(images, draws, spec), rtol=1e-5, atol=1e-6)
+    params = draw(jax.random.key(3), 64, spec, images.shape[1:])
+    batch = jax.jit(apply, static_argnums=(2, 3))(images, params, spec, jnp.float32)
+    np.testing.assert_allclose(batch, one_by_one(images, params, spec), rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_only_normalises():
@@ -74,17 +74,17 @@ def test_evaluation_only_normalises():
     np.testing.assert_allclose(halved.astype(jnp.float32), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_draws_cover_their_ranges():
-    draws = draw(jax.random.key(0), 2000, FULL, (8, 9, 3))
-    assert draws.offsets.dtype == draws.cutout_centres.dtype == jnp.int32
-    assert draws.flips.dtype == jnp.bool_
+def test_parameters_cover_their_ranges():
+    params = draw(jax.random.key(0), 2000, FULL, (8, 9, 3))
+    assert params.offsets.dtype == params.cutout_centres.dtype == jnp.int32
+    assert params.flips.dtype == jnp.bool_
     for axis, side in ((0, 8), (1, 9)):
-        assert set(draws.offsets[:, axis].tolist()) == set(range(5))
-        assert set(draws.cutout_centres[:, axis].tolist()) == set(range(side))
-    assert 0.45 < float(draws.flips.mean()) < 0.55
+        assert set(params.offsets[:, axis].tolist()) == set(range(5))
+        assert set(params.cutout_centres[:, axis].tolist()) == set(range(side))
+    assert 0.45 < float(params.flips.mean()) < 0.55
 
 
-def test_switching_one_on_leaves_the_others_draws():
+def test_switching_one_on_leaves_the_others_parameters():
     key = jax.random.key(5)
     alone = draw(key, 16, Augmentation(flip=True, **RGB), (8, 9, 3))
     assert alone.offsets is None
@@ -94,11 +94,11 @@ def test_switching_one_on_leaves_the_others_draws():
 
 def test_a_part_of_the_batch_gives_the_same_images():
     images = images_of(8)
-    draws = draw(jax.random.key(1), 8, FULL, images.shape[1:])
+    params = draw(jax.random.key(1), 8, FULL, images.shape[1:])
     compiled = jax.jit(apply, static_argnums=2)
-    whole = compiled(images, draws, FULL)
+    whole = compiled(images, params, FULL)
     parts = [
-        compiled(images[rows], jax.tree.map(lambda d, rows=rows: d[rows], draws), FULL)
+        compiled(images[rows], jax.tree.map(lambda d, rows=rows: d[rows], params), FULL)
         for rows in (slice(0, 3), slice(3, 8))
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
@@ -107,8 +107,8 @@ def test_a_part_of_the_batch_gives_the_same_images():
 def test_no_gather_and_no_loop():
     """A TPU runs both far slower than the selects."""
     images = images_of(4)
-    draws = draw(jax.random.key(1), 4, FULL, images.shape[1:])
-    lowered = jax.jit(apply, static_argnums=2).lower(images, draws, FULL).as_text()
+    params = draw(jax.random.key(1), 4, FULL, images.shape[1:])
+    lowered = jax.jit(apply, static_argnums=2).lower(images, params, FULL).as_text()
     assert "stablehlo.select" in lowered
     for operation in ("gather", "dynamic_slice", "stablehlo.while", "scatter"):
         assert operation not in lowered
@@ -162,5 +162,5 @@ def test_unsuited_to_the_images(spec, shape, message):
 def test_unusable_arguments():
     with pytest.raises(UsageError, match="dtype float32: give uint8"):
         apply(jnp.zeros((2, 8, 8, 3)), None, FULL)
-    with pytest.raises(UsageError, match=r"draws.offsets is None"):
-        apply(images_of(2), Draws(), FULL)
+    with pytest.raises(UsageError, match=r"params.offsets is None"):
+        apply(images_of(2), AugmentationParams(), FULL)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seal_jax import models
-from seal_jax.models.blocks import BatchNorm
+from seal_jax.models.network import BatchNorm
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 

@@ -66,7 +66,7 @@ def test_dropout_drops_by_key_and_keeps_the_mean(tiny_of):
     plain, _ = model.extract(variables, images, train=False)
     kept, _ = tiny_of("mlp").model.extract(variables, images, train=True)
     np.testing.assert_array_equal(plain, kept)
-    outputs = model.block_outputs(variables, images)["dense2"]
+    outputs = model.features(variables, images)["dense2"]
     assert np.any(outputs > 0)
 
     @jax.jit

@@ -3,10 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import traverse_util
-
-from seal_jax.errors import UsageError
 
 
 def flat(tree):
@@ -32,7 +29,7 @@ def test_identity_changes_no_bit(tiny_of):
     jax.tree.map(np.testing.assert_array_equal, plain, empty)
 
 
-def test_block_outputs_are_taken_before_the_normaliser_of_the_block(family):
+def test_outputs_of_blocks_are_taken_before_the_normaliser_of_the_block(family):
     model, variables, images = family
     found = jax.jit(model.features)
     plain = found(without(variables), images)
@@ -46,9 +43,6 @@ def test_block_outputs_are_taken_before_the_normaliser_of_the_block(family):
     changed = found(without(variables, normalisers=entries), images)
     np.testing.assert_array_equal(changed[first], same[first])
     assert not np.allclose(changed[last], same[last])
-    outputs = jax.eval_shape(model.block_outputs, variables, images)
-    shapes = {block: output.shape for block, output in outputs.items()}
-    assert shapes == {block: plain[block].shape for block in model.round_blocks}
 
 
 def test_no_entry_adds_nothing_to_the_program(family):
@@ -80,18 +74,7 @@ def test_bfloat16_blocks_are_normalised_in_float32(tiny_of):
         variables, normalisers={"dense2": {"mean": jnp.float32(-257), "scale": jnp.float32(0.5)}}
     )
     features, _ = model.extract(variables, images, train=False)
-    output = model.block_outputs(variables, images)["dense2"]
+    output = model.features(variables, images)["dense2"]
     assert output.dtype == jnp.bfloat16
     want = ((output.astype(jnp.float32) + 257) * 0.5).astype(jnp.bfloat16)
     np.testing.assert_array_equal(features, want.astype(jnp.float32))
-
-
-def test_above_is_what_was_declared_later(tiny_of):
-    wide = tiny_of("wide_resnet").model
-    assert wide.above("layer2/block0") == ("layer3/block0", "bn", "fc")
-    vgg = tiny_of("vgg").model
-    assert vgg.above("block5") == vgg.dense_after_convs == ("dense1", "dense2", "fc")
-    with pytest.raises(UsageError, match="nearest: block5"):
-        vgg.above("block55")
-    with pytest.raises(UsageError, match="no round block"):
-        wide.above("conv1")

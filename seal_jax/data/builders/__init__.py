@@ -1,1 +1,5 @@
-"""TFDS builders of this package; importing one of the modules registers it with TFDS."""
+"""TFDS builders of this package; importing it registers all of them with TFDS."""
+
+from seal_jax.data.builders import digits, image_folder, originals
+
+__all__ = ["digits", "image_folder", "originals"]

@@ -3,8 +3,6 @@
 The 1,797 images ship inside scikit-learn, so this data set needs neither network nor TensorFlow.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

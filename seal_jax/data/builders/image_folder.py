@@ -9,8 +9,6 @@ NAME is the user's choice and tells such data sets apart. EuroSAT (``EuroSAT_RGB
 (the folder of ``train`` and ``test``) come like this. Labels follow the sorted names of the classes.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import ClassVar
@@ -23,13 +21,9 @@ from seal_jax.errors import UsageError
 
 # What a split's folder may be called, and TFDS's name for it.
 SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _NAME = re.compile(r"image_folder/[A-Za-z][\w-]*(:[\d.*]+)?")
 
@@ -102,7 +96,7 @@ class ImageFolder(ListedImages):
                     f"manual_dir={root} has two folders of the {split} split: keep one"
                 )
             splits[split] = _examples(part)
-        order = ("train", "validation", "test")
+        order = dict.fromkeys(SPLITS.values())
         return Listing(root, {name: splits[name] for name in order if name in splits})
 
     @classmethod

@@ -1,11 +1,8 @@
 """Data sets whose original files the user brings: what was found there, and how TFDS stores it.
 
-Each is a subclass of :class:`ListedImages` with its ``scan(folder) -> Listing``, which finds the files
-by the functions below. Neither TensorFlow nor network is needed, and what is missing in a folder is
-named in one line.
+Each is a subclass of :class:`ListedImages` with its ``scan(folder) -> Listing``. Neither TensorFlow nor
+network is needed, and what is missing in a folder is named in one line.
 """
-
-from __future__ import annotations
 
 import abc
 import collections
@@ -13,7 +10,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +27,9 @@ Examples = Sequence[tuple[Path, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The images of a data set and their classes.
+    """The images of a data set and their classes, below the folder ``root`` that the user gave.
 
     Attributes:
-      root: the folder that the user gave.
       splits: by TFDS's name of the split, ``(file, class)`` in an order that does not depend on the
         file system.
       classes: in label order; by default those of the examples, sorted by name.
@@ -62,8 +58,8 @@ class Listing:
         for name, examples in self.splits.items():
             if not examples:
                 raise UsageError(f"manual_dir={self.root}: the {name} split lists no image")
-            keys = collections.Counter(_key(path, label) for path, label in examples)
-            [(commonest, times)] = keys.most_common(1)
+            names = collections.Counter(f"{label}/{path.name}" for path, label in examples)
+            [(commonest, times)] = names.most_common(1)
             if times > 1:
                 raise UsageError(
                     f"manual_dir={self.root}: the {name} split lists {commonest} twice: keep it once"
@@ -81,11 +77,6 @@ class Listing:
     def counts(self) -> dict[str, int]:
         """Number of images by split."""
         return {name: len(examples) for name, examples in self.splits.items()}
-
-
-def _key(path: Path, label: str) -> str:
-    """Return the name TFDS orders an example by: the same wherever the folder is."""
-    return f"{label}/{path.name}"
 
 
 class ListedImages(tfds.core.GeneratorBasedBuilder):
@@ -109,8 +100,8 @@ class ListedImages(tfds.core.GeneratorBasedBuilder):
         """List the images below ``root``; raise a UsageError for a folder that cannot be used."""
 
     def key(self, path: Path, label: str) -> str:
-        """Return the unique name that TFDS orders the example by."""
-        return _key(path, label)
+        """Return the name that TFDS orders an example by: unique, and the same wherever the folder is."""
+        return f"{label}/{path.name}"
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -152,12 +143,9 @@ class ListedImages(tfds.core.GeneratorBasedBuilder):
 def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
     """Return the image as JPEG or PNG: the file's own bytes if they are that, else PNG of its pixels.
 
-    Args:
-      path: an image file.
-      size: ``(width, height)`` that it must have, or None for any.
-
     Raises:
-      UsageError: where it does not decode, has more than 8 bits a channel, or has another size.
+      UsageError: where it does not decode, has more than 8 bits a channel, or another ``size`` than
+        ``(width, height)``.
     """
     from PIL import Image
 
@@ -204,12 +192,8 @@ def require_folder(root: Path) -> None:
         raise UsageError(f"manual_dir={root} is not a folder: give that of the original files")
 
 
-def find(root: Path, *names: str) -> Path:
-    """Return the first of these files that is in ``root`` or in a folder of it.
-
-    Raises:
-      UsageError: where none is.
-    """
+def _find(root: Path, *names: str) -> Path:
+    """Return the first of these files that is in ``root`` or in a folder of it; raise where none is."""
     require_folder(root)
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     for name in names:
@@ -221,35 +205,20 @@ def find(root: Path, *names: str) -> Path:
     )
 
 
-def lines(path: Path) -> list[str]:
-    """Return the lines that have text, stripped.
-
-    Raises:
-      UsageError: where the file cannot be read as UTF-8, or has none.
-    """
+def _lines(path: Path, *, may_be_empty: bool = False) -> list[str]:
+    """Return the lines that have text, stripped; raise where the file is not UTF-8, or has none."""
     try:
         stripped = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as text: restore the original") from error
-    if not any(stripped):
+    if not any(stripped) and not may_be_empty:
         raise UsageError(f"{path} has no line: restore the original")
     return [line for line in stripped if line]
 
 
-def listed_image(image: Path, listed: Path) -> Path:
-    """Return ``image``, which the file ``listed`` names; raise a UsageError where it is missing."""
-    if not image.is_file():
-        raise UsageError(f"{image} is missing, which {listed.name} lists: restore the original")
-    return image
-
-
-def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a csv file with a header, as far as these columns go.
-
-    Raises:
-      UsageError: where it cannot be read, a column is missing, or a row lacks a value.
-    """
-    reader = csv.DictReader(lines(path))
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield these columns of a csv file with a header; raise where one is missing or a value is empty."""
+    reader = csv.DictReader(_lines(path))
     header = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = header
     missing = [column for column in columns if column not in header]
@@ -267,7 +236,7 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         yield {column: row[column].strip() for column in columns}
 
 
-class Images:
+class _Images:
     """The image files anywhere below a folder, by their names."""
 
     def __init__(self, root: Path):
@@ -279,11 +248,7 @@ class Images:
                 self._paths.setdefault(name, []).append(Path(folder, name))
 
     def find(self, name: str, source: Path) -> Path:
-        """Return the file called ``name``, which ``source`` lists.
-
-        Raises:
-          UsageError: where there is none, or more than one.
-        """
+        """Return the only file called ``name``, which ``source`` lists; raise unless there is one."""
         paths = self._paths.get(name, [])
         if len(paths) == 1:
             return paths[0]
@@ -294,3 +259,219 @@ class Images:
             f"manual_dir={self._root} lacks the image {name}, which {source.name} lists: "
             "restore the original"
         )
+
+
+class Chestx(ListedImages):
+    """Chest X-rays with exactly one of seven findings: uint8 ``(1024, 1024, 3)``, grey over three channels.
+
+    The folder has the table and the images ``*.png`` anywhere below, as in the original
+    ``images_001/images`` .. ``images_012/images``. Images with several findings (written ``A|B``), none,
+    or another one are left out (Guo et al. 2020, CD-FSL); the 25,848 others form one split, called train.
+    """
+
+    DESCRIPTION = "ChestX-ray8: frontal chest X-rays with a single one of seven findings."
+    HOMEPAGE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+    # The second is what the source offers since 2020.
+    TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+    # fmt: off
+    CLASSES = (
+        "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax",
+    )
+    # fmt: on
+
+    @classmethod
+    def scan(cls, root: Path) -> Listing:
+        """List the images with exactly one finding, one of the seven."""
+        table = _find(root, *cls.TABLES)
+        images = _Images(root)
+        examples = [
+            (images.find(row["Image Index"], table), row["Finding Labels"])
+            for row in _rows(table, ("Image Index", "Finding Labels"))
+            if row["Finding Labels"] in cls.CLASSES
+        ]
+        return Listing(root, {"train": examples}, cls.CLASSES)
+
+
+class Isic2018(ListedImages):
+    """Skin lesions of the ISIC 2018 challenge, task 3 (HAM10000): uint8 ``(450, 600, 3)``, seven classes.
+
+    The folder has the table, itself or in a folder of it, and the images ``ISIC_*.jpg`` anywhere below.
+    All 10,015 labelled images form one split, called train (SEAL paper, section 4.1; few-shot episodes
+    are drawn from all of it).
+    """
+
+    DESCRIPTION = "ISIC 2018, task 3: dermatoscopic images of seven kinds of skin lesion."
+    HOMEPAGE = "https://challenge.isic-archive.com/landing/2018/"
+    TABLE = "ISIC2018_Task3_Training_GroundTruth.csv"
+    CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")  # in the order of the columns
+
+    @classmethod
+    def scan(cls, root: Path) -> Listing:
+        """List the images that the table names."""
+        table = _find(root, cls.TABLE)
+        images = _Images(root)
+        examples = [
+            (images.find(f"{row['image']}.jpg", table), cls._label(row, table))
+            for row in _rows(table, ("image", *cls.CLASSES))
+        ]
+        return Listing(root, {"train": examples}, cls.CLASSES)
+
+    @classmethod
+    def _label(cls, row: dict[str, str], table: Path) -> str:
+        """Return the class whose column is one, of a one-hot row."""
+        try:
+            marked = [label for label in cls.CLASSES if float(row[label])]
+            one_hot = len(marked) == 1 and float(row[marked[0]]) == 1
+        except ValueError:
+            one_hot = False
+        if not one_hot:
+            values = ", ".join(row[label] for label in cls.CLASSES)
+            raise UsageError(
+                f"{table}: {row['image']} has {values} for {', '.join(cls.CLASSES)}, which is not a "
+                "single one: restore the original"
+            )
+        return marked[0]
+
+
+def _from_lists(
+    root: Path, files: Mapping[str, str], parse: Callable[[str, Path], tuple[Path, str]]
+) -> Listing:
+    """List the images of text files, one a split, whose lines ``parse`` turns into file and class."""
+    splits = {}
+    for split, name in files.items():
+        listed = _find(root, name)
+        splits[split] = [parse(line, listed) for line in _lines(listed)]
+        for image, _ in splits[split]:
+            if not image.is_file():
+                raise UsageError(
+                    f"{image} is missing, which {listed.name} lists: restore the original"
+                )
+    return Listing(root, splits)
+
+
+class FgvcAircraft(ListedImages):
+    """Images of the 100 variants of FGVC-Aircraft, of several sizes; splits train, validation and test.
+
+    The folder is the unpacked ``fgvc-aircraft-2013b`` or its ``data``::
+
+        data/images_variant_{train,val,test}.txt     lines of image number and variant
+        data/images/<number>.jpg
+
+    Labels follow the sorted names of the variants. The images keep the banner below the aircraft.
+    """
+
+    DESCRIPTION = "FGVC-Aircraft: 10,000 photographs of 100 aircraft variants."
+    HOMEPAGE = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/"
+
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the images of the three lists."""
+
+        def parse(line: str, listed: Path) -> tuple[Path, str]:
+            number, _, variant = line.partition(" ")
+            if not variant.strip():
+                raise UsageError(f"{listed}: {line!r} names no variant: restore the original")
+            return listed.parent / "images" / f"{number}.jpg", variant.strip()
+
+        parts = {"train": "train", "validation": "val", "test": "test"}
+        files = {split: f"images_variant_{part}.txt" for split, part in parts.items()}
+        return _from_lists(root, files, parse)
+
+
+class MitIndoor67(ListedImages):
+    """Images of the 67 indoor scenes of Quattoni and Torralba, of several sizes; splits train and test.
+
+    The folder has::
+
+        TrainImages.txt, TestImages.txt     lines of <class>/<file>
+        Images/<class>/<file>
+
+    Other images of ``Images/`` are left out, as in the original protocol. Labels follow the sorted names.
+    """
+
+    DESCRIPTION = "MIT Indoor-67: photographs of 67 kinds of indoor scene."
+    HOMEPAGE = "https://web.mit.edu/torralba/www/indoor.html"
+
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the images of the two lists."""
+
+        def parse(line: str, listed: Path) -> tuple[Path, str]:
+            label, slash, name = line.partition("/")
+            if not (label and slash and name):
+                raise UsageError(f"{listed}: {line!r} is not <class>/<file>: restore the original")
+            return root / "Images" / label / name, label
+
+        return _from_lists(root, {"train": "TrainImages.txt", "test": "TestImages.txt"}, parse)
+
+
+def _require(root: Path, *parts: str) -> Path:
+    path = root.joinpath(*parts)
+    if not path.exists():
+        raise UsageError(
+            f"manual_dir={root} lacks {'/'.join(parts)}: give the unpacked tiny-imagenet-200 folder"
+        )
+    return path
+
+
+class TinyImagenet(ListedImages):
+    """Images uint8 ``(64, 64, 3)`` of the original Tiny-ImageNet folder; splits train and validation.
+
+    The layout is that of ``tiny-imagenet-200.zip``::
+
+        wnids.txt                           one WordNet id a line; their order is the label order
+        words.txt                           optional: WordNet id, tab, names
+        train/<wnid>/images/*.JPEG
+        val/val_annotations.txt             file name, tab, WordNet id, ...
+        val/images/*.JPEG
+
+    A folder with fewer classes in the same layout works alike. The original test images are unlabelled
+    and left out. ``info.metadata["words"]`` holds the readable names.
+    """
+
+    DESCRIPTION = "Tiny-ImageNet: 64x64 images of a subset of ImageNet's classes."
+    HOMEPAGE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    SIZE = (64, 64)
+    ENCODING = "jpeg"
+
+    @staticmethod
+    def scan(root: Path) -> Listing:
+        """List the training images by class and name, the validation images as annotated."""
+        if not root.is_dir():
+            raise UsageError(
+                f"manual_dir={root} is not a folder: give the unpacked tiny-imagenet-200"
+            )
+        wnids = _lines(_require(root, "wnids.txt"), may_be_empty=True)
+        if not wnids or len(set(wnids)) != len(wnids):
+            raise UsageError(
+                f"{root}/wnids.txt must list each WordNet id once: restore the original"
+            )
+        train: list[tuple[Path, str]] = []
+        for wnid in wnids:
+            images = sorted(_require(root, "train", wnid, "images").glob("*.JPEG"))
+            if not images:
+                raise UsageError(
+                    f"{root}/train/{wnid}/images has no .JPEG file: restore the original"
+                )
+            train.extend((path, wnid) for path in images)
+
+        annotations = _require(root, "val", "val_annotations.txt")
+        validation = []
+        for line in _lines(annotations, may_be_empty=True):
+            name, wnid, *_ = [*line.split("\t"), "", ""]
+            if wnid not in wnids:
+                raise UsageError(f"{annotations}: {name} has class {wnid!r}, which wnids.txt lacks")
+            validation.append((_require(root, "val", "images", name), wnid))
+
+        words = {}
+        if (root / "words.txt").exists():
+            for line in _lines(root / "words.txt", may_be_empty=True):
+                wnid, _, names = line.partition("\t")
+                if wnid in wnids:
+                    words[wnid] = names
+        return Listing(root, {"train": train, "validation": validation}, wnids, words)
+
+    def key(self, path: Path, label: str) -> str:
+        """Return the file's name, which is unique here."""
+        del label
+        return path.name
