@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,12 @@ def make(settings: Settings, devices: list[Any]) -> Mesh:
     """Return the mesh over ``devices``."""
     shape = layout(settings, len(devices))
     return jax.make_mesh(shape, (SEED, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def along(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return the mesh of one axis over ``devices``, by default over all of this process."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> jax.Array:

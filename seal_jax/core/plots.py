@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,13 +72,8 @@ def line_with_band(
 ) -> None:
     """Draw the mean over seeds as a line, and its 95 % interval as a band where there are several.
 
-    Args:
-      axes: to draw on.
-      x: places of the points, ``[n]``.
-      values: ``[n][seeds]``.
-      limits: of the quantity, which the band does not leave: an accuracy is at most 100 %.
-      linewidth: of the line.
-      **line: color, linestyle, label and whatever else ``Axes.plot`` takes.
+    Places ``x`` are ``[n]`` and ``values`` ``[n][seeds]``. The band stays within ``limits``: an accuracy
+    is at most 100 %. The rest is for ``Axes.plot``.
     """
     mean, low, high = over_seeds(values)
     axes.plot(x, mean, linewidth=linewidth, **line)
@@ -96,37 +91,39 @@ def tidy(axes: Axes, grid: Grid = "y") -> None:
 
 
 def panels_by_weights(
-    figure: Figure,
-    rows: Sequence[Record],
-    columns: int = 1,
-    *,
-    beside: bool = False,
-    grid: Grid = "y",
-    **subplots: Any,
+    figure: Figure, rows: Sequence[Record], columns: int = 1, *, grid: Grid = "y", **subplots: Any
 ) -> list[tuple[str, list[Record], list[Axes]]]:
-    """Divide a figure into panels for the last and for the best weights.
+    """Return the last and the best weights, each with its rows and a line of panels on the figure.
 
-    Args:
-      figure: to divide.
-      rows: of an evaluation.
-      columns: panels for each of the weights, which stand in a row.
-      beside: put the weights beside each other instead, one panel each.
-      grid: see :func:`tidy`.
-      **subplots: for ``Figure.subplots``, such as ``sharey``.
-
-    Returns:
-      The weights, their rows and their panels.
+    There are ``columns`` panels for each; the rest is for ``Figure.subplots``, such as ``sharey``.
     """
     groups = grouped(rows, ("weights",))
-    shape = (columns, len(groups)) if beside else (len(groups), columns)
-    panels = figure.subplots(*shape, squeeze=False, **subplots)
+    panels = figure.subplots(len(groups), columns, squeeze=False, **subplots)
     for axes in panels.flat:
         tidy(axes, grid)
-    lines = panels.T if beside else panels
     return [
         (weights, of_weights, list(line))
-        for ((weights,), of_weights), line in zip(groups.items(), lines, strict=True)
+        for ((weights,), of_weights), line in zip(groups.items(), panels, strict=True)
     ]
+
+
+def lines_by_weights(
+    figure: Figure, rows: Sequence[Record], x: str, y: Callable[[Record], Any], **line: Any
+) -> list[Axes]:
+    """Draw a line with its band for each run, the weights side by side; return their panels.
+
+    The places are the rows' field ``x`` or, if they have none, 1, 2, ...; the values are ``y(row)``.
+    """
+    styles, groups = run_styles(rows), grouped(rows, ("weights",))
+    panels = list(figure.subplots(1, len(groups), squeeze=False, sharey=True).flat)
+    for axes, ((weights,), of_weights) in zip(panels, groups.items(), strict=True):
+        tidy(axes)
+        for (run,), of_run in grouped(of_weights, ("run",)).items():
+            values = np.array([y(row) for row in of_run]).T
+            places = of_run[0].get(x, np.arange(1, len(values) + 1))
+            line_with_band(axes, places, values, label=run, **line, **styles[run])
+        axes.set_title(f"{weights} weights")
+    return panels
 
 
 def size_by_weights(
@@ -134,10 +131,7 @@ def size_by_weights(
 ) -> Callable[[Sequence[Record]], tuple[float, float]]:
     """Return the size, in inches, of figures with a row of panels for each of the weights.
 
-    Args:
-      width: of the figure.
-      height: of a row of panels.
-      margin: of the figure's height that is not the panels'.
+    ``height`` is that of a row of panels, ``margin`` what the figure has beside them.
     """
     return lambda rows: (width, margin + height * max(1, len({row["weights"] for row in rows})))
 
@@ -156,31 +150,56 @@ def panel_grid(
 
 
 def legend_below(figure: Figure, panels: Iterable[Axes], last: str = "") -> None:
-    """Put one legend for all panels below them.
+    """Put one legend for all panels below them, each label once.
 
-    Args:
-      figure: gets the legend.
-      panels: labels that several have are shown once.
-      last: labels that begin so come last: what stands for all colours.
+    Labels that begin with ``last`` come last: what stands for all colours.
     """
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     order = sorted(entries, key=lambda label: bool(last) and label.startswith(last))
-    figure.legend(
-        [entries[label] for label in order],
-        order,
-        loc="outside lower center",
-        ncols=min(len(order), 2),
-        frameon=False,
-    )
+    handles, ncols = [entries[label] for label in order], min(len(order), 2)
+    figure.legend(handles, order, loc="outside lower center", ncols=ncols, frameon=False)
 
 
 def legend_beside(figure: Figure, entries: Iterable[tuple[Any, str]]) -> None:
     """Put a legend of (handle, label) to the right of the panels."""
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+
+
+def log_edges(values: np.ndarray, bins: int = 60) -> np.ndarray:
+    """Return edges of bins of one width on a log axis, around all values; they are positive.
+
+    >>> log_edges(np.array([0.01, 100.0]), 4).round(6).tolist()
+    [0.01, 0.1, 1.0, 10.0, 100.0]
+    """
+    if not len(values):
+        return np.array([0.1, 1.0])
+    low, high = np.log10(np.min(values)), np.log10(np.max(values))
+    if high - low < 1e-3:  # all the same
+        low, high = low - 0.5, high + 0.5
+    return np.logspace(low, high, bins + 1)
+
+
+def bin_shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the share of the values in each bin; those beyond count in the outermost.
+
+    >>> bin_shares(np.array([0.5, 1.5, 9.0, 1.7]), np.array([0.0, 1.0, 2.0])).tolist()
+    [0.25, 0.75]
+    """
+    inside = np.clip(values, edges[0], edges[-1])
+    return np.histogram(inside, edges)[0] / max(len(values), 1)
+
+
+def histogram(
+    axes: Axes, label: str, values: np.ndarray, edges: np.ndarray, style: Mapping[str, Any]
+) -> None:
+    """Draw the share of the values in each bin as filled steps, in a run's colour and dashes."""
+    shares = bin_shares(values, edges)
+    axes.stairs(shares, edges, fill=True, alpha=0.25, color=style["color"])
+    axes.stairs(shares, edges, label=label, linewidth=1.2, **style)
 
 
 def as_png(figure: Figure) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import html
 import io
@@ -54,35 +55,24 @@ class Table(NamedTuple):
     ) -> Table:
         """Return a table with a row for each group of records, usually those of the seeds.
 
-        Args:
-          title: one line.
-          columns: from left to right; an optional one is left out where no group has a value.
-          groups: of records, as :func:`by_checkpoint` returns them; none is empty.
-          notes: sentences below the table.
+        A column that is optional is left out where no group has a value.
 
         >>> rows = [{"run": "a", "loss": 1.0}, {"run": "a", "loss": 2.0}, {"run": "b", "loss": 3.0}]
         >>> columns = [shared("run"), SEEDS, seed_mean("mean loss", "loss", 1)]
         >>> Table.of_groups("T", columns, grouped(rows, ["run"]).values()).rows
         [['a', '2', '1.0 to 2.0'], ['b', '1', '3.0']]
         """
-        cells = [[column.text(records) for column in columns] for records in groups]
-        shown = [
-            index
-            for index, column in enumerate(columns)
-            if not column.optional or any(row[index] != MISSING for row in cells)
-        ]
-        header = [columns[index].title for index in shown]
-        return cls(title, header, [[row[index] for index in shown] for row in cells], notes)
+        groups = list(groups)
+        cells = [(column, [column.text(records) for records in groups]) for column in columns]
+        cells = [item for item in cells if not item[0].optional or {*item[1]} - {MISSING}]
+        rows = list(map(list, zip(*(texts for _, texts in cells), strict=True)))
+        return cls(title, [column.title for column, _ in cells], rows, notes)
 
     @property
     def meaning(self) -> list[str]:
         """What ± means, where a cell has a mean over seeds."""
-        cells = [cell for row in self.rows for cell in row]
-        return (
-            [MEANING]
-            if any("±" in cell or re.search(r"\d to -?\d", cell) for cell in cells)
-            else []
-        )
+        cells = itertools.chain(*self.rows)
+        return [MEANING] if any(re.search(r"±|\d to -?\d", cell) for cell in cells) else []
 
     def as_text(self, width: int = 100) -> str:
         """Return the table for a terminal.
@@ -111,14 +101,12 @@ class Table(NamedTuple):
     def _grouped_lines(self, width: int) -> list[str]:
         if not self.rows:
             return []
-        groups = self._groups()
         first = ["", self.header[0], *(row[0] for row in self.rows)]
         size = max(map(len, first))
-        blocks = _fit(groups, width - size)
-        if len(blocks) > 1:
-            # With fewer blanks they may fit side by side.
-            tight = _fit([group.tight() for group in groups], width - size)
-            blocks = tight if len(tight) == 1 else blocks
+        blocks = _fit(self._groups(), width - size)
+        # With fewer blanks they may fit side by side.
+        tight = _fit([group.tight() for group in self._groups()], width - size)
+        blocks = tight if len(tight) == 1 < len(blocks) else blocks
         lines: list[str] = []
         for block in blocks:
             parts = [[text.rjust(size) for text in first], *(group.lines() for group in block)]
@@ -134,9 +122,8 @@ class Table(NamedTuple):
     def as_markdown(self, *, literal: bool = False) -> str:
         """Return the table in Markdown.
 
-        Args:
-          literal: escape what Markdown takes for emphasis, code or HTML: the names of folders may
-            hold it. Otherwise cells and notes may be Markdown themselves.
+        Cells and notes may be Markdown themselves, unless they are ``literal``: then what Markdown takes
+        for emphasis, code or HTML is escaped, since the names of folders may hold it.
         """
 
         def escaped(text: str) -> str:
@@ -289,12 +276,8 @@ def shared(
 ) -> Column:
     """Declare a column of a value that all records of a group have in common.
 
-    Args:
-      title: the column's name.
-      value: the records' field, by default the one that is called like the column, or a function
-        of a record; ``None`` is shown as missing.
-      form: of the value, to a string.
-      optional: see :class:`Column`; the field may then be absent.
+    The value is a field of the records, by default the one that is called like the column, or a
+    function of a record; ``None`` is shown as missing. The field of an optional column may be absent.
     """
     read = _reader(title if value is None else value, optional)
     return Column(title, lambda records: cell(read(records[0]), form), optional)
@@ -308,15 +291,10 @@ def seed_mean(
     *,
     optional: bool = False,
 ) -> Column:
-    """Declare a column of a mean over seeds with its 95 % interval.
+    """Declare a column of a mean over seeds with its 95 % interval, as :meth:`Spread.text` shows it.
 
-    Args:
-      title: the column's name.
-      value: the records' field, or a function of a record; records without a value (``None``) are
-        left out of the mean.
-      digits: see :meth:`Spread.text`.
-      scale: the same.
-      optional: see :class:`Column`; the field may then be absent.
+    The value is a field of the records or a function of a record; records whose value is ``None`` are
+    left out of the mean. The field of an optional column may be absent.
     """
     read = _reader(value, optional)
 
@@ -406,22 +384,12 @@ def _rounded(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-# Half the 95 % interval of a mean over n seeds, in standard errors: Student's t, n - 1 degrees of
-# freedom. A table, since scipy takes a second to import; beyond it the normal's value is near enough.
+# Half the 95 % interval of a mean over so many seeds, in standard errors: Student's t with one degree
+# of freedom less. A table, since scipy takes a second to import; beyond it the last is near enough.
+_SEEDS = (3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32, 64)
 _STUDENT = (
-    (3, 4.3027),
-    (4, 3.1824),
-    (5, 2.7764),
-    (6, 2.5706),
-    (7, 2.4469),
-    (8, 2.3646),
-    (9, 2.3060),
-    (10, 2.2622),
-    (12, 2.2010),
-    (16, 2.1314),
-    (24, 2.0687),
-    (32, 2.0395),
-    (64, 1.9983),
+    *(4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622),
+    *(2.2010, 2.1314, 2.0687, 2.0395, 1.9983),
 )
 
 
@@ -443,8 +411,7 @@ def spread(values: Iterable[float]) -> Spread:
     std = float(per_seed.std(ddof=1))
     if count == 2:
         return Spread(mean, std, None, low, high)
-    factor = next(t for tabulated, t in reversed(_STUDENT) if tabulated <= count)
-    half = factor * std / math.sqrt(count)
+    half = _STUDENT[bisect.bisect(_SEEDS, count) - 1] * std / math.sqrt(count)
     return Spread(mean, std, half, mean - half, mean + half)
 
 
@@ -477,11 +444,9 @@ def cell(value: Any, form: Callable[[Any], str] = str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
-    """Return rows of cells as lines of equal columns, with a rule below the first.
+    """Return rows of cells as aligned lines, with a rule below the first, the header.
 
-    Args:
-      rows: a header and what follows, of as many cells each.
-      right: indices of the columns that are set to the right.
+    The columns of the indices in ``right`` are set to the right.
 
     >>> aligned([["run", "n"], ["a", "10"]], right=[1])
     ['run   n', '---  --', 'a    10']

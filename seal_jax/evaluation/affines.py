@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seal_jax import models
-from seal_jax.errors import UsageError, check_number
+from seal_jax.core import mesh as meshes
+from seal_jax.errors import UsageError, check_choice, check_number, nonnegative
 from seal_jax.evaluation import few_shot
 from seal_jax.evaluation.few_shot import EPISODES, Episode, Scores
 from seal_jax.evaluation.resizing import resized
@@ -56,15 +57,9 @@ class Protocol(few_shot.Protocol):
     def __post_init__(self):
         super().__post_init__()
         check_number(
-            "affine_learning_rate",
-            self.affine_learning_rate,
-            lambda v: 0 <= v < math.inf,
-            "not be negative",
+            "affine_learning_rate", self.affine_learning_rate, nonnegative, "not be negative"
         )
-        if self.statistics not in get_args(Statistics):
-            raise UsageError(
-                f"statistics = {self.statistics!r} must be one of {', '.join(get_args(Statistics))}"
-            )
+        check_choice("statistics", self.statistics, get_args(Statistics))
         if self.statistics != "running" and self.batch_size == 1:
             raise UsageError(
                 "batch_size = 1 leaves no statistics of a batch: use 2 or more, or running statistics"
@@ -125,7 +120,8 @@ def linear_affines(
     """Return the accuracy of classifier and affine parameters in every episode.
 
     All episodes go through one compiled program, ``together`` of them at a time on each device. Only
-    their own images are sent there, as bytes. Dropout is off throughout.
+    their own images are sent there, as bytes. Dropout is off throughout. ``seed``, ``episodes``,
+    ``first`` and ``devices`` are as in :func:`seal_jax.evaluation.few_shot.linear`.
 
     Args:
       model: a network with BatchNorm.
@@ -133,14 +129,10 @@ def linear_affines(
       images: uint8 ``[n, height, width, channels]``, on the host.
       labels: integers ``[n]``.
       normalise: traced function of uint8 ``[N, height, width, channels]`` to the network's input.
-      protocol: see :class:`Protocol`.
-      seed: of the evaluation.
-      episodes: how many.
-      first: the number of the first, to continue an evaluation.
+      protocol: what an episode is, and how it is learnt.
       together: episodes side by side on a device; by default as many as ``byte_budget`` holds.
       byte_budget: bytes of a device for the activations of learning, as estimated; by default a
         third of its memory, or 256 MiB where it does not report one (CPU).
-      devices: over which the episodes are divided; by default all of this process.
       keep: return the trained parameters.
 
     Raises:
@@ -159,10 +151,9 @@ def linear_affines(
             "evaluate it with the linear classifier alone"
         )
     images_of_class = few_shot.check(labels, protocol)
-    mesh = few_shot.mesh_of(devices)
+    mesh = meshes.along(EPISODES, devices)
     device = mesh.devices.flat[0]
-    height, width, channels = images.shape[1:]
-    model = resized(_for_episodes(model, device), (height, width, channels))
+    model = resized(_for_episodes(model, device), images.shape[1:])
     spec = Spec(model, normalise, protocol, mesh, keep)
     size, bytes_per_episode = sizes(spec, variables)
     if together is None:
@@ -172,15 +163,9 @@ def linear_affines(
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     rows = images.reshape(len(images), -1)
     results = []
-    for _, drawn in few_shot.chunks(
-        images_of_class,
-        size,
-        protocol,
-        mesh,
-        seed=seed,
-        span=(first, episodes),
-        chunk=together * mesh.size,
-    ):
+    arguments = (images_of_class, size, protocol, mesh)
+    chunk, span = together * mesh.size, (first, episodes)
+    for _, drawn in few_shot.chunks(*arguments, seed=seed, span=span, chunk=chunk):
         pixels = rows[np.concatenate([drawn.support, drawn.query], axis=1)]
         correct, finite, diverged, kept = jax.device_get(tune(variables, pixels, drawn, spec))
         if not np.all(finite):
@@ -240,32 +225,13 @@ def cut(protocol: Protocol) -> tuple[int, int]:
 
 @partial(jax.jit, static_argnames=("spec",))
 def tune(variables: Any, pixels: jax.Array, drawn: Episode, spec: Spec) -> Any:
-    """Learn and score episodes, divided over the devices.
+    """Learn and score stacked episodes, whose support and then query are in ``pixels``.
 
-    Args:
-      variables: of the network.
-      pixels: uint8 ``[episodes, images, bytes]``, of each episode its support and then its query.
-      drawn: the episodes, stacked.
-      spec: the static arguments.
-
-    Returns:
-      The number of correct queries, whether the features were finite before the first step, whether
-      the logits of the query were not finite in the end, and the trained parameters, or None.
+    Those are uint8 ``[episodes, images, bytes]``. Returned are the number of correct queries, whether the
+    features were finite before the first step, whether the logits of the query were not finite in the
+    end, and the trained parameters, or None.
     """
-    split = PartitionSpec(EPISODES)
-
-    # Episodes need nothing of each other: a device's program is that of its own part.
-    @partial(
-        jax.shard_map,
-        mesh=spec.mesh,
-        in_specs=(PartitionSpec(), split, split),
-        out_specs=split,
-        check_vma=False,
-    )
-    def on_device(variables: Any, pixels: jax.Array, drawn: Episode) -> Any:
-        return jax.vmap(partial(_tune_one, spec, variables))(pixels, drawn)
-
-    return on_device(variables, pixels, drawn)
+    return few_shot.of_each(partial(_tune_one, spec), spec.mesh, variables, pixels, drawn)
 
 
 def _with_trained(variables: Any, affines: Any, statistics: Any) -> dict[str, Any]:
@@ -365,11 +331,8 @@ def written(jaxpr: Any) -> int:
     """
     total = 0
     for equation in jaxpr.eqns:
-        inner = [
-            getattr(value, "jaxpr", value)
-            for value in equation.params.values()
-            if hasattr(getattr(value, "jaxpr", value), "eqns")
-        ]
+        parameters = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        inner = [value for value in parameters if hasattr(value, "eqns")]
         if inner:
             total += sum(map(written, inner))
         else:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from seal_jax.core import mesh as meshes
 from seal_jax.errors import (
     UsageError,
     check_features,
@@ -25,6 +26,8 @@ from seal_jax.errors import (
     check_labels,
     check_number,
     check_seed,
+    nonnegative,
+    positive,
 )
 
 EPISODES = "episodes"
@@ -59,13 +62,11 @@ class Protocol:
     def __post_init__(self):
         for field in ("ways", "shots", "queries", "epochs", "batch_size"):
             check_integer(field, getattr(self, field), 2 if field == "ways" else 1)
-        check_number("learning_rate", self.learning_rate, lambda v: 0 < v < math.inf, "be positive")
+        check_number("learning_rate", self.learning_rate, positive, "be positive")
         # A momentum of 1 never forgets: SGD runs away.
         check_number("momentum", self.momentum, lambda v: 0 <= v < 1, "lie in [0, 1)")
         check_number("dampening", self.dampening, lambda v: 0 <= v <= 1, "lie in [0, 1]")
-        check_number(
-            "weight_decay", self.weight_decay, lambda v: 0 <= v < math.inf, "not be negative"
-        )
+        check_number("weight_decay", self.weight_decay, nonnegative, "not be negative")
 
 
 class Episode(NamedTuple):
@@ -94,7 +95,7 @@ def episode(
     Args:
       labels: ``[n]``, class numbers.
       features: length of a feature vector.
-      protocol: see :class:`Protocol`.
+      protocol: what an episode is.
       seed: of the evaluation.
       number: of the episode.
 
@@ -105,15 +106,7 @@ def episode(
 
 
 def check(labels: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
-    """Return the rows of each class, if there are enough classes and images for an episode.
-
-    Args:
-      labels: ``[n]``, class numbers.
-      protocol: see :class:`Protocol`.
-
-    Raises:
-      UsageError: too few classes, or too few images in a class.
-    """
+    """Return the rows of each class of ``labels [n]``; raise if they are too few for an episode."""
     check_labels("labels", labels, np.size(labels))
     classes, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     needed = protocol.shots + protocol.queries
@@ -171,12 +164,6 @@ class Scores(NamedTuple):
         return float(1.96 * self.accuracies.std() / math.sqrt(len(self.accuracies)))
 
 
-def mesh_of(devices: Sequence[Any] | None) -> Mesh:
-    """Return the mesh along which episodes are divided; None means all devices of this process."""
-    devices = jax.local_devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), (EPISODES,), (AxisType.Auto,), devices=devices)
-
-
 def chunks(
     images_of_class: Sequence[np.ndarray],
     features: int,
@@ -189,19 +176,9 @@ def chunks(
 ) -> Iterator[tuple[int, Episode]]:
     """Yield the stacked episodes of each call of one program, and how many of them count.
 
-    All calls have one shape, a multiple of the devices; the last is filled up with its last episode.
-
-    Args:
-      images_of_class: rows of each class, see :func:`check`.
-      features: length of a feature vector.
-      protocol: see :class:`Protocol`.
-      mesh: see :func:`mesh_of`.
-      seed: of the evaluation.
-      span: number of the first episode, and how many.
-      chunk: episodes in a call.
-
-    Raises:
-      UsageError: a number below 1.
+    A call has ``chunk`` episodes of the ``span``, the number of the first and how many, rounded up to a
+    multiple of the devices; the last is filled up with its last episode. The other arguments are those
+    of :func:`draw`.
     """
     first, episodes = span
     for field, value in (("episodes", episodes), ("chunk", chunk)):
@@ -255,17 +232,14 @@ def linear(
     check_seed("seed", seed)
     if not np.isfinite(features).all():
         raise UsageError("features hold NaN or infinity: the network or its input is broken")
-    mesh = mesh_of(devices)
+    mesh = meshes.along(EPISODES, devices)
     if chunk is None:
         chunk = mesh.size * max(1, 2**30 // _bytes(protocol, features.shape[1]))
-    images_of_class, size = check(labels, protocol), features.shape[1]
+    arguments = (check(labels, protocol), features.shape[1], protocol, mesh)
     whole = jax.device_put(np.asarray(features, np.float32), NamedSharding(mesh, PartitionSpec()))
-    span = (first, episodes)
     correct = [
         np.asarray(_solve(whole, drawn, protocol, mesh))[:count]
-        for count, drawn in chunks(
-            images_of_class, size, protocol, mesh, seed=seed, span=span, chunk=chunk
-        )
+        for count, drawn in chunks(*arguments, seed=seed, span=(first, episodes), chunk=chunk)
     ]
     return Scores(np.concatenate(correct) / (protocol.ways * protocol.queries))
 
@@ -279,23 +253,24 @@ def _bytes(protocol: Protocol, features: int) -> int:
 
 @partial(jax.jit, static_argnames=("protocol", "mesh"))
 def _solve(features: jax.Array, drawn: Episode, protocol: Protocol, mesh: Mesh) -> jax.Array:
+    return of_each(partial(_solve_one, protocol), mesh, features, drawn)
+
+
+def of_each(function: Callable[..., Any], mesh: Mesh, shared: Any, *episodes: Any) -> Any:
+    """Return ``function(shared, *episode)`` of each of the stacked episodes, divided over the devices."""
     split = PartitionSpec(EPISODES)
 
+    def on_device(shared: Any, *episodes: Any) -> Any:
+        return jax.vmap(partial(function, shared))(*episodes)
+
     # Episodes need nothing of each other: a device's program is that of its own part.
-    @partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), split),
-        out_specs=split,
-        check_vma=False,
+    in_specs = (PartitionSpec(), *[split] * len(episodes))
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)(
+        shared, *episodes
     )
-    def on_device(features: jax.Array, drawn: Episode) -> jax.Array:
-        return jax.vmap(lambda episode: _solve_one(features, episode, protocol))(drawn)
-
-    return on_device(features, drawn)
 
 
-def _solve_one(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.Array:
+def _solve_one(protocol: Protocol, features: jax.Array, drawn: Episode) -> jax.Array:
     """Learn and score one episode; return the number of correct queries."""
     ways, shots = protocol.ways, protocol.shots
     count = ways * shots
@@ -334,15 +309,13 @@ def _solve_one(features: jax.Array, drawn: Episode, protocol: Protocol) -> jax.A
 
 def _with_one(features: jax.Array) -> jax.Array:
     """Append a feature that is always 1, whose weight is the bias."""
-    return jnp.concatenate([features, jnp.ones((len(features), 1))], axis=1)
+    return jnp.pad(features, ((0, 0), (0, 1)), constant_values=1)
 
 
 def _batches(orders: Any, batch: int) -> tuple[jax.Array, jax.Array]:
     """Cut ``orders [epochs, n]`` into steps: rows and weights ``[steps, batch]``, 0 for filling."""
-    epochs, count = orders.shape
-    steps = -(-count // batch)
-    filling = steps * batch - count
+    count = orders.shape[1]
+    filling = -count % batch
     rows = jnp.concatenate([orders, orders[:, :filling]], axis=1)
-    weights = jnp.broadcast_to(jnp.arange(steps * batch) < count, rows.shape)
-    shape = (epochs * steps, batch)
-    return rows.reshape(shape), weights.astype(jnp.float32).reshape(shape)
+    weights = jnp.broadcast_to(jnp.arange(count + filling) < count, rows.shape)
+    return rows.reshape(-1, batch), weights.astype(jnp.float32).reshape(-1, batch)

@@ -6,11 +6,12 @@ repeated: this is how it gets its anytime performance.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,20 +42,14 @@ SYSTEMS = {
 WARMUP_EVERY = 5
 
 
-class Rates(NamedTuple):
-    """Learning rate of the classifier and of FAST's features, and the deviation of a normal head."""
-
-    alpha: float
-    beta: float
-    sigma: float
-
-
 def settings_of(
     name: str,
-    rates: Rates,
     source: Settings,
     target: data.Dataset,
     *,
+    alpha: float,
+    beta: float,
+    sigma: float,
     batch_size: int,
     steps: int,
     seeds: int,
@@ -62,28 +57,23 @@ def settings_of(
 ) -> Settings:
     """Return the settings by which a system adapts a run's network to other data.
 
-    Constant rates, damped momentum 0.9, no decay, balanced batches (FAST paper, section 6.2.1).
-
-    Args:
-      name: of the system.
-      rates: the baselines have alpha for everything; with Adam and RAdam all are a tenth.
-      source: the run's settings.
-      target: the data.
-      batch_size: a multiple of the classes.
-      steps: at least so many; whole epochs are made of them.
-      seeds: how many.
-      flip: whether images are mirrored.
+    Constant rates, damped momentum 0.9, no decay, balanced batches (FAST paper, section 6.2.1). The
+    baselines learn everything with ``alpha``, FAST its features with ``beta``; with Adam and RAdam
+    both are a tenth. ``sigma`` is the deviation of a normal head, ``batch_size`` a multiple of the
+    classes; training has ``steps``, rounded up to whole epochs.
     """
     changes = SYSTEMS[name]
     optimizer = changes.get("optimizer.name", "sgd")
     scale = 0.1 if optimizer in ("adam", "radam") else 1.0
-    alpha = scale * rates.alpha
-    # The baselines have one rate for everything.
-    beta = scale * rates.beta if name.startswith("fast") else alpha
-    method: dict[str, Any] = {"name": "fast", "alpha": alpha, "beta": beta}
-    method |= {field: value for field, value in changes.items() if "." not in field}
+    rate = scale * alpha
+    method: dict[str, Any] = {
+        "name": "fast",
+        "alpha": rate,
+        "beta": scale * beta if name.startswith("fast") else rate,
+        **{field: value for field, value in changes.items() if "." not in field},
+    }
     if "sigma" in method:
-        method["sigma"] = rates.sigma
+        method["sigma"] = sigma
     per_epoch = data.steps_per_epoch(len(target.train), batch_size, True)
     settings = Settings(
         data=settings_lib.Data(
@@ -97,7 +87,7 @@ def settings_of(
         optimizer=settings_lib.Optimizer(
             name=optimizer,
             nesterov=changes.get("optimizer.nesterov", False),
-            learning_rate=alpha,
+            learning_rate=rate,
             schedule="constant",
             weight_decay=0.0,
             label_smoothing=0.0,
@@ -142,8 +132,8 @@ def system_of(settings: Settings) -> str:
         kind = changes.get("optimizer.name", "sgd")
         if traits == _traits(changes, kind, changes.get("optimizer.nesterov", False)):
             return name
-    head, *_, warmup, kind = traits
-    return " ".join([head, *(["warmup"] if warmup else []), kind])
+    head, _, _, warmup, kind = traits
+    return f"{head} warmup {kind}" if warmup else f"{head} {kind}"
 
 
 def _traits(options: Mapping[str, Any], optimizer: str, nesterov: bool) -> tuple[Any, ...]:
@@ -170,21 +160,15 @@ def target(
 ) -> data.Dataset:
     """Return the data to adapt a run's network to, in its number of channels.
 
-    Args:
-      loaded_run: the run.
-      name: of the data set; None for the run's own, with the validation split that it has.
-      image_size: side; 0 for the size of the run's images.
-      validation_fraction: held out of the training images, stratified by class.
-      test_fraction: held out to test on where the data set has no test split.
+    Without a name it is the run's own, with the validation split that it has; with an image size of 0
+    it is of the size of the run's images.
     """
     dataset, fields = loaded_run.dataset, loaded_run.settings.data
     if name is None and not image_size:
         if len(dataset.validation) and fields.selection == "validation":
             return dataset
-        train, test = ((split.images, split.labels) for split in (dataset.train, dataset.test))
         return data.from_arrays(
-            train,
-            test,
+            *((split.images, split.labels) for split in (dataset.train, dataset.test)),
             name=dataset.name,
             class_names=dataset.class_names,
             validation_fraction=validation_fraction,
@@ -204,28 +188,6 @@ def target(
     )
 
 
-class Trace(NamedTuple):
-    """What was measured in one training of S seeds.
-
-    Attributes:
-      checkpoints: T steps.
-      validated: V steps.
-      validation: accuracy ``[S, V]`` after each of these.
-      series: ``[S, T]`` by name. ``test``: test accuracy of the weights that training has come to;
-        ``test_top5`` likewise, of more than five classes; ``source``: that of their features on the
-        source's test data under its own head; ``distance``: of their features from the source's;
-        ``head_norm``. ``adp``, ``adp_top5``, ``adp_source`` and ``adp_distance`` are the same of the
-        deployed weights.
-      train_loss: ``[S]`` at the end of each epoch, by step, as the run's own metrics have it.
-    """
-
-    checkpoints: tuple[int, ...]
-    validated: tuple[int, ...]
-    validation: np.ndarray
-    series: dict[str, np.ndarray]
-    train_loss: dict[int, np.ndarray]
-
-
 class Replay:
     """One adaptation, ready to be trained.
 
@@ -235,17 +197,14 @@ class Replay:
       source: what it starts from.
       task: the data of the source.
       max_steps: to stop after; 0 for its whole length.
-      like: another adaptation to the same data from the same task, whose compiled scoring and
+      scorer: another adaptation to the same data from the same task, whose compiled scoring and
         placed data this one shares.
 
     Raises:
       UsageError: no validation split, or settings, data and source that do not fit each other.
     """
 
-    settings: Settings
     experiment: Experiment
-    total: int
-    scoring: Scoring
 
     def __init__(
         self,
@@ -254,7 +213,7 @@ class Replay:
         source: pretrained.Source,
         task: data.Dataset,
         max_steps: int = 0,
-        like: Replay | None = None,
+        scorer: Replay | None = None,
     ):
         if not len(dataset.validation):
             raise UsageError(
@@ -271,13 +230,22 @@ class Replay:
         # One step a call: a state may be due after any step.
         run = dataclasses.replace(settings.run, seed_devices=0, data_devices=0, steps_per_call=1)
         self.settings = dataclasses.replace(settings, run=run)
-        mesh = like.experiment.mesh if like else _mesh(self.settings)
+        mesh = scorer.experiment.mesh if scorer else _mesh(self.settings)
         self.experiment = experiments.build(self.settings, experiments.data_shape(dataset), mesh)
         self.total = min(max_steps or self.experiment.total_steps, self.experiment.total_steps)
+        self.head = self.experiment.model.head
         self._source = source
         self.init_from()  # what does not fit is found here
-        old, self._source_head = _source_task(self.experiment, source, task)
-        self.scoring = like.scoring if like else Scoring(self.experiment, old, dataset, task)
+        self._source_experiment, self._source_head = _source_task(self.experiment, source, task)
+        self._sizes = jax.jit(jax.vmap(functools.partial(anytime.sizes, head=self.head)))
+        self._splits = {
+            "train": dataset.train,
+            "validation": dataset.validation,
+            "test": dataset.test,
+            "source": task.test,
+        }
+        self._placed: dict[str, Arrays] = {}
+        self._scorer = scorer or self
 
     def init_from(self) -> dict[str, np.ndarray]:
         """Return what the trainings start from; computed at each call, since it can be large."""
@@ -289,164 +257,142 @@ class Replay:
         )
 
     def run(self) -> Trace:
-        """Train all seeds together and measure.
-
-        Raises:
-          UsageError: the loss or a parameter is not finite any more.
-        """
-        experiment, scoring = self.experiment, self.scoring
+        """Train all seeds together and measure; raise once the loss or a parameter is not finite."""
+        experiment = self.experiment
         starts = experiment.starts(experiment.seeds, self.init_from())
-        state = experiment.init(starts, scoring.split("train"))
+        state = experiment.init(starts, self.split("train"))
         place_head = functools.partial(meshes.place, experiment.mesh, spec=meshes.BY_SEED)
-        measurement = _Measurement(
+        trace = Trace(
             self,
             features=pretrained.merge(
-                {name: v for name, v in state.weights.params.items() if name != scoring.head},
+                {name: v for name, v in state.weights.params.items() if name != self.head},
                 starts.init_from,
                 "weights/params/",
             ),
             source_head=jax.tree.map(place_head, self._source_head),
         )
-        measurement.observe(state.weights, 0)
+        trace.observe(state.weights, 0)
         for call in loop.calls(
-            experiment, state, 0, self.total, scoring.split("train"), scoring.split("validation")
+            experiment, state, 0, self.total, self.split("train"), self.split("validation")
         ):
-            measurement.losses.append(call.losses)
+            trace.losses.append(call.losses)
             if call.trained % experiment.clock.steps_per_epoch == 0:
                 sums = jax.device_get(call.state.metric_sums)
-                measurement.train_loss[call.trained] = _mean(sums.loss, sums)
-            measurement.observe(call.state.weights, call.step)
-        return Trace(
-            measurement.checkpoints,
-            measurement.validated,
-            np.stack(measurement.validation, 1),
-            {name: np.stack(values, 1) for name, values in measurement.series.items()},
-            measurement.train_loss,
-        )
-
-
-class Scoring:
-    """Scores the states of adaptations to one data set; compiled, and its data placed, once.
-
-    Args:
-      experiment: one of the adaptations.
-      source: the compiled steps of the source's network on the task's classes.
-      dataset: what is adapted to.
-      task: the data of the source.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        source: Experiment,
-        dataset: data.Dataset,
-        task: data.Dataset,
-    ):
-        self.head = experiment.model.head
-        self.sizes = jax.jit(jax.vmap(functools.partial(anytime.sizes, head=self.head)))
-        self._experiment, self._source = experiment, source
-        self._splits = {
-            "train": dataset.train,
-            "validation": dataset.validation,
-            "test": dataset.test,
-            "source": task.test,
-        }
-        self._placed: dict[str, Arrays] = {}
+                trace.train_loss[call.trained] = _mean(sums.loss, sums)
+            trace.observe(call.state.weights, call.step)
+        return trace
 
     def split(self, name: str) -> Arrays:
         """Return "train", "validation", "test" or the "source" task's test split on the devices."""
-        if name not in self._placed:
-            self._placed[name] = place(self._experiment.mesh, self._splits[name])
-        return self._placed[name]
+        scorer = self._scorer
+        if name not in scorer._placed:
+            scorer._placed[name] = place(scorer.experiment.mesh, scorer._splits[name])
+        return scorer._placed[name]
 
-    def validation(self, weights: Weights) -> np.ndarray:
+    def validation_accuracy(self, weights: Weights) -> np.ndarray:
         """Return the accuracy ``[S]`` on the validation split."""
-        sums = jax.device_get(self._experiment.score_validation(weights, self.split("validation")))
+        score = self._scorer.experiment.score_validation
+        sums = jax.device_get(score(weights, self.split("validation")))
         return _mean(sums.correct, sums)
 
-    def test(self, weights: Weights) -> dict[str, np.ndarray]:
-        """Return accuracies ``[S]`` on the test split: "" and, of more than five classes, "_top5"."""
-        sums = jax.device_get(self._experiment.test(weights, self.split("test")))
-        top5 = {f"_{name}": _mean(hits, sums) for name, hits in sums.measures.items()}
-        return {"": _mean(sums.correct, sums), **top5}
-
-    def on_source(self, weights: Weights, source_head: PyTree) -> np.ndarray:
-        """Return the accuracy ``[S]`` on the source's test split, under its own classifier."""
+    def scores(self, weights: Weights, features: PyTree, source_head: PyTree) -> dict[str, Any]:
+        """Return accuracies ``[S]`` on both test splits, and how far ``weights`` are from ``features``."""
+        scorer = self._scorer
+        head_norm, distance = jax.device_get(scorer._sizes(weights.params, features))
+        on_target = jax.device_get(scorer.experiment.test(weights, self.split("test")))
+        # The source's task is scored under its own classifier.
         weights = weights._replace(params={**weights.params, self.head: source_head})
-        sums = jax.device_get(self._source.test(weights, self.split("source")))
-        return _mean(sums.correct, sums)
-
-
-class _Measurement:
-    """Observes the weights of one training in the order of their steps."""
-
-    def __init__(self, replay: Replay, features: PyTree, source_head: PyTree):
-        self.replay, self.scoring = replay, replay.scoring
-        self.features, self.source_head = features, source_head  # of the source
-        self.checkpoints = anytime.checkpoints(replay.total)
-        self.validated = anytime.validations(replay.total)
-        self.due = sorted({*self.checkpoints, *self.validated}, reverse=True)
-        self.losses: list[jax.Array] = []  # since the last check, on the device
-        self.train_loss: dict[int, np.ndarray] = {}
-        self.validation: list[np.ndarray] = []
-        self.series: dict[str, list[np.ndarray]] = {}
-        self.best: Weights | None = None
-        self.best_accuracy = np.full(replay.settings.train.seeds, -np.inf)
-        self.deployed: dict[str, np.ndarray] | None = None  # the scores of the best weights
-
-    def observe(self, weights: Weights, step: int) -> None:
-        """Score what is due; after an early end the steps left out have the last one's weights."""
-        while self.due and self.due[-1] <= step:
-            if self.losses:
-                finite = np.isfinite(np.concatenate(jax.device_get(self.losses), 1))
-                self.losses = []
-                self.check(finite.all(1), "the loss", f" by step {step}")
-            due = self.due.pop()
-            if due in self.validated:
-                self.keep_if_better(weights)
-            if due in self.checkpoints:
-                self.measure(weights)
-
-    def keep_if_better(self, weights: Weights) -> None:
-        """Score the validation split; seeds whose accuracy is the best so far are kept."""
-        accuracy = self.scoring.validation(weights)
-        self.validation.append(accuracy)
-        better = accuracy > self.best_accuracy
-        if self.best is None or better.any():
-            # A copy: the training overwrites its own.
-            self.best = _choose(better, weights, weights if self.best is None else self.best)
-            self.deployed = None
-        self.best_accuracy = np.where(better, accuracy, self.best_accuracy)
-
-    def measure(self, weights: Weights) -> None:
-        """Measure what is deployed, and the weights that training has come to."""
-        assert self.best is not None  # the start was validated
-        if self.deployed is None:
-            scores = self.scores(self.best)
-            del scores["head_norm"]
-            self.deployed = {
-                f"adp_{name}".replace("adp_test", "adp"): values for name, values in scores.items()
-            }
-        for name, values in {**self.deployed, **self.scores(weights)}.items():
-            self.series.setdefault(name, []).append(values)
-
-    def scores(self, weights: Weights) -> dict[str, np.ndarray]:
-        """Return accuracies on the target and on the source, and how far the weights are."""
-        head_norm, distance = jax.device_get(self.scoring.sizes(weights.params, self.features))
-        for size in (head_norm, distance):
-            self.check(np.isfinite(size), "a parameter")
+        on_source = jax.device_get(scorer._source_experiment.test(weights, self.split("source")))
         return {
-            **{f"test{name}": values for name, values in self.scoring.test(weights).items()},
-            "source": self.scoring.on_source(weights, self.source_head),
+            "test": _mean(on_target.correct, on_target),
+            # The top-5 accuracy, where there are more than five classes.
+            **{f"test_{name}": _mean(hits, on_target) for name, hits in on_target.measures.items()},
+            "source": _mean(on_source.correct, on_source),
             "head_norm": head_norm,
             "distance": distance,
         }
 
-    def check(self, finite: np.ndarray, what: str, where: str = "") -> None:
+
+class Trace:
+    """What is measured in one training of S seeds, whose weights it is shown in the order of steps.
+
+    Args:
+      replay: the training.
+      features: the source's parameters but for the head, with the seeds' axis.
+      source_head: the source's classifier, likewise.
+
+    Attributes:
+      checkpoints: T steps.
+      validated: V steps.
+      validation: V accuracies ``[S]`` after each of these.
+      series: T arrays ``[S]`` by name. ``test``: test accuracy of the weights that training has come
+        to; ``test_top5`` likewise, of more than five classes; ``source``: that of their features on
+        the source's test data under its own head; ``distance``: of their features from the source's;
+        ``head_norm``. ``adp``, ``adp_top5``, ``adp_source`` and ``adp_distance`` are the same of the
+        deployed weights.
+      train_loss: ``[S]`` at the end of each epoch, by step, as the run's own metrics have it.
+      losses: since the last check, on the device.
+    """
+
+    def __init__(self, replay: Replay, features: PyTree, source_head: PyTree):
+        self.checkpoints = anytime.checkpoints(replay.total)
+        self.validated = anytime.validations(replay.total)
+        self.validation: list[np.ndarray] = []
+        self.series: dict[str, list[np.ndarray]] = {}
+        self.train_loss: dict[int, np.ndarray] = {}
+        self.losses: list[jax.Array] = []
+        self._replay, self._source = replay, (features, source_head)
+        self._due = sorted({*self.checkpoints, *self.validated}, reverse=True)
+        self._best: Weights | None = None
+        self._best_accuracy = np.full(replay.settings.train.seeds, -np.inf)
+        self._deployed: dict[str, np.ndarray] | None = None  # the scores of the best weights
+
+    def observe(self, weights: Weights, step: int) -> None:
+        """Score what is due; after an early end the steps left out have the last one's weights."""
+        while self._due and self._due[-1] <= step:
+            if self.losses:
+                finite = np.isfinite(np.concatenate(jax.device_get(self.losses), 1))
+                self.losses = []
+                self._check(finite.all(1), "the loss", f" by step {step}")
+            due = self._due.pop()
+            if due in self.validated:
+                self._keep_if_better(weights)
+            if due in self.checkpoints:
+                self._measure(weights)
+
+    def _keep_if_better(self, weights: Weights) -> None:
+        """Score the validation split; seeds whose accuracy is the best so far are kept."""
+        accuracy = self._replay.validation_accuracy(weights)
+        self.validation.append(accuracy)
+        better = accuracy > self._best_accuracy
+        if self._best is None or better.any():
+            # A copy: the training overwrites its own.
+            self._best = _choose(better, weights, weights if self._best is None else self._best)
+            self._deployed = None
+        self._best_accuracy = np.where(better, accuracy, self._best_accuracy)
+
+    def _measure(self, weights: Weights) -> None:
+        """Measure what is deployed, and the weights that training has come to."""
+        if self._deployed is None:
+            scores = self._scores(self._best)
+            del scores["head_norm"]
+            self._deployed = {
+                f"adp_{name}".replace("adp_test", "adp"): values for name, values in scores.items()
+            }
+        for name, values in {**self._deployed, **self._scores(weights)}.items():
+            self.series.setdefault(name, []).append(values)
+
+    def _scores(self, weights: Any) -> dict[str, np.ndarray]:
+        scores = self._replay.scores(weights, *self._source)
+        for name in ("head_norm", "distance"):
+            self._check(np.isfinite(scores[name]), "a parameter")
+        return scores
+
+    def _check(self, finite: np.ndarray, what: str, where: str = "") -> None:
         """Raise a UsageError that names the first seed for which ``finite``, ``[S]``, is False."""
         if not finite.all():
-            seed = self.replay.experiment.seeds[np.flatnonzero(~finite)[0]]
-            settings = self.replay.settings
+            seed = self._replay.experiment.seeds[np.flatnonzero(~finite)[0]]
+            settings = self._replay.settings
             raise UsageError(
                 f"{system_of(settings)} on {settings.data.name}, seed {seed}: {what} is not finite"
                 f"{where}; lower the learning rate, {settings.optimizer.learning_rate:g}"
@@ -461,32 +407,24 @@ def _mean(hits: np.ndarray, sums: Any) -> np.ndarray:
 @jax.jit
 def _choose(better: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """Return each seed's new leaves where they are better."""
-
-    def one(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(one, new, old)
+    return jax.tree.map(
+        lambda a, b: jnp.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old
+    )
 
 
 def _mesh(settings: Settings) -> Mesh:
     """Return the mesh over as many devices as seeds and batch can be divided over."""
     devices = jax.devices()
     for count in range(len(devices), 1, -1):
-        try:
+        with contextlib.suppress(UsageError):
             return meshes.make(settings, devices[:count])
-        except UsageError:
-            continue
     return meshes.make(settings, devices[:1])
 
 
 def _source_task(
     adaptation: Experiment, source: pretrained.Source, task: data.Dataset
 ) -> tuple[Experiment, PyTree]:
-    """Return the compiled steps that score the source's task, and the head for it, per seed.
-
-    Raises:
-      UsageError: the source's network does not fit its data any more, or that of the adaptation.
-    """
+    """Return the compiled steps that score the source's task, and the head for it, per seed."""
     settings = dataclasses.replace(
         source.settings,
         method={"name": "normal"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +15,15 @@ from seal_jax.core import plots, tables
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped
 from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.evaluation import anytime as library
+from seal_jax.evaluators import adaptation
+from seal_jax.evaluators.adaptation import SYSTEMS, Replay, Trace
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
+from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import flag
+from seal_jax.training import experiment, metrics, pretrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from seal_jax.evaluators.adaptation import Replay, Trace
-    from seal_jax.evaluators.loaded_run import LoadedRun, Network
 
 DEFAULT_STEPS = 610
 # What a row has of the checkpoint's deployed state, and of the state that training is in.
@@ -97,8 +99,6 @@ class Options:
     flip: bool = True
 
     def __post_init__(self):
-        from seal_jax.evaluators.adaptation import SYSTEMS  # not above: --help needs no Flax
-
         for name in self.systems:
             if name not in SYSTEMS:
                 raise UsageError(
@@ -115,65 +115,31 @@ class Options:
             for field in fields.split():
                 value = getattr(self, field)
                 if value is not None:
-                    check_number(f"--{field.replace('_', '-')}", value, holds, what)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """An adaptation: the key of its units, what its records begin with, and recorded losses by step."""
-
-    key: str
-    replay: Replay
-    identity: dict[str, Any]
-    recorded: dict[int, list[float]] = dataclasses.field(default_factory=dict)
+                    check_number(flag(field), value, holds, what)
 
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return one work item per system and seed; the first of a system trains all of its seeds."""
-    plan_all = _repeated if loaded_run.settings.train.pretrained else _adapted
-    items = []
-    for plan in plan_all(loaded_run, options):
-        # All seeds of a system train in one program, when the first of its items is run.
-        train: Callable[[], Trace] = functools.cache(plan.replay.run)
-        for index, seed in enumerate(plan.replay.experiment.seeds):
-            work = functools.partial(_record, plan, train, index, int(seed))
-            items.append(WorkItem(f"{plan.key}/seed{seed}", work))
-    return items
-
-
-def _record(plan: _Plan, train: Callable[[], Trace], index: int, seed: int) -> dict[str, Any]:
-    trace = train()
-    validation = trace.validation[index]
-    deployed = library.deployed(trace.checkpoints, trace.validated, validation)
-    deviations = [
-        abs(losses[index] - plan.recorded[step][index])
-        for step, losses in trace.train_loss.items()
-        if step in plan.recorded
+    replays = _repeated if loaded_run.settings.train.pretrained else _adapted
+    return [
+        WorkItem(f"{key}/seed{seed}", functools.partial(record, index, int(seed)))
+        for key, replay, record in replays(loaded_run, options)
+        for index, seed in enumerate(replay.experiment.seeds)
     ]
-    return {
-        **plan.identity,
-        "seed": seed,
-        "checkpoints": list(trace.checkpoints),
-        "validated": list(trace.validated),
-        "validation": validation.tolist(),
-        **{name: values[index].tolist() for name, values in trace.series.items()},
-        "deployed": np.asarray(trace.validated)[deployed].tolist(),
-        # How far the epochs' training losses are from those in the run's metrics.
-        "deviation": float(max(deviations)) if deviations else None,
-    }
 
 
-def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
+# The key of an adaptation's work items, the adaptation, and what measures one of its seeds.
+_Adaptation = tuple[str, Replay, Callable[[int, int], dict[str, Any]]]
+
+
+def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
     """Return the adaptation that the run itself was."""
-    from seal_jax.evaluators import adaptation
-    from seal_jax.training import experiment, metrics, pretrained
-
     settings = loaded_run.settings
     for field in dataclasses.fields(options):
         if field.name in ("max_steps", "seeds") or getattr(options, field.name) == field.default:
             continue
         raise UsageError(
-            f"--{field.name.replace('_', '-')} goes with a run to adapt, and {loaded_run.run} is an "
+            f"{flag(field.name)} goes with a run to adapt, and {loaded_run.run} is an "
             f"adaptation (train.pretrained = {settings.train.pretrained!r}), which is gone through "
             "as it was; leave it out, or give the run that it started from"
         )
@@ -182,29 +148,27 @@ def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
         raise UsageError(
             f"--seeds={count} is more than the {settings.train.seeds} of {loaded_run.run}"
         )
-    train = dataclasses.replace(settings.train, seeds=count)
     source = pretrained.read(settings, loaded_run.run)
-    task = experiment.load_data(source.settings.data)
-    replay = adaptation.Replay(
-        dataclasses.replace(settings, train=train),
+    replay = Replay(
+        dataclasses.replace(settings, train=dataclasses.replace(settings.train, seeds=count)),
         loaded_run.dataset,
         source,
-        task,
+        experiment.load_data(source.settings.data),
         options.max_steps,
     )
     network = loaded_run.networks[0]
-    identity = _identity(
-        network, replay, adaptation.system_of(settings), settings.train.pretrained_weights
-    )
-    rows = metrics.read(loaded_run.run)
-    recorded = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-    return [_Plan(f"step{network.step}/replay", replay, identity, recorded)]
+    recorded = {
+        row["step"]: row["train/loss"]
+        for row in metrics.read(loaded_run.run)
+        if "train/loss" in row
+    }
+    system, weights = adaptation.system_of(settings), settings.train.pretrained_weights
+    record = _recorder(replay, network, system, weights, recorded)
+    return [(f"step{network.step}/replay", replay, record)]
 
 
-def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
+def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
     """Return an adaptation by each system, from each of the run's checkpoints and weights."""
-    from seal_jax.evaluators import adaptation
-
     target = adaptation.target(
         loaded_run,
         options.dataset,
@@ -212,17 +176,17 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
         options.validation_fraction,
         options.test_fraction,
     )
-    groups: dict[tuple[int, str], list[Network]] = {}
-    for network in loaded_run.networks:
-        groups.setdefault((network.step, network.weights), []).append(network)
-    rates = adaptation.Rates(options.alpha, options.beta or options.alpha / 10, options.sigma)
     batch_size = options.batch_size or target.num_classes
     if batch_size % target.num_classes or batch_size > len(target.train):
         raise UsageError(
             f"--batch-size={batch_size} must be a multiple of the {target.num_classes} classes of "
             f"{target.name}, and no more than its {len(target.train)} training images"
         )
-    plans: list[_Plan] = []
+    groups: dict[tuple[int, str], list[Network]] = {}
+    for network in loaded_run.networks:
+        groups.setdefault((network.step, network.weights), []).append(network)
+    max_steps = options.max_steps or DEFAULT_STEPS
+    adaptations: list[_Adaptation] = []
     for (step, weights), networks in groups.items():
         count = options.seeds or len(networks)
         if count > len(networks) > 1:
@@ -234,41 +198,72 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Plan]:
         for name in options.systems:
             settings = adaptation.settings_of(
                 name,
-                rates,
                 loaded_run.settings,
                 target,
+                alpha=options.alpha,
+                beta=options.beta or options.alpha / 10,
+                sigma=options.sigma,
                 batch_size=batch_size,
-                steps=options.max_steps or DEFAULT_STEPS,
+                steps=max_steps,
                 seeds=count,
                 flip=options.flip,
             )
             # One compiled scoring, and one copy of the data, serves all systems.
-            like = plans[0].replay if plans else None
-            replay = adaptation.Replay(
-                settings,
-                target,
-                source,
-                loaded_run.dataset,
-                options.max_steps or DEFAULT_STEPS,
-                like,
-            )
-            identity = _identity(networks[0], replay, name, weights)
-            plans.append(_Plan(f"step{step}/{weights}/{name}", replay, identity))
-    return plans
+            scorer = adaptations[0][1] if adaptations else None
+            replay = Replay(settings, target, source, loaded_run.dataset, max_steps, scorer)
+            record = _recorder(replay, networks[0], name, weights)
+            adaptations.append((f"step{step}/{weights}/{name}", replay, record))
+    return adaptations
 
 
-def _identity(network: Network, replay: Replay, system: str, weights: str) -> dict[str, Any]:
-    """Return what a record begins with; ``weights`` are those of the source."""
+def _recorder(
+    replay: Replay,
+    network: Network,
+    system: str,
+    weights: str,
+    recorded: Mapping[int, Sequence[float]] | None = None,
+) -> Callable[[int, int], dict[str, Any]]:
+    """Return what gives the record of a seed: its index and its number are the arguments.
+
+    All seeds train in one program, when the first record is asked for.
+
+    Args:
+      replay: the adaptation.
+      network: one that it starts from, or that it made.
+      system: its name.
+      weights: of the source, "last" or "best".
+      recorded: the training losses in the run's metrics, ``[seeds]`` by step.
+    """
+    train: Callable[[], Trace] = functools.cache(replay.run)
     settings = replay.settings
     rate = settings.optimizer.learning_rate
     rates = {name: settings.method.get(name) for name in ("alpha", "beta")}
-    return {
-        **network.identity,
-        "weights": weights,
-        "system": system,
-        "target": settings.data.name,
-        **{name: rate if value is None else value for name, value in rates.items()},
-    }
+    identity = {**network.identity, "weights": weights, "system": system}
+
+    def record(index: int, seed: int) -> dict[str, Any]:
+        trace = train()
+        validation = np.stack(trace.validation, 1)[index]
+        deployed = library.deployed(trace.checkpoints, trace.validated, validation)
+        deviations = [
+            abs(losses[index] - recorded[step][index])
+            for step, losses in trace.train_loss.items()
+            if recorded and step in recorded
+        ]
+        return {
+            **identity,
+            "target": settings.data.name,
+            **{name: rate if value is None else value for name, value in rates.items()},
+            "seed": seed,
+            "checkpoints": list(trace.checkpoints),
+            "validated": list(trace.validated),
+            "validation": validation.tolist(),
+            **{name: np.stack(v, 1)[index].tolist() for name, v in trace.series.items()},
+            "deployed": np.asarray(trace.validated)[deployed].tolist(),
+            # How far the epochs' training losses are from those in the run's metrics.
+            "deviation": float(max(deviations)) if deviations else None,
+        }
+
+    return record
 
 
 def combine(records: Sequence[Record]) -> Sequence[Record]:

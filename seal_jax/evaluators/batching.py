@@ -4,55 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax import data, methods
+from seal_jax.core import mesh as meshes
 from seal_jax.core.tables import Record
 from seal_jax.data import Split
 from seal_jax.errors import UsageError
+from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.evaluators.options import flag
 from seal_jax.losses import cross_entropy
-
-if TYPE_CHECKING:
-    from seal_jax.evaluators.loaded_run import LoadedRun
 
 PyTree = Any
 BATCH = "batch"
 NETWORK = ("run", "weights", "step", "seed")  # what tells the networks of rows apart
 
 
-def check_options(
-    options: Any, least: Mapping[str, float], tolerances: Sequence[str] = ("tolerance",)
-) -> None:
-    """Raise unless every option has its ``least`` value, and ``tolerances`` are positive; None passes."""
-    for field, bound in least.items():
-        value = getattr(options, field)
-        if value is not None and not bound <= value < math.inf:
-            raise UsageError(f"{flag(field)}={value:g} must be at least {bound:g}")
-    smoothing = options.label_smoothing
-    if smoothing is not None and not 0 <= smoothing < 1:
-        raise UsageError(f"--label-smoothing={smoothing:g} must lie in [0, 1)")
-    for field in tolerances:
-        tolerance = getattr(options, field, 1.0)
-        if not 0 < tolerance < math.inf:
-            raise UsageError(f"{flag(field)}={tolerance:g} must be positive and finite")
-
-
 def batch_sizes(
     loaded_run: LoadedRun, options: Any, splits: Mapping[str, Split]
 ) -> tuple[int, int]:
-    """Return the sizes of mini-batches and of PoF's weak batches.
+    """Return the sizes of mini-batches and of PoF's weak batches; raise where a split has fewer images.
 
     By default they are the training's, or the PoF paper's 32 for weak batches where another method
     trained, but at most the size of the smallest split.
-
-    Raises:
-      UsageError: an option is more than a split has.
     """
     sizes = []
     defaults = {
@@ -79,8 +58,8 @@ def label_smoothing(loaded_run: LoadedRun, options: Any) -> float:
 
 def parameters_rule(variables: Mapping[str, PyTree]) -> str | None:
     """Return the rule that selects the parameters among all variables, ``None`` where that is all."""
-    others = jax.tree.leaves({name: tree for name, tree in variables.items() if name != "params"})
-    return "params" if others else None  # a mask must leave something out
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+    return "params" if jax.tree.leaves(others) else None  # a mask must leave something out
 
 
 def network_of(row: Record) -> tuple[Any, ...]:
@@ -95,10 +74,7 @@ def loss_note(rows: Sequence[Record]) -> str:
 
 
 def method_option(loaded_run: LoadedRun, method: str, field: str, default: Any) -> Any:
-    """Return an option of the run's method, ``default`` where it trained with another method.
-
-    An option that the run left out has the method's own default.
-    """
+    """Return an option of the run's method, ``default`` where it trained with another method."""
     options = loaded_run.settings.method
     if options["name"] != method:
         return default
@@ -114,10 +90,9 @@ def subset(split: Split, count: int, seed: int) -> Split:
 
 
 def weighted_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of all examples in batches of one size, with the examples' weights.
+    """Return the rows of all examples in batches, with weights by which a mean of means is the mean.
 
-    The last batch is filled up at weight 0; the other weights are such that the mean over batches of
-    ``mean(weight * loss)`` is that over all examples.
+    The last batch is filled up at weight 0.
 
     >>> rows, weights = weighted_rows(3, 2)
     >>> rows.tolist(), weights.tolist()
@@ -141,7 +116,7 @@ def shardings(*batch_sizes: int) -> tuple[NamedSharding, NamedSharding]:
     """
     devices = jax.local_devices()
     count = math.gcd(len(devices), *batch_sizes)  # equal parts, so that no device waits
-    mesh = jax.make_mesh((count,), (BATCH,), axis_types=(AxisType.Auto,), devices=devices[:count])
+    mesh = meshes.along(BATCH, devices[:count])
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 

@@ -75,15 +75,8 @@ def run(parsed: argparse.Namespace) -> str:
     outputs = []
     for folder, name in zip(folders, files.short_names(folders), strict=True):
         output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / evaluator.name
-        of_run = evaluate(
-            evaluator,
-            folder,
-            options,
-            output,
-            weights=weights,
-            steps=parsed.steps,
-            overwrite=parsed.overwrite,
-        )
+        which: dict[str, Any] = {"weights": weights, "steps": parsed.steps}
+        of_run = evaluate(evaluator, folder, options, output, **which, overwrite=parsed.overwrite)
         rows += [{**row, "run": name} for row in of_run]
         outputs.append(f"results: {output / RESULTS}, results.csv, {evaluator.name}.png")
     return "\n".join([evaluator.table(rows).as_text(), "", *outputs])
@@ -99,19 +92,15 @@ def evaluate(
     steps: str = "newest",
     overwrite: bool = False,
 ) -> Sequence[Record]:
-    """Do the remaining work of an evaluation and write its results.
+    """Do the remaining work of an evaluation, write its results and return their rows.
 
     Args:
       evaluator: which evaluation.
       folder: of the training run.
       options: of the evaluator.
       output: the folder of the results.
-      weights: see :class:`seal_jax.evaluators.loaded_run.LoadedRun`.
-      steps: the same.
+      weights, steps: which networks, see :class:`seal_jax.evaluators.loaded_run.LoadedRun`.
       overwrite: start again, whatever was done before.
-
-    Returns:
-      The rows, which ``results.json`` holds too.
 
     Raises:
       UsageError: whatever is wrong with the input, or a folder that cannot be written or that another
@@ -170,16 +159,16 @@ def write(
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from None
     files.write(output / RESULTS, json.dumps(record, indent=1) + "\n")
-    files.write(output / "results.csv", as_csv(rows))
+    # Lists, such as all margins, are left to the JSON file.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name for name in names if not any(isinstance(row.get(name), list) for row in rows)]
+    csv = csv_text([names, *([row.get(name) for name in names] for row in rows)])
+    files.write(output / "results.csv", csv)
     files.write(output / f"{evaluator.name}.png", picture)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the content of ``results.json``.
-
-    Raises:
-      UsageError: the file cannot be read.
-    """
+    """Return the content of ``results.json``, checked."""
     results: dict[str, Any] = records.load(path, _Results, "evaluate again", finite=False)
     if results["kind"] not in evaluators.registry():
         raise UsageError(
@@ -202,13 +191,6 @@ class _Rows(TypedDict):
 
 class _Results(_Rows, total=False):
     options: Mapping[str, records.Scalar | list[records.Scalar]]
-
-
-def as_csv(rows: Sequence[Record]) -> str:
-    """Return the rows as CSV; lists, such as all margins, are left to the JSON file."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    names = [name for name in names if not any(isinstance(row.get(name), list) for row in rows)]
-    return csv_text([names, *([row.get(name) for name in names] for row in rows)])
 
 
 def _check_writable(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,21 +82,15 @@ class Options:
                 raise UsageError(
                     f"--heads={head} must be one of {', '.join(HEADS)}{nearest(head, HEADS)}"
                 )
-        check_least(
-            self, episodes=1, chunk=1, affines_chunk=1, together=1, image_size=1, batch_size=1
-        )
+        counts = ("episodes", "chunk", "affines_chunk", "together", "image_size", "batch_size")
+        check_least(self, **dict.fromkeys(counts, 1))
         for shots in self.shots:
             self.protocol(shots)
 
     def protocol(self, shots: int) -> affines.Protocol:
         """Return the protocol of both heads."""
-        return affines.Protocol(
-            ways=self.ways,
-            shots=shots,
-            queries=self.queries,
-            epochs=self.epochs,
-            statistics=self.statistics,
-        )
+        fields = {name: getattr(self, name) for name in ("ways", "queries", "epochs", "statistics")}
+        return affines.Protocol(shots=shots, **fields)
 
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
@@ -135,13 +130,12 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             loaded_run, network, load(name).images, features_of, options.batch_size
         )
 
-    def measure(
-        name: str, network: Network, head: str, shots: int, first: int, count: int
-    ) -> dict[str, Any]:
-        protocol = options.protocol(shots)
-        span: dict[str, Any] = {"seed": options.seed, "episodes": count, "first": first}
-        split = load(name)
-        diverged = 0
+    chunks = {"linear": options.chunk, "linear_affines": options.affines_chunk}
+
+    def measure(name: str, network: Network, head: str, shots: int, first: int) -> dict[str, Any]:
+        protocol, split, diverged = options.protocol(shots), load(name), 0
+        episodes = min(chunks[head], options.episodes - first)
+        span: dict[str, Any] = {"seed": options.seed, "episodes": episodes, "first": first}
         if head == "linear":
             scores = few_shot.linear(features(name, network), split.labels, protocol, **span)
         else:
@@ -170,21 +164,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     return [
         WorkItem(
             f"{network.key}/{name}/{head}/{shots}-shot/{first}",
-            functools.partial(measure, name, network, head, shots, first, count),
+            functools.partial(measure, name, network, head, shots, first),
         )
         for name in options.datasets
         for network in loaded_run.networks
         for head in options.heads
         for shots in options.shots
-        for first, count in _spans(options, head)
-    ]
-
-
-def _spans(options: Options, head: str) -> list[tuple[int, int]]:
-    """Return the first episode of each chunk, and how many it has."""
-    chunk = options.chunk if head == "linear" else options.affines_chunk
-    return [
-        (first, min(chunk, options.episodes - first)) for first in range(0, options.episodes, chunk)
+        for first in range(0, options.episodes, chunks[head])
     ]
 
 
@@ -196,14 +182,10 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
         accuracies = [value for record in chunks for value in record["accuracies"]]
         scores = few_shot.Scores(np.array(accuracies))
         row = {key: value for key, value in chunks[0].items() if key not in ("first", "accuracies")}
-        row |= {
-            "episodes": len(accuracies),
-            "accuracy": scores.mean,
-            "interval": scores.interval,
-            "diverged": sum(record["diverged"] for record in chunks),
-            "accuracies": accuracies,
-        }
-        rows.append(row)
+        row["episodes"] = len(accuracies)
+        row |= {"accuracy": scores.mean, "interval": scores.interval}
+        row["diverged"] = sum(record["diverged"] for record in chunks)
+        rows.append({**row, "accuracies": accuracies})
     return rows
 
 
@@ -239,11 +221,7 @@ def table(rows: Sequence[Record]) -> Table:
             Column("seed", _seeds),
             tables.shared("head", lambda row: HEADS[row["head"]]),
             tables.shared("shots"),
-            *(
-                column
-                for name in dict.fromkeys(row["dataset"] for row in rows)
-                for column in _columns_of(name)
-            ),
+            *itertools.chain(*map(_columns_of, dict.fromkeys(row["dataset"] for row in rows))),
         ],
         _each_seed_and_all(rows),
         notes,
@@ -314,11 +292,11 @@ def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> Non
             points[0],
             plots.bars(points),
             color=colour,
-            linestyle="-" if head == "linear" else "--",
             marker=marker,
             markersize=4,
             linewidth=1.4,
             elinewidth=1.0,
+            linestyle="-" if head == "linear" else "--",
             label=f"{run}, {HEADS[head]}",
         )
         published = [paper(seeds[0]) for seeds in by_shots.values()]

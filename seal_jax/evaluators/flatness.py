@@ -14,8 +14,9 @@ import numpy as np
 from seal_jax import data
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Record, Table
-from seal_jax.errors import check_number
+from seal_jax.errors import check_number, nonnegative
 from seal_jax.evaluation import margins as library
+from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import check_least
@@ -44,18 +45,14 @@ class Options:
 
     def __post_init__(self):
         for sigma in self.sigmas:
-            check_number("--sigmas", sigma, lambda value: 0 <= value < np.inf, "be 0 or positive")
+            check_number("--sigmas", sigma, nonnegative, "be 0 or positive")
         check_least(self, draws=1, images=0, batch_size=1)
 
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return a work item for each network."""
-    train = loaded_run.dataset.train
-    if options.images and options.images < len(train):
-        random = np.random.default_rng(options.seed)
-        train = train.rows(np.sort(random.choice(len(train), options.images, replace=False)))
-    batch = min(options.batch_size, len(train))
-    rows, weights = data.padded_batches(len(train), batch)
+    train = batching.subset(loaded_run.dataset.train, options.images, options.seed)
+    rows, weights = data.padded_batches(len(train), min(options.batch_size, len(train)))
     batches = (train.images[rows], train.labels[rows], weights)
 
     def accuracy(params: Any, others: Any, batches: Any) -> jax.Array:
@@ -95,15 +92,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
 
 def _lost(row: Record) -> dict[float, float]:
-    """Return the training accuracy lost at each deviation."""
-    return {
-        sigma: row["train_accuracy"] - accuracy
-        for sigma, accuracy in zip(row["sigmas"], row["accuracies"], strict=True)
-    }
+    """Return the points of training accuracy lost at each deviation."""
+    lost = 100 * (row["train_accuracy"] - np.array(row["accuracies"]))
+    return dict(zip(row["sigmas"], lost.tolist(), strict=True))
 
 
 def _lost_at(sigma: float) -> tables.Column:
-    return tables.seed_mean(f"{sigma:g}", lambda row: _lost(row).get(sigma), 1, 100)
+    return tables.seed_mean(f"{sigma:g}", lambda row: _lost(row).get(sigma), 1)
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -128,19 +123,14 @@ def table(rows: Sequence[Record]) -> Table:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the change of training accuracy against the deviation, best and last side by side."""
-    styles = plots.run_styles(rows)
-    panels = plots.panels_by_weights(figure, rows, beside=True, sharey=True)
-    for weights, of_weights, (axes,) in panels:
-        for (run,), of_run in tables.grouped(tables.newest(of_weights), ("run",)).items():
-            lost = 100 * np.array([list(_lost(row).values()) for row in of_run])
-            sigmas = of_run[0]["sigmas"]
-            plots.line_with_band(axes, sigmas, lost.T, label=run, marker=".", **styles[run])
+    panels = plots.lines_by_weights(
+        figure, tables.newest(rows), "sigmas", lambda row: [*_lost(row).values()], marker="."
+    )
+    for axes in panels:
         axes.set_xscale("log")
-        axes.set_title(f"{weights} weights")
         axes.set_xlabel("sigma of the noise")
-    first_panel = panels[0][2][0]
-    first_panel.set_ylabel(f"training accuracy lost, points\n{plots.BAND}")
-    first_panel.legend(frameon=False)
+    panels[0].set_ylabel(f"training accuracy lost, points\n{plots.BAND}")
+    panels[0].legend(frameon=False)
 
 
 EVALUATOR = Evaluator(

@@ -22,8 +22,8 @@ from seal_jax.evaluation import gradients as library
 from seal_jax.evaluation import perturbations
 from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
-from seal_jax.evaluators.histograms import bin_shares, histogram, log_edges
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import check_least
 from seal_jax.hessian import trees
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Options:
 
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size", "eigenvectors", "max_products")
-        batching.check_options(self, {**dict.fromkeys(sizes, 1), "examples": 0, "seed": 0})
+        check_least(self, **dict.fromkeys(sizes, 1), examples=0, seed=0)
 
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
@@ -108,10 +108,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         )
         op = hessian.operator(loss, weights, whole, mask="head")
         pairs = hessian.eigenpairs(
-            op,
-            options.eigenvectors,
-            tolerance=options.tolerance,
-            max_products=options.max_products,
+            op, options.eigenvectors, tolerance=options.tolerance, max_products=options.max_products
         )
         probe = library.probe(loss, weights, batches, whole, pairs.vectors, mask="head")
         strongest = library.strongest(np.asarray(probe.cosines))
@@ -219,7 +216,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             top = float(np.quantile(values, 0.99)) if len(values) else 1.0
             edges = np.linspace(min(0.0, np.min(values, initial=0.0)), top or 1.0, 41)
             for run, of_run in runs.items():
-                histogram(axes, run, _values(of_run, split, "curvatures"), edges, styles[run])
+                plots.histogram(axes, run, _values(of_run, split, "curvatures"), edges, styles[run])
             axes.set_title(f"g'Hg, {split} images")
             beyond = f"\n(last bin: all from {edges[-2]:.3g} up)" if (values > top).any() else ""
             axes.set_xlabel(f"curvature along the gradient{beyond}")
@@ -248,25 +245,21 @@ def _draw_counts(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Style
 def _draw_distances(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Styles) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    distances = {
-        (run, split): _values(of_run, split, "distances")
-        for run, of_run in runs.items()
-        for split in SPLITS
-    }
-    positive = np.concatenate(list(distances.values()))
-    if len(positive):
-        edges = log_edges(positive)
-        for (run, split), values in distances.items():
-            colour = styles[run]["color"]
-            if split == "train":
-                histogram(axes, run, values, edges, {"color": colour, "linestyle": "-"})
-            else:
-                axes.stairs(bin_shares(values, edges), edges, color=colour, linestyle="--")
-        axes.set_xscale("log")
-        # Over less than a decade matplotlib labels every small tick, one upon the other.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    edges = plots.log_edges(
+        np.concatenate(
+            [_values(rows, split, "distances") for rows in runs.values() for split in SPLITS]
+        )
+    )
+    for run, of_run in runs.items():
+        train, test = (_values(of_run, split, "distances") for split in SPLITS)
+        colour = styles[run]["color"]
+        plots.histogram(axes, run, train, edges, {"color": colour, "linestyle": "-"})
+        axes.stairs(plots.bin_shares(test, edges), edges, color=colour, linestyle="--")
+    axes.set_xscale("log")
+    # Over less than a decade matplotlib labels every small tick, one upon the other.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("distance of the mini-batch's minimum")
     axes.set_ylabel("share of the mini-batches")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from seal_jax.errors import UsageError
 from seal_jax.evaluators import batching, transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import flag
+from seal_jax.evaluators.options import check_least, flag
 from seal_jax.hessian import trees
 from seal_jax.hessian.krylov import Basis
 from seal_jax.hessian.lanczos import choose_basis_size
@@ -112,38 +112,27 @@ class Options:
             "trace_products": 6 if self.trace_method == "hutch++" else 2,
             "batch_steps": self.batch_eigenvalues + 1,
         }
-        batching.check_options(self, least, tolerances=("tolerance", "batch_tolerance"))
+        check_least(self, **least)
 
 
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """Mean cross entropy of a batch; equal ones share their compiled programs.
+def make_loss(module: Any, augmentation: Augmentation, smoothing: float, train: bool) -> Any:
+    """Return the mean cross entropy of a batch, a function of variables and batch.
 
-    Attributes:
-      module: the network.
-      augmentation: of images that come with augmentation parameters, and the normalisation of all.
-      smoothing: of the labels.
-      train: whether BatchNorm uses the batch's own statistics, and dropout drops, always alike.
+    With ``train``, BatchNorm uses the batch's own statistics and dropout drops, always alike.
     """
 
-    module: Any
-    augmentation: Augmentation
-    smoothing: float
-    train: bool
-
-    def __call__(self, variables: PyTree, batch: dict[str, Any]) -> jax.Array:
-        """Return the mean over the images of weight 1."""
-        images = data.apply(batch["images"], batch["draws"], self.augmentation)
-        rngs = {"dropout": jax.random.key(0)} if self.train else None
-        mutable = ["batch_stats"] if self.train else False
-        logits = self.module.apply(variables, images, train=self.train, mutable=mutable, rngs=rngs)
-        logits = logits[0] if self.train else logits
-        losses = cross_entropy(logits, batch["labels"], self.smoothing)
+    def loss(variables: PyTree, batch: PyTree) -> jax.Array:
+        images = data.apply(batch["images"], batch["draws"], augmentation)
+        rngs = {"dropout": jax.random.key(0)} if train else None
+        mutable = ["batch_stats"] if train else False
+        logits = module.apply(variables, images, train=train, mutable=mutable, rngs=rngs)
+        losses = cross_entropy(logits[0] if train else logits, batch["labels"], smoothing)
         return jnp.sum(batch["weights"] * losses) / jnp.sum(batch["weights"])
 
+    return loss
 
-@dataclasses.dataclass(frozen=True)
-class Batches:
+
+class Batches(NamedTuple):
     """Which images make up the batches; the images themselves are read when they are needed.
 
     Attributes:
@@ -174,21 +163,15 @@ class Measurement:
 
     Attributes:
       whole: the batches that stand for the whole data.
-      mini_batches: those whose own Hessians are taken.
-      chunk: number of mini-batches that one work item measures.
-
-    Raises:
-      UsageError: more images or batches than the training data has.
+      mini_batches: those whose own Hessians are taken, ``chunk`` of them in a work item.
     """
 
     def __init__(self, loaded_run: LoadedRun, options: Options):
         train, settings = loaded_run.dataset.train, loaded_run.settings
         self.options = options
-        self.loss = Loss(
-            loaded_run.model.module,
-            loaded_run.augmentation,
-            options.label_smoothing,
-            options.train_mode,
+        self.augmentation = loaded_run.augmentation
+        self.loss = make_loss(
+            loaded_run.model.module, self.augmentation, options.label_smoothing, options.train_mode
         )
         decay = options.weight_decay
         self.weight_decay = settings.optimizer.weight_decay if decay is None else decay
@@ -222,11 +205,11 @@ class Measurement:
     def _batches(
         self, split: Split, rows: np.ndarray, weights: np.ndarray, augmented: bool
     ) -> Batches:
-        augmentation = self.loss.augmentation
+        augmentation = self.augmentation
         if not (augmented and augmentation.is_random):
             return Batches(split, rows, weights, None)
         count, batch = rows.shape
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(self.options.seed), 1), count)
+        keys = jax.random.split(self._key(1), count)
         shape: Any = split.images.shape[1:]
         draws = jax.vmap(lambda key: data.draw(key, batch, augmentation, shape))(keys)
         return Batches(split, rows, weights, jax.tree.map(np.asarray, draws))
@@ -246,12 +229,8 @@ class Measurement:
         """Return a network's variables and the mask of the parameters whose Hessian is taken.
 
         Statistics are variables too, so that networks differ in arguments of one program alone.
-
-        Raises:
-          UsageError: ``--mask`` selects no parameter, or every one.
         """
-        collections = network.variables.items()
-        variables = {name: tree for name, tree in collections if jax.tree.leaves(tree)}
+        variables = {name: v for name, v in network.variables.items() if jax.tree.leaves(v)}
         if self.options.mask is None:
             return variables, batching.parameters_rule(variables)
         flags = masks.resolve(self.options.mask, variables["params"])
@@ -261,28 +240,25 @@ class Measurement:
         """Return the Hessian over the whole data, divided over the devices by images."""
         variables, mask = self._subtree(network)
         everywhere, divided = self._shardings
-        placed = jax.device_put(variables, everywhere)
-        options: dict[str, Any] = {
-            "weights": self.whole.weights,
-            "mask": mask,
-            "weight_decay": self.weight_decay,
-        }
         images, on_host = self._whole_data
-        if on_host:
-            options |= {"byte_budget": self.half_budget, "sharding": divided}
-        make: Any = hessian.streamed if on_host else hessian.operator
-        return make(self.loss, placed, images, **options)
+        streamed: dict[str, Any] = {"byte_budget": self.half_budget, "sharding": divided}
+        make: Any = functools.partial(hessian.streamed, **streamed) if on_host else hessian.operator
+        return make(
+            self.loss,
+            jax.device_put(variables, everywhere),
+            images,
+            weights=self.whole.weights,
+            mask=mask,
+            weight_decay=self.weight_decay,
+        )
 
     def check(self, network: Network) -> None:
         """Raise unless the parameters suffice for what is asked."""
         variables, mask = self._subtree(network)
         like, options = trees.select(mask, variables), self.options
         size = trees.size(like)
-        for field, count in (
-            ("eigenvalues", 2 * options.eigenvalues),
-            ("batch_eigenvalues", options.batch_eigenvalues),
-        ):
-            if count > size:
+        for field, ends in (("eigenvalues", 2), ("batch_eigenvalues", 1)):
+            if ends * getattr(options, field) > size:
                 raise UsageError(
                     f"{flag(field)}={getattr(options, field)} is too many for {size} parameters"
                 )
@@ -376,16 +352,14 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     measurement = Measurement(loaded_run, options)
     measurement.check(loaded_run.networks[0])  # all have the same shapes
     parts: list[tuple[str, Any]] = []
-    starts = {
+    divided = {
         "density": range(options.probes),
         "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),
     }
     for part in dict.fromkeys(options.parts):
         measure = getattr(measurement, part)
-        if part in starts:
-            parts += [(f"{part}/{n}", functools.partial(measure, n)) for n in starts[part]]
-        else:
-            parts.append((part, measure))
+        parts += [(f"{part}/{n}", functools.partial(measure, n)) for n in divided.get(part, ())]
+        parts += [] if part in divided else [(part, measure)]
 
     def run(network: Network, measure: Any) -> dict[str, Any]:
         try:
@@ -400,8 +374,8 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ]
 
 
-def rows(records: Sequence[Record]) -> Sequence[Record]:
-    """Combine the parts of each network to one row."""
+def combine(records: Sequence[Record]) -> Sequence[Record]:
+    """Return one row for each network, of all its parts."""
     return [_combined(parts) for parts in grouped(records, batching.NETWORK).values()]
 
 
@@ -409,13 +383,9 @@ def _combined(parts: Sequence[Record]) -> dict[str, Any]:
     row = {name: value for record in parts for name, value in record.items()}
     probes = [record for record in parts if "nodes" in record]
     if probes:
-        nodes = np.array([record["nodes"] for record in probes])
-        weights = np.array([record["node_weights"] for record in probes])
-        row.update(
-            nodes=nodes.ravel().tolist(),
-            node_weights=(weights / len(weights)).ravel().tolist(),
-            density_probes=len(probes),
-        )
+        row["nodes"] = np.ravel([record["nodes"] for record in probes]).tolist()
+        weights = np.ravel([record["node_weights"] for record in probes]) / len(probes)
+        row.update(node_weights=weights.tolist(), density_probes=len(probes))
         for name in ("negative_mass", "clearly_negative_mass"):
             bounds = np.array([record[f"{name}_bounds"] for record in probes]).mean(0)
             row[f"{name}_bounds"] = bounds.tolist()
@@ -542,16 +512,14 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the density of each run, and the pool of its mini-batches' eigenvalues, both log."""
     rows = tables.newest(rows)
     styles = plots.run_styles(rows)
-    measured = [
-        (field, title, painter)
-        for field, title, painter in (
-            ("nodes", "density of all eigenvalues, whole training data", _draw_density),
-            ("batch_values", "share of the largest, by magnitude, of mini-batches", _draw_pool),
-            ("largest", "outermost eigenvalues, whole training data", _draw_ends),
-        )
-        if any(field in row for row in rows)
-    ]
-    measured = measured[:2] or [("trace", "trace", _draw_trace)]
+    views = (
+        ("nodes", "density of all eigenvalues, whole training data", _draw_density),
+        ("batch_values", "share of the largest, by magnitude, of mini-batches", _draw_pool),
+        ("largest", "outermost eigenvalues, whole training data", _draw_ends),
+    )
+    fields = {name for row in rows for name in row}
+    measured = [view for view in views if view[0] in fields][:2]
+    measured = measured or [("trace", "trace", _draw_trace)]
     panels = plots.panels_by_weights(figure, rows, len(measured))
     for weights, of_weights, line in panels:
         for axes, (field, title, painter) in zip(line, measured, strict=True):
@@ -627,7 +595,7 @@ EVALUATOR = Evaluator(
     source="SEAL paper, Table 6; Park & Kim 2022",
     options=Options,
     work_items=work_items,
-    rows=rows,
+    rows=combine,
     table=table,
     draw=draw,
     size=plots.size_by_weights(10.0, 3.4, margin=1.0),

@@ -17,12 +17,13 @@ import numpy as np
 
 from seal_jax import hessian
 from seal_jax.core import plots, tables
-from seal_jax.core.tables import Column, Record, Table, grouped, seed_mean, shared
+from seal_jax.core.tables import Column, Record, Table, cell, grouped, seed_mean, shared
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import landscape as library
 from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun
+from seal_jax.evaluators.options import check_least
 from seal_jax.hessian import trees
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
-        least = {"eigenvectors": 1, "examples": 0, "batch_size": 1, "points": 3, "reach": 0}
-        batching.check_options(self, {**least, "max_products": 1, "seed": 0})
+        check_least(self, eigenvectors=1, examples=0, batch_size=1, points=3, reach=0)
+        check_least(self, max_products=1, seed=0)
 
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
@@ -128,6 +129,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             loss, variables, direction, train, second_derivative=eigenvalue
         )
         shift = abs(on_test.shift) if on_test.bounded else 0.0
+        along = (loss, variables, direction)
         reach = options.reach or _reach(max(curvature, eigenvalue), shift)
         distances = np.linspace(-reach, reach, options.points)
         return {
@@ -149,12 +151,8 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "train_increment": batching.number(on_train.increment),
             "train_shift": batching.number(on_train.shift),
             "distances": distances.tolist(),
-            "test_slice": batching.numbers(
-                library.slices(loss, variables, direction, test, distances)
-            ),
-            "train_slice": batching.numbers(
-                library.slices(loss, variables, direction, train, distances)
-            ),
+            "test_slice": batching.numbers(library.slices(*along, test, distances)),
+            "train_slice": batching.numbers(library.slices(*along, train, distances)),
         }
 
     return [
@@ -207,15 +205,14 @@ def table(rows: Sequence[Record]) -> Table:
             seed_mean("ΔL", "increment", None),
             seed_mean("Δw", "shift", None),
             seed_mean("train ΔL", "train_increment", None),
-            Column("no minimum", _count_unbounded),
+            Column(
+                "no minimum",
+                lambda seeds: cell(sum(row["increment"] is None for row in seeds) or None),
+            ),
         ],
         tables.by_checkpoint(rows, "part", "rank"),
         notes,
     )
-
-
-def _count_unbounded(records: Sequence[Record]) -> str:
-    return tables.cell(sum(record["increment"] is None for record in records) or None)
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
@@ -227,7 +224,9 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     panels = plots.panels_by_weights(figure, rows, 1 + len(sliced))
     for weights, of_weights, (increments, *slices) in panels:
         for (run,), of_run in grouped(of_weights, ("run",)).items():
-            means = [_mean_increment([row for row in of_run if row["part"] == p]) for p in parts]
+            by_part = [[row["increment"] for row in of_run if row["part"] == p] for p in parts]
+            bounded = [[gain for gain in gains if gain is not None] for gains in by_part]
+            means = [np.mean(gains) if gains else np.nan for gains in bounded]
             increments.plot(parts, means, marker="o", markersize=4, label=run, **styles[run])
             for axes, part in zip(slices, sliced, strict=True):
                 for seed, row in enumerate(row for row in of_run if row["part"] == part):
@@ -247,11 +246,6 @@ def _draw_slices(axes: Axes, row: Record, colour: str, label: str | None) -> Non
     for split, dashes, name in (("train", "-", label), ("test", "--", None)):
         values = [np.nan if value is None else value for value in row[f"{split}_slice"]]
         axes.plot(row["distances"], values, dashes, color=colour, linewidth=1.2, label=name)
-
-
-def _mean_increment(rows: Sequence[Record]) -> float:
-    bounded = [row["increment"] for row in rows if row["increment"] is not None]
-    return float(np.mean(bounded)) if bounded else math.nan
 
 
 EVALUATOR = Evaluator(

@@ -92,6 +92,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     augmentation = _augmentation(options, shape)
     complete = {name: transfer_data.has_test_split(loaded_run, name) for name in options.datasets}
     model = resized(loaded_run.model, shape)
+    rates = np.array(options.learning_rates)
 
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Dataset:
@@ -132,11 +133,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "learning_rate": options.learning_rates[probe.best],
             "learning_rates": list(options.learning_rates),
             "accuracies": probe.accuracies.tolist(),
-            "diverged": [
-                rate
-                for rate, kernel in zip(options.learning_rates, probe.kernels, strict=True)
-                if not np.isfinite(kernel).all()
-            ],
+            "diverged": rates[~np.isfinite(probe.kernels).all((1, 2))].tolist(),
         }
 
     return [
@@ -169,15 +166,12 @@ def _augmented(
 ) -> np.ndarray:
     """Return the images of one epoch, uint8: a pure function of the seed and the epoch."""
     key = jax.random.fold_in(jax.random.key(options.seed), epoch)
-    batch = options.feature_batch_size
-    augmented = np.empty_like(split.images)
-    for start in range(0, len(split), batch):
-        part = split.images[start : start + batch]
-        # The last batch is filled up, so that there is one program.
-        filled = np.pad(part, [(0, min(batch, len(split)) - len(part)), (0, 0), (0, 0), (0, 0)])
-        images = _augment(jax.random.fold_in(key, start), filled, augmentation)
-        augmented[start : start + batch] = np.asarray(images)[: len(part)]
-    return augmented
+    batch = min(options.feature_batch_size, len(split))
+    augmented = [
+        _augment(jax.random.fold_in(key, rows[0]), split.images[rows], augmentation)
+        for rows in data.padded_batches(len(split), batch)[0]
+    ]
+    return np.concatenate(augmented)[: len(split)]
 
 
 @functools.partial(jax.jit, static_argnames=("augmentation",))

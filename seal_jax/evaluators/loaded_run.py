@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax import data, paths
+from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
@@ -37,7 +38,6 @@ class Network:
       weights: "last", or the "best" of the running generation by validation accuracy.
       seed: of its training.
       step: of the checkpoint.
-      generation: the checkpoint's, from 0.
       variables: Flax collections of host arrays: params, batch_stats, and LW's normalisers.
       identity: JSON values that identify it; every record begins with them.
     """
@@ -45,7 +45,6 @@ class Network:
     weights: str
     seed: int
     step: int
-    generation: int
     variables: Mapping[str, PyTree]
     identity: Mapping[str, Any]
 
@@ -53,7 +52,7 @@ class Network:
     def key(self) -> str:
         """Its name within the run, for the keys of work items.
 
-        >>> Network("last", 0, 88, 0, {}, {}).key
+        >>> Network("last", 0, 88, {}, {}).key
         'step88/last/seed0'
         """
         return f"step{self.step}/{self.weights}/seed{self.seed}"
@@ -70,11 +69,7 @@ class LoadedRun:
       steps: "newest", "all", or steps separated by commas.
 
     Attributes:
-      run: the run's folder.
-      settings: of the training.
-      dataset: what it was trained on.
-      model: the network.
-      clock: epochs and generations.
+      run, settings, dataset, model, clock: the training's.
       networks: by step, weights and seed.
 
     Raises:
@@ -144,15 +139,13 @@ class LoadedRun:
                 digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:16]
 
-    def logits(self, network: Network, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    def logits(self, network: Network, images: np.ndarray, batch_size: int = 256) -> Any:
         """Return the logits ``[n, classes]`` of uint8 images in inference mode."""
-        logits: np.ndarray = self.apply(self._outputs, network, images, batch_size)["logits"]
-        return logits
+        return self.apply(self._outputs, network, images, batch_size)["logits"]
 
-    def features(self, network: Network, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    def features(self, network: Network, images: np.ndarray, batch_size: int = 256) -> Any:
         """Return the classifier's input ``[n, d]`` of uint8 images in inference mode."""
-        features: np.ndarray = self.apply(self._outputs, network, images, batch_size)["features"]
-        return features
+        return self.apply(self._outputs, network, images, batch_size)["features"]
 
     @functools.cached_property
     def _outputs(self) -> Callable[[PyTree, jax.Array], dict[str, jax.Array]]:
@@ -171,10 +164,11 @@ class LoadedRun:
     ) -> PyTree:
         """Return ``function(variables, normalised images)`` over all images, batch by batch.
 
-        Every batch is divided over the devices; one program serves all networks.
+        Every batch is divided over the devices; one program, the same for the same object ``function``,
+        serves all networks.
 
         Args:
-          function: traced; the same object for the same program.
+          function: traced.
           network: whose variables.
           images: uint8 ``[n, height, width, channels]``, on the host.
           batch_size: rounded up to a multiple of the devices.
@@ -182,11 +176,8 @@ class LoadedRun:
         Returns:
           A pytree of NumPy arrays with first axis n.
         """
-        devices = jax.local_devices()
-        mesh = jax.make_mesh(
-            (len(devices),), (BATCH,), axis_types=(AxisType.Auto,), devices=devices
-        )
-        batch = -(-min(batch_size, len(images)) // len(devices)) * len(devices)
+        mesh = meshes.along(BATCH)
+        batch = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
         if function not in self._programs:
             self._programs[function] = jax.jit(
                 lambda variables, images: function(variables, self.normalise(images))
@@ -194,22 +185,17 @@ class LoadedRun:
         program = self._programs[function]
         variables = jax.device_put(network.variables, NamedSharding(mesh, PartitionSpec()))
         divided = NamedSharding(mesh, PartitionSpec(BATCH))
-        outputs = []
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            # The last batch is filled up, so that there is one program.
-            filling = [(0, batch - len(part))] + [(0, 0)] * (images.ndim - 1)
-            placed = jax.device_put(np.pad(part, filling), divided)
-            outputs.append(jax.tree.map(np.asarray, program(variables, placed)))
+        outputs = [
+            jax.tree.map(np.asarray, program(variables, jax.device_put(images[rows], divided)))
+            for rows in data.padded_batches(len(images), batch)[0]
+        ]
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
 
     def _networks(self, step: int, asked: tuple[str, ...]) -> list[Network]:
         """Return the networks of one checkpoint."""
         leaves = read_leaves(self.run / workdirs.CHECKPOINTS, step=step)
         assert leaves is not None  # of that step, or it raises
-        wanted = jax.eval_shape(self.model.init, jax.random.key(0))
-        seeds = self.settings.train.seed + np.arange(self.settings.train.seeds)
-        generation = self.clock.generation(max(step - 1, 0))
+        generation = int(self.clock.generation(max(step - 1, 0)))
         networks = []
         for weights in asked or SOURCES:
             # An accuracy below 0: no validation split has been scored yet.
@@ -221,43 +207,40 @@ class LoadedRun:
                     f"--weights=best: {self.run} has scored no validation split at step {step}; "
                     "use --weights=last"
                 )
-            all_seeds = self._variables(leaves, SOURCES[weights], wanted, step)
-            for index, seed in enumerate(map(int, seeds)):
+            all_seeds = self._variables(leaves, SOURCES[weights], step)
+            for index in range(self.settings.train.seeds):
                 variables = jax.tree.map(lambda leaf, index=index: leaf[index], all_seeds)
-                identity = {
-                    **self.label,
-                    "weights": weights,
-                    "seed": seed,
-                    "step": step,
-                    "generation": int(generation),
-                }
-                networks.append(Network(weights, seed, step, int(generation), variables, identity))
+                seed = self.settings.train.seed + index
+                identity = {"weights": weights, "seed": seed, "step": step}
+                identity = {**self.label, **identity, "generation": generation}
+                networks.append(Network(weights, seed, step, variables, identity))
         return networks
 
     def _variables(
-        self, leaves: Mapping[str, np.ndarray], prefix: str, wanted: PyTree, step: int
+        self, leaves: Mapping[str, np.ndarray], prefix: str, step: int
     ) -> dict[str, PyTree]:
         """Return the collections of all seeds, checked against the network."""
+        model_leaves = paths.named_leaves(jax.eval_shape(self.model.init, jax.random.key(0)))
+        expected = {name: leaf.shape for name, leaf in model_leaves}
         saved = {
             name.removeprefix(prefix): leaf
             for name, leaf in leaves.items()
             if name.startswith(prefix)
         }
         where = self.run / workdirs.CHECKPOINTS / str(step)
-        for name, leaf in paths.named_leaves(wanted):
+        for name, shape in expected.items():
             stacked = saved.get(name)  # the first axis is the seeds
-            if stacked is None or stacked.shape[1:] != leaf.shape:
-                shape = "absent" if stacked is None else f"{list(stacked.shape[1:])}"
+            if stacked is None or stacked.shape[1:] != shape:
+                saved_shape = "absent" if stacked is None else f"{list(stacked.shape[1:])}"
                 raise UsageError(
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: {name} "
-                    f"is {shape} there and {list(leaf.shape)} here; evaluate the run's own folder"
+                    f"is {saved_shape} there and {list(shape)} here; evaluate the run's own folder"
                 )
             if len(stacked) != self.settings.train.seeds:
                 raise UsageError(
                     f"checkpoint {where} has {len(stacked)} seeds, and {workdirs.CONFIG} has "
                     f"train.seeds = {self.settings.train.seeds}; evaluate the run's own folder"
                 )
-        expected = {name for name, _ in paths.named_leaves(wanted)}
         for name, leaf in saved.items():
             if name not in expected and not name.startswith("normalisers/"):
                 raise UsageError(

@@ -93,18 +93,14 @@ def table(rows: Sequence[Record]) -> Table:
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw the smallest margins in ascending order, one line a run, best and last side by side."""
-    styles = plots.run_styles(rows)
-    panels = plots.panels_by_weights(figure, rows, beside=True, sharey=True)
-    for weights, of_weights, (axes,) in panels:
-        for (run,), of_run in tables.grouped(tables.newest(of_weights), ("run",)).items():
-            smallest = np.array([row["smallest"] for row in of_run])
-            rank = np.arange(1, smallest.shape[1] + 1)
-            plots.line_with_band(axes, rank, smallest.T, label=run, **styles[run])
+    panels = plots.lines_by_weights(
+        figure, tables.newest(rows), "rank", lambda row: row["smallest"]
+    )
+    for axes in panels:
         axes.axhline(0, color="#888888", linewidth=0.7)
-        axes.set_title(f"{weights} weights")
         axes.set_xlabel("rank of the training image")
-    panels[0][2][0].set_ylabel(f"margin\n{plots.BAND}")
-    panels[-1][2][0].legend(frameon=False)
+    panels[0].set_ylabel(f"margin\n{plots.BAND}")
+    panels[-1].legend(frameon=False)
 
 
 EVALUATOR = Evaluator(

@@ -47,11 +47,21 @@ def read(options: type, parsed: argparse.Namespace) -> Any:
 
 
 def check_least(options: Any, **least: float) -> None:
-    """Raise unless each of the named options is finite and at least so much; ``None`` passes."""
+    """Raise unless each of the named options is finite and at least so much; ``None`` passes.
+
+    A label smoothing and tolerances are checked by their own rules, in whichever options have them.
+    """
     for field, bound in least.items():
         value = getattr(options, field)
         if value is not None and not bound <= value < math.inf:
             raise UsageError(f"{flag(field)}={shown(value)} must be at least {bound:g}")
+    smoothing = getattr(options, "label_smoothing", None)
+    if smoothing is not None and not 0 <= smoothing < 1:
+        raise UsageError(f"--label-smoothing={smoothing:g} must lie in [0, 1)")
+    for field in ("tolerance", "batch_tolerance"):
+        tolerance = getattr(options, field, 1.0)
+        if not 0 < tolerance < math.inf:
+            raise UsageError(f"{flag(field)}={tolerance:g} must be positive and finite")
 
 
 def flag(field: str) -> str:
@@ -69,7 +79,7 @@ def convert(hint: Any, text: str, name: str) -> Any:
     >>> convert(tuple[int, ...], "1,5", "--shots"), convert(float | None, "none", "--beta")
     ((1, 5), None)
     """
-    hint, optional = _required(hint)
+    hint, optional = _without_none(hint)
     if optional and text.lower() == "none":
         return None
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -117,15 +127,15 @@ def descriptions(options: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, _, text in (e.partition(": ") for e in entries)}
 
 
-def _required(hint: Any) -> tuple[Any, bool]:
-    """Return a type without ``None``, and whether it was optional."""
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """Return a type without ``None``, and whether it had it."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
     return next(part for part in typing.get_args(hint) if part is not type(None)), True
 
 
 def _metavar(hint: Any) -> str:
-    hint, _ = _required(hint)
+    hint, _ = _without_none(hint)
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(map(str, arguments)) + "}"

@@ -16,8 +16,8 @@ from seal_jax.evaluation import perturbations as library
 from seal_jax.evaluation.gradients import mini_batches
 from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
-from seal_jax.evaluators.histograms import histogram, log_edges
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.options import check_least
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class Options:
     def __post_init__(self):
         sizes = ("batches", "batch_size", "weak_batch_size")
         rates = ("learning_rate", "rho", "gamma", "seed")
-        batching.check_options(self, {**dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0)})
+        check_least(self, **dict.fromkeys(sizes, 1), **dict.fromkeys(rates, 0))
 
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
@@ -78,9 +78,6 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         # The last work item is filled up with other batches, so that all have one program.
         chunk = np.arange(start, start + min(CHUNK, options.batches)) % options.batches
         return split.images[rows[chunk]], split.labels[rows[chunk]], chunk.astype(np.uint32)
-
-    def without_filling(values: jax.Array, start: int) -> np.ndarray:
-        return np.asarray(values)[: options.batches - start]
 
     # Dropout is that of the batch's number, so that it does not depend on the work item.
     def extract(variables: Any, images: jax.Array, number: jax.Array) -> jax.Array:
@@ -107,13 +104,14 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             learning_rate=options.learning_rate,
             **sam,
         )
+        kept = options.batches - start  # without the filling
         return {
             **network.identity,
             "batch_size": batch_size,
             "label_smoothing": smoothing,
-            "sgd": batching.numbers(without_filling(sizes.sgd, start)),
+            "sgd": batching.numbers(sizes.sgd[:kept]),
             "sgd_setting": options.learning_rate,
-            "sam": batching.numbers(without_filling(sizes.sam, start)),
+            "sam": batching.numbers(sizes.sam[:kept]),
             "sam_setting": sam["rho"],
             "adaptive": sam["adaptive"],
             "batch_norm": options.batch_norm,
@@ -126,12 +124,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         features = np.asarray(features_of(weights, *placed))
         head = network.variables["params"][model.head]
         minima = library.searches(head, features, labels, model.classify, mean_loss)
-        accepted = without_filling(minima.accepted, start)
+        kept = options.batches - start
+        accepted = np.asarray(minima.accepted[:kept])
         return {
             **network.identity,
             "batch_size": weak_size,
             "label_smoothing": smoothing,
-            "pof": batching.numbers(gamma * without_filling(minima.xi, start)[accepted]),
+            "pof": batching.numbers(gamma * np.asarray(minima.xi[:kept])[accepted]),
             "pof_setting": gamma,
             "rejected": int((~accepted).sum()),
             "batch_norm": options.batch_norm,
@@ -160,7 +159,10 @@ def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
 
 def combined(records: Sequence[Record]) -> Sequence[Record]:
     """Return one row for each network and measure, of the sizes in all its work items."""
-    identity = ("run", "data", "model", "method", "weights", "seed", "step", "generation")
+    shared_fields = (
+        *("run", "data", "model", "method", "weights", "seed", "step", "generation"),
+        *("batch_norm", "label_smoothing"),
+    )
     rows = []
     for of_network in grouped(records, batching.NETWORK).values():
         for measure in MEASURES:
@@ -168,29 +170,22 @@ def combined(records: Sequence[Record]) -> Sequence[Record]:
             sizes = [size for record in parts for size in record[measure]]
             rejected = sum(record["rejected"] for record in parts) if measure == "pof" else 0
             first = parts[0]
+            finite = [size for size in sizes if size is not None]
+            quantiles = np.quantile(finite, (0.5, 0.05, 0.95)).tolist() if finite else [None] * 3
             rows.append(
                 {
-                    **{name: first[name] for name in identity},
-                    "batch_norm": first["batch_norm"],
-                    "label_smoothing": first.get("label_smoothing", 0.0),
+                    **{name: first[name] for name in shared_fields},
                     "measure": measure,
                     "setting": first[f"{measure}_setting"],
                     "adaptive": bool(first.get("adaptive")) and measure == "sam",
                     "batch_size": first["batch_size"],
                     "batches": len(sizes) + rejected,
                     "rejected": rejected,
-                    "median": _quantile(sizes, 0.5),
-                    "low": _quantile(sizes, 0.05),
-                    "high": _quantile(sizes, 0.95),
+                    **dict(zip(("median", "low", "high"), quantiles, strict=True)),
                     "sizes": sizes,
                 }
             )
     return rows
-
-
-def _quantile(sizes: Sequence[float | None], share: float) -> float | None:
-    known = [size for size in sizes if size is not None]
-    return float(np.quantile(known, share)) if known else None
 
 
 def _is_of_training(row: Record) -> bool:
@@ -251,15 +246,14 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     several = len(styles) > 1
     if several:
         rows = [row for row in rows if _is_of_training(row)]
-    all_sizes = _sizes(rows)
-    edges = log_edges(all_sizes) if len(all_sizes) else np.array([0.1, 1.0])
+    edges = plots.log_edges(_sizes(rows))
     panels = plots.panels_by_weights(figure, rows, grid=None, sharex=True)
     for weights, of_weights, (axes,) in panels:
         groups = grouped(of_weights, ("run", "measure"))
         for index, ((run, measure), of_run) in enumerate(groups.items()):
             label = f"{run}: {MEASURES[measure]}" if several else MEASURES[measure]
             style = styles[run] if several else plots.style(index)
-            histogram(axes, label, _sizes(of_run), edges, style)
+            plots.histogram(axes, label, _sizes(of_run), edges, style)
         axes.set_xscale("log")
         shown = dict.fromkeys(MEASURES[row["measure"]] for row in of_weights)
         axes.set_title(f"{', '.join(shown)}, {weights} weights")

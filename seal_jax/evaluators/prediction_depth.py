@@ -15,6 +15,7 @@ from seal_jax.core.tables import Record, Table, grouped
 from seal_jax.data import Split
 from seal_jax.errors import UsageError, nearest
 from seal_jax.evaluation import prediction_depth as library
+from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import check_least
@@ -79,22 +80,21 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     if options.k > len(train):
         raise UsageError(f"--k={options.k} is more than the {len(train)} images in the bank")
 
+    @functools.cache  # one function for each layer: LoadedRun.apply compiles it for all networks
     def features_of(layer: str) -> Any:
         def features(variables: Any, images: jax.Array) -> jax.Array:
             return library.pool(outputs(variables, images)[layer], options.pooling, options.side)
 
         return features
 
-    # One function for each layer: LoadedRun.apply compiles it once for all networks.
-    functions = {layer: features_of(layer) for layer in layers}
-
     def features(network: Network, layer: str, split: Split) -> library.Rows:
         def read(start: int, stop: int) -> np.ndarray:
-            images, function = split.images[start:stop], functions[layer]
-            values: np.ndarray = loaded_run.apply(function, network, images, options.batch_size)
+            values: np.ndarray = loaded_run.apply(
+                features_of(layer), network, split.images[start:stop], options.batch_size
+            )
             return values
 
-        size = jax.eval_shape(functions[layer], network.variables, sample).shape[1]
+        size = jax.eval_shape(features_of(layer), network.variables, sample).shape[1]
         return library.Rows(len(split), size, read)
 
     @functools.lru_cache(maxsize=1)
@@ -130,15 +130,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 def combine(records: Sequence[Record]) -> Sequence[Record]:
     """Return one row for each network: accuracies by layer, and the depths of its test images."""
     rows = []
-    for layers in grouped(records, ("run", "weights", "seed", "step")).values():
+    for layers in grouped(records, batching.NETWORK).values():
         agrees = np.array([[character == "1" for character in row["agrees"]] for row in layers])
         depths = library.depth(agrees, np.ones(agrees.shape[1], bool))
-        network = dict(layers[0])
-        for name in ("layer", "accuracy", "agrees"):
-            del network[name]
+        of_layer = ("layer", "accuracy", "agrees")
         rows.append(
             {
-                **network,
+                **{name: value for name, value in layers[0].items() if name not in of_layer},
                 "mean_depth": float(depths.mean()),
                 "layers": [row["layer"] for row in layers],
                 "accuracies": [row["accuracy"] for row in layers],

@@ -29,12 +29,6 @@ def paper_name(dataset: str) -> str:
     return dataset if info is None else info.paper
 
 
-def _part(name: str) -> str | None:
-    """Return the split of a data set that episodes are drawn from; None for all."""
-    info = data.find_info(name)
-    return None if info is None else info.episode_split
-
-
 def paper_method(row: Mapping[str, Any]) -> str | None:
     """Return the row of the SEAL paper's tables that a network's method has.
 
@@ -69,7 +63,7 @@ def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
     split, _ = data.load_labelled(
         name,
         data_dir=loaded_run.settings.data.data_dir or None,
-        split=_part(name),
+        split=getattr(data.find_info(name), "episode_split", None),
         image_size=int(1.15 * side),
         crop=side,
         channels=loaded_run.channels,
@@ -78,11 +72,7 @@ def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
 
 
 def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
-    """Return the labels of :func:`episode_images` in a hundredth of its time: no image is decoded.
-
-    Raises:
-      UsageError: as :func:`seal_jax.data.load_labelled`.
-    """
+    """Return the labels of :func:`episode_images` in a hundredth of its time: no image is decoded."""
     import tensorflow_datasets as tfds
 
     from seal_jax.data.preparation import first_line, open_prepared
@@ -94,7 +84,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     labels = []
     try:
         source = builder.as_data_source(
-            _part(name) or "+".join(splits),
+            getattr(data.find_info(name), "episode_split", None) or "+".join(splits),
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             file_format="array_record",
         )
@@ -111,11 +101,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
 
 
 def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
-    """Return whether a data set has a test split; without, a part of its images is held out.
-
-    Raises:
-      UsageError: as :func:`seal_jax.data.load`.
-    """
+    """Return whether a data set has a test split; without, a part of its images is held out."""
     from seal_jax.data.preparation import open_prepared
 
     builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
@@ -137,11 +123,7 @@ def transfer_set(
 
 
 def image_shape(loaded_run: LoadedRun, side: int | None) -> tuple[int, int, int]:
-    """Return the shape of images of ``--image-size``, by default the run's own.
-
-    Raises:
-      UsageError: the network cannot take them.
-    """
+    """Return the shape of images of ``--image-size``, the run's own by default, if the network takes it."""
     shape = loaded_run.model.image_shape if side is None else (side, side, loaded_run.channels)
     try:
         resized(loaded_run.model, shape)
@@ -171,18 +153,15 @@ class Normalisation:
         """Return images that were normalised with the run's statistics, with these instead; traced."""
         if not self.name:
             return images
-        run_mean, run_std = np.array(self.run_mean), np.array(self.run_std)
-        mean, std = np.array(self.mean), np.array(self.std)
+        mean, std, run_mean, run_std = map(
+            np.array, (self.mean, self.std, self.run_mean, self.run_std)
+        )
         scale, shift = run_std / std, (run_mean - mean) / std
         return images * scale.astype(np.float32) + shift.astype(np.float32)
 
 
 def normalisation(loaded_run: LoadedRun, name: str) -> Normalisation:
-    """Return the statistics called ``name``, "" for the run's.
-
-    Raises:
-      UsageError: an unknown name, or statistics of another number of channels.
-    """
+    """Return the statistics called ``name``, "" for the run's, of the run's number of channels."""
     run = loaded_run.augmentation
     try:
         mean, std = data.statistics(name) if name else (run.mean, run.std)
@@ -199,11 +178,7 @@ def normalisation(loaded_run: LoadedRun, name: str) -> Normalisation:
 def features(
     loaded_run: LoadedRun, network: Network, images: np.ndarray, function: Any, batch_size: int
 ) -> np.ndarray:
-    """Return ``function(variables, images)``; see :meth:`LoadedRun.apply`.
-
-    Raises:
-      UsageError: they are not finite.
-    """
+    """Return ``function(variables, images)``, which is finite; see :meth:`LoadedRun.apply`."""
     values: np.ndarray = loaded_run.apply(function, network, images, batch_size)
     if not np.isfinite(values).all():
         raise UsageError(

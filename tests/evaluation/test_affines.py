@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from seal_jax import UsageError, models
+from seal_jax.core import mesh as meshes
 from seal_jax.evaluation import affines, few_shot
 from seal_jax.evaluation.affines import Protocol, linear_affines
-from seal_jax.evaluation.few_shot import mesh_of
+from seal_jax.evaluation.few_shot import EPISODES
 
 # 9 images in batches of 4: the last has one.
 PROTOCOL = Protocol(
@@ -197,7 +198,7 @@ def test_an_evaluation_can_be_taken_up(images):
 def test_every_network_with_batch_norm_has_a_program(name, options):
     """Traced only: all scales and biases of its BatchNorm layers are trained, and nothing else."""
     model = models.create(name, num_classes=4, image_shape=(32, 32, 3), **options)
-    mesh = mesh_of(jax.devices()[:1])
+    mesh = meshes.along(EPISODES, jax.devices()[:1])
     spec = affines.Spec(model, normalise, PROTOCOL, mesh, True)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     size, _ = affines.sizes(spec, variables)
@@ -229,7 +230,7 @@ def test_batches():
 
 def test_more_memory_holds_more_episodes():
     model, variables = network()
-    mesh = mesh_of(jax.devices()[:1])
+    mesh = meshes.along(EPISODES, jax.devices()[:1])
 
     def needed(protocol):
         spec = affines.Spec(model, normalise, protocol, mesh, False)

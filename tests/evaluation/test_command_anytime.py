@@ -13,7 +13,7 @@ from seal_jax import UsageError, data, methods
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.evaluators import adaptation, anytime
-from seal_jax.evaluators.adaptation import SYSTEMS, Rates, settings_of, system_of
+from seal_jax.evaluators.adaptation import SYSTEMS, settings_of, system_of
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, metrics, pretrained
@@ -172,9 +172,11 @@ def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(folder, digits_dir,
     loaded_run = LoadedRun(source, weights=("last",))
     config = settings_of(
         "fast",
-        Rates(0.2, 0.05, 0.01),
         loaded_run.settings,
         loaded_run.dataset,
+        alpha=0.2,
+        beta=0.05,
+        sigma=0.01,
         batch_size=10,
         steps=14,
         seeds=2,
@@ -250,9 +252,11 @@ def test_systems_are_known_by_their_settings(name, digits_dir):
     target = experiments.load_data(settings(digits_dir).data)
     config = settings_of(
         name,
-        Rates(0.1, 0.01, 0.1),
         settings(digits_dir),
         target,
+        alpha=0.1,
+        beta=0.01,
+        sigma=0.1,
         batch_size=10,
         steps=5,
         seeds=1,

@@ -169,7 +169,7 @@ def test_loss_of_a_network_with_batch_norm(train):
     images = random.integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
     labels, weights = np.array([3, 1, 4, 1]), np.array([1.0, 1, 1, 0], np.float32)
     spec = data.Augmentation(mean=(0.4,), std=(0.3,))
-    loss = hessian.Loss(model.module, spec, 0.1, train)
+    loss = hessian.make_loss(model.module, spec, 0.1, train)
     batch = {"images": images, "labels": labels, "weights": weights, "draws": None}
     mean = jax.jit(loss)(variables, batch)
     normalised = ((images / 255.0 - 0.4) / 0.3).astype(np.float32)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from seal_jax import UsageError
+from seal_jax.core import mesh as meshes
 from seal_jax.evaluation import few_shot
-from seal_jax.evaluation.few_shot import Protocol, chunks, mesh_of
+from seal_jax.evaluation.few_shot import EPISODES, Protocol, chunks
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_devices_share_the_episodes_and_change_none(images):
         spread = few_shot.linear(features, labels, protocol, episodes=21, chunk=chunk)
         np.testing.assert_array_equal(spread.accuracies, alone.accuracies)
     assert len(jax.devices()) == 8
-    mesh = mesh_of(None)
+    mesh = meshes.along(EPISODES)
     count, whole = next(
         chunks(few_shot.check(labels, protocol), 40, protocol, mesh, seed=0, span=(0, 21), chunk=21)
     )
