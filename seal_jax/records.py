@@ -31,14 +31,10 @@ Scalar = bool | int | float | str | None
 def load(path: Path, schema: Any, remedy: str, *, finite: bool = True) -> Any:
     """Return what a JSON file holds, checked against ``schema``.
 
-    Args:
-      path: the file.
-      schema: see the module's docstring.
-      remedy: ends the message: what the user can do.
-      finite: refuse NaN, infinity and numbers beyond float64.
+    ``finite`` refuses NaN, infinity and numbers beyond float64.
 
     Raises:
-      UsageError: the file cannot be read, or holds something else.
+      UsageError: the file cannot be read, or holds something else; ends in the ``remedy``.
     """
     try:
         size = path.stat().st_size

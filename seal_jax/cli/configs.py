@@ -27,19 +27,22 @@ def base(method: str = "normal") -> ConfigDict:
     (0.01, 32)
     """
     config = ConfigDict(settings_lib.as_dict(Settings()))
-    _open_optional(config.model, settings_lib.Model)
-    _open_optional(config.train, settings_lib.Train)
-    options = methods.options(method)
-    config.method = ConfigDict({"name": method, **dataclasses.asdict(options)})
-    _open_optional(config.method, type(options))
+    config.method = ConfigDict({"name": method, **dataclasses.asdict(methods.options(method))})
+    # ml_collections takes a field's type from its value, and None has none.
+    for section, fields in _optional_fields(method).items():
+        for field, kind in fields.items():
+            config[section][field] = config_dict.placeholder(kind)
     return config
 
 
-def _open_optional(section: ConfigDict, kind: type) -> None:
-    """Let fields that are ``None`` take a value of their type from the command line."""
-    # ml_collections takes a field's type from its value, and None has none.
-    for field, type_ in settings_lib.optional_fields(kind).items():
-        section[field] = config_dict.placeholder(type_)
+def _optional_fields(method: str) -> dict[str, dict[str, type]]:
+    """Return the fields that may be ``None`` by section, with their type otherwise."""
+    kinds = {
+        "model": settings_lib.Model,
+        "train": settings_lib.Train,
+        "method": type(methods.options(method)),
+    }
+    return {section: settings_lib.optional_fields(kind) for section, kind in kinds.items()}
 
 
 def use_preset(config: ConfigDict, name: str) -> None:
@@ -151,11 +154,7 @@ def _in_file(path: str | Path, error: Exception) -> UsageError:
 
 
 def _override(config: ConfigDict, override: str) -> None:
-    """Apply ``--config.section.field=value``, with the value read as the field's type.
-
-    Raises:
-      UsageError: the field does not exist or has another type; the message names it.
-    """
+    """Apply ``--config.section.field=value``, with the value read as the field's type."""
     path, _, text = override.removeprefix("--config.").partition("=")
     node: Any = config
     for field in path.split("."):
@@ -184,7 +183,4 @@ def _override(config: ConfigDict, override: str) -> None:
 
 def _may_be_none(config: ConfigDict, path: str) -> bool:
     section, _, field = path.partition(".")
-    kinds: dict[str, type] = {"model": settings_lib.Model, "train": settings_lib.Train}
-    if section == "method":
-        kinds["method"] = type(methods.options(config.method.get("name")))
-    return section in kinds and field in settings_lib.optional_fields(kinds[section])
+    return field in _optional_fields(config.get("method", {}).get("name")).get(section, {})

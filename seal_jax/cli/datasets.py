@@ -16,13 +16,10 @@ _NUMBERS = range(1, 5)
 
 
 def as_text(data_dir: str | os.PathLike | None) -> str:
-    """Return the table, then the commands that prepare what is missing.
-
-    Args:
-      data_dir: the folder of prepared data; None is TFDS's default (``TFDS_DATA_DIR``).
+    """Return the table for a folder of prepared data, then the commands that prepare what is missing.
 
     Raises:
-      UsageError: where it is remote.
+      UsageError: the folder is remote, or does not exist.
     """
     default = os.environ.get("TFDS_DATA_DIR") or str(Path.home() / "tensorflow_datasets")
     folder = default if data_dir is None else os.fspath(data_dir)
@@ -44,15 +41,10 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
                 from_files += [f"  # {data_set.paper}: FOLDER is {files}", command]
             else:
                 others.append(command)
-    if from_files:
-        from_files = [
-            "",
-            "To prepare from original files, without TensorFlow or network:",
-            *from_files,
-        ]
-    if others:
-        heading = "To prepare by TFDS, which needs network and for many data sets TensorFlow:"
-        others = ["", heading, *others]
+    heading = "To prepare from original files, without TensorFlow or network:"
+    from_files = ["", heading, *from_files] if from_files else []
+    heading = "To prepare by TFDS, which needs network and for many data sets TensorFlow:"
+    others = ["", heading, *others] if others else []
     about = [
         "",
         f"prepared: in {folder}, as TFDS's array_record; its numbers are what is stored there.",

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from seal_jax.errors import CRASHED, INTERRUPTED, OK, STOPPED, UNWRITABLE, USAGE, UsageError
 
@@ -113,7 +114,10 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     )
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+    def command(run: Callable[..., int], epilog: str = "") -> argparse.ArgumentParser:
+        name, summary = run.__name__.removeprefix("_"), str(run.__doc__).rstrip(".")
+        summary = " ".join(summary.split())
+        summary = summary[0].lower() + summary[1:]
         # No abbreviations: --conf=x must not pass for --config=x, nor for an override.
         added = commands.add_parser(
             name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
@@ -121,34 +125,22 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
         added.set_defaults(command=name, run=run)
         return added
 
-    def training(name: str, run, summary: str, config: str, folder: str) -> None:
-        to = command(name, run, summary, OVERRIDES)
+    for train, config, folder in ((_train, "FILE[:VARIANT]", "run"), (_sweep, "FILE", "runs")):
+        to = command(train, OVERRIDES)
         to.add_argument("--config", required=True, metavar=config, help="a file of configs/")
-        to.add_argument(
-            "--workdir", required=True, metavar="DIR", help=f"the folder of the {folder}"
-        )
+        help_text = f"the folder of the {folder}"
+        to.add_argument("--workdir", required=True, metavar="DIR", help=help_text)
         group = to.add_argument_group("several processes (on Cloud TPU: --coordinator=auto alone)")
         group.add_argument("--coordinator", metavar="HOST:PORT", help='process 0, or "auto"')
         group.add_argument("--processes", type=int, metavar="N", help="how many there are")
         group.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
 
-    summary = "train one experiment, or resume it where it stopped"
-    training("train", _train, summary, "FILE[:VARIANT]", "run")
-    summary = "train every variant of a config, each in a folder of its own, then compare them"
-    training("sweep", _sweep, summary, "FILE", "runs")
-
-    to = command(
-        "compare",
-        _compare,
-        "print the generations table of runs and write a report of them, a page with its files",
-    )
+    to = command(_compare)
     to.add_argument("workdirs", nargs="+", metavar="DIR", help="folders of runs")
     to.add_argument("--output", metavar="DIR", help="where report.html and its files go")
 
     to = command(
-        "evaluate",
         _evaluate,
-        "evaluate a run's networks as the papers do; each kind has options of its own",
         "python -m seal_jax evaluate --kind=KIND --help lists the options of a kind. What was "
         "done stays done: the same command goes on where it stopped.",
     )
@@ -157,39 +149,33 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
         if kind:
             to.set_defaults(command=f"evaluate --kind={kind}")
 
-    summary = "list every system of the papers, with its method, config and source"
-    command("methods", _methods, summary)
+    command(_methods)
 
-    summary = "export the slim network of a KELS run, scored beside the whole one"
-    to = command("slim", _slim, summary)
+    to = command(_slim)
     to.add_argument("run_folder", metavar="DIR", help="the folder of the run")
-    to.add_argument(
-        "--output", required=True, metavar="DIR", help="where slim.npz and slim.json go"
-    )
+    help_text = "where slim.npz and slim.json go"
+    to.add_argument("--output", required=True, metavar="DIR", help=help_text)
 
-    default = "default: TFDS_DATA_DIR, or TFDS's own"
-    to = command(
-        "datasets", _datasets, "list the papers' data sets, and which of them are prepared"
-    )
-    to.add_argument("--data-dir", metavar="DIR", help=default)
+    data_dir: Any = {"metavar": "DIR", "help": "default: TFDS_DATA_DIR, or TFDS's own"}
+    command(_datasets).add_argument("--data-dir", **data_dir)
 
-    to = command("prepare", _prepare, "prepare a data set for training, without TensorFlow")
-    to.add_argument(
-        "--dataset", required=True, metavar="NAME", help="such as tiny_imagenet; see `datasets`"
-    )
-    to.add_argument("--data-dir", metavar="DIR", help=default)
+    to = command(_prepare)
+    help_text = "such as tiny_imagenet; see `datasets`"
+    to.add_argument("--dataset", required=True, metavar="NAME", help=help_text)
+    to.add_argument("--data-dir", **data_dir)
     to.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
     return root
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train one experiment, or resume it where it stopped."""
     root = _folder(options.workdir)
-    # Before anything imports what would start JAX's devices for one process alone.
     _start_jax(options)
     return _train_one(options.config, overrides, root)
 
 
 def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train every variant of a config, each in a folder of its own, then compare them."""
     from seal_jax.cli import configs
 
     root = _folder(options.workdir)
@@ -219,13 +205,10 @@ def _folder(workdir: str) -> Path:
 
 
 def _start_jax(options: argparse.Namespace) -> None:
-    """Join the other processes, if there are any, before JAX starts its devices."""
-    if options.coordinator:
-        from seal_jax.cli import processes
+    """Join the other processes, if there are any, before anything starts JAX's devices for one."""
+    from seal_jax.cli import processes
 
-        processes.join(options.coordinator, options.processes, options.process)
-    elif options.processes is not None or options.process is not None:
-        raise UsageError("--processes and --process need --coordinator=HOST:PORT")
+    processes.join(options.coordinator, options.processes, options.process)
     _cache_programs()
 
 
@@ -276,6 +259,7 @@ def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
 
 
 def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Print the generations table of runs and write a report of them, a page with its files."""
     _write_report([Path(name) for name in options.workdirs], Path(options.output or "."))
     return OK
 
@@ -289,6 +273,7 @@ def _write_report(workdirs: list[Path], output: Path) -> None:
 
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Evaluate a run's networks as the papers do; each kind has options of its own."""
     from seal_jax.evaluators import command
 
     _cache_programs()
@@ -297,6 +282,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _methods(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """List every system of the papers, with its method, config and source."""
     from seal_jax import methods
     from seal_jax.core.tables import aligned
 
@@ -315,6 +301,7 @@ def _methods(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _slim(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Export the slim network of a KELS run, scored beside the whole one."""
     from seal_jax.training import slim
 
     if not options.output:
@@ -324,6 +311,7 @@ def _slim(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _datasets(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """List the papers' data sets, and which of them are prepared."""
     from seal_jax.cli import datasets
 
     print(datasets.as_text(options.data_dir))
@@ -331,6 +319,7 @@ def _datasets(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Prepare a data set for training, without TensorFlow."""
     from seal_jax import data
 
     where = data.prepare(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)

@@ -14,17 +14,19 @@ from seal_jax.errors import USAGE, UsageError
 WAIT_SECONDS = 300  # for the other processes of a run to start
 
 
-def join(coordinator: str, processes: int | None, process: int | None) -> None:
-    """Join the other processes of a run, within ``WAIT_SECONDS``.
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Join the other processes of a run, if there are any, within ``WAIT_SECONDS``.
 
-    Args:
-      coordinator: ``HOST:PORT`` of process 0, or "auto" where the cluster tells.
-      processes: how many there are; not needed with "auto".
-      process: which this is, from 0; likewise.
+    The ``coordinator`` is ``HOST:PORT`` of process 0, or "auto" where the cluster tells how many
+    processes there are and which this is; None joins nothing.
 
     Raises:
       UsageError: arguments that do not fit, or processes that cannot be joined.
     """
+    if not coordinator:
+        if processes is not None or process is not None:
+            raise UsageError("--processes and --process need --coordinator=HOST:PORT")
+        return
     where = f"--coordinator={coordinator}"
     if coordinator == "auto":
         others = "the cluster of this machine (is it in one? else give HOST:PORT, N and I)"

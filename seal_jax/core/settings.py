@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_number, nonnegative, positive
 from seal_jax.records import Scalar, check
 from seal_jax.records import read as read
 from seal_jax.schedules import boundaries
@@ -194,15 +194,34 @@ class Run:
     keep_checkpoints: int = 3
 
 
-# Bounds from below; those of methods' options are checked where a method is built.
-_AT_LEAST = (
-    (0, "data", "image_size crop_padding cutout"),
-    (0, "optimizer", "warmup_epochs plateau_epochs"),
-    (0, "train", "patience validate_every seed"),
-    (1, "train", "generations epochs_per_generation batch_size seeds"),
-    (0, "run", "seed_devices data_devices steps_per_call"),
-    (1, "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
+_CONDITIONS: dict[str, Callable[[Any], bool]] = {
+    "be positive": positive,
+    "be 0 or positive": nonnegative,
+    "be at least 0": lambda value: value >= 0,
+    "be at least 1": lambda value: value >= 1,
+    "lie between 0 and 1": lambda value: 0 < value < 1,
+    "lie in (0, 1)": lambda value: 0 < value < 1,
+    "lie in [0, 1]": lambda value: 0 <= value <= 1,
+    "lie in [0, 1)": lambda value: 0 <= value < 1,
+}
+# The options of methods are checked where a method is built, by the same function.
+_BOUNDS = (
+    ("be at least 0", "data", "image_size crop_padding cutout"),
+    ("be at least 0", "optimizer", "warmup_epochs plateau_epochs"),
+    ("be at least 0", "train", "patience validate_every seed"),
+    ("be at least 1", "train", "generations epochs_per_generation batch_size seeds"),
+    ("be at least 0", "run", "seed_devices data_devices steps_per_call"),
+    ("be at least 1", "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
+    ("lie in [0, 1)", "optimizer", "label_smoothing"),
+    ("lie in [0, 1]", "train", "until_accuracy"),
+    ("lie in (0, 1)", "optimizer", "plateau_factor"),
 )
+
+
+def check_fields(section: str, values: Any, must: str, *fields: str) -> None:
+    """Raise unless these fields of a section of settings are numbers that do what they ``must``."""
+    for field in fields:
+        check_number(f"{section}.{field}", getattr(values, field), _CONDITIONS[must], must)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +236,8 @@ class Settings:
     run: Run = Run()
 
     def __post_init__(self):
-        for least, section, fields in _AT_LEAST:
-            for field in fields.split():
-                value = getattr(getattr(self, section), field)
-                if value < least:
-                    raise UsageError(f"{section}.{field} = {value} must be at least {least}")
+        for must, section, fields in _BOUNDS:
+            check_fields(section, getattr(self, section), must, *fields.split())
         check_steps(self.train, 1)
         if self.train.seed + self.train.seeds > 2**32:
             raise UsageError(
@@ -234,18 +250,6 @@ class Settings:
             )
         if self.optimizer.decay_epochs:
             boundaries(self.optimizer.decay_epochs)  # whatever the schedule is
-        if not 0 <= self.optimizer.label_smoothing < 1:
-            raise UsageError(
-                f"optimizer.label_smoothing = {self.optimizer.label_smoothing:g} must lie in [0, 1)"
-            )
-        if not 0 <= self.train.until_accuracy <= 1:
-            raise UsageError(
-                f"train.until_accuracy = {self.train.until_accuracy:g} must lie in [0, 1]"
-            )
-        if not 0 < self.optimizer.plateau_factor < 1:
-            raise UsageError(
-                f"optimizer.plateau_factor = {self.optimizer.plateau_factor:g} must lie in (0, 1)"
-            )
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")
         for option, value in self.method.items():
@@ -253,11 +257,7 @@ class Settings:
 
 
 def check_steps(train: Train, steps_per_epoch: int) -> None:
-    """Raise if a training has more steps than its counter, an int32, can count.
-
-    Raises:
-      UsageError: with the most epochs that it can.
-    """
+    """Raise if a training has more steps than its counter, an int32, can count."""
     most = (2**31 - 1) // (steps_per_epoch * train.generations)
     if train.epochs_per_generation > most:
         raise UsageError(
@@ -294,7 +294,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
     ['train.seed: 0 -> 1']
     """
     lines = []
-    for field in [*old, *(field for field in new if field not in old)]:
+    for field in {**old, **new}:
         path = f"{where}.{field}" if where else field
         a, b = old.get(field), new.get(field)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -51,33 +51,20 @@ def stream_key(seed: jax.Array, stream: Stream, index: Any) -> jax.Array:
 
 
 class Weights(NamedTuple):
-    """What inference needs, each a collection of Flax variables.
-
-    Attributes:
-      params: the parameters.
-      batch_stats: BatchNorm's running statistics.
-      normalisers: what LW inserts after its blocks; empty for every other method.
-    """
+    """What inference needs, each a collection of Flax variables."""
 
     params: PyTree
     batch_stats: PyTree
-    normalisers: PyTree
+    normalisers: PyTree  # what LW inserts after its blocks; empty for every other method
 
 
 class MetricSums(NamedTuple):
-    """Sums over a split, or over the epoch so far, float32.
-
-    Attributes:
-      loss: weighted losses.
-      correct: weighted hits.
-      weight: of the examples.
-      measures: a method's own measures by name, summed over steps.
-    """
+    """Sums over a split, or over the epoch so far, float32: of weighted losses, hits and weights."""
 
     loss: jax.Array
     correct: jax.Array
     weight: jax.Array
-    measures: dict[str, jax.Array]
+    measures: dict[str, jax.Array]  # a method's own by name, summed over steps
 
     @classmethod
     def zero(cls, measures: Sequence[str] = ()) -> MetricSums:
@@ -100,41 +87,24 @@ class Best(NamedTuple):
 
 
 class EarlyStoppingState(NamedTuple):
-    """Whether a training has stopped for this generation, and how far its learning rate has fallen.
+    """Whether a training has stopped for this generation, and how far its learning rate has fallen."""
 
-    Attributes:
-      stopped: whether this training is frozen until the generation ends.
-      rate_scale: factor on the learning rate.
-      since: the epoch of the last change of ``rate_scale``, or in which the generation started.
-    """
-
-    stopped: jax.Array
-    rate_scale: jax.Array
-    since: jax.Array
+    stopped: jax.Array  # frozen until the generation ends
+    rate_scale: jax.Array  # factor on the learning rate
+    since: jax.Array  # the epoch of the last change of rate_scale, or of the generation's start
 
 
 class State(NamedTuple):
-    """The state of one training; in a run every leaf has a leading axis of seeds.
+    """The state of one training; in a run every leaf has a leading axis of seeds."""
 
-    Attributes:
-      step: optimizer steps so far, int32.
-      seed: uint32; every random number of the training derives from it and ``step``.
-      weights: parameters and BatchNorm statistics.
-      opt_state: the optimizer's.
-      method_state: what the method keeps: a teacher, counters, initial norms; ``()`` if nothing.
-      metric_sums: training loss and accuracy of the running epoch.
-      best: the best weights of this generation, or ``None`` without a validation split.
-      early_stopping: early stopping and the plateaus of the learning rate; ``None`` if neither is on.
-    """
-
-    step: jax.Array
-    seed: jax.Array
+    step: jax.Array  # optimizer steps so far, int32
+    seed: jax.Array  # uint32; every random number of the training derives from it and the step
     weights: Weights
     opt_state: PyTree
-    method_state: PyTree
-    metric_sums: MetricSums
-    best: Best | None
-    early_stopping: EarlyStoppingState | None
+    method_state: PyTree  # what the method keeps: a teacher, counters, initial norms; () if nothing
+    metric_sums: MetricSums  # of the running epoch
+    best: Best | None  # of this generation; None without a validation split
+    early_stopping: EarlyStoppingState | None  # None if neither it nor plateaus are on
 
 
 # What three fields of the state were called in checkpoints of earlier versions.

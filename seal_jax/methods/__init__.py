@@ -21,20 +21,9 @@ from typing import Any
 from seal_jax import records
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
-from seal_jax.methods.method import Context, Method, Variant
-
-__all__ = [
-    "NAMES",
-    "VARIANTS",
-    "Context",
-    "Method",
-    "Variant",
-    "build",
-    "complete",
-    "momentum_weight",
-    "options",
-    "summary",
-]
+from seal_jax.methods.method import Context as Context
+from seal_jax.methods.method import Method as Method
+from seal_jax.methods.method import Variant as Variant
 
 # All at once: a method needs little beyond the models, which method.py imports anyway.
 _MODULES: dict[str, Any] = {

@@ -55,15 +55,10 @@ class Options:
 
 
 class Teacher(NamedTuple):
-    """What a student learns from.
+    """What a student learns from."""
 
-    Attributes:
-      weights: of the last generation.
-      present: whether there is one: False in generation 0.
-    """
-
-    weights: Weights
-    present: jax.Array
+    weights: Weights  # of the last generation
+    present: jax.Array  # whether there is one: False in generation 0
 
 
 def build(options: Options, context: Context) -> Method:

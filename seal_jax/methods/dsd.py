@@ -8,9 +8,7 @@ from seal_jax import selections
 from seal_jax.methods.method import Context, Init, Method, Variant, check_options
 
 ORDER = 22
-VARIANTS = {
-    "dsd": Variant("DSD", "Han et al. 2017; LW paper, section 1", "lw_cifar10.py"),
-}
+VARIANTS = {"dsd": Variant("DSD", "Han et al. 2017; LW paper, section 1", "lw_cifar10.py")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,17 +102,11 @@ class Options:
 
 
 class Warmup(NamedTuple):
-    """The state of the classifier's warm-up, of one seed.
+    """The state of the classifier's warm-up, of one seed."""
 
-    Attributes:
-      warming: whether it goes on, bool.
-      best: the validation accuracy that the next must beat by the gain, float32.
-      since: the step at which it was reached, int32.
-    """
-
-    warming: jax.Array
-    best: jax.Array
-    since: jax.Array
+    warming: jax.Array  # whether it goes on, bool
+    best: jax.Array  # the validation accuracy that the next must beat by the gain, float32
+    since: jax.Array  # the step at which it was reached, int32
 
 
 def defaults(options: Options) -> dict[str, dict[str, Any]]:

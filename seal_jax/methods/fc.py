@@ -8,9 +8,7 @@ from seal_jax import masks
 from seal_jax.methods.method import Context, Init, Method, Variant
 
 ORDER = 23
-VARIANTS = {
-    "fc": Variant("FC", "LW paper, section 1", "lw_cifar10.py"),
-}
+VARIANTS = {"fc": Variant("FC", "LW paper, section 1", "lw_cifar10.py")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,7 @@ from seal_jax.losses import mean_cross_entropy
 from seal_jax.methods.method import Context, Gradient, Method, StepContext, Variant, check_options
 
 ORDER = 32
-VARIANTS = {
-    "foca": Variant("FOCA", "Sato et al. 2019; PoF paper, section 3.1", "pof_cifar10.py"),
-}
+VARIANTS = {"foca": Variant("FOCA", "Sato et al. 2019; PoF paper, section 3.1", "pof_cifar10.py")}
 
 
 @dataclasses.dataclass(frozen=True)

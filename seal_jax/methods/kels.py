@@ -8,9 +8,7 @@ from seal_jax import slimming
 from seal_jax.methods.method import Context, Init, Method, Variant, check_options
 
 ORDER = 21
-VARIANTS = {
-    "kels": Variant("KELS", "Taha et al. 2021, section 3", "ke_cifar100.py"),
-}
+VARIANTS = {"kels": Variant("KELS", "Taha et al. 2021, section 3", "ke_cifar100.py")}
 
 
 @dataclasses.dataclass(frozen=True)

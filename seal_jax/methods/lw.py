@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from seal_jax import layerwise
 from seal_jax.errors import UsageError
@@ -61,12 +60,14 @@ def build(options: Options, context: Context) -> Method:
             # Statistics of the rescaled network, with the normalisers below block k in place.
             rescaled = hook.weights._replace(params=params)
             outputs = model.features(rescaled._asdict(), hook.images(sample_size))
+            by_name = traverse_util.flatten_dict(normalisers, sep="/")
             # k is traced, so every block's statistics are computed and those of block k chosen.
             for number, block in enumerate(blocks, start=1):
-                mean, scale = layerwise.normaliser(
-                    *layerwise.statistics(outputs[block]), options.epsilon
-                )
-                normalisers = _update(normalisers, block, k == number, mean, scale)
+                statistics = layerwise.statistics(outputs[block])
+                mean, scale = layerwise.normaliser(*statistics, options.epsilon)
+                for name, value in ((f"{block}/mean", mean), (f"{block}/scale", scale)):
+                    by_name[name] = jnp.where(k == number, value, by_name[name])
+            normalisers = traverse_util.unflatten_dict(by_name, sep="/")
         if options.reinitialise:
             params = layerwise.reinitialise_above(
                 hook.key, params, model.blocks, k, context.init_params, blocks=blocks
@@ -104,13 +105,3 @@ def _blocks(options: Options, context: Context) -> tuple[str, ...]:
             f"{count} blocks times method.rounds = {options.rounds}"
         )
     return declared[:count]
-
-
-def _update(normalisers: Any, block: str, chosen: jax.Array, mean: Any, scale: Any) -> Any:
-    """Return the normalisers with those of ``block`` replaced where ``chosen``."""
-    head, _, rest = block.partition("/")
-    if rest:
-        return {**normalisers, head: _update(normalisers[head], rest, chosen, mean, scale)}
-    old = normalisers[head]
-    new = {"mean": mean, "scale": scale}
-    return {**normalisers, head: {name: jnp.where(chosen, new[name], old[name]) for name in old}}

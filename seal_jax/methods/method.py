@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import forgetting, masks
-from seal_jax.core.settings import Optimizer, Train
-from seal_jax.core.state import Weights
-from seal_jax.errors import UsageError, check_number
+from seal_jax.core.settings import Optimizer, Train, check_fields
+from seal_jax.core.state import MetricSums, Weights
+from seal_jax.errors import UsageError, check_number, positive
 from seal_jax.generations import Clock, Schedule
 from seal_jax.losses import cross_entropy
 from seal_jax.models import Model
@@ -27,23 +27,14 @@ Init = Literal["model", "torch_default"]
 
 
 class HookContext(NamedTuple):
-    """The training state between two steps, where a method may change it.
+    """The training state between two steps, where a method may change it."""
 
-    Attributes:
-      key: random key of this hook call alone; a resumed run gets the same.
-      generation: the generation that starts, int32, traced.
-      weights: parameters, BatchNorm statistics and normalisers.
-      opt_state: the optimizer's state; ``None`` before the first step, when it has yet to be made.
-      method_state: what the method keeps; ``()`` before the first step.
-      images: ``images(n)`` returns n training images without augmentation, sampled for this call.
-    """
-
-    key: jax.Array
-    generation: jax.Array
+    key: jax.Array  # of this hook call alone; a resumed run gets the same
+    generation: jax.Array  # the generation that starts, int32, traced
     weights: Weights
-    opt_state: PyTree
-    method_state: PyTree
-    images: Callable[[int], jax.Array]
+    opt_state: PyTree  # None before the first step, when it has yet to be made
+    method_state: PyTree  # what the method keeps; () before the first step
+    images: Callable[[int], jax.Array]  # n training images, not augmented, sampled for this call
 
     def with_params(self, params: PyTree) -> HookContext:
         """Return the context with other parameters; statistics and optimizer state stay."""
@@ -51,71 +42,41 @@ class HookContext(NamedTuple):
 
 
 class Auxiliary(NamedTuple):
-    """What a forward pass returns beside the loss.
+    """What a forward pass returns beside the loss."""
 
-    Attributes:
-      batch_stats: BatchNorm's running statistics after the batch.
-      sums: weighted loss, hits and weight, summed over this device's examples.
-      features: the classifier's input, float32 ``[b, C]``.
-    """
-
-    batch_stats: PyTree
-    sums: PyTree
-    features: jax.Array
+    batch_stats: PyTree  # BatchNorm's running statistics after the batch
+    sums: MetricSums  # over this device's examples
+    features: jax.Array  # the classifier's input, float32 [b, C]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """The loss of one step, as a method's gradient function sees it.
+    """The loss of one step, as a method's gradient function sees it."""
 
-    Attributes:
-      objective: ``params -> (loss, Auxiliary)``: this device's part of the batch's mean loss.
-      part: ``losses [b] -> loss``: what this device's examples add to the batch's mean.
-      labels: int32 ``[b]``, of this device's examples.
-      weights: as they are at the start of the step.
-      method_state: what the method keeps.
-      key: of this step, the same on every device; ``None`` unless ``Method.random``.
-      progress: fraction of the training that is done, in [0, 1).
-      extra_batch: ``extra_batch(i) -> (images, labels)``, this device's part of another batch of
-        ``Method.extra_batch_size`` training images, for i below ``Method.extra_batches``.
-      extract: ``(params, images) -> (features, batch_stats)``: the classifier's input, float32
-        ``[b, C]``, and the statistics after a training pass over a further batch.
-      gather: concatenates the devices' parts of a batch along the first axis.
-    """
-
+    # params -> (loss, Auxiliary): this device's part of the batch's mean loss.
     objective: Callable[[PyTree], tuple[jax.Array, Auxiliary]]
+    # losses [b] -> loss: what this device's examples add to the batch's mean.
     part: Callable[[jax.Array], jax.Array]
-    labels: jax.Array
-    weights: Weights
-    method_state: PyTree
-    key: jax.Array | None
-    progress: jax.Array
+    labels: jax.Array  # int32 [b], of this device's examples
+    weights: Weights  # at the start of the step
+    method_state: PyTree  # what the method keeps
+    key: jax.Array | None  # of this step, the same on every device; None unless Method.random
+    progress: jax.Array  # fraction of the training that is done, in [0, 1)
+    # i -> (images, labels): this device's part of another batch of Method.extra_batch_size training
+    # images, for i below Method.extra_batches.
     extra_batch: Callable[[Any], tuple[jax.Array, jax.Array]]
-    extract: Callable[[PyTree, jax.Array], tuple[jax.Array, PyTree]]
-    gather: Callable[[PyTree], PyTree]
-
-    def extra_features(self, params: PyTree, index: Any) -> tuple[PyTree, PyTree]:
-        """Return ``(features, labels)`` of a whole extra batch, and the statistics after its pass.
-
-        A weak classifier is made of the batch of all devices, so that it is the same on each.
-        """
-        images, labels = self.extra_batch(index)
-        features, batch_stats = self.extract(params, images)
-        return self.gather((features, labels)), batch_stats
+    # (params, i) -> (features, labels), batch_stats: the classifier's input, float32 [n, C], of the
+    # whole of that batch, and the statistics after a training pass over this device's part of it.
+    # A weak classifier is made of the batch of all devices, so that it is the same on each.
+    extra_features: Callable[[PyTree, Any], tuple[PyTree, PyTree]]
 
 
 class Gradient(NamedTuple):
-    """What a method's gradient function returns: this device's part, to be summed over devices.
+    """What a method's gradient function returns: this device's part, to be summed over devices."""
 
-    Attributes:
-      auxiliary: of the pass whose loss and BatchNorm statistics count.
-      gradient: like the parameters.
-      measures: by the names of ``Method.measures``; the same on every device.
-    """
-
-    auxiliary: Auxiliary
+    auxiliary: Auxiliary  # of the pass whose loss and BatchNorm statistics count
     gradient: PyTree
-    measures: dict[str, jax.Array]
+    measures: dict[str, jax.Array]  # those of ``Method.measures``, the same on every device
 
 
 GradientFunction = Callable[[StepContext, PyTree], Gradient]
@@ -131,68 +92,49 @@ def plain_gradient(step: StepContext, params: PyTree) -> Gradient:
 class Method:
     """A training method as data; what a field leaves out is plain SGD's.
 
-    Attributes:
-      tx: turns gradients into updates; knows its generations by its own clock. Its ``update`` is
-        given ``value`` (the batch's loss), ``grad_fn`` (``params -> gradient`` of the same batch
-        with the same randomness), ``key`` (of the step) and ``extra_args(method_state)``.
-      loss: ``(logits [b, classes], labels [b], targets) -> [b]``.
-      targets: ``(method_state, images) -> targets``: what else the loss needs, a teacher's logits;
-        computed once a step and not differentiated.
-      on_start: ``HookContext -> HookContext``, run under ``jit`` before the first step: it may change
-        the weights, and makes the method state.
-      on_generation_start: the same before the first step of every generation from 1 on; each has
-        its own key. ``None`` where nothing happens.
-      on_validation: ``(method_state, accuracy, step) -> method_state``, after each scoring of the
-        validation split.
-      gradient: how the gradient is computed; see :func:`plain_gradient`.
-      extra_args: further arguments of ``tx.update``, from the method state.
-      frozen_statistics: ``method_state -> bool``, traced or not: whether training passes use BatchNorm's
-        running statistics and leave them as they are; ``train.batch_statistics="frozen"`` means
-        always.
-      extra_batch_size: images in each further batch that ``gradient`` may ask for; 0 for none.
-      extra_batches: how many of them there are per step.
-      continues_momentum: whether a training that starts from another run takes over the momentum.
-      random: whether ``tx`` or ``gradient`` need a key in every step.
-      rate: the learning rate to be logged, of the step within the schedule; ``None`` for that of
-        ``optimizer.learning_rate``.
-      measures: names of what ``gradient`` measures in every step; the log has their means.
-      mask: the forget subtree, to be reported before training; ``None`` if there is none.
-      note: a line to be printed before training, if any.
+    Hooks map a :class:`HookContext` to another under ``jit``; each call has its own key.
     """
 
+    # Turns gradients into updates; knows its generations by its own clock. Its ``update`` is given
+    # ``value`` (the batch's loss), ``grad_fn`` (params -> gradient of the same batch with the same
+    # randomness), ``key`` (of the step) and ``extra_args(method_state)``.
     tx: optax.GradientTransformationExtraArgs
+    # (logits [b, classes], labels [b], targets) -> [b].
     loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    # (method_state, images) -> what else the loss needs, a teacher's logits; computed once a step and
+    # not differentiated.
     targets: Callable[[PyTree, jax.Array], PyTree] | None = None
+    # Before the first step: it may change the weights, and makes the method state.
     on_start: Callable[[HookContext], HookContext] | None = None
+    # Before the first step of every generation from 1 on.
     on_generation_start: Callable[[HookContext], HookContext] | None = None
+    # (method_state, accuracy, step) -> method_state, after each scoring of the validation split.
     on_validation: Callable[[PyTree, jax.Array, jax.Array], PyTree] | None = None
     gradient: GradientFunction = plain_gradient
+    # Further arguments of ``tx.update``, from the method state.
     extra_args: Callable[[PyTree], Mapping[str, Any]] = lambda method_state: {}
+    # Whether training passes use BatchNorm's running statistics and leave them as they are, traced or
+    # not; ``train.batch_statistics="frozen"`` means always.
     frozen_statistics: Callable[[PyTree], Any] = lambda method_state: False
-    extra_batch_size: int = 0
-    extra_batches: int = 1
-    continues_momentum: bool = False
-    random: bool = False
+    extra_batch_size: int = 0  # images in each further batch that ``gradient`` may ask for
+    extra_batches: int = 1  # how many of them there are per step
+    continues_momentum: bool = False  # of the run that the training starts from
+    random: bool = False  # whether ``tx`` or ``gradient`` need a key in every step
+    # To be logged, of the step within the schedule; None for that of ``optimizer.learning_rate``.
     rate: Schedule | None = None
-    measures: tuple[str, ...] = ()
-    mask: PyTree | None = None
-    note: str = ""
+    measures: tuple[
+        str, ...
+    ] = ()  # what ``gradient`` measures in every step; the log has the means
+    mask: PyTree | None = None  # the forget subtree, to be reported before training
+    note: str = ""  # a line to be printed before training
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a method is built from, beside its own options.
+    """What a method is built from, beside its own options."""
 
-    Attributes:
-      model: with its declared block order and head.
-      params: the parameters' structure, as ``jax.ShapeDtypeStruct``.
-      steps_per_epoch: S.
-      optimizer: learning rate and its relatives.
-      train: generations and epochs.
-    """
-
-    model: Model
-    params: PyTree
+    model: Model  # with its declared block order and head
+    params: PyTree  # of jax.ShapeDtypeStruct
     steps_per_epoch: int
     optimizer: Optimizer
     train: Train
@@ -226,9 +168,7 @@ class Context:
         ``learning_rate`` stands in for ``optimizer.learning_rate``, for a method with several.
         """
         rate = self.optimizer.learning_rate if learning_rate is None else learning_rate
-        check_number(
-            "optimizer.learning_rate", rate, lambda v: 0 < v < math.inf, "be positive and finite"
-        )
+        check_number("optimizer.learning_rate", rate, positive, "be positive and finite")
         # Of the step within a generation: a transformation's own clock restarts it.
         if self.optimizer.schedule == "constant":
             return lambda step: jnp.asarray(rate, jnp.float32)
@@ -294,20 +234,16 @@ class Context:
     ) -> Method:
         """Return plain training that reinitialises a selection of the weights between generations.
 
-        Knowledge evolution, DSD and FC differ in the selection alone.
-
-        Args:
-          name: of the method, for errors.
-          select: maps the hook context to a selection, see :mod:`seal_jax.selections`.
-          init: see :meth:`initialiser`.
+        Knowledge evolution, DSD and FC differ in the selection alone, which ``select`` makes of the
+        hook context; see :mod:`seal_jax.selections`.
         """
         self.require_restarts(name)
         init_fn = self.initialiser(init)
 
         def forget(hook: HookContext) -> HookContext:
-            params = hook.weights.params
+            params, chosen = hook.weights.params, select(hook)
             return hook.with_params(
-                forgetting.reinitialise_selected(hook.key, params, select(hook), init_fn)
+                forgetting.reinitialise_selected(hook.key, params, chosen, init_fn)
             )
 
         return self.plain(on_generation_start=forget)
@@ -320,15 +256,15 @@ class Context:
         """
         mask = masks.resolve(rule, self.params)
 
-        def gradient(step: StepContext, params: PyTree) -> Gradient:
-            # Not by differentiating fewer arguments: the gradient keeps the structure of the parameters.
-            def objective(params):
-                held = jax.tree.map(
-                    lambda flag, leaf: leaf if flag else jax.lax.stop_gradient(leaf), mask, params
-                )
-                return step.objective(held)
+        # Not by differentiating fewer arguments: the gradient keeps the structure of the parameters.
+        def hold(params: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda flag, leaf: leaf if flag else jax.lax.stop_gradient(leaf), mask, params
+            )
 
-            return plain_gradient(dataclasses.replace(step, objective=objective), params)
+        def gradient(step: StepContext, params: PyTree) -> Gradient:
+            held = dataclasses.replace(step, objective=lambda params: step.objective(hold(params)))
+            return plain_gradient(held, params)
 
         return gradient
 
@@ -342,21 +278,8 @@ class Context:
         return jax.grad(objective)(params[self.model.head])
 
 
-_CONDITIONS: dict[str, Callable[[Any], bool]] = {
-    "be positive": lambda value: 0 < value < math.inf,
-    "be 0 or positive": lambda value: 0 <= value < math.inf,
-    "be at least 0": lambda value: value >= 0,
-    "be at least 1": lambda value: value >= 1,
-    "lie between 0 and 1": lambda value: 0 < value < 1,
-    "lie in [0, 1]": lambda value: 0 <= value <= 1,
-    "lie in [0, 1)": lambda value: 0 <= value < 1,
-}
-
-
-def check_options(options: Any, must: str, *fields: str) -> None:
-    """Raise unless these options of a method are numbers that do what they ``must``."""
-    for field in fields:
-        check_number(f"method.{field}", getattr(options, field), _CONDITIONS[must], must)
+# ``check_options(options, "be positive", "rho")``: of a method's options.
+check_options = functools.partial(check_fields, "method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,27 +287,20 @@ class Variant:
     """A way to use a method that a paper names: a row of ``python -m seal_jax methods``.
 
     Settings are named as options of the method, or with their section: ``optimizer.nesterov``.
-
-    Attributes:
-      name: what the papers call it.
-      source: paper and section.
-      config: at the size of its paper, ``file.py:variant`` in ``configs/``; of a file alone it is the
-        variant of the same name; empty if there is none.
-      changes: settings that set it apart from the method's defaults.
-      digits: further settings of ``configs/digits.py``, where every variant trains in seconds.
-      also: other configs with it, ``file.py`` or ``file.py:variant,variant``.
-      method: the name of its method; the registry fills in this and ``key``.
-      key: its name in ``configs/digits.py``.
     """
 
-    name: str
-    source: str
+    name: str  # what the papers call it
+    source: str  # paper and section
+    # At the size of its paper, ``file.py:variant`` in configs/; of a file alone it is the variant of
+    # the same name; empty if there is none.
     config: str = ""
+    # Settings that set it apart from the method's defaults.
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Further settings of configs/digits.py, where every variant trains in seconds.
     digits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    also: tuple[str, ...] = ()
-    method: str = ""
-    key: str = ""
+    also: tuple[str, ...] = ()  # other configs with it, ``file.py`` or ``file.py:variant,variant``
+    method: str = ""  # the registry fills in the name of its method,
+    key: str = ""  # and its own name in configs/digits.py
 
     def of(self, method: str, key: str) -> Variant:
         """Return the variant as one of a method, by its key there."""

@@ -8,9 +8,7 @@ from seal_jax.methods.method import Context, Method, Variant, check_options
 from seal_jax.transforms.sa_gd import make_sa_gd_tx
 
 ORDER = 13
-VARIANTS = {
-    "sa_gd": Variant("SA-GD", "Cai 2021; SEAL paper, section 2", "seal_tiny_imagenet.py"),
-}
+VARIANTS = {"sa_gd": Variant("SA-GD", "Cai 2021; SEAL paper, section 2", "seal_tiny_imagenet.py")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,7 @@ ORDER = 30
 _NESTEROV = {"optimizer.nesterov": True}
 VARIANTS = {
     "sam": Variant(
-        "SAM",
-        "Foret et al. 2021; PoF paper, section 4.1",
-        "pof_cifar10.py",
-        digits=_NESTEROV,
+        "SAM", "Foret et al. 2021; PoF paper, section 4.1", "pof_cifar10.py", digits=_NESTEROV
     ),
     "asam": Variant(
         "ASAM",

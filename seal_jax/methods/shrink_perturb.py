@@ -9,9 +9,7 @@ from seal_jax import forgetting
 from seal_jax.errors import check_number
 from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
-VARIANTS = {
-    "shrink_perturb": Variant("Shrink and perturb", "Ash & Adams 2020", "ke_cifar100.py"),
-}
+VARIANTS = {"shrink_perturb": Variant("Shrink and perturb", "Ash & Adams 2020", "ke_cifar100.py")}
 
 
 @dataclasses.dataclass(frozen=True)

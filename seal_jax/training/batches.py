@@ -43,31 +43,19 @@ class DataShape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A whole batch.
+    """A whole batch."""
 
-    Attributes:
-      rows: int32 ``[b]``, row numbers in the split.
-      weights: float32 ``[b]``, 0 for examples that only fill the batch up.
-      augmentation: the random parameters of the augmentation, each ``[b, ...]``; ``None`` for none.
-    """
-
-    rows: jax.Array
-    weights: jax.Array
-    augmentation: augment.AugmentationParams | None
+    rows: jax.Array  # int32 [b], row numbers in the split
+    weights: jax.Array  # float32 [b], 0 for examples that only fill the batch up
+    augmentation: augment.AugmentationParams | None  # its random parameters, each [b, ...]
 
 
 class Step(NamedTuple):
-    """What one step is made of; in a scan every leaf has a leading axis of steps.
-
-    Attributes:
-      batch: the batch that is trained on.
-      extra: further batches, each leaf ``[extra_batches, ...]``; ``None`` if the method has none.
-      key: of the step; ``None`` if nothing in it is random.
-    """
+    """What one step is made of; in a scan every leaf has a leading axis of steps."""
 
     batch: Batch
-    extra: Batch | None
-    key: jax.Array | None
+    extra: Batch | None  # the further batches of a method, each leaf [extra_batches, ...]
+    key: jax.Array | None  # of the step; None if nothing in it is random
 
     def key_for(self, stream: Stream) -> jax.Array | None:
         """Return the key of one use within the step; ``None`` where nothing in it is random."""
@@ -76,23 +64,14 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Draws the batches of an experiment.
-
-    Attributes:
-      shape: of the data set.
-      train: the batch size, and how images are sampled.
-      method: may ask for further batches, and for a key.
-      model: takes the images.
-      augmentation: what happens to training images; its normalisation also to the others.
-      shards: devices along the data axis.
-    """
+    """Draws the batches of an experiment."""
 
     shape: DataShape
-    train: Train
-    method: Method
+    train: Train  # the batch size, and how images are sampled
+    method: Method  # may ask for further batches, and for a key
     model: Model
-    augmentation: augment.Augmentation
-    shards: int
+    augmentation: augment.Augmentation  # of training images; its normalisation also of the others
+    shards: int  # devices along the data axis
 
     @property
     def fills(self) -> bool:

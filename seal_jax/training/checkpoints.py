@@ -18,6 +18,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -40,20 +41,14 @@ class CheckpointError(OSError):
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` read.
-
-    Attributes:
-      step: the step it was saved at.
-      state: a pytree like the abstract state, with its shapes, dtypes and shardings.
-      metadata: the mapping that was given to `save`, as JSON gives it back.
-    """
+    """What was saved at a step: the state, and the metadata as JSON gives it back."""
 
     step: int
     state: Any
     metadata: dict[str, Any]
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager["Checkpoints"]):
     """The newest ``keep`` checkpoints of one run, in one folder.
 
     In a multi-process run every process makes one of these, on a folder all of them see, and calls
@@ -80,7 +75,7 @@ class Checkpoints:
         self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
-        self._pending: int | None = None
+        self._pending: int | None = None  # the step whose save is under way
         self._good: list[int] = []
         self._damaged: list[int] = []
         _quiet_orbax()
@@ -116,22 +111,22 @@ class Checkpoints:
         self.wait()
         if self._manager is None:
             self._attempt(step, self._open)
+        assert self._manager is not None
+        manager = self._manager
         if self._good and step <= self._good[-1]:
             raise UsageError(
                 f"checkpoint {step} is not newer than {self._good[-1]} in {self._folder}: "
                 "restore that one first, or use an empty folder"
             )
-        record = {"leaves": _description(leaves), "metadata": extra}
-        for name, checksum in checksums(leaves).items():
-            record["leaves"][name]["checksum"] = checksum
+        sums, description = checksums(leaves), _description(leaves)
+        described = {name: {**leaf, "checksum": sums[name]} for name, leaf in description.items()}
+        record = {"leaves": described, "metadata": extra}
         # Orbax cannot write arrays without elements; `restore` makes them from the description.
         arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             metadata=ocp.args.JsonSave({**record, "digest": _digest(record)}),
         )
-        assert self._manager is not None
-        manager = self._manager
         self._attempt(step, lambda: manager.save(step, args=args, force=True))
         self._pending = step
 
@@ -139,14 +134,12 @@ class Checkpoints:
         """Read the newest checkpoint whose contents are those that were saved.
 
         A damaged one is passed over with a warning and set aside, as ``damaged-<step>``, by the
-        next `save`. The device count may differ from the one it was saved on.
+        next `save`. The device count may differ from the one it was saved on. Returns None when the
+        folder holds no checkpoint.
 
         Args:
           abstract_state: a pytree of ``jax.ShapeDtypeStruct`` with shardings (or of arrays); leaves
             without a sharding come back on this process's first device.
-
-        Returns:
-          The step, state and metadata; None when the folder holds no checkpoint.
 
         Raises:
           UsageError: the checkpoint has other leaves, shapes or dtypes than the abstract state; or
@@ -155,7 +148,7 @@ class Checkpoints:
         """
         self.wait()
         wanted = _named_leaves(abstract_state)
-        step, found, damaged = self.newest(lambda folder: _read(folder, wanted))
+        step, contents, damaged = self.newest(lambda folder: _read(folder, wanted))
         if step is None:
             if damaged:
                 raise UsageError(
@@ -171,9 +164,10 @@ class Checkpoints:
                 f"the next save moves it to damaged-{bad}",
                 stacklevel=2,
             )
-        leaves, metadata = found
-        state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-        return Restored(step, state, metadata)
+        leaves, metadata = contents
+        return Restored(
+            step, jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), metadata
+        )
 
     def abstract_leaves(self) -> dict[str, Leaf]:
         """Return shapes and dtypes of the leaves by name; {} where no checkpoint can be read."""
@@ -182,11 +176,7 @@ class Checkpoints:
     def newest(
         self, read: Callable[[epath.Path], Any], steps: list[int] | None = None
     ) -> tuple[int | None, Any, dict[int, str]]:
-        """Read the newest checkpoint that can be read.
-
-        Returns:
-          Its step, what ``read`` returned, and why each newer one cannot be read.
-        """
+        """Return the newest readable step, what ``read`` made of it, and why newer ones failed."""
         damaged: dict[int, str] = {}
         for step in reversed(_same_everywhere(self.steps()) if steps is None else steps):
             try:
@@ -211,9 +201,6 @@ class Checkpoints:
             manager, self._manager = self._manager, None
             if manager is not None:
                 manager.close()
-
-    def __enter__(self) -> Checkpoints:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -268,14 +255,8 @@ def read_leaves(
     """Return the leaves of a checkpoint by name, in host memory, verified.
 
     It needs no abstract state, so another experiment may take from them what it can use. Random
-    keys are left out.
-
-    Args:
-      directory: the folder of the checkpoints.
-      step: which; by default the newest that can be read.
-
-    Returns:
-      The leaves; None when the folder holds no checkpoint.
+    keys are left out. Without ``step`` it is the newest checkpoint that can be read, and None where
+    the folder holds no checkpoint.
 
     Raises:
       UsageError: there are checkpoints and none can be read, or none of that step.
@@ -334,13 +315,6 @@ def _read(
       _Damaged: what is there is not what was saved.
       UsageError: the checkpoint has other leaves; more of them than wanted only unless ``partly``.
     """
-
-    def read_arrays() -> dict[str, jax.Array]:
-        target = {name: leaf for name, leaf in structs.items() if leaf.size}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
-        return ocp.PyTreeCheckpointHandler().restore(folder / "state", args=args)
-
     record = _read_record(folder)
     saved = {name: leaf.pop("checksum") for name, leaf in record["leaves"].items()}
     # From here on the description is known to be whole, so a difference is another model.
@@ -352,14 +326,19 @@ def _read(
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or first)
         for name, leaf in wanted.items()
     }
-    arrays = _on_every_process(read_arrays)
-    for name, leaf in structs.items():
-        if not leaf.size:
-            arrays[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    target = {name: leaf for name, leaf in structs.items() if leaf.size}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    handler = ocp.PyTreeCheckpointHandler()
+    read = _on_every_process(lambda: handler.restore(folder / "state", args=args))
+    arrays = {
+        name: read[name] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+        for name, leaf in structs.items()
+    }
     wrong = [name for name, checksum in checksums(arrays).items() if checksum != saved[name]]
     if wrong:
         raise _Damaged(f"{_some(wrong)}: not the values that were saved")
-    return [arrays[name] for name in wanted], record["metadata"]
+    return list(arrays.values()), record["metadata"]
 
 
 def _read_record(folder: epath.Path) -> dict[str, Any]:
@@ -431,7 +410,7 @@ def _abstract_leaves(record: Mapping[str, Any]) -> dict[str, Leaf]:
 def _description(leaves: Mapping[str, Leaf]) -> dict[str, dict[str, Any]]:
     """Return shape and dtype of every leaf as JSON holds them."""
     return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in leaves.items()
+        name: {"shape": [*leaf.shape], "dtype": str(leaf.dtype)} for name, leaf in leaves.items()
     }
 
 
@@ -441,20 +420,19 @@ def _same_leaves(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, An
     def show(leaf: dict[str, Any] | None) -> str:
         return f"{leaf['dtype']}{leaf['shape']}" if leaf else "absent"
 
-    names = [*saved, *(name for name in wanted if name not in saved)]
     different = [
         f"{name} is {show(saved.get(name))} there and {show(wanted.get(name))} here"
-        for name in names
+        for name in {**saved, **wanted}
         if saved.get(name) != wanted.get(name)
     ]
+    earlier = [name for name in saved if name.partition("/")[0] in EARLIER_FIELDS]
+    if different and earlier:
+        raise UsageError(
+            f"checkpoint {folder} was written by an earlier version of seal_jax (it has "
+            f"{_some(earlier)}) and cannot be resumed: train again into another folder, or go on "
+            "with that version; its weights can still be evaluated and be started from"
+        )
     if different:
-        earlier = [name for name in saved if name.partition("/")[0] in EARLIER_FIELDS]
-        if earlier:
-            raise UsageError(
-                f"checkpoint {folder} was written by an earlier version of seal_jax (it has "
-                f"{_some(earlier)}) and cannot be resumed: train again into another folder, or go on "
-                "with that version; its weights can still be evaluated and be started from"
-            )
         raise UsageError(
             f"checkpoint {folder} is of another model or method: {_some(different)}: "
             "use the config it was saved with, or another folder"
@@ -487,20 +465,17 @@ def _reason(error: Exception) -> str:
 
 
 def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
-    """Return a checksum of each leaf, computed where it lies: one small array leaves the device."""
+    """Return a checksum of each leaf, computed on its devices: one small array leaves them.
+
+    All leaves are on the same devices.
+    """
+    arrays = list(leaves.values())
     # Two programs with collectives at once, the last training step and this, hang host devices.
-    jax.block_until_ready(list(leaves.values()))
-    groups: dict[frozenset[Any], list[str]] = {}
-    for name, leaf in leaves.items():
-        # One program cannot take arrays of different device sets; usually there is one set.
-        groups.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
-    result: dict[str, int] = {}
-    for names in groups.values():
-        sums = _checksum_program([leaves[name] for name in names])
-        if not sums.is_fully_addressable:
-            sums = multihost_utils.process_allgather(sums, tiled=True)
-        result.update(zip(names, np.asarray(sums).tolist(), strict=True))
-    return {name: result[name] for name in leaves}
+    jax.block_until_ready(arrays)
+    sums = _checksum_program(arrays)
+    if not sums.is_fully_addressable:
+        sums = multihost_utils.process_allgather(sums, tiled=True)
+    return dict(zip(leaves, np.asarray(sums).tolist(), strict=True))
 
 
 @jax.jit

@@ -21,16 +21,11 @@ class EarlyStopping:
 
     A training that stops is frozen whole until its generation ends; once all trainings of a run
     have stopped, the run goes on with the next generation at once.
-
-    Attributes:
-      clock: epochs and generations.
-      train: ``patience`` and ``until_accuracy`` count.
-      optimizer: ``plateau_epochs`` and ``plateau_factor`` count.
     """
 
     clock: Clock
-    train: Train
-    optimizer: Optimizer
+    train: Train  # patience and until_accuracy count
+    optimizer: Optimizer  # plateau_epochs and plateau_factor count
 
     def start(self, step: Any) -> EarlyStoppingState:
         """Return the state of the generation that starts at ``step``."""

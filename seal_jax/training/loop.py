@@ -33,21 +33,13 @@ class NonFiniteError(UsageError):
 
 
 class Call(NamedTuple):
-    """The outcome of one call of the compiled steps, and of what is due after it.
+    """The outcome of one call of the compiled steps, and of what is due after it."""
 
-    Attributes:
-      state: overwritten by the next call, so copy what must outlive it.
-      step: at which the training goes on.
-      trained: the step up to which it was trained: ``step``, but where a generation ended early.
-      losses: ``[seeds, steps of the call]``, on the device.
-      validation: sums over the validation split, if it was scored here.
-    """
-
-    state: State
-    step: int
-    trained: int
-    losses: jax.Array
-    validation: Any
+    state: State  # overwritten by the next call, so copy what must outlive it
+    step: int  # at which the training goes on
+    trained: int  # up to which it was trained: ``step``, but where a generation ended early
+    losses: jax.Array  # [seeds, steps of the call], on the device
+    validation: Any  # sums over the validation split, if it was scored here
 
     @property
     def ended_early(self) -> bool:
@@ -66,15 +58,8 @@ def calls(
     """Train from ``step`` to ``end`` and yield after each call of the compiled steps.
 
     This is the only training loop: a run writes its metrics and checkpoints between two calls, an
-    evaluation that repeats a run measures it there.
-
-    Args:
-      experiment: whose compiled steps are called.
-      state: to start from; overwritten.
-      step: that the state is at.
-      end: the step to stop at; a generation that ends early may lead past it.
-      train_data: the training split on the mesh.
-      validation_data: likewise; ``None`` where there is no validation split.
+    evaluation that repeats a run measures it there. The ``state`` at ``step`` is overwritten; a
+    generation that ends early may lead past ``end``.
     """
     clock = experiment.clock
     validate_every = experiment.settings.train.validate_every
@@ -155,7 +140,13 @@ def train(
         if restored:
             if step == experiment.total_steps:
                 return Outcome(step, True, restored.state)  # nothing to do, and no file to touch
-            _check_steps_per_call(experiment, step)
+            into_epoch, count = step % experiment.clock.steps_per_epoch, experiment.steps_per_call
+            if into_epoch % count:  # calls would run over the end of the epoch
+                raise UsageError(
+                    f"run.steps_per_call = {count} does not divide the {into_epoch} steps of the "
+                    f"running epoch at the checkpoint of step {step}; give the number the run was "
+                    "stopped with"
+                )
             if main:
                 print(f"resuming at step {step}", flush=True)
         log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
@@ -166,9 +157,7 @@ def train(
         if restored:
             state = restored.state
         else:
-            starts = experiment.starts(experiment.seeds, init_from)
-            state = experiment.init(starts, train_data)
-
+            state = experiment.init(experiment.starts(experiment.seeds, init_from), train_data)
         clock, saved = experiment.clock, step
         checkpoint_every = settings.run.checkpoint_every_epochs * clock.steps_per_epoch
         for call in calls(
@@ -204,15 +193,15 @@ def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any
     """Return the metrics row of the epoch that has just ended, one value per seed each."""
     clock, state = experiment.clock, call.state
     last = call.trained - 1  # the last step of the epoch
+    metric_sums = fetch(state.metric_sums)
     row: dict[str, Any] = {
         "step": call.trained,
         "epoch": clock.epoch(last),
         "generation": clock.generation(last),
         "epoch_in_generation": clock.epoch_in_generation(last),
         "learning_rate": experiment.learning_rate(last),
+        **_means("train", metric_sums),
     }
-    metric_sums = fetch(state.metric_sums)
-    row |= _means("train", metric_sums)
     for name, total in metric_sums.measures.items():
         row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
     if call.validation is not None:
@@ -231,11 +220,10 @@ def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any
 
 def _means(name: str, sums: Any) -> dict[str, list[float]]:
     """Return loss and accuracy per seed from the sums over a split."""
-    hits = {"accuracy": sums.correct}
+    totals = {"loss": sums.loss, "accuracy": sums.correct}
     if "top5" in sums.measures:
-        hits["top5_accuracy"] = sums.measures["top5"]
-    means = {f"{name}/{measure}": (total / sums.weight).tolist() for measure, total in hits.items()}
-    return {f"{name}/loss": (sums.loss / sums.weight).tolist(), **means}
+        totals["top5_accuracy"] = sums.measures["top5"]
+    return {f"{name}/{of}": (total / sums.weight).tolist() for of, total in totals.items()}
 
 
 def _diverged(experiment: Experiment, checkpoints: Checkpoints, step: int, saved: int) -> NoReturn:
@@ -272,17 +260,6 @@ def _on_first_process(action: Callable[[], None]) -> None:
             failed = error
     if _any_process(failed is not None):
         raise failed or UsageError("stopped because process 0 did; its message says why")
-
-
-def _check_steps_per_call(experiment: Experiment, step: int) -> None:
-    """Raise if calls that start at ``step`` would run over the end of its epoch."""
-    into_epoch = step % experiment.clock.steps_per_epoch
-    count = experiment.steps_per_call
-    if into_epoch % count:
-        raise UsageError(
-            f"run.steps_per_call = {count} does not divide the {into_epoch} steps of the running epoch "
-            f"at the checkpoint of step {step}; give the number the run was stopped with"
-        )
 
 
 @contextmanager

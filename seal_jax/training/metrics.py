@@ -17,6 +17,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -30,17 +31,17 @@ Row = dict[str, Any]
 Stored = float | int | bool | None | list[float | int | bool | None]
 
 
-class MetricsLog:
-    """Appends rows to ``metrics.jsonl`` and ``tensorboard/`` of one run folder.
+class MetricsLog(AbstractContextManager["MetricsLog"]):
+    """Appends rows to ``metrics.jsonl`` and ``tensorboard/`` of one run folder, made if absent.
 
     A row is on disk when `append` returns. If checkpoint ``t`` is saved only after the row of step
     ``t`` was appended, a run that is killed at any moment and started again from ``t`` ends up with
     the rows of a run that was never killed.
 
     Args:
-      workdir: the run folder; created if absent.
-      resume_step: the step the run goes on from. Rows of later steps are dropped, and so is a last
-        line that was cut short. -1 starts from nothing.
+      workdir: the run folder.
+      resume_step: rows of later steps are dropped, and so is a last line that was cut short; -1
+        starts from nothing.
       write: False, for every process but the first, makes an object that does nothing.
     """
 
@@ -86,7 +87,8 @@ class MetricsLog:
             raise UsageError(f"metrics row needs an integer 'step', got {step!r}")
         if step <= self._last:
             raise UsageError(f"metrics row of step {step} comes after the row of step {self._last}")
-        line = json.dumps(_finite(numbers), allow_nan=False).encode() + b"\n"
+        stored = {name: _with_null(value) for name, value in numbers.items()}
+        line = json.dumps(stored, allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) != len(line):
@@ -108,9 +110,6 @@ class MetricsLog:
             self._file.close()
             self._board.close()
             self._file = None
-
-    def __enter__(self) -> MetricsLog:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -176,15 +175,10 @@ def _is_step(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _finite(row: Row) -> Row:
-    """Return the row with None for what is not finite."""
-
-    def fix(value: Any) -> Any:
-        if isinstance(value, list):
-            return [fix(number) for number in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {name: fix(value) for name, value in row.items()}
+def _with_null(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_null(number) for number in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _with_nan(value: Any) -> Any:

@@ -27,25 +27,15 @@ _WITHOUT_NORMALISERS = ("lw", "kels")
 
 
 class Source(NamedTuple):
-    """A run that a training starts from.
+    """A run that a training starts from."""
 
-    Attributes:
-      settings: of its training.
-      leaves: of its state, by name, each with the seeds' axis.
-      label: what messages call it, such as "train.pretrained = 'run'".
-    """
-
-    settings: Settings
-    leaves: Mapping[str, np.ndarray]
-    label: str
+    settings: Settings  # of its training
+    leaves: Mapping[str, np.ndarray]  # of its state, by name, each with the seeds' axis
+    label: str  # what messages call it, such as "train.pretrained = 'run'"
 
 
 def read(settings: Settings, workdir: Path) -> Source:
-    """Read the run that ``train.pretrained`` names.
-
-    Args:
-      settings: of the training that starts.
-      workdir: its folder; a ``train.pretrained`` that begins with ".." is taken from there.
+    """Read the run that ``train.pretrained`` names; one that begins with ".." is beside ``workdir``.
 
     Raises:
       UsageError: there is no such run, or it has no checkpoint.
@@ -53,13 +43,22 @@ def read(settings: Settings, workdir: Path) -> Source:
     folder = Path(settings.train.pretrained)
     if folder.parts[:1] == ("..",):
         folder = Path(os.path.normpath(workdir / folder))
-    label = f"train.pretrained = {str(folder)!r}"
+    return read_run(folder, f"train.pretrained = {str(folder)!r}")
+
+
+def read_run(folder: Path, label: str) -> Source:
+    """Read the newest checkpoint of a run, which messages call ``label``.
+
+    Raises:
+      UsageError: there is no such run, or it has no checkpoint.
+    """
     if not (folder / workdirs.CONFIG).is_file():
         raise UsageError(f"{label} is not the folder of a run")
+    settings = settings_lib.read(Settings, workdirs.read(folder))
     leaves = read_leaves(folder / workdirs.CHECKPOINTS)
     if leaves is None:
         raise UsageError(f"{label} holds no checkpoint yet")
-    return Source(settings_lib.read(Settings, workdirs.read(folder)), leaves, label)
+    return Source(settings, leaves, label)
 
 
 def take(
@@ -74,7 +73,7 @@ def take(
     Args:
       settings: of the training that starts.
       source: the other run.
-      abstract_state: of the training that starts, every leaf with the seeds' axis.
+      abstract_state: of the training that starts.
       momentum: take the moments of the optimizer, too; where the run's momentum is a damped average
         (1 - M) b, the undamped sum b is computed from it.
 
@@ -122,10 +121,8 @@ def take(
             candidate = moments.get(_moment(name))
         if candidate is not None and candidate.shape[1:] == leaf.shape[1:]:
             taken[name] = candidate
-    kernels = [
-        name for name in abstract if name.startswith("weights/") and name.endswith("/kernel")
-    ]
-    missing = [name for name in kernels if name not in taken]
+    kernels = {name for name in abstract if re.fullmatch("weights/.*/kernel", name)}
+    missing = [name for name in abstract if name in kernels - taken.keys()]
     # One kernel may be missing, the classifier's, if there are others.
     if len(missing) > min(1, len(kernels) - 1):
         raise UsageError(

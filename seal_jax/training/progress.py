@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import TextIO
 
 import jax
@@ -17,18 +18,11 @@ _LINE = (
 )
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A progress bar on stderr: done, left, speed and the newest values.
 
-    On a terminal it is a tqdm bar; elsewhere one plain line now and then, which a log file can hold.
-
-    Args:
-      total: the step the run ends at.
-      initial: the step it starts or resumes from.
-      unit: what is counted.
-      enabled: whether to print; by default only on the first process.
-      every: seconds between two plain lines.
-      stream: where to print; stderr by default.
+    On a terminal it is a tqdm bar; elsewhere a plain line ``every`` so many seconds, which a log file
+    can hold. By default only the first process prints.
     """
 
     def __init__(
@@ -43,11 +37,11 @@ class Progress:
     ) -> None:
         enabled = jax.process_index() == 0 if enabled is None else enabled
         self._stream = sys.stderr if stream is None else stream
-        bar = {"total": total, "initial": initial, "unit": unit, "dynamic_ncols": True}
+        bar = {"total": total, "initial": initial, "unit": unit}
         terminal = enabled and self._stream.isatty()
-        self._bar = tqdm(**bar, file=self._stream, disable=not terminal)
+        self._bar = tqdm(**bar, file=self._stream, disable=not terminal, dynamic_ncols=True)
         # Elsewhere tqdm only formats: it would redraw one line, with carriage returns.
-        self._line = {"total": total, "initial": initial, "unit": unit, "bar_format": _LINE}
+        self._line = {**bar, "bar_format": _LINE}
         self._step, self._postfix = initial, ""
         self._every, self._begin = every, time.monotonic()
         self._next = self._begin + every if enabled and not terminal else math.inf
@@ -70,9 +64,6 @@ class Progress:
         if self._unprinted:
             self._print_line()
         self._next = math.inf
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

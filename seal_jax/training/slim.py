@@ -14,15 +14,13 @@ import numpy as np
 from seal_jax import paths, slimming
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
-from seal_jax.core.settings import Settings
 from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError
 from seal_jax.methods import kels
 from seal_jax.training import experiment as experiments
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import place
-from seal_jax.training.checkpoints import read_leaves
-from seal_jax.training.pretrained import merge
+from seal_jax.training.pretrained import merge, read_run
 
 
 def export(run: Path, output: Path) -> str:
@@ -34,25 +32,26 @@ def export(run: Path, output: Path) -> str:
     Raises:
       UsageError: the folder is not that of a KELS run, or has no checkpoint; or cannot be written.
     """
-    if not (run / workdirs.CONFIG).is_file():
-        raise UsageError(f"{run} is not the folder of a run")
-    settings = settings_lib.read(Settings, workdirs.read(run))
+    settings, leaves, _ = read_run(run, str(run))
     if settings.method["name"] != "kels":
         raise UsageError(
             f"{run} was trained by {settings.method['name']!r}; only KELS has a slim network"
         )
     # How the run was spread over devices does not matter here.
     settings = dataclasses.replace(settings, run=settings_lib.Run())
-    leaves = read_leaves(run / workdirs.CHECKPOINTS)
-    if leaves is None:
-        raise UsageError(f"{run} holds no checkpoint yet")
-    options = {field: value for field, value in settings.method.items() if field != "name"}
-    keep = settings_lib.read(kels.Options, options, "method").keep
+    keep = settings.method.get("keep", kels.Options.keep)
     dataset = experiments.load_data(settings.data)
     mesh = meshes.make(settings, jax.devices()[:1])
-    shape = experiments.data_shape(dataset)
-    experiment = experiments.build(settings, shape, mesh)
-    whole = _weights(run, experiment.abstract_state(settings.train.seeds).weights, leaves)
+    experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
+    abstract = experiment.abstract_state(settings.train.seeds).weights
+    for name, leaf in paths.named_leaves(abstract):
+        shape = np.shape(leaves.get(f"weights/{name}", ()))
+        if shape != leaf.shape:
+            raise UsageError(
+                f"the checkpoint in {run} is of another network than {workdirs.CONFIG} says: {name} is "
+                f"{list(shape)} there and {list(leaf.shape)} here; give the run's own folder"
+            )
+    whole = merge(abstract, leaves, "weights/")
     model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
     test = place(mesh, dataset.test)
@@ -79,17 +78,6 @@ def export(run: Path, output: Path) -> str:
             "with zeros elsewhere would not"
         )
     return "\n".join([*lines, f"weights: {output / 'slim.npz'}"])
-
-
-def _weights(run: Path, abstract: Weights, leaves: dict[str, Any]) -> Weights:
-    for name, leaf in paths.named_leaves(abstract):
-        shape = np.shape(leaves.get(f"weights/{name}", ()))
-        if shape != leaf.shape:
-            raise UsageError(
-                f"the checkpoint in {run} is of another network than {workdirs.CONFIG} says: {name} is "
-                f"{list(shape)} there and {list(leaf.shape)} here; give the run's own folder"
-            )
-    return merge(abstract, leaves, "weights/")
 
 
 def _slim(dense: Any, model: Any, weights: Weights) -> Weights:

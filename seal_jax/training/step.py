@@ -42,14 +42,11 @@ class Start(NamedTuple):
 
 
 def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
-    """Make of a method a program over the mesh, built on first use.
+    """Make of a method, written for one seed, a program over the mesh, built on first use.
 
-    The method is written for one seed. The program takes and returns all seeds: every leaf of its
-    first argument and of its result has a leading axis of seeds.
-
-    Args:
-      shared: how many further arguments it has, which are the same for all seeds.
-      donate: whether the first argument's memory is reused for the result.
+    Every leaf of the program's first argument and of its result has a leading axis of seeds; its
+    ``shared`` further arguments are the same for all seeds. With ``donate`` the first argument's
+    memory is reused for the result.
     """
 
     def decorate(method: Callable[..., Any]) -> Any:
@@ -71,25 +68,15 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An experiment ready to run: what it is made of, and its compiled steps.
-
-    Attributes:
-      settings: what was asked for.
-      mesh: the devices.
-      context: what the method was built from: the network, epochs and generations.
-      method: how the network is trained.
-      batches: the training batches.
-      early_stopping: early stopping and plateaus; ``None`` where neither is on.
-      steps_per_call: steps in one call of ``train``; divides ``clock.steps_per_epoch``.
-    """
+    """An experiment ready to run: what it is made of, and its compiled steps."""
 
     settings: Settings
     mesh: Mesh
-    context: Context
+    context: Context  # what the method was built from: the network, epochs and generations
     method: Method
     batches: Batches
-    early_stopping: EarlyStopping | None
-    steps_per_call: int
+    early_stopping: EarlyStopping | None  # None where neither it nor plateaus are on
+    steps_per_call: int  # in one call of ``train``; divides ``clock.steps_per_epoch``
 
     @property
     def model(self) -> models.Model:
@@ -148,19 +135,15 @@ class Experiment:
 
     def abstract_data(self) -> Any:
         """Return the training split on the device, its shapes only."""
-        row = device.row_bytes(self.model.image_shape)
-        shapes: Any = (
-            jax.ShapeDtypeStruct((self.batches.shape.train, row), jnp.uint8),
-            jax.ShapeDtypeStruct((self.batches.shape.train,), jnp.int32),
-        )
-        return Arrays(*shapes)
+        size, row = self.batches.shape.train, device.row_bytes(self.model.image_shape)
+        images: Any = jax.ShapeDtypeStruct((size, row), jnp.uint8)
+        labels: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
+        return Arrays(images, labels)
 
     def abstract_state(self, seeds: int, init_from: Mapping[str, Any] | None = None) -> State:
         """Return the state's shapes and shardings, to restore a checkpoint against.
 
-        Args:
-          seeds: how many.
-          init_from: what the training takes from another run; only normalisers change the shapes.
+        Of what the training takes from another run only normalisers change the shapes.
         """
         seed: Any = jax.ShapeDtypeStruct((seeds,), jnp.uint32)
         normalisers: Any = {
@@ -168,8 +151,7 @@ class Experiment:
             for name, leaf in (init_from or {}).items()
             if name.startswith(NORMALISERS)
         }
-        start = Start(seed, normalisers)
-        shapes = jax.eval_shape(self.init, start, self.abstract_data())
+        shapes = jax.eval_shape(self.init, Start(seed, normalisers), self.abstract_data())
         sharding = NamedSharding(self.mesh, meshes.BY_SEED)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
@@ -184,48 +166,40 @@ class Experiment:
         weights = Weights(variables["params"], statistics, inserted(start.init_from))
         weights = merge(weights, start.init_from, "weights/")
         step = jnp.zeros((), jnp.int32)
-        method_state: PyTree = ()
-        if self.method.on_start is not None:
-            key = stream_key(seed, Stream.START, 0)
-            event = self._hook_context(key, step, weights, None, (), data)
-            event = self.method.on_start(event)
-            weights, method_state = event.weights, event.method_state
-        opt_state = merge(self.method.tx.init(weights.params), start.init_from, "opt_state/")
-        return State(
-            step=step,
-            seed=seed,
-            weights=weights,
-            opt_state=opt_state,
-            method_state=method_state,
-            metric_sums=MetricSums.zero(self.method.measures),
-            best=Best.none(weights) if self.batches.shape.validation else None,
-            early_stopping=self.early_stopping.start(step) if self.early_stopping else None,
+        sums = MetricSums.zero(self.method.measures)
+        stopping = self.early_stopping.start(step) if self.early_stopping else None
+        state = State(step, seed, weights, None, (), sums, None, stopping)
+        state = self._apply(self.method.on_start, Stream.START, step, state, data)
+        opt_state = self.method.tx.init(state.weights.params)
+        return state._replace(
+            opt_state=merge(opt_state, start.init_from, "opt_state/"),
+            best=Best.none(state.weights) if self.batches.shape.validation else None,
         )
 
     @_compiled(shared=1, donate=True)
     def start_generation(self, state: State, data: Arrays) -> State:
         """Apply the method's forgetting event, and start the generation's records."""
-        weights, opt_state, method_state = state.weights, state.opt_state, state.method_state
-        if self.method.on_generation_start is not None:
-            generation = self.clock.generation(state.step)
-            key = stream_key(state.seed, Stream.EVENT, generation)
-            event = self._hook_context(key, generation, weights, opt_state, method_state, data)
-            event = self.method.on_generation_start(event)
-            weights, opt_state, method_state = event.weights, event.opt_state, event.method_state
+        generation, hook = self.clock.generation(state.step), self.method.on_generation_start
+        state = self._apply(hook, Stream.EVENT, generation, state, data)
         return state._replace(
-            weights=weights,
-            opt_state=opt_state,
-            method_state=method_state,
-            best=Best.none(weights) if state.best is not None else None,
+            best=Best.none(state.weights) if state.best is not None else None,
             early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
 
-    def _hook_context(
-        self, key, generation, weights, opt_state, method_state, data: Arrays
-    ) -> HookContext:
+    def _apply(
+        self, hook: Any, stream: Stream, generation: Any, state: State, data: Arrays
+    ) -> State:
+        """Let a hook of the method, if it has one, change weights, optimizer and method state."""
+        if hook is None:
+            return state
+        key = stream_key(state.seed, stream, generation)
         # A key of their own: the hook may use ``key`` itself in any way.
         images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
-        return HookContext(key, generation, weights, opt_state, method_state, images)
+        before = (state.weights, state.opt_state, state.method_state)
+        after = hook(HookContext(key, generation, *before, images))
+        return state._replace(
+            weights=after.weights, opt_state=after.opt_state, method_state=after.method_state
+        )
 
     @_compiled(shared=1, donate=True)
     def train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
@@ -234,10 +208,8 @@ class Experiment:
         steps = self.batches.steps(
             state.seed, state.step, self.steps_per_call, per_epoch, data.labels
         )
-        starts_epoch = state.step % per_epoch == 0
-        metric_sums = jax.tree.map(
-            lambda total: jnp.where(starts_epoch, 0.0, total), state.metric_sums
-        )
+        zero = MetricSums.zero(self.method.measures)
+        metric_sums = _where(state.step % per_epoch == 0, zero, state.metric_sums)
         return jax.lax.scan(
             lambda carry, step: self._step(carry, data, step),
             state._replace(metric_sums=metric_sums),
@@ -349,6 +321,12 @@ class Experiment:
             rows, _, augmentation = batches.part(batch, method.extra_batch_size)
             return batches.images(data, rows, augmentation)
 
+        def extra_features(params: Any, index: Any) -> tuple[Any, Any]:
+            images, labels = extra_batch(index)
+            _, features, statistics = forward(params, images, extra_dropout, None)
+            whole = jax.lax.all_gather((features, labels), meshes.DATA, tiled=True)
+            return whole, statistics
+
         key = step.key_for(Stream.GRADIENT)
         if key is not None:
             # Like the weights: what is drawn from it and then differentiated is this device's own,
@@ -363,8 +341,7 @@ class Experiment:
             key=key,
             progress=state.step / self.total_steps,
             extra_batch=extra_batch,
-            extract=lambda params, images: forward(params, images, extra_dropout, None)[1:],
-            gather=functools.partial(jax.lax.all_gather, axis_name=meshes.DATA, tiled=True),
+            extra_features=extra_features,
         )
 
     @_compiled(shared=1, donate=True)
@@ -418,14 +395,10 @@ class Experiment:
     def _evaluate(
         self, weights: Weights, data: Arrays, size: int, measures: tuple[str, ...] = ()
     ) -> MetricSums:
-        """Return sums over a split of ``size`` images in inference mode.
-
-        ``measures`` is ``("top5",)`` to count the images whose class is among the first five, too.
-        """
+        """Return sums over a split of ``size`` images in inference mode, and top-5 hits if asked."""
         shards = self.mesh.shape[meshes.DATA]
-        batch = (
-            -(-min(self.settings.run.eval_batch_size, size) // shards) * shards
-        )  # a multiple of the shards
+        batch = min(self.settings.run.eval_batch_size, size)
+        batch += -batch % shards  # a multiple of the shards
         order = device.padded_batches(size, batch)
         variables = weights._asdict()
 

@@ -189,7 +189,7 @@ def test_diverged_run_keeps_its_last_good_checkpoint(runs, tmp_path, capfd):
     assert snapshot(workdir / "checkpoints") == before
     assert row_count(workdir) == 4
     assert main.run(["compare", str(workdir), f"--output={tmp_path / 'table'}"]) == main.OK
-    assert "resnet8 on digits" in capfd.readouterr().out
+    assert "mlp on digits" in capfd.readouterr().out
 
 
 def test_checkpoint_folder_that_cannot_be_written(runs, tmp_path):

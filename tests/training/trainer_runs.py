@@ -34,6 +34,8 @@ def get_config(method="seal"):
     config.train.batch_size = 32
     config.train.generations = 2
     config.train.epochs_per_generation = 4
+    if method != "normal":
+        config.method.threshold = "dense2"
     if method == "seal":
         config.method.ascent_epochs = 2.0
         config.method.ascent_scale = 0.2
