@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError, check_integer, check_number, positive
+from seal_jax.errors import UsageError, check_integer, check_number, known_zero, positive
 from seal_jax.losses import cross_entropy
 
 
@@ -62,7 +62,7 @@ def born_again(
             f"{jnp.shape(logits)}"
         )
     plain = cross_entropy(logits, labels, label_smoothing)
-    if _is_static_zero(weight):
+    if known_zero(weight):
         return plain
     teacher = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
     log_p = jax.nn.log_softmax(teacher / temperature)
@@ -114,7 +114,7 @@ def tolerant(
     classes = jnp.shape(logits)[-1]
     k = check_integer("k", k, 2, classes, bounds=f"from 2 to the {classes} classes")
     plain = cross_entropy(logits, labels, label_smoothing)
-    if _is_static_zero(weight):
+    if known_zero(weight):
         return plain
     scores, _ = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), k)
     return plain + weight * (scores[..., 0] - scores[..., 1:].mean(-1))
@@ -122,7 +122,3 @@ def tolerant(
 
 def _check_weight(weight: Any) -> None:
     check_number("weight", weight, lambda value: 0 <= value <= 1, "lie in [0, 1]")
-
-
-def _is_static_zero(weight: Any) -> bool:
-    return not hasattr(weight, "aval") and weight == 0

@@ -72,28 +72,19 @@ def name(path: KeyPath) -> str:
     return join(keys_of(path))
 
 
-def leaves_with_keys(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Return ``(keys, leaf)`` for every leaf of ``tree``, hidden leaves included.
-
-    >>> leaves_with_keys({"conv1": {"kernel": 1.0}})
-    [(('conv1', 'kernel'), 1.0)]
-    """
-    # ``nnx.Optimizer`` calls ``init`` with Variables, whose key paths have one key more for the
-    # array in them, and ``update`` with bare arrays. Drop that key, so that both have the same keys.
-    return [
-        (keys_of(path) + keys_of(inner[1:]), leaf)
-        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
-        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_placeholder)
-    ]
-
-
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Return ``(name, leaf)`` for every leaf of ``tree``, hidden leaves included.
 
     >>> named_leaves({"conv1": {"kernel": 1.0, "bias": 2.0}})
     [('conv1/bias', 2.0), ('conv1/kernel', 1.0)]
     """
-    return [(join(keys), leaf) for keys, leaf in leaves_with_keys(tree)]
+    # ``nnx.Optimizer`` calls ``init`` with Variables, whose key paths have one key more for the
+    # array in them, and ``update`` with bare arrays. Drop that key, so that both have the same names.
+    return [
+        (name((*path, *inner[1:])), leaf)
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_placeholder)
+    ]
 
 
 def unflatten_like(tree: PyTree, leaves: Iterable[Any]) -> PyTree:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import UsageError, check_choice, check_number, nonnegative
+from seal_jax.errors import UsageError, check_choice, check_number, known_zero, nonnegative
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.preconditioners import preconditioner
 from seal_jax.transforms.reset_state import freeze_while, reset_state
@@ -23,13 +22,8 @@ def check_rates(alpha: float | Schedule, beta: float | Schedule) -> None:
     for field, rate in (("alpha", alpha), ("beta", beta)):
         if not callable(rate):
             check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
-    if _is_zero(alpha) and _is_zero(beta):
+    if known_zero(alpha) and known_zero(beta):
         raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
-
-
-def _is_zero(rate: Any) -> bool:
-    """Tell whether a rate is the number 0, so that its parameters never move."""
-    return isinstance(rate, Real) and rate == 0
 
 
 def scale_by_two_rates(
@@ -142,6 +136,6 @@ def make_fast_tx(
 
 def _times(rate: float | Schedule, schedule: Schedule | None) -> float | Schedule:
     """Return the rate times the schedule; a rate that is the number 0 stays it."""
-    if schedule is None or _is_zero(rate):
+    if schedule is None or known_zero(rate):
         return rate
     return lambda step: (rate(step) if callable(rate) else rate) * schedule(step)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import check_number, nonnegative, require_params
+from seal_jax.errors import check_number, known_zero, nonnegative, require_params
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.sgd import descent
 
@@ -96,7 +96,7 @@ def make_pof_tx(
     head = masks.fixed(head)
 
     def classifier_update(gradient):
-        if not hasattr(classifier_learning_rate, "aval") and classifier_learning_rate == 0:
+        if known_zero(classifier_learning_rate):
             return jnp.zeros_like(gradient)  # exact zeros, for an infinite gradient too
         return (-classifier_learning_rate * gradient).astype(gradient.dtype)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import optimizer_state
-from seal_jax.errors import UsageError, check_number, nonnegative, require_params
+from seal_jax.errors import UsageError, check_number, known_zero, nonnegative, require_params
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
@@ -57,36 +57,32 @@ def perturb(
 
     def uphill(param, slope):
         slope = slope.astype(jnp.float32)
-        decays = _may_differ_from_zero(weight_decay)
-        return slope + weight_decay * param if decays else slope
+        return slope if known_zero(weight_decay) else slope + weight_decay * param
 
     slopes = jax.tree.map(uphill, params, gradient)
-    scales = jax.tree.map(lambda param: jnp.abs(param) + eta, params) if adaptive else None
-    if scales is not None:
-        slopes = jax.tree.map(jnp.multiply, scales, slopes)
+
+    def scaled(slopes):
+        if not adaptive:
+            return slopes
+        return jax.tree.map(lambda param, slope: (jnp.abs(param) + eta) * slope, params, slopes)
+
+    slopes = scaled(slopes)
     square = sum(jnp.sum(jnp.square(slope)) for slope in jax.tree.leaves(slopes))
     # The root has no derivative at 0: take it elsewhere, so that no NaN comes back from there.
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     length = rho / (norm + 1e-12)
-    if scales is not None:
-        slopes = jax.tree.map(jnp.multiply, scales, slopes)
 
     def move(param, slope):
         # Chosen, not added: -0.0 + 0.0 has another sign than -0.0, and 0 times infinity is no 0.
         return jnp.where(rho == 0, param, param + (length * slope).astype(param.dtype))
 
-    return jax.tree.map(move, params, slopes)
+    return jax.tree.map(move, params, scaled(slopes))
 
 
 def check_radius(rho: Any, eta: float) -> None:
     """Raise unless both are finite and not negative."""
     for field, value in (("rho", rho), ("eta", eta)):
         check_number(field, value, nonnegative, "be 0 or positive")
-
-
-def _may_differ_from_zero(value: Any) -> bool:
-    """Return False if a number is known to be 0 before anything runs."""
-    return hasattr(value, "aval") or value != 0
 
 
 @takes_options_of(perturb)
@@ -126,20 +122,20 @@ def sharpness_aware(
     wrapped = optimizer_state.keep_dtypes(inner)
 
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
-        if _may_differ_from_zero(rho):
+        if not known_zero(rho):
             require_params(params)
             if grad_fn is None:
                 raise ValueError("make_sam_tx needs grad_fn: call update(..., grad_fn=...)")
             second = grad_fn(perturb(params, updates, rho, **options))
-            updates = _second(rho, updates, second)
+            updates = _unless_zero(rho, second, updates)
         return wrapped.update(updates, state, params, grad_fn=grad_fn, **extra_args)
 
     return optax.GradientTransformationExtraArgs(wrapped.init, update_fn)
 
 
-def _second(rho: Any, first: PyTree, second: PyTree) -> PyTree:
+def _unless_zero(rho: Any, second: PyTree, first: PyTree) -> PyTree:
     """Return the second gradient; where ``rho`` is 0 the first, lest rounding tell them apart."""
-    return jax.tree.map(lambda a, b: jnp.where(rho == 0, a, b), first, second)
+    return jax.tree.map(lambda new, old: jnp.where(rho == 0, old, new), second, first)
 
 
 @takes_options_of(perturb)
@@ -173,10 +169,10 @@ def sharpness_aware_gradient(
     """
     value, first = value_and_grad_fn(params)
     check_radius(rho, options.get("eta", 0.0))
-    if not _may_differ_from_zero(rho):
+    if known_zero(rho):
         return value, first
     _, second = value_and_grad_fn(perturb(params, first, rho, **options))
-    return value, _second(rho, first, second)
+    return value, _unless_zero(rho, second, first)
 
 
 @takes_options_of(make_normal_tx)

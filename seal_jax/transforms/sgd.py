@@ -257,28 +257,42 @@ def descent(
         what is reset there is reset again one step later.
       **wrapping: ``frozen``, ``frozen_when`` and (for ``optimizer``) ``view`` of :func:`reset_state`.
     """
-    when = reset_condition(clock, reset_momentum)
-    if starts_with_event:
-        when = after_event(clock, when)
+    at_moments = reset_condition(clock, reset_momentum)
+
+    def when(step):
+        if not starts_with_event:
+            return at_moments(step)
+        return at_moments(step) | (at_moments(step - 1) & clock.starts_generation(step - 1))
+
     decaying = decay(weight_decay)
     if optimizer is None:
         wrapping.pop("view", None)
+        if preconditioner is None:
+            preconditioner = preconditioners.preconditioner(
+                "sgd", momentum=momentum, nesterov=nesterov
+            )
+        elif not (hasattr(preconditioner, "init") and hasattr(preconditioner, "update")):
+            raise UsageError(
+                f"preconditioner = {preconditioner!r} must be an optax transformation: "
+                'preconditioner("adam")'
+            )
+        else:
+            _check_untouched("preconditioner", momentum=(momentum, 0.9), nesterov=(nesterov, False))
         # Decay before the momentum, the rate after it, as PyTorch does: a schedule then scales what
         # the momentum already holds.
         return optax.chain(
             decaying,
-            reset_state(_preconditioned(preconditioner, momentum, nesterov), when, **wrapping),
+            reset_state(preconditioner, when, **wrapping),
             scale_by_restarting_rate(learning_rate, clock),
         )
     if preconditioner is not None:
         raise UsageError("preconditioner has no effect beside optimizer=: give one of the two")
-    for field, value, default in (
-        ("learning_rate", learning_rate, default_rate),
-        ("momentum", momentum, 0.9),
-        ("weight_decay", weight_decay, 5e-4),
-    ):
-        if not isinstance(value, Real) or value != default:
-            raise UsageError(f"{field} has no effect beside optimizer=: put it into the optimizer")
+    _check_untouched(
+        "optimizer",
+        learning_rate=(learning_rate, default_rate),
+        momentum=(momentum, 0.9),
+        weight_decay=(weight_decay, 5e-4),
+    )
     return reset_state(optimizer, when, restart=clock.starts_generation, **wrapping)
 
 
@@ -290,25 +304,10 @@ def reset_condition(clock: Clock, reset_momentum: ResetMomentum) -> Callable[[An
     return clock.starts_generation if reset_momentum == "generation" else never
 
 
-def after_event(clock: Clock, when: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Extend a condition by the step after the first of a generation, where it held there."""
-    return lambda step: when(step) | (when(step - 1) & clock.starts_generation(step - 1))
-
-
-def _preconditioned(
-    preconditioner: optax.GradientTransformation | None, momentum: float, nesterov: bool
-) -> optax.GradientTransformation:
-    """Return ``preconditioner``, else undamped momentum; raise where both are given."""
-    if preconditioner is None:
-        return preconditioners.preconditioner("sgd", momentum=momentum, nesterov=nesterov)
-    if not (hasattr(preconditioner, "init") and hasattr(preconditioner, "update")):
-        raise UsageError(
-            f"preconditioner = {preconditioner!r} must be an optax transformation: "
-            'preconditioner("adam")'
-        )
-    for field, value, default in (("momentum", momentum, 0.9), ("nesterov", nesterov, False)):
+def _check_untouched(replaced_by: str, **values: tuple[Any, float]) -> None:
+    """Raise unless every (value, default) is the default: ``replaced_by`` takes their place."""
+    for field, (value, default) in values.items():
         if not isinstance(value, Real) or value != default:
             raise UsageError(
-                f"{field} has no effect beside preconditioner=: put it into the preconditioner"
+                f"{field} has no effect beside {replaced_by}=: put it into the {replaced_by}"
             )
-    return preconditioner
