@@ -41,9 +41,6 @@ def born_again(
     Returns:
       float32 [...]; the mean over the batch is the caller's.
 
-    Raises:
-      UsageError: an argument out of range, or shapes that do not fit.
-
     >>> logits, labels = jnp.zeros((1, 4)), jnp.array([2])
     >>> teacher = jnp.log(jnp.array([[0.1, 0.1, 0.7, 0.1]]))
     >>> loss = born_again(logits, teacher, labels, weight=1.0, temperature=1.0)
@@ -89,17 +86,9 @@ def tolerant(
     Train the first generation with it, the others with :func:`born_again`.
 
     Args:
-      logits: [..., classes].
-      labels: integers [...].
+      logits, labels, label_smoothing: as in :func:`born_again`; so is the result.
       weight: :math:`\eta`, in [0, 1]; may be traced. At 0 the result is the cross entropy.
       k: K, from 2 to the number of classes.
-      label_smoothing: of the cross entropy, spread over all classes.
-
-    Returns:
-      float32 [...]; the mean over the batch is the caller's.
-
-    Raises:
-      UsageError: an argument out of range, or shapes that do not fit.
 
     >>> logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]]))
     >>> loss = tolerant(logits, jnp.array([2]), weight=1.0, k=2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -104,8 +105,8 @@ def replace(params: PyTree, fresh: PyTree, selection: PyTree) -> PyTree:
 
     Args:
       params: pytree of arrays.
-      fresh: the values to take, in a tree like ``params``; they are cast to its dtypes.
-      selection: what to take, a tree of bool as in :mod:`seal_jax.selections`; may be traced.
+      fresh: a tree like ``params``; its values are cast to their dtypes.
+      selection: a tree of bool as in :mod:`seal_jax.selections`; may be traced.
 
     Raises:
       UsageError: ``fresh`` or ``selection`` has another structure, or other shapes.
@@ -130,15 +131,8 @@ def reinitialise_selected(
 ) -> PyTree:
     r"""Return ``params`` with the selected entries reinitialized, bit for bit as by ``init_fn``.
 
-    Like :func:`reinitialise`, for parts of tensors:
-
-    .. math:: w \leftarrow (1 - s) \odot w + s \odot \eta
-
-    Args:
-      key: a random key; use a new one for every event.
-      params: pytree of arrays.
-      selection: the entries to reinitialize, a tree of bool as in :mod:`seal_jax.selections`.
-      init_fn: maps a key to a whole tree like ``params``, or "torch_default".
+    Like :func:`reinitialise`, for parts of tensors, with a tree of bool ``selection`` as in
+    :mod:`seal_jax.selections`: :math:`w \leftarrow (1 - s) \odot w + s \odot \eta`.
 
     References:
       Alabdulmohsin et al., `The Impact of Reinitialization on Generalization in Convolutional Neural
@@ -175,12 +169,9 @@ def shrink_and_perturb(
       perturb: :math:`\sigma`, at least 0; may be traced.
       mask: the parameters to change, in any form of :mod:`seal_jax.masks`; ``None`` for all.
 
-    Raises:
-      UsageError: a factor out of its range; ``init_fn`` returns another tree than ``params``.
-
     References:
       Ash and Adams, `On Warm-Starting Neural Network Training`, 2020 ("shrink, perturb, repeat"; the
-      defaults are those of the released code's example, which draws from the initialisation, too).
+      defaults are those of the released code's example).
 
     >>> params = {"conv": jnp.full(2, 10.0), "fc": jnp.full(2, 20.0)}
     >>> ones = lambda key: jax.tree.map(jnp.ones_like, params)
@@ -197,10 +188,8 @@ def shrink_and_perturb(
         return (shrink * old + perturb * new).astype(old.dtype) if flag else old
 
     if mask is None:
-        flags = jax.tree.map(lambda _: True, params)
-    else:
-        flags = masks.resolve(mask, params)
-    return jax.tree.map(mix, flags, fresh, params)
+        return jax.tree.map(partial(mix, True), fresh, params)
+    return jax.tree.map(mix, masks.resolve(mask, params), fresh, params)
 
 
 def check_like(fresh: PyTree, params: PyTree) -> None:

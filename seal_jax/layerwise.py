@@ -2,8 +2,8 @@
 
 A network is declared from bottom to top: ``order`` are path prefixes that together cover every
 parameter exactly once, ``blocks`` those of them after which rounds take place (by default all), each
-an entry of ``order`` or a prefix of several neighbours. "Blocks 1 to k" are then all entries up to
-and including the k-th block, a stem below the first block included, and the others lie above.
+an entry of ``order`` or a prefix of several neighbours. "Blocks 1 to k" are all entries up to and
+including the k-th block, a stem below the first included; the others are above.
 
 Before round (k, n) of K N rounds in all::
 
@@ -47,10 +47,10 @@ def kernel_norms(params: PyTree, *, vectors: bool = False) -> PyTree:
     (0.0, 6.0)
     """
 
-    def one(path, leaf):
+    def norm(path, leaf):
         return _norm(leaf) if vectors or jnp.ndim(leaf) >= 2 else jnp.zeros((), jnp.float32)
 
-    return paths.map_named(one, params)
+    return paths.map_named(norm, params)
 
 
 def _norm(leaf: jax.Array) -> jax.Array:
@@ -72,9 +72,7 @@ def rescale(
     Args:
       params: pytree of arrays.
       norms: tree of scalars like ``params``, from :func:`kernel_norms`.
-      order: the declared order, from bottom to top.
-      k: from 1 on, may be traced.
-      blocks: the blocks; every entry of the order by default.
+      order, k, blocks: see above.
 
     >>> params = {"a": jnp.full((1, 1), 8.0), "b": jnp.full((1, 1), 8.0)}
     >>> new = rescale(params, {"a": jnp.float32(2), "b": jnp.float32(2)}, ("a", "b"), k=1)
@@ -132,10 +130,8 @@ def reinitialise_above(
     Args:
       key: a random key; use a new one for every round.
       params: pytree of arrays.
-      order: the declared order, from bottom to top.
-      k: from 1 on, may be traced.
+      order, k, blocks: see above.
       init_fn: maps a key to a whole tree like ``params``, or "torch_default".
-      blocks: the blocks; every entry of the order by default.
 
     Raises:
       UsageError: k is out of range, a block not in the order, a parameter not covered exactly once.

@@ -138,10 +138,10 @@ def _is_nnx_filter(mask: Any) -> bool:
 
 def count_arguments(function: Callable) -> int:
     """Return how many positional arguments ``function`` requires."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
     return sum(
-        parameter.kind in kinds and parameter.default is parameter.empty
-        for parameter in inspect.signature(function).parameters.values()
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+        for p in parameters
     )
 
 
@@ -250,7 +250,6 @@ def invert(mask: Mask) -> Callable[[PyTree], PyTree]:
     >>> resolve(invert("conv1"), {"conv1": 1.0, "fc": 2.0})
     {'conv1': False, 'fc': True}
     """
-
     return lambda params: jax.tree.map(lambda flag: not flag, resolve(mask, params))
 
 
@@ -276,7 +275,7 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
 
 
 class Report(NamedTuple):
-    """What a mask selects: ``tensors`` of ``all_tensors``, ``parameters`` of ``all_parameters``."""
+    """Counts of what a mask selects."""
 
     tensors: int
     all_tensors: int

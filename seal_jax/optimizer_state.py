@@ -69,10 +69,7 @@ def shares(state: PyTree, params: PyTree, mask: PyTree) -> bool:
 
     Then the memory of one part cannot be replaced without that of the other.
 
-    Args:
-      state: the state of an optax transformation, or its shapes.
-      params: parameters, for their structure.
-      mask: pytree of bool with the structure of ``params``.
+    ``state`` may be shapes alone; ``mask`` is a pytree of bool with the structure of ``params``.
 
     >>> params, mask = {"conv": jnp.ones(2), "fc": jnp.ones(2)}, {"conv": False, "fc": True}
     >>> shares(optax.adam(0.1).init(params), params, mask), shares(optax.trace(0.9).init(params), params, mask)

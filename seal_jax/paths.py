@@ -48,28 +48,19 @@ def escape(key: str) -> str:
     return key.replace("%", "%25").replace("/", "%2F")
 
 
-def join(keys: Iterable[str]) -> str:
-    """Return the escaped keys joined by ``/``: a name that no other leaf of the tree has.
-
-    >>> join(("net/linear", "w"))
-    'net%2Flinear/w'
-    """
-    return "/".join(map(escape, keys))
-
-
 def keys_of(path: KeyPath) -> tuple[str, ...]:
     """Return the keys of ``path`` as strings."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def name(path: KeyPath) -> str:
-    """Return the keys of ``path`` joined by ``/``; see :func:`escape` for keys that contain one.
+    """Return the escaped keys of ``path`` joined by ``/``: a name that no other leaf has.
 
     >>> tree = {"conv1": {"kernel": 1.0}, "a/b": 2.0}
     >>> [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     ['a%2Fb', 'conv1/kernel']
     """
-    return join(keys_of(path))
+    return "/".join(map(escape, keys_of(path)))
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -79,7 +79,7 @@ def steps(
 
     Args:
       learning_rate: the first.
-      decay_epochs: epochs separated by commas; from each on the rate is ``factor`` times smaller.
+      decay_epochs: epochs separated by commas; from each on the rate is multiplied by ``factor``.
       factor: in (0, 1).
       steps_per_epoch: S.
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from seal_jax import paths
 from seal_jax.errors import UsageError, check_number, nearest
-from seal_jax.selections import check_static
+from seal_jax.selections import check_fraction
 
 PyTree = Any
 
@@ -59,7 +59,7 @@ def kernel_slices(
     >>> selection["conv"]["kernel"][0, 0].tolist(), selection["fc"]["kernel"][:, 0].tolist()
     ([[False, False, True, True]], [False, False, True, True])
     """
-    check_static("keep", keep)
+    check_fraction("keep", keep)
     ratio = Fraction(float(keep)).limit_denominator(10**9)
     kernels = [
         path for path, leaf in paths.named_leaves(params) if len(getattr(leaf, "shape", ())) >= 2
@@ -97,8 +97,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
 
     With all parameters outside the fit slices at zero, a wide network with BatchNorm or without
     normalisation computes what the slim one does. One with LayerNorm does not: its zeros count in
-    the mean and variance over channels. There the slim network is a network of its own. The released
-    code of knowledge evolution reports the accuracies of both.
+    the mean and variance over channels.
 
     Args:
       params: pytree of arrays of the wide network: parameters, batch statistics, or both.

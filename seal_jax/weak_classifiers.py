@@ -34,19 +34,12 @@ _EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
 
 
 class Perturbation(NamedTuple):
-    """Step from a classifier to the minimum of the loss on a weak batch.
+    """Step from a classifier to the minimum of the loss on a weak batch."""
 
-    Attributes:
-      direction: pytree like the head, the gradient at the head over its global norm.
-      xi: float32, the distance of the minimum against ``direction``; 0 where there is none.
-      accepted: bool, whether there is a minimum with an upper bracket.
-      loss: float32, the loss of the weak batch at the unperturbed head.
-    """
-
-    direction: PyTree
-    xi: jax.Array
-    accepted: jax.Array
-    loss: jax.Array
+    direction: PyTree  # like the head: the gradient at the head over its global norm
+    xi: jax.Array  # float32, the distance of the minimum against `direction`; 0 where there is none
+    accepted: jax.Array  # bool, whether there is a minimum with an upper bracket
+    loss: jax.Array  # float32, of the weak batch at the unperturbed head
 
 
 def direction(
@@ -101,8 +94,7 @@ def perturbation(
     asymmetric landscape, a zero gradient, a loss that is not finite) the result is not accepted.
 
     Args:
-      head: :math:`\theta_0`.
-      features, labels, classify, loss: of the weak batch B, as explained above.
+      head, features, labels, classify, loss: :math:`\theta_0` and the weak batch B, see above.
       linear: whether the logits are affine in the head, as those of a dense layer are; they are
         then computed twice, not once for every point of the search. ``None`` takes a head of one
         matrix, with or without one vector, for affine: say False if it is not (a cosine
@@ -127,15 +119,14 @@ def perturbation(
         # A matrix, or a matrix and a vector: kernel and bias.
         linear = sorted(map(jnp.ndim, jax.tree.leaves(head))) in ([2], [1, 2])
     if linear:
-        logits, slopes = jax.jvp(lambda h: classify(h, features), (head,), (unit,))
+        at_head, slopes = jax.jvp(lambda h: classify(h, features), (head,), (unit,))
 
-        def along(xi):
-            return loss(logits.astype(jnp.float32) - xi * slopes, labels)
-
-    else:
-
-        def along(xi):
-            return loss(classify(_moved(head, unit, xi), features), labels)
+    def along(xi):
+        if linear:
+            logits = at_head.astype(jnp.float32) - xi * slopes
+        else:
+            logits = classify(_moved(head, unit, xi), features)
+        return loss(logits, labels)
 
     minimum = minimise(along, **search)
     return Perturbation(unit, minimum.xi, minimum.accepted, value)
@@ -176,8 +167,7 @@ def sample_gamma(
       key: a random key; a new one for every step.
       policy: "uniform" draws from [low, high] (the paper), "constant" returns ``high``, "linear"
         grows from ``low`` to ``high`` with ``progress``.
-      low: the least, at least 0.
-      high: the most.
+      low, high: the bounds, at least 0.
       progress: the fraction of the training that is over, in [0, 1]; may be traced.
 
     >>> float(sample_gamma(jax.random.key(0), "linear", progress=0.25))

@@ -35,8 +35,7 @@ def scale_by_two_rates(
 
     Args:
       head: the head, in any form of :mod:`seal_jax.masks`.
-      alpha: a number, or a schedule of the step within the generation.
-      beta: the same for the features.
+      alpha, beta: a number each, or a schedule of the step within the generation.
       clock: the generations.
 
     >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
@@ -73,7 +72,6 @@ def make_fast_tx(
     steps_per_epoch: int,
     epochs_per_generation: int,
     reset_momentum: ResetMomentum = "generation",
-    schedule: Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Return the optimizer of FAST, and of its baselines, as one optax transformation.
 
@@ -100,10 +98,6 @@ def make_fast_tx(
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
-      schedule: a factor to both rates, as a function of the step within the generation.
-
-    Raises:
-      UsageError: an argument out of its range, or a mask that selects nothing or everything.
 
     References:
       Varno et al., `Learn Faster and Forget Slower via Fast and Stable Task Adaptation`, Algorithm
@@ -129,13 +123,6 @@ def make_fast_tx(
     chain = optax.chain(
         decay_weights(weight_decay),
         reset_state(scale, reset_condition(clock, reset_momentum)),
-        scale_by_two_rates(head, _times(alpha, schedule), _times(beta, schedule), clock),
+        scale_by_two_rates(head, alpha, beta, clock),
     )
     return freeze_while(masks.invert(head), chain)
-
-
-def _times(rate: float | Schedule, schedule: Schedule | None) -> float | Schedule:
-    """Return the rate times the schedule; a rate that is the number 0 stays it."""
-    if schedule is None or known_zero(rate):
-        return rate
-    return lambda step: (rate(step) if callable(rate) else rate) * schedule(step)

@@ -29,14 +29,11 @@ def make_pof_tx(
     r"""Return PoF's optimizer: Nesterov SGD on the feature extractor, none on the classifier.
 
     The updates of the classifier :math:`\theta_0` are exactly 0, whatever its gradient and the
-    weight decay; nor does its gradient enter the optimizer. What perturbs the classifier is not
-    part of it: the gradient is taken at a weak classifier (:mod:`seal_jax.weak_classifiers`), the
-    update applied to the parameters themselves, as in the example. Without a perturbation this is
-    plain Nesterov SGD on the features.
-
-    The state has the structure of that of :func:`make_normal_tx` over ALL parameters: continue with
-    the state at the end of the pre-training to keep its momentum. Its count of steps goes on as
-    well; a schedule reads it, a constant rate does not.
+    weight decay; nor does its gradient enter the optimizer. The gradient is taken at a weak
+    classifier (:mod:`seal_jax.weak_classifiers`), the update applied to the parameters themselves,
+    as in the example. The state has the structure of that of :func:`make_normal_tx` over ALL
+    parameters: continue with the state at the end of the pre-training to keep its momentum, and its
+    count of steps, which a schedule reads.
 
     Args:
       head: the classifier, in any form of :mod:`seal_jax.masks`.

@@ -49,20 +49,16 @@ def masked_reinit(
     """Spend an update on moving the masked parameters to freshly initialized values.
 
     Put it at the END of a chain. When ``when(count)`` holds, the updates of the masked parameters
-    become ``fresh - p``, exact up to rounding, and all others become zero: the gradient of that step
-    belongs to weights that are no longer there. Updates in bfloat16 or float16 come out in float32,
-    in every step, since a sum in that precision would keep digits of the old weights:
-    ``optax.apply_updates`` adds in float32 and returns the parameters' dtype. (``apply_if_finite``
-    around such a transformation asks for float32 gradients.)
-
-    The event takes the FIRST step of a generation rather than the last of the one before, so that
-    the weights a generation ends with can be evaluated. For an exact event between two steps use
-    :func:`seal_jax.forgetting.reinitialise`.
+    become ``fresh - p``, exact up to rounding, and all others zero: the gradient of that step belongs
+    to weights that are no longer there. Updates in bfloat16 or float16 come out in float32, in every
+    step, since a sum in that precision would keep digits of the old weights
+    (``optax.apply_updates`` returns the parameters' dtype). The event takes the FIRST step of a
+    generation, so that the weights a generation ends with can be evaluated. For an exact event
+    between two steps use :func:`seal_jax.forgetting.reinitialise`.
 
     Args:
       mask: the forget subtree, in any form of :mod:`seal_jax.masks`; or a function of (key,
-        parameters, generation) that returns a selection (see :mod:`seal_jax.selections`), called at
-        every event with a key that the weights are not drawn from.
+        parameters, generation) that returns a selection (see :mod:`seal_jax.selections`).
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
       key: a random key; every event uses another key derived from it, reproducibly.
@@ -155,11 +151,7 @@ def wels(
       fraction: the share that is FORGOTTEN, in (0, 1): 0.2 in the LW paper, 0.5 in knowledge
         evolution.
       key: the random key of the one selection.
-      exact: that share of every tensor; see :func:`seal_jax.selections.random_subset`.
-      among: the parameters to select from; kernels by default.
-
-    References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3.
+      exact, among: see :func:`seal_jax.selections.random_subset`.
     """
     select = welsr(fraction, exact=exact, among=among)
     check_key("key", key)
@@ -174,7 +166,7 @@ def welsr(fraction: float, *, exact: bool = True, among: masks.Mask | None = Non
     >>> int(one.sum()), bool((one == other).all())
     (32, False)
     """
-    selections.check_static("fraction", fraction)
+    selections.check_fraction("fraction", fraction)
     return lambda key, params, generation: selections.random_subset(
         key, params, fraction, exact=exact, among=among
     )
@@ -186,13 +178,8 @@ def dsd(
     scope: selections.Scope = "tensor",
     among: masks.Mask | None = None,
 ) -> Select:
-    """Select the smallest magnitudes (dense-sparse-dense); see :func:`seal_jax.selections.smallest`.
-
-    References:
-      Han et al., `DSD: Dense-Sparse-Dense Training for Deep Neural Networks`, 2017; in many rounds,
-      Alabdulmohsin et al., `The Impact of Reinitialization ...`, 2022, section 1.
-    """
-    selections.check_static("fraction", fraction)
+    """Select the smallest magnitudes (dense-sparse-dense); see :func:`seal_jax.selections.smallest`."""
+    selections.check_fraction("fraction", fraction)
     check_choice("scope", scope, get_args(selections.Scope))
     return lambda key, params, generation: selections.smallest(
         params, fraction, scope=scope, among=among
@@ -214,7 +201,7 @@ def kels(
     >>> kels(0.5, "a", "b")(jax.random.key(0), params, 1)["a"]["kernel"].tolist()
     [[False, True], [False, True]]
     """
-    selections.check_static("keep", keep)
+    selections.check_fraction("keep", keep)
     return lambda key, params, generation: slimming.kernel_slices(
         params, keep, first=first, head=head, flattened=flattened
     )
@@ -246,9 +233,6 @@ def make_relearn_tx(
       steps_per_epoch: S.
       epochs_per_generation: E.
       **options: of momentum SGD, see :func:`make_normal_tx`.
-
-    Raises:
-      UsageError: an argument out of its range; a selection that does not fit the parameters.
 
     References:
       "FC": Li et al., `RIFLE`, 2020; Zhao et al., `Retraining`, 2018. Others: see :func:`wels`, ...

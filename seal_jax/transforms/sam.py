@@ -32,9 +32,8 @@ def perturb(
         \epsilon = \rho \frac{g}{\|g\| + 10^{-12}} \ \text{(SAM)}, \qquad
         \epsilon = \rho \frac{T_w^2 g}{\|T_w g\| + 10^{-12}}, \ T_w = |w| + \eta \ \text{(ASAM)},
 
-    with one norm over the whole tree, in float32. :math:`\rho = 0` leaves the parameters as they
-    are, bit for bit; so does a zero gradient, but for the sign of zeros. Both can be
-    differentiated.
+    with one norm over the whole tree, in float32. :math:`\rho = 0` leaves the parameters bit for
+    bit; so does a zero gradient, but for the sign of zeros. Both can be differentiated.
 
     Args:
       params: w.
@@ -43,9 +42,6 @@ def perturb(
       adaptive: whether a parameter moves in proportion to its own size (ASAM).
       eta: of ASAM, at least 0: lets parameters at 0 move too; 0.01 in Kwon et al.
       weight_decay: :math:`\lambda`; ``g + weight_decay * w`` takes the place of g.
-
-    Raises:
-      UsageError: a negative or infinite ``rho`` or ``eta``.
 
     References:
       Foret et al., `Sharpness-Aware Minimization`, 2021, eq. 2; Kwon et al., `ASAM`, 2021, eq. 8.
@@ -91,22 +87,18 @@ def sharpness_aware(
     rho: Any = 0.05,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Feed ``inner`` the gradient at the perturbed point in place of the one at the parameters.
+    r"""Feed ``inner`` the gradient at the perturbed point; the state is that of ``inner``.
 
     The second gradient comes from the extra argument ``grad_fn``: it maps parameters to the
     gradient of the same batch, with the same randomness, and leaves BatchNorm's statistics alone.
     Where the gradients are reduced over devices, so is the perturbation (for one of each device's
-    own see :func:`sharpness_aware_gradient`). With :math:`\rho = 0` the result is that of
-    ``inner``, bit for bit; a :math:`\rho` known to be 0 before anything runs spares the second
-    gradient, too.
+    own see :func:`sharpness_aware_gradient`). :math:`\rho = 0` gives ``inner``, bit for bit; known
+    when the program is traced, it spares the second gradient, too.
 
     Args:
       inner: any optax optimizer; it updates the parameters themselves, not the perturbed point.
       rho: the radius.
       **options: see :func:`perturb`; the weight decay of ``inner`` is a matter of its own.
-
-    Returns:
-      A transformation whose state is that of ``inner``.
 
     Raises:
       ValueError: ``update`` was called without ``grad_fn``.
@@ -148,7 +140,7 @@ def sharpness_aware_gradient(
     """Return the value of the first pass and the gradient of the second.
 
     For the perturbation of each device's own ("m-sharpness"): call it inside ``shard_map`` on the
-    device's share of the batch, then reduce the gradient. The parameters must be varying there
+    device's part of the batch, then reduce the gradient. The parameters must be varying there
     (``jax.lax.pcast(params, axis, to="varying")``), or differentiation itself sums over devices.
 
     Args:
@@ -196,9 +188,7 @@ def make_sam_tx(
 
     Args:
       learning_rate: a float, or a schedule of the step within the generation.
-      rho: the radius; 0.05 (0.01 on SVHN). See :func:`perturb`.
-      adaptive: ASAM.
-      eta: of ASAM.
+      rho, adaptive, eta: the radius, 0.05 (0.01 on SVHN), and ASAM; see :func:`perturb`.
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       weight_decay: coupled L2, at the parameters themselves.

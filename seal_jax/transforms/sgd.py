@@ -86,7 +86,7 @@ def decay_weights(
     r"""Add :math:`\lambda p` to the gradient (coupled L2), on a subtree :math:`\lambda f` for a time.
 
     SEAL "adjusts the sign" of the weight decay where it ascends, since the update is negated at the
-    end: f = -1. The released code has f = 0. A positive f would let the norms grow without bound.
+    end: f = -1. The released code has f = 0.
 
     Args:
       weight_decay: :math:`\lambda`, at least 0.
@@ -163,9 +163,8 @@ def make_normal_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """Return plain training in generations: nothing is forgotten, the schedule restarts.
 
-    The three "Normal" baselines of the SEAL paper differ in ``epochs_per_generation`` and in how long
-    one trains: one generation ("Normal"); G generations, the cosine restarted in each ("Normal
-    (long)", restarts); or all G times E epochs declared as one generation under one long cosine.
+    The "Normal" baselines of the SEAL paper are one generation, G generations ("Normal (long)",
+    restarts), or all G times E epochs declared as one generation under one long cosine.
 
     Args:
       learning_rate: a float, or a schedule of the step within the generation.
@@ -243,18 +242,14 @@ def descent(
     starts_with_event: bool = False,
     **wrapping: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer that all methods have in common.
+    """Return the optimizer that all methods have in common: :func:`make_normal_tx` with hooks.
 
     Args:
       clock: the generations; the learning rate restarts with each.
-      learning_rate: of momentum SGD.
-      momentum, weight_decay, nesterov, reset_momentum, optimizer, preconditioner: see
-        :func:`make_normal_tx`.
+      learning_rate, momentum, weight_decay, ...: see :func:`make_normal_tx`.
       decay: maps the weight decay to the transformation that applies it.
       default_rate: the learning rate that counts as left alone beside ``optimizer``.
-      starts_with_event: whether the first step of a generation is spent on new values for
-        parameters. That step still feeds a gradient of the old values to the optimizer, so that
-        what is reset there is reset again one step later.
+      starts_with_event: whether the first step of a generation is spent on new values for parameters.
       **wrapping: ``frozen``, ``frozen_when`` and (for ``optimizer``) ``view`` of :func:`reset_state`.
     """
     at_moments = reset_condition(clock, reset_momentum)
@@ -262,6 +257,7 @@ def descent(
     def when(step):
         if not starts_with_event:
             return at_moments(step)
+        # The step of an event feeds the optimizer a gradient of the old values: reset once more.
         return at_moments(step) | (at_moments(step - 1) & clock.starts_generation(step - 1))
 
     decaying = decay(weight_decay)
