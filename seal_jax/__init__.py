@@ -4,13 +4,13 @@ The names below need jax and optax only. The trainer is in ``seal_jax.training``
 ``python -m seal_jax``; nothing of it is imported here.
 """
 
-from seal_jax import distillation as distillation
 from seal_jax import forgetting as forgetting
 from seal_jax import generations as generations
 from seal_jax import heads as heads
 from seal_jax import layers as layers
 from seal_jax import layerwise as layerwise
 from seal_jax import line_search as line_search
+from seal_jax import losses as losses
 from seal_jax import masks as masks
 from seal_jax import paths as paths
 from seal_jax import pruning as pruning

@@ -50,11 +50,11 @@ def public(module):
 
 
 def test_everything_public_is_described():
-    names = public(seal_jax)
+    exported = re.findall(r" as (\w+)$", inspect.getsource(seal_jax), re.MULTILINE)
+    names = {name: getattr(seal_jax, name) for name in exported}
     assert names.keys() >= {"make_seal_tx", "make_llf_tx", "make_normal_tx", "ascend"}
     seen = 0
-    library = {name: value for name, value in vars(seal_jax).items() if inspect.ismodule(value)}
-    queue = [*names.items(), *library.items()]
+    queue = list(names.items())
     while queue:
         name, value = queue.pop()
         if isinstance(value, types.ModuleType):
