@@ -159,8 +159,6 @@ def shrink_and_perturb(
 
     .. math:: w \leftarrow \lambda w + \sigma \eta
 
-    With :math:`\lambda = 1, \sigma = 0` the parameters stay, with 0 and 1 they are reinitialized.
-
     Args:
       key: a random key; use a new one for every event.
       params: pytree of arrays.

@@ -133,9 +133,6 @@ def reinitialise_above(
       order, k, blocks: see above.
       init_fn: maps a key to a whole tree like ``params``, or "torch_default".
 
-    Raises:
-      UsageError: k is out of range, a block not in the order, a parameter not covered exactly once.
-
     >>> params = {"a": jnp.ones(1), "b": jnp.ones(1)}
     >>> zeros = lambda key: jax.tree.map(jnp.zeros_like, params)
     >>> fresh = reinitialise_above(jax.random.key(0), params, ("a", "b"), 1, zeros)

@@ -125,15 +125,10 @@ def _owners(state: PyTree, params: PyTree) -> list[set[int] | None]:
         children, _ = _open(node)
         memories = [parts for child in children if (parts := _parts(child, params)) is not None]
         # What is beside memory in the same node, such as Adam's count, belongs to all of it.
-        shared = {
-            index
-            for parts in memories
-            for index, part in enumerate(parts)
-            if not is_placeholder(part)
-        }
-        return [
-            owners for child in children for owners in of_node(child, shared if memories else None)
-        ]
+        indexed = [pair for parts in memories for pair in enumerate(parts)]
+        inside = {index for index, part in indexed if not is_placeholder(part)}
+        shared = inside if memories else None
+        return [owners for child in children for owners in of_node(child, shared)]
 
     return of_node(state, None)
 
@@ -166,8 +161,13 @@ def _align(params: PyTree, node: PyTree) -> list[PyTree] | None:
     counterparts, actual = _open(node)
     if actual != structure:
         return None
-    aligned = [_align(*pair) for pair in zip(children, counterparts, strict=True)]
-    return None if None in aligned else [part for parts in aligned for part in parts or ()]
+    parts: list[PyTree] = []
+    for pair in zip(children, counterparts, strict=True):
+        aligned = _align(*pair)
+        if aligned is None:
+            return None
+        parts += aligned
+    return parts
 
 
 def _open(tree: PyTree) -> tuple[list[PyTree], Any]:

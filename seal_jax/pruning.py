@@ -1,5 +1,8 @@
 """Iterative magnitude pruning with rewinding: the state it needs and its exact event.
 
+Frankle and Carbin, `The Lottery Ticket Hypothesis`, 2019, section 2; Frankle et al., `Linear Mode
+Connectivity and the Lottery Ticket Hypothesis`, 2020, for rewinding to an early step.
+
 The transformation that holds pruned weights at zero is in :mod:`seal_jax.transforms.imp`.
 """
 
@@ -48,10 +51,6 @@ def prune(
 
     Raises:
       UsageError: there is no such state in ``state``, or more than one.
-
-    References:
-      Frankle and Carbin, `The Lottery Ticket Hypothesis`, 2019, section 2; Frankle et al., `Linear
-      Mode Connectivity and the Lottery Ticket Hypothesis`, 2020, for rewinding to an early step.
 
     >>> w = jnp.array([[4.0, -1.0, 2.0, 3.0]])
     >>> initial = PruneState(jnp.zeros((), jnp.int32), {"w": w > 0}, {"w": jnp.full((1, 4), 7.0)})

@@ -1,6 +1,7 @@
 """Kernel-level splitting: the slim network inside a wide one (KELS of knowledge evolution).
 
-:func:`kernel_slices` selects what lies outside of the slim network, :func:`slim` cuts it out.
+:func:`kernel_slices` selects what is outside of the slim network, :func:`slim` cuts it out. Taha et
+al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (convolutional-aware splitting).
 """
 
 from __future__ import annotations
@@ -49,10 +50,6 @@ def kernel_slices(
 
     Raises:
       UsageError: a path that is no layer with a kernel, or channels that do not divide the axis.
-
-    References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (kernel-level
-      convolutional-aware splitting).
 
     >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 4))}, "fc": {"kernel": jnp.ones((4, 2))}}
     >>> selection = kernel_slices(params, 0.5, first="conv", head="fc")
@@ -106,14 +103,8 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
         network; see :func:`kernel_slices`. Their paths are those of ``params``:
         ``"params/fc"`` where parameters and statistics come in one tree.
 
-    Returns:
-      A tree of the structure of ``like``, with the dtypes of ``params``.
-
     Raises:
       UsageError: the two differ in their paths, or a shape of ``like`` does not fit into its own.
-
-    References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3.
 
     >>> wide = {"fc": {"kernel": jnp.arange(6.0).reshape(3, 2)}}
     >>> like = {"fc": {"kernel": jax.ShapeDtypeStruct((2, 1), jnp.float32)}}

@@ -17,15 +17,6 @@ from seal_jax.transforms.sgd import ResetMomentum, decay_weights, leafwise, rese
 Optimizer = Literal["sgd", "nesterov", "adam", "radam"]
 
 
-def check_rates(alpha: float | Schedule, beta: float | Schedule) -> None:
-    """Raise unless both rates are schedules, or 0 and above, and not both of them 0."""
-    for field, rate in (("alpha", alpha), ("beta", beta)):
-        if not callable(rate):
-            check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
-    if known_zero(alpha) and known_zero(beta):
-        raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
-
-
 def scale_by_two_rates(
     head: masks.Mask, alpha: float | Schedule, beta: float | Schedule, clock: Clock
 ) -> optax.GradientTransformationExtraArgs:
@@ -44,7 +35,11 @@ def scale_by_two_rates(
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, -0.5)
     """
-    check_rates(alpha, beta)
+    for field, rate in (("alpha", alpha), ("beta", beta)):
+        if not callable(rate):
+            check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
+    if known_zero(alpha) and known_zero(beta):
+        raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
     rates_at = {True: clock.restart(alpha), False: clock.restart(beta)}
 
     def rule(count):
@@ -111,7 +106,6 @@ def make_fast_tx(
     (-0.001, -0.01)
     """
     check_choice("optimizer", optimizer, get_args(Optimizer), suggest=True)
-    check_rates(alpha, beta)
     clock = Clock(steps_per_epoch, epochs_per_generation)
     head = masks.fixed(head)
     if optimizer in ("adam", "radam"):

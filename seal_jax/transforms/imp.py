@@ -129,9 +129,7 @@ def make_imp_tx(
         :func:`seal_jax.pruning.prune` on the parameters and this optimizer's state before it.
       **options: of momentum SGD, see :func:`make_normal_tx`.
 
-    References:
-      Frankle and Carbin, `The Lottery Ticket Hypothesis`, 2019, section 2; Frankle et al., `Linear
-      Mode Connectivity and the Lottery Ticket Hypothesis`, 2020, for rewinding to an early step.
+    For the papers see :mod:`seal_jax.pruning`.
 
     >>> params = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
     >>> tx = make_imp_tx(0.1, fraction=0.5, steps_per_epoch=2, epochs_per_generation=1)

@@ -44,7 +44,7 @@ def masked_reinit(
     when: Callable[[Any], Any],
     *,
     key: jax.Array,
-    generation: Callable[[Any], Any] | None = None,
+    generation: Callable[[Any], Any] = lambda count: count,
 ) -> optax.GradientTransformationExtraArgs:
     """Spend an update on moving the masked parameters to freshly initialized values.
 
@@ -79,8 +79,7 @@ def masked_reinit(
         if static is not None:
             return static(params)
         event_key = jax.random.fold_in(jax.random.fold_in(state.key, _SELECTING), state.count)
-        current = state.count if generation is None else generation(state.count)
-        chosen = mask(event_key, params, current)
+        chosen = mask(event_key, params, generation(state.count))
         selections.check(chosen, params)
         return chosen
 

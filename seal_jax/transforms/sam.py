@@ -139,9 +139,10 @@ def sharpness_aware_gradient(
 ) -> tuple[Any, PyTree]:
     """Return the value of the first pass and the gradient of the second.
 
-    For the perturbation of each device's own ("m-sharpness"): call it inside ``shard_map`` on the
-    device's part of the batch, then reduce the gradient. The parameters must be varying there
-    (``jax.lax.pcast(params, axis, to="varying")``), or differentiation itself sums over devices.
+    For the perturbation of each device's own ("m-sharpness", Foret et al., 2021, section 3): call
+    it inside ``shard_map`` on the device's part of the batch, then reduce the gradient. The
+    parameters must be varying there (``jax.lax.pcast(params, axis, to="varying")``), or
+    differentiation itself sums over devices.
 
     Args:
       value_and_grad_fn: such as ``jax.value_and_grad(objective, has_aux=True)``; its value, with
@@ -150,17 +151,14 @@ def sharpness_aware_gradient(
       rho: the radius.
       **options: see :func:`perturb`.
 
-    References:
-      Foret et al., 2021, section 3 ("m-sharpness").
-
     >>> value, gradient = sharpness_aware_gradient(
     ...     jax.value_and_grad(lambda w: 0.5 * w**2), jnp.array(1.0), rho=0.5
     ... )
     >>> float(value), float(gradient)
     (0.5, 1.5)
     """
-    value, first = value_and_grad_fn(params)
     check_radius(rho, options.get("eta", 0.0))
+    value, first = value_and_grad_fn(params)
     if known_zero(rho):
         return value, first
     _, second = value_and_grad_fn(perturb(params, first, rho, **options))
