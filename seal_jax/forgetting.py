@@ -49,6 +49,7 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
     (True, [1.0, 1.0])
     """
     leaves, roles = paths.named_leaves(params), layers.roles(params)
+    # By layer, since PyTorch takes the bound of a bias from the kernel beside it.
     fan_in = {
         path.rpartition("/")[0]: layers.fans(path, leaf.shape, layout)[0]
         for (path, leaf), role in zip(leaves, roles, strict=True)
@@ -192,10 +193,8 @@ def shrink_and_perturb(
 
 def check_like(fresh: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
-    paths.check_same_structure("init_fn must return", fresh, params)
-    pairs = zip(paths.named_leaves(fresh), paths.named_leaves(params), strict=True)
-    for (path, new), (_, old) in pairs:
-        if not paths.is_placeholder(old) and jnp.shape(new) != jnp.shape(old):
+    for path, new, old in paths.aligned("init_fn must return", fresh, params):
+        if jnp.shape(new) != jnp.shape(old):
             raise UsageError(
                 f"init_fn returns shape {jnp.shape(new)} for {path!r}, expected {jnp.shape(old)}"
             )
@@ -235,6 +234,7 @@ def forget_state(
         return opt_state
     if policy == "zero":
         fresh, flags = jax.tree.map(jnp.zeros_like, opt_state), masks.resolve(mask, params)
+        # The masks of pruning stay in any case, so their count does not matter here.
         memory = jax.tree.map(
             lambda node: None if pruning.is_state(node) else node,
             opt_state,

@@ -41,6 +41,8 @@ def roles(params: PyTree) -> list[Role]:
 
     def is_kernel(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:
         shape = shapes[name]
+        # Equinox shapes the bias of a convolution [C, 1, 1]; a LayerNorm over several axes has a
+        # scale and a bias of several dimensions.
         vector = name in BIASES and sum(size > 1 for size in shape) <= 1
         partners = BIASES if name in SCALES else SCALES if name in BIASES else ()
         affine = any(shapes.get(partner) == shape for partner in partners)

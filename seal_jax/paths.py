@@ -103,14 +103,19 @@ def map_named(function: Callable[..., Any], tree: PyTree, *values: Iterable) -> 
     )
 
 
-def check_same_structure(subject: str, tree: PyTree, params: PyTree) -> None:
-    """Raise unless ``tree`` has the structure of ``params``; ``subject`` begins the message."""
+def aligned(subject: str, tree: PyTree, params: PyTree) -> list[tuple[str, Any, Any]]:
+    """Return ``(name, leaf, param)`` of all that is not hidden; raise if the structures differ.
+
+    ``subject`` begins the message.
+    """
     structures: list[Any] = [jax.tree.structure(node) for node in (tree, params)]
     if structures[0] != structures[1]:
         names, expected = ([path for path, _ in named_leaves(node)][:4] for node in (tree, params))
         raise UsageError(
             f"{subject} a tree like the parameters: got leaves {names}, expected {expected}"
         )
+    pairs = zip(named_leaves(tree), named_leaves(params), strict=True)
+    return [(path, leaf, param) for (path, leaf), (_, param) in pairs if not is_placeholder(leaf)]
 
 
 def below(path: str, layer: str) -> bool:

@@ -52,11 +52,7 @@ def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
 
 def check(selection: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``selection`` is one for ``params``."""
-    paths.check_same_structure("selection must be", selection, params)
-    pairs = zip(paths.named_leaves(selection), paths.named_leaves(params), strict=True)
-    for (path, leaf), (_, param) in pairs:
-        if paths.is_placeholder(leaf):
-            continue
+    for path, leaf, param in paths.aligned("selection must be", selection, params):
         shape = jnp.shape(param)
         if jnp.result_type(leaf) != jnp.bool_ or jnp.shape(leaf) not in ((), shape):
             raise UsageError(

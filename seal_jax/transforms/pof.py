@@ -64,11 +64,11 @@ def make_pof_tx(
     >>> @jax.jit
     ... def step(params, state, key, weak_x, weak_y, x, y):
     ...     weak_features = features(params, weak_x)
-    ...     weak, found, gamma = perturb(key, params["fc"], weak_features, weak_y, classify, loss)
+    ...     weak, shift, gamma = perturb(key, params["fc"], weak_features, weak_y, classify, loss)
     ...     objective = lambda params: loss(classify(params["fc"], features(params, x)), y)
     ...     gradient = jax.grad(objective)({**params, "fc": weak})
     ...     updates, state = tx.update(gradient, state, params)
-    ...     return optax.apply_updates(params, updates), state, ~found.accepted
+    ...     return optax.apply_updates(params, updates), state, ~shift.accepted
     >>> x, y = jax.random.normal(jax.random.key(1), (8, 2)), jnp.arange(8) % 2
     >>> after, state, rejected = step(params, state, jax.random.key(2), x[:4], y[:4], x, y)
     >>> same = jax.tree.map(lambda new, old: bool((new == old).all()), after, params)

@@ -158,6 +158,7 @@ def make_seal_tx(
             params,
         )
 
+    # Without an update (`ascend`, below) nor new memory, as if there had been no gradient.
     freeze: dict[str, Any] = {}
     if fit_in_ascent == "freeze":
         freeze = {"frozen": fit, "frozen_when": clock.ascending}
