@@ -108,11 +108,10 @@ def flags_of(mask: Mask, params: PyTree) -> list[bool]:
         from flax.nnx import filterlib
 
         return _predicate_flags(filterlib.to_predicate(mask), params)
-    if paths.is_rule(mask):
-        return paths.first_match([(mask, True)], names, False, strict=strict)
-    if isinstance(mask, list | tuple) and mask and all(_is_rule(rule) for rule in mask):
-        rules = [(rule, True) if paths.is_rule(rule) else tuple(rule) for rule in mask]
-        return paths.first_match(rules, names, False, strict=strict)
+    rules = [mask] if paths.is_rule(mask) else mask
+    if isinstance(rules, list | tuple) and rules and all(map(_is_rule, rules)):
+        pairs = [(rule, True) if paths.is_rule(rule) else tuple(rule) for rule in rules]
+        return paths.first_match(pairs, names, False, strict=strict)
     # A tree of bool may itself be callable: an Equinox module.
     if callable(mask) and not any(map(is_bool, jax.tree.leaves(mask))):
         if count_arguments(mask) == 2:
