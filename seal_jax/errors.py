@@ -56,6 +56,11 @@ def nonnegative(value: Any) -> bool:
     return 0 <= value < math.inf
 
 
+def known_zero(value: Any) -> bool:
+    """Tell whether ``value`` is known to be 0 when the program is traced."""
+    return not hasattr(value, "aval") and not callable(value) and value == 0
+
+
 def check_number(
     field: str, value: Any, holds: Callable[[Any], bool], must: str, *, whole: bool = False
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -48,6 +49,7 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
     (True, [1.0, 1.0])
     """
     leaves, roles = paths.named_leaves(params), layers.roles(params)
+    # By layer, since PyTorch takes the bound of a bias from the kernel beside it.
     fan_in = {
         path.rpartition("/")[0]: layers.fans(path, leaf.shape, layout)[0]
         for (path, leaf), role in zip(leaves, roles, strict=True)
@@ -104,8 +106,8 @@ def replace(params: PyTree, fresh: PyTree, selection: PyTree) -> PyTree:
 
     Args:
       params: pytree of arrays.
-      fresh: the values to take, in a tree like ``params``; they are cast to its dtypes.
-      selection: what to take, a tree of bool as in :mod:`seal_jax.selections`; may be traced.
+      fresh: a tree like ``params``; its values are cast to their dtypes.
+      selection: a tree of bool as in :mod:`seal_jax.selections`; may be traced.
 
     Raises:
       UsageError: ``fresh`` or ``selection`` has another structure, or other shapes.
@@ -130,15 +132,8 @@ def reinitialise_selected(
 ) -> PyTree:
     r"""Return ``params`` with the selected entries reinitialized, bit for bit as by ``init_fn``.
 
-    Like :func:`reinitialise`, for parts of tensors:
-
-    .. math:: w \leftarrow (1 - s) \odot w + s \odot \eta
-
-    Args:
-      key: a random key; use a new one for every event.
-      params: pytree of arrays.
-      selection: the entries to reinitialize, a tree of bool as in :mod:`seal_jax.selections`.
-      init_fn: maps a key to a whole tree like ``params``, or "torch_default".
+    Like :func:`reinitialise`, for parts of tensors, with a tree of bool ``selection`` as in
+    :mod:`seal_jax.selections`: :math:`w \leftarrow (1 - s) \odot w + s \odot \eta`.
 
     References:
       Alabdulmohsin et al., `The Impact of Reinitialization on Generalization in Convolutional Neural
@@ -165,8 +160,6 @@ def shrink_and_perturb(
 
     .. math:: w \leftarrow \lambda w + \sigma \eta
 
-    With :math:`\lambda = 1, \sigma = 0` the parameters stay, with 0 and 1 they are reinitialized.
-
     Args:
       key: a random key; use a new one for every event.
       params: pytree of arrays.
@@ -175,12 +168,9 @@ def shrink_and_perturb(
       perturb: :math:`\sigma`, at least 0; may be traced.
       mask: the parameters to change, in any form of :mod:`seal_jax.masks`; ``None`` for all.
 
-    Raises:
-      UsageError: a factor out of its range; ``init_fn`` returns another tree than ``params``.
-
     References:
       Ash and Adams, `On Warm-Starting Neural Network Training`, 2020 ("shrink, perturb, repeat"; the
-      defaults are those of the released code's example, which draws from the initialisation, too).
+      defaults are those of the released code's example).
 
     >>> params = {"conv": jnp.full(2, 10.0), "fc": jnp.full(2, 20.0)}
     >>> ones = lambda key: jax.tree.map(jnp.ones_like, params)
@@ -197,18 +187,14 @@ def shrink_and_perturb(
         return (shrink * old + perturb * new).astype(old.dtype) if flag else old
 
     if mask is None:
-        flags = jax.tree.map(lambda _: True, params)
-    else:
-        flags = masks.resolve(mask, params)
-    return jax.tree.map(mix, flags, fresh, params)
+        return jax.tree.map(partial(mix, True), fresh, params)
+    return jax.tree.map(mix, masks.resolve(mask, params), fresh, params)
 
 
 def check_like(fresh: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
-    paths.check_same_structure("init_fn must return", fresh, params)
-    pairs = zip(paths.named_leaves(fresh), paths.named_leaves(params), strict=True)
-    for (path, new), (_, old) in pairs:
-        if not paths.is_placeholder(old) and jnp.shape(new) != jnp.shape(old):
+    for path, new, old in paths.aligned("init_fn must return", fresh, params):
+        if jnp.shape(new) != jnp.shape(old):
             raise UsageError(
                 f"init_fn returns shape {jnp.shape(new)} for {path!r}, expected {jnp.shape(old)}"
             )
@@ -248,6 +234,7 @@ def forget_state(
         return opt_state
     if policy == "zero":
         fresh, flags = jax.tree.map(jnp.zeros_like, opt_state), masks.resolve(mask, params)
+        # The masks of pruning stay in any case, so their count does not matter here.
         memory = jax.tree.map(
             lambda node: None if pruning.is_state(node) else node,
             opt_state,

@@ -79,6 +79,7 @@ class Clock:
         >>> clock.quarter * 3125
         54688.0
         """
+        # In whole steps first: E / 4 epochs need not be a whole number of them.
         return (self.steps_per_generation + 2) // 4 / self.steps_per_epoch
 
     @property

@@ -60,10 +60,6 @@ def initialise(
       layout: "in_out" for kernels ``[D, N]``, "out_in" for ``[N, D]``; by default inferred from
         their names, see :func:`seal_jax.layers.fans`.
 
-    Raises:
-      UsageError: an unknown name, ``sigma`` missing or out of place, or a parameter that is neither
-        such a kernel nor such a bias.
-
     References:
       Varno et al., `Learn Faster and Forget Slower via Fast and Stable Task Adaptation`, eq. 15 and
       section 6.2.1 (which writes the standard deviation, not the variance, into N); He et al.,
@@ -80,34 +76,30 @@ def initialise(
     check_key("key", key)
 
     def draw(path, leaf, index, role):
-        if role == "kernel" and len(leaf.shape) == 2:
-            fans = layers.fans(path, leaf.shape, layout)
-            return _kernel(jax.random.fold_in(key, index), leaf, fans, name, sigma)
-        if role == "bias" or path.rpartition("/")[2] in layers.BIASES:
+        is_kernel = role == "kernel" and len(leaf.shape) == 2
+        if not (is_kernel or role == "bias" or path.rpartition("/")[2] in layers.BIASES):
+            raise UsageError(
+                f"head parameter {path!r} of shape {tuple(leaf.shape)} is neither a kernel of two "
+                "dimensions nor a bias: give the classifier's last layer alone"
+            )
+        if not is_kernel:
             return jnp.zeros(leaf.shape, leaf.dtype)
-        raise UsageError(
-            f"head parameter {path!r} of shape {tuple(leaf.shape)} is neither a kernel of two "
-            "dimensions nor a bias: give the classifier's last layer alone"
-        )
+        features, classes = layers.fans(path, leaf.shape, layout)
+        leaf_key = jax.random.fold_in(key, index)
+        if name == "zero":
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        if name == "xavier":
+            bound = math.sqrt(6 / (features + classes))
+            return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
+        deviation = {
+            "tiny": 1e-8,
+            "normal": sigma or 0.0,
+            "kaiming_fan_in": math.sqrt(2 / features),
+            "kaiming_fan_out": math.sqrt(2 / classes),
+        }[name]
+        # In float32: in bfloat16 a normal has few distinct values, and 1e-8 few of their digits.
+        noise = jax.random.normal(leaf_key, leaf.shape, jnp.float32)
+        return (deviation * noise).astype(leaf.dtype)
 
     roles = layers.roles(head_params)
     return paths.map_named(draw, head_params, range(len(roles)), roles)
-
-
-def _kernel(
-    key: jax.Array, leaf: Any, fans: tuple[int, int], name: Name, sigma: float | None
-) -> jax.Array:
-    features, classes = fans
-    if name == "zero":
-        return jnp.zeros(leaf.shape, leaf.dtype)
-    if name == "xavier":
-        bound = math.sqrt(6 / (features + classes))
-        return jax.random.uniform(key, leaf.shape, leaf.dtype, -bound, bound)
-    deviation = {
-        "tiny": 1e-8,
-        "normal": 0.0 if sigma is None else sigma,
-        "kaiming_fan_in": math.sqrt(2 / features),
-        "kaiming_fan_out": math.sqrt(2 / classes),
-    }[name]
-    # Drawn in float32: in bfloat16 a normal has few distinct values, and 1e-8 few of their digits.
-    return (deviation * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from seal_jax import paths
@@ -33,26 +32,28 @@ def roles(params: PyTree) -> list[Role]:
     >>> roles({"bn": {"scale": np.ones(2)}, "fc": {"bias": np.ones(2), "kernel": np.ones((3, 2))}})
     ['norm', 'bias', 'kernel']
     """
-    split = [path.rpartition("/") for path, _ in paths.named_leaves(params)]
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
-    for (layer, _, name), (_, leaf) in zip(split, paths.named_leaves(params), strict=True):
+    split = []
+    for path, leaf in paths.named_leaves(params):
+        layer, _, name = path.rpartition("/")
         layers.setdefault(layer, {})[name] = tuple(getattr(leaf, "shape", ()))
-    kernels = {
-        layer: {name for name in shapes if _is_kernel(name, shapes)}
-        for layer, shapes in layers.items()
-    }
-    return [
-        "kernel" if name in kernels[layer] else "bias" if kernels[layer] else "norm"
-        for layer, _, name in split
-    ]
+        split.append((layer, name))
 
+    def is_kernel(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:
+        shape = shapes[name]
+        # Equinox shapes the bias of a convolution [C, 1, 1]; a LayerNorm over several axes has a
+        # scale and a bias of several dimensions.
+        vector = name in BIASES and sum(size > 1 for size in shape) <= 1
+        partners = BIASES if name in SCALES else SCALES if name in BIASES else ()
+        affine = any(shapes.get(partner) == shape for partner in partners)
+        return len(shape) >= 2 and not vector and not affine
 
-def _is_kernel(name: str, layer: Mapping[str, tuple[int, ...]]) -> bool:
-    shape = layer[name]
-    vector = name in BIASES and sum(size > 1 for size in shape) <= 1
-    partners = BIASES if name in SCALES else SCALES if name in BIASES else ()
-    affine = any(layer.get(partner) == shape for partner in partners)
-    return len(shape) >= 2 and not vector and not affine
+    def role(layer: str, name: str) -> Role:
+        if is_kernel(name, layers[layer]):
+            return "kernel"
+        return "bias" if any(is_kernel(other, layers[layer]) for other in layers[layer]) else "norm"
+
+    return [role(layer, name) for layer, name in split]
 
 
 def fans(path: str, shape: tuple[int, ...], layout: Layout | None = None) -> tuple[int, int]:

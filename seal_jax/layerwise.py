@@ -2,8 +2,8 @@
 
 A network is declared from bottom to top: ``order`` are path prefixes that together cover every
 parameter exactly once, ``blocks`` those of them after which rounds take place (by default all), each
-an entry of ``order`` or a prefix of several neighbours. "Blocks 1 to k" are then all entries up to
-and including the k-th block, a stem below the first block included, and the others lie above.
+an entry of ``order`` or a prefix of several neighbours. "Blocks 1 to k" are all entries up to and
+including the k-th block, a stem below the first included; the others are above.
 
 Before round (k, n) of K N rounds in all::
 
@@ -47,10 +47,10 @@ def kernel_norms(params: PyTree, *, vectors: bool = False) -> PyTree:
     (0.0, 6.0)
     """
 
-    def one(path, leaf):
+    def norm(path, leaf):
         return _norm(leaf) if vectors or jnp.ndim(leaf) >= 2 else jnp.zeros((), jnp.float32)
 
-    return paths.map_named(one, params)
+    return paths.map_named(norm, params)
 
 
 def _norm(leaf: jax.Array) -> jax.Array:
@@ -72,17 +72,13 @@ def rescale(
     Args:
       params: pytree of arrays.
       norms: tree of scalars like ``params``, from :func:`kernel_norms`.
-      order: the declared order, from bottom to top.
-      k: from 1 on, may be traced.
-      blocks: the blocks; every entry of the order by default.
+      order, k, blocks: see above.
 
     >>> params = {"a": jnp.full((1, 1), 8.0), "b": jnp.full((1, 1), 8.0)}
     >>> new = rescale(params, {"a": jnp.float32(2), "b": jnp.float32(2)}, ("a", "b"), k=1)
     >>> float(new["a"][0, 0]), float(new["b"][0, 0])
     (2.0, 8.0)
     """
-    levels = block_levels(params, order, blocks)
-    check_k(k, order, blocks)
     named_norms = paths.named_leaves(norms)
     names, others = ([path for path, _ in paths.named_leaves(tree)] for tree in (params, norms))
     if names != others:
@@ -91,14 +87,17 @@ def rescale(
             f"norms must be a tree like the parameters; {odd!r} is in one of them only"
         )
 
-    def one(path, leaf, level, norm):
+    named_above = paths.named_leaves(above(params, order, k, blocks=blocks))
+
+    def one(path, leaf, is_above, norm):
         now, norm = _norm(leaf), jnp.asarray(norm, jnp.float32)
-        possible = (jnp.asarray(k) >= level) & (now > 0) & (norm > 0)
+        possible = ~is_above & (now > 0) & (norm > 0)
         # The branch that is not taken is computed, too: it must not divide by zero.
         factor = norm / jnp.where(now > 0, now, 1.0)
         return jnp.where(possible, (leaf * factor).astype(leaf.dtype), leaf)
 
-    return paths.map_named(one, params, levels, [norm for _, norm in named_norms])
+    values = ([value for _, value in named] for named in (named_above, named_norms))
+    return paths.map_named(one, params, *values)
 
 
 def above(
@@ -110,7 +109,9 @@ def above(
     >>> bool(selection["a"]), bool(selection["b"])
     (False, True)
     """
-    check_k(k, order, blocks)
+    if not hasattr(k, "aval"):
+        count = len(order if blocks is None else blocks)
+        check_integer("k", k, 1, count, bounds=f"from 1 to the number of blocks, {count}")
     levels = block_levels(params, order, blocks)
     return paths.map_named(lambda path, leaf, level: jnp.asarray(k) < level, params, levels)
 
@@ -129,13 +130,8 @@ def reinitialise_above(
     Args:
       key: a random key; use a new one for every round.
       params: pytree of arrays.
-      order: the declared order, from bottom to top.
-      k: from 1 on, may be traced.
+      order, k, blocks: see above.
       init_fn: maps a key to a whole tree like ``params``, or "torch_default".
-      blocks: the blocks; every entry of the order by default.
-
-    Raises:
-      UsageError: k is out of range, a block not in the order, a parameter not covered exactly once.
 
     >>> params = {"a": jnp.ones(1), "b": jnp.ones(1)}
     >>> zeros = lambda key: jax.tree.map(jnp.zeros_like, params)
@@ -197,13 +193,6 @@ def round_of(generation: Any, repeats: int) -> tuple[Any, Any]:
     return generation // repeats + 1, generation % repeats + 1
 
 
-def check_k(k: Any, order: Sequence[str], blocks: Sequence[str] | None = None) -> None:
-    """Raise unless ``k``, if it is known, is the number of a block."""
-    if not hasattr(k, "aval"):
-        count = len(order if blocks is None else blocks)
-        check_integer("k", k, 1, count, bounds=f"from 1 to the number of blocks, {count}")
-
-
 def block_levels(
     params: PyTree, order: Sequence[str], blocks: Sequence[str] | None = None
 ) -> list[int]:
@@ -233,23 +222,17 @@ def block_levels(
         if index not in places:
             near = nearest(entry, paths.with_parents(names))
             raise UsageError(f"order has an entry {entry!r} that covers no parameter{near}")
-    ends = _ends(order, order if blocks is None else blocks)
-    return [1 + sum(end < place for end in ends) for place in places]
-
-
-def _ends(order: Sequence[str], blocks: Sequence[str]) -> list[int]:
-    """Return the place of each block's last entry in the order."""
-    ends: list[int] = []
-    for block in blocks:
-        places = [index for index, entry in enumerate(order) if paths.below(entry, block)]
-        if not places:
+    ends: list[int] = []  # the place of each block's last entry in the order
+    for block in order if blocks is None else blocks:
+        entries = [index for index, entry in enumerate(order) if paths.below(entry, block)]
+        if not entries:
             raise UsageError(f"block {block!r} is not in the declared order{nearest(block, order)}")
-        if places[-1] - places[0] >= len(places) or (ends and places[-1] <= ends[-1]):
+        if entries[-1] - entries[0] >= len(entries) or (ends and entries[-1] <= ends[-1]):
             raise UsageError(
                 f"block {block!r} must be neighbours in the declared order, and blocks stand in its "
                 "sequence"
             )
-        ends.append(places[-1])
+        ends.append(entries[-1])
     if not ends:
         raise UsageError("blocks is empty; name at least one block of the declared order")
-    return ends
+    return [1 + sum(end < place for end in ends) for place in places]

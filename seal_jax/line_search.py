@@ -17,19 +17,12 @@ _RISE = 1e-4  # relative to the loss at 0: a minimum higher than that by roundin
 
 
 class LineSearch(NamedTuple):
-    """Result of :func:`minimise`.
+    """Result of :func:`minimise`."""
 
-    Attributes:
-      xi: float32, the distance of the minimum; 0 where there is none.
-      value: float32, the function there; that at 0 where there is none.
-      accepted: bool, whether there is a minimum with an upper bracket.
-      evaluations: int32, how often the function (with its slope) was evaluated.
-    """
-
-    xi: jax.Array
-    value: jax.Array
-    accepted: jax.Array
-    evaluations: jax.Array
+    xi: jax.Array  # float32, the distance of the minimum; 0 where there is none
+    value: jax.Array  # float32, the function there; that at 0 where there is none
+    accepted: jax.Array  # bool, whether there is a minimum with an upper bracket
+    evaluations: jax.Array  # int32, how often the function (with its slope) was evaluated
 
 
 def minimise(
@@ -50,9 +43,8 @@ def minimise(
 
     Slopes, by forward differentiation, decide where the minimum lies; values decide only which of
     several, and where the basin ends. The reason is float32: f changes by a few roundings over a
-    relative distance of :math:`10^{-3}` from its minimum, and by less than one over the whole basin
-    where :math:`f(0) - f(\xi^*) < 10^{-7} f(0)`, but its slope still changes sign at the right
-    place. The limit is the accuracy of the slope itself: where f'(0) is left over from terms a
+    relative distance of :math:`10^{-3}` from its minimum, but its slope still changes sign at the
+    right place. The limit is the accuracy of the slope: where f'(0) is left over from terms a
     million times larger, a tenth of it is rounding, and so is a tenth of the result.
 
     Args:
@@ -65,9 +57,6 @@ def minimise(
 
     Returns:
       A :class:`LineSearch`. No derivative is defined through it.
-
-    Raises:
-      UsageError: the bounds are not positive, are out of order, or f is not a scalar.
 
     >>> result = minimise(lambda xi: 3.0 + 1e4 * (xi - 0.02) ** 2)
     >>> round(float(result.xi), 6), float(result.value), bool(result.accepted)

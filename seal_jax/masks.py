@@ -18,7 +18,7 @@ may depend on the structure, the shapes and the dtypes of the parameters, but no
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,11 +47,11 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     """
     if isinstance(mask, Fixed):
         return mask(params)
-    leaves = paths.leaves_with_keys(params)
+    leaves = paths.named_leaves(params)
     if not leaves:
         raise UsageError("mask: there are no parameters to select from")
     flags = flags_of(mask, params)
-    if leaves[0][0] == ():
+    if leaves[0][0] == "":
         raise UsageError("mask: the parameters are a single array, which no mask can split")
     if not any(flags) or all(flags):
         amount = "every parameter" if flags[0] else "no parameter"
@@ -62,11 +62,7 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
 
 
 class Fixed:
-    """A mask that is resolved once, however many links of a chain ask for it.
-
-    Every transformation of this package holds its mask as :func:`fixed`. It is resolved in ``init``,
-    where errors in it show, and again only for parameters of another structure, shape or dtype.
-    """
+    """A mask that is resolved again only for parameters of another structure, shape or dtype."""
 
     def __init__(self, mask: Mask):
         self.mask = mask
@@ -88,6 +84,9 @@ class Fixed:
 def fixed(mask: Mask) -> Fixed:
     """Return ``mask``, in any form, as one that is resolved once for all links of a chain.
 
+    Every transformation of this package holds its mask like this and resolves it in ``init``, where
+    errors in it show.
+
     >>> params = {"conv": jax.numpy.ones(2), "fc": jax.numpy.ones(2)}
     >>> calls = []
     >>> mask = fixed(lambda params: calls.append("resolved") or {"conv": True, "fc": False})
@@ -101,19 +100,18 @@ def flags_of(mask: Mask, params: PyTree) -> list[bool]:
     """Return one ``bool`` per parameter, hidden ones included; all of them may be equal."""
     if isinstance(mask, Fixed):
         mask = mask.mask
-    leaves = paths.leaves_with_keys(params)
-    names = [paths.join(keys) for keys, _ in leaves]
+    leaves = paths.named_leaves(params)
+    names = [path for path, _ in leaves]
     # One placeholder may hide a whole subtree, with names that nobody knows here.
     strict = not any(paths.is_placeholder(leaf) for _, leaf in leaves)
     if _is_nnx_filter(mask):
         from flax.nnx import filterlib
 
         return _predicate_flags(filterlib.to_predicate(mask), params)
-    if paths.is_rule(mask):
-        return paths.first_match([(mask, True)], names, False, strict=strict)
-    if isinstance(mask, list | tuple) and mask and all(_is_rule(rule) for rule in mask):
-        rules = [(rule, True) if paths.is_rule(rule) else tuple(rule) for rule in mask]
-        return paths.first_match(rules, names, False, strict=strict)
+    rules = [mask] if paths.is_rule(mask) else mask
+    if isinstance(rules, list | tuple) and rules and all(map(_is_rule, rules)):
+        pairs = [(rule, True) if paths.is_rule(rule) else tuple(rule) for rule in rules]
+        return paths.first_match(pairs, names, False, strict=strict)
     # A tree of bool may itself be callable: an Equinox module.
     if callable(mask) and not any(map(is_bool, jax.tree.leaves(mask))):
         if count_arguments(mask) == 2:
@@ -139,10 +137,10 @@ def _is_nnx_filter(mask: Any) -> bool:
 
 def count_arguments(function: Callable) -> int:
     """Return how many positional arguments ``function`` requires."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
     return sum(
-        parameter.kind in kinds and parameter.default is parameter.empty
-        for parameter in inspect.signature(function).parameters.values()
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+        for p in parameters
     )
 
 
@@ -158,48 +156,41 @@ def _predicate_flags(predicate: Callable, params: PyTree) -> list[bool]:
     return flags
 
 
-def _tree_flags(mask: PyTree, leaves: list[tuple[tuple[str, ...], Any]]) -> list[bool]:
-    """Look each parameter up in a tree of ``bool`` (or a prefix of one) by its keys."""
-    entries = dict(paths.leaves_with_keys(mask))
-    for keys, value in entries.items():
-        where = paths.join(keys) or "its root"
+def _tree_flags(mask: PyTree, leaves: list[tuple[str, Any]]) -> list[bool]:
+    """Look each parameter up in a tree of ``bool`` (or a prefix of one) by its path."""
+    # By paths and not by structure: a mask made of dicts fits NNX states, and a prefix fits a tree.
+    entries = dict(paths.named_leaves(mask))
+    for path, value in entries.items():
+        where = path or "its root"
         if isinstance(value, jax.core.Tracer):
             raise UsageError(f"mask is traced at {where!r}; masks are static: use Python's bool")
         if not paths.is_placeholder(value) and not is_bool(value):
             raise UsageError(
                 f"mask has {shown(value)} at {where!r}; a mask holds bool, True = forget"
             )
-    # By keys and not by structure: a mask made of dicts fits NNX states, and a prefix fits a tree.
-    used = set()
-    flags = []
-    for keys, leaf in leaves:
+    flags, used = [], set()
+    for path, leaf in leaves:
         if paths.is_placeholder(leaf):
             # One flag for a hidden subtree, of which the mask may list the parts: another
             # transformation has it, so that only "all of it" or "not all of it" can matter here.
-            parts = [entry for entry in entries if entry[: len(keys)] == keys and entry != keys]
+            parts = [entry for entry in entries if entry != path and paths.below(entry, path)]
             if parts:
                 used.update(parts)
                 flags.append(all(entries[entry] is True for entry in parts))
                 continue
-        owner = keys
+        owner = path
         while owner not in entries and owner:
-            owner = owner[:-1]
+            owner = owner.rpartition("/")[0]
         if owner not in entries:
-            path, near = _shown_path(keys, entries)
-            raise UsageError(f"mask has no entry for the parameter {path}{near}")
+            near = nearest(path, paths.with_parents(list(entries)))
+            raise UsageError(f"mask has no entry for the parameter {path!r}{near}")
         used.add(owner)
         flags.append(is_bool(entries[owner]) and bool(entries[owner]))
-    for keys in entries:
-        if keys not in used:
-            path, near = _shown_path(keys, [keys for keys, _ in leaves])
-            raise UsageError(f"mask has an entry {path} that is no parameter{near}")
+    for path in entries:
+        if path not in used:
+            near = nearest(path, paths.with_parents([path for path, _ in leaves]))
+            raise UsageError(f"mask has an entry {path!r} that is no parameter{near}")
     return flags
-
-
-def _shown_path(keys: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> tuple[str, str]:
-    """Return the path of ``keys`` and the most similar ones of ``others``, for an error message."""
-    path = paths.join(keys)
-    return repr(path), nearest(path, paths.with_parents([paths.join(other) for other in others]))
 
 
 def is_bool(value: Any) -> bool:
@@ -258,7 +249,6 @@ def invert(mask: Mask) -> Callable[[PyTree], PyTree]:
     >>> resolve(invert("conv1"), {"conv1": 1.0, "fc": 2.0})
     {'conv1': False, 'fc': True}
     """
-
     return lambda params: jax.tree.map(lambda flag: not flag, resolve(mask, params))
 
 
@@ -284,7 +274,7 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
 
 
 class Report(NamedTuple):
-    """What a mask selects: ``tensors`` of ``all_tensors``, ``parameters`` of ``all_parameters``."""
+    """Counts of what a mask selects."""
 
     tensors: int
     all_tensors: int

@@ -50,8 +50,18 @@ def reinitialise(
     """
     if mask is None:
         mask = jax.tree.map(lambda _: True, params)
-    flags = jax.tree.leaves(mask, is_leaf=is_placeholder)
-    return _Walker(params, flags, when, restart).node(state, fresh)
+    flags = _flags(mask)
+
+    def choose(owners, old, new):
+        if owners is not None:
+            return jnp.where(when, new, old) if all(flags[index] for index in owners) else old
+        # Unsigned integers are random keys of the old style.
+        is_clock = jnp.shape(old) == () and _dtype_is(old, jnp.signedinteger)
+        return jnp.where(restart, new, old) if is_clock else old
+
+    leaves, structure = jax.tree.flatten(state)
+    chosen = map(choose, _owners(state, params), leaves, jax.tree.leaves(fresh))
+    return jax.tree.unflatten(structure, chosen)
 
 
 def shares(state: PyTree, params: PyTree, mask: PyTree) -> bool:
@@ -59,17 +69,15 @@ def shares(state: PyTree, params: PyTree, mask: PyTree) -> bool:
 
     Then the memory of one part cannot be replaced without that of the other.
 
-    Args:
-      state: the state of an optax transformation, or its shapes.
-      params: parameters, for their structure.
-      mask: pytree of bool with the structure of ``params``.
+    ``state`` may be shapes alone; ``mask`` is a pytree of bool with the structure of ``params``.
 
     >>> params, mask = {"conv": jnp.ones(2), "fc": jnp.ones(2)}, {"conv": False, "fc": True}
     >>> shares(optax.adam(0.1).init(params), params, mask), shares(optax.trace(0.9).init(params), params, mask)
     (True, False)
     """
-    flags = jax.tree.leaves(mask, is_leaf=is_placeholder)
-    return _Walker(params, flags, False, False).shares(state)
+    flags = _flags(mask)
+    owned = [{flags[index] for index in owners or ()} for owners in _owners(state, params)]
+    return {True, False} in owned
 
 
 def keep_dtypes(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -96,22 +104,48 @@ def keep_dtypes(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
-def _is_leaf(tree: PyTree) -> bool:
-    structure: Any = jax.tree.structure(tree)
-    return structure == jax.tree.structure(0)
+def _flags(mask: PyTree) -> list[bool]:
+    """Return whether each parameter is masked; a hidden one is not."""
+    return [flag is True for flag in jax.tree.leaves(mask, is_leaf=is_placeholder)]
 
 
-def _dtype_is(leaf: Any, *kinds: Any) -> bool:
-    return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)
+def _owners(state: PyTree, params: PyTree) -> list[set[int] | None]:
+    """Return, for each leaf of ``state``, the indices of the parameters whose memory it belongs to.
+
+    ``None`` is a leaf that belongs to no parameter: a clock, a hyper-parameter or a random key.
+    """
+
+    def of_node(node: PyTree, shared: set[int] | None) -> list[set[int] | None]:
+        parts = _parts(node, params)
+        if parts is not None:  # no leaf where a parameter is hidden
+            return [{index} for index, part in enumerate(parts) for _ in jax.tree.leaves(part)]
+        if _is_leaf(node):
+            is_key = _dtype_is(node, jax.dtypes.prng_key, jnp.unsignedinteger)
+            return [None if is_key else shared]
+        children, _ = _open(node)
+        memories = [parts for child in children if (parts := _parts(child, params)) is not None]
+        # What is beside memory in the same node, such as Adam's count, belongs to all of it.
+        indexed = [pair for parts in memories for pair in enumerate(parts)]
+        inside = {index for index, part in indexed if not is_placeholder(part)}
+        shared = inside if memories else None
+        return [owners for child in children for owners in of_node(child, shared)]
+
+    return of_node(state, None)
 
 
-def _is_random_key(leaf: Any) -> bool:
-    return _dtype_is(leaf, jax.dtypes.prng_key, jnp.unsignedinteger)
-
-
-def _open(tree: PyTree) -> tuple[list[PyTree], Any]:
-    """Flatten ``tree`` by one level."""
-    return jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+def _parts(node: PyTree, params: PyTree) -> list[PyTree] | None:
+    """Return what ``node`` remembers about each parameter; ``None`` if it is no such memory."""
+    if _is_leaf(params):
+        # A lone array as the parameters has the structure of any leaf; tell it by its values.
+        if not _is_leaf(node) or not _dtype_is(node, jnp.inexact):
+            return None
+        return [node] if jnp.shape(node) != () or jnp.shape(params) == () else None
+    parts = None if is_placeholder(node) else _align(params, node)
+    if parts is None or all(_is_leaf(part) or is_placeholder(part) for part in parts):
+        return parts
+    inexact = all(_dtype_is(leaf, jnp.inexact) for leaf in jax.tree.leaves(parts))
+    # A chain's state is a tuple too, and would pass for a tuple of parameters with arrays each.
+    return parts if inexact and not isinstance(params, tuple | list) else None
 
 
 def _align(params: PyTree, node: PyTree) -> list[PyTree] | None:
@@ -127,96 +161,23 @@ def _align(params: PyTree, node: PyTree) -> list[PyTree] | None:
     counterparts, actual = _open(node)
     if actual != structure:
         return None
-    parts = []
-    for child, counterpart in zip(children, counterparts, strict=True):
-        part = _align(child, counterpart)
-        if part is None:
+    parts: list[PyTree] = []
+    for pair in zip(children, counterparts, strict=True):
+        aligned = _align(*pair)
+        if aligned is None:
             return None
-        parts.extend(part)
+        parts += aligned
     return parts
 
 
-class _Walker:
-    """Walks a state and its fresh counterpart side by side."""
+def _open(tree: PyTree) -> tuple[list[PyTree], Any]:
+    """Flatten ``tree`` by one level."""
+    return jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
 
-    def __init__(self, params, flags, when, restart):
-        self.params = params
-        self.flags = flags
-        self.when = when
-        self.restart = restart
-        self.lone_shape = jnp.shape(params) if _is_leaf(params) else None
-        # A chain's state is a tuple too, and would pass for a tuple of parameters with arrays each.
-        self.nests = not isinstance(params, tuple | list)
 
-    def per_parameter(self, node: PyTree) -> list[PyTree] | None:
-        """Return what ``node`` remembers about each parameter; ``None`` if it is no such memory."""
-        if self.lone_shape is not None:
-            # A lone array as the parameters has the structure of any leaf; tell it by its values.
-            if not _is_leaf(node) or not _dtype_is(node, jnp.inexact):
-                return None
-            return [node] if jnp.shape(node) != () or self.lone_shape == () else None
-        parts = None if is_placeholder(node) else _align(self.params, node)
-        if parts is None or all(_is_leaf(part) or is_placeholder(part) for part in parts):
-            return parts
-        inexact = all(_dtype_is(leaf, jnp.inexact) for leaf in jax.tree.leaves(parts))
-        return parts if self.nests and inexact else None
+def _is_leaf(tree: PyTree) -> bool:
+    return jax.tree_util.all_leaves([tree])
 
-    def node(self, state: PyTree, fresh: PyTree, shared: bool | None = None) -> PyTree:
-        """Handle one node; ``shared`` says whether the leaves right in it go with the memory."""
-        parts = self.per_parameter(state)
-        if parts is not None:
-            return self.memory(parts, state, fresh)
-        children, structure = _open(state)
-        if _is_leaf(state):
-            return self.loose(state, fresh, shared)
-        selected = self.selected(children)
-        shared = False not in selected if selected is not None else None
-        counterparts = structure.flatten_up_to(fresh)
-        return jax.tree.unflatten(
-            structure,
-            [self.node(a, b, shared) for a, b in zip(children, counterparts, strict=True)],
-        )
 
-    def memory(self, parts: list[PyTree], state: PyTree, fresh: PyTree) -> PyTree:
-        flags = [
-            flag
-            for flag, part in zip(self.flags, parts, strict=True)
-            for _ in jax.tree.leaves(part)  # none where a parameter is hidden
-        ]
-        leaves, structure = jax.tree.flatten(state)
-        replaced = [
-            jnp.where(self.when, new, old) if flag is True else old
-            for flag, old, new in zip(flags, leaves, jax.tree.leaves(fresh), strict=True)
-        ]
-        return jax.tree.unflatten(structure, replaced)
-
-    def selected(self, children: list[PyTree]) -> set[bool] | None:
-        """Return the flags of all parameters that ``children`` remember; ``None`` without memory."""
-        memories = [parts for parts in map(self.per_parameter, children) if parts is not None]
-        if not memories:
-            return None
-        return {
-            flag is True
-            for parts in memories
-            for flag, part in zip(self.flags, parts, strict=True)
-            if not is_placeholder(part)
-        }
-
-    def shares(self, state: PyTree) -> bool:
-        """Tell whether a leaf in ``state`` goes with the memory of masked and other parameters."""
-        if _is_leaf(state) or self.per_parameter(state) is not None:
-            return False
-        children, _ = _open(state)
-        common = any(_is_leaf(child) and not _is_random_key(child) for child in children)
-        return (common and self.selected(children) == {True, False}) or any(
-            map(self.shares, children)
-        )
-
-    def loose(self, state: Any, fresh: Any, shared: bool | None) -> Any:
-        """Handle a leaf that belongs to no single parameter."""
-        if _is_random_key(state):
-            return state
-        if shared is not None:
-            return jnp.where(self.when, fresh, state) if shared else state
-        clock = jnp.shape(state) == () and _dtype_is(state, jnp.integer)
-        return jnp.where(self.restart, fresh, state) if clock else state
+def _dtype_is(leaf: Any, *kinds: Any) -> bool:
+    return any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in kinds)

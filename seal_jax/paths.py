@@ -48,43 +48,19 @@ def escape(key: str) -> str:
     return key.replace("%", "%25").replace("/", "%2F")
 
 
-def join(keys: Iterable[str]) -> str:
-    """Return the escaped keys joined by ``/``: a name that no other leaf of the tree has.
-
-    >>> join(("net/linear", "w"))
-    'net%2Flinear/w'
-    """
-    return "/".join(map(escape, keys))
-
-
 def keys_of(path: KeyPath) -> tuple[str, ...]:
     """Return the keys of ``path`` as strings."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def name(path: KeyPath) -> str:
-    """Return the keys of ``path`` joined by ``/``; see :func:`escape` for keys that contain one.
+    """Return the escaped keys of ``path`` joined by ``/``: a name that no other leaf has.
 
     >>> tree = {"conv1": {"kernel": 1.0}, "a/b": 2.0}
     >>> [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     ['a%2Fb', 'conv1/kernel']
     """
-    return join(keys_of(path))
-
-
-def leaves_with_keys(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Return ``(keys, leaf)`` for every leaf of ``tree``, hidden leaves included.
-
-    >>> leaves_with_keys({"conv1": {"kernel": 1.0}})
-    [(('conv1', 'kernel'), 1.0)]
-    """
-    # ``nnx.Optimizer`` calls ``init`` with Variables, whose key paths have one key more for the
-    # array in them, and ``update`` with bare arrays. Drop that key, so that both have the same keys.
-    return [
-        (keys_of(path) + keys_of(inner[1:]), leaf)
-        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
-        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_placeholder)
-    ]
+    return "/".join(map(escape, keys_of(path)))
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -93,7 +69,13 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     >>> named_leaves({"conv1": {"kernel": 1.0, "bias": 2.0}})
     [('conv1/bias', 2.0), ('conv1/kernel', 1.0)]
     """
-    return [(join(keys), leaf) for keys, leaf in leaves_with_keys(tree)]
+    # ``nnx.Optimizer`` calls ``init`` with Variables, whose key paths have one key more for the
+    # array in them, and ``update`` with bare arrays. Drop that key, so that both have the same names.
+    return [
+        (name((*path, *inner[1:])), leaf)
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_placeholder)
+    ]
 
 
 def unflatten_like(tree: PyTree, leaves: Iterable[Any]) -> PyTree:
@@ -121,14 +103,19 @@ def map_named(function: Callable[..., Any], tree: PyTree, *values: Iterable) -> 
     )
 
 
-def check_same_structure(subject: str, tree: PyTree, params: PyTree) -> None:
-    """Raise unless ``tree`` has the structure of ``params``; ``subject`` begins the message."""
+def aligned(subject: str, tree: PyTree, params: PyTree) -> list[tuple[str, Any, Any]]:
+    """Return ``(name, leaf, param)`` of all that is not hidden; raise if the structures differ.
+
+    ``subject`` begins the message.
+    """
     structures: list[Any] = [jax.tree.structure(node) for node in (tree, params)]
     if structures[0] != structures[1]:
         names, expected = ([path for path, _ in named_leaves(node)][:4] for node in (tree, params))
         raise UsageError(
             f"{subject} a tree like the parameters: got leaves {names}, expected {expected}"
         )
+    pairs = zip(named_leaves(tree), named_leaves(params), strict=True)
+    return [(path, leaf, param) for (path, leaf), (_, param) in pairs if not is_placeholder(leaf)]
 
 
 def below(path: str, layer: str) -> bool:

@@ -1,5 +1,8 @@
 """Iterative magnitude pruning with rewinding: the state it needs and its exact event.
 
+Frankle and Carbin, `The Lottery Ticket Hypothesis`, 2019, section 2; Frankle et al., `Linear Mode
+Connectivity and the Lottery Ticket Hypothesis`, 2020, for rewinding to an early step.
+
 The transformation that holds pruned weights at zero is in :mod:`seal_jax.transforms.imp`.
 """
 
@@ -17,13 +20,10 @@ PyTree = Any
 
 
 class PruneState(NamedTuple):
-    """State of iterative pruning.
+    """State of iterative pruning: updates so far, masks, and the parameters to rewind to.
 
-    Attributes:
-      count: updates so far, int32.
-      kept: tree like the parameters; arrays of bool, False where a weight is pruned. Parameters that
-        cannot be pruned have a single True.
-      rewind: the parameters to rewind to.
+    ``kept`` is a tree like the parameters, of arrays of bool, False where a weight is pruned.
+    Parameters that cannot be pruned have a single True.
     """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name, which hides tuple.count
@@ -52,17 +52,13 @@ def prune(
     Raises:
       UsageError: there is no such state in ``state``, or more than one.
 
-    References:
-      Frankle and Carbin, `The Lottery Ticket Hypothesis`, 2019, section 2; Frankle et al., `Linear
-      Mode Connectivity and the Lottery Ticket Hypothesis`, 2020, for rewinding to an early step.
-
     >>> w = jnp.array([[4.0, -1.0, 2.0, 3.0]])
     >>> initial = PruneState(jnp.zeros((), jnp.int32), {"w": w > 0}, {"w": jnp.full((1, 4), 7.0)})
     >>> params, state = prune({"w": jnp.array([[4.0, 0.0, 2.0, 3.0]])}, initial, 1 / 3)
     >>> params["w"].tolist(), state.kept["w"].tolist()
     ([[7.0, 0.0, 0.0, 7.0]], [[True, False, False, True]])
     """
-    check_fraction(fraction)
+    check_prunable(fraction)
     states = [node for node in jax.tree.leaves(state, is_leaf=is_state) if is_state(node)]
     if len(states) != 1:
         raise UsageError(f"state holds {len(states)} pruning states; prune needs exactly one")
@@ -77,9 +73,9 @@ def is_state(node: Any) -> bool:
     return isinstance(node, PruneState)
 
 
-def check_fraction(fraction: float) -> None:
+def check_prunable(fraction: float) -> None:
     """Raise unless ``fraction`` is one that an event can prune."""
-    selections.check_static("fraction", fraction)
+    selections.check_fraction("fraction", fraction)
     check_number("fraction", fraction, lambda value: value >= 1 / 30_000, "be at least 1/30000")
 
 
@@ -99,27 +95,20 @@ def pruned_further(
         return selections.portion(fraction, jnp.sum(values < jnp.inf, dtype=jnp.int32))
 
     leaves, structure = jax.tree.flatten(kept)
-    magnitudes = [
-        magnitude(param, keep) for param, keep in zip(jax.tree.leaves(params), leaves, strict=True)
-    ]
+    # By leaves: under nnx.Optimizer the parameters of an update have another structure.
+    magnitudes = list(map(magnitude, jax.tree.leaves(params), leaves))
     chosen = selections.lowest(magnitudes, count_of, scope)
-    return jax.tree.unflatten(
-        structure,
-        [
-            keep if lowest is None else keep & ~lowest
-            for keep, lowest in zip(leaves, chosen, strict=True)
-        ],
+    remaining = (
+        keep if lowest is None else keep & ~lowest
+        for keep, lowest in zip(leaves, chosen, strict=True)
     )
+    return jax.tree.unflatten(structure, remaining)
 
 
 def rewound(state: PruneState, params: PyTree) -> PyTree:
     """Return the snapshot with 0.0 for the pruned weights, in the structure of ``params``."""
-    leaves = [
-        jnp.where(keep, old, jnp.zeros_like(old))
-        for keep, old in zip(
-            jax.tree.leaves(state.kept), jax.tree.leaves(state.rewind), strict=True
-        )
-    ]
+    pairs = zip(*map(jax.tree.leaves, (state.kept, state.rewind)), strict=True)
+    leaves = [jnp.where(keep, old, jnp.zeros_like(old)) for keep, old in pairs]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 

@@ -27,9 +27,6 @@ def cosine(
       steps_per_epoch: S.
       warmup_epochs: W; 0 for the paper's schedule.
 
-    Returns:
-      A function of the step since the start of the schedule; a float32 scalar.
-
     >>> schedule = cosine(0.1, epochs=4, steps_per_epoch=10, warmup_epochs=2)
     >>> [round(float(schedule(step)), 3) for step in (0, 10, 20, 30)]
     [0.05, 0.1, 0.1, 0.05]
@@ -79,7 +76,7 @@ def steps(
 
     Args:
       learning_rate: the first.
-      decay_epochs: epochs separated by commas; from each on the rate is ``factor`` times smaller.
+      decay_epochs: epochs separated by commas; from each on the rate is multiplied by ``factor``.
       factor: in (0, 1).
       steps_per_epoch: S.
 

@@ -37,13 +37,12 @@ def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
     >>> eligible({"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))})
     [False, True]
     """
-    leaves = paths.named_leaves(params)
     if among is None:
         flags = [role == "kernel" for role in layers.roles(params)]
     else:
         # Not ``resolve``: a selection divides tensors, so it may well be made among all of them.
         flags = masks.flags_of(among, params)
-    visible = [not paths.is_placeholder(leaf) for _, leaf in leaves]
+    visible = [not paths.is_placeholder(leaf) for _, leaf in paths.named_leaves(params)]
     flags = [flag and is_visible for flag, is_visible in zip(flags, visible, strict=True)]
     if any(visible) and not any(flags):
         taken = "the default, kernels of two or more dimensions," if among is None else "the mask"
@@ -53,11 +52,7 @@ def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
 
 def check(selection: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``selection`` is one for ``params``."""
-    paths.check_same_structure("selection must be", selection, params)
-    pairs = zip(paths.named_leaves(selection), paths.named_leaves(params), strict=True)
-    for (path, leaf), (_, param) in pairs:
-        if paths.is_placeholder(leaf):
-            continue
+    for path, leaf, param in paths.aligned("selection must be", selection, params):
         shape = jnp.shape(param)
         if jnp.result_type(leaf) != jnp.bool_ or jnp.shape(leaf) not in ((), shape):
             raise UsageError(
@@ -89,14 +84,13 @@ def random_subset(
 
     References:
       Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (weight-level splitting);
-      Alabdulmohsin et al., `The Impact of Reinitialization ...`, 2022, section 1 ("a random subset of
-      the parameters of a fixed size").
+      Alabdulmohsin et al., `The Impact of Reinitialization ...`, 2022, section 1.
 
     >>> selection = random_subset(jax.random.key(0), {"kernel": jnp.ones((10, 10))}, 0.2)
     >>> int(selection["kernel"].sum())
     20
     """
-    (check_static if exact else check_inside)("fraction", fraction)
+    check_fraction("fraction", fraction, traced=not exact)
 
     def draw(path, leaf, flag):
         if not flag:
@@ -137,7 +131,7 @@ def smallest(
     >>> smallest({"kernel": jnp.array([[3.0, -1.0, 2.0, 5.0]])}, 0.5)["kernel"].tolist()
     [[False, True, True, False]]
     """
-    check_static("fraction", fraction)
+    check_fraction("fraction", fraction)
     flags = eligible(params, among)
     magnitudes = [
         jnp.abs(leaf) if flag else None
@@ -201,13 +195,8 @@ def portion(fraction: float, count: Any) -> Any:
     return count // bottom * top + (2 * (count % bottom) * top + bottom) // (2 * bottom)
 
 
-def check_static(field: str, value: float) -> None:
-    """Raise unless ``value`` is a number in (0, 1) that is known when the program is traced."""
-    if hasattr(value, "aval"):
+def check_fraction(field: str, value: float, *, traced: bool = False) -> None:
+    """Raise unless ``value`` is a number in (0, 1), known at trace time or allowed to be ``traced``."""
+    if hasattr(value, "aval") and not traced:
         raise UsageError(f"{field} must be a number of Python, not an array: it fixes counts")
-    check_inside(field, value)
-
-
-def check_inside(field: str, value: float) -> None:
-    """Raise unless ``value``, which may be traced, is a number in (0, 1)."""
     check_number(field, value, lambda number: 0 < number < 1, "lie between 0 and 1, both excluded")

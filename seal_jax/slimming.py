@@ -1,6 +1,7 @@
 """Kernel-level splitting: the slim network inside a wide one (KELS of knowledge evolution).
 
-:func:`kernel_slices` selects what lies outside of the slim network, :func:`slim` cuts it out.
+:func:`kernel_slices` selects what is outside of the slim network, :func:`slim` cuts it out. Taha et
+al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (convolutional-aware splitting).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from seal_jax import paths
 from seal_jax.errors import UsageError, check_number, nearest
-from seal_jax.selections import check_static
+from seal_jax.selections import check_fraction
 
 PyTree = Any
 
@@ -50,20 +51,21 @@ def kernel_slices(
     Raises:
       UsageError: a path that is no layer with a kernel, or channels that do not divide the axis.
 
-    References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (kernel-level
-      convolutional-aware splitting).
-
     >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 4))}, "fc": {"kernel": jnp.ones((4, 2))}}
     >>> selection = kernel_slices(params, 0.5, first="conv", head="fc")
     >>> selection["conv"]["kernel"][0, 0].tolist(), selection["fc"]["kernel"][:, 0].tolist()
     ([[False, False, True, True]], [False, False, True, True])
     """
-    check_static("keep", keep)
-    flattened = dict(flattened or {})
+    check_fraction("keep", keep)
     ratio = Fraction(float(keep)).limit_denominator(10**9)
-    _check_layers(params, {"first": first, "head": head})
-    _check_flattened(params, flattened)
+    kernels = [
+        path for path, leaf in paths.named_leaves(params) if len(getattr(leaf, "shape", ())) >= 2
+    ]
+    for field, layer in (("first", first), ("head", head)):
+        if not any(paths.below(path, layer) for path in kernels):
+            near = nearest(str(layer), paths.with_parents(kernels))
+            raise UsageError(f"{field} = {layer!r} is no layer with a kernel{near}")
+    flattened_channels = _flattened_channels(params, flattened)
 
     def outside(path, leaf):
         shape, rank = leaf.shape, len(leaf.shape)
@@ -75,11 +77,11 @@ def kernel_slices(
             axes.append(rank - 1)
         if rank >= 2 and not paths.below(path, first):
             axes.append(rank - 2)
-        inputs = max(rank - 2, 0)  # the axis that a flatten makes: a kernel's inputs, or a vector
         for axis in axes:
             index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-            channels = _channels_of(path, rank, flattened) if axis == inputs else None
-            size = shape[axis] if channels is None else channels
+            size = shape[axis]
+            if axis == max(rank - 2, 0):  # the axis that a flatten makes
+                size = flattened_channels.get(path, size)
             # Channels are the fastest part of a flattened axis, so they repeat along it.
             cut |= index % size >= math.ceil(ratio * size)
         return cut
@@ -92,8 +94,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
 
     With all parameters outside the fit slices at zero, a wide network with BatchNorm or without
     normalisation computes what the slim one does. One with LayerNorm does not: its zeros count in
-    the mean and variance over channels. There the slim network is a network of its own. The released
-    code of knowledge evolution reports the accuracies of both.
+    the mean and variance over channels.
 
     Args:
       params: pytree of arrays of the wide network: parameters, batch statistics, or both.
@@ -102,22 +103,15 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
         network; see :func:`kernel_slices`. Their paths are those of ``params``:
         ``"params/fc"`` where parameters and statistics come in one tree.
 
-    Returns:
-      A tree of the structure of ``like``, with the dtypes of ``params``.
-
     Raises:
       UsageError: the two differ in their paths, or a shape of ``like`` does not fit into its own.
-
-    References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3.
 
     >>> wide = {"fc": {"kernel": jnp.arange(6.0).reshape(3, 2)}}
     >>> like = {"fc": {"kernel": jax.ShapeDtypeStruct((2, 1), jnp.float32)}}
     >>> slim(wide, like)["fc"]["kernel"].tolist()
     [[0.0], [2.0]]
     """
-    flattened = dict(flattened or {})
-    _check_flattened(params, flattened)
+    flattened_channels = _flattened_channels(params, flattened)
     wide = dict(paths.named_leaves(params))
     narrow = paths.named_leaves(like)
     names = [path for path, _ in narrow]
@@ -126,73 +120,55 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
             where, others = ("the wide", list(wide)) if path in names else ("the slim", names)
             raise UsageError(f"{path!r} is not in {where} network{nearest(path, others)}")
 
-    def leading(path, leaf):
-        return _leading(path, wide[path], leaf.shape, flattened)
+    def leading(path, target):
+        leaf, shape = wide[path], target.shape
+        full, channels = leaf.shape, flattened_channels.get(path)
+        if len(shape) != len(full) or any(new > old for new, old in zip(shape, full, strict=True)):
+            raise UsageError(f"{path!r}: the slim shape {shape} does not fit into {full}")
+        if channels is None:
+            return leaf[tuple(map(slice, shape))]
+        axis = max(len(full) - 2, 0)
+        positions = full[axis] // channels
+        kept, rest = divmod(shape[axis], positions)
+        if rest:
+            raise UsageError(
+                f"{path!r}: the slim shape {shape} has no whole number of channels at each of the "
+                f"{positions} positions that {channels} channels leave of {full}"
+            )
+        outer = leaf.reshape(*full[:axis], positions, channels, *full[axis + 1 :])
+        leading_slices = map(slice, (*shape[:axis], positions, kept, *shape[axis + 1 :]))
+        return outer[tuple(leading_slices)].reshape(shape)
 
     return paths.map_named(leading, like)
 
 
-def _leading(path: str, leaf: Any, shape: tuple[int, ...], flattened: Mapping[str, int]) -> Any:
-    full = leaf.shape
-    if len(shape) != len(full) or any(new > old for new, old in zip(shape, full, strict=True)):
-        raise UsageError(f"{path!r}: the slim shape {shape} does not fit into {full}")
-    channels = _channels_of(path, len(full), flattened)
-    if channels is None:
-        return leaf[tuple(slice(size) for size in shape)]
-    axis = max(len(full) - 2, 0)
-    positions = full[axis] // channels
-    kept, rest = divmod(shape[axis], positions)
-    if rest:
-        raise UsageError(
-            f"{path!r}: the slim shape {shape} has no whole number of channels at each of the "
-            f"{positions} positions that {channels} channels leave of {full}"
-        )
-    outer = leaf.reshape(*full[:axis], positions, channels, *full[axis + 1 :])
-    cut = outer[tuple(slice(size) for size in (*shape[:axis], positions, kept, *shape[axis + 1 :]))]
-    return cut.reshape(shape)
+def _flattened_channels(params: PyTree, flattened: Mapping[str, int] | None) -> dict[str, int]:
+    """Return, by path, the channels of each leaf with a flattened axis: a kernel's inputs, a vector.
 
-
-def _check_layers(params: PyTree, layers: Mapping[str, str]) -> None:
-    """Raise unless each of ``layers`` (field: path) has a kernel in ``params``."""
-    kernels = [
-        path for path, leaf in paths.named_leaves(params) if len(getattr(leaf, "shape", ())) >= 2
-    ]
-    for field, layer in layers.items():
-        if not any(paths.below(path, layer) for path in kernels):
-            near = nearest(str(layer), paths.with_parents(kernels))
-            raise UsageError(f"{field} = {layer!r} is no layer with a kernel{near}")
-
-
-def _channels_of(path: str, rank: int, flattened: Mapping[str, int]) -> int | None:
-    """Return the channels of a flattened axis: a layer's name means its kernel, not its bias."""
-    for layer, channels in flattened.items():
-        if path == layer or (rank >= 2 and paths.below(path, layer)):
-            return channels
-    return None
-
-
-def _check_flattened(params: PyTree, flattened: Mapping[str, int]) -> None:
-    """Raise unless each path of ``flattened`` has an axis that its channels divide."""
-    for layer, channels in flattened.items():
+    A layer's name means its kernel, not its bias.
+    """
+    shapes = {path: getattr(leaf, "shape", ()) for path, leaf in paths.named_leaves(params)}
+    by_path: dict[str, int] = {}
+    for layer, channels in (flattened or {}).items():
         check_number(
             f"flattened[{layer!r}]",
             channels,
             lambda value: value >= 1 and value == int(value),
             "be a number of channels",
         )
-        hits = 0
-        for path, leaf in paths.named_leaves(params):
-            rank = len(getattr(leaf, "shape", ()))
-            if rank and _channels_of(path, rank, {layer: channels}) is not None:
-                hits += 1
-                size = leaf.shape[max(rank - 2, 0)]
-                if size % channels:
-                    raise UsageError(
-                        f"flattened[{layer!r}] = {channels} does not divide the axis of {size} "
-                        f"of {path!r}; it must be the number of channels before the flatten"
-                    )
-        if not hits:
-            near = nearest(
-                layer, paths.with_parents([path for path, _ in paths.named_leaves(params)])
-            )
+        sizes = {
+            path: shape[max(len(shape) - 2, 0)]
+            for path, shape in shapes.items()
+            if shape and (path == layer or (len(shape) >= 2 and paths.below(path, layer)))
+        }
+        for path, size in sizes.items():
+            if size % channels:
+                raise UsageError(
+                    f"flattened[{layer!r}] = {channels} does not divide the axis of {size} "
+                    f"of {path!r}; it must be the number of channels before the flatten"
+                )
+        if not sizes:
+            near = nearest(layer, paths.with_parents(list(shapes)))
             raise UsageError(f"flattened names {layer!r}, which is no layer with a kernel{near}")
+        by_path = dict.fromkeys(sizes, channels) | by_path  # the first that names a leaf counts
+    return by_path

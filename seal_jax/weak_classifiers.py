@@ -11,6 +11,10 @@ In all functions
 
 No derivative flows through a weak classifier: the papers set that of the perturbation by the
 features to zero.
+
+References:
+  Sato et al., `PoF: Post-Training of Feature Extractor for Improving Generalization`, 2022; Sato et
+  al., `Breaking Inter-Layer Co-Adaptation by Classifier Anonymization`, 2019 (FOCA).
 """
 
 from __future__ import annotations
@@ -34,19 +38,12 @@ _EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
 
 
 class Perturbation(NamedTuple):
-    """Step from a classifier to the minimum of the loss on a weak batch.
+    """Step from a classifier to the minimum of the loss on a weak batch."""
 
-    Attributes:
-      direction: pytree like the head, the gradient at the head over its global norm.
-      xi: float32, the distance of the minimum against ``direction``; 0 where there is none.
-      accepted: bool, whether there is a minimum with an upper bracket.
-      loss: float32, the loss of the weak batch at the unperturbed head.
-    """
-
-    direction: PyTree
-    xi: jax.Array
-    accepted: jax.Array
-    loss: jax.Array
+    direction: PyTree  # like the head: the gradient at the head over its global norm
+    xi: jax.Array  # float32, the distance of the minimum against `direction`; 0 where there is none
+    accepted: jax.Array  # bool, whether there is a minimum with an upper bracket
+    loss: jax.Array  # float32, of the weak batch at the unperturbed head
 
 
 def direction(
@@ -54,10 +51,7 @@ def direction(
 ) -> tuple[jax.Array, PyTree]:
     r"""Return the loss, float32, and :math:`g / (\lVert g \rVert_2 + 10^{-12})`, g its gradient.
 
-    The norm is global, over all of the head's parameters; a zero gradient gives zeros.
-
-    References:
-      Sato et al., `PoF`, eq. 3.
+    The norm is global, over all of the head's parameters; a zero gradient gives zeros (PoF, eq. 3).
 
     >>> dot = lambda head, features: features @ head
     >>> loss, unit = direction(
@@ -96,13 +90,12 @@ def perturbation(
 ) -> Perturbation:
     r"""Return the direction of the gradient at ``head`` and how far against it the minimum lies.
 
-    One gradient, then :math:`\xi^* = \arg\min_{\xi > 0} L_B(\theta_0 - \xi \hat g)` by
+    One gradient, then :math:`\xi^* = \arg\min_{\xi > 0} L_B(\theta_0 - \xi \hat g)` (PoF, eq. 2) by
     :func:`seal_jax.line_search.minimise` on the same features. Where there is no such minimum (an
     asymmetric landscape, a zero gradient, a loss that is not finite) the result is not accepted.
 
     Args:
-      head: :math:`\theta_0`.
-      features, labels, classify, loss: of the weak batch B, as explained above.
+      head, features, labels, classify, loss: :math:`\theta_0` and the weak batch B, see above.
       linear: whether the logits are affine in the head, as those of a dense layer are; they are
         then computed twice, not once for every point of the search. ``None`` takes a head of one
         matrix, with or without one vector, for affine: say False if it is not (a cosine
@@ -117,9 +110,6 @@ def perturbation(
     >>> # The distance is ln 3 / sqrt 2.
     >>> bool(step.accepted), round(float(step.xi), 2), round(float(step.loss), 2)
     (True, 0.78, 0.69)
-
-    References:
-      Sato et al., `PoF: Post-Training of Feature Extractor for Improving Generalization`, eq. 2, 3.
     """
     head, features = jax.lax.stop_gradient((head, features))
     value, unit = direction(head, features, labels, classify, loss)
@@ -127,27 +117,23 @@ def perturbation(
         # A matrix, or a matrix and a vector: kernel and bias.
         linear = sorted(map(jnp.ndim, jax.tree.leaves(head))) in ([2], [1, 2])
     if linear:
-        logits, slopes = jax.jvp(lambda h: classify(h, features), (head,), (unit,))
+        at_head, slopes = jax.jvp(lambda h: classify(h, features), (head,), (unit,))
 
-        def along(xi):
-            return loss(logits.astype(jnp.float32) - xi * slopes, labels)
-
-    else:
-
-        def along(xi):
-            return loss(classify(_moved(head, unit, xi), features), labels)
+    def along(xi):
+        if linear:
+            logits = at_head.astype(jnp.float32) - xi * slopes
+        else:
+            logits = classify(_moved(head, unit, xi), features)
+        return loss(logits, labels)
 
     minimum = minimise(along, **search)
     return Perturbation(unit, minimum.xi, minimum.accepted, value)
 
 
 def shifted(head: PyTree, perturbation: Perturbation, gamma: Any = 1.0) -> PyTree:
-    r"""Return the weak classifier :math:`\theta_0 - \gamma \xi^* \hat g`.
+    r"""Return the weak classifier :math:`\theta_0 - \gamma \xi^* \hat g` (PoF, eq. 4).
 
     It is ``head`` bit for bit where the perturbation was not accepted and where ``gamma`` is 0.
-
-    References:
-      Sato et al., `PoF`, eq. 4.
 
     >>> step = Perturbation(jnp.array([0.6, 0.8]), jnp.float32(5), jnp.array(True), jnp.float32(1))
     >>> [round(float(entry), 2) for entry in shifted(jnp.zeros(2), step, gamma=2.0)]
@@ -176,8 +162,7 @@ def sample_gamma(
       key: a random key; a new one for every step.
       policy: "uniform" draws from [low, high] (the paper), "constant" returns ``high``, "linear"
         grows from ``low`` to ``high`` with ``progress``.
-      low: the least, at least 0.
-      high: the most.
+      low, high: the bounds, at least 0.
       progress: the fraction of the training that is over, in [0, 1]; may be traced.
 
     >>> float(sample_gamma(jax.random.key(0), "linear", progress=0.25))
@@ -273,7 +258,8 @@ def foca(
 ) -> PyTree:
     r"""Return a weak classifier of FOCA: a few steps of gradient descent from a random start.
 
-    Kernels start at :math:`N(0, \sigma^2)`, biases (arrays of one dimension) at 0.
+    Kernels start at :math:`N(0, \sigma^2)`, biases (arrays of one dimension) at 0. The PoF paper
+    describes it at the end of section 3.1.
 
     Args:
       key: a random key; a new one for every step of the feature extractor.
@@ -282,10 +268,6 @@ def foca(
       steps: how many; 0 gives a random classifier.
       learning_rate: of plain gradient descent.
       sigma: of the start.
-
-    References:
-      Sato et al. (2019), `Breaking Inter-Layer Co-Adaptation by Classifier Anonymization`; Sato et
-      al. (2022), `PoF`, end of section 3.1.
 
     >>> head, features, labels = jnp.zeros((1, 2)), jnp.array([[1.0], [-1.0]]), jnp.array([0, 1])
     >>> classify = lambda head, features: features @ head

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seal_jax import distillation
+from seal_jax import losses
 from seal_jax.core.state import Weights
 from seal_jax.errors import UsageError
 from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
@@ -89,7 +89,7 @@ def build(options: Options, context: Context) -> Method:
 
     def loss(logits: jax.Array, labels: jax.Array, targets: Any) -> jax.Array:
         teacher_logits, present = targets
-        student = distillation.born_again(
+        student = losses.born_again(
             logits,
             teacher_logits,
             labels,
@@ -99,7 +99,7 @@ def build(options: Options, context: Context) -> Method:
         )
         first = context.loss(logits, labels, None)
         if options.tolerance:
-            first = distillation.tolerant(
+            first = losses.tolerant(
                 logits,
                 labels,
                 weight=options.tolerance,

@@ -1,76 +1,36 @@
 """Optax gradient transformations, one method a file."""
 
-from seal_jax.transforms.fast import make_fast_tx, scale_by_two_rates
-from seal_jax.transforms.imp import hold_pruned, make_imp_tx
-from seal_jax.transforms.pof import make_pof_tx
-from seal_jax.transforms.preconditioners import damped_trace, preconditioner, scale_by_radam
-from seal_jax.transforms.relearn import (
-    ReinitState,
-    dsd,
-    fc,
-    kels,
-    make_llf_tx,
-    make_relearn_tx,
-    masked_reinit,
-    wels,
-    welsr,
-)
-from seal_jax.transforms.reset_state import (
-    ResetState,
-    freeze,
-    freeze_while,
-    reset_state,
-    split_state,
-)
-from seal_jax.transforms.sa_gd import AnnealState, anneal, make_sa_gd_tx
-from seal_jax.transforms.sam import (
-    make_sam_tx,
-    perturb,
-    sharpness_aware,
-    sharpness_aware_gradient,
-)
-from seal_jax.transforms.seal import ascend, make_seal_tx
-from seal_jax.transforms.sgd import (
-    ClockState,
-    decay_weights,
-    make_normal_tx,
-    scale_by_restarting_rate,
-)
-
-__all__ = [
-    "AnnealState",
-    "ClockState",
-    "ReinitState",
-    "ResetState",
-    "anneal",
-    "ascend",
-    "damped_trace",
-    "decay_weights",
-    "dsd",
-    "fc",
-    "freeze",
-    "freeze_while",
-    "hold_pruned",
-    "kels",
-    "make_fast_tx",
-    "make_imp_tx",
-    "make_llf_tx",
-    "make_normal_tx",
-    "make_pof_tx",
-    "make_relearn_tx",
-    "make_sa_gd_tx",
-    "make_sam_tx",
-    "make_seal_tx",
-    "masked_reinit",
-    "perturb",
-    "preconditioner",
-    "reset_state",
-    "scale_by_radam",
-    "scale_by_restarting_rate",
-    "scale_by_two_rates",
-    "sharpness_aware",
-    "sharpness_aware_gradient",
-    "split_state",
-    "wels",
-    "welsr",
-]
+from seal_jax.transforms.fast import make_fast_tx as make_fast_tx
+from seal_jax.transforms.fast import scale_by_two_rates as scale_by_two_rates
+from seal_jax.transforms.imp import hold_pruned as hold_pruned
+from seal_jax.transforms.imp import make_imp_tx as make_imp_tx
+from seal_jax.transforms.pof import make_pof_tx as make_pof_tx
+from seal_jax.transforms.preconditioners import damped_trace as damped_trace
+from seal_jax.transforms.preconditioners import preconditioner as preconditioner
+from seal_jax.transforms.preconditioners import scale_by_radam as scale_by_radam
+from seal_jax.transforms.relearn import ReinitState as ReinitState
+from seal_jax.transforms.relearn import dsd as dsd
+from seal_jax.transforms.relearn import kels as kels
+from seal_jax.transforms.relearn import make_llf_tx as make_llf_tx
+from seal_jax.transforms.relearn import make_relearn_tx as make_relearn_tx
+from seal_jax.transforms.relearn import masked_reinit as masked_reinit
+from seal_jax.transforms.relearn import wels as wels
+from seal_jax.transforms.relearn import welsr as welsr
+from seal_jax.transforms.reset_state import ResetState as ResetState
+from seal_jax.transforms.reset_state import freeze as freeze
+from seal_jax.transforms.reset_state import freeze_while as freeze_while
+from seal_jax.transforms.reset_state import reset_state as reset_state
+from seal_jax.transforms.reset_state import split_state as split_state
+from seal_jax.transforms.sa_gd import AnnealState as AnnealState
+from seal_jax.transforms.sa_gd import anneal as anneal
+from seal_jax.transforms.sa_gd import make_sa_gd_tx as make_sa_gd_tx
+from seal_jax.transforms.sam import make_sam_tx as make_sam_tx
+from seal_jax.transforms.sam import perturb as perturb
+from seal_jax.transforms.sam import sharpness_aware as sharpness_aware
+from seal_jax.transforms.sam import sharpness_aware_gradient as sharpness_aware_gradient
+from seal_jax.transforms.seal import ascend as ascend
+from seal_jax.transforms.seal import make_seal_tx as make_seal_tx
+from seal_jax.transforms.sgd import ClockState as ClockState
+from seal_jax.transforms.sgd import decay_weights as decay_weights
+from seal_jax.transforms.sgd import make_normal_tx as make_normal_tx
+from seal_jax.transforms.sgd import scale_by_restarting_rate as scale_by_restarting_rate

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import UsageError, check_choice, check_number, nonnegative
+from seal_jax.errors import UsageError, check_choice, check_number, known_zero, nonnegative
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.preconditioners import preconditioner
 from seal_jax.transforms.reset_state import freeze_while, reset_state
 from seal_jax.transforms.sgd import ResetMomentum, decay_weights, leafwise, reset_condition
 
 Optimizer = Literal["sgd", "nesterov", "adam", "radam"]
-
-
-def check_rates(alpha: float | Schedule, beta: float | Schedule) -> None:
-    """Raise unless both rates are schedules, or 0 and above, and not both of them 0."""
-    for field, rate in (("alpha", alpha), ("beta", beta)):
-        if not callable(rate):
-            check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
-    if _is_zero(alpha) and _is_zero(beta):
-        raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
-
-
-def _is_zero(rate: Any) -> bool:
-    """Tell whether a rate is the number 0, so that its parameters never move."""
-    return isinstance(rate, Real) and rate == 0
 
 
 def scale_by_two_rates(
@@ -41,8 +26,7 @@ def scale_by_two_rates(
 
     Args:
       head: the head, in any form of :mod:`seal_jax.masks`.
-      alpha: a number, or a schedule of the step within the generation.
-      beta: the same for the features.
+      alpha, beta: a number each, or a schedule of the step within the generation.
       clock: the generations.
 
     >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
@@ -51,7 +35,11 @@ def scale_by_two_rates(
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, -0.5)
     """
-    check_rates(alpha, beta)
+    for field, rate in (("alpha", alpha), ("beta", beta)):
+        if not callable(rate):
+            check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
+    if known_zero(alpha) and known_zero(beta):
+        raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
     rates_at = {True: clock.restart(alpha), False: clock.restart(beta)}
 
     def rule(count):
@@ -79,7 +67,6 @@ def make_fast_tx(
     steps_per_epoch: int,
     epochs_per_generation: int,
     reset_momentum: ResetMomentum = "generation",
-    schedule: Schedule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Return the optimizer of FAST, and of its baselines, as one optax transformation.
 
@@ -106,10 +93,6 @@ def make_fast_tx(
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       reset_momentum: "generation" zeroes it where a generation starts, "never" keeps it.
-      schedule: a factor to both rates, as a function of the step within the generation.
-
-    Raises:
-      UsageError: an argument out of its range, or a mask that selects nothing or everything.
 
     References:
       Varno et al., `Learn Faster and Forget Slower via Fast and Stable Task Adaptation`, Algorithm
@@ -123,7 +106,6 @@ def make_fast_tx(
     (-0.001, -0.01)
     """
     check_choice("optimizer", optimizer, get_args(Optimizer), suggest=True)
-    check_rates(alpha, beta)
     clock = Clock(steps_per_epoch, epochs_per_generation)
     head = masks.fixed(head)
     if optimizer in ("adam", "radam"):
@@ -135,13 +117,6 @@ def make_fast_tx(
     chain = optax.chain(
         decay_weights(weight_decay),
         reset_state(scale, reset_condition(clock, reset_momentum)),
-        scale_by_two_rates(head, _times(alpha, schedule), _times(beta, schedule), clock),
+        scale_by_two_rates(head, alpha, beta, clock),
     )
     return freeze_while(masks.invert(head), chain)
-
-
-def _times(rate: float | Schedule, schedule: Schedule | None) -> float | Schedule:
-    """Return the rate times the schedule; a rate that is the number 0 stays it."""
-    if schedule is None or _is_zero(rate):
-        return rate
-    return lambda step: (rate(step) if callable(rate) else rate) * schedule(step)

@@ -30,9 +30,8 @@ def hold_pruned(
     Put it at the END of a chain, where no momentum or decay can move a pruned weight any more. The
     snapshot is taken before the update of ``rewind_step``; 0 takes it in ``init``. Events come from
     :func:`seal_jax.pruning.prune` between two steps, which is exact; or, when ``when(count)`` holds,
-    take the place of an update: then pruned weights are exactly zero after it, too, and the others
-    are rewound up to rounding, since an update reaches w only as p + (w - p). (In float32, as with
-    :func:`masked_reinit`.)
+    take the place of an update: pruned weights are then exactly zero, too, and the others rewound up
+    to rounding, since an update reaches w only as p + (w - p), in float32.
 
     Args:
       among: the parameters that may be pruned, in any form of :mod:`seal_jax.masks`, which here may
@@ -54,7 +53,7 @@ def hold_pruned(
     [[0.0, 2.0]]
     [[0.0, 3.0]]
     """
-    pruning.check_fraction(fraction)
+    pruning.check_prunable(fraction)
     check_choice("scope", scope, get_args(selections.Scope))
     check_integer("rewind_step", rewind_step, 0)
 
@@ -78,8 +77,15 @@ def hold_pruned(
         if when is not never:  # as in masked_reinit: an event must reach its values
             updates = jax.tree.map(widen, updates)
 
+        def hold(keep, update, param):
+            # Minus the parameter, which is zero, and not just zero: should an event on float64
+            # parameters with float32 updates have left a residue, it is gone in the next steps.
+            if jnp.ndim(keep) == 0:
+                return update
+            return jnp.where(keep, update, (0 - param).astype(update.dtype))
+
         def plain():
-            return jax.tree.map(_hold, state.kept, updates, params), state.kept
+            return jax.tree.map(hold, state.kept, updates, params), state.kept
 
         def event():
             kept = pruning.pruned_further(params, state.kept, fraction, scope)
@@ -90,14 +96,6 @@ def hold_pruned(
         return updates, PruneState(optax.safe_increment(state.count), kept, state.rewind)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _hold(keep: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
-    # Minus the parameter, which is zero, and not just zero: should an event on float64 parameters
-    # with float32 updates have left a residue, it is gone in the next steps.
-    if jnp.ndim(keep) == 0:
-        return update
-    return jnp.where(keep, update, (0 - param).astype(update.dtype))
 
 
 @takes_options_of(make_normal_tx)
@@ -121,9 +119,8 @@ def make_imp_tx(
 
     Args:
       learning_rate: a float, or an optax schedule of the step within the generation.
-      fraction: of the remaining weights, pruned by each event, in (0, 1).
+      fraction, scope: of the remaining weights, pruned by each event; see :func:`seal_jax.pruning.prune`.
       rewind_step: the step of generation 0 whose parameters are rewound to; 0 means the initial ones.
-      scope: "global" compares the weights of all layers, "tensor" prunes the fraction of each.
       among: the parameters that may be pruned; kernels by default. All parameters are rewound.
       steps_per_epoch: S.
       epochs_per_generation: E.
@@ -132,12 +129,7 @@ def make_imp_tx(
         :func:`seal_jax.pruning.prune` on the parameters and this optimizer's state before it.
       **options: of momentum SGD, see :func:`make_normal_tx`.
 
-    Raises:
-      UsageError: an argument out of its range.
-
-    References:
-      Frankle and Carbin, `The Lottery Ticket Hypothesis`, 2019, section 2; Frankle et al., `Linear
-      Mode Connectivity and the Lottery Ticket Hypothesis`, 2020, for rewinding to an early step.
+    For the papers see :mod:`seal_jax.pruning`.
 
     >>> params = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
     >>> tx = make_imp_tx(0.1, fraction=0.5, steps_per_epoch=2, epochs_per_generation=1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import check_number, nonnegative, require_params
+from seal_jax.errors import check_number, known_zero, nonnegative, require_params
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.sgd import descent
 
@@ -29,14 +29,11 @@ def make_pof_tx(
     r"""Return PoF's optimizer: Nesterov SGD on the feature extractor, none on the classifier.
 
     The updates of the classifier :math:`\theta_0` are exactly 0, whatever its gradient and the
-    weight decay; nor does its gradient enter the optimizer. What perturbs the classifier is not
-    part of it: the gradient is taken at a weak classifier (:mod:`seal_jax.weak_classifiers`), the
-    update applied to the parameters themselves, as in the example. Without a perturbation this is
-    plain Nesterov SGD on the features.
-
-    The state has the structure of that of :func:`make_normal_tx` over ALL parameters: continue with
-    the state at the end of the pre-training to keep its momentum. Its count of steps goes on as
-    well; a schedule reads it, a constant rate does not.
+    weight decay; nor does its gradient enter the optimizer. The gradient is taken at a weak
+    classifier (:mod:`seal_jax.weak_classifiers`), the update applied to the parameters themselves,
+    as in the example. The state has the structure of that of :func:`make_normal_tx` over ALL
+    parameters: continue with the state at the end of the pre-training to keep its momentum, and its
+    count of steps, which a schedule reads.
 
     Args:
       head: the classifier, in any form of :mod:`seal_jax.masks`.
@@ -67,11 +64,11 @@ def make_pof_tx(
     >>> @jax.jit
     ... def step(params, state, key, weak_x, weak_y, x, y):
     ...     weak_features = features(params, weak_x)
-    ...     weak, found, gamma = perturb(key, params["fc"], weak_features, weak_y, classify, loss)
+    ...     weak, shift, gamma = perturb(key, params["fc"], weak_features, weak_y, classify, loss)
     ...     objective = lambda params: loss(classify(params["fc"], features(params, x)), y)
     ...     gradient = jax.grad(objective)({**params, "fc": weak})
     ...     updates, state = tx.update(gradient, state, params)
-    ...     return optax.apply_updates(params, updates), state, ~found.accepted
+    ...     return optax.apply_updates(params, updates), state, ~shift.accepted
     >>> x, y = jax.random.normal(jax.random.key(1), (8, 2)), jnp.arange(8) % 2
     >>> after, state, rejected = step(params, state, jax.random.key(2), x[:4], y[:4], x, y)
     >>> same = jax.tree.map(lambda new, old: bool((new == old).all()), after, params)
@@ -96,7 +93,7 @@ def make_pof_tx(
     head = masks.fixed(head)
 
     def classifier_update(gradient):
-        if not hasattr(classifier_learning_rate, "aval") and classifier_learning_rate == 0:
+        if known_zero(classifier_learning_rate):
             return jnp.zeros_like(gradient)  # exact zeros, for an infinite gradient too
         return (-classifier_learning_rate * gradient).astype(gradient.dtype)
 

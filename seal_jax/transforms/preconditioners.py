@@ -25,8 +25,7 @@ def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTrans
         u = V \ \text{or, with Nesterov's step ahead,} \ u = M V + (1 - M) g.
 
     Both are :math:`1 - M` times what undamped momentum, :math:`b \leftarrow M b + g`, gives; a
-    damped learning rate is therefore 10 times an undamped one at M = 0.9. (PyTorch allows no
-    dampening beside Nesterov; this is the one definition that keeps the factor.)
+    damped learning rate is therefore 10 times an undamped one at M = 0.9.
 
     Args:
       decay: M, in [0, 1).
@@ -74,10 +73,6 @@ def rectification(count: Any, b2: float) -> tuple[Any, Any]:
         r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}
                         {(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}}
 
-    In float32 the difference of these two numbers near 2000, itself near 5 where it matters most,
-    puts :math:`r_t` off by some 0.5 % in the first steps. While :math:`x = -t \ln \beta` is under
-    1, the series of :math:`x / (e^x - 1)`, whose leading terms cancel exactly, is used instead.
-
     Args:
       count: t, the number of the step from 1.
       b2: :math:`\beta`, a Python number.
@@ -86,6 +81,9 @@ def rectification(count: Any, b2: float) -> tuple[Any, Any]:
     >>> round(float(rho), 4), round(float(correction), 6)
     (5.9942, 0.025821)
     """
+    # The difference of two numbers near 2000, itself near 5 where it matters most, would put the
+    # factor off by 0.5 % in float32. While x = -t ln b2 is under 1, use the series of x / (e^x - 1)
+    # instead, whose leading terms cancel exactly.
     longest, rate = 2 / (1 - b2) - 1, -math.log(b2)
     steps = jnp.asarray(count, jnp.float32)
     x = steps * rate
@@ -137,8 +135,6 @@ def preconditioner(
     momentum: float = 0.9,
     nesterov: bool = False,
     damped: bool = False,
-    b2: float = 0.999,
-    eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the part of an optimizer between weight decay and learning rate, by name.
 
@@ -148,11 +144,6 @@ def preconditioner(
       momentum: of "sgd", or the decay of the first moment of the others; in [0, 1).
       nesterov: of "sgd": whether the momentum is Nesterov's.
       damped: of "sgd": whether the momentum is an average (:func:`damped_trace`) and not a sum.
-      b2: decay of the second moment of "adam" and "radam".
-      eps: added to the root of their second moment.
-
-    Raises:
-      UsageError: an unknown name, or an option of "sgd" beside another.
 
     References:
       Kingma & Ba, `Adam`, 2015, Algorithm 1; Liu et al., `On the Variance of the Adaptive Learning
@@ -173,4 +164,4 @@ def preconditioner(
         if value:
             raise UsageError(f'{field} = True goes with optimizer "sgd" only, not {name!r}')
     scale = optax.scale_by_adam if name == "adam" else scale_by_radam
-    return keep_dtypes(scale(b1=momentum, b2=b2, eps=eps))
+    return keep_dtypes(scale(b1=momentum, b2=0.999, eps=1e-8))

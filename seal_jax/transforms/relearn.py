@@ -1,8 +1,8 @@
 """Reinitialize and relearn: parts of the network get new values where a generation starts.
 
 The methods differ in what they select. :func:`make_llf_tx` has a static mask of whole layers. Each of
-:func:`wels`, :func:`welsr`, :func:`dsd`, :func:`kels` and :func:`fc` returns a ``select`` of (key,
-parameters, generation) for :func:`make_relearn_tx`, or for an exact event between two steps::
+:func:`wels`, :func:`welsr`, :func:`dsd` and :func:`kels` returns a ``select`` of (key, parameters,
+generation) for :func:`make_relearn_tx`, or for an exact event between two steps::
 
     selection = select(key_to_select, params, generation)
     params = forgetting.reinitialise_selected(key_to_draw, params, selection, init_fn)
@@ -32,12 +32,7 @@ _SELECTING = np.uint32(0xFFFFFFFF)
 
 
 class ReinitState(NamedTuple):
-    """State of :func:`masked_reinit`.
-
-    Attributes:
-      count: updates so far, int32.
-      key: the random key from which every event derives its own.
-    """
+    """State of :func:`masked_reinit`: updates so far, int32, and the key that events derive theirs from."""
 
     count: jax.Array
     key: jax.Array
@@ -49,25 +44,21 @@ def masked_reinit(
     when: Callable[[Any], Any],
     *,
     key: jax.Array,
-    generation: Callable[[Any], Any] | None = None,
+    generation: Callable[[Any], Any] = lambda count: count,
 ) -> optax.GradientTransformationExtraArgs:
     """Spend an update on moving the masked parameters to freshly initialized values.
 
     Put it at the END of a chain. When ``when(count)`` holds, the updates of the masked parameters
-    become ``fresh - p``, exact up to rounding, and all others become zero: the gradient of that step
-    belongs to weights that are no longer there. Updates in bfloat16 or float16 come out in float32,
-    in every step, since a sum in that precision would keep digits of the old weights:
-    ``optax.apply_updates`` adds in float32 and returns the parameters' dtype. (``apply_if_finite``
-    around such a transformation asks for float32 gradients.)
-
-    The event takes the FIRST step of a generation rather than the last of the one before, so that
-    the weights a generation ends with can be evaluated. For an exact event between two steps use
-    :func:`seal_jax.forgetting.reinitialise`.
+    become ``fresh - p``, exact up to rounding, and all others zero: the gradient of that step belongs
+    to weights that are no longer there. Updates in bfloat16 or float16 come out in float32, in every
+    step, since a sum in that precision would keep digits of the old weights
+    (``optax.apply_updates`` returns the parameters' dtype). The event takes the FIRST step of a
+    generation, so that the weights a generation ends with can be evaluated. For an exact event
+    between two steps use :func:`seal_jax.forgetting.reinitialise`.
 
     Args:
       mask: the forget subtree, in any form of :mod:`seal_jax.masks`; or a function of (key,
-        parameters, generation) that returns a selection (see :mod:`seal_jax.selections`), called at
-        every event with a key that the weights are not drawn from.
+        parameters, generation) that returns a selection (see :mod:`seal_jax.selections`).
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
       key: a random key; every event uses another key derived from it, reproducibly.
@@ -88,8 +79,7 @@ def masked_reinit(
         if static is not None:
             return static(params)
         event_key = jax.random.fold_in(jax.random.fold_in(state.key, _SELECTING), state.count)
-        current = state.count if generation is None else generation(state.count)
-        chosen = mask(event_key, params, current)
+        chosen = mask(event_key, params, generation(state.count))
         selections.check(chosen, params)
         return chosen
 
@@ -110,7 +100,13 @@ def masked_reinit(
 
         def event():
             fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))
-            return jax.tree.map(_move, selection(state, params), fresh, params, updates)
+
+            def move(chosen, new, old, update):
+                if isinstance(chosen, bool):
+                    return difference(new, old, update) if chosen else jnp.zeros_like(update)
+                return jnp.where(chosen, difference(new, old, update), 0)
+
+            return jax.tree.map(move, selection(state, params), fresh, params, updates)
 
         # In every step, since both branches must have the same dtypes.
         updates = jax.tree.map(widen, updates)
@@ -130,12 +126,6 @@ def widen(update: jax.Array) -> jax.Array:
 def difference(new: Any, old: Any, update: jax.Array) -> jax.Array:
     """Return the update, of the dtype of ``update``, that takes ``old`` to ``new``."""
     return jnp.asarray(new, update.dtype) - jnp.asarray(old, update.dtype)
-
-
-def _move(chosen: Any, new: Any, old: Any, update: Any) -> jax.Array:
-    if isinstance(chosen, bool):
-        return difference(new, old, update) if chosen else jnp.zeros_like(update)
-    return jnp.where(chosen, difference(new, old, update), 0)
 
 
 def is_select(mask: Any) -> bool:
@@ -160,17 +150,11 @@ def wels(
       fraction: the share that is FORGOTTEN, in (0, 1): 0.2 in the LW paper, 0.5 in knowledge
         evolution.
       key: the random key of the one selection.
-      exact: that share of every tensor; see :func:`seal_jax.selections.random_subset`.
-      among: the parameters to select from; kernels by default.
-
-    References:
-      Taha et al., `Knowledge Evolution in Neural Networks`, 2021, section 3.
+      exact, among: see :func:`seal_jax.selections.random_subset`.
     """
-    selections.check_static("fraction", fraction)
+    select = welsr(fraction, exact=exact, among=among)
     check_key("key", key)
-    return lambda event_key, params, generation: selections.random_subset(
-        key, params, fraction, exact=exact, among=among
-    )
+    return lambda _, params, generation: select(key, params, generation)
 
 
 def welsr(fraction: float, *, exact: bool = True, among: masks.Mask | None = None) -> Select:
@@ -181,7 +165,7 @@ def welsr(fraction: float, *, exact: bool = True, among: masks.Mask | None = Non
     >>> int(one.sum()), bool((one == other).all())
     (32, False)
     """
-    selections.check_static("fraction", fraction)
+    selections.check_fraction("fraction", fraction)
     return lambda key, params, generation: selections.random_subset(
         key, params, fraction, exact=exact, among=among
     )
@@ -193,13 +177,8 @@ def dsd(
     scope: selections.Scope = "tensor",
     among: masks.Mask | None = None,
 ) -> Select:
-    """Select the smallest magnitudes (dense-sparse-dense); see :func:`seal_jax.selections.smallest`.
-
-    References:
-      Han et al., `DSD: Dense-Sparse-Dense Training for Deep Neural Networks`, 2017; in many rounds,
-      Alabdulmohsin et al., `The Impact of Reinitialization ...`, 2022, section 1.
-    """
-    selections.check_static("fraction", fraction)
+    """Select the smallest magnitudes (dense-sparse-dense); see :func:`seal_jax.selections.smallest`."""
+    selections.check_fraction("fraction", fraction)
     check_choice("scope", scope, get_args(selections.Scope))
     return lambda key, params, generation: selections.smallest(
         params, fraction, scope=scope, among=among
@@ -221,22 +200,10 @@ def kels(
     >>> kels(0.5, "a", "b")(jax.random.key(0), params, 1)["a"]["kernel"].tolist()
     [[False, True], [False, True]]
     """
-    selections.check_static("keep", keep)
+    selections.check_fraction("keep", keep)
     return lambda key, params, generation: slimming.kernel_slices(
         params, keep, first=first, head=head, flattened=flattened
     )
-
-
-def fc(layers: masks.Mask) -> Select:
-    """Select whole layers; for the paper's "FC" the dense ones behind the last convolution.
-
-    Args:
-      layers: a mask in any form of :mod:`seal_jax.masks`.
-
-    References:
-      Li et al., `RIFLE`, 2020; Zhao et al., `Retraining`, 2018.
-    """
-    return lambda key, params, generation: masks.resolve(layers, params)
 
 
 @takes_options_of(make_normal_tx)
@@ -257,7 +224,8 @@ def make_relearn_tx(
 
     Args:
       select: maps (key, parameters, generation) to what is forgotten, e.g. ``dsd(0.2)``; or a static
-        mask in any form of :mod:`seal_jax.masks`.
+        mask in any form of :mod:`seal_jax.masks`, for "FC" of the dense layers behind the last
+        convolution.
       learning_rate: a float, or an optax schedule of the step within the generation.
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
       key: a random key; each generation derives its own keys from it, for weights and selection.
@@ -265,8 +233,8 @@ def make_relearn_tx(
       epochs_per_generation: E.
       **options: of momentum SGD, see :func:`make_normal_tx`.
 
-    Raises:
-      UsageError: an argument out of its range; a selection that does not fit the parameters.
+    References:
+      "FC": Li et al., `RIFLE`, 2020; Zhao et al., `Retraining`, 2018. Others: see :func:`wels`, ...
 
     >>> params = {"kernel": jnp.array([[3.0, -1.0]])}
     >>> tx = make_relearn_tx(dsd(0.5), init_fn=lambda key: {"kernel": jnp.full((1, 2), 9.0)},
@@ -286,16 +254,9 @@ def make_relearn_tx(
     )
 
 
-@takes_options_of(make_normal_tx)
+@takes_options_of(make_relearn_tx)
 def make_llf_tx(
-    mask: masks.Mask,
-    learning_rate: float | Schedule = 0.01,
-    *,
-    init_fn: Initialiser,
-    key: jax.Array,
-    steps_per_epoch: int,
-    epochs_per_generation: int = 160,
-    **options: Any,
+    mask: masks.Mask, learning_rate: float | Schedule = 0.01, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Return later-layer forgetting as one optax transformation.
 
@@ -306,11 +267,8 @@ def make_llf_tx(
       mask: the later layers (True), e.g. ``masks.restrict(masks.since(order, "layer3"))``, which
         leaves the normalisation layers alone as the released code does.
       learning_rate: a float, or an optax schedule of the step within the generation.
-      init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
-      key: a random key; each generation uses another key derived from it.
-      steps_per_epoch: S.
-      epochs_per_generation: E.
-      **options: of momentum SGD, see :func:`make_normal_tx`.
+      **options: ``init_fn``, ``key`` and ``steps_per_epoch``, which are required, and the others of
+        :func:`make_relearn_tx`.
 
     References:
       Zhou et al., `Fortuitous Forgetting in Connectionist Networks`, 2022, section 4.
@@ -327,12 +285,4 @@ def make_llf_tx(
     1.0 1.0
     1.0 0.0
     """
-    return make_relearn_tx(
-        mask,
-        learning_rate,
-        init_fn=init_fn,
-        key=key,
-        steps_per_epoch=steps_per_epoch,
-        epochs_per_generation=epochs_per_generation,
-        **options,
-    )
+    return make_relearn_tx(mask, learning_rate, **options)

@@ -15,12 +15,7 @@ from seal_jax.generations import never
 
 
 class ResetState(NamedTuple):
-    """State of :func:`reset_state`.
-
-    Attributes:
-      count: updates so far, int32.
-      inner: the state of the wrapped optimizer.
-    """
+    """State of :func:`reset_state`: updates so far, int32, and the state of the wrapped optimizer."""
 
     count: jax.Array
     inner: optax.OptState
@@ -53,10 +48,8 @@ def split_state(
 
     parts = optax.partition({"masked": whole, "rest": whole}, labels)
 
-    # Whether to split is known only with the parameters: the state's structure tells, and shapes
-    # suffice for it.
-
     def suitable(params):
+        # Only with the parameters is it known whether to split; shapes suffice for it.
         require_params(params)
         state = jax.eval_shape(whole.init, params)
         return parts if optimizer_state.shares(state, params, mask(params)) else whole
@@ -84,14 +77,13 @@ def reset_state(
     The conditions are traced: one compiled step serves every moment. What the optimizer holds for a
     parameter (momentum, second moments) goes back to ``inner.init``, and with it a count that
     belongs to it, such as Adam's: steps after a reset are those of a fresh optimizer. With a mask
-    ``inner`` is two optimizers where it must be, see :func:`split_state`. The clocks of schedules
-    inside ``inner`` follow ``restart`` alone (see :mod:`seal_jax.optimizer_state`).
+    ``inner`` is two optimizers where it must be, see :func:`split_state`.
 
     Args:
       inner: any optax transformation.
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
       mask: the parameters concerned, in any form of :mod:`seal_jax.masks`; ``None`` means all.
-      restart: when the clocks inside ``inner`` restart; never by default.
+      restart: when the clocks of schedules inside ``inner`` restart; never by default.
       frozen: parameters whose memory an update leaves as it is while ``frozen_when(count)`` holds.
         Their updates are still ``inner``'s: zero them in a later link.
       frozen_when: maps the count of updates to a bool.
@@ -151,11 +143,10 @@ def freeze_while(
 ) -> optax.GradientTransformationExtraArgs:
     """Give the masked parameters no update while the extra argument ``warming`` is true.
 
-    ``warming`` is a bool scalar, traced or not, passed as ``update(..., warming=...)``; without it
-    nothing is frozen. Neither momentum nor decay moves a frozen parameter, since its update becomes
-    exactly zero after both: put this at the END of a chain, or around it as ``inner``. The latter
-    also resets what the optimizer remembers about the frozen parameters, so that they start with a
-    fresh optimizer when the warm-up ends; only the clocks of schedules go on.
+    ``warming`` is a bool scalar, traced or not; without it nothing is frozen. Neither momentum nor
+    decay moves a frozen parameter if this is at the END of a chain, or around it as ``inner``. The
+    latter also resets what the optimizer remembers about the frozen parameters, so that they start
+    with a fresh optimizer when the warm-up ends; only the clocks of schedules go on.
 
     Args:
       mask: the parameters to freeze, in any form of :mod:`seal_jax.masks`.
@@ -199,10 +190,7 @@ def freeze_while(
 
 
 def freeze(mask: masks.Mask) -> optax.GradientTransformationExtraArgs:
-    """Give the masked parameters no update, ever: the last link of a chain.
-
-    Args:
-      mask: the parameters to freeze, in any form of :mod:`seal_jax.masks`.
+    """Give the masked parameters, in any form of :mod:`seal_jax.masks`, no update: the last link.
 
     >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
     >>> tx = optax.chain(optax.sgd(0.5, momentum=0.9), freeze("conv"))

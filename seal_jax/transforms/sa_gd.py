@@ -14,13 +14,7 @@ from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 
 class AnnealState(NamedTuple):
-    """State of :func:`anneal`.
-
-    Attributes:
-      count: updates so far, int32.
-      loss: of the last step, float32.
-      key: the random key from which each step derives its own; ``None`` if ``update`` is given one.
-    """
+    """State of :func:`anneal`: updates so far, int32, the last loss, float32, and the random key."""
 
     count: jax.Array
     loss: jax.Array
@@ -35,8 +29,7 @@ def descent_probability(
     .. math::
         P = \max\left(\exp\left(-\frac{|\Delta L|^q}{T_0 \epsilon \ln(n + 1)}\right), 1 - c\right)
 
-    The sign of the change does not matter: a loss that fell by much makes an ascent as likely as
-    one that rose by as much. For the same change, ascents grow rarer from epoch to epoch.
+    The sign of the change does not matter. For the same change, ascents grow rarer with the epochs.
 
     Args:
       change: :math:`\Delta L`, the loss of this step minus that of the last.
@@ -66,10 +59,8 @@ def anneal(
 
     Put it at the END of a chain, after momentum and learning rate: an ascent goes up the same step
     that a descent would have gone down. The first step, which has no earlier loss, descends; a loss
-    of NaN makes its own step and the next one descend.
-
-    ``update`` needs the loss of the batch, ``value=...``. A step uses the extra argument ``key`` if
-    it is given one, otherwise a key derived from the one given here.
+    of NaN makes its own step and the next one descend. ``update`` needs the loss of the batch,
+    ``value=...``, and uses its extra argument ``key``, or else keys derived from the one given here.
 
     Args:
       clock: tells the epoch, which counts on over generations.
@@ -78,9 +69,6 @@ def anneal(
       q: the power of the change of the loss, positive.
       ascent_cap: the largest probability to ascend, in [0, 1].
       key: a random key.
-
-    Raises:
-      UsageError: an argument out of its range.
       ValueError: ``update`` was called without ``value``, or there is no key of either kind.
 
     >>> tx = anneal(Clock(1, 1), 1.0, 1.0, ascent_cap=1.0, key=jax.random.key(0))
@@ -91,9 +79,9 @@ def anneal(
     >>> updates
     [1.0, 1.0, -1.0]
     """
-    for field, number in (("temperature", temperature), ("q", q), ("epsilon", epsilon)):
-        if not (field == "epsilon" and callable(number)):
-            check_number(field, number, positive, "be positive")
+    numbers = {"temperature": temperature, "q": q}
+    for field, number in (numbers if callable(epsilon) else numbers | {"epsilon": epsilon}).items():
+        check_number(field, number, positive, "be positive")
     check_number("ascent_cap", ascent_cap, lambda number: 0 <= number <= 1, "lie in [0, 1]")
     check_key("key", key, optional=True)
     epsilon_at = clock.restart(epsilon)
@@ -147,15 +135,11 @@ def make_sa_gd_tx(
     """Return SA-GD, the forerunner of SEAL's ascent, as one optax transformation.
 
     Each step moves the whole network down or, at random, up; see :func:`anneal` for the probability
-    and for what ``update`` needs. An ascent negates the whole update: the learning rate, the momentum
-    and the weight decay are those of a descent.
+    and for what ``update`` needs.
 
     Args:
       learning_rate: a float, or a schedule of the step within the generation.
-      temperature: T0.
-      epsilon: a number, or a schedule of the step within the generation.
-      q: the power of the change of the loss.
-      ascent_cap: the largest probability to ascend.
+      temperature, epsilon, q, ascent_cap: of the probability; see :func:`anneal`.
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       key: a random key, for calls of ``update`` without one.

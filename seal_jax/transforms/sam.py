@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import optimizer_state
-from seal_jax.errors import UsageError, check_number, nonnegative, require_params
+from seal_jax.errors import UsageError, check_number, known_zero, nonnegative, require_params
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
@@ -32,9 +32,8 @@ def perturb(
         \epsilon = \rho \frac{g}{\|g\| + 10^{-12}} \ \text{(SAM)}, \qquad
         \epsilon = \rho \frac{T_w^2 g}{\|T_w g\| + 10^{-12}}, \ T_w = |w| + \eta \ \text{(ASAM)},
 
-    with one norm over the whole tree, in float32. :math:`\rho = 0` leaves the parameters as they
-    are, bit for bit; so does a zero gradient, but for the sign of zeros. Both can be
-    differentiated.
+    with one norm over the whole tree, in float32. :math:`\rho = 0` leaves the parameters bit for
+    bit; so does a zero gradient, but for the sign of zeros. Both can be differentiated.
 
     Args:
       params: w.
@@ -43,9 +42,6 @@ def perturb(
       adaptive: whether a parameter moves in proportion to its own size (ASAM).
       eta: of ASAM, at least 0: lets parameters at 0 move too; 0.01 in Kwon et al.
       weight_decay: :math:`\lambda`; ``g + weight_decay * w`` takes the place of g.
-
-    Raises:
-      UsageError: a negative or infinite ``rho`` or ``eta``.
 
     References:
       Foret et al., `Sharpness-Aware Minimization`, 2021, eq. 2; Kwon et al., `ASAM`, 2021, eq. 8.
@@ -57,25 +53,26 @@ def perturb(
 
     def uphill(param, slope):
         slope = slope.astype(jnp.float32)
-        decays = _may_differ_from_zero(weight_decay)
-        return slope + weight_decay * param if decays else slope
+        return slope if known_zero(weight_decay) else slope + weight_decay * param
 
     slopes = jax.tree.map(uphill, params, gradient)
-    scales = jax.tree.map(lambda param: jnp.abs(param) + eta, params) if adaptive else None
-    if scales is not None:
-        slopes = jax.tree.map(jnp.multiply, scales, slopes)
+
+    def scaled(slopes):
+        if not adaptive:
+            return slopes
+        return jax.tree.map(lambda param, slope: (jnp.abs(param) + eta) * slope, params, slopes)
+
+    slopes = scaled(slopes)
     square = sum(jnp.sum(jnp.square(slope)) for slope in jax.tree.leaves(slopes))
     # The root has no derivative at 0: take it elsewhere, so that no NaN comes back from there.
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     length = rho / (norm + 1e-12)
-    if scales is not None:
-        slopes = jax.tree.map(jnp.multiply, scales, slopes)
 
     def move(param, slope):
         # Chosen, not added: -0.0 + 0.0 has another sign than -0.0, and 0 times infinity is no 0.
         return jnp.where(rho == 0, param, param + (length * slope).astype(param.dtype))
 
-    return jax.tree.map(move, params, slopes)
+    return jax.tree.map(move, params, scaled(slopes))
 
 
 def check_radius(rho: Any, eta: float) -> None:
@@ -84,33 +81,24 @@ def check_radius(rho: Any, eta: float) -> None:
         check_number(field, value, nonnegative, "be 0 or positive")
 
 
-def _may_differ_from_zero(value: Any) -> bool:
-    """Return False if a number is known to be 0 before anything runs."""
-    return hasattr(value, "aval") or value != 0
-
-
 @takes_options_of(perturb)
 def sharpness_aware(
     inner: optax.GradientTransformation,
     rho: Any = 0.05,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Feed ``inner`` the gradient at the perturbed point in place of the one at the parameters.
+    r"""Feed ``inner`` the gradient at the perturbed point; the state is that of ``inner``.
 
     The second gradient comes from the extra argument ``grad_fn``: it maps parameters to the
     gradient of the same batch, with the same randomness, and leaves BatchNorm's statistics alone.
     Where the gradients are reduced over devices, so is the perturbation (for one of each device's
-    own see :func:`sharpness_aware_gradient`). With :math:`\rho = 0` the result is that of
-    ``inner``, bit for bit; a :math:`\rho` known to be 0 before anything runs spares the second
-    gradient, too.
+    own see :func:`sharpness_aware_gradient`). :math:`\rho = 0` gives ``inner``, bit for bit; known
+    when the program is traced, it spares the second gradient, too.
 
     Args:
       inner: any optax optimizer; it updates the parameters themselves, not the perturbed point.
       rho: the radius.
       **options: see :func:`perturb`; the weight decay of ``inner`` is a matter of its own.
-
-    Returns:
-      A transformation whose state is that of ``inner``.
 
     Raises:
       ValueError: ``update`` was called without ``grad_fn``.
@@ -126,20 +114,20 @@ def sharpness_aware(
     wrapped = optimizer_state.keep_dtypes(inner)
 
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
-        if _may_differ_from_zero(rho):
+        if not known_zero(rho):
             require_params(params)
             if grad_fn is None:
                 raise ValueError("make_sam_tx needs grad_fn: call update(..., grad_fn=...)")
             second = grad_fn(perturb(params, updates, rho, **options))
-            updates = _second(rho, updates, second)
+            updates = _unless_zero(rho, second, updates)
         return wrapped.update(updates, state, params, grad_fn=grad_fn, **extra_args)
 
     return optax.GradientTransformationExtraArgs(wrapped.init, update_fn)
 
 
-def _second(rho: Any, first: PyTree, second: PyTree) -> PyTree:
+def _unless_zero(rho: Any, second: PyTree, first: PyTree) -> PyTree:
     """Return the second gradient; where ``rho`` is 0 the first, lest rounding tell them apart."""
-    return jax.tree.map(lambda a, b: jnp.where(rho == 0, a, b), first, second)
+    return jax.tree.map(lambda new, old: jnp.where(rho == 0, old, new), second, first)
 
 
 @takes_options_of(perturb)
@@ -151,9 +139,10 @@ def sharpness_aware_gradient(
 ) -> tuple[Any, PyTree]:
     """Return the value of the first pass and the gradient of the second.
 
-    For the perturbation of each device's own ("m-sharpness"): call it inside ``shard_map`` on the
-    device's share of the batch, then reduce the gradient. The parameters must be varying there
-    (``jax.lax.pcast(params, axis, to="varying")``), or differentiation itself sums over devices.
+    For the perturbation of each device's own ("m-sharpness", Foret et al., 2021, section 3): call
+    it inside ``shard_map`` on the device's part of the batch, then reduce the gradient. The
+    parameters must be varying there (``jax.lax.pcast(params, axis, to="varying")``), or
+    differentiation itself sums over devices.
 
     Args:
       value_and_grad_fn: such as ``jax.value_and_grad(objective, has_aux=True)``; its value, with
@@ -162,21 +151,18 @@ def sharpness_aware_gradient(
       rho: the radius.
       **options: see :func:`perturb`.
 
-    References:
-      Foret et al., 2021, section 3 ("m-sharpness").
-
     >>> value, gradient = sharpness_aware_gradient(
     ...     jax.value_and_grad(lambda w: 0.5 * w**2), jnp.array(1.0), rho=0.5
     ... )
     >>> float(value), float(gradient)
     (0.5, 1.5)
     """
-    value, first = value_and_grad_fn(params)
     check_radius(rho, options.get("eta", 0.0))
-    if not _may_differ_from_zero(rho):
+    value, first = value_and_grad_fn(params)
+    if known_zero(rho):
         return value, first
     _, second = value_and_grad_fn(perturb(params, first, rho, **options))
-    return value, _second(rho, first, second)
+    return value, _unless_zero(rho, second, first)
 
 
 @takes_options_of(make_normal_tx)
@@ -200,9 +186,7 @@ def make_sam_tx(
 
     Args:
       learning_rate: a float, or a schedule of the step within the generation.
-      rho: the radius; 0.05 (0.01 on SVHN). See :func:`perturb`.
-      adaptive: ASAM.
-      eta: of ASAM.
+      rho, adaptive, eta: the radius, 0.05 (0.01 on SVHN), and ASAM; see :func:`perturb`.
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       weight_decay: coupled L2, at the parameters themselves.

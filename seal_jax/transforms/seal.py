@@ -46,9 +46,6 @@ def ascend(
       scale: S, at least 0.
       freeze_fit: give the other parameters no update meanwhile ("SEAL+Freeze", Table 7).
 
-    Returns:
-      A transformation whose updates keep the dtype of those it is given.
-
     References:
       Sarfi et al., `Simulated Annealing in Early Layers Leads to Better Generalization`, eq. 2, 3.
 
@@ -99,8 +96,7 @@ def make_seal_tx(
         p \leftarrow p + S \eta b \ \text{(ascent)}, \quad p \leftarrow p - \eta b \ \text{(descent)},
 
     with :math:`\lambda' = f \lambda` during ascent. The momentum starts from zero where a generation
-    starts and again where ascent turns into descent, and the learning rate restarts with every
-    generation. The fit subtree descends all the time.
+    starts and again where ascent turns into descent; the learning rate restarts with every generation.
 
     Args:
       mask: the forget subtree (True), in any form of :mod:`seal_jax.masks`: a pytree of bool, a
@@ -112,10 +108,9 @@ def make_seal_tx(
       ascent_epochs: k; k times S must be whole. ``None``: E / 4, to the nearest whole step.
       ascent_scale: S of eq. 2, the ratio of the ascent's learning rate to the descent's.
       ascent_weight_decay_factor: f; -1 as in the paper, 0 as in the released code; not positive.
-        A whole ``optimizer`` is given f p for p in ascent, so that any decay inside it, coupled or
-        decoupled, has the factor, and norms of p (LARS, LAMB) stay at f = -1. An optimizer
-        that does something else with them (SAM, schedule-free averages, the distances of DoG and
-        Prodigy) does not go with ascent; put SAM around SEAL.
+        A whole ``optimizer`` is given f p for p in ascent, so that any decay inside it has the factor.
+        One that does something else with p than decay or norms (SAM, schedule-free averages, the
+        distances of DoG and Prodigy) does not go with ascent; put SAM around SEAL.
       fit_in_ascent: what the fit subtree does during ascent (Table 7): "descend"; "freeze", neither
         it nor what the optimizer remembers of it changes; "reinit", it descends after being
         reinitialized where the generation starts.
@@ -124,9 +119,6 @@ def make_seal_tx(
       key: for "reinit": the random key; each generation uses another key derived from it.
       reset_momentum: "phase" (both moments), "generation" (only its start), or "never".
       **options: of momentum SGD, see :func:`make_normal_tx`.
-
-    Raises:
-      UsageError: an argument out of its range, or a mask that selects nothing or everything.
 
     References:
       Sarfi et al., `Simulated Annealing in Early Layers Leads to Better Generalization`, section 3.
@@ -166,6 +158,7 @@ def make_seal_tx(
             params,
         )
 
+    # Without an update (`ascend`, below) nor new memory, as if there had been no gradient.
     freeze: dict[str, Any] = {}
     if fit_in_ascent == "freeze":
         freeze = {"frozen": fit, "frozen_when": clock.ascending}

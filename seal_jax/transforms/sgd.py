@@ -86,7 +86,7 @@ def decay_weights(
     r"""Add :math:`\lambda p` to the gradient (coupled L2), on a subtree :math:`\lambda f` for a time.
 
     SEAL "adjusts the sign" of the weight decay where it ascends, since the update is negated at the
-    end: f = -1. The released code has f = 0. A positive f would let the norms grow without bound.
+    end: f = -1. The released code has f = 0.
 
     Args:
       weight_decay: :math:`\lambda`, at least 0.
@@ -163,9 +163,8 @@ def make_normal_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """Return plain training in generations: nothing is forgotten, the schedule restarts.
 
-    The three "Normal" baselines of the SEAL paper differ in ``epochs_per_generation`` and in how long
-    one trains: one generation ("Normal"); G generations, the cosine restarted in each ("Normal
-    (long)", restarts); or all G times E epochs declared as one generation under one long cosine.
+    The "Normal" baselines of the SEAL paper are one generation, G generations ("Normal (long)",
+    restarts), or all G times E epochs declared as one generation under one long cosine.
 
     Args:
       learning_rate: a float, or a schedule of the step within the generation.
@@ -243,42 +242,53 @@ def descent(
     starts_with_event: bool = False,
     **wrapping: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer that all methods have in common.
+    """Return the optimizer that all methods have in common: :func:`make_normal_tx` with hooks.
 
     Args:
       clock: the generations; the learning rate restarts with each.
-      learning_rate: of momentum SGD.
-      momentum, weight_decay, nesterov, reset_momentum, optimizer, preconditioner: see
-        :func:`make_normal_tx`.
+      learning_rate, momentum, weight_decay, ...: see :func:`make_normal_tx`.
       decay: maps the weight decay to the transformation that applies it.
       default_rate: the learning rate that counts as left alone beside ``optimizer``.
-      starts_with_event: whether the first step of a generation is spent on new values for
-        parameters. That step still feeds a gradient of the old values to the optimizer, so that
-        what is reset there is reset again one step later.
+      starts_with_event: whether the first step of a generation is spent on new values for parameters.
       **wrapping: ``frozen``, ``frozen_when`` and (for ``optimizer``) ``view`` of :func:`reset_state`.
     """
-    when = reset_condition(clock, reset_momentum)
-    if starts_with_event:
-        when = after_event(clock, when)
+    at_moments = reset_condition(clock, reset_momentum)
+
+    def when(step):
+        if not starts_with_event:
+            return at_moments(step)
+        # The step of an event feeds the optimizer a gradient of the old values: reset once more.
+        return at_moments(step) | (at_moments(step - 1) & clock.starts_generation(step - 1))
+
     decaying = decay(weight_decay)
     if optimizer is None:
         wrapping.pop("view", None)
+        if preconditioner is None:
+            preconditioner = preconditioners.preconditioner(
+                "sgd", momentum=momentum, nesterov=nesterov
+            )
+        elif not (hasattr(preconditioner, "init") and hasattr(preconditioner, "update")):
+            raise UsageError(
+                f"preconditioner = {preconditioner!r} must be an optax transformation: "
+                'preconditioner("adam")'
+            )
+        else:
+            _check_untouched("preconditioner", momentum=(momentum, 0.9), nesterov=(nesterov, False))
         # Decay before the momentum, the rate after it, as PyTorch does: a schedule then scales what
         # the momentum already holds.
         return optax.chain(
             decaying,
-            reset_state(_preconditioned(preconditioner, momentum, nesterov), when, **wrapping),
+            reset_state(preconditioner, when, **wrapping),
             scale_by_restarting_rate(learning_rate, clock),
         )
     if preconditioner is not None:
         raise UsageError("preconditioner has no effect beside optimizer=: give one of the two")
-    for field, value, default in (
-        ("learning_rate", learning_rate, default_rate),
-        ("momentum", momentum, 0.9),
-        ("weight_decay", weight_decay, 5e-4),
-    ):
-        if not isinstance(value, Real) or value != default:
-            raise UsageError(f"{field} has no effect beside optimizer=: put it into the optimizer")
+    _check_untouched(
+        "optimizer",
+        learning_rate=(learning_rate, default_rate),
+        momentum=(momentum, 0.9),
+        weight_decay=(weight_decay, 5e-4),
+    )
     return reset_state(optimizer, when, restart=clock.starts_generation, **wrapping)
 
 
@@ -290,25 +300,10 @@ def reset_condition(clock: Clock, reset_momentum: ResetMomentum) -> Callable[[An
     return clock.starts_generation if reset_momentum == "generation" else never
 
 
-def after_event(clock: Clock, when: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Extend a condition by the step after the first of a generation, where it held there."""
-    return lambda step: when(step) | (when(step - 1) & clock.starts_generation(step - 1))
-
-
-def _preconditioned(
-    preconditioner: optax.GradientTransformation | None, momentum: float, nesterov: bool
-) -> optax.GradientTransformation:
-    """Return ``preconditioner``, else undamped momentum; raise where both are given."""
-    if preconditioner is None:
-        return preconditioners.preconditioner("sgd", momentum=momentum, nesterov=nesterov)
-    if not (hasattr(preconditioner, "init") and hasattr(preconditioner, "update")):
-        raise UsageError(
-            f"preconditioner = {preconditioner!r} must be an optax transformation: "
-            'preconditioner("adam")'
-        )
-    for field, value, default in (("momentum", momentum, 0.9), ("nesterov", nesterov, False)):
+def _check_untouched(replaced_by: str, **values: tuple[Any, float]) -> None:
+    """Raise unless every (value, default) is the default: ``replaced_by`` takes their place."""
+    for field, (value, default) in values.items():
         if not isinstance(value, Real) or value != default:
             raise UsageError(
-                f"{field} has no effect beside preconditioner=: put it into the preconditioner"
+                f"{field} has no effect beside {replaced_by}=: put it into the {replaced_by}"
             )
-    return preconditioner

@@ -29,7 +29,7 @@ RELEARN = {
     "welsr": transforms.welsr(0.4),
     "dsd": transforms.dsd(0.4),
     "kels": transforms.kels(0.5, "conv1", "fc"),
-    "fc": transforms.fc("fc"),
+    "fc": "fc",
 }
 
 
@@ -197,7 +197,7 @@ def test_every_factory_has_a_row():
     functions = {
         name: inspect.signature(value).return_annotation
         for name, value in vars(transforms).items()
-        if name in transforms.__all__ and not inspect.isclass(value)
+        if inspect.isfunction(value)
     }
     assert all(isinstance(kind, str) for kind in functions.values())  # said, so not overlooked
     factories = {name for name, kind in functions.items() if "GradientTransformation" in kind}

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from seal_jax import UsageError
-from seal_jax.distillation import born_again, tolerant
+from seal_jax.losses import born_again, tolerant
 
 B, N = 6, 5
 RNG = np.random.default_rng(0)

@@ -170,10 +170,7 @@ def test_rates_by_schedule():
     def half(step):
         return jnp.where(step < S * E // 2, 1.0, 0.5)
 
-    both = run(fast(0.5, 0.2, schedule=half))
-    each = run(fast(lambda step: 0.5 * half(step), lambda step: 0.2 * half(step)))
-    for name, value in each.items():
-        np.testing.assert_allclose(both[name], value, rtol=1e-5, atol=1e-6)
+    both = run(fast(lambda step: 0.5 * half(step), lambda step: 0.2 * half(step)))
     plain = run(fast(0.5, 0.2))
     middle = S * E // 2
     np.testing.assert_allclose(both["fc/kernel"][:middle], plain["fc/kernel"][:middle], rtol=1e-5)

@@ -40,20 +40,21 @@ def test_the_import_is_light():
 
 
 def public(module):
-    names = getattr(module, "__all__", None)
-    if names is None:
-        names = [
-            name
-            for name, value in vars(module).items()
-            if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-        ]
-    return {name: getattr(module, name) for name in names}
+    """Return what a module defines, or a package exports, by name."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and str(getattr(value, "__module__", "")).startswith(module.__name__)
+    }
 
 
 def test_everything_public_is_described():
-    assert set(seal_jax.__all__) >= {"make_seal_tx", "make_llf_tx", "make_normal_tx", "ascend"}
+    exported = re.findall(r" as (\w+)$", inspect.getsource(seal_jax), re.MULTILINE)
+    names = {name: getattr(seal_jax, name) for name in exported}
+    assert names.keys() >= {"make_seal_tx", "make_llf_tx", "make_normal_tx", "ascend"}
     seen = 0
-    queue = list(public(seal_jax).items())
+    queue = list(names.items())
     while queue:
         name, value = queue.pop()
         if isinstance(value, types.ModuleType):

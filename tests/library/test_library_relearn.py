@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from library_oracles import SHAPES, STEPS, E, G, S, flat, jax_gradient, nested, problem
 
 import seal_jax
-from seal_jax import UsageError, forgetting, layerwise, paths, pruning, selections
+from seal_jax import UsageError, forgetting, layerwise, masks, paths, pruning, selections
 from seal_jax.transforms.imp import hold_pruned, make_imp_tx
-from seal_jax.transforms.relearn import dsd, fc, is_select, kels, make_relearn_tx, wels, welsr
+from seal_jax.transforms.relearn import dsd, is_select, kels, make_relearn_tx, wels, welsr
 
 CLOCK = {"steps_per_epoch": S, "epochs_per_generation": E}
 STARTS = [S * E * generation for generation in range(1, G)]
@@ -120,14 +120,14 @@ def test_kels_and_fc():
         assert chosen["fc/kernel"].all(1).tolist() == [False] * 4 + [True] * 4
         assert not chosen["fc/kernel"][:4].any()
         assert not chosen["fc/bias"].any()
-    for chosen in forgotten(history(tx_for(fc("fc")))):
+    for chosen in forgotten(history(tx_for("fc"))):
         assert counts(chosen) == {"bn1/scale": 0, "conv1/kernel": 0, "fc/bias": 8, "fc/kernel": 64}
 
 
 def test_a_static_mask_is_llf_bit_for_bit():
     runs = [
         history(tx_for("fc")),
-        history(tx_for(fc("fc"))),
+        history(tx_for(lambda key, params, generation: masks.resolve("fc", params))),
         history(
             seal_jax.make_llf_tx(
                 "fc", 0.1, init_fn=draw, key=jax.random.key(7), weight_decay=0.05, **CLOCK
@@ -246,7 +246,7 @@ class Net(nnx.Module):
 
 @pytest.mark.parametrize(
     ("select", "init"),
-    [(welsr(0.5), "torch_default"), (dsd(0.2), "state"), (fc("fc"), "state")],
+    [(welsr(0.5), "torch_default"), (dsd(0.2), "state"), ("fc", "state")],
     ids=["welsr", "dsd", "fc"],
 )
 def test_nnx_optimizer(select, init):
@@ -320,7 +320,7 @@ def test_what_counts_as_a_select_function():
         (lambda: dsd(0.2, scope="net"), "scope = 'net' must be one of"),
         (lambda: kels(2, "conv1", "fc"), "keep = 2 must lie between"),
         (lambda: kels(0.5, "conv", "fc"), "first = 'conv' is no layer .* nearest: conv1"),
-        (lambda: fc("cnv"), "matches no parameter path"),
+        (lambda: "cnv", "matches no parameter path"),
         (
             lambda: lambda key, params, generation: {"fc": True},
             "must be a tree like the parameters",
