@@ -103,21 +103,23 @@ class Table(NamedTuple):
             return []
         first = ["", self.header[0], *(row[0] for row in self.rows)]
         size = max(map(len, first))
-        blocks = _fit(self._groups(), width - size)
-        # With fewer blanks they may fit side by side.
-        tight = _fit([group.tight() for group in self._groups()], width - size)
-        blocks = tight if len(tight) == 1 < len(blocks) else blocks
+        groups = self._groups()
+        blocks = _fit((_lines_of(*group, "  ") for group in groups), width - size)
+        if len(blocks) > 1:  # with fewer blanks they may fit side by side
+            narrow = _fit((_lines_of(*group, " ") for group in groups), width - size)
+            blocks = narrow if len(narrow) == 1 else blocks
         lines: list[str] = []
         for block in blocks:
-            parts = [[text.rjust(size) for text in first], *(group.lines() for group in block)]
+            parts = [[text.rjust(size) for text in first], *block]
             body = [" │ ".join(row).rstrip() for row in zip(*parts, strict=True)]
             rule = "─┼─".join("─" * len(part[0]) for part in parts)
             lines += ["", *body[:2], rule, *body[2:]]
         return lines[1:]
 
-    def _groups(self) -> list[_Group]:
+    def _groups(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """Return the title of each group with its columns, which begin with their headings."""
         columns = iter(list(zip(self.header, *self.rows, strict=True))[1:])
-        return [_Group(title, list(itertools.islice(columns, n))) for title, n in self.groups]
+        return [(title, list(itertools.islice(columns, n))) for title, n in self.groups]
 
     def as_markdown(self, *, literal: bool = False) -> str:
         """Return the table in Markdown.
@@ -163,16 +165,16 @@ class Table(NamedTuple):
 
     def _html_blocks(self) -> Iterator[str]:
         groups = self._groups() if self.rows else []
-        widest = max((len(group.columns) for group in groups), default=1)
+        widest = max((len(columns) for _, columns in groups), default=1)
         across = max(1, MOST_COLUMNS // widest)
         for start in range(0, len(groups), across):
             block = groups[start : start + across]
             titles = "".join(
-                f'<th class="group" colspan="{len(group.columns)}">{html.escape(group.title)}</th>'
-                for group in block
+                f'<th class="group" colspan="{len(columns)}">{html.escape(title)}</th>'
+                for title, columns in block
             )
             # Cells of one row of all groups; the first row has the headings.
-            parts = [zip(*group.columns, strict=True) for group in block]
+            parts = [zip(*columns, strict=True) for _, columns in block]
             headings, *rows = zip(*parts, strict=True)
             body = "".join(
                 f"<tr><th>{html.escape(row[0])}</th>{_html_groups('td', cells)}</tr>"
@@ -213,42 +215,30 @@ def _html_groups(tag: str, groups: Iterable[Iterable[str]]) -> str:
     return "".join(_html_cells(tag, texts, ' class="first"') for texts in groups)
 
 
-class _Group(NamedTuple):
-    """Columns of a table under one title; each has its heading first."""
-
-    title: str
-    columns: Sequence[Sequence[str]]
-    gap: str = "  "
-
-    def tight(self) -> _Group:
-        """Return the group with fewer blanks."""
-        columns = [
-            [text.replace(" ± ", "±").replace(" to ", "-") for text in column]
-            for column in self.columns
-        ]
-        return _Group(self.title, columns, " ")
-
-    def lines(self) -> list[str]:
-        widths = [max(map(len, column)) for column in self.columns]
-        # A title wider than its columns widens the first of them.
-        widths[0] += max(0, len(self.title) - sum(widths) - len(self.gap) * (len(widths) - 1))
-        rows = [
-            self.gap.join(text.rjust(width) for text, width in zip(row, widths, strict=True))
-            for row in zip(*self.columns, strict=True)
-        ]
-        return [self.title.center(len(rows[0])), *rows]
+def _lines_of(title: str, columns: Sequence[Sequence[str]], gap: str) -> list[str]:
+    """Return the lines of a group of columns under its title; a gap of one saves blanks in cells."""
+    if gap == " ":
+        columns = [[t.replace(" ± ", "±").replace(" to ", "-") for t in texts] for texts in columns]
+    widths = [max(map(len, column)) for column in columns]
+    # A title wider than its columns widens the first of them.
+    widths[0] += max(0, len(title) - sum(widths) - len(gap) * (len(widths) - 1))
+    rows = [
+        gap.join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+        for row in zip(*columns, strict=True)
+    ]
+    return [title.center(len(rows[0])), *rows]
 
 
-def _fit(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
-    """Divide the groups into blocks no wider than ``room``, one group at least in each."""
-    blocks: list[list[_Group]] = []
+def _fit(groups: Iterable[list[str]], room: int) -> list[list[list[str]]]:
+    """Divide groups of lines into blocks no wider than ``room``, one group at least in each."""
+    blocks: list[list[list[str]]] = []
     left = 0
-    for group in groups:
-        needed = len(group.lines()[0]) + 3  # the bar between groups
+    for lines in groups:
+        needed = len(lines[0]) + 3  # the bar between groups
         if not blocks or needed > left:
             blocks.append([])
             left = room
-        blocks[-1].append(group)
+        blocks[-1].append(lines)
         left -= needed
     return blocks
 
@@ -310,6 +300,15 @@ def _reader(value: str | Callable[[Record], Any], optional: bool) -> Callable[[R
     if not isinstance(value, str):
         return value
     return operator.methodcaller("get", value) if optional else operator.itemgetter(value)
+
+
+def entry(keys: str, values: str, key: Any) -> Callable[[Record], Any]:
+    """Return a function of a record: the value at ``key`` in two of its lists, ``None`` without it.
+
+    >>> entry("layers", "accuracies", "b")({"layers": ["a", "b"], "accuracies": [0.5, 0.75]})
+    0.75
+    """
+    return lambda row: dict(zip(row[keys], row[values], strict=True)).get(key)
 
 
 # The networks of a row's mean: one of each seed.

@@ -162,18 +162,17 @@ def linear_affines(
         together = max(1, byte_budget // bytes_per_episode)
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     rows = images.reshape(len(images), -1)
-    results = []
-    arguments = (images_of_class, size, protocol, mesh)
-    chunk, span = together * mesh.size, (first, episodes)
-    for _, drawn in few_shot.chunks(*arguments, seed=seed, span=span, chunk=chunk):
+
+    def learn(drawn: Episode) -> Any:
         pixels = rows[np.concatenate([drawn.support, drawn.query], axis=1)]
         correct, finite, diverged, kept = jax.device_get(tune(variables, pixels, drawn, spec))
         if not np.all(finite):
             raise UsageError("features hold NaN or infinity: the network or its input is broken")
-        results.append((correct, diverged, kept))
-    # The last call was filled up.
-    correct, diverged, kept = jax.tree.map(
-        lambda *parts: np.concatenate(parts)[:episodes], *results
+        return correct, diverged, kept
+
+    draw_episode = partial(few_shot.draw, images_of_class, size, protocol, seed=seed)
+    correct, diverged, kept = few_shot.over_chunks(
+        learn, draw_episode, mesh, first, episodes, together * mesh.size
     )
     accuracies = correct / (protocol.ways * protocol.queries)
     return Tuned(Scores(accuracies), diverged, *(kept or (None, None)))

@@ -16,10 +16,7 @@ def checkpoints(last: int) -> tuple[int, ...]:
     """Return the steps at which a state is deployed: Fibonacci's from 0 on, and ``last``.
 
     The paper skips "the third number, equal to the second": 0, 1, (1), 2, 3, 5, ... (section 6.2.1).
-    The last step is among them whether a Fibonacci number or not: Table 1 is about the end.
-
-    Args:
-      last: steps of the training, from 1.
+    The last step, at least 1, is among them whether a Fibonacci number or not: Table 1 is about the end.
 
     >>> checkpoints(10)
     (0, 1, 2, 3, 5, 8, 10)
@@ -35,11 +32,7 @@ def validations(last: int, longest: int = 10) -> tuple[int, ...]:
     """Return the steps after which the validation split is scored, from the start on.
 
     The paper: the number of steps between two validations "is increased gradually starting from 1
-    and saturating at 10" (section 6.2.1). Increasing it by one step every time is our choice.
-
-    Args:
-      last: steps of the training; none later is returned.
-      longest: the interval that is not exceeded.
+    and saturating at 10", here ``longest`` (section 6.2.1). Increasing it by one every time is our choice.
 
     >>> validations(30, longest=5)
     (0, 1, 3, 6, 10, 15, 20, 25, 30)
@@ -83,11 +76,7 @@ def performance(
 ) -> np.ndarray:
     """Return the Anytime Deployment Performance ``[..., t]`` of a full trace.
 
-    Args:
-      checkpoints: ``[t]`` steps.
-      validated: ``[v]`` steps, see :func:`deployed`.
-      accuracy: ``[..., v]`` on the validation split.
-      test_accuracy: ``[..., v]`` of the same states on the test split.
+    It is the ``test_accuracy [..., v]`` of the states that :func:`deployed` returns.
 
     >>> trace = np.array([0.1, 0.3, 0.2]), np.array([0.15, 0.25, 0.35])
     >>> performance([0, 8], [0, 1, 4], *trace).tolist()

@@ -59,26 +59,25 @@ class Node(NamedTuple):
         least = self.counts[ordered[int(np.argmax(2 * sums >= self.samples))]]
         return tuple(name for name in ordered if self.counts[name] >= least)
 
-    def leaves(self) -> Iterator[Node]:
-        """Yield the leaves, those of ``yes`` first."""
-        if self.yes is None or self.no is None:
-            yield self
-        else:
-            yield from self.yes.leaves()
-            yield from self.no.leaves()
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """``yes`` and ``no``; none of a leaf."""
+        return tuple(node for node in (self.yes, self.no) if node is not None)
+
+    def leaves(self) -> list[Node]:
+        """Return the leaves, those of ``yes`` first."""
+        return [leaf for child in self.children for leaf in child.leaves()] or [self]
 
     @property
     def depth(self) -> int:
         """Questions on the longest way down."""
-        if self.yes is None or self.no is None:
-            return 0
-        return 1 + max(self.yes.depth, self.no.depth)
+        return max((1 + child.depth for child in self.children), default=0)
 
     @property
     def shares(self) -> str:
         """The counts as text, the largest first."""
-        ordered = sorted(self.counts, key=lambda name: -self.counts[name])
-        return ", ".join(f"{name} {self.counts[name]}" for name in ordered)
+        ordered = sorted(self.counts.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {count}" for name, count in ordered)
 
     def as_text(self) -> str:
         """Return the tree, a line a node.
@@ -91,13 +90,13 @@ class Node(NamedTuple):
         return "\n".join(self._lines("", ""))
 
     def _lines(self, indent: str, answer: str) -> Iterator[str]:
-        if self.yes is None or self.no is None:
+        if not self.children:
             names = " or ".join(self.top)
             yield f"{indent}{answer}{names}  (Gini {self.gini:.2f}; {self.shares})"
             return
         yield f"{indent}{answer}{self.question}?  ({self.shares})"
-        yield from self.yes._lines(indent + "  ", "yes: ")
-        yield from self.no._lines(indent + "  ", "no:  ")
+        for child, word in zip(self.children, ("yes: ", "no:  "), strict=True):
+            yield from child._lines(indent + "  ", word)
 
 
 def fit(
@@ -107,7 +106,7 @@ def fit(
     max_depth: int = MAX_DEPTH,
     min_leaf: int = MIN_LEAF,
 ) -> Node:
-    """Fit scikit-learn's decision tree to the best method of each setting.
+    """Fit scikit-learn's decision tree to the best method of each setting; return its root.
 
     Args:
       features: by name a value a setting: numbers are divided by a threshold, booleans and strings
@@ -115,9 +114,6 @@ def fit(
       best: the best method of each setting.
       max_depth: of the tree; the paper's 4.
       min_leaf: settings in a leaf at least; the paper's 7.
-
-    Returns:
-      The root.
 
     Raises:
       UsageError: no settings, as many features as there are none, or a number out of its range.
@@ -168,14 +164,12 @@ def _columns(features: Mapping[str, Sequence[Any]]) -> tuple[list[np.ndarray], l
     columns: list[np.ndarray] = []
     questions: list[str] = []
     for name, values in features.items():
-        if all(isinstance(value, (bool, np.bool_)) for value in values):
-            columns.append(np.asarray(values, float))
-            questions.append(name)
-        elif any(isinstance(value, str) for value in values):
+        if any(isinstance(value, str) for value in values):
             for choice in dict.fromkeys(values):
                 columns.append(np.asarray([value == choice for value in values], float))
                 questions.append(f"{name} = {choice}")
         else:
             columns.append(np.asarray(values, float))
-            questions.append(f"{name} <=")
+            boolean = all(isinstance(value, (bool, np.bool_)) for value in values)
+            questions.append(name if boolean else f"{name} <=")
     return columns, questions

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -164,35 +164,30 @@ class Scores(NamedTuple):
         return float(1.96 * self.accuracies.std() / math.sqrt(len(self.accuracies)))
 
 
-def chunks(
-    images_of_class: Sequence[np.ndarray],
-    features: int,
-    protocol: Protocol,
+def over_chunks(
+    function: Callable[[Episode], Any],
+    draw_episode: Callable[..., Episode],
     mesh: Mesh,
-    *,
-    seed: int,
-    span: tuple[int, int],
+    first: int,
+    episodes: int,
     chunk: int,
-) -> Iterator[tuple[int, Episode]]:
-    """Yield the stacked episodes of each call of one program, and how many of them count.
+) -> Any:
+    """Return ``function(stacked episodes)`` of the episodes from ``first`` on, ``chunk`` of them a call.
 
-    A call has ``chunk`` episodes of the ``span``, the number of the first and how many, rounded up to a
-    multiple of the devices; the last is filled up with its last episode. The other arguments are those
-    of :func:`draw`.
+    All calls have one shape, a multiple of the devices; the last is filled up with its last episode.
     """
-    first, episodes = span
     for field, value in (("episodes", episodes), ("chunk", chunk)):
         if value < 1:
             raise UsageError(f"{field} = {value} must be at least 1")
     size = -(-min(chunk, episodes) // mesh.size) * mesh.size
+    results = []
     for start in range(0, episodes, size):
-        count = min(size, episodes - start)
-        drawn = [
-            draw(images_of_class, features, protocol, seed=seed, number=first + start + index)
-            for index in range(count)
-        ]
-        drawn += drawn[-1:] * (size - count)
-        yield count, Episode(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
+        numbers = range(start, min(start + size, episodes))
+        drawn = [draw_episode(number=first + number) for number in numbers]
+        drawn += drawn[-1:] * (size - len(drawn))
+        stacked = Episode(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
+        results.append(jax.device_get(function(stacked)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:episodes], *results)
 
 
 def linear(
@@ -215,7 +210,7 @@ def linear(
     Args:
       features: float ``[n, d]``, the classifier's input for every image.
       labels: integers ``[n]``.
-      protocol: see :class:`Protocol`.
+      protocol: what an episode is, and how it is learnt.
       seed: of the evaluation.
       episodes: how many.
       first: the number of the first, to continue an evaluation.
@@ -235,13 +230,14 @@ def linear(
     mesh = meshes.along(EPISODES, devices)
     if chunk is None:
         chunk = mesh.size * max(1, 2**30 // _bytes(protocol, features.shape[1]))
-    arguments = (check(labels, protocol), features.shape[1], protocol, mesh)
     whole = jax.device_put(np.asarray(features, np.float32), NamedSharding(mesh, PartitionSpec()))
-    correct = [
-        np.asarray(_solve(whole, drawn, protocol, mesh))[:count]
-        for count, drawn in chunks(*arguments, seed=seed, span=(first, episodes), chunk=chunk)
-    ]
-    return Scores(np.concatenate(correct) / (protocol.ways * protocol.queries))
+    draw_episode = partial(draw, check(labels, protocol), features.shape[1], protocol, seed=seed)
+
+    def solve(drawn: Episode) -> jax.Array:
+        return _solve(whole, drawn, protocol, mesh)
+
+    correct = over_chunks(solve, draw_episode, mesh, first, episodes, chunk)
+    return Scores(correct / (protocol.ways * protocol.queries))
 
 
 def _bytes(protocol: Protocol, features: int) -> int:

@@ -21,13 +21,8 @@ _EPSILON = 1e-12  # a zero gradient then has direction 0, not NaN
 def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -> np.ndarray:
     """Return the rows of ``count`` mini-batches as training draws them, ``[count, batch_size]``.
 
-    Every epoch goes through the examples in a new order; what does not fill a batch is left out.
-
-    Args:
-      examples: number of examples.
-      batch_size: examples a batch.
-      count: of batches.
-      seed: batch i is a function of it and of i alone.
+    Every epoch goes through the examples in a new order; what does not fill a batch is left out. Batch
+    i is a function of the seed and of i alone.
 
     Raises:
       UsageError: ``batch_size`` is not in 1..examples, or ``count`` below 1.
@@ -87,10 +82,8 @@ def probe(
     eigenvector.
 
     Args:
-      loss: ``loss(weights, batch) -> scalar``, the mean over a batch; can be hashed.
-      weights: pytree of arrays.
+      loss, weights, data: as in :func:`seal_jax.evaluation.landscape.slices`.
       batches: the mini-batches along the first axis of every array.
-      data: all the data, in batches of one size along the first axis.
       vectors: k unit vectors along the first axis of every array, such as the ``vectors`` of
         :func:`seal_jax.hessian.eigenpairs`.
       mask: restricts gradient and Hessian to a part of the weights, a path rule or another mask that
@@ -138,16 +131,10 @@ class Strongest(NamedTuple):
 
 
 def strongest(cosines: np.ndarray) -> Strongest:
-    r"""Return :math:`\arg\max_i |v_i^\top g|` of each mini-batch among k eigenvectors.
+    r"""Return :math:`\arg\max_i |v_i^\top g|` of each mini-batch, from ``cosines`` as in :class:`Probe`.
 
-    Only k of the eigenvectors are known. Where the gradient's part outside their span is at most as
-    long as its largest coefficient, the answer is that over all eigenvectors.
-
-    Args:
-      cosines: ``[count, k]``, as in :class:`Probe`.
-
-    References:
-      Sato et al., `PoF`, Figure 2 a.
+    Only k of the eigenvectors are known (PoF paper, Figure 2 a). Where the gradient's part outside their
+    span is at most as long as its largest coefficient, the answer is that over all eigenvectors.
 
     >>> best = strongest(np.array([[-0.8, 0.1], [0.3, 0.4]]))
     >>> best.eigenvector.tolist(), best.certain.tolist(), best.captured.round(2).tolist()

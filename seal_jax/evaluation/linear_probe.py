@@ -19,6 +19,8 @@ from seal_jax.errors import (
     check_labels,
     check_number,
     check_seed,
+    nonnegative,
+    positive,
 )
 from seal_jax.losses import cross_entropy
 
@@ -47,11 +49,9 @@ class Protocol:
         if not self.learning_rates:
             raise UsageError("learning_rates is empty: name at least one")
         for rate in self.learning_rates:
-            check_number("learning_rates", rate, lambda v: 0 < v < math.inf, "be positive")
+            check_number("learning_rates", rate, positive, "be positive")
         check_number("momentum", self.momentum, lambda v: 0 <= v < 1, "lie in [0, 1)")
-        check_number(
-            "weight_decay", self.weight_decay, lambda v: 0 <= v < math.inf, "not be negative"
-        )
+        check_number("weight_decay", self.weight_decay, nonnegative, "not be negative")
         for field in ("epochs", "batch_size"):
             check_integer(field, getattr(self, field), 1)
 
@@ -63,7 +63,6 @@ class Probe(NamedTuple):
       accuracies: on the test features, ``[learning rates]``, in [0, 1].
       kernels: ``[learning rates, d, classes]``.
       biases: ``[learning rates, classes]``.
-      best: index of the highest test accuracy, which the paper reports.
     """
 
     accuracies: np.ndarray
@@ -72,78 +71,54 @@ class Probe(NamedTuple):
 
     @property
     def best(self) -> int:
-        """Index of the highest accuracy."""
+        """Index of the highest test accuracy, which the paper reports."""
         return int(np.argmax(self.accuracies))
 
 
 def fit(
-    train: tuple[np.ndarray, np.ndarray],
+    train: tuple[np.ndarray | Callable[[int], np.ndarray], np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     num_classes: int,
     protocol: Protocol | None = None,
     *,
     seed: int = 0,
 ) -> Probe:
-    r"""Train linear classifiers on fixed features and score them.
+    r"""Train linear classifiers on features and score them.
 
     All learning rates start from the same weights, as torch's ``nn.Linear`` draws them, uniform in
     :math:`\pm 1 / \sqrt d`, and see the same batches, so they differ in nothing else. It is one
     compiled program.
 
     Args:
-      train: features float ``[n, d]`` and labels ``[n]``.
-      test: the same to be scored on.
+      train: features float ``[n, d]`` and labels ``[n]``; instead of features a function of the epoch,
+        0, 1, ..., that returns those of its augmented images.
+      test: features and labels to be scored on.
       num_classes: number of classes.
-      protocol: see :class:`Protocol`.
+      protocol: how they learn, by default as in the paper.
       seed: of weights and order.
 
     Raises:
       UsageError: features that are not finite or do not fit the labels, or labels out of range.
     """
     protocol = Protocol() if protocol is None else protocol
-    _check("train", train, num_classes)
-    _check("test", test, num_classes, train[0].shape[1])
-    check_seed("seed", seed)
-    rates, fixed = _parted(protocol)
-    state, key = _start(jax.random.key(seed), rates, train[0].shape[1], num_classes)
-    state = _train(state, key, rates, *map(jnp.asarray, train), fixed)
-    return Probe(*map(np.asarray, _score(state, *map(jnp.asarray, test))))
-
-
-def fit_augmented(
-    epoch_features: Callable[[int], np.ndarray],
-    labels: np.ndarray,
-    test: tuple[np.ndarray, np.ndarray],
-    num_classes: int,
-    protocol: Protocol | None = None,
-    *,
-    seed: int = 0,
-) -> Probe:
-    """Train linear classifiers on features that are new in every epoch, and score them.
-
-    With features that stay the same it gives what :func:`fit` gives.
-
-    Args:
-      epoch_features: features float ``[n, d]`` of the augmented training images in epoch 0, 1, ...
-      labels: ``[n]``.
-      test: features and labels to be scored on.
-      num_classes: number of classes.
-      protocol: see :class:`Protocol`.
-      seed: of weights and order.
-
-    Raises:
-      UsageError: as for :func:`fit`.
-    """
-    protocol = Protocol() if protocol is None else protocol
+    features, labels = train
+    if not callable(features):
+        _check("train", (features, labels), num_classes)
+        _check("test", test, num_classes, features.shape[1])
     _check("test", test, num_classes)
     check_seed("seed", seed)
-    rates, fixed = _parted(protocol)
-    state, key = _start(jax.random.key(seed), rates, test[0].shape[1], num_classes)
-    targets = jnp.asarray(labels)
-    for number in range(protocol.epochs):
-        features = epoch_features(number)
-        _check("train", (features, labels), num_classes, test[0].shape[1])
-        state = _epoch(state, key, number, rates, jnp.asarray(features), targets, fixed)
+    # Apart from the protocol: other rates must not compile anew.
+    rates = jnp.asarray(protocol.learning_rates, jnp.float32)
+    protocol = dataclasses.replace(protocol, learning_rates=(1.0,))
+    width, targets = test[0].shape[1], jnp.asarray(labels)
+    state, key = _start(jax.random.key(seed), rates, width, num_classes)
+    if callable(features):
+        for number in range(protocol.epochs):
+            of_epoch = features(number)
+            _check("train", (of_epoch, labels), num_classes, width)
+            state = _epoch(state, key, number, rates, jnp.asarray(of_epoch), targets, protocol)
+    else:
+        state = _train(state, key, rates, jnp.asarray(features), targets, protocol)
     return Probe(*map(np.asarray, _score(state, *map(jnp.asarray, test))))
 
 
@@ -161,12 +136,6 @@ def _check(
         )
     if np.min(labels) < 0 or np.max(labels) >= num_classes:
         raise UsageError(f"{name} labels must lie in 0..{num_classes - 1}")
-
-
-def _parted(protocol: Protocol) -> tuple[jax.Array, Protocol]:
-    """Return the rates and the protocol without them: other rates must not compile anew."""
-    rates = jnp.asarray(protocol.learning_rates, jnp.float32)
-    return rates, dataclasses.replace(protocol, learning_rates=(1.0,))
 
 
 @partial(jax.jit, static_argnames=("size", "num_classes"))
@@ -224,8 +193,5 @@ def _epoch(state, key, number, rates, features, labels, protocol):
 @jax.jit
 def _score(state, features, labels):
     (kernels, biases), _ = state
-
-    def one(kernel, bias):
-        return ((features @ kernel + bias).argmax(-1) == labels).mean()
-
-    return jax.vmap(one)(kernels, biases), kernels, biases
+    predicted = (features @ kernels + biases[:, None]).argmax(-1)
+    return (predicted == labels).mean(-1), kernels, biases

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.errors import UsageError, check_features, check_key, check_labels, check_number
+from seal_jax.errors import (
+    UsageError,
+    check_features,
+    check_key,
+    check_labels,
+    check_number,
+    nonnegative,
+)
 
 PyTree = Any
 
@@ -18,12 +25,8 @@ PyTree = Any
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the margin of every example in the softmax, in [-1, 1], ascending, ``[n]``.
 
-    It is the probability of the true class less the largest of the others; the paper draws the 400
-    smallest of the training examples (Figure 6).
-
-    Args:
-      logits: ``[n, classes]``.
-      labels: ``[n]``.
+    It is the probability of the true class less the largest of the others, of ``logits [n, classes]``;
+    the paper draws the 400 smallest of the training examples (Figure 6).
 
     >>> margins(np.log([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1]]), np.array([0, 0])).round(6).tolist()
     [-0.3, 0.5]
@@ -73,7 +76,7 @@ def flatness(
     (True, True)
     """
     for sigma in sigmas:
-        check_number("sigmas", sigma, lambda value: 0 <= value < np.inf, "be 0 or positive")
+        check_number("sigmas", sigma, nonnegative, "be 0 or positive")
     check_number("draws", draws, lambda value: value >= 1, "be at least 1", whole=True)
     keys = jax.random.split(check_key("key", key, optional=True), draws)
     grid = (jnp.repeat(jnp.asarray(sigmas, jnp.float32), draws), jnp.tile(keys, len(sigmas)))
@@ -98,9 +101,8 @@ def _at_noise(accuracy, params, rest, grid):
 def size_of_weights(features: np.ndarray, kernel: np.ndarray) -> float:
     """Return the norm of the classifier's inputs times that of its weights (appendix D).
 
-    Args:
-      features: ``[n, d]``; the paper takes a random sample of 256 training examples.
-      kernel: the classifier's, ``[d, classes]``.
+    Of ``features [n, d]`` the paper takes a random sample of 256 training examples; ``kernel`` is the
+    classifier's, ``[d, classes]``.
 
     >>> size_of_weights(np.array([[3.0, 4.0]]), np.array([[2.0], [0.0]]))
     10.0

@@ -51,9 +51,7 @@ def steps(
     are computed from the gradient: as a difference of weights, rounding would leave nothing of them.
 
     Args:
-      loss: ``loss(weights, batch) -> scalar``, the mean over a batch; can be hashed.
-      weights: pytree of arrays.
-      batches: the mini-batches along the first axis of every array.
+      loss, weights, batches: as in :func:`seal_jax.evaluation.gradients.probe`.
       head: mask of the classifier; a path rule, or another that can be hashed.
       trained: mask of the parameters, where the weights hold statistics, too; ``None``: all.
       learning_rate: of SGD; the paper's is that of its last epochs.
@@ -118,7 +116,7 @@ class Searches(NamedTuple):
     accepted: jax.Array
 
 
-@partial(jax.jit, static_argnames=("classify", "loss", "linear", "chunk"))
+@partial(jax.jit, static_argnames=("classify", "loss", "chunk"))
 def searches(
     head: PyTree,
     features: jax.Array,
@@ -126,7 +124,6 @@ def searches(
     classify: Classify,
     loss: Loss,
     *,
-    linear: bool | None = None,
     chunk: int = 16,
 ) -> Searches:
     r"""Return :math:`\xi_B^*`, PoF's line search on the classifier, for each mini-batch.
@@ -140,7 +137,6 @@ def searches(
       labels: ``[count, batch]``.
       classify: ``classify(head, features) -> logits``; can be hashed.
       loss: ``loss(logits, labels) -> scalar``, the mean over a batch; can be hashed.
-      linear: see :func:`seal_jax.weak_classifiers.perturbation`.
       chunk: mini-batches side by side.
 
     References:
@@ -156,7 +152,7 @@ def searches(
 
     def search(batch: tuple[jax.Array, jax.Array]) -> Searches:
         with jax.default_matmul_precision("highest"):
-            result = perturbation(head, *batch, classify, loss, linear=linear)
+            result = perturbation(head, *batch, classify, loss)
         return Searches(result.xi, result.accepted)
 
     return jax.lax.map(search, (features, labels), batch_size=chunk)

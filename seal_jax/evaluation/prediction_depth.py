@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError, check_labels, check_number, kind_of
+from seal_jax.core import mesh as meshes
+from seal_jax.errors import UsageError, check_choice, check_labels, check_number, kind_of
 
 Metric = Literal["l2", "cosine"]
 Pooling = Literal["flatten", "gap", "adaptive"]
@@ -84,8 +85,7 @@ def knn(
     >>> knn(bank, np.array([3, 3, 7]), np.array([[0.4], [9.0]]), k=1).tolist()
     [3, 7]
     """
-    if metric not in get_args(Metric):
-        raise UsageError(f"metric = {metric!r} must be one of {', '.join(get_args(Metric))}")
+    check_choice("metric", metric, get_args(Metric))
     bank, queries = as_rows(bank), as_rows(queries)
     most = bank.number - exclude_self
     check_number("k", k, lambda value: 1 <= value <= most, f"lie in 1..{most}", whole=True)
@@ -99,7 +99,7 @@ def knn(
     devices = jax.local_devices()[: max(columns // k, 1)]
     # Every device has at least k rows of the bank to choose from.
     columns = columns // len(devices) * len(devices)
-    mesh = jax.make_mesh((len(devices),), (BANK,), axis_types=(AxisType.Auto,), devices=devices)
+    mesh = meshes.along(BANK, devices)
     starts = range(0, queries.number, rows)
     nearest = [(jnp.full((rows, k), jnp.inf), jnp.zeros((rows, k), jnp.int32)) for _ in starts]
     centre = np.zeros(bank.size)
@@ -127,7 +127,8 @@ def knn(
             # One at a time: on CPU, programs in flight whose devices wait for each other can take
             # all threads, and XLA ends the process.
             jax.block_until_ready(nearest[index])
-    votes = [np.asarray(_vote(labels, len(classes))) for _, labels in nearest]
+    count = jax.vmap(partial(jnp.bincount, length=len(classes)))
+    votes = [np.asarray(count(labels).argmax(-1)) for _, labels in nearest]
     return classes[np.concatenate(votes)[: queries.number]]
 
 
@@ -159,7 +160,6 @@ def _merge(near, labels, queries, bank, codes, count, offset, *, mesh):
     k = near.shape[1]
 
     def nearest_on_device(queries, bank, codes, count, offset):
-        """Return the nearest of this device's part, ``[rows, k]``."""
         product = jnp.matmul(queries, bank.T, precision="highest")
         distances = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * product
         column = jax.lax.axis_index(BANK) * bank.shape[0] + jnp.arange(bank.shape[0])
@@ -180,14 +180,6 @@ def _merge(near, labels, queries, bank, codes, count, offset, *, mesh):
     negative, index = jax.lax.top_k(-together, k)
     both = jnp.concatenate([labels, chunk_labels], axis=1)
     return -negative, jnp.take_along_axis(both, index, axis=1)
-
-
-@partial(jax.jit, static_argnames=("classes",))
-def _vote(labels, classes):
-    def count(row):
-        return jnp.zeros(classes, jnp.int32).at[row].add(1).argmax()
-
-    return jax.vmap(count)(labels)
 
 
 def depth(probes: np.ndarray, final: np.ndarray) -> np.ndarray:
@@ -226,8 +218,7 @@ def pool(outputs: jax.Array, pooling: Pooling = "flatten", side: int = 4) -> jax
     >>> pool(image, "gap").tolist(), pool(image, "adaptive", 2).tolist()
     ([[4.0]], [[2.0, 3.0, 5.0, 6.0]])
     """
-    if pooling not in get_args(Pooling):
-        raise UsageError(f"pooling = {pooling!r} must be one of {', '.join(get_args(Pooling))}")
+    check_choice("pooling", pooling, get_args(Pooling))
     if outputs.ndim == 4 and pooling == "gap":
         return outputs.mean((1, 2))
     if outputs.ndim == 4 and pooling == "adaptive":

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_choice
 
 Ties = Literal["split", "drop"]
 Family = Literal["pairs", "ordered"]
@@ -87,9 +87,8 @@ def compare(
         raise UsageError("scores hold NaN or infinity: leave out settings that did not finish")
     if not 0 < level < 1:
         raise UsageError(f"level = {level:g} must lie between 0 and 1")
-    for name, value, choices in (("ties", ties, Ties), ("family", family, Family)):
-        if value not in get_args(choices):
-            raise UsageError(f"{name} = {value!r} must be one of {', '.join(get_args(choices))}")
+    check_choice("ties", ties, get_args(Ties))
+    check_choice("family", family, get_args(Family))
     wins = (scores[:, None, :] > scores[:, :, None]).sum(0)
     halves = (len(scores) - wins - wins.T) // 2 if ties == "split" else np.zeros_like(wins)
     p_values = np.ones(wins.shape)
@@ -98,23 +97,15 @@ def compare(
         if better + worse:
             test = stats.binomtest(int(better), int(better + worse), alternative="greater")
             p_values[row, column] = test.pvalue
-    corrected = correct(p_values, level, family)
-    return Comparisons(
-        tuple(methods), wins, p_values, p_values <= level, corrected, rules(ties, family)
-    )
+    corrected, significant = correct(p_values, level, family), p_values <= level
+    return Comparisons(tuple(methods), wins, p_values, significant, corrected, rules(ties, family))
 
 
 def rules(ties: Ties = "split", family: Family = "pairs") -> str:
     """Return what a table of :func:`compare` must say: how ties count, and Holm's family."""
-    counted = {
-        "split": "ties count half for each method (Demsar)",
-        "drop": "ties are left out",
-    }
-    over = {
-        "pairs": "over all unordered pairs, two-sided",
-        "ordered": "over all ordered pairs, one-sided",
-    }
-    return f"One-sided exact binomial test, {counted[ties]}; Holm's correction {over[family]}."
+    counted = "ties count half for each method (Demsar)" if ties == "split" else "ties are left out"
+    over = "unordered pairs, two-sided" if family == "pairs" else "ordered pairs, one-sided"
+    return f"One-sided exact binomial test, {counted}; Holm's correction over all {over}."
 
 
 def correct(p_values: np.ndarray, level: float = 0.05, family: Family = "pairs") -> np.ndarray:

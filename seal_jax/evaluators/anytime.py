@@ -332,13 +332,13 @@ def _column(
         number = row.get(name)
         return 1 - number if error and number is not None else number
 
-    column = tables.seed_mean(title, value, digits, scale)
+    mean = tables.seed_mean(title, value, digits, scale)
 
     def text(records: Sequence[Record]) -> str:
         shown = max(row["tau"] for row in records) if tau is None else tau
-        return column.text([row for row in records if row["tau"] == shown])
+        return mean.text([row for row in records if row["tau"] == shown])
 
-    return column._replace(text=text)
+    return Column(title, text)
 
 
 def _shown(rows: Sequence[Record]) -> list[int]:
@@ -375,7 +375,7 @@ def _deviations(rows: Sequence[Record]) -> list[str]:
 def _labels(rows: Sequence[Record]) -> dict[tuple[Any, ...], str]:
     """Return a name for each group that says no more than tells it from the others."""
     groups = list(grouped(rows, GROUP))
-    differ = [len({group[index] for group in groups}) > 1 for index in range(len(GROUP))]
+    differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
     several_steps = differ[1] and len({run for run, *_ in groups}) < len(groups)
     labels = {}
     for run, step, weights, system in groups:

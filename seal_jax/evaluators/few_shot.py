@@ -101,7 +101,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             f"the run's images are {height}x{width}, and those of episodes are square: "
             "give --image-size"
         )
-    normalisation = transfer_data.normalisation(loaded_run, options.normalisation)
+    normalise, renormalise = transfer_data.normalisation(loaded_run, options.normalisation)
     variables = loaded_run.networks[0].variables
     trainable = affines.affines_of(variables["params"], variables["batch_stats"])
     if "linear_affines" in options.heads and not trainable:
@@ -122,7 +122,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return transfer_data.episode_images(loaded_run, name, height)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
-        return loaded_run.model.features(variables, normalisation.renormalise(images))["features"]
+        return loaded_run.model.features(variables, renormalise(images))["features"]
 
     @functools.lru_cache(maxsize=1)
     def features(name: str, network: Network) -> np.ndarray:
@@ -144,7 +144,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
                 network.variables,
                 split.images,
                 split.labels,
-                normalisation.normalise,
+                normalise,
                 protocol,
                 together=options.together,
                 **span,
@@ -318,11 +318,9 @@ def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> Non
 
 def _point(rows: Sequence[Record]) -> tuple[float, float, float]:
     """Return accuracy and ends of its interval: of one seed over episodes, of several over seeds."""
-    if len(rows) == 1:
-        mean, half = rows[0]["accuracy"], rows[0]["interval"]
-        return mean, mean - half, mean + half
     mean, _, _, low, high = tables.spread([row["accuracy"] for row in rows])
-    return mean, low, high
+    half = rows[0]["interval"]
+    return (mean, mean - half, mean + half) if len(rows) == 1 else (mean, low, high)
 
 
 def size(rows: Sequence[Record]) -> tuple[float, float]:

@@ -135,11 +135,8 @@ def make_loss(module: Any, augmentation: Augmentation, smoothing: float, train: 
 class Batches(NamedTuple):
     """Which images make up the batches; the images themselves are read when they are needed.
 
-    Attributes:
-      split: the data.
-      rows: ``[batches, batch]``.
-      weights: the same, 0 for filling.
-      draws: augmentation parameters, leaves ``[batches, batch, ...]``; ``None``: no augmentation.
+    Rows and weights are ``[batches, batch]``, with 0 for filling, as are the leaves of the augmentation
+    parameters; ``None`` is no augmentation.
     """
 
     split: Split
@@ -220,16 +217,14 @@ class Measurement:
 
     @functools.cached_property
     def _whole_data(self) -> tuple[PyTree, bool]:
-        """The whole data, and whether it stays on the host since it is larger than its budget."""
+        """The whole data, and whether it is larger than its budget and so stays on the host."""
         images = self.whole.read()
         on_host = self.half_budget is not None and trees.nbytes(images) > self.half_budget
         return images if on_host else jax.device_put(images, self._shardings[1]), on_host
 
     def _subtree(self, network: Network) -> tuple[PyTree, Any]:
-        """Return a network's variables and the mask of the parameters whose Hessian is taken.
-
-        Statistics are variables too, so that networks differ in arguments of one program alone.
-        """
+        """Return a network's variables and the mask of the parameters whose Hessian is taken."""
+        # With statistics, so that networks differ in the arguments of one program alone.
         variables = {name: v for name, v in network.variables.items() if jax.tree.leaves(v)}
         if self.options.mask is None:
             return variables, batching.parameters_rule(variables)
@@ -561,8 +556,7 @@ def _draw_pool(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
     edges = np.linspace(low, high if high > low else low + 1, 61)
     for (run,), of_run in grouped(rows, ("run",)).items():
         pool = np.concatenate([row["batch_values"] for row in of_run])
-        shares = np.histogram(pool, edges)[0] / len(pool)
-        axes.stairs(shares, edges, label=run, linewidth=1.2, **styles[run])
+        axes.stairs(plots.bin_shares(pool, edges), edges, label=run, linewidth=1.2, **styles[run])
     axes.axvline(0, color="#888888", linewidth=0.7)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5 / len(values), top=1)
@@ -574,8 +568,9 @@ def _draw_ends(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
     for place, ((run,), of_run) in enumerate(grouped(rows, ("run",)).items()):
         for row in of_run:
             values = [*row["smallest"], *row["largest"]]
-            colour = styles[run]["color"]
-            axes.plot(np.full(len(values), place), values, "_", color=colour, label=run, ms=14)
+            axes.plot(
+                [place] * len(values), values, "_", color=styles[run]["color"], label=run, ms=14
+            )
     axes.set_xticks([])
     axes.set_ylabel("eigenvalue")
 

@@ -27,7 +27,6 @@ from seal_jax.evaluators.options import check_least
 from seal_jax.hessian import trees
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WHOLE = "all"  # the part that is the whole network
@@ -130,7 +129,10 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         )
         shift = abs(on_test.shift) if on_test.bounded else 0.0
         along = (loss, variables, direction)
-        reach = options.reach or _reach(max(curvature, eigenvalue), shift)
+        # Where a parabola of the larger curvature has risen by 0.5, and past the test minimum.
+        steepest = max(curvature, eigenvalue)
+        parabola = math.sqrt(1 / steepest) if steepest > 0 else 1.0
+        reach = options.reach or max(parabola, 1.25 * shift)
         distances = np.linspace(-reach, reach, options.points)
         return {
             **network.identity,
@@ -164,17 +166,6 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         for part in parts
         for rank in range(options.eigenvectors)
     ]
-
-
-def _reach(curvature: float, shift: float) -> float:
-    """Return half the width of a slice that shows a parabola and the test minimum.
-
-    >>> _reach(4.0, 0.1), _reach(4.0, 2.0), _reach(0.0, 0.0)
-    (0.5, 2.5, 1.0)
-    """
-    # Where a parabola of this curvature has risen by 0.5.
-    parabola = math.sqrt(1 / curvature) if curvature > 0 else 1.0
-    return max(parabola, 1.25 * shift)
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -230,7 +221,11 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             increments.plot(parts, means, marker="o", markersize=4, label=run, **styles[run])
             for axes, part in zip(slices, sliced, strict=True):
                 for seed, row in enumerate(row for row in of_run if row["part"] == part):
-                    _draw_slices(axes, row, styles[run]["color"], None if seed else run)
+                    look = {"color": styles[run]["color"], "linewidth": 1.2}
+                    for split, dashes in (("train", "-"), ("test", "--")):
+                        label = None if seed or split == "test" else run
+                        values = np.array(row[f"{split}_slice"], float)  # None becomes NaN
+                        axes.plot(row["distances"], values, dashes, label=label, **look)
         increments.set_ylim(bottom=0)
         increments.set_title(f"{weights} weights: loss increment")
         increments.set_ylabel("ΔL of the test loss")
@@ -240,12 +235,6 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
             axes.set_xlabel("distance in the weights")
             axes.set_ylabel("loss: training solid, test dashed")
     panels[0][2][-1].legend(frameon=False)
-
-
-def _draw_slices(axes: Axes, row: Record, colour: str, label: str | None) -> None:
-    for split, dashes, name in (("train", "-", label), ("test", "--", None)):
-        values = [np.nan if value is None else value for value in row[f"{split}_slice"]]
-        axes.plot(row["distances"], values, dashes, color=colour, linewidth=1.2, label=name)
 
 
 EVALUATOR = Evaluator(

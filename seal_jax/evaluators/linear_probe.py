@@ -82,7 +82,7 @@ class Options:
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return a work item for each data set and network, data sets outermost."""
     shape = transfer_data.image_shape(loaded_run, options.image_size)
-    normalisation = transfer_data.normalisation(loaded_run, options.normalisation)
+    _, renormalise = transfer_data.normalisation(loaded_run, options.normalisation)
     known = ("features", *loaded_run.model.round_blocks)
     if options.features not in known:
         raise UsageError(
@@ -99,7 +99,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return transfer_data.transfer_set(loaded_run, name, shape[:2], options.test_fraction)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
-        outputs = model.features(variables, normalisation.renormalise(images))[options.features]
+        outputs = model.features(variables, renormalise(images))[options.features]
         return outputs.mean((1, 2), dtype=jnp.float32) if outputs.ndim == 4 else outputs
 
     def features(network: Network, images: np.ndarray) -> np.ndarray:
@@ -110,18 +110,17 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def measure(name: str, network: Network) -> dict[str, Any]:
         dataset = load(name)
         train, test = dataset.train, dataset.test
-        test_features = (features(network, test.images), test.labels)
-        common = (test_features, dataset.num_classes, options.protocol())
-        if augmentation is None:
-            train_features = (features(network, train.images), train.labels)
-            probe = linear_probe.fit(train_features, *common, seed=options.seed)
-        else:
-            probe = linear_probe.fit_augmented(
-                lambda epoch: features(network, _augmented(train, augmentation, options, epoch)),
-                train.labels,
-                *common,
-                seed=options.seed,
-            )
+
+        def of_epoch(epoch: int) -> np.ndarray:
+            return features(network, _augmented(train, augmentation, options, epoch))
+
+        probe = linear_probe.fit(
+            (of_epoch if augmentation else features(network, train.images), train.labels),
+            (features(network, test.images), test.labels),
+            dataset.num_classes,
+            options.protocol(),
+            seed=options.seed,
+        )
         return {
             **network.identity,
             "dataset": name,
@@ -162,7 +161,7 @@ def _augmentation(options: Options, shape: tuple[int, int, int]) -> data.Augment
 
 
 def _augmented(
-    split: data.Split, augmentation: data.Augmentation, options: Options, epoch: int
+    split: data.Split, augmentation: data.Augmentation | None, options: Options, epoch: int
 ) -> np.ndarray:
     """Return the images of one epoch, uint8: a pure function of the seed and the epoch."""
     key = jax.random.fold_in(jax.random.key(options.seed), epoch)
@@ -229,7 +228,12 @@ def table(rows: Sequence[Record]) -> Table:
             tables.seed_mean("best", "accuracy", scale=100),
             tables.shared("paper", paper, "{:.2f}".format, optional=True),
             Column("best rate", lambda seeds: _rates({row["learning_rate"] for row in seeds})),
-            *map(_column_of_rate, rates),
+            *(
+                tables.seed_mean(
+                    f"rate {rate:g}", tables.entry("learning_rates", "accuracies", rate), scale=100
+                )
+                for rate in rates
+            ),
         ],
         tables.by_checkpoint(rows, "dataset"),
         notes,
@@ -238,13 +242,6 @@ def table(rows: Sequence[Record]) -> Table:
 
 def _rates(rates: set[float]) -> str:
     return ", ".join(f"{rate:g}" for rate in sorted(rates, reverse=True))
-
-
-def _column_of_rate(rate: float) -> Column:
-    def accuracy(row: Record) -> float | None:
-        return dict(zip(row["learning_rates"], row["accuracies"], strict=True)).get(rate)
-
-    return tables.seed_mean(f"rate {rate:g}", accuracy, scale=100)
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:

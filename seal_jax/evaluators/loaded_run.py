@@ -69,7 +69,7 @@ class LoadedRun:
       steps: "newest", "all", or steps separated by commas.
 
     Attributes:
-      run, settings, dataset, model, clock: the training's.
+      run, settings, dataset, model: the training's.
       networks: by step, weights and seed.
 
     Raises:
@@ -91,9 +91,6 @@ class LoadedRun:
         self.settings = settings_lib.read(Settings, workdirs.read(run))
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
         self.dataset = experiments.load_data(self.settings.data)
-        train = self.settings.train
-        per_epoch = data.steps_per_epoch(len(self.dataset.train), train.batch_size, train.drop_last)
-        self.clock = Clock(per_epoch, train.epochs_per_generation)
         self.model: Model = experiments.create_model(
             self.settings.model,
             self.dataset.image_shape,
@@ -147,13 +144,9 @@ class LoadedRun:
         """Return the classifier's input ``[n, d]`` of uint8 images in inference mode."""
         return self.apply(self._outputs, network, images, batch_size)["features"]
 
-    @functools.cached_property
-    def _outputs(self) -> Callable[[PyTree, jax.Array], dict[str, jax.Array]]:
-        def outputs(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-            by_name = self.model.features(variables, images)
-            return {name: by_name[name] for name in ("features", "logits")}
-
-        return outputs
+    def _outputs(self, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        by_name = self.model.features(variables, images)
+        return {name: by_name[name] for name in ("features", "logits")}
 
     def apply(
         self,
@@ -164,17 +157,9 @@ class LoadedRun:
     ) -> PyTree:
         """Return ``function(variables, normalised images)`` over all images, batch by batch.
 
-        Every batch is divided over the devices; one program, the same for the same object ``function``,
-        serves all networks.
-
-        Args:
-          function: traced.
-          network: whose variables.
-          images: uint8 ``[n, height, width, channels]``, on the host.
-          batch_size: rounded up to a multiple of the devices.
-
-        Returns:
-          A pytree of NumPy arrays with first axis n.
+        Every batch, of uint8 images ``[n, height, width, channels]``, is divided over the devices, so its
+        size is rounded up to a multiple of them. The same object ``function`` is the same program for all
+        networks; it is traced. The result is a pytree of NumPy arrays with first axis n.
         """
         mesh = meshes.along(BATCH)
         batch = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
@@ -195,7 +180,10 @@ class LoadedRun:
         """Return the networks of one checkpoint."""
         leaves = read_leaves(self.run / workdirs.CHECKPOINTS, step=step)
         assert leaves is not None  # of that step, or it raises
-        generation = int(self.clock.generation(max(step - 1, 0)))
+        train = self.settings.train
+        per_epoch = data.steps_per_epoch(len(self.dataset.train), train.batch_size, train.drop_last)
+        clock = Clock(per_epoch, train.epochs_per_generation)
+        generation = int(clock.generation(max(step - 1, 0)))
         networks = []
         for weights in asked or SOURCES:
             # An accuracy below 0: no validation split has been scored yet.
@@ -208,9 +196,9 @@ class LoadedRun:
                     "use --weights=last"
                 )
             all_seeds = self._variables(leaves, SOURCES[weights], step)
-            for index in range(self.settings.train.seeds):
+            for index in range(train.seeds):
                 variables = jax.tree.map(lambda leaf, index=index: leaf[index], all_seeds)
-                seed = self.settings.train.seed + index
+                seed = train.seed + index
                 identity = {"weights": weights, "seed": seed, "step": step}
                 identity = {**self.label, **identity, "generation": generation}
                 networks.append(Network(weights, seed, step, variables, identity))

@@ -194,15 +194,14 @@ def _is_of_training(row: Record) -> bool:
     return row["measure"] == (method if method in MEASURES else "sgd")
 
 
-def _title(row: Record) -> str:
-    name = "ASAM" if row["adaptive"] else MEASURES[row["measure"]]
-    return f"{name}*" if _is_of_training(row) else name
-
-
 def table(rows: Sequence[Record]) -> Table:
     """Return the sizes, mean over seeds, beside those of SAM."""
     signs = {"sgd": "rate", "sam": "rho", "pof": "gamma"}
     of_sam = {batching.network_of(row): row["median"] for row in rows if row["measure"] == "sam"}
+
+    def title(row: Record) -> str:
+        name = "ASAM" if row["adaptive"] else MEASURES[row["measure"]]
+        return f"{name}*" if _is_of_training(row) else name
 
     def times_sam(row: Record) -> float | None:
         sam = of_sam.get(batching.network_of(row))
@@ -216,7 +215,7 @@ def table(rows: Sequence[Record]) -> Table:
         "Sizes of the classifier's perturbations by one mini-batch",
         [
             *tables.CHECKPOINT_COLUMNS,
-            shared("measure", _title),
+            shared("measure", title),
             shared("setting", lambda row: f"{signs[row['measure']]} = {row['setting']:g}"),
             shared("batch", "batch_size"),
             seed_mean("median", "median", None),

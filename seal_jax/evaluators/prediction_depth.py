@@ -150,15 +150,11 @@ def table(rows: Sequence[Record]) -> Table:
     """Return the accuracy of the probe on every layer, a column for each run and weights."""
     newest = tables.newest(rows)
     layers = dict.fromkeys(layer for row in rows for layer in row["layers"])
-
-    def line_of_layer(layer: str) -> tables.Column:
-        def accuracy(row: Record) -> float | None:
-            return dict(zip(row["layers"], row["accuracies"], strict=True)).get(layer)
-
-        return tables.seed_mean(layer, accuracy, scale=100)
-
     lines = [
-        *map(line_of_layer, layers),
+        *(
+            tables.seed_mean(layer, tables.entry("layers", "accuracies", layer), scale=100)
+            for layer in layers
+        ),
         tables.seed_mean("network itself", "network_accuracy", scale=100),
         tables.seed_mean("mean prediction depth", "mean_depth", 3),
     ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -132,36 +131,14 @@ def image_shape(loaded_run: LoadedRun, side: int | None) -> tuple[int, int, int]
     return shape
 
 
-@dataclasses.dataclass(frozen=True)
-class Normalisation:
-    """Channel statistics of a name, "" for the run's own, and those of the run.
+Normalise = Callable[[jax.Array], jax.Array]
 
-    Hashable, so that its methods are the same functions for the same program.
+
+def normalisation(loaded_run: LoadedRun, name: str) -> tuple[Normalise, Normalise]:
+    """Return what normalises uint8 images, and what does so after the run's normalisation.
+
+    Both are traced, and use the channel statistics called ``name``, "" for the run's.
     """
-
-    name: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    run_mean: tuple[float, ...]
-    run_std: tuple[float, ...]
-
-    def normalise(self, images: jax.Array) -> jax.Array:
-        """Return uint8 images, normalised; traced."""
-        return data.apply(images, None, data.Augmentation(mean=self.mean, std=self.std))
-
-    def renormalise(self, images: jax.Array) -> jax.Array:
-        """Return images that were normalised with the run's statistics, with these instead; traced."""
-        if not self.name:
-            return images
-        mean, std, run_mean, run_std = map(
-            np.array, (self.mean, self.std, self.run_mean, self.run_std)
-        )
-        scale, shift = run_std / std, (run_mean - mean) / std
-        return images * scale.astype(np.float32) + shift.astype(np.float32)
-
-
-def normalisation(loaded_run: LoadedRun, name: str) -> Normalisation:
-    """Return the statistics called ``name``, "" for the run's, of the run's number of channels."""
     run = loaded_run.augmentation
     try:
         mean, std = data.statistics(name) if name else (run.mean, run.std)
@@ -172,7 +149,16 @@ def normalisation(loaded_run: LoadedRun, name: str) -> Normalisation:
             f"--normalisation={name} has {len(mean)} channels and the network takes "
             f"{loaded_run.channels}; leave it out to use the run's"
         )
-    return Normalisation(name, tuple(mean), tuple(std), tuple(run.mean), tuple(run.std))
+    scale = np.array(run.std) / np.array(std)
+    shift = (np.array(run.mean) - np.array(mean)) / np.array(std)
+
+    def normalise(images: jax.Array) -> jax.Array:
+        return data.apply(images, None, data.Augmentation(mean=tuple(mean), std=tuple(std)))
+
+    def renormalise(images: jax.Array) -> jax.Array:
+        return images * scale.astype(np.float32) + shift.astype(np.float32) if name else images
+
+    return normalise, renormalise
 
 
 def features(

@@ -98,14 +98,13 @@ def test_images_are_resized_then_cropped(loaded_run, pictures):
 def test_other_statistics_are_those_of_the_whole_pipeline(loaded_run, pictures):
     """What normalises the run's images anew, and what normalises bytes, agree."""
     for name in ("", "fashion_mnist"):
-        shown = transfer_data.normalisation(loaded_run, name)
+        normalise, renormalise = transfer_data.normalisation(loaded_run, name)
         images = pictures.images[:5]
         direct = images / 255.0
         mean, std = (0.3053, 0.3762) if not name else (0.2859, 0.3530)
-        np.testing.assert_allclose(shown.normalise(images), (direct - mean) / std, atol=1e-5)
-        anew = shown.renormalise(loaded_run.normalise(images))
-        np.testing.assert_allclose(anew, shown.normalise(images), atol=1e-5)
-        assert hash(shown) == hash(transfer_data.normalisation(loaded_run, name))
+        np.testing.assert_allclose(normalise(images), (direct - mean) / std, atol=1e-5)
+        anew = renormalise(loaded_run.normalise(images))
+        np.testing.assert_allclose(anew, normalise(images), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_other_statistics_are_those_of_the_whole_pipeline(loaded_run, pictures):
         ({"shots": (1, 180)}, r"--datasets=digits: shots \+ queries = 184 is more than the 17"),
         ({"datasets": ("fashion_mnist",)}, "fashion_mnist"),
         ({"normalisation": "imagenet"}, "--normalisation=imagenet has 3 channels"),
-        ({"normalisation": "imgnet"}, "--normalisation=imgnet: .* is not one of imagenet"),
+        ({"normalisation": "imgnet"}, "--normalisation=imgnet: .* is not one of .*imagenet"),
         ({"image_size": 3}, r"--image-size=3: image_shape=\(3, 3, 1\) is too small for resnet8"),
     ],
 )

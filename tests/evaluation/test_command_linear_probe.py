@@ -122,16 +122,18 @@ def test_augmentation_trains_on_other_images_in_every_epoch(loaded_run, digits, 
     (unit, *_) = linear_probe.work_items(loaded_run, options)
     network = loaded_run.networks[0]
     learnt = []
-    fit = library.fit_augmented
+    fit = library.fit
 
-    def watched(epoch_features, labels, test, *rest, **options):
+    def watched(train, test, *rest, **options):
+        epoch_features, labels = train
+
         def watch(epoch):
             learnt.append(epoch_features(epoch))
             return learnt[-1]
 
-        return fit(watch, labels, test, *rest, **options)
+        return fit((watch, labels), test, *rest, **options)
 
-    monkeypatch.setattr(library, "fit_augmented", watched)
+    monkeypatch.setattr(library, "fit", watched)
     row = unit.run()
     assert unit.key == f"{network.key}/digits"
     assert row["accuracy"] > 0.2

@@ -7,7 +7,7 @@ import pytest
 from seal_jax import UsageError
 from seal_jax.core import mesh as meshes
 from seal_jax.evaluation import few_shot
-from seal_jax.evaluation.few_shot import EPISODES, Protocol, chunks
+from seal_jax.evaluation.few_shot import EPISODES, Protocol
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +129,16 @@ def test_devices_share_the_episodes_and_change_none(images):
         np.testing.assert_array_equal(spread.accuracies, alone.accuracies)
     assert len(jax.devices()) == 8
     mesh = meshes.along(EPISODES)
-    count, whole = next(
-        chunks(few_shot.check(labels, protocol), 40, protocol, mesh, seed=0, span=(0, 21), chunk=21)
-    )
-    solved = few_shot._solve(features, whole, protocol, mesh)
-    assert count == 21
-    assert [shard.data.shape for shard in solved.addressable_shards] == [(3,)] * 8
+
+    def solve(drawn):
+        solved = few_shot._solve(features, drawn, protocol, mesh)
+        assert [shard.data.shape for shard in solved.addressable_shards] == [(3,)] * 8
+        return solved
+
+    def draw(number):
+        return few_shot.episode(labels, 40, protocol, seed=0, number=number)
+
+    assert len(few_shot.over_chunks(solve, draw, mesh, first=0, episodes=21, chunk=21)) == 21
 
 
 def test_bad_input(images):

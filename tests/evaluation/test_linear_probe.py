@@ -56,7 +56,7 @@ def test_equals_sgd_written_out(splits, augmented):
 
     if augmented:
         test = (test_features, test_labels)
-        found = linear_probe.fit_augmented(epoch_features, labels, test, 3, protocol, seed=4)
+        found = linear_probe.fit((epoch_features, labels), test, 3, protocol, seed=4)
         assert asked == [0, 1, 2]
     else:
         found = linear_probe.fit(*splits, 3, protocol, seed=4)
@@ -112,7 +112,7 @@ def test_bad_input(splits):
         with pytest.raises(UsageError, match=message):
             linear_probe.fit(train, test, 3)
     with pytest.raises(UsageError, match="train features hold NaN"):
-        linear_probe.fit_augmented(lambda _: features * np.nan, labels, test, 3)
+        linear_probe.fit((lambda _: features * np.nan, labels), test, 3)
     with pytest.raises(UsageError, match="learning_rates is empty"):
         Protocol(())
     with pytest.raises(UsageError, match="learning_rates = 0 must be positive"):
