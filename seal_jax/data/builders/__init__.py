@@ -1,5 +1,7 @@
 """TFDS builders of this package; importing it registers all of them with TFDS."""
 
-from seal_jax.data.builders import digits, image_folder, originals
+import importlib
+import pkgutil
 
-__all__ = ["digits", "image_folder", "originals"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
