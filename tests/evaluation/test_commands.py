@@ -151,7 +151,7 @@ class _Options:
 
 def test_options_come_from_the_dataclass():
     assert options.descriptions(_Options)["shots"] == "how many, of each."
-    parser = main._Parser()
+    parser = main.Parser()
     options.add_arguments(_Options, parser)
     read = options.read(
         _Options, parser.parse_args(["--shots=20", "--rate", "0.5", "--layers=x,y"])
