@@ -189,6 +189,7 @@ def test_slim(systems, tmp_path, capfd):
     assert sorted(os.listdir(output)) == ["slim.json", "slim.npz"]
 
 
+@pytest.mark.slow
 def test_slim_says_what_layer_norm_changes(systems, tmp_path, capfd):
     systems.trained("kels")  # its data
     run = tmp_path / "run"

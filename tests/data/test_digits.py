@@ -39,6 +39,7 @@ np.savez(sys.argv[1], **{f"{part}_{field}": getattr(getattr(dataset, part), fiel
 """
 
 
+@pytest.mark.slow
 def test_prepared_offline_by_two_processes_at_once(tmp_path):
     from sklearn.datasets import load_digits
 

@@ -69,6 +69,7 @@ def test_the_notebook_is_well_formed():
         assert set(cell) == fields
 
 
+@pytest.mark.slow
 def test_own_code_of_the_notebook(capsys):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")

@@ -110,6 +110,7 @@ def test_bad_input(points):
         prediction_depth.depth(np.zeros((2, 3)), np.zeros(4))
 
 
+@pytest.mark.slow
 def test_memory_stays_under_the_budget():
     """Features of 32 times the budget, made when they are read, as a network would make them."""
     count, size, budget = 2000, 64, 2**15

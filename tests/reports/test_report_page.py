@@ -355,6 +355,7 @@ def test_run_that_validation_ended_early_is_finished(seal):
     assert run.finished
 
 
+@pytest.mark.slow
 def test_more_runs_than_can_be_told_apart(make_run, tmp_path):
     runs = [
         make_run(

@@ -82,6 +82,7 @@ def test_killed_at_arbitrary_moments(runs, tmp_path, method, arguments):
     assert sorted(os.listdir(workdir / "checkpoints")) == ["24", "28", "32"]
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_an_ascent(runs, tmp_path, capfd):
     workdir = tmp_path / "run"
     # The ascent is of steps 16 to 23; epochs have 4 steps.

@@ -98,6 +98,7 @@ def test_stopped_after_an_event(name, train, tmp_path):
     assert_same_run(workdir, reference, epochs=2 * EPOCHS, last=LAST)
 
 
+@pytest.mark.slow
 def test_stopped_while_one_of_two_seeds_has_stopped(train, tmp_path):
     """Generations end early, seed by seed, and the learning rate falls meanwhile."""
     config = settings(

@@ -109,6 +109,7 @@ def test_seeds_on_devices_equal_single_runs_and_never_communicate(dataset, singl
     assert communicating_devices(compiled) <= 1
 
 
+@pytest.mark.slow
 def test_seeds_of_one_device_together_or_in_turn_equal_single_runs(dataset, single):
     for batching in ("vmap", "map"):
         config = settings(SEAL, train={"seeds": 2}, run={"seed_batching": batching})
@@ -136,6 +137,7 @@ def test_data_parallel_equals_one_device_to_rounding(dataset, single):
     assert communicating_devices(compiled) == 8
 
 
+@pytest.mark.slow
 def test_statistics_of_a_device_differ_from_those_of_the_batch(dataset, single):
     config = settings(SEAL, train={"batch_norm": "device"})
     eight = Trainer(dataset, config, devices=8).run(1)
