@@ -111,10 +111,11 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
 
     record = builder_record(name)
     if record:
-        from seal_jax.data import builders  # TFDS knows them once they are imported
+        # Importing one of them registers them all with TFDS.
+        from seal_jax.data.builders import image_folder
 
         if record.builder == "image_folder":
-            builders.image_folder.check_name(name)
+            image_folder.check_name(name)
     kwargs = {"data_dir": os.fspath(data_dir)} if data_dir else {}  # "" would be this folder
     try:
         return tfds.builder(name, **kwargs)
