@@ -183,7 +183,7 @@ BAD = [
     (
         "chestx",
         lambda root: shutil.copytree(root / "images_0", root / "small"),
-        "00000000_000.png lies in .*images_0/images and .*small/images: keep one",
+        "00000000_000.png is stored in .*images_0/images and .*small/images: keep one",
     ),
     ("fgvc_aircraft", remove("data/*_val.txt"), "lacks images_variant_val.txt: give the folder"),
     ("fgvc_aircraft", edit("data/*_test.txt", " DC-9-30", ""), "'1007' names no variant"),

@@ -254,7 +254,7 @@ class _Images:
             return paths[0]
         if paths:
             places = " and ".join(str(path.parent) for path in sorted(paths)[:2])
-            raise UsageError(f"{name} lies in {places}: keep one of them below {self._root}")
+            raise UsageError(f"{name} is stored in {places}: keep one of them below {self._root}")
         raise UsageError(
             f"manual_dir={self._root} lacks the image {name}, which {source.name} lists: "
             "restore the original"
