@@ -32,6 +32,7 @@ from benchmarks import common
 from seal_jax import data, masks, models
 from seal_jax.core import settings as settings_lib
 from seal_jax.schedules import cosine
+from seal_jax.training.batches import steps_per_epoch
 from seal_jax.transforms import make_seal_tx
 
 
@@ -91,7 +92,7 @@ class Loop:
         augment: bool,
     ):
         self.batch, self.padding = settings.train.batch_size, settings.data.crop_padding
-        self.steps = data.steps_per_epoch(len(dataset.train), self.batch)
+        self.steps = steps_per_epoch(len(dataset.train), self.batch)
         self.state = jax.tree.map(jnp.copy, state)  # each loop donates its own
         self.rng = np.random.default_rng(0)
         self.side = dataset.image_shape[0]

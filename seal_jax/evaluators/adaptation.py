@@ -28,7 +28,7 @@ from seal_jax.evaluation import anytime
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, pretrained
-from seal_jax.training.batches import Arrays, place
+from seal_jax.training.batches import Arrays, place, steps_per_epoch
 from seal_jax.training.step import Experiment
 
 PyTree = Any
@@ -74,7 +74,7 @@ def settings_of(
     }
     if "sigma" in method:
         method["sigma"] = sigma
-    per_epoch = data.steps_per_epoch(len(target.train), batch_size, True)
+    per_epoch = steps_per_epoch(len(target.train), batch_size, True)
     settings = Settings(
         data=settings_lib.Data(
             name=target.name,

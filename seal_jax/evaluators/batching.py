@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seal_jax import data, methods
+from seal_jax import methods
 from seal_jax.core import mesh as meshes
 from seal_jax.core.tables import Record
 from seal_jax.data import Split
@@ -19,6 +19,7 @@ from seal_jax.errors import UsageError
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.evaluators.options import flag
 from seal_jax.losses import cross_entropy
+from seal_jax.training.batches import padded_batches
 
 PyTree = Any
 BATCH = "batch"
@@ -98,7 +99,7 @@ def weighted_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     >>> rows.tolist(), weights.tolist()
     ([[0, 1], [2, 0]], [[1.3333333730697632, 1.3333333730697632], [1.3333333730697632, 0.0]])
     """
-    rows, weights = data.padded_batches(count, batch_size)
+    rows, weights = padded_batches(count, batch_size)
     return rows, weights * np.float32(rows.size / count)
 
 

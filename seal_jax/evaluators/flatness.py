@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax import data
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Record, Table
 from seal_jax.errors import check_number, nonnegative
@@ -20,6 +19,7 @@ from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import check_least
+from seal_jax.training.batches import padded_batches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ class Options:
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return a work item for each network."""
     train = batching.subset(loaded_run.dataset.train, options.images, options.seed)
-    rows, weights = data.padded_batches(len(train), min(options.batch_size, len(train)))
+    rows, weights = padded_batches(len(train), min(options.batch_size, len(train)))
     batches = (train.images[rows], train.labels[rows], weights)
 
     def accuracy(params: Any, others: Any, batches: Any) -> jax.Array:

@@ -25,6 +25,7 @@ from seal_jax.hessian.krylov import Basis
 from seal_jax.hessian.lanczos import choose_basis_size
 from seal_jax.hessian.spectrum import share_error
 from seal_jax.losses import cross_entropy
+from seal_jax.training.batches import epoch_order, padded_batches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,7 +178,7 @@ class Measurement:
 
         split = batching.subset(train, options.examples, options.seed)
         size = min(options.data_batch_size, len(split))
-        rows, weights = data.padded_batches(len(split), size)
+        rows, weights = padded_batches(len(split), size)
         if options.train_mode:  # every batch has its own statistics: filling would be in them
             rows, weights = rows[weights.all(1)], weights[weights.all(1)]
         self.whole = self._batches(split, rows, weights, options.augment == "all")
@@ -189,7 +190,7 @@ class Measurement:
             )
         # Training never sees a batch that it drops, and a few images have a larger Hessian.
         drop = options.train_mode or settings.train.drop_last
-        order = data.epoch_order(jax.random.key(options.seed), len(train), batch_size, drop)
+        order = epoch_order(jax.random.key(options.seed), len(train), batch_size, drop)
         rows, weights = map(np.asarray, order)
         count = options.batches or len(rows)
         if count > len(rows):

@@ -21,6 +21,7 @@ from seal_jax.evaluators import transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import check_least
+from seal_jax.training.batches import padded_batches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,7 +169,7 @@ def _augmented(
     batch = min(options.feature_batch_size, len(split))
     augmented = [
         _augment(jax.random.fold_in(key, rows[0]), split.images[rows], augmentation)
-        for rows in data.padded_batches(len(split), batch)[0]
+        for rows in padded_batches(len(split), batch)[0]
     ]
     return np.concatenate(augmented)[: len(split)]
 

@@ -23,6 +23,7 @@ from seal_jax.generations import Clock
 from seal_jax.models import Model
 from seal_jax.training import experiment as experiments
 from seal_jax.training import workdir as workdirs
+from seal_jax.training.batches import padded_batches, steps_per_epoch
 from seal_jax.training.checkpoints import Checkpoints, read_leaves
 from seal_jax.training.pretrained import SOURCES
 
@@ -172,7 +173,7 @@ class LoadedRun:
         divided = NamedSharding(mesh, PartitionSpec(BATCH))
         outputs = [
             jax.tree.map(np.asarray, program(variables, jax.device_put(images[rows], divided)))
-            for rows in data.padded_batches(len(images), batch)[0]
+            for rows in padded_batches(len(images), batch)[0]
         ]
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
 
@@ -181,7 +182,7 @@ class LoadedRun:
         leaves = read_leaves(self.run / workdirs.CHECKPOINTS, step=step)
         assert leaves is not None  # of that step, or it raises
         train = self.settings.train
-        per_epoch = data.steps_per_epoch(len(self.dataset.train), train.batch_size, train.drop_last)
+        per_epoch = steps_per_epoch(len(self.dataset.train), train.batch_size, train.drop_last)
         clock = Clock(per_epoch, train.epochs_per_generation)
         generation = int(clock.generation(max(step - 1, 0)))
         networks = []

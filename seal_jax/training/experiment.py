@@ -14,11 +14,10 @@ from seal_jax import data, methods, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
-from seal_jax.data.device import row_bytes
 from seal_jax.errors import UsageError
 from seal_jax.methods import Method
 from seal_jax.training import early_stopping
-from seal_jax.training.batches import Batches, DataShape
+from seal_jax.training.batches import Batches, DataShape, row_bytes, steps_per_epoch
 from seal_jax.training.step import Experiment
 
 
@@ -79,7 +78,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
             f"train.batch_size = {train.batch_size} is larger than the training split of "
             f"{settings.data.name}, {shape.train} images"
         )
-    steps = data.steps_per_epoch(shape.train, train.batch_size, train.drop_last)
+    steps = steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     settings_lib.check_steps(train, steps)
     steps_per_call = _steps_per_call(settings, steps, shape)
     balanced = train.sampling == "balanced"

@@ -22,11 +22,10 @@ from seal_jax import masks, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream_key
-from seal_jax.data import device
 from seal_jax.generations import Clock
 from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
-from seal_jax.training.batches import Arrays, Batches, Step
+from seal_jax.training.batches import Arrays, Batches, Step, padded_batches, row_bytes
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 
@@ -135,7 +134,7 @@ class Experiment:
 
     def abstract_data(self) -> Any:
         """Return the training split on the device, its shapes only."""
-        size, row = self.batches.shape.train, device.row_bytes(self.model.image_shape)
+        size, row = self.batches.shape.train, row_bytes(self.model.image_shape)
         images: Any = jax.ShapeDtypeStruct((size, row), jnp.uint8)
         labels: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
         return Arrays(images, labels)
@@ -399,7 +398,7 @@ class Experiment:
         shards = self.mesh.shape[meshes.DATA]
         batch = min(self.settings.run.eval_batch_size, size)
         batch += -batch % shards  # a multiple of the shards
-        order = device.padded_batches(size, batch)
+        order = padded_batches(size, batch)
         variables = weights._asdict()
 
         def score(sums, order):

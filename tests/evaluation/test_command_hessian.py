@@ -14,6 +14,7 @@ from seal_jax import UsageError, data, evaluators, models
 from seal_jax.evaluators import hessian
 from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.hessian import Streamed
+from seal_jax.training.batches import epoch_order
 
 # The classifier of 330 parameters, which a dense Hessian is made of in no time.
 SMALL = {
@@ -114,7 +115,7 @@ def test_mini_batches_are_those_of_an_epoch_augmented(loaded_run, measured):
     """Every mini-batch's largest eigenvalues by magnitude, over all chunks, pooled."""
     rows, _ = measured
     train, spec = loaded_run.dataset.train, loaded_run.augmentation
-    order, _ = data.epoch_order(jax.random.key(0), len(train), 40)
+    order, _ = epoch_order(jax.random.key(0), len(train), 40)
     drawn = hessian.Measurement(loaded_run, hessian.Options(**SMALL)).mini_batches.draws
     pool = []
     for batch in range(3):
@@ -147,7 +148,7 @@ def test_other_options_reach_the_loss(loaded_run, run, evaluated):
     options = {**SMALL, "parts": ("batches",), "augment": "none", "chunk": 32}
     options |= {"batches": 1, "label_smoothing": 0.0, "weight_decay": None, "seed": 3}
     rows, _ = evaluated("hessian", run, weights=("last",), **options)
-    order, _ = data.epoch_order(jax.random.key(3), len(train), 40, False)
+    order, _ = epoch_order(jax.random.key(3), len(train), 40, False)
     chosen = np.asarray(order[0])
     images = loaded_run.normalise(train.images[chosen])
     decay = loaded_run.settings.optimizer.weight_decay

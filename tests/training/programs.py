@@ -7,9 +7,8 @@ from seal_jax import data, methods
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import device
 from seal_jax.training import experiment as experiments
-from seal_jax.training.batches import place
+from seal_jax.training.batches import epoch_order, place
 
 
 def _stripes():
@@ -112,7 +111,7 @@ def batch(step, config, dataset=STRIPES, stream=Stream.ORDER, seed=0, size=None,
     size = size or config.train.batch_size
     epoch, number = divmod(step, len(dataset.train) // config.train.batch_size)
     key = stream_key(seed, stream, epoch)
-    order = np.asarray(device.epoch_order(key, len(dataset.train), size)[0])
+    order = np.asarray(epoch_order(key, len(dataset.train), size)[0])
     found = []
     for turn in range(turns):
         rows = order[(number * turns + turn) % len(order)]

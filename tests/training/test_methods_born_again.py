@@ -7,7 +7,8 @@ import numpy_mlp as oracle
 from programs import STRIPES, Trainer, assert_same, differ, host, mlp, seed_of
 
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import augment, device
+from seal_jax.data import augment
+from seal_jax.training.batches import epoch_order
 
 TRAIN = {"generations": 3, "epochs_per_generation": 1}
 
@@ -33,7 +34,7 @@ def test_without_the_teacher_fresh_students_train_on_the_labels():
 def batch_of(trainer, step):
     """The augmented images of a step, as the model sees them, and their labels."""
     epoch, number = divmod(step, 5)
-    rows = np.asarray(device.epoch_order(stream_key(0, Stream.ORDER, epoch), 90, 16)[0])[number]
+    rows = np.asarray(epoch_order(stream_key(0, Stream.ORDER, epoch), 90, 16)[0])[number]
     spec = trainer.experiment.batches.augmentation
     draws = augment.draw(stream_key(0, Stream.AUGMENT, step), 16, spec, (8, 8, 1))
     images = augment.apply(jnp.asarray(STRIPES.train.images[rows]), draws, spec)

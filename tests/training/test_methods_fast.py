@@ -20,8 +20,8 @@ from programs import (
 )
 
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import device
 from seal_jax.training import loop, workdir
+from seal_jax.training.batches import balanced_order
 
 CONSTANT = {"schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.0}
 
@@ -34,7 +34,7 @@ def fast(options=None, norm=None, **sections):
 
 def balanced_rows(step):
     key = stream_key(0, Stream.ORDER, step // 5)
-    rows, weights = device.balanced_order(key, jnp.asarray(STRIPES.train.labels), 4, 16)
+    rows, weights = balanced_order(key, jnp.asarray(STRIPES.train.labels), 4, 16)
     assert (np.asarray(weights) == 1).all()
     return np.asarray(rows)[step % 5]
 
@@ -167,7 +167,7 @@ def test_a_frozen_head_stays():
 def test_balanced_batches_have_equal_counts_of_each_class(counts):
     random = np.random.default_rng(0)
     labels = random.permutation(np.repeat(np.arange(3), counts)).astype(np.int32)
-    draw = jax.jit(functools.partial(device.balanced_order, num_classes=3, batch=6))
+    draw = jax.jit(functools.partial(balanced_order, num_classes=3, batch=6))
     epochs = []
     for epoch in range(2):
         rows, weights = map(np.asarray, draw(jax.random.key(epoch), labels))

@@ -12,7 +12,8 @@ import pytest
 from programs import STRIPES, Trainer, assert_same, host, mlp, normalised, seed_of, settings
 
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import augment, device
+from seal_jax.data import augment
+from seal_jax.training.batches import epoch_order
 
 COLLECTIVES = re.compile(
     r" (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*"
@@ -75,7 +76,7 @@ def test_train_equals_a_plain_flax_and_optax_loop(dataset):
 
     losses = []
     for epoch in range(2):
-        order, _ = device.epoch_order(stream_key(0, Stream.ORDER, epoch), 90, 16)
+        order, _ = epoch_order(stream_key(0, Stream.ORDER, epoch), 90, 16)
         for number, rows in enumerate(np.asarray(order)):
             step = epoch * 5 + number
             draws = augment.draw(stream_key(0, Stream.AUGMENT, step), 16, spec, (8, 8, 1))
@@ -201,7 +202,7 @@ def test_images_that_fill_a_batch_up_enter_nothing(dataset, devices, batch_norm)
     trainer = Trainer(dataset, config, devices=devices).calls(2)
     before = seed_of(host(trainer).weights)
     trainer.calls(1)
-    rows = device.epoch_order(stream_key(0, Stream.ORDER, 0), 90, 32, False)[0][2][:26]
+    rows = epoch_order(stream_key(0, Stream.ORDER, 0), 90, 32, False)[0][2][:26]
     images = jnp.asarray(normalised(dataset.train.images[rows]), jnp.float32)
     labels = dataset.train.labels[rows]
     size = 4 if batch_norm == "device" else 26  # what is normalised together

@@ -102,8 +102,8 @@ def _report(settings: Settings, topology: str) -> tuple[str, dict]:
 
     from seal_jax import methods
     from seal_jax.core import mesh as meshes
-    from seal_jax.data.device import row_bytes
     from seal_jax.training import experiment as experiments
+    from seal_jax.training.batches import row_bytes
     from tools.preflight.report import analyse
     from tools.preflight.topology import devices_for
 

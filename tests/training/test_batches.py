@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax.data import Split, epoch_order, flatten, padded_batches, steps_per_epoch, take
+from seal_jax.data import Split
 from seal_jax.errors import UsageError
+from seal_jax.training.batches import epoch_order, flatten, padded_batches, steps_per_epoch, take
 
 
 def test_taken_rows_are_the_images():
