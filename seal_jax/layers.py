@@ -32,6 +32,7 @@ def roles(params: PyTree) -> list[Role]:
     >>> roles({"bn": {"scale": np.ones(2)}, "fc": {"bias": np.ones(2), "kernel": np.ones((3, 2))}})
     ['norm', 'bias', 'kernel']
     """
+    # Shapes of whole layers first: what a leaf is depends on the leaves beside it.
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     split = []
     for path, leaf in paths.named_leaves(params):
@@ -72,6 +73,7 @@ def fans(path: str, shape: tuple[int, ...], layout: Layout | None = None) -> tup
         choices = ", ".join(get_args(Layout))
         raise UsageError(f"layout = {layout!r} must be one of {choices}, or None")
     if layout is None:
+        # Recurrent cells have several kernels: ``weight_ih``, ``weight_hh``.
         torch = re.fullmatch(r"weight(_.*)?", path.rpartition("/")[2])
         layout = "out_in" if torch else "in_out"
     outputs = shape[0] if layout == "out_in" else shape[-1]
