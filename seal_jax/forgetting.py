@@ -49,7 +49,7 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
     (True, [1.0, 1.0])
     """
     leaves, roles = paths.named_leaves(params), layers.roles(params)
-    # By layer, since PyTorch takes the bound of a bias from the kernel beside it.
+    # By layer, since PyTorch takes the bound of a bias from the layer's kernel.
     fan_in = {
         path.rpartition("/")[0]: layers.fans(path, leaf.shape, layout)[0]
         for (path, leaf), role in zip(leaves, roles, strict=True)

@@ -81,7 +81,8 @@ class Clock:
         >>> clock.quarter * 3125
         54688.0
         """
-        # In whole steps first: E / 4 epochs need not be a whole number of them. Adding 2 rounds the quarter, halves up.
+        # In whole steps first: E / 4 epochs need not be a whole number of them.
+        # Adding 2 rounds the quarter to the nearest.
         return (self.steps_per_generation + 2) // 4 / self.steps_per_epoch
 
     @property

@@ -76,7 +76,7 @@ def initialise(
     check_key("key", key)
 
     def draw(path, leaf, index, role):
-        # A bias without its kernel beside it has the role of a norm: it is known by its name.
+        # A bias in a tree without its kernel has the role of a norm: it is recognized by its name.
         is_kernel = role == "kernel" and len(leaf.shape) == 2
         if not (is_kernel or role == "bias" or path.rpartition("/")[2] in layers.BIASES):
             raise UsageError(

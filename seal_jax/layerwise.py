@@ -11,7 +11,7 @@ Before round (k, n) of K N rounds in all::
     mean, scale = normaliser(*statistics(outputs_of_block_k))  # block k's own normaliser off
     params = reinitialise_above(key, params, order, k, init_fn)
 
-and the network computes ``(x - mean) * scale`` behind block k from then on. The first round already
+and the network computes ``(x - mean) * scale`` after block k from then on. The first round already
 starts from the initial weights, so K N rounds are K N trainings. k may be traced everywhere: one
 program, also of vmapped seeds, serves all rounds.
 
@@ -165,7 +165,7 @@ def statistics(outputs: jax.Array, axis_name: str | None = None) -> tuple[jax.Ar
 
     outputs = outputs.astype(jnp.float32)
     mean = average(outputs)
-    # Two passes: E[x^2] - E[x]^2 in float32 would lose a small deviation beside a large mean.
+    # Two passes: E[x^2] - E[x]^2 in float32 would lose a deviation that is small against the mean.
     return mean, jnp.sqrt(average(jnp.square(outputs - mean)))
 
 

@@ -39,7 +39,7 @@ def minimise(
     and the search is rejected; so it is if f does not fall from 0 on, is flat, or is NaN at 0. Then
     a grid of 32 cells, evaluated at once, is laid over the bracket, and again over the cell that
     holds the minimum, until the parabola through the cell's two slopes gives the rest. Of several
-    minima the lowest counts that the grid tells apart, and the nearest of equals.
+    minima that the grid resolves the lowest is returned, of equal ones the nearest.
 
     Slopes, by forward differentiation, decide where the minimum is; values decide only which of
     several, and where the basin ends. The reason is float32: f changes by a few roundings over a
@@ -83,8 +83,8 @@ def minimise(
         value, slope = jax.jvp(lambda x: jnp.float32(function(x)), (xi,), (jnp.ones_like(xi),))
         return value, jnp.where(jnp.isfinite(value), slope, jnp.nan)
 
-    # The loss must fall from 0 on; NaN and minus infinity fail these comparisons.
     value_0, slope_0 = at(jnp.float32(0.0))
+    # f must fall from 0 on; a NaN or an infinite slope fails the comparison.
     falls = (slope_0 < 0) & (slope_0 > -jnp.inf)
 
     def above(xi):
@@ -141,7 +141,7 @@ def minimise(
     )
     # Where the line through the two slopes crosses 0: the minimum of the parabola.
     share = fall / (fall - rise)
-    share = jnp.where((share >= 0) & (share <= 1), share, 0.0)  # NaN beside a wall: stay before it
+    share = jnp.where((share >= 0) & (share <= 1), share, 0.0)  # NaN next to a wall: the lower end
     xi = low + (high - low) * share
     value, _ = at(xi)
     # A comparison that NaN fails.

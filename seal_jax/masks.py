@@ -74,7 +74,7 @@ class Fixed:
         leaves, structure = jax.tree.flatten(params, is_leaf=paths.is_placeholder)
         kinds = [(getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves]
         # By shape and dtype too, since a mask may depend on them; on values it may not, and they may be traced.
-        # Only the last answer: `init` and all links of `update` ask for the same one in turn.
+        # Only the last answer is kept: `init` and all links of `update` ask for the same one after another.
         if self._last[0] != (structure, kinds):
             self._last = (structure, kinds), resolve(self.mask, params)
         return self._last[1]

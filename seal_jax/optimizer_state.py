@@ -22,11 +22,11 @@ def reinitialise(
 ) -> PyTree:
     """Return ``state`` with the memory of the masked parameters replaced by that in ``fresh``.
 
-    Three kinds of leaf are told apart:
+    There are three kinds of leaf:
 
     * a subtree with the structure of ``params`` (momentum, second moments, ...) is replaced leaf by
       leaf where ``mask`` is True; so is one with several arrays for each parameter (SM3's);
-    * a leaf beside such subtrees in the same node (Adam's ``count``) is shared by all their
+    * a leaf in the same node as such subtrees (Adam's ``count``) is shared by all their
       parameters: it is replaced if the mask covers every one of them, otherwise it stays;
     * any other integer scalar is a clock (the step of a schedule): it follows ``restart`` alone.
 
@@ -129,10 +129,10 @@ def _owners(state: PyTree, params: PyTree) -> list[set[int] | None]:
         # Any other node is opened one level at a time, so that memory is found at whatever depth a wrapper puts it.
         children, _ = _open(node)
         memories = [parts for child in children if (parts := _parts(child, params)) is not None]
-        # What is beside memory in the same node, such as Adam's count, belongs to all of it.
+        # A leaf in the same node as memory, such as Adam's count, belongs to all of it.
         indexed = [pair for parts in memories for pair in enumerate(parts)]
         inside = {index for index, part in indexed if not is_placeholder(part)}
-        # Without memory beside it an integer is a clock.
+        # In a node without memory an integer is a clock.
         shared = inside if memories else None
         return [owners for child in children for owners in of_node(child, shared)]
 
@@ -142,7 +142,7 @@ def _owners(state: PyTree, params: PyTree) -> list[set[int] | None]:
 def _parts(node: PyTree, params: PyTree) -> list[PyTree] | None:
     """Return the part of ``node`` that is memory of each parameter; ``None`` if it is no memory."""
     if _is_leaf(params):
-        # A lone array as the parameters has the structure of any leaf; tell it by its values.
+        # A lone array as the parameters has the structure of any leaf; recognize it by its values.
         if not _is_leaf(node) or not _dtype_is(node, jnp.inexact):
             return None
         return [node] if jnp.shape(node) != () or jnp.shape(params) == () else None

@@ -1,6 +1,6 @@
-"""The papers' numbers, and those of them that are comparable with a run.
+"""The papers' numbers, and the columns of them that are comparable with a run.
 
-The numbers themselves are in ``papers.toml`` beside this file.
+The numbers themselves are in ``papers.toml`` in this folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PaperTable(NamedTuple):
 
     Attributes:
       caption: the quantity and its unit.
-      keys: the names of the keys that tell the rows apart.
+      keys: the names of the keys that identify a row.
       columns: the names of the columns.
       rows: by the row's keys and the column; numbers that cannot be read are left out.
     """

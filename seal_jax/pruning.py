@@ -36,7 +36,7 @@ def prune(
 ) -> tuple[PyTree, Any]:
     """Prune the smallest of the remaining weights and rewind the others: an exact event.
 
-    Of n remaining weights ``fraction * n``, rounded to the nearest, become 0.0 for good; every other
+    Of n remaining weights ``fraction * n``, rounded to the nearest, become 0.0 permanently; every other
     parameter goes back, bit for bit, to the snapshot. After r events (1 - fraction)^r remain.
 
     Args:
@@ -128,7 +128,7 @@ def remaining(state: PruneState) -> jax.Array:
 
 
 def initial_state(params: PyTree, flags: list[bool]) -> PruneState:
-    """Return the state before any pruning; ``flags`` tells which parameters may be pruned."""
+    """Return the state before any pruning; ``flags`` marks the parameters that may be pruned."""
 
     def nothing_pruned(path, leaf, flag):
         # From the leaf, so that under shard_map it varies over the same axes as later values do.

@@ -57,7 +57,7 @@ def lines(path: Path, schema: Any, *, finite: bool = True) -> Iterator[tuple[byt
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    # What follows the last newline is yielded too: nothing, or a line that a kill cut short. Readers tell which.
+    # What follows the last newline is yielded too: nothing, or a line that a kill cut short.
     for line in data.split(b"\n"):
         try:
             yield line, parse(line, schema, finite=finite), ""

@@ -43,8 +43,8 @@ def kernel_slices(
       params: arrays or ``jax.ShapeDtypeStruct`` of dense and convolution layers.
       keep: r, the share of channels that is kept, in (0, 1).
       first: path of the layer (or the kernel) that sees the input.
-      head: path of the layer (or the kernel) that gives the output.
-      flattened: dense layers behind a flatten, with the number of channels before it: their input
+      head: path of the layer (or the kernel) that computes the output.
+      flattened: dense layers after a flatten, with the number of channels before it: their input
         axis is (positions, channels), channels fastest, and is cut by channels. A norm on flattened
         features is named by the path of the vector itself.
 
@@ -103,7 +103,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
     Args:
       params: pytree of arrays of the wide network: parameters, batch statistics, or both.
       like: the same of the slim network, as arrays or ``jax.ShapeDtypeStruct``, for the shapes.
-      flattened: dense layers behind a flatten, with the number of channels before it in the WIDE
+      flattened: dense layers after a flatten, with the number of channels before it in the WIDE
         network; see :func:`kernel_slices`. Their paths are those of ``params``:
         ``"params/fc"`` where parameters and statistics come in one tree.
 

@@ -287,8 +287,8 @@ def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iterat
 def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:
     """Return the most bytes on the device that k eigenpairs from ``size`` vectors take, without products."""
     vector_bytes = trees.nbytes(like)
-    # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them
-    # there are their products, and then the combinations of both.
+    # In the end the vectors are multiplied once more, after restarts or in bfloat16: the
+    # device then holds them, their products, and the combinations of both.
     refining = (3 * k + _WORKING) * vector_bytes
     if basis == "host":
         return refining + _IN_TRANSFER * vector_bytes

@@ -29,7 +29,7 @@ class Eigenpairs(NamedTuple):
         to an eigenvalue of H.
       products: number of products with the operator.
       converged: whether every residual is within the tolerance, so that every value is an eigenvalue.
-        It does not say that none further out was missed.
+        It does not exclude that one further out was missed.
     """
 
     values: np.ndarray
@@ -104,7 +104,7 @@ def eigenpairs(
       which: the largest ("LA"), the smallest ("SA"), those of largest magnitude ("LM"), or half of
         them from either end, one more of the largest where k is odd ("BE", in falling order).
       tolerance: of the residuals, see above.
-      basis_size: vectors held at a time; by default what fits into 256 MiB, between
+      basis_size: vectors in memory; by default as many as fit into 256 MiB, between
         ``max(2 k, k + 20)`` and ``max(4 k, k + 100)``. More vectors need fewer products.
       byte_budget: bytes of device memory for the basis and the work on it, without the memory of a
         product. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``.

@@ -96,7 +96,7 @@ class Operator:
             batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], self.data)
             return trees.add(total, self._product(vector, (batch,)), weights[index])
 
-        # A loop over indices, not a scan over the data: a chunk that was filled up ends after ``count`` batches.
+        # A loop over indices, not a scan over the data: a padded chunk ends after ``count`` batches.
         return jax.lax.fori_loop(0, count, add, jax.tree.map(jnp.zeros_like, vector))
 
     def of_batch(self, batch: PyTree) -> "Operator":
@@ -141,7 +141,7 @@ def operator(
 
     .. math:: H v = \frac1{\sum_b w_b} \sum_b w_b \nabla^2 L_b(\theta)\, v + \lambda v
 
-    Where not every batch has the same number of examples, fill them up to one size; let
+    Where not every batch has the same number of examples, pad them to one size; let
     :math:`L_b` be the mean over the real examples of its batch, by weights of 0 and 1 that the batch
     itself holds, and ``weights`` the number of them: then H is that of the mean over all examples.
 
@@ -252,7 +252,7 @@ class Streamed:
                 data=jax.tree.map(lambda leaf, rows=rows: self._place(leaf[rows]), self.data),
                 weights=self._place(self.weights[rows]),
             )
-            # The real batches of the chunk alone: the filler is never evaluated.
+            # The real batches of the chunk alone: the padding is never evaluated.
             total = _accumulate(op, vector, total, len(self.weights[rows]))
             running.append((op, total))
             del op  # or the chunk would outlive its turn
@@ -261,7 +261,7 @@ class Streamed:
         return _finish(total, vector, self.weights.sum(), self.part.weight_decay)
 
     def _place(self, rows: Any) -> jax.Array:
-        """Return rows on the device, filled up to a whole chunk: one shape, one program."""
+        """Return rows on the device, padded to a whole chunk: one shape, one program."""
         rows = np.asarray(rows)
         missing = self.chunk - len(rows)
         rows = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1)) if missing else rows
@@ -336,6 +336,6 @@ def streamed(
     )
     # The weight of a batch, 4 bytes, is counted in its size.
     chunk = min(int(byte_budget) // (_IN_FLIGHT * batch), len(per_batch))
-    # Chunks of equal size, or nearly so: the last one is filled up.
+    # Chunks of equal size, or nearly so: the last one is padded.
     chunk = math.ceil(len(per_batch) / math.ceil(len(per_batch) / chunk))
     return Streamed(part, data, per_batch, chunk, sharding)

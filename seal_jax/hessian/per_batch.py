@@ -107,7 +107,7 @@ def batch_eigenvalues(
         mesh = jax.make_mesh((len(devices),), (_AXIS,), (AxisType.Auto,), devices=list(devices))
         inputs = _divide(op, keys, mesh)
     results = _in_turn(*inputs, steps, mesh)
-    # [batches, steps, steps] and [batches], without the batches that filled up the devices' share.
+    # [batches, steps, steps] and [batches], without the batches that padded the devices' shares.
     projected, last = (np.asarray(result, np.float64)[:count] for result in results)
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
@@ -146,7 +146,7 @@ def _in_turn(
 
 def _divide(op: Operator, keys: jax.Array, mesh: Mesh) -> tuple[Operator, jax.Array, PyTree]:
     """Divide keys and batches over the devices, which do not communicate."""
-    # Filled up with the first batches, so that every device has as many.
+    # Padded with the first batches, so that every device has as many.
     rows = np.arange(-(-len(keys) // mesh.size) * mesh.size) % len(keys)
     everywhere, spread = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), _SPREAD))
     # Straight from the host, if that is where the batches are: no device holds them all.

@@ -38,7 +38,7 @@ class Density(NamedTuple):
         By the inequalities of Chebyshev, Markov and Stieltjes: of all measures with the moments that
         the iteration knows, the canonical one, which has a node at the bound, puts most and least
         below it. The nodes' own weights are no estimate of that share: where many eigenvalues are
-        closer to the bound than the nodes beside it, they may err by half. Eigenvalues nearer to the
+        closer to the bound than its neighbouring nodes, they may err by half. Eigenvalues nearer to the
         bound than ``resolution`` may count on either side.
 
         Returns:

@@ -85,7 +85,7 @@ def make_fast_tx(
       head: the classifier's parameters (True), in any form of :mod:`seal_jax.masks`.
       alpha: the head's learning rate: a number, or a schedule of the step within the generation. At
         0 the head is frozen: neither momentum nor decay moves it.
-      beta: the same for the features; not 0 beside ``alpha = 0``.
+      beta: the same for the features; not 0 together with ``alpha = 0``.
       optimizer: "sgd" or "nesterov" (momentum), "adam", "radam".
       momentum: M, or the decay of the first moment of "adam" and "radam".
       damped_momentum: whether the momentum of "sgd" and "nesterov" is an average, as in the paper.
@@ -121,5 +121,5 @@ def make_fast_tx(
         reset_state(scale, reset_condition(clock, reset_momentum)),
         scale_by_two_rates(head, alpha, beta, clock),
     )
-    # Around the whole chain, so that the warm-up leaves no momentum of the features behind.
+    # Around the whole chain, so that no momentum of the features remains after the warm-up.
     return freeze_while(masks.invert(head), chain)

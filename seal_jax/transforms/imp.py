@@ -115,7 +115,7 @@ def make_imp_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """Return iterative magnitude pruning with rewinding as one optax transformation.
 
-    Where a generation from 1 on starts, the smallest weights are zeroed for good and the others go
+    Where a generation from 1 on starts, the smallest weights are zeroed permanently and the others go
     back to their early values; r events leave (1 - fraction)^r of the prunable weights. The learning
     rate's schedule restarts with every generation, also if ``rewind_step`` is not 0.
 
@@ -156,5 +156,5 @@ def make_imp_tx(
             f"rewind_step = {rewind_step} must lie in generation 0, before step "
             f"{clock.steps_per_generation}: the first event already rewinds"
         )
-    # Holding comes last: momentum or decay behind it would move pruned weights off zero.
+    # Holding comes last: momentum or decay after it would move pruned weights off zero.
     return optax.chain(descent(clock, learning_rate, starts_with_event=events, **options), holding)

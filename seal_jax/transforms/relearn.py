@@ -198,7 +198,7 @@ def kels(
       keep: the share of channels that is KEPT, in (0, 1).
       first: path of the first layer.
       head: path of the last layer.
-      flattened: dense layers behind a flatten, with the channels before it.
+      flattened: dense layers after a flatten, with the channels before it.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
     >>> kels(0.5, "a", "b")(jax.random.key(0), params, 1)["a"]["kernel"].tolist()
@@ -228,7 +228,7 @@ def make_relearn_tx(
 
     Args:
       select: maps (key, parameters, generation) to what is forgotten, e.g. ``dsd(0.2)``; or a static
-        mask in any form of :mod:`seal_jax.masks`, for "FC" of the dense layers behind the last
+        mask in any form of :mod:`seal_jax.masks`, for "FC" of the dense layers after the last
         convolution.
       learning_rate: a float, or an optax schedule of the step within the generation.
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".

@@ -24,7 +24,7 @@ class AnnealState(NamedTuple):
 def descent_probability(
     change: Any, epoch: Any, temperature: Any, epsilon: Any, q: Any = 1, ascent_cap: Any = 0.33
 ) -> Any:
-    r"""Return the probability to descend, given how much the loss has changed and when.
+    r"""Return the probability to descend, given the change of the loss and the epoch.
 
     .. math::
         P = \max\left(\exp\left(-\frac{|\Delta L|^q}{T_0 \epsilon \ln(n + 1)}\right), 1 - c\right)
@@ -63,9 +63,9 @@ def anneal(
     ``value=...``, and uses its extra argument ``key``, or else keys derived from the one given here.
 
     Args:
-      clock: tells the epoch, which counts on over generations.
+      clock: for the epoch, which is counted over all generations.
       temperature: T0, positive.
-      epsilon: positive, or a schedule of the step within the generation (the learning rate's, say).
+      epsilon: positive, or a schedule of the step within the generation (such as the learning rate's).
       q: the power of the change of the loss, positive.
       ascent_cap: the largest probability to ascend, in [0, 1].
       key: a random key.

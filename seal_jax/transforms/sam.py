@@ -194,7 +194,7 @@ def make_sam_tx(
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       weight_decay: coupled L2, at the parameters themselves.
-      nesterov: whether the momentum is Nesterov's; without effect beside ``preconditioner``.
+      nesterov: whether the momentum is Nesterov's; without effect together with ``preconditioner``.
       decay_in_perturbation: whether the perturbation follows the decay as well as the loss.
       **options: of momentum SGD, see :func:`make_normal_tx`.
 
@@ -220,7 +220,7 @@ def make_sam_tx(
             Clock(steps_per_epoch, epochs_per_generation),
             learning_rate,
             weight_decay=weight_decay,
-            # True is this function's default, not a choice of the caller's: beside a preconditioner it gives way.
+            # True is this function's default, not a choice of the caller's: with a preconditioner it gives way.
             nesterov=nesterov and options.get("preconditioner") is None,
             default_rate=0.1,
             **options,

@@ -44,7 +44,7 @@ def ascend(
       mask: the forget subtree, in any form of :mod:`seal_jax.masks`.
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.ascending``.
       scale: S, at least 0.
-      freeze_fit: give the other parameters no update meanwhile ("SEAL+Freeze", Table 7).
+      freeze_fit: give the other parameters no update during that time ("SEAL+Freeze", Table 7).
 
     References:
       Sarfi et al., `Simulated Annealing in Early Layers Leads to Better Generalization`, eq. 2, 3.

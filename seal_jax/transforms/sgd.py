@@ -254,7 +254,7 @@ def descent(
       clock: the generations; the learning rate restarts with each.
       learning_rate, momentum, weight_decay, ...: see :func:`make_normal_tx`.
       decay: maps the weight decay to the transformation that applies it.
-      default_rate: the learning rate that counts as left alone beside ``optimizer``.
+      default_rate: the learning rate that counts as unchanged where an ``optimizer`` is given.
       starts_with_event: whether the first step of a generation is spent on new values for parameters.
       **wrapping: ``frozen``, ``frozen_when`` and (for ``optimizer``) ``view`` of :func:`reset_state`.
     """
