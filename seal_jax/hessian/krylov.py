@@ -41,7 +41,7 @@ def selected(op: LinearOperator) -> PyTree:
 
 
 def rows(op: LinearOperator) -> int:
-    """Return the size of the operator's matrix: the entries that it acts on."""
+    """Return the number of rows of the operator's matrix: the entries that it acts on."""
     return getattr(op, "size", trees.size(op.like))
 
 
