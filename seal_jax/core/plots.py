@@ -34,6 +34,7 @@ def run_styles(rows: Sequence[Record]) -> dict[str, dict[str, Any]]:
     In a report the rows hold the run's ``index``, so that a run has one style there, whatever other
     runs were evaluated; elsewhere runs are numbered in the order in which they come.
     """
+    # Reversed, so that of each run the first row is the one that stays.
     first = {row["run"]: row for row in reversed(rows)}
     names = dict.fromkeys(row["run"] for row in rows)
     return {name: style(first[name].get("index", place)) for place, name in enumerate(names)}
@@ -45,6 +46,7 @@ def drawable(name: str) -> str:
     >>> drawable("$x"), drawable("_y")
     ('\\\\$x', ' _y')
     """
+    # Matplotlib reads $...$ as mathematics, and leaves labels that begin with _ out of a legend.
     escaped = name.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
@@ -52,6 +54,7 @@ def drawable(name: str) -> str:
 def over_seeds(values: Iterable[Iterable[float]]) -> np.ndarray:
     """Return mean and ends of the 95 % interval, ``[3, n]``, of values over seeds, ``[n][seeds]``."""
     spreads = [spread(seeds) for seeds in values]
+    # [n, 3] -> [3, n]; the reshape gives an empty array its three columns.
     return np.array([(point.mean, point.low, point.high) for point in spreads]).reshape(-1, 3).T
 
 
@@ -119,6 +122,7 @@ def lines_by_weights(
     for axes, ((weights,), of_weights) in zip(panels, groups.items(), strict=True):
         tidy(axes)
         for (run,), of_run in grouped(of_weights, ("run",)).items():
+            # A row is a seed: [seeds, points] -> [points, seeds].
             values = np.array([y(row) for row in of_run]).T
             places = of_run[0].get(x, np.arange(1, len(values) + 1))
             line_with_band(axes, places, values, label=run, **line, **styles[run])

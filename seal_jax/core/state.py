@@ -19,6 +19,7 @@ class Stream(enum.Enum):
     it: the uses within a step share the step's key up to there.
     """
 
+    # All results depend on these numbers: a new use takes a new one, none is ever changed.
     INIT = (0,)
     ORDER = (1,)
     AUGMENT = (2,)

@@ -72,6 +72,7 @@ class Table(NamedTuple):
     def meaning(self) -> list[str]:
         """What ± means, where a cell has a mean over seeds."""
         cells = itertools.chain(*self.rows)
+        # Two seeds are shown as "a to b", which needs the explanation as much as ± does.
         return [MEANING] if any(re.search(r"±|\d to -?\d", cell) for cell in cells) else []
 
     def as_text(self, width: int = 100) -> str:
@@ -101,6 +102,7 @@ class Table(NamedTuple):
     def _grouped_lines(self, width: int) -> list[str]:
         if not self.rows:
             return []
+        # The first column stands before every block of groups, with a blank beside the groups' titles.
         first = ["", self.header[0], *(row[0] for row in self.rows)]
         size = max(map(len, first))
         groups = self._groups()
@@ -356,8 +358,10 @@ class Spread(NamedTuple):
         if not (math.isfinite(self.mean) and math.isfinite(self.high - self.low)):
             return "not finite"
         single = self.std is None
+        # Half the width of what is shown beside the mean, in the units shown.
         unsure = abs(scale) * (self.high - self.low) / 2
         largest = max(abs(scale * self.mean), unsure)
+        # Of the larger one: a mean near zero in a wide interval must not force tiny units on both.
         power = _power(largest)
         if largest and not -3 <= power < 6:
             text = self.text(digits, scale / 10.0**power)
@@ -380,6 +384,7 @@ def _power(value: float) -> int:
 
 def _rounded(value: float, decimals: int) -> str:
     """Return a number with so many decimals, and zero without a sign."""
+    # -0.0 + 0.0 is 0.0.
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
@@ -410,6 +415,7 @@ def spread(values: Iterable[float]) -> Spread:
     std = float(per_seed.std(ddof=1))
     if count == 2:
         return Spread(mean, std, None, low, high)
+    # bisect finds the first tabulated count above; the one before it is at most `count`.
     half = _STUDENT[bisect.bisect(_SEEDS, count) - 1] * std / math.sqrt(count)
     return Spread(mean, std, half, mean - half, mean + half)
 

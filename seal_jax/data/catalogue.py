@@ -235,6 +235,7 @@ def prepared(name: str, data_dir: Path) -> Prepared | None:
     """
 
     def version(info: Prepared) -> tuple[int, ...]:
+        # By number: as text 1.10.0 would come before 1.9.0.
         return tuple(int(part) if part.isdigit() else -1 for part in info.folder.name.split("."))
 
     # Those without a configuration first: max returns the first of equal versions.
@@ -248,6 +249,7 @@ def _read(path: Path) -> Prepared | None:
     try:
         info = records.load(path, _Info, "")
         counts = {
+            # TFDS writes protobuf's JSON, in which 64-bit integers are text.
             split["name"]: sum(int(count) for count in split["shardLengths"])
             for split in info["splits"]
         }

@@ -123,6 +123,7 @@ def from_arrays(
     def as_split(arrays: tuple[np.ndarray, np.ndarray]) -> Split:
         images, labels = (np.asarray(array) for array in arrays)
         whole_numbers = np.issubdtype(labels.dtype, np.integer)
+        # Other labels are left as they are, for Split to refuse.
         return Split(images, labels.astype(np.int32) if whole_numbers else labels)
 
     whole = as_split(train)
@@ -212,6 +213,7 @@ def _class_quotas(counts: np.ndarray, fraction: float) -> np.ndarray:
     # Rounding every class by itself could miss the total by half an example a class.
     ideal = fraction * counts
     quotas = np.floor(ideal).astype(np.int64)
+    # Halves up; Python's round would go to the even number.
     missing = int(np.floor(fraction * counts.sum() + 0.5)) - int(quotas.sum())
     # A stable sort: equal remainders go to the lower class.
     largest_first = np.argsort(-(ideal - quotas), kind="stable")

@@ -32,6 +32,7 @@ _MODULES: dict[str, Any] = {
     if file.name != "method"  # what methods are made of, no method
 }
 NAMES: tuple[str, ...] = tuple(
+    # Without an ORDER behind all others, by name.
     sorted(_MODULES, key=lambda name: (getattr(_MODULES[name], "ORDER", 100), name))
 )
 # By their names in configs/digits.py.
@@ -61,6 +62,7 @@ def summary(name: str) -> str:
     >>> summary("lw")
     'layerwise reinitialisation (Alabdulmohsin et al. 2022, Algorithm 1)'
     """
+    # A method's docstring begins with "NAME: what it does."
     line = _module(name).__doc__.splitlines()[0]
     return line.partition(": ")[2].rstrip(".")
 

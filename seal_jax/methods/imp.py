@@ -63,6 +63,7 @@ def build(options: Options, context: Context) -> Method:
     )
 
     def forget(hook: HookContext) -> HookContext:
+        # Weights and optimizer state together: the masks in the state say which weights were just zeroed.
         params, opt_state = pruning.prune(
             hook.weights.params, hook.opt_state, options.fraction, options.scope
         )

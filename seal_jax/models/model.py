@@ -98,6 +98,7 @@ class Model(Structure):
         On CPU they equal the network's bit for bit; elsewhere a compiler may fuse the two apart.
         ``head_params`` is ``{"kernel": [C, num_classes]}`` with or without ``"bias"``.
         """
+        # The layer that `Network._logits` ends with.
         head = nn.Dense(self.num_classes, use_bias="bias" in head_params)
         logits: Any = head.apply({"params": head_params}, features)
         return logits
@@ -142,6 +143,7 @@ class Model(Structure):
         logits, state = self.module.apply(
             variables, images, train=train, mutable=mutable, rngs=rngs
         )
+        # The sowing is how methods and evaluations see inside a network, so a user's own must do it too.
         sown = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
         for path in ("features", *(f"{block}/output" for block in self.round_blocks)):
             if path not in sown:
@@ -164,6 +166,7 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
     if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise UsageError(f"image_shape={shape!r}: give (height, width, channels), all positive")
     structure = getattr(module, "structure", None)
+    # A user's module may declare the fields as attributes, and has defaults for most of them.
     if structure is None:
         names = (field.name for field in dataclasses.fields(Structure))
         declared = {name: getattr(module, name) for name in names if hasattr(module, name)}

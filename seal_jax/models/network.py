@@ -70,6 +70,7 @@ class BatchNorm(nn.BatchNorm):
         with jax.named_scope("batch_norm"):
             if use_running_average or frozen is True:
                 return normalise(x, use_running_average=True)
+            # Where nothing special is asked for at trace time the program is Flax's own.
             if frozen is False and mask is None and not unbiased:
                 return normalise(x, use_running_average=False)
             running: dict[str, jax.Array] = {
@@ -96,6 +97,7 @@ def _moments(
     """Return mean and variance of the masked examples on all devices, and how many values."""
     x = x.astype(jnp.float32)
     mask = jnp.ones(len(x)) if mask is None else mask
+    # [N, ..., 1]: a channel has one value for each example and pixel, and `count` counts these.
     weights = jnp.broadcast_to(mask.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
     axes = tuple(range(x.ndim - 1))
     # Sums, not means: devices may hold different numbers of examples that count.
@@ -103,6 +105,7 @@ def _moments(
     count = jnp.sum(weights)
     if axis_name is not None:
         sums, count = jax.lax.psum((sums, count), axis_name)
+    # E[x^2] - E[x]^2, as in Flax; rounding may leave it below zero.
     mean, square = sums / jnp.maximum(count, 1)
     return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}, count
 
@@ -195,6 +198,7 @@ class Layered(nn.Module, kw_only=True):
         give ``x`` itself, bit for bit, though XLA may fuse, and so round, what is around it another
         way. Without an entry nothing is added to the program.
         """
+        # Before the block's own normaliser: LW takes its new statistics of this (Algorithm 1, line 5).
         self.sow("intermediates", "output", x)
         if not self.has_variable("normalisers", "mean"):
             return x
@@ -281,6 +285,7 @@ def stages(
     """
     for index, size in enumerate(sizes):
         stage_block = functools.partial(block, width=width * 2**index)
+        # Stride 1 in the first stage, 2 in all others.
         x = Stage(stage_block, size, min(index, 1) + 1, name=f"layer{index + 1}")(x, train)
     return x
 
@@ -310,6 +315,7 @@ class Structure:
     head: str = HEAD
     round_blocks: tuple[str, ...] = ()
     dense_after_convs: tuple[str, ...] = (HEAD,)
+    # A dict has no hash. The module, from whose fields it follows, has one.
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
     total_stride: int = 1
     smaller_stride: str = ""

@@ -65,6 +65,7 @@ class ResidualBlock(net.Layered, kw_only=True):
             y = self._conv(width, size, f"conv{index + 1}", stride)(y)
             y = self._norm(train, f"bn{index + 1}")(y)
         if self.stride != 1 or x.shape[-1] != out:
+            # A has no parameters: every stride-th pixel, and zeros for the channels that the input lacks.
             if self.shortcut == "A":
                 x = x[:, :: self.stride, :: self.stride]
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out - x.shape[-1])))

@@ -96,6 +96,7 @@ def epoch_order(
     order = jax.random.permutation(key, n).astype(jnp.int32)
     padding = max(steps * batch - n, 0)
     rows = jnp.concatenate([order, order[:padding]])[: steps * batch]
+    # Only what fills the last batch up comes after the n-th row.
     weights = jnp.arange(steps * batch) < n
     return rows.reshape(steps, batch), weights.astype(jnp.float32).reshape(steps, batch)
 
@@ -122,9 +123,12 @@ def balanced_order(
     order = jax.random.permutation(key, n).astype(jnp.int32)
     # A stable sort: within its class each image keeps its random place.
     grouped = order[jnp.argsort(labels[order])]
+    # `grouped` holds the rows of class 0, then those of class 1, ...; class c begins at first[c].
     counts = jnp.bincount(labels, length=num_classes)
     first = jnp.cumsum(counts) - counts
     position = jnp.arange(steps * per_class).reshape(steps, 1, per_class)
+    # [steps, 1, per_class] -> [steps, classes, per_class]: places within a class, which start over when it is used
+    # up. Empty classes are refused before (`check_data`), and must not divide by zero.
     position %= jnp.maximum(counts, 1)[:, None]
     rows = grouped[first[:, None] + position].reshape(steps, batch)
     return rows, jnp.ones((steps, batch), jnp.float32)
@@ -247,6 +251,7 @@ class Batches:
         with jax.named_scope("shuffle"):
             key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
             order, _ = epoch_order(key, self.shape.train, self.method.extra_batch_size)
+            # Step s of the epoch takes the batches s * count, ..., s * count + count - 1: [steps, count].
             index = (start + jnp.arange(numbers.shape[0])) * count
             index = index[:, None] + jnp.arange(count)
             rows = order[index % order.shape[0]]
@@ -272,6 +277,7 @@ class Batches:
 
     def part(self, tree: PyTree, size: int) -> PyTree:
         """Return this device's rows of arrays over a whole batch of ``size``."""
+        # Every device draws the whole batch and takes its slice, so the draws do not depend on their number.
         count = size // self.shards
         start = jax.lax.axis_index(meshes.DATA) * count
         return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), tree)
@@ -301,5 +307,6 @@ class Batches:
             raise UsageError(
                 f"method.sample_size = {count} is larger than the training split, {size} images"
             )
+        # The whole sample on every device: what a hook computes from it must be the same along the data axis.
         rows = jax.random.choice(key, size, (count,), replace=False)
         return self.images(data, rows, None)[0]

@@ -37,13 +37,16 @@ class EarlyStopping:
         assert state.early_stopping is not None
         train, optimizer = self.train, self.optimizer
         epoch = self.clock.epoch(state.step - 1)
+        # The flag only ever turns on here; `start` turns it off for the next generation.
         stopped, rate_scale, since = state.early_stopping
         if train.until_accuracy:
             stopped |= state.metric_sums.correct >= train.until_accuracy * state.metric_sums.weight
+        # The epoch has been validated before, so best.epoch is of this generation from its first epoch on.
         if state.best is not None:
             if train.patience:
                 stopped |= epoch - state.best.epoch >= train.patience
             if optimizer.plateau_epochs:
+                # Epochs count from the last improvement or the last fall of the rate, whichever was later.
                 since = jnp.maximum(since, state.best.epoch)
                 # What had stopped before this epoch keeps the rate that it stopped with.
                 falls = ~state.early_stopping.stopped & (epoch - since >= optimizer.plateau_epochs)
@@ -57,6 +60,7 @@ class EarlyStopping:
         step = (generation * self.clock.steps_per_generation).astype(state.step.dtype)
         # The clocks inside the optimizer count updates, as many as there were steps so far.
         skipped = (step - state.step).astype(jnp.int32)
+        # Every int32 is moved, Adam's counts too; with_clocks then takes the clocks alone.
         moved = jax.tree.map(
             lambda leaf: leaf + skipped if leaf.dtype == jnp.int32 else leaf, state.opt_state
         )

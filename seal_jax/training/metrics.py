@@ -89,8 +89,10 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             raise UsageError(f"metrics row of step {step} comes after the row of step {self._last}")
         stored = {name: _with_null(value) for name, value in numbers.items()}
         line = json.dumps(stored, allow_nan=False).encode() + b"\n"
+        # Where to cut the file off again if the row cannot be written whole.
         size = os.fstat(self._file.fileno()).st_size
         try:
+            # A disk that is full takes part of a line without an error.
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
@@ -218,10 +220,12 @@ class _EventFile:
 
         self._event, self._summary = Event, Summary
         folder.mkdir(exist_ok=True)
+        # Written again from the record: rows that a resumed run dropped must not stay in the view.
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("wb"))
+        # TensorBoard expects the version as the first record.
         self._record(file_version="brain.Event:2")
 
     def write(self, *rows: Row) -> None:

@@ -88,6 +88,7 @@ def take(
             'a validation split; use "last"'
         )
     normalisers = {
+        # The best weights' are best/weights/normalisers/... there and weights/normalisers/... here.
         name.removeprefix(prefix.removesuffix("weights/")): leaf
         for name, leaf in source.leaves.items()
         if name.startswith(f"{prefix}normalisers/")
@@ -98,6 +99,7 @@ def take(
             f"{source.label} was trained by LW, whose inserted normalisers method "
             f"{method!r} would lose; start from another run"
         )
+    # A damped momentum is M V + (1 - M) g: 1 - M times the undamped sum, once both have started at zero.
     weight = methods.momentum_weight(source.settings) if momentum else 1.0
     moments = {
         # Named by the parameter alone: two methods nest the same optimizer differently.
@@ -119,6 +121,7 @@ def take(
             candidate = source.leaves.get(prefix + name.removeprefix("weights/"))
         elif name.startswith("opt_state/"):
             candidate = moments.get(_moment(name))
+        # Without the seeds' axis: `for_seeds` makes that fit.
         if candidate is not None and candidate.shape[1:] == leaf.shape[1:]:
             taken[name] = candidate
     kernels = {name for name in abstract if re.fullmatch("weights/.*/kernel", name)}

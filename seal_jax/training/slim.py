@@ -55,6 +55,7 @@ def export(run: Path, output: Path) -> str:
     model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
     test = place(mesh, dataset.test)
+    # A new object compiles its own steps. Its batches keep the whole model, of which scoring uses the dtype only.
     slim_experiment = dataclasses.replace(
         experiment, context=dataclasses.replace(experiment.context, model=model)
     )
@@ -62,6 +63,7 @@ def export(run: Path, output: Path) -> str:
     for name, scored_by, weights in (("whole", experiment, whole), ("slim", slim_experiment, cut)):
         sums = jax.device_get(scored_by.test(weights, test))
         scores[name] = {
+            # Of one seed.
             "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(weights.params)),
             "test_accuracy": (sums.correct / sums.weight).tolist(),
         }
@@ -84,6 +86,7 @@ def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
     """Cut the slim network's weights out of the whole one's, for each seed."""
     narrow = jax.eval_shape(model.init, jax.random.key(0))
     wide = {"params": weights.params, "batch_stats": weights.batch_stats}
+    # Paths as in `wide`, whose parameters are one level further down.
     flattened = {f"params/{layer}": channels for layer, channels in dense.flattened.items()}
     cut = jax.vmap(lambda tree: slimming.slim(tree, narrow, flattened))(wide)
     return Weights(cut["params"], cut["batch_stats"], {})

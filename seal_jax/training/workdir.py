@@ -104,6 +104,7 @@ def read(workdir: Path) -> dict[str, Any]:
         if isinstance(record.get(section, {}), Mapping) and section in record
     }
     try:
+        # Unknown fields are dropped above, except in `method`: a renamed option is still there to be reported.
         for setting in records.RENAMED:
             section, _, field = setting.partition(".")
             if field in known.get(section, {}):

@@ -96,6 +96,7 @@ class ImageFolder(ListedImages):
                     f"manual_dir={root} has two folders of the {split} split: keep one"
                 )
             splits[split] = _examples(part)
+        # train, validation, test, however the folders are called and sorted.
         order = dict.fromkeys(SPLITS.values())
         return Listing(root, {name: splits[name] for name in order if name in splits})
 

@@ -58,6 +58,7 @@ class Listing:
         for name, examples in self.splits.items():
             if not examples:
                 raise UsageError(f"manual_dir={self.root}: the {name} split lists no image")
+            # The keys of `ListedImages.key`, of which TFDS refuses equal ones.
             names = collections.Counter(f"{label}/{path.name}" for path, label in examples)
             [(commonest, times)] = names.most_common(1)
             if times > 1:
@@ -123,6 +124,7 @@ class ListedImages(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         listing = self.scan(Path(dl_manager.manual_dir))
+        # Only the folder tells the classes, and _info is called before there is one.
         self.info.features["label"].names = list(listing.classes)
         self.info.metadata["words"] = dict(listing.words)
         labels = {name: index for index, name in enumerate(listing.classes)}
@@ -152,6 +154,7 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
+            # Opening reads the header only; damage further on shows where the pixels are loaded.
             image.load()
             if image.mode.startswith(("I", "F")):
                 raise UsageError(f"{path} has more than 8 bits a channel: convert it to 8")
@@ -243,6 +246,7 @@ class _Images:
         self._root = root
         self._paths: dict[str, list[Path]] = {}
         for folder, subfolders, names in os.walk(root, followlinks=True):
+            # In place: os.walk goes on into what is left in this list.
             subfolders[:] = filter(is_class_folder, subfolders)
             for name in filter(is_image, names):
                 self._paths.setdefault(name, []).append(Path(folder, name))
@@ -458,6 +462,7 @@ class TinyImagenet(ListedImages):
         annotations = _require(root, "val", "val_annotations.txt")
         validation = []
         for line in _lines(annotations, may_be_empty=True):
+            # Filled up, so that a line without a tab is one of an unknown class, an error below.
             name, wnid, *_ = [*line.split("\t"), "", ""]
             if wnid not in wnids:
                 raise UsageError(f"{annotations}: {name} has class {wnid!r}, which wnids.txt lacks")
