@@ -75,7 +75,7 @@ def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> ja
 
 
 def over_seeds(function: Callable, batching: str) -> Callable:
-    """Let a function of one seed's state (first argument) take all seeds of a device.
+    """Map a function of one seed's state (first argument) over all seeds of a device.
 
     A single seed keeps its program as it is; several run as one batched program ("vmap") or one
     after the other ("map"). The other arguments are shared.
@@ -95,7 +95,7 @@ def over_seeds(function: Callable, batching: str) -> Callable:
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Tell whether the mesh is of CPU devices."""
+    """Return whether the mesh has CPU devices."""
     return mesh.devices.flat[0].platform == "cpu"
 
 

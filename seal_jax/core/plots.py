@@ -75,8 +75,8 @@ def line_with_band(
 ) -> None:
     """Draw the mean over seeds as a line, and its 95 % interval as a band where there are several.
 
-    Places ``x`` are ``[n]`` and ``values`` ``[n][seeds]``. The band stays within ``limits``: an accuracy
-    is at most 100 %. The rest is for ``Axes.plot``.
+    ``x`` is ``[n]`` and ``values`` are ``[n][seeds]``. The band stays within ``limits``: an accuracy is at
+    most 100 %. Further arguments are those of ``Axes.plot``.
     """
     mean, low, high = over_seeds(values)
     axes.plot(x, mean, linewidth=linewidth, **line)
@@ -98,7 +98,7 @@ def panels_by_weights(
 ) -> list[tuple[str, list[Record], list[Axes]]]:
     """Return the last and the best weights, each with its rows and a line of panels on the figure.
 
-    There are ``columns`` panels for each; the rest is for ``Figure.subplots``, such as ``sharey``.
+    There are ``columns`` panels for each; ``subplots`` go to ``Figure.subplots``, such as ``sharey``.
     """
     groups = grouped(rows, ("weights",))
     panels = figure.subplots(len(groups), columns, squeeze=False, **subplots)
@@ -115,7 +115,7 @@ def lines_by_weights(
 ) -> list[Axes]:
     """Draw a line with its band for each run, the weights side by side; return their panels.
 
-    The places are the rows' field ``x`` or, if they have none, 1, 2, ...; the values are ``y(row)``.
+    The x values are the rows' field ``x`` or, if they have none, 1, 2, ...; the y values are ``y(row)``.
     """
     styles, groups = run_styles(rows), grouped(rows, ("weights",))
     panels = list(figure.subplots(1, len(groups), squeeze=False, sharey=True).flat)
@@ -135,7 +135,7 @@ def size_by_weights(
 ) -> Callable[[Sequence[Record]], tuple[float, float]]:
     """Return the size, in inches, of figures with a row of panels for each of the weights.
 
-    ``height`` is that of a row of panels, ``margin`` what the figure has beside them.
+    ``height`` is that of a row of panels, ``margin`` the height of all else in the figure.
     """
     return lambda rows: (width, margin + height * max(1, len({row["weights"] for row in rows})))
 
@@ -156,7 +156,7 @@ def panel_grid(
 def legend_below(figure: Figure, panels: Iterable[Axes], last: str = "") -> None:
     """Put one legend for all panels below them, each label once.
 
-    Labels that begin with ``last`` come last: what stands for all colours.
+    Labels that begin with ``last`` come last, such as one that is for all colours.
     """
     entries: dict[str, Any] = {}
     for axes in panels:
@@ -174,7 +174,7 @@ def legend_beside(figure: Figure, entries: Iterable[tuple[Any, str]]) -> None:
 
 
 def log_edges(values: np.ndarray, bins: int = 60) -> np.ndarray:
-    """Return edges of bins of one width on a log axis, around all values; they are positive.
+    """Return the edges of bins of equal width on a log axis over all values, which are positive.
 
     >>> log_edges(np.array([0.01, 100.0]), 4).round(6).tolist()
     [0.01, 0.1, 1.0, 10.0, 100.0]

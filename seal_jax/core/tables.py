@@ -33,7 +33,7 @@ class Table(NamedTuple):
     Attributes:
       title: one line.
       header: names of the columns.
-      rows: a cell for every column; the first column is text, the others are set to the right.
+      rows: a cell for every column; the first column is text, the others are right-aligned.
       notes: sentences below the table.
       groups: titles over the columns after the first, each with the number of its columns. Where the
         table is too wide, further groups follow below.
@@ -325,15 +325,15 @@ def by_checkpoint(rows: Iterable[Record], *fields: str) -> list[list[Record]]:
 
 
 class Spread(NamedTuple):
-    """Mean over seeds, and how far it can be trusted.
+    """Mean over seeds, and its uncertainty.
 
     Attributes:
       mean: over the seeds.
       std: sample standard deviation; ``None`` for one seed.
       interval: half the 95 % interval of the mean (Student's t); ``None`` for fewer than three seeds,
         since of two it is 12.7 standard errors and says nothing.
-      low: the interval's lower end; of two seeds the smaller value, of one its value.
-      high: the upper end, alike.
+      low: the interval's lower end; for two seeds the smaller value, for one its value.
+      high: the upper end, likewise.
     """
 
     mean: float
@@ -444,14 +444,14 @@ def newest(rows: Sequence[Record]) -> list[Record]:
 
 
 def cell(value: Any, form: Callable[[Any], str] = str) -> str:
-    """Return ``form(value)``, or the sign for what is missing."""
+    """Return ``form(value)``, or :data:`MISSING` for ``None``."""
     return MISSING if value is None else form(value)
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
     """Return rows of cells as aligned lines, with a rule below the first, the header.
 
-    The columns of the indices in ``right`` are set to the right.
+    The columns whose indices are in ``right`` are right-aligned.
 
     >>> aligned([["run", "n"], ["a", "10"]], right=[1])
     ['run   n', '---  --', 'a    10']

@@ -202,7 +202,7 @@ def builder_record(name: str) -> DatasetInfo | None:
 
 
 class Prepared(NamedTuple):
-    """What the folder of a prepared version says of itself."""
+    """Folder and metadata of a prepared version."""
 
     folder: Path
     counts: dict[str, int]  # images by split
@@ -245,7 +245,7 @@ def prepared(name: str, data_dir: Path) -> Prepared | None:
 
 
 def _read(path: Path) -> Prepared | None:
-    """Return what a ``dataset_info.json`` says; None where it is cut off, or not TFDS's."""
+    """Read a ``dataset_info.json``; return None where it is truncated, or not TFDS's."""
     try:
         info = records.load(path, _Info, "")
         counts = {

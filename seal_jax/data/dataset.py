@@ -98,7 +98,7 @@ def from_arrays(
     validation_fraction: float = 0.1,
     validation_seed: int = 0,
 ) -> Dataset:
-    """Hold plain arrays as a data set.
+    """Return plain arrays as a data set.
 
     Args:
       train: ``(images, labels)``: uint8 ``[n, height, width, channels]``, integers ``[n]``.
@@ -210,7 +210,7 @@ def stratified_split(
 
 def _class_quotas(counts: np.ndarray, fraction: float) -> np.ndarray:
     """Return the largest-remainder apportionment of ``round(fraction * sum(counts))`` to the classes."""
-    # Rounding every class by itself could miss the total by half an example a class.
+    # Rounding each class separately could miss the total by half an example per class.
     ideal = fraction * counts
     quotas = np.floor(ideal).astype(np.int64)
     # Halves up; Python's round would go to the even number.

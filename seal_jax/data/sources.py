@@ -159,7 +159,7 @@ def _checked_size(
 class Decoder:
     """Turns records of one data set into images and labels, as the arguments of :func:`load` say."""
 
-    features: Any  # TFDS's, of the image and the label alone
+    features: Any  # TFDS's, of the image and the label only
     image: str  # their keys
     label: str
     channels: int
@@ -279,7 +279,7 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
                 deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
                 file_format="array_record",
             )
-            # The first image alone tells the stored size, and so the memory that all of them take.
+            # Only the first image tells the stored size, and so the memory that all of them take.
             shape = decoder(source[0])[0].shape
             _check_memory(split, (count, *shape))
             images = np.empty((count, *shape), np.uint8)

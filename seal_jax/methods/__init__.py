@@ -25,7 +25,7 @@ from seal_jax.methods.method import Context as Context
 from seal_jax.methods.method import Method as Method
 from seal_jax.methods.method import Variant as Variant
 
-# All at once: a method needs little beyond the models, which method.py imports anyway.
+# All are imported here: a method needs little beyond the models, which method.py imports anyway.
 _MODULES: dict[str, Any] = {
     file.name: importlib.import_module(f"{__name__}.{file.name}")
     for file in pkgutil.iter_modules(__path__)

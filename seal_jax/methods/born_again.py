@@ -80,8 +80,8 @@ def build(options: Options, context: Context) -> Method:
     def graduate(hook: HookContext) -> HookContext:
         fresh = context.model.init(hook.key)
         student = hook.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
-        # The last weights, not the best: every method's next generation starts from those. The momentum of the old
-        # network is reset by `tx`, whose clock knows where a generation starts.
+        # The last weights, not the best: every method's next generation starts from those. The momentum is
+        # reset by the clock of `tx`, as in every method.
         teacher = Teacher(hook.weights, jnp.ones((), bool))
         return hook._replace(weights=student, method_state=teacher)
 

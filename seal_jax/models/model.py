@@ -93,7 +93,7 @@ class Model(Structure):
         return sown["features"], statistics
 
     def classify(self, head_params: Any, features: jax.Array) -> jax.Array:
-        """Return the logits of ``features``, ``[N, C]``, by the very operation that ends the network.
+        """Return the logits of ``features``, ``[N, C]``, by the operation that ends the network.
 
         On CPU they equal the network's bit for bit; elsewhere a compiler may fuse the two apart.
         ``head_params`` is ``{"kernel": [C, num_classes]}`` with or without ``"bias"``.
@@ -107,9 +107,9 @@ class Model(Structure):
         """Return a collection "normalisers" that changes nothing: mean 0, scale 1, by block path.
 
         Give the network the entry ``{"mean": mu, "scale": 1 / sigma}`` (float32 scalars) of each
-        round block whose output is to be normalised.
+        round block whose output is normalised.
         """
-        # Arrays of their own for every block: a buffer cannot be donated twice.
+        # Separate arrays for every block: a buffer cannot be donated twice.
         return traverse_util.unflatten_dict(
             {b: {"mean": jnp.zeros(()), "scale": jnp.ones(())} for b in self.round_blocks}, sep="/"
         )
@@ -121,7 +121,7 @@ class Model(Structure):
         section 3) evaluates the fit hypothesis in this form. Its function is that of the dense
         network with zeros elsewhere, except with LayerNorm, where these zeros would count in the
         statistics. Every parameter and statistic of the slim network is a leading slice, along each
-        axis, of the dense network's, but for the input axes of the kernels in ``flattened``: there
+        axis, of the dense network's, except for the input axes of the kernels in ``flattened``: there
         reshape ``[h * w * c, ...]`` to ``[h * w, c, ...]`` first, c being the channels named there,
         and slice c.
 
@@ -237,7 +237,7 @@ def create(
 
 
 def names() -> tuple[str, ...]:
-    """Return names that ``create`` knows: all but those of wide ResNets, of which it knows more."""
+    """Return the names that ``create`` knows; of the endless wide ResNets only the usual ones."""
     return tuple(name for family in _families() for name in family.MODELS)
 
 

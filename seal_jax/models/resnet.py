@@ -13,7 +13,7 @@ Three things differ from ``torchvision.models.resnet`` on purpose:
   bias is zero, as SEAL's experiments have it; torchvision draws convolutions over fan_out and leaves
   the classifier to torch's default.
 - The running variance of BatchNorm is updated with the *biased* variance of the batch, as in Flax;
-  torch's unbiased one is larger by n / (n - 1) for n = batch x height x width values a channel.
+  torch's unbiased one is larger by n / (n - 1) for n = batch x height x width values per channel.
   Running means, and everything computed in training mode, agree.
 """
 

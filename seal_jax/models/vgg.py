@@ -19,7 +19,7 @@ class VGG(net.Network, kw_only=True):
 
     The parameter tree is ``block1`` upwards, ``dense1``, ``dense2`` and ``fc``. Dropout applies after
     each of the two dense layers. On an image too small for all the pools, the pools that would leave
-    nothing of it are left out: 16x16 images meet four of five.
+    nothing of it are left out: 16x16 images pass four of five.
 
     Attributes:
         group_sizes: convolutional blocks in each group, bottom to top.
@@ -64,7 +64,7 @@ class VGG(net.Network, kw_only=True):
     def structure(self) -> net.Structure:
         """K = 13 convolutional blocks and 16 layers in VGG-16."""
         blocks = net.numbered("block", sum(self.group_sizes))
-        # No total_stride: an image that is too small meets fewer pools.
+        # No total_stride: a small image passes fewer pools.
         return net.Structure(
             blocks=(*blocks, "dense1", "dense2", net.HEAD),
             layers=(*net.within(blocks, "conv"), "dense1/linear", "dense2/linear", net.HEAD),

@@ -1,6 +1,6 @@
 """Batches of a training: which rows in which order, their random numbers, their images.
 
-The images are in device memory, laid out flat, and all is drawn inside the compiled program.
+The images are flat in device memory, and everything random is drawn inside the compiled program.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Batches:
                 order = balanced_order(key, labels, self.shape.num_classes, batch_size)
             else:
                 order = epoch_order(key, size, batch_size, self.train.drop_last)
-            # A call may start anywhere in the epoch, whose order is a function of the epoch alone.
+            # A call may start anywhere in the epoch, whose order is a function of the epoch only.
             rows, weights = (jax.lax.dynamic_slice_in_dim(part, start, count) for part in order)
         augmentation = self._augmentation(seed, Stream.AUGMENT, numbers, batch_size)
         extra = None
@@ -246,7 +246,7 @@ class Batches:
     def _extra(
         self, seed: jax.Array, epoch: jax.Array, start: jax.Array, numbers: jax.Array
     ) -> Batch:
-        """Cut further batches from an order of their own, which starts over when it is used up."""
+        """Cut further batches from a separate order, which starts over when it is used up."""
         count = self.method.extra_batches
         with jax.named_scope("shuffle"):
             key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
@@ -255,7 +255,7 @@ class Batches:
             index = (start + jnp.arange(numbers.shape[0])) * count
             index = index[:, None] + jnp.arange(count)
             rows = order[index % order.shape[0]]
-        # All further batches of a step at once: one draw for each would be many small kernels.
+        # One draw for all further batches of a step: one for each would be many small kernels.
         images = count * self.method.extra_batch_size
         augmentation = jax.tree.map(
             lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[2:]),

@@ -323,7 +323,7 @@ def _read(
       UsageError: the checkpoint has other leaves; more of them than wanted only unless ``partly``.
     """
     record = _read_record(folder)
-    # Checksums go apart: what is left is compared with shapes and dtypes alone.
+    # Taken out: what is left is compared with shapes and dtypes only.
     saved = {name: leaf.pop("checksum") for name, leaf in record["leaves"].items()}
     # From here on the description is known to be whole, so a difference is another model.
     if partly:

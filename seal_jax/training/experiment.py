@@ -104,7 +104,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         bn_axis_name=meshes.DATA if synchronised else None,
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    # A method is built from shapes alone: preflight compiles without weights or data.
+    # A method is built from shapes only: preflight compiles without weights or data.
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
     # The user's setting goes before the method's own rule.

@@ -29,7 +29,7 @@ from seal_jax.training.progress import Progress
 
 
 class NonFiniteError(UsageError):
-    """The loss or a parameter is not finite any more."""
+    """The loss or a parameter is no longer finite."""
 
 
 class Call(NamedTuple):
@@ -146,7 +146,7 @@ def train(
             if step == experiment.total_steps:
                 return Outcome(step, True, restored.state)  # nothing to do, and no file to touch
             into_epoch, count = step % experiment.clock.steps_per_epoch, experiment.steps_per_call
-            if into_epoch % count:  # calls would run over the end of the epoch
+            if into_epoch % count:  # calls would go past the end of the epoch
                 raise UsageError(
                     f"run.steps_per_call = {count} does not divide the {into_epoch} steps of the "
                     f"running epoch at the checkpoint of step {step}; give the number the run was "
@@ -273,7 +273,7 @@ def _on_first_process(action: Callable[[], None]) -> None:
 
 @contextmanager
 def _stop() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM and SIGINT; a second signal interrupts at once."""
+    """Set an event on SIGTERM and SIGINT; a second signal interrupts immediately."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event  # only the main thread may handle signals

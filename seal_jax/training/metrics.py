@@ -209,11 +209,11 @@ class _EventFile:
     """One TensorBoard event file, written record by record.
 
     Not tensorboard's ``EventFileWriter``: that imports TensorFlow wherever it is installed, and
-    writes from a thread of its own.
+    writes from a separate thread.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Here and not above: reading metrics needs none of it.
+        # Imported here: reading metrics needs none of it.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter

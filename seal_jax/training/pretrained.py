@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 def read(settings: Settings, workdir: Path) -> Source:
-    """Read the run that ``train.pretrained`` names; one that begins with ".." is beside ``workdir``.
+    """Read the run that ``train.pretrained`` names; one that begins with ".." is relative to ``workdir``.
 
     Raises:
       UsageError: there is no such run, or it has no checkpoint.
@@ -102,7 +102,7 @@ def take(
     # A damped momentum is M V + (1 - M) g: 1 - M times the undamped sum, once both have started at zero.
     weight = methods.momentum_weight(source.settings) if momentum else 1.0
     moments = {
-        # Named by the parameter alone: two methods nest the same optimizer differently.
+        # By the parameter's name only: two methods nest the same optimizer differently.
         _moment(name): leaf if weight == 1 else (leaf / weight).astype(leaf.dtype)
         for name, leaf in source.leaves.items()
         if momentum and name.startswith("opt_state/") and _moment(name)
@@ -140,7 +140,7 @@ def take(
 
 
 def for_seeds(leaf: np.ndarray, seeds: int, label: str) -> np.ndarray:
-    """Return the first ``seeds`` rows of a leaf, or its only one as often.
+    """Return the first ``seeds`` rows of a leaf, or its only one repeated.
 
     Raises:
       UsageError: there are fewer; ``label`` is what the message calls their run.

@@ -37,7 +37,7 @@ def export(run: Path, output: Path) -> str:
         raise UsageError(
             f"{run} was trained by {settings.method['name']!r}; only KELS has a slim network"
         )
-    # How the run was spread over devices does not matter here.
+    # The devices of the run do not matter here.
     settings = dataclasses.replace(settings, run=settings_lib.Run())
     keep = settings.method.get("keep", kels.Options.keep)
     dataset = experiments.load_data(settings.data)

@@ -200,7 +200,7 @@ class Experiment:
         if hook is None:
             return state
         key = stream_key(state.seed, stream, generation)
-        # A key of their own: the hook may use ``key`` itself in any way.
+        # Another key for the images: the hook may use ``key`` itself in any way.
         images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
         before = (state.weights, state.opt_state, state.method_state)
         after = hook(HookContext(key, generation, *before, images))
@@ -210,7 +210,7 @@ class Experiment:
 
     @_compiled(shared=1, donate=True)
     def train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
-        """Train for ``steps_per_call`` steps; return the losses ``[steps_per_call]``, too."""
+        """Train for ``steps_per_call`` steps; return the state and the losses ``[steps_per_call]``."""
         # A call lies within one epoch, since steps_per_call divides it.
         per_epoch = self.clock.steps_per_epoch
         steps = self.batches.steps(
@@ -304,7 +304,7 @@ class Experiment:
                 return {}
             key = step.key_for(stream)
             assert key is not None  # dropout makes a step random
-            # Each device drops units of its own shard.
+            # Each device draws the dropout of its shard.
             return {"dropout": jax.random.fold_in(key, jax.lax.axis_index(meshes.DATA))}
 
         dropout, extra_dropout = rngs(Stream.DROPOUT), rngs(Stream.EXTRA_DROPOUT)
@@ -398,7 +398,7 @@ class Experiment:
 
     @_compiled(shared=1)
     def test(self, weights: Weights, data: Arrays) -> MetricSums:
-        """Score the test split; of more than five classes the hits have "top5" among them."""
+        """Score the test split; with more than five classes the measures include "top5"."""
         measures = ("top5",) if self.model.num_classes > TOP else ()
         return self._evaluate(weights, data, self.batches.shape.test, measures)
 

@@ -24,7 +24,7 @@ METRICS = "metrics.jsonl"
 def claim(workdir: Path, settings: Settings) -> None:
     """Make ``workdir`` the folder of this experiment, or check that it is already.
 
-    The settings of ``run`` may differ: they say how an experiment is run, not which.
+    The settings of ``run`` may differ: they say how an experiment is run, not which one it is.
 
     Raises:
       UsageError: the folder belongs to another experiment, cannot be read or cannot be written.
@@ -124,7 +124,7 @@ class _Method(_Named, total=False):
 
 
 class _Record(TypedDict):
-    """What every ``config.json`` has; it may lack settings that are younger."""
+    """What every ``config.json`` has; it may lack settings that were added later."""
 
     data: _Named
     model: _Named
@@ -136,7 +136,7 @@ class _Record(TypedDict):
 def _experiment(record: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that must not change, complete.
 
-    A setting that a record leaves out is younger than the folder and had its default then.
+    A setting that a record lacks was added after the run; the run used what is its default.
     """
     from seal_jax import methods  # reports read run folders and need no Flax
 

@@ -1,4 +1,4 @@
-"""TFDS builder ``image_folder/NAME``: any folder of images with one subfolder a class.
+"""TFDS builder ``image_folder/NAME``: any folder of images with one subfolder per class.
 
 The layout is one of::
 
@@ -78,7 +78,7 @@ class ImageFolder(ListedImages):
 
     @staticmethod
     def scan(root: Path) -> Listing:
-        """List the images of a folder with one subfolder a class, or of its splits."""
+        """List the images of a folder with one subfolder per class, or of its splits."""
         originals.require_folder(root)
         parts = _subfolders(root)
         # Classes may be called train and test, too: then they hold images.

@@ -1,4 +1,4 @@
-"""Data sets whose original files the user brings: what was found there, and how TFDS stores it.
+"""Data sets built from original files that the user provides, and how TFDS stores them.
 
 Each is a subclass of :class:`ListedImages` with its ``scan(folder) -> Listing``. Neither TensorFlow nor
 network is needed, and what is missing in a folder is named in one line.
@@ -81,10 +81,10 @@ class Listing:
 
 
 class ListedImages(tfds.core.GeneratorBasedBuilder):
-    """Images uint8 of any size with a class each, from what the subclass's ``scan`` lists.
+    """Images uint8 of any size with one class each, as the subclass's ``scan`` lists them.
 
     ``info.metadata["words"]`` holds readable class names, where there are any. Examples are stored in
-    TFDS's order, which depends on class and file names alone.
+    TFDS's order, which depends on class and file names only.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -96,7 +96,7 @@ class ListedImages(tfds.core.GeneratorBasedBuilder):
     ENCODING: str | None = None
 
     @staticmethod
-    @abc.abstractmethod  # TFDS registers concrete builders alone
+    @abc.abstractmethod  # TFDS registers concrete builders only
     def scan(root: Path) -> Listing:
         """List the images below ``root``; raise a UsageError for a folder that cannot be used."""
 
@@ -146,7 +146,7 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
     """Return the image as JPEG or PNG: the file's own bytes if they are that, else PNG of its pixels.
 
     Raises:
-      UsageError: where it does not decode, has more than 8 bits a channel, or another ``size`` than
+      UsageError: where it does not decode, has more than 8 bits per channel, or another ``size`` than
         ``(width, height)``.
     """
     from PIL import Image
@@ -340,7 +340,7 @@ class Isic2018(ListedImages):
 def _from_lists(
     root: Path, files: Mapping[str, str], parse: Callable[[str, Path], tuple[Path, str]]
 ) -> Listing:
-    """List the images of text files, one a split, whose lines ``parse`` turns into file and class."""
+    """List the images of text files, one per split, whose lines ``parse`` turns into file and class."""
     splits = {}
     for split, name in files.items():
         listed = _find(root, name)
@@ -423,7 +423,7 @@ class TinyImagenet(ListedImages):
 
     The layout is that of ``tiny-imagenet-200.zip``::
 
-        wnids.txt                           one WordNet id a line; their order is the label order
+        wnids.txt                           one WordNet id per line; their order is the label order
         words.txt                           optional: WordNet id, tab, names
         train/<wnid>/images/*.JPEG
         val/val_annotations.txt             file name, tab, WordNet id, ...
