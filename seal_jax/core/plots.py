@@ -24,6 +24,7 @@ BAND = "mean, 95 % interval over seeds"  # what bands and bars are in all plots
 
 def style(index: int) -> dict[str, Any]:
     """Return colour and dashes of the ``index``-th run."""
+    # All colours as solid lines first, then all of them dashed, then dotted.
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": dashes}
 
@@ -80,6 +81,7 @@ def line_with_band(
     """
     mean, low, high = over_seeds(values)
     axes.plot(x, mean, linewidth=linewidth, **line)
+    # One seed has no interval.
     if len(mean) and len(values[0]) > 1:
         if limits:
             low, high = low.clip(min=limits[0]), high.clip(max=limits[1])
@@ -162,6 +164,7 @@ def legend_below(figure: Figure, panels: Iterable[Axes], last: str = "") -> None
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    # The sort is stable, so the other labels keep their order.
     order = sorted(entries, key=lambda label: bool(last) and label.startswith(last))
     handles, ncols = [entries[label] for label in order], min(len(order), 2)
     figure.legend(handles, order, loc="outside lower center", ncols=ncols, frameon=False)
@@ -202,6 +205,7 @@ def histogram(
 ) -> None:
     """Draw the share of the values in each bin as filled steps, in a run's colour and dashes."""
     shares = bin_shares(values, edges)
+    # Area and outline apart: where histograms overlap, the outlines stay visible.
     axes.stairs(shares, edges, fill=True, alpha=0.25, color=style["color"])
     axes.stairs(shares, edges, label=label, linewidth=1.2, **style)
 

@@ -288,6 +288,7 @@ def optional_fields(kind: type) -> dict[str, type]:
         choices = typing.get_args(hint)
         if type(None) in choices:
             other = next(choice for choice in choices if choice is not type(None))
+            # The Literals of settings are all of strings.
             types[field] = str if typing.get_origin(other) is Literal else other
     return types
 

@@ -47,6 +47,7 @@ def stream_key(seed: jax.Array, stream: Stream, index: Any) -> jax.Array:
     >>> bool(stream_key(0, Stream.UPDATE, 7) == Stream.UPDATE.within(step))
     True
     """
+    # Nothing is split and carried, so a run resumed at any step has the same keys.
     key = jax.random.fold_in(jax.random.key(seed), stream.value[0])
     return stream.within(jax.random.fold_in(key, index))
 

@@ -193,6 +193,7 @@ def stratified_split(
             f"{field}={fraction} holds out no example of {len(labels)}: "
             "raise it, or set 0 for no validation split"
         )
+    # Rounding may hold out the only example of a class.
     emptied = np.flatnonzero(quotas >= counts)
     if emptied.size:
         first = emptied[0]
@@ -201,6 +202,7 @@ def stratified_split(
             f"({counts[first]} examples) without a training example: lower it"
         )
 
+    # One generator for all classes, in the order of their labels.
     random = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), dtype=bool)
     for label, quota in zip(classes, quotas, strict=True):

@@ -81,7 +81,7 @@ def build(options: Options, context: Context) -> Method:
         fresh = context.model.init(hook.key)
         student = hook.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
         # The last weights, not the best: every method's next generation starts from those. The momentum is
-        # reset by the clock of `tx`, as in every method.
+        # reset by the clock of `tx`.
         teacher = Teacher(hook.weights, jnp.ones((), bool))
         return hook._replace(weights=student, method_state=teacher)
 

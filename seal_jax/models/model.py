@@ -219,6 +219,7 @@ def create(
     'layer3/block0/conv1'
     """
     entry = _find_entry(name)
+    # Checked before the module's constructor, whose TypeError would not list what there is.
     known = (*entry.options, *_COMMON_OPTIONS)
     for option in options:
         if option not in known:

@@ -59,6 +59,7 @@ class ResidualBlock(net.Layered, kw_only=True):
         out = self.width * 4 if self.kind == "bottleneck" else self.width
         y = x
         for index, size in enumerate(sizes):
+            # No ReLU after the last norm: the shortcut is added first.
             y = nn.relu(y) if index else y
             width = out if index == len(sizes) - 1 else self.width
             stride = self.stride if index == sizes.index(3) else 1
@@ -116,6 +117,7 @@ class ResNet(net.Network, kw_only=True):
         x = self._conv(self.width, size, "conv1", stride)(x)
         x = nn.relu(self._norm(train, "bn1")(x))
         if self.stem == "imagenet":
+            # Padded as in torchvision; SAME would pad an even image on the far side only.
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         self.sow("intermediates", "stem", x)
         block = functools.partial(

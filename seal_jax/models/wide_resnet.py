@@ -99,6 +99,7 @@ class WideResNet(net.Network, kw_only=True):
 
     @property
     def _stage_sizes(self) -> tuple[int, ...]:
+        # A depth of 6n + 4 counts two convolutions in each of 3n blocks, the stem and three 1x1 shortcuts.
         return ((self.depth - 4) // 6,) * 3
 
     @property

@@ -294,7 +294,7 @@ def _same_everywhere(steps: list[int]) -> list[int]:
     if jax.process_count() == 1:
         return steps
     # Broadcast arrays must have one shape in all processes, so the length goes first. What the others pass then is
-    # ignored and only has to be as long; the 0 is for an empty list, which cannot be resized.
+    # ignored and only has to have that length.
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
     padded = np.resize(np.array([*steps, 0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []

@@ -179,5 +179,6 @@ def _moment(name: str) -> str:
     >>> _moment("opt_state/0/1/inner/trace/fc/kernel")
     'trace/fc/kernel'
     """
+    # optax's names: `trace` is the momentum of SGD, `mu` and `nu` are the moments of Adam and RAdam.
     match = re.search(r"/((?:trace|mu|nu)/.+)", name)
     return match[1] if match else ""

@@ -74,6 +74,7 @@ def export(run: Path, output: Path) -> str:
         + "  ".join(f"{100 * value:.2f} %" for value in score["test_accuracy"])
         for name, score in scores.items()
     ]
+    # BatchNorm's statistics are by channel; LayerNorm's are over all of them, zeros included.
     if getattr(experiment.model.module, "norm", None) == "layer":
         lines.append(
             "model.norm=layer: the slim network normalises over its own channels, which the whole one "
@@ -96,6 +97,7 @@ def _write(output: Path, weights: Weights, record: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in paths.named_leaves(weights)}
     try:
         output.mkdir(parents=True, exist_ok=True)
+        # NumPy adds .npz to a path without it, so it is given an open file.
         partial = output / ".slim.npz.partial"
         with partial.open("wb") as file:
             np.savez(file, **arrays)

@@ -244,6 +244,7 @@ class Experiment:
 
         def gradient_at(params):
             """Return the gradient of the same batch at other parameters."""
+            # Parameters found from the reduced gradient, such as SAM's, are the same on every device again.
             params = jax.lax.pcast(params, meshes.DATA, to="varying")
             gradient = self.method.gradient(context, params).gradient
             with jax.named_scope("gradient_reduce"):

@@ -74,6 +74,7 @@ def locked(path: Path, option: str) -> Iterator[None]:
         return
     with file:
         try:
+            # LOCK_NB raises where another process holds the lock, instead of waiting for it.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(

@@ -56,6 +56,7 @@ def _examples(folder: Path) -> list[tuple[Path, str]]:
     examples: list[tuple[Path, str]] = []
     for part in _subfolders(folder):
         images, below = _images(part), _subfolders(part)
+        # Most likely a level too high was given, or splits by names that are not known.
         if below and not images:
             raise UsageError(
                 f"{part} holds folders, no image: give as manual_dir the folder whose subfolders "

@@ -156,6 +156,7 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
         with Image.open(io.BytesIO(content)) as image:
             # Opening reads the header only; damage further on shows where the pixels are loaded.
             image.load()
+            # Pillow's modes of 16 and 32 bits per channel.
             if image.mode.startswith(("I", "F")):
                 raise UsageError(f"{path} has more than 8 bits a channel: convert it to 8")
             if size is not None and image.size != size:
@@ -291,6 +292,7 @@ class Chestx(ListedImages):
         examples = [
             (images.find(row["Image Index"], table), row["Finding Labels"])
             for row in _rows(table, ("Image Index", "Finding Labels"))
+            # Several findings are "A|B" here, which is none of the classes.
             if row["Finding Labels"] in cls.CLASSES
         ]
         return Listing(root, {"train": examples}, cls.CLASSES)
@@ -372,6 +374,7 @@ class FgvcAircraft(ListedImages):
         """List the images of the three lists."""
 
         def parse(line: str, listed: Path) -> tuple[Path, str]:
+            # At the first blank only: names of variants have blanks themselves.
             number, _, variant = line.partition(" ")
             if not variant.strip():
                 raise UsageError(f"{listed}: {line!r} names no variant: restore the original")
