@@ -32,7 +32,7 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
     along_seed, along_data = settings.run.seed_devices, settings.run.data_devices
     if not along_seed:
         # The most devices that the seeds can be divided over evenly.
-        # More data devices than devices make 1 here, and the error below.
+        # More data devices than there are give 1 here, then the error below.
         along_seed = math.gcd(seeds, devices // (along_data or 1) or 1)
     if not along_data:
         along_data = devices // along_seed or 1
@@ -68,7 +68,7 @@ def along(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
 
 def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> jax.Array:
     """Put a host array, the same in every process, on the mesh."""
-    # The callback is asked for the shards of this process's devices alone, so it serves many processes.
+    # The callback is asked only for the shards of this process's devices, so many processes may call this.
     return jax.make_array_from_callback(
         value.shape, NamedSharding(mesh, spec), lambda index: value[index]
     )

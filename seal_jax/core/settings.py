@@ -239,7 +239,7 @@ class Settings:
     def __post_init__(self):
         for must, section, fields in _BOUNDS:
             check_fields(section, getattr(self, section), must, *fields.split())
-        # With one step an epoch, the fewest: the data set may have more, which is checked when it is loaded.
+        # With one step per epoch, the fewest; checked again once the data tells how many there are.
         check_steps(self.train, 1)
         # Seeds are uint32 on the devices.
         if self.train.seed + self.train.seeds > 2**32:
@@ -256,7 +256,7 @@ class Settings:
             boundaries(self.optimizer.decay_epochs)  # whatever the schedule is
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")
-        # Only that JSON can hold them: which options there are is the method's to say, where it is built.
+        # Here only that JSON can hold them; the method checks names and types of its options where it is built.
         for option, value in self.method.items():
             check(Scalar, value, f"method.{option}")
 

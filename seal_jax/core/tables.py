@@ -168,7 +168,7 @@ class Table(NamedTuple):
     def _html_blocks(self) -> Iterator[str]:
         groups = self._groups() if self.rows else []
         widest = max((len(columns) for _, columns in groups), default=1)
-        # So many groups side by side; the others follow in further tables below.
+        # This many groups are side by side; the others follow in further tables below.
         across = max(1, MOST_COLUMNS // widest)
         for start in range(0, len(groups), across):
             block = groups[start : start + across]

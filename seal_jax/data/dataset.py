@@ -123,7 +123,7 @@ def from_arrays(
     def as_split(arrays: tuple[np.ndarray, np.ndarray]) -> Split:
         images, labels = (np.asarray(array) for array in arrays)
         whole_numbers = np.issubdtype(labels.dtype, np.integer)
-        # Other labels are left as they are, for Split to refuse.
+        # Labels that are no integers are left as they are, for Split to refuse.
         return Split(images, labels.astype(np.int32) if whole_numbers else labels)
 
     whole = as_split(train)

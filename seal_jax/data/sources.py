@@ -287,7 +287,7 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
             def fill(start: int) -> int:
                 """Decode one chunk into its rows of the arrays; return its length."""
                 chunk = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
-                # Each thread writes rows of its own, so nothing is locked.
+                # Threads write disjoint rows, so nothing is locked.
                 for row, record in enumerate(chunk, start):
                     image, labels[row] = decoder(record)
                     if image.shape != shape:

@@ -32,7 +32,7 @@ _MODULES: dict[str, Any] = {
     if file.name != "method"  # what methods are made of, no method
 }
 NAMES: tuple[str, ...] = tuple(
-    # Without an ORDER behind all others, by name.
+    # Methods without an ORDER come after all others, by name.
     sorted(_MODULES, key=lambda name: (getattr(_MODULES[name], "ORDER", 100), name))
 )
 # By their names in configs/digits.py.

@@ -143,7 +143,7 @@ class Model(Structure):
         logits, state = self.module.apply(
             variables, images, train=train, mutable=mutable, rngs=rngs
         )
-        # The sowing is how methods and evaluations see inside a network, so a user's own must do it too.
+        # Methods and evaluations see inside a network by what it sows; a user's own module may not sow it.
         sown = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
         for path in ("features", *(f"{block}/output" for block in self.round_blocks)):
             if path not in sown:

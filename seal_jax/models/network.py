@@ -70,7 +70,7 @@ class BatchNorm(nn.BatchNorm):
         with jax.named_scope("batch_norm"):
             if use_running_average or frozen is True:
                 return normalise(x, use_running_average=True)
-            # Where nothing special is asked for at trace time the program is Flax's own.
+            # If nothing special is asked for when the program is traced, it is Flax's own.
             if frozen is False and mask is None and not unbiased:
                 return normalise(x, use_running_average=False)
             running: dict[str, jax.Array] = {
@@ -316,7 +316,7 @@ class Structure:
     head: str = HEAD
     round_blocks: tuple[str, ...] = ()
     dense_after_convs: tuple[str, ...] = (HEAD,)
-    # A dict has no hash. The module, from whose fields it follows, has one.
+    # A dict has no hash; of a `Model` the module, from whose fields this follows, is hashed.
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
     total_stride: int = 1
     smaller_stride: str = ""

@@ -107,7 +107,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         """
         leaves = _named_leaves(state)
         try:
-            # As it will be read back, a tuple as a list for example: the digest is of that.
+            # As it will be read back (a tuple as a list, for example), since the digest is computed from that.
             extra = json.loads(json.dumps(metadata))
         except (TypeError, ValueError) as error:
             raise UsageError(f"checkpoint metadata must be plain JSON values: {error}") from None
@@ -436,7 +436,7 @@ def _same_leaves(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, An
         for name in {**saved, **wanted}
         if saved.get(name) != wanted.get(name)
     ]
-    # Told apart from another model, since the advice is another one.
+    # An earlier version's checkpoint is no other model, and needs other advice.
     earlier = [name for name in saved if name.partition("/")[0] in EARLIER_FIELDS]
     if different and earlier:
         raise UsageError(
@@ -541,7 +541,7 @@ def _quiet_orbax() -> None:
     its event loop under the others, and each of those complains; the one error or warning that this
     module gives instead would be lost among hundreds of lines.
     """
-    # A second equal filter is not added, so this may run again.
+    # `addFilter` adds the same filter once only, so this may run again.
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(_not_from_orbax)
     outer = sys.unraisablehook

@@ -80,7 +80,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
             f"{settings.data.name}, {shape.train} images"
         )
     steps = steps_per_epoch(shape.train, train.batch_size, train.drop_last)
-    # Checked again: Settings could only assume one step an epoch, the data tells how many there are.
+    # Checked again: Settings assumes one step per epoch, only the data tells how many there are.
     settings_lib.check_steps(train, steps)
     steps_per_call = _steps_per_call(settings, steps, shape)
     balanced = train.sampling == "balanced"
@@ -107,7 +107,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     # A method is built from shapes only: preflight compiles without weights or data.
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
-    # The user's setting goes before the method's own rule.
+    # The setting overrides the method's own rule.
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)

@@ -112,7 +112,7 @@ def train(
       UsageError: input that cannot be used, before anything is written.
       NonFiniteError: the training diverged; the last good checkpoint stays.
     """
-    # First of all: config.json must hold what the method chose where the settings were left open.
+    # Before anything else: config.json must hold what the method chose for settings that were left open.
     settings = methods.complete(settings)
     mesh = meshes.make(settings, jax.devices()[:devices])
     # Built before the folder is claimed: settings that do not fit must leave nothing behind.
