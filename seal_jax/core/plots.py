@@ -182,6 +182,7 @@ def log_edges(values: np.ndarray, bins: int = 60) -> np.ndarray:
     >>> log_edges(np.array([0.01, 100.0]), 4).round(6).tolist()
     [0.01, 0.1, 1.0, 10.0, 100.0]
     """
+    # Nothing to draw, but axes need a range.
     if not len(values):
         return np.array([0.1, 1.0])
     low, high = np.log10(np.min(values)), np.log10(np.max(values))

@@ -120,6 +120,7 @@ class Table(NamedTuple):
 
     def _groups(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """Return the title of each group with its columns, which begin with their headings."""
+        # Transposed: one tuple per column, without the first column, which is in no group.
         columns = iter(list(zip(self.header, *self.rows, strict=True))[1:])
         return [(title, list(itertools.islice(columns, n))) for title, n in self.groups]
 
@@ -138,6 +139,7 @@ class Table(NamedTuple):
         def line(cells: Iterable[str]) -> str:
             return f"| {' | '.join(cells)} |"
 
+        # A table in Markdown has one header line, so a group's title stands above the name of each of its columns.
         titles = [f"{escaped(title)}<br>" for title, count in self.groups for _ in range(count)]
         titles = ["", *(titles or [""] * (len(self.header) - 1))]
         header = [a + escaped(b) for a, b in zip(titles, self.header, strict=True)]

@@ -62,6 +62,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             if path.exists() and not is_kind(path):
                 raise UsageError(f"{path} is not a {kind}: move it away, or give another --workdir")
         rows = self._keep_until(resume_step)
+        # -1 comes before every step, so the first row may be of step 0.
         self._last = rows[-1]["step"] if rows else -1
         self._board = _EventFile(folder / "tensorboard")
         self._board.write(*rows)
@@ -130,6 +131,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         if lost:
             # Whatever the broken lines held can still be looked at.
             shutil.copyfile(self._path, self._path.with_suffix(".jsonl.damaged"))
+        # The file is rewritten only if something is dropped.
         if new != old:
             part = self._path.with_suffix(".jsonl.tmp")
             with part.open("wb") as file:

@@ -143,6 +143,7 @@ def _experiment(record: dict[str, Any]) -> dict[str, Any]:
 
     defaults = settings_lib.as_dict(Settings())
     name = record.get("method", {}).get("name")
+    # A method that this version lacks has no defaults here; its name makes the difference that is reported.
     defaults["method"] = dataclasses.asdict(methods.options(name)) if name in methods.NAMES else {}
     return {
         section: {**values, **record.get(section, {})}

@@ -169,6 +169,7 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
             png = io.BytesIO()
             image.convert("L" if image.mode in ("1", "L") else "RGB").save(png, format="PNG")
             return png.getvalue()
+    # UsageError is a ValueError, which the clause below would catch.
     except UsageError:
         raise
     # Pillow reports damage by several types, SyntaxError one of them.
