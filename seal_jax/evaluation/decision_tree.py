@@ -52,9 +52,11 @@ class Node(NamedTuple):
         >>> Node({"LW": 9, "FC": 3, "BL": 1}).top, Node({"LW": 4, "FC": 3, "BL": 3, "DSD": 1}).top
         (('LW',), ('LW', 'FC', 'BL'))
         """
+        # A stable sort: of methods equally frequent, the one that was counted first comes first.
         ordered = sorted(self.counts, key=lambda name: -self.counts[name])
         if self.gini <= IMPURE:
             return (ordered[0],)
+        # argmax of booleans is the first place at which the sum reaches half of the settings.
         sums = np.cumsum([self.counts[name] for name in ordered])
         least = self.counts[ordered[int(np.argmax(2 * sums >= self.samples))]]
         return tuple(name for name in ordered if self.counts[name] >= least)
@@ -140,6 +142,7 @@ def fit(
     classifier = DecisionTreeClassifier(
         max_depth=max_depth, min_samples_leaf=min_leaf, random_state=0
     )
+    # [settings, questions]
     matrix = np.stack(columns, axis=1).astype(float)
     classifier.fit(matrix, np.asarray(best, dtype=object).astype(str))
     tree = classifier.tree_
@@ -149,9 +152,11 @@ def fit(
         inside = [name for name, here in zip(best, went_through[:, index], strict=True) if here]
         counts = {name: inside.count(name) for name in dict.fromkeys(inside)}
         left, right = int(tree.children_left[index]), int(tree.children_right[index])
+        # scikit-learn marks a leaf's children by -1.
         if left < 0:
             return Node(counts)
         question = questions[int(tree.feature[index])]
+        # scikit-learn sends values up to the threshold to the left, which here is "yes".
         if question.endswith("<="):
             return Node(counts, f"{question} {tree.threshold[index]:,.6g}", node(left), node(right))
         return Node(counts, question, node(right), node(left))  # 0 or 1: the right is the ones
@@ -164,6 +169,7 @@ def _columns(features: Mapping[str, Sequence[Any]]) -> tuple[list[np.ndarray], l
     columns: list[np.ndarray] = []
     questions: list[str] = []
     for name, values in features.items():
+        # A category becomes a column of 0 and 1 for each of its values, since scikit-learn divides numbers only.
         if any(isinstance(value, str) for value in values):
             for choice in dict.fromkeys(values):
                 columns.append(np.asarray([value == choice for value in values], float))
