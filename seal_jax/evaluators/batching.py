@@ -1,4 +1,4 @@
-"""Images of a loaded run in batches on the devices, and the options that say how many and which loss."""
+"""Batches of a loaded run's images on the devices, and the options of their size and loss."""
 
 from __future__ import annotations
 
