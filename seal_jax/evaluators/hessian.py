@@ -197,7 +197,7 @@ class Measurement:
         drop = options.train_mode or settings.train.drop_last
         order = epoch_order(jax.random.key(options.seed), len(train), batch_size, drop)
         rows, weights = map(np.asarray, order)
-        # The first batches of one epoch's order: no image is in two of them.
+        # The first batches of one epoch's order: no image counts in two of them.
         count = options.batches or len(rows)
         if count > len(rows):
             raise UsageError(f"--batches={count} is more than the {len(rows)} of an epoch")

@@ -44,9 +44,11 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     train = loaded_run.dataset.train
     if options.sample > len(train):
         raise UsageError(f"--sample={options.sample} is more than the {len(train)} training images")
+    # The same sample for all networks.
     chosen = np.random.default_rng(options.seed).choice(len(train), options.sample, replace=False)
 
     def measure(network: Network) -> dict[str, Any]:
+        # All training images, ascending: a positive margin is a correct prediction.
         margins = library.margins(loaded_run.logits(network, train.images), train.labels)
         head = network.variables["params"][loaded_run.model.head]
         features = loaded_run.features(network, train.images[np.sort(chosen)])
@@ -54,6 +56,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             **network.identity,
             "train_accuracy": float((margins > 0).mean()),
             "median": float(np.median(margins)),
+            # The bias is left out: the paper's measure is of the weight matrix.
             "size_of_weights": library.size_of_weights(features, np.asarray(head["kernel"])),
             "smallest": margins[: options.count].tolist(),
         }

@@ -28,7 +28,7 @@ CHUNK = 50  # mini-batches of one work item
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which mini-batches, and the sizes of steps.
+    """The mini-batches, and the settings of the three steps.
 
     Attributes:
       batches: training mini-batches.
@@ -74,6 +74,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     model, train = loaded_run.model, options.batch_norm == "batch"
 
     def batches(size: int, start: int) -> Any:
+        # All work items cut one sequence of mini-batches, so CHUNK does not change which there are.
         rows = mini_batches(len(split), size, options.batches, seed=options.seed)
         # The last work item is filled up with other batches, so that all have one program.
         chunk = np.arange(start, start + min(CHUNK, options.batches)) % options.batches

@@ -29,7 +29,7 @@ STEM = "stem"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the k-NN probes are given.
+    """The input of the k-NN probes.
 
     Attributes:
       k: neighbours; 5 in the SEAL paper, 30 in Baldock et al.
@@ -65,6 +65,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         split.rows(np.arange(options.images)) if 0 < options.images < len(split) else split
         for split in (loaded_run.dataset.train, loaded_run.dataset.test)
     )
+    # Shapes alone, so nothing is computed: which layers there are, and how many numbers each gives.
     sample = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
     known = jax.eval_shape(outputs, loaded_run.networks[0].variables, sample)
     layers = [name for name in (STEM, *model.round_blocks) if name in known]
@@ -74,6 +75,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
                 f"--layers={layer} is no block of {model.name}, which has {', '.join(layers)}"
                 f"{nearest(layer, layers)}"
             )
+    # In the network's order, in whatever order they were asked for: depth counts from the bottom.
     layers = [layer for layer in layers if options.layers is None or layer in options.layers]
     if not layers:
         raise UsageError(f"{model.name} declares no blocks to probe; take another network")
@@ -98,10 +100,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return library.Rows(len(split), size, read)
 
     @functools.lru_cache(maxsize=1)
+    # Work items have the layers of a network in a row, so its predictions are computed once.
     def predictions(network: Network) -> np.ndarray:
         return loaded_run.logits(network, test.images, options.batch_size).argmax(-1)
 
     def measure(network: Network, layer: str) -> dict[str, Any]:
+        # Rows of both are computed as they are read: a layer's outputs of a whole training set need not fit in
+        # memory.
         by_neighbours = library.knn(
             features(network, layer, train),
             train.labels,
@@ -132,6 +137,8 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
     rows = []
     for layers in grouped(records, batching.NETWORK).values():
         agrees = np.array([[character == "1" for character in row["agrees"]] for row in layers])
+        # Records hold whether each probe agrees with the network, so the network's own "prediction" is True
+        # throughout.
         depths = library.depth(agrees, np.ones(agrees.shape[1], bool))
         of_layer = ("layer", "accuracy", "agrees")
         rows.append(
@@ -148,6 +155,7 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the accuracy of the probe on every layer, a column for each run and weights."""
+    # One column for each run and weights: older checkpoints are in the plot only.
     newest = tables.newest(rows)
     layers = dict.fromkeys(layer for row in rows for layer in row["layers"])
     lines = [
@@ -206,6 +214,7 @@ def _draw_over_layers(figure: Figure, rows: Sequence[Record]) -> Axes:
 
 def _draw_over_steps(figure: Figure, rows: Sequence[Record]) -> Axes:
     """Draw a panel for each run: the accuracy of every layer at every checkpoint (Figure 3)."""
+    # The best weights may be the same in several checkpoints; the last ones show the course.
     weights = "last" if any(row["weights"] == "last" for row in rows) else "best"
     runs = grouped([row for row in rows if row["weights"] == weights], ("run",))
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
