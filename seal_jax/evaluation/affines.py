@@ -76,8 +76,8 @@ def affines_of(params: Any, batch_stats: Any) -> dict[str, Any]:
     affines: dict[str, Any] = {}
     for name, statistics in batch_stats.items():
         if name in params and isinstance(statistics, Mapping):
-            # Only running statistics tell a BatchNorm: other norms have a scale and a bias too.
             part = params[name]
+            # Only running statistics tell a BatchNorm: other norms have a scale and a bias too.
             below = dict(part) if "mean" in statistics else affines_of(part, statistics)
             if below:
                 affines[name] = below
@@ -171,8 +171,7 @@ def linear_affines(
     def learn(drawn: Episode) -> Any:
         pixels = rows[np.concatenate([drawn.support, drawn.query], axis=1)]
         correct, finite, diverged, kept = jax.device_get(tune(variables, pixels, drawn, spec))
-        # Checked with each chunk, since the features of all images are never computed beforehand as those of
-        # few_shot.linear are.
+        # Checked with each chunk: unlike in few_shot.linear, features are not computed beforehand.
         if not np.all(finite):
             raise UsageError("features hold NaN or infinity: the network or its input is broken")
         return correct, diverged, kept
@@ -216,8 +215,7 @@ def _features(spec: Spec, variables: Any, rows: jax.Array, train: bool) -> tuple
 
 
 def _logits(features: jax.Array, head: tuple[jax.Array, jax.Array]) -> jax.Array:
-    # Kernel [ways, d], as torch stores it. Full precision as in few_shot.linear: accelerators round the factors of
-    # products.
+    # Kernel [ways, d], as torch stores it. Full precision, since accelerators round the factors of products.
     return jnp.matmul(features, head[0].T, precision="highest") + head[1]
 
 
@@ -271,8 +269,8 @@ def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> 
         affines, head = trained
         tuned = _with_trained(variables, affines, statistics)
         features, updated = _features(spec, tuned, support[rows], protocol.statistics != "running")
-        # "batch_only" normalises with the batch too, and drops the running statistics that come of it.
         mean = mean_cross_entropy(_logits(features, head), labels[rows])
+        # "batch_only" normalises with the batch too, and drops the running statistics that result.
         return mean, updated if protocol.statistics == "batch" else statistics
 
     def step(state, rows):

@@ -98,7 +98,7 @@ def sizes(params: PyTree, start: PyTree, head: str) -> tuple[jax.Array, jax.Arra
       start: those of the source, ``head`` left out or not.
       head: the classifier's name; W is its kernel, and all other parameters are theta.
     """
-    # The heads are left out: they have other classes, so their difference has no meaning.
+    # Theta is the features alone: the new head does not start from the source's.
     squares = jax.tree.map(
         lambda now, then: jnp.sum((now - then).astype(jnp.float32) ** 2),
         {name: leaf for name, leaf in params.items() if name != head},

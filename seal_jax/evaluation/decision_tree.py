@@ -56,8 +56,8 @@ class Node(NamedTuple):
         ordered = sorted(self.counts, key=lambda name: -self.counts[name])
         if self.gini <= IMPURE:
             return (ordered[0],)
-        # argmax of booleans is the first place at which the sum reaches half of the settings.
         sums = np.cumsum([self.counts[name] for name in ordered])
+        # argmax of booleans is the first place at which the sum reaches half of the settings.
         least = self.counts[ordered[int(np.argmax(2 * sums >= self.samples))]]
         return tuple(name for name in ordered if self.counts[name] >= least)
 
@@ -142,8 +142,7 @@ def fit(
     classifier = DecisionTreeClassifier(
         max_depth=max_depth, min_samples_leaf=min_leaf, random_state=0
     )
-    # [settings, questions]
-    matrix = np.stack(columns, axis=1).astype(float)
+    matrix = np.stack(columns, axis=1).astype(float)  # [settings, questions]
     classifier.fit(matrix, np.asarray(best, dtype=object).astype(str))
     tree = classifier.tree_
     went_through = classifier.decision_path(matrix).toarray().astype(bool)  # [settings, nodes]

@@ -119,7 +119,7 @@ def check(labels: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
         raise UsageError(
             f"shots + queries = {needed} is more than the {np.min(counts)} images of class {rare}"
         )
-    # A stable sort keeps the rows of each class in the order of the data, so the same data gives the same episodes.
+    # A stable sort keeps the rows of each class in the order of the data: episodes depend on it.
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.cumsum(counts)[:-1])
 

@@ -40,8 +40,8 @@ def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -
     )
     check_number("batches", count, lambda value: value >= 1, "be at least 1", whole=True)
     check_seed("seed", seed)
-    # Every epoch has its own generator, so batch i is the same however many are asked for.
     per_epoch = examples // batch_size
+    # Every epoch has its own generator, so batch i is the same however many are asked for.
     epochs = [
         np.random.default_rng([seed, epoch]).permutation(examples)[: per_epoch * batch_size]
         for epoch in range(-(-count // per_epoch))

@@ -112,8 +112,7 @@ def fit(
     protocol = dataclasses.replace(protocol, learning_rates=(1.0,))
     width, targets = test[0].shape[1], jnp.asarray(labels)
     state, key = _start(jax.random.key(seed), rates, width, num_classes)
-    # Augmented features are new in every epoch, so a program trains for one epoch; cached ones allow one for all
-    # epochs.
+    # Augmented features are new in every epoch, so the program is that of one; with cached ones it is of all.
     if callable(features):
         for number in range(protocol.epochs):
             of_epoch = features(number)
@@ -143,9 +142,9 @@ def _check(
 @partial(jax.jit, static_argnames=("size", "num_classes"))
 def _start(key, rates, size, num_classes):
     """Return weights and momentum of all learning rates, and the key of the orders."""
-    # One draw for all rates: they must differ in nothing but the rate.
     start_key, order_key = jax.random.split(key)
     bound = 1 / math.sqrt(size)
+    # One draw for all rates: they must differ in nothing but the rate.
     drawn = jax.random.uniform(start_key, (size + 1, num_classes), minval=-bound, maxval=bound)
     # kernel [d, classes] and bias [classes]; below with a leading axis of learning rates
     params = (drawn[:-1], drawn[-1])
@@ -169,8 +168,7 @@ def _epoch(state, key, number, rates, features, labels, protocol):
     count = len(labels)
     batch = min(protocol.batch_size, count)
     steps = -(-count // batch)
-    # The last batch is filled up at weight 0, so that all steps have one shape; its mean is over the images that are
-    # left.
+    # The last batch is padded at weight 0, so all steps have one shape; its mean is over the remaining images.
     weights = (jnp.arange(steps * batch) < count).astype(jnp.float32).reshape(steps, batch)
     # A function of seed and epoch: the order is the same whether epochs run one by one or in one scan.
     order = jax.random.permutation(jax.random.fold_in(key, number), count)

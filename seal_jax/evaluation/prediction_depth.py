@@ -100,11 +100,11 @@ def knn(
     # Every device has at least k rows of the bank to choose from, and all have equally many.
     columns = columns // len(devices) * len(devices)
     mesh = meshes.along(BANK, devices)
-    # The bank is the outer loop: its chunks are read and placed once, and the nearest so far, k numbers for each
-    # query, are all that is kept between chunks.
     starts = range(0, queries.number, rows)
     nearest = [(jnp.full((rows, k), jnp.inf), jnp.zeros((rows, k), jnp.int32)) for _ in starts]
     centre = np.zeros(bank.size)
+    # The bank is the outer loop: its chunks are read and placed once. Between chunks only the nearest so far are
+    # kept, k distances and labels for each query.
     for first in range(0, bank.number, columns):
         raw = bank.read(first, min(first + columns, bank.number))
         if metric == "l2" and first == 0:
@@ -170,8 +170,7 @@ def _merge(near, labels, queries, bank, codes, count, offset, *, mesh):
         product = jnp.matmul(queries, bank.T, precision="highest")
         # [queries, rows of the bank on this device]
         distances = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * product
-        # The row's number within the whole chunk: filling comes after ``count`` rows, wherever that is on the
-        # devices.
+        # The row's number within the whole chunk, of which the first ``count`` are rows and the rest filling.
         column = jax.lax.axis_index(BANK) * bank.shape[0] + jnp.arange(bank.shape[0])
         itself = column == jnp.arange(queries.shape[0])[:, None] + offset
         distances = jnp.where((column < count) & ~itself, distances, jnp.inf)

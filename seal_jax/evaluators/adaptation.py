@@ -272,12 +272,11 @@ class Replay:
         experiment = self.experiment
         starts = experiment.starts(experiment.seeds, self.init_from())
         state = experiment.init(starts, self.split("train"))
-        # The source's head is placed once, by seed as the weights are that it takes its place in.
+        # Divided by seed, like the weights among which it replaces the new head.
         place_head = functools.partial(meshes.place, experiment.mesh, spec=meshes.BY_SEED)
         trace = Trace(
             self,
-            # Distances are from the source's features. A parameter that the source lacks counts from its initial
-            # value.
+            # Distances are from the source's features; a parameter that it lacks counts from its initial value.
             features=pretrained.merge(
                 {name: v for name, v in state.weights.params.items() if name != self.head},
                 starts.init_from,
@@ -300,7 +299,6 @@ class Replay:
 
     def split(self, name: str) -> Arrays:
         """Return "train", "validation", "test" or the "source" task's test split on the devices."""
-        # A compiled program belongs to one experiment object: with the scorer's, all systems share one.
         scorer = self._scorer
         if name not in scorer._placed:
             scorer._placed[name] = place(scorer.experiment.mesh, scorer._splits[name])
@@ -308,6 +306,7 @@ class Replay:
 
     def validation_accuracy(self, weights: Weights) -> np.ndarray:
         """Return the accuracy ``[S]`` on the validation split."""
+        # A compiled program belongs to one experiment object: with the scorer's, all systems share one.
         score = self._scorer.experiment.score_validation
         sums = jax.device_get(score(weights, self.split("validation")))
         return _mean(sums.correct, sums)
@@ -368,8 +367,7 @@ class Trace:
     def observe(self, weights: Weights, step: int) -> None:
         """Score what is due; after an early end the steps left out have the last one's weights."""
         while self._due and self._due[-1] <= step:
-            # Losses stay on the device until a measurement waits for it anyway: to fetch each would make the host
-            # wait at every step.
+            # Fetched only where a measurement waits for the device anyway: otherwise the host would at every step.
             if self.losses:
                 finite = np.isfinite(np.concatenate(jax.device_get(self.losses), 1))
                 self.losses = []
@@ -441,8 +439,7 @@ def _choose(better: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 def _mesh(settings: Settings) -> Mesh:
     """Return the mesh over as many devices as seeds and batch can be divided over."""
     devices = jax.devices()
-    # The run may have been on another machine. Results do not depend on the layout beyond rounding, so the one with
-    # the most devices is taken.
+    # Not the run's own layout, which may be of another machine: results do not depend on it beyond rounding.
     for count in range(len(devices), 1, -1):
         with contextlib.suppress(UsageError):
             return meshes.make(settings, devices[:count])

@@ -138,8 +138,7 @@ def evaluate(
                 progress.update(number)
         try:
             rows = evaluator.rows([cache.records[item.key] for item in items])
-            # The table is made, though the caller prints it, so that cached records that do not fit are found before
-            # anything is written.
+            # The caller prints the table. Here it finds cached records that do not fit before anything is written.
             evaluator.table(rows)
             write(evaluator, header, rows, output)
         except evaluators.UNFIT as error:
@@ -159,7 +158,7 @@ def write(
     """Write ``results.json``, ``results.csv`` and the plot, each file atomically."""
     from matplotlib.figure import Figure
 
-    # All three contents are made before the first file is written, so a failure leaves the earlier results whole.
+    # Drawn before the first file is written: records that do not fit fail here, and earlier results stay whole.
     figure = Figure(figsize=evaluator.size(rows), dpi=120, layout="constrained")
     evaluator.draw(figure, [{**row, "run": plots.drawable(row["run"])} for row in rows])
     picture = plots.as_png(figure)

@@ -84,7 +84,7 @@ class Options:
                 )
         counts = ("episodes", "chunk", "affines_chunk", "together", "image_size", "batch_size")
         check_least(self, **dict.fromkeys(counts, 1))
-        # Checked by the library's own rules: a protocol refuses what it cannot be.
+        # Built for its checks alone: what the library refuses is an error before any work.
         for shots in self.shots:
             self.protocol(shots)
 

@@ -165,8 +165,7 @@ def table(rows: Sequence[Record]) -> Table:
     train_xi = {batching.network_of(row): row["xi"] for row in rows if row["split"] == "train"}
 
     def ratio(row: Record) -> float | None:
-        # The same network's training split: a ratio of medians, as the paper compares the peaks of both
-        # distributions.
+        # Of medians, over the same network's training split; the paper compares the peaks of both distributions.
         of_train = train_xi.get(batching.network_of(row))
         return row["xi"] / of_train if row["split"] == "test" and row["xi"] and of_train else None
 

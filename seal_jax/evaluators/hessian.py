@@ -107,7 +107,7 @@ class Options:
                 raise UsageError(f"--parts={part} must be one of {', '.join(PARTS)}")
         positive = ("eigenvalues", "max_products", "probes", "density_steps", "batch_eigenvalues")
         sizes = ("batch_size", "chunk", "data_batch_size", "byte_budget")
-        # Below these numbers of products or steps the estimators are not defined.
+        # For products and steps: with fewer the estimators are not defined.
         least = {
             **dict.fromkeys((*positive, *sizes), 1),
             **dict.fromkeys(("threshold", "batches", "examples", "weight_decay", "seed"), 0),
@@ -365,8 +365,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     measurement = Measurement(loaded_run, options)
     measurement.check(loaded_run.networks[0])  # all have the same shapes
     parts: list[tuple[str, Any]] = []
-    # A probe of the density and a chunk of mini-batches are work items of their own, so that an interrupted
-    # evaluation loses little.
+    # One probe of the density, or one chunk of mini-batches, is a work item: an interrupted evaluation loses little.
     divided = {
         "density": range(options.probes),
         "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),

@@ -122,8 +122,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         # vectors have the rank as their first axis
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         eigenvalue = float(pairs.values[rank])
-        # Known curvatures start both searches beyond the minimum of a parabola, which saves a third of the
-        # evaluations.
+        # Both searches get their curvature, which saves a third of the evaluations.
         curvature = float(library.curvature(loss, variables, direction, test))
         on_test = library.increment(loss, variables, direction, test, second_derivative=curvature)
         if on_test.bounded:  # towards the test minimum, so that slices of all seeds agree

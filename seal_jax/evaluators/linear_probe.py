@@ -105,8 +105,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         outputs = model.features(variables, renormalise(images))[options.features]
-        # A block's output [n, height, width, channels] becomes [n, channels]; the classifier's input already is [n,
-        # d].
+        # A block's output is [n, height, width, channels]; the classifier's own input is already flat.
         return outputs.mean((1, 2), dtype=jnp.float32) if outputs.ndim == 4 else outputs
 
     def features(network: Network, images: np.ndarray) -> np.ndarray:
@@ -133,7 +132,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "dataset": name,
             "train_images": len(train),
             "test_images": len(test),
-            # Without a test split the images scored on were held out by us: the table says so.
+            # Without a test split, images were held out to be scored on: the table says so.
             "held_out": not complete[name],
             "classes": dataset.num_classes,
             "accuracy": float(probe.accuracies[probe.best]),
@@ -156,8 +155,7 @@ def _augmentation(options: Options, shape: tuple[int, int, int]) -> data.Augment
         return None
     channels = shape[-1]
     padding = options.crop_padding if options.augmentation == "crop_flip" else 0
-    # (x / 255 - 0) / (1 / 255) = x: augmented images stay uint8 and are normalised with the features, as all images
-    # are.
+    # (x / 255 - 0) / (1 / 255) = x: augmented images stay uint8, and are normalised later like all others.
     augmentation = data.Augmentation(
         mean=(0.0,) * channels, std=(1 / 255,) * channels, crop_padding=padding, flip=True
     )

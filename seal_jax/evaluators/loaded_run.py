@@ -189,8 +189,7 @@ class LoadedRun:
         train = self.settings.train
         per_epoch = steps_per_epoch(len(self.dataset.train), train.batch_size, train.drop_last)
         clock = Clock(per_epoch, train.epochs_per_generation)
-        # A checkpoint at a generation's last step is saved before the event that starts the next one: it belongs to
-        # the generation that it ends.
+        # A generation's last checkpoint is saved before the event that starts the next, so it belongs to the former.
         generation = int(clock.generation(max(step - 1, 0)))
         networks = []
         for weights in asked or SOURCES:
@@ -239,8 +238,7 @@ class LoadedRun:
                     f"train.seeds = {self.settings.train.seeds}; evaluate the run's own folder"
                 )
         for name, leaf in saved.items():
-            # The reverse check: a network of fewer layers would fit, and lose weights. LW's normalisers are not the
-            # model's own.
+            # The reverse check: a smaller network would fit, and lose weights. Only LW's normalisers may be extra.
             if name not in expected and not name.startswith("normalisers/"):
                 raise UsageError(
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: it has "

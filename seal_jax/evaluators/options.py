@@ -126,8 +126,7 @@ def shown(value: Any) -> str:
 def descriptions(options: type) -> dict[str, str]:
     """Return the texts of the ``Attributes:`` section of a docstring, by name."""
     section = inspect.cleandoc(options.__doc__ or "").partition("Attributes:\n")[2]
-    # The section ends at the next line that is not indented; an entry begins at two blanks and a name, its further
-    # lines at four.
+    # The section ends at the next line that is not indented; an entry begins with two blanks and a name.
     section = re.split(r"^(?=\S)", section, flags=re.MULTILINE)[0]
     entries = re.split(r"^  (?=\w+: )", section, flags=re.MULTILINE)[1:]
     return {name: " ".join(text.split()) for name, _, text in (e.partition(": ") for e in entries)}

@@ -99,14 +99,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         size = jax.eval_shape(features_of(layer), network.variables, sample).shape[1]
         return library.Rows(len(split), size, read)
 
-    @functools.lru_cache(maxsize=1)
     # Work items have the layers of a network in a row, so its predictions are computed once.
+    @functools.lru_cache(maxsize=1)
     def predictions(network: Network) -> np.ndarray:
         return loaded_run.logits(network, test.images, options.batch_size).argmax(-1)
 
     def measure(network: Network, layer: str) -> dict[str, Any]:
-        # Rows of both are computed as they are read: a layer's outputs of a whole training set need not fit in
-        # memory.
+        # Rows are computed when they are read: a layer's outputs of all training images need not fit in memory.
         by_neighbours = library.knn(
             features(network, layer, train),
             train.labels,
@@ -137,8 +136,7 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
     rows = []
     for layers in grouped(records, batching.NETWORK).values():
         agrees = np.array([[character == "1" for character in row["agrees"]] for row in layers])
-        # Records hold whether each probe agrees with the network, so the network's own "prediction" is True
-        # throughout.
+        # Records hold whether each probe agrees with the network, so the network's own "prediction" is True.
         depths = library.depth(agrees, np.ones(agrees.shape[1], bool))
         of_layer = ("layer", "accuracy", "agrees")
         rows.append(
@@ -155,7 +153,6 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
 
 def table(rows: Sequence[Record]) -> Table:
     """Return the accuracy of the probe on every layer, a column for each run and weights."""
-    # One column for each run and weights: older checkpoints are in the plot only.
     newest = tables.newest(rows)
     layers = dict.fromkeys(layer for row in rows for layer in row["layers"])
     lines = [

@@ -77,7 +77,7 @@ class ResultCache:
                 f"{self._path.parent} holds another evaluation ({'; '.join(changed[:3])}{more}); "
                 "give another --output, or --overwrite"
             )
-        # Later lines than the first bad one are dropped too. Only the last can be cut off, so any other is damage.
+        # Lines after the first bad one are dropped too: only the last can have been cut off, any other is damaged.
         for _, entry, problem in lines:
             try:
                 entry = records.check(_Entry, entry, "")

@@ -80,8 +80,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
     decoder = sources.make_decoder(builder.info, None, None)
     splits = [split for split, info in builder.info.splits.items() if info.num_examples]
-    # Records are read raw and parsed by the decoder's features, the image and the label alone; the image stays
-    # encoded.
+    # Records are parsed by the decoder's features, the image and the label alone; the image stays encoded.
     skip = {decoder.image: tfds.decode.SkipDecoding()}
     labels = []
     try:
