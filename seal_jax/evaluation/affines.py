@@ -33,7 +33,7 @@ Statistics = Literal["batch", "batch_only", "running"]
 
 @dataclasses.dataclass(frozen=True)
 class Protocol(few_shot.Protocol):
-    """What an episode is, and how it is learnt; the other fields are the linear classifier's.
+    """The definition of an episode and of its training; the other fields are the linear classifier's.
 
     Attributes:
       affine_learning_rate: of scales and biases, by SGD without momentum and without decay.
@@ -43,9 +43,9 @@ class Protocol(few_shot.Protocol):
         "batch" is what a network in training mode does in the public protocol: statistics of the
         batch, which also enter the running ones, the variance times n / (n - 1). Without that the
         queries, of another domain than the network's own data, would be normalised with statistics
-        that the scales and biases have never met. A last batch of one image joins the batch before
-        it: one image has no statistics where the last feature map is one pixel, and poor ones
-        elsewhere. It then is one of ``batch_size + 1``, and no image is left out.
+        that the scales and biases were not trained with. A last batch of one image joins the batch
+        before it: one image has no statistics where the last feature map is one pixel, and poor ones
+        elsewhere. Together they are a batch of ``batch_size + 1``; no image is left out.
 
         "batch_only" leaves the running statistics as they are. "running" uses them for learning too,
         and keeps a batch of one.
@@ -126,11 +126,11 @@ def linear_affines(
 
     Args:
       model: a network with BatchNorm.
-      variables: of it, ``{"params": ..., "batch_stats": ...}``, and "normalisers" where it has some.
+      variables: its variables, ``{"params": ..., "batch_stats": ...}``, and "normalisers" where there are some.
       images: uint8 ``[n, height, width, channels]``, on the host.
       labels: integers ``[n]``.
       normalise: traced function of uint8 ``[N, height, width, channels]`` to the network's input.
-      protocol: what an episode is, and how it is learnt.
+      protocol: the definition of an episode and of its training.
       together: episodes side by side on a device; by default as many as ``byte_budget`` holds.
       byte_budget: bytes of a device for the activations of learning, as estimated; by default a
         third of its memory, or 256 MiB where it does not report one (CPU).

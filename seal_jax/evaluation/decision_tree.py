@@ -31,7 +31,7 @@ class Node(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """How many settings there are."""
+        """Number of settings."""
         return sum(self.counts.values())
 
     @property
@@ -72,7 +72,7 @@ class Node(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """Questions on the longest way down."""
+        """Questions on the longest path to a leaf."""
         return max((1 + child.depth for child in self.children), default=0)
 
     @property
@@ -82,7 +82,7 @@ class Node(NamedTuple):
         return ", ".join(f"{name} {count}" for name, count in ordered)
 
     def as_text(self) -> str:
-        """Return the tree, a line a node.
+        """Return the tree, one line per node.
 
         >>> print(Node({"A": 3, "B": 2}, "x <= 1", Node({"A": 3}), Node({"B": 2})).as_text())
         x <= 1?  (A 3, B 2)
@@ -111,14 +111,15 @@ def fit(
     """Fit scikit-learn's decision tree to the best method of each setting; return its root.
 
     Args:
-      features: by name a value a setting: numbers are divided by a threshold, booleans and strings
-        one value against the others.
+      features: by name, one value per setting: numbers are divided by a threshold, booleans and
+        strings one value against the others.
       best: the best method of each setting.
       max_depth: of the tree; the paper's 4.
       min_leaf: settings in a leaf at least; the paper's 7.
 
     Raises:
-      UsageError: no settings, as many features as there are none, or a number out of its range.
+      UsageError: no settings or no features, features of another length than ``best``, or a number
+        out of range.
 
     References:
       Alabdulmohsin et al. 2022, section 3.1 and Figure 3.

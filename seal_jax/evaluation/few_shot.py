@@ -42,7 +42,7 @@ class Protocol:
       shots: images of each class to learn from.
       queries: images of each class to be scored on.
       epochs: passes over the images to learn from.
-      batch_size: images a step; the last batch of a pass may be smaller.
+      batch_size: images per step; the last batch of a pass may be smaller.
       learning_rate: of SGD.
       momentum: its momentum.
       dampening: a gradient enters the momentum with weight 1 - dampening, the first with 1.
@@ -217,7 +217,7 @@ def linear(
     Args:
       features: float ``[n, d]``, the classifier's input for every image.
       labels: integers ``[n]``.
-      protocol: what an episode is, and how it is learnt.
+      protocol: the definition of an episode and of its training.
       seed: of the evaluation.
       episodes: how many.
       first: the number of the first, to continue an evaluation.

@@ -34,7 +34,7 @@ class Protocol:
     Attributes:
       learning_rates: one classifier each; constant, without a schedule.
       epochs: passes over the features.
-      batch_size: features a step; the last of a pass may be fewer.
+      batch_size: features per step; the last batch of a pass may be smaller.
       momentum: of SGD.
       weight_decay: coupled L2.
     """
@@ -94,7 +94,7 @@ def fit(
         0, 1, ..., that returns those of its augmented images.
       test: features and labels to be scored on.
       num_classes: number of classes.
-      protocol: how they learn, by default as in the paper.
+      protocol: of their training, by default as in the paper.
       seed: of weights and order.
 
     Raises:

@@ -60,10 +60,10 @@ def flatness(
     All deviations share the draws, so that they differ in size alone; one program goes over all.
 
     Args:
-      accuracy: ``accuracy(params, *rest)``, traced; the same object for the same program.
+      accuracy: ``accuracy(params, *rest)``, traced; calls with the same object share a program.
       params: pytree of arrays.
       sigmas: deviations of the noise, at least 0.
-      rest: what else ``accuracy`` takes, such as data and BatchNorm's statistics.
+      rest: further arguments of ``accuracy``, such as data and BatchNorm's statistics.
       draws: of noise.
       key: of the noise; a fixed one by default.
 

@@ -21,10 +21,10 @@ BANK = "bank"
 
 
 class Rows(NamedTuple):
-    """Features that are computed when they are read, so that they need never be held all together.
+    """Features that are computed when they are read, so that they need not all be in memory.
 
     Attributes:
-      number: how many there are.
+      number: of rows.
       size: numbers in each.
       read: ``read(start, stop)`` returns ``[stop - start, ...]`` on the host; the same every time.
     """
@@ -73,7 +73,7 @@ def knn(
       k: neighbours; 5 in the SEAL paper, 30 in Baldock et al.
       metric: "l2" or "cosine".
       exclude_self: query i is bank row i, and no neighbour of itself.
-      byte_budget: bytes of what is held at a time: chunks of bank and queries, and their distances.
+      byte_budget: bytes in use at a time: chunks of bank and queries, and their distances.
 
     Raises:
       UsageError: k larger than the bank, shapes that do not fit, or values that are not finite.

@@ -21,7 +21,7 @@ class Comparisons(NamedTuple):
       wins: settings in which the column is better.
       p_values: of the exact one-sided binomial test.
       significant: at the level asked for, a star in the LW paper's Table 3.
-      corrected: and still so after Holm's step-down correction, a circle there.
+      corrected: significant after Holm's step-down correction too, a circle there.
       rules: how ties count and what the correction is over, for a table's caption.
     """
 
@@ -62,7 +62,7 @@ def compare(
       methods: names, m of them.
       scores: ``[settings, m]``, larger is better.
       level: of significance.
-      ties: settings in which two methods are equal speak for the null hypothesis, so "split" gives
+      ties: settings in which two methods are equal support the null hypothesis, so "split" gives
         each method half of them (Demsar; an odd one is ignored), and the test is conservative.
         "drop" leaves them all out, the test conditional on the settings that differ. The paper does
         not say; the marks of its Table 3 that its Tables 2, 6 and 7 give are the same by both.

@@ -113,7 +113,7 @@ def settings_of(
 
 
 def _normalisation(target: data.Dataset, source: Settings) -> str:
-    """Return whose statistics: the target's own if there are any, else those of the source."""
+    """Return the name of the channel statistics: the target's own if there are any, else the source's."""
     statistics = data.STATISTICS.get(target.name)
     if statistics is not None and len(statistics.mean) == target.image_shape[-1]:
         return target.name
@@ -152,7 +152,7 @@ def _traits(options: Mapping[str, Any], optimizer: str, nesterov: bool) -> tuple
 
 
 def source_of(loaded_run: LoadedRun, networks: Sequence[Network]) -> pretrained.Source:
-    """Return networks of a run, one per seed, as what an adaptation starts from."""
+    """Return networks of a run, one per seed, as the source of an adaptation."""
     trees = [dict(paths.named_leaves(network.variables)) for network in networks]
     # As a checkpoint names them, whichever weights they are: the adaptation takes its source as "last".
     leaves = {f"weights/{name}": np.stack([tree[name] for tree in trees]) for name in trees[0]}
@@ -204,7 +204,7 @@ class Replay:
     Args:
       settings: of the training; its division over devices and calls does not matter.
       dataset: its images.
-      source: what it starts from.
+      source: the run that it starts from.
       task: the data of the source.
       max_steps: to stop after; 0 for its whole length.
       scorer: another adaptation to the same data from the same task, whose compiled scoring and
@@ -259,7 +259,7 @@ class Replay:
         self._scorer = scorer or self
 
     def init_from(self) -> dict[str, np.ndarray]:
-        """Return what the trainings start from; computed at each call, since it can be large."""
+        """Return the arrays that the trainings start from; computed at each call, since they can be large."""
         return pretrained.take(
             self.settings,
             self._source,
@@ -365,7 +365,7 @@ class Trace:
         self._deployed: dict[str, np.ndarray] | None = None  # the scores of the best weights
 
     def observe(self, weights: Weights, step: int) -> None:
-        """Score what is due; after an early end the steps left out have the last one's weights."""
+        """Score the weights where due; steps skipped by an early stop count with the last step's weights."""
         while self._due and self._due[-1] <= step:
             # Fetched only where a measurement waits for the device anyway: otherwise the host would at every step.
             if self.losses:

@@ -73,7 +73,7 @@ class Options:
       validation_fraction: held out of the training images, unless they are the run's own.
       test_fraction: share of its images that a data set without a test split is tested on, stratified
         by class.
-      flip: random horizontal flip.
+      flip: whether training images are flipped at random.
     """
 
     max_steps: int = 0
@@ -129,7 +129,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ]
 
 
-# The key of an adaptation's work items, the adaptation, and what measures one of its seeds.
+# The key of an adaptation's work items, the adaptation, and the function that measures one of its seeds.
 _Adaptation = tuple[str, Replay, Callable[[int, int], dict[str, Any]]]
 
 
@@ -292,7 +292,7 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def table(rows: Sequence[Record]) -> Table:
-    """Return ADP at some checkpoints, and what Table 1 has, at the end."""
+    """Return ADP at some checkpoints, and the measures of Table 1 at the end."""
     groups, labels = grouped(rows, GROUP), _labels(rows)
     compared = any(_paper(records[0]) for records in groups.values())
     columns = [
@@ -375,7 +375,7 @@ def _paper(row: Record) -> str:
 
 
 def _deviations(rows: Sequence[Record]) -> list[str]:
-    """Say how near a repeated training is to the run's own record."""
+    """Return notes on how close repeated trainings are to the runs' own records."""
     largest: dict[str, float] = {}
     for row in rows:
         if row.get("deviation") is not None:
@@ -388,7 +388,7 @@ def _deviations(rows: Sequence[Record]) -> list[str]:
 
 
 def _labels(rows: Sequence[Record]) -> dict[tuple[Any, ...], str]:
-    """Return a name for each group that says no more than tells it from the others."""
+    """Return a name for each group, with the fields alone in which groups differ."""
     groups = list(grouped(rows, GROUP))
     differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
     # Different runs may have ended at different steps: with one group each, their names suffice.

@@ -23,7 +23,7 @@ from seal_jax.training.batches import padded_batches
 
 PyTree = Any
 BATCH = "batch"
-NETWORK = ("run", "weights", "step", "seed")  # what tells the networks of rows apart
+NETWORK = ("run", "weights", "step", "seed")  # the fields that identify a row's network
 
 
 def batch_sizes(
@@ -64,7 +64,7 @@ def parameters_rule(variables: Mapping[str, PyTree]) -> str | None:
 
 
 def network_of(row: Record) -> tuple[Any, ...]:
-    """Return what tells a row's network from the others."""
+    """Return the values that identify a row's network."""
     return tuple(row[name] for name in NETWORK)
 
 
@@ -114,7 +114,7 @@ def weighted_loss(
 
 
 def shardings(*batch_sizes: int) -> tuple[NamedSharding, NamedSharding]:
-    """Return the sharding of what every device has, and that of batches divided by their second axis.
+    """Return the sharding of replicated arrays, and that of batches divided along their second axis.
 
     As many of this process' devices take part as divide every batch.
     """

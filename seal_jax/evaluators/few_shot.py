@@ -52,7 +52,7 @@ class Options:
       chunk: episodes of the linear head in a work item.
       affines_chunk: episodes of the other head in a work item.
       together: of these, how many side by side on a device; "none" for what its memory holds.
-      batch_size: images a step of the frozen network.
+      batch_size: images per step of the frozen network.
     """
 
     datasets: tuple[str, ...] = (

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """The noise, and the images of the accuracy.
 
     Attributes:
       sigmas: standard deviations of the noise on every parameter.
       draws: of noise, the same for every deviation.
       images: training images the accuracy is of, a random sample; 0 for all.
-      batch_size: images a step.
+      batch_size: images per step.
       seed: of noise and sample.
     """
 

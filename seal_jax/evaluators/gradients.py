@@ -39,7 +39,7 @@ PAPER_RATIO = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How many mini-batches, and of how many images.
+    """The numbers of mini-batches and of their images.
 
     Attributes:
       batches: mini-batches of each split.

@@ -120,7 +120,7 @@ class Options:
 def make_loss(module: Any, augmentation: Augmentation, smoothing: float, train: bool) -> Any:
     """Return the mean cross entropy of a batch, a function of variables and batch.
 
-    With ``train``, BatchNorm uses the batch's own statistics and dropout drops, always alike.
+    With ``train``, BatchNorm uses the batch's own statistics, and dropout drops the same units each time.
     """
 
     def loss(variables: PyTree, batch: PyTree) -> jax.Array:
@@ -557,7 +557,7 @@ def _draw_density(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
         axes.plot(grid, mean, label=run, linewidth=1.2, **styles[run])
         highest = max(highest, float(np.max(mean)))
     axes.set_yscale("log")
-    # One eigenvalue among all of them is as little as there is to be seen.
+    # The least to be seen is one eigenvalue among all.
     least = min(1 / row["parameters"] for row in rows) / (_SIGMA * width * np.sqrt(2 * np.pi))
     # A margin over all decades that a density falls through would leave the axis mostly empty.
     axes.set_ylim(0.05 * least, 3 * max(highest, least))
@@ -566,7 +566,7 @@ def _draw_density(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
 
 
 def _density(row: Record) -> hessian.Density:
-    """Return a row's spectral density; its bounds of masses are lost."""
+    """Return a row's spectral density, without the bounds of its masses, which a row does not hold."""
     probes = row["density_probes"]
     nodes = np.reshape(row["nodes"], (probes, -1))
     weights = np.reshape(row["node_weights"], (probes, -1)) * probes

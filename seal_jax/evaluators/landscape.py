@@ -34,7 +34,7 @@ WHOLE = "all"  # the part that is the whole network
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Along what, on which data, and how far.
+    """The directions, the data, and the extent of the slices.
 
     Attributes:
       per: the parts of the network whose Hessians are taken one by one, beside that of all of it:

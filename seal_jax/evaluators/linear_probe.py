@@ -47,7 +47,7 @@ class Options:
       features: the classifier's input: that of the network's own classifier, or the output of a block,
         averaged over the image.
       seed: of the classifier's initial weights and of the order of the images.
-      feature_batch_size: images a step of the frozen network.
+      feature_batch_size: images per step of the frozen network.
     """
 
     datasets: tuple[str, ...] = (

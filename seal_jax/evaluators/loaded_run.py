@@ -62,7 +62,7 @@ class Network:
 class LoadedRun:
     """A run's networks and data.
 
-    Computation is in float32, whatever the training's precision was.
+    Computation is in float32, regardless of the training's precision.
 
     Args:
       run: the run's folder.
@@ -75,7 +75,7 @@ class LoadedRun:
 
     Raises:
       UsageError: no such run or checkpoint, a checkpoint of another network, weights that are not
-        finite, or data that is not there.
+        finite, or data that was not prepared.
     """
 
     def __init__(self, run: Path, *, weights: Sequence[str] = (), steps: str = "newest"):

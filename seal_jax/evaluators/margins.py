@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """The numbers of margins and of images.
 
     Attributes:
       count: smallest margins that are kept.
@@ -95,7 +95,7 @@ def table(rows: Sequence[Record]) -> Table:
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
-    """Draw the smallest margins in ascending order, one line a run, best and last side by side."""
+    """Draw the smallest margins in ascending order, one line per run, best and last side by side."""
     panels = plots.lines_by_weights(
         figure, tables.newest(rows), "rank", lambda row: row["smallest"]
     )

@@ -49,7 +49,7 @@ def read(options: type, parsed: argparse.Namespace) -> Any:
 
 
 def check_least(options: Any, **least: float) -> None:
-    """Raise unless each of the named options is finite and at least so much; ``None`` passes.
+    """Raise unless each of the named options is finite and at least its bound; ``None`` passes.
 
     A label smoothing and tolerances are checked by their own rules, in whichever options have them.
     """
@@ -111,7 +111,7 @@ def convert(hint: Any, text: str, name: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a value as one would type it.
+    """Return a value as typed on the command line.
 
     >>> shown((1, 5)), shown(None), shown(True)
     ('1,5', 'none', 'true')

@@ -40,7 +40,7 @@ class Options:
       layers: which blocks; none for all of them and the stem.
       images: training images in the bank, and test images, the first so many; 0 for all.
       byte_budget: bytes of features and distances held at a time.
-      batch_size: images a step of the network.
+      batch_size: images per step of the network.
     """
 
     k: int = 5

@@ -22,7 +22,7 @@ class ResultCache:
     Args:
       path: the file; its folder is made when the first record is kept.
       header: JSON values, nested by name.
-      overwrite: start again, whatever the file holds.
+      overwrite: start again and discard the file's records.
 
     Raises:
       UsageError: the file belongs to another evaluation, or cannot be read.

@@ -139,7 +139,7 @@ Normalise = Callable[[jax.Array], jax.Array]
 
 
 def normalisation(loaded_run: LoadedRun, name: str) -> tuple[Normalise, Normalise]:
-    """Return what normalises uint8 images, and what does so after the run's normalisation.
+    """Return a function that normalises uint8 images, and one that follows the run's own normalisation.
 
     Both are traced, and use the channel statistics called ``name``, "" for the run's.
     """
