@@ -309,6 +309,7 @@ def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> Non
             linestyle="-" if head == "linear" else "--",
             label=f"{run}, {HEADS[head]}",
         )
+        # The paper's number depends on the method, so all seeds share it.
         published = [paper(seeds[0]) for seeds in by_shots.values()]
         numbers = [(x, number.mean) for x, number in zip(place, published, strict=True) if number]
         if numbers:

@@ -284,6 +284,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> None
                 ecolor="#444444",
                 label=run if number == 0 else None,
             )
+            # The paper's number depends on the method, so all seeds share it.
             published = paper(seeds[0])
             if published is not None:
                 marks.append((place, published))

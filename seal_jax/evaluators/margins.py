@@ -74,6 +74,7 @@ def table(rows: Sequence[Record]) -> Table:
         [
             *tables.CHECKPOINT_COLUMNS,
             tables.seed_mean("train acc. %", "train_accuracy", scale=100),
+            # Margins are stored in ascending order.
             tables.seed_mean("smallest", lambda row: row["smallest"][0], 3),
             tables.seed_mean(
                 f"mean of {len(rows[0]['smallest'])} smallest",
