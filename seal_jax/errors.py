@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-# Exit codes of the command line.
+# Exit codes of the command line. 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h, 130 is
+# 128 + SIGINT, as shells report it.
 OK, CRASHED, USAGE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
 
 
@@ -58,6 +59,7 @@ def nonnegative(value: Any) -> bool:
 
 def known_zero(value: Any) -> bool:
     """Tell whether ``value`` is known to be 0 when the program is traced."""
+    # ``aval``: an array of JAX. Its value is not read: under a trace it has none, and otherwise the host would wait.
     return not hasattr(value, "aval") and not callable(value) and value == 0
 
 
@@ -66,16 +68,18 @@ def check_number(
 ) -> None:
     """Raise unless ``value`` is a number for which ``holds``; arrays, traced or not, pass unread.
 
-    NaN fails every comparison, so state ``holds`` as what is wanted, not as what is not.
+    NaN fails every comparison, so ``holds`` must say what is allowed, not what is refused.
 
     >>> check_number("rho", -1.0, nonnegative, "be 0 or positive")
     Traceback (most recent call last):
     ...
     seal_jax.errors.UsageError: rho = -1 must be 0 or positive
     """
+    # A traced array has no value to compare, and reading a concrete one makes the host wait for the device.
     if hasattr(value, "aval"):
         return
     kind = Integral if whole else Real
+    # True is an Integral to Python, and never a sensible number here.
     if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
         must = must if isinstance(value, kind) or not whole else f"be whole and {must}"
         number = isinstance(value, Real) and not isinstance(value, bool)
@@ -88,7 +92,7 @@ def check_integer(
 ) -> int:
     """Return ``value`` as a Python integer; raise unless it is whole and in ``least..most``.
 
-    ``bounds`` says in the message what the range is, where there is more to say than its ends.
+    ``bounds`` says in the message what the range is, where more is to be said than its ends.
 
     >>> check_integer("k", 1.5, least=1)
     Traceback (most recent call last):
@@ -130,6 +134,7 @@ def check_key(field: str, value: Any, *, optional: bool = False) -> Any:
 
     if value is None and optional:
         return jax.random.key(0)
+    # Typed keys have a dtype of their own; keys of the old style are uint32 with the key along the last axis.
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
     if dtype is None or not (
         jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == "uint32" and shape[-1:])
@@ -148,6 +153,7 @@ def check_tree(field: str, tree: Any, like: Any, name: str = "the parameters") -
             {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(node)}
             for node in (tree, like)
         )
+        # The paths can agree where the nodes differ, such as a list and a tuple of the same length.
         differ = ", ".join(sorted(paths ^ expected)[:3]) or "another kind of node"
         raise UsageError(f"{field} must be a tree like {name}; they differ in {differ}")
 
@@ -163,12 +169,13 @@ def check_features(field: str, value: Any, width: int | None = None) -> None:
     """Raise unless ``value`` is an array ``[n, d]`` of numbers, with d the ``width`` if it is given."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
     wide = width is None or shape[1:] == (width,)
+    # Kinds are refused by name, since bfloat16 and the 8-bit floats have NumPy's kind V, for void.
     if dtype is None or dtype.kind in "OSUMmb" or len(shape) != 2 or not wide:
         must = f"[n, {'d' if width is None else width}]"
         raise UsageError(f"{field} is {kind_of(value)}: it must be an array {must} of numbers")
 
 
 def kind_of(value: Any) -> str:
-    """Return what messages call a value that is no array of the right kind: dtype and shape."""
+    """Return dtype and shape of an array, or the type of another value, for messages that refuse it."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     return f"a {type(value).__name__}" if dtype is None else f"{dtype}{list(shape or ())}"

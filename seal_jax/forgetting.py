@@ -49,7 +49,7 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
     (True, [1.0, 1.0])
     """
     leaves, roles = paths.named_leaves(params), layers.roles(params)
-    # By layer, since PyTorch takes the bound of a bias from the kernel beside it.
+    # By layer, since PyTorch takes the bound of a bias from the layer's kernel.
     fan_in = {
         path.rpartition("/")[0]: layers.fans(path, leaf.shape, layout)[0]
         for (path, leaf), role in zip(leaves, roles, strict=True)
@@ -60,9 +60,11 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
         layer, _, name = path.rpartition("/")
         if not jnp.issubdtype(getattr(leaf, "dtype", bool), jnp.floating):
             return leaf
+        # PyTorch's normalisation layers start as the identity: scale 1, shift 0.
         if role == "norm":
             return jnp.full(leaf.shape, float(name not in layers.BIASES), leaf.dtype)
         bound = 1 / math.sqrt(fan_in[layer])
+        # One key per leaf, so that two leaves of one shape do not get the same draws.
         leaf_key = jax.random.fold_in(key, index)
         return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
 
@@ -120,6 +122,7 @@ def replace(params: PyTree, fresh: PyTree, selection: PyTree) -> PyTree:
     check_like(fresh, params)
 
     def choose(chosen, new, old):
+        # A static mask decides at trace time, so that a leaf which is kept costs nothing in the program.
         if isinstance(chosen, bool):
             return jnp.asarray(new, old.dtype) if chosen else old
         return jnp.where(chosen, jnp.asarray(new, old.dtype), old)
@@ -186,6 +189,7 @@ def shrink_and_perturb(
     def mix(flag, new, old):
         return (shrink * old + perturb * new).astype(old.dtype) if flag else old
 
+    # Not by a mask that is True everywhere: ``resolve`` refuses one that splits nothing.
     if mask is None:
         return jax.tree.map(partial(mix, True), fresh, params)
     return jax.tree.map(mix, masks.resolve(mask, params), fresh, params)
@@ -207,14 +211,14 @@ def forget_state(
     mask: masks.Mask,
     policy: StatePolicy = "fresh",
 ) -> PyTree:
-    """Return the optimizer state that goes with re-initialised parameters.
+    """Return the optimizer state that belongs to reinitialized parameters.
 
     Args:
       tx: the optimizer.
       opt_state: its state. Clocks (the steps of schedules, of generations) are kept by every policy,
-        and so is what pruning remembers, which is no memory of past gradients.
+        and so is the masks and the snapshot of pruning, which are no memory of past gradients.
       params: the parameters after the event.
-      mask: the parameters that were re-initialised.
+      mask: the parameters that were reinitialized.
       policy: "fresh" resets the memory of ALL parameters to that of a new optimizer (the released
         LLF code); "zero" sets that of the masked ones to zero; "keep" changes nothing.
 
@@ -229,9 +233,11 @@ def forget_state(
     (1.0, 0.0)
     """
     check_choice("optimizer_state", policy, get_args(StatePolicy))
+    # Only the structure is compared, so ``tx.init`` need not run.
     check_tree("opt_state", opt_state, jax.eval_shape(tx.init, params), "tx.init(params)")
     if policy == "keep":
         return opt_state
+    # Zeros can be given to some parameters only if no leaf counts for masked and other parameters together.
     if policy == "zero":
         fresh, flags = jax.tree.map(jnp.zeros_like, opt_state), masks.resolve(mask, params)
         # The masks of pruning stay in any case, so their count does not matter here.
@@ -247,7 +253,9 @@ def forget_state(
             )
     else:
         fresh, flags = tx.init(params), None
+    # ``restart=False``: schedules restart by the clock of generations inside the optimizer, not by the event.
     new = optimizer_state.reinitialise(opt_state, fresh, params, flags, when=True, restart=False)
+    # What pruning keeps has the structure of the parameters and so passes for memory: put it back.
     return jax.tree.map(
         lambda old, reset: old if pruning.is_state(old) else reset,
         opt_state,

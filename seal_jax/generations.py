@@ -19,7 +19,7 @@ Schedule = Callable[[Step], Any]
 
 
 def never(step: Step) -> Any:
-    """Return False for every step: the condition of what does not happen."""
+    """Return False for every step: the condition of an event that never happens."""
     del step
     return False
 
@@ -35,7 +35,7 @@ class Clock:
       steps_per_epoch: S, optimizer steps in an epoch.
       epochs_per_generation: E.
       ascent_epochs: k, the epochs of ascent at the start of each generation from 1 on; k times S
-        must be whole. 0 for methods that do not ascend; SEAL has ``quarter``.
+        must be whole. 0 for methods that do not ascend; SEAL's default is ``quarter``.
 
     >>> clock = Clock(steps_per_epoch=10, epochs_per_generation=8, ascent_epochs=2)
     >>> clock.generation(95), clock.epoch(95), clock.epoch_in_generation(95)
@@ -59,6 +59,7 @@ class Clock:
             lambda value: 0 <= value <= most,
             f"lie between 0 and epochs_per_generation = {most}",
         )
+        # k may be a fraction of an epoch such as 1/3, whose product with S is whole only up to rounding.
         steps = k * self.steps_per_epoch
         if abs(steps - round(steps)) > 1e-6:
             raise UsageError(
@@ -69,6 +70,7 @@ class Clock:
     @property
     def ascent_steps(self) -> int:
         """Steps of ascent at the start of each generation from 1 on."""
+        # Rounded, not cut off: the product may be a hair below the whole number that was checked.
         return round(self.ascent_epochs * self.steps_per_epoch)
 
     @property
@@ -80,6 +82,7 @@ class Clock:
         54688.0
         """
         # In whole steps first: E / 4 epochs need not be a whole number of them.
+        # Adding 2 rounds the quarter to the nearest.
         return (self.steps_per_generation + 2) // 4 / self.steps_per_epoch
 
     @property
@@ -105,6 +108,7 @@ class Clock:
 
     def starts_generation(self, step: Step) -> Any:
         """Tell whether ``step`` is the first of a generation from 1 on: the time to forget."""
+        # `&`, not `and`, here and below: the step may be traced. Generation 0 has nothing to forget.
         return (step > 0) & (self.step_in_generation(step) == 0)
 
     def ascending(self, step: Step) -> Any:
@@ -114,6 +118,7 @@ class Clock:
     def starts_descent(self, step: Step) -> Any:
         """Tell whether ``step`` is the first of descent after an ascent."""
         k = self.ascent_steps
+        # Without ascent k is 0, and the first step of a generation must not count as the end of one.
         return (self.generation(step) >= 1) & (self.step_in_generation(step) == k) & (k > 0)
 
     def restart(self, schedule: float | Schedule) -> Schedule:

@@ -43,7 +43,7 @@ def initialise(
     r"""Return fresh values for a head: kernels as the name says, biases 0.
 
     ===================  ==========================================================================
-    ``zero``             0: every prediction is 1/N and nothing reaches the features at first (FAST)
+    ``zero``             0: every prediction is 1/N, the first gradient of the features 0 (FAST)
     ``tiny``             :math:`N(0, (10^{-8})^2)`, FAST's other choice
     ``normal``           :math:`N(0, \sigma^2)`
     ``kaiming_fan_in``   :math:`N(0, 2 / D)`
@@ -76,6 +76,7 @@ def initialise(
     check_key("key", key)
 
     def draw(path, leaf, index, role):
+        # A bias in a tree without its kernel has the role of a norm: it is recognized by its name.
         is_kernel = role == "kernel" and len(leaf.shape) == 2
         if not (is_kernel or role == "bias" or path.rpartition("/")[2] in layers.BIASES):
             raise UsageError(
@@ -84,6 +85,7 @@ def initialise(
             )
         if not is_kernel:
             return jnp.zeros(leaf.shape, leaf.dtype)
+        # [features, classes] or [classes, features]; ``fans`` tells them apart.
         features, classes = layers.fans(path, leaf.shape, layout)
         leaf_key = jax.random.fold_in(key, index)
         if name == "zero":
@@ -91,6 +93,7 @@ def initialise(
         if name == "xavier":
             bound = math.sqrt(6 / (features + classes))
             return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, -bound, bound)
+        # The whole table is computed for every name, so ``sigma`` may be None here.
         deviation = {
             "tiny": 1e-8,
             "normal": sigma or 0.0,

@@ -23,7 +23,7 @@ SCALES = ("scale", "weight", "gamma")
 def roles(params: PyTree) -> list[Role]:
     """Return what each leaf of ``params``, hidden ones included, is to its layer.
 
-    A kernel has two or more dimensions. Any other leaf beside a kernel is a bias, and so is one of
+    A kernel has two or more dimensions. Any other leaf of a layer with a kernel is a bias, and so is one of
     more dimensions that has the name of a bias and one axis longer than 1 (``[C, 1, 1]``). The
     leaves of a layer without a kernel belong to a normalisation, and so do a scale and a bias of
     equal shape (LayerNorm over several axes).
@@ -32,6 +32,7 @@ def roles(params: PyTree) -> list[Role]:
     >>> roles({"bn": {"scale": np.ones(2)}, "fc": {"bias": np.ones(2), "kernel": np.ones((3, 2))}})
     ['norm', 'bias', 'kernel']
     """
+    # Shapes of whole layers first: the role of a leaf depends on the other leaves of its layer.
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     split = []
     for path, leaf in paths.named_leaves(params):
@@ -72,6 +73,7 @@ def fans(path: str, shape: tuple[int, ...], layout: Layout | None = None) -> tup
         choices = ", ".join(get_args(Layout))
         raise UsageError(f"layout = {layout!r} must be one of {choices}, or None")
     if layout is None:
+        # Recurrent cells have several kernels: ``weight_ih``, ``weight_hh``.
         torch = re.fullmatch(r"weight(_.*)?", path.rpartition("/")[2])
         layout = "out_in" if torch else "in_out"
     outputs = shape[0] if layout == "out_in" else shape[-1]

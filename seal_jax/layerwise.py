@@ -11,7 +11,7 @@ Before round (k, n) of K N rounds in all::
     mean, scale = normaliser(*statistics(outputs_of_block_k))  # block k's own normaliser off
     params = reinitialise_above(key, params, order, k, init_fn)
 
-and the network computes ``(x - mean) * scale`` behind block k from then on. The first round already
+and the network computes ``(x - mean) * scale`` after block k from then on. The first round already
 starts from the initial weights, so K N rounds are K N trainings. k may be traced everywhere: one
 program, also of vmapped seeds, serves all rounds.
 
@@ -67,7 +67,7 @@ def rescale(
 ) -> PyTree:
     """Return ``params`` with the tensors of blocks 1 to k rescaled to their initial norms.
 
-    A tensor whose norm is zero, now or then, stays as it is, since no factor can change that.
+    A tensor whose norm is or was zero stays as it is, since no factor can change that.
 
     Args:
       params: pytree of arrays.
@@ -91,6 +91,7 @@ def rescale(
 
     def one(path, leaf, is_above, norm):
         now, norm = _norm(leaf), jnp.asarray(norm, jnp.float32)
+        # `where` and no branch: k may be traced, so that one program serves all rounds.
         possible = ~is_above & (now > 0) & (norm > 0)
         # The branch that is not taken is computed, too: it must not divide by zero.
         factor = norm / jnp.where(now > 0, now, 1.0)
@@ -112,6 +113,7 @@ def above(
     if not hasattr(k, "aval"):
         count = len(order if blocks is None else blocks)
         check_integer("k", k, 1, count, bounds=f"from 1 to the number of blocks, {count}")
+    # Python integers, whatever k is: the comparison with k is all that is traced.
     levels = block_levels(params, order, blocks)
     return paths.map_named(lambda path, leaf, level: jnp.asarray(k) < level, params, levels)
 
@@ -157,12 +159,13 @@ def statistics(outputs: jax.Array, axis_name: str | None = None) -> tuple[jax.Ar
     """
 
     def average(x):
+        # Over devices the mean of means, which is that of all outputs since the parts are equal.
         mean = jnp.mean(x)
         return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
     outputs = outputs.astype(jnp.float32)
     mean = average(outputs)
-    # Two passes: E[x^2] - E[x]^2 in float32 would lose a small deviation beside a large mean.
+    # Two passes: E[x^2] - E[x]^2 in float32 would lose a deviation that is small against the mean.
     return mean, jnp.sqrt(average(jnp.square(outputs - mean)))
 
 
@@ -176,6 +179,7 @@ def normaliser(mean: Any, std: Any, eps: float = 1e-5) -> tuple[jax.Array, jax.A
     2.0
     """
     check_number("eps", eps, lambda value: value >= 0, "be 0 or positive")
+    # Algorithm 1 divides by σ alone; ε keeps a block of constant output finite.
     return jnp.asarray(mean, jnp.float32), 1 / (jnp.asarray(std, jnp.float32) + eps)
 
 
@@ -198,11 +202,11 @@ def block_levels(
 ) -> list[int]:
     """Return for each leaf of ``params`` the first block k such that it is among blocks 1 to k.
 
-    What lies above the last of K blocks has K + 1.
+    Leaves above the last of K blocks have K + 1.
 
     Raises:
       UsageError: a block is not in the order, or blocks are not in the order's sequence; an entry of
-        the order covers no parameter; a parameter is covered never, or twice.
+        the order covers no parameter; a parameter is covered by no entry, or by two.
 
     >>> block_levels({"fc": 0.0, "one": 0.0, "stem": 0.0}, ("stem", "one", "fc"), ("one",))
     [2, 1, 1]
@@ -218,6 +222,7 @@ def block_levels(
                 f"order covers the parameter {path!r} with {how}; exactly one must{near}"
             )
         places.append(entries[0])
+    # The other direction as well: a misspelt entry would otherwise cover nothing in silence.
     for index, entry in enumerate(order):
         if index not in places:
             near = nearest(entry, paths.with_parents(names))
@@ -227,6 +232,7 @@ def block_levels(
         entries = [index for index, entry in enumerate(order) if paths.below(entry, block)]
         if not entries:
             raise UsageError(f"block {block!r} is not in the declared order{nearest(block, order)}")
+        # A gap in the block, or a block that does not end above the one before it.
         if entries[-1] - entries[0] >= len(entries) or (ends and entries[-1] <= ends[-1]):
             raise UsageError(
                 f"block {block!r} must be neighbours in the declared order, and blocks stand in its "
@@ -235,4 +241,5 @@ def block_levels(
         ends.append(entries[-1])
     if not ends:
         raise UsageError("blocks is empty; name at least one block of the declared order")
+    # One more than the number of blocks that end below the leaf.
     return [1 + sum(end < place for end in ends) for place in places]

@@ -39,9 +39,9 @@ def minimise(
     and the search is rejected; so it is if f does not fall from 0 on, is flat, or is NaN at 0. Then
     a grid of 32 cells, evaluated at once, is laid over the bracket, and again over the cell that
     holds the minimum, until the parabola through the cell's two slopes gives the rest. Of several
-    minima the lowest counts that the grid tells apart, and the nearest of equals.
+    minima that the grid resolves the lowest is returned, of equal ones the nearest.
 
-    Slopes, by forward differentiation, decide where the minimum lies; values decide only which of
+    Slopes, by forward differentiation, decide where the minimum is; values decide only which of
     several, and where the basin ends. The reason is float32: f changes by a few roundings over a
     relative distance of :math:`10^{-3}` from its minimum, but its slope still changes sign at the
     right place. The limit is the accuracy of the slope: where f'(0) is left over from terms a
@@ -79,10 +79,12 @@ def minimise(
 
     def at(xi):
         """Return value and slope; NaN as the slope where the value is not finite."""
+        # Forward mode: f has one input, so one tangent gives the slope with the value, and nothing is stored.
         value, slope = jax.jvp(lambda x: jnp.float32(function(x)), (xi,), (jnp.ones_like(xi),))
         return value, jnp.where(jnp.isfinite(value), slope, jnp.nan)
 
     value_0, slope_0 = at(jnp.float32(0.0))
+    # f must fall from 0 on; a NaN or an infinite slope fails the comparison.
     falls = (slope_0 < 0) & (slope_0 > -jnp.inf)
 
     def above(xi):
@@ -99,23 +101,29 @@ def minimise(
 
     def moved(carry):
         xi, _, count = carry
+        # The last step outwards ends at the cap, not beyond it.
         xi = jnp.where(inwards, xi / 2, jnp.minimum(2 * xi, cap))
         return xi, above(xi), count + 1
 
     def one_sided(carry):
         xi, is_above, _ = carry
+        # Inwards while still above f(0), outwards while still below.
         return falls & (is_above == inwards) & jnp.where(inwards, xi > floor, xi < cap)
 
     xi, is_above, count = jax.lax.while_loop(one_sided, moved, (first, inwards, count))
+    # Halving ends at a point below f(0): the last one above it was twice as far.
     upper = jnp.where(inwards, 2 * xi, xi)
     bracketed = falls & (is_above != inwards)
 
     def refined(carry):
         (low, _), (high, _), _, rounds, count = carry
+        # [33] points, [32] cells.
         points = low + (high - low) * (jnp.arange(_CELLS + 1) / _CELLS).astype(jnp.float32)
         values, slopes = jax.vmap(at)(points)
         falling = slopes < 0
+        # A cell that falls at its lower end and does not at its upper end; `~`, so that a NaN beyond a wall counts.
         valleys = falling[:-1] & ~falling[1:]
+        # `fmin` leaves a NaN beyond a wall out; `argmin` takes the first of equals, the nearest.
         values = jnp.where(valleys, jnp.fmin(values[:-1], values[1:]), jnp.inf)
         cell = jnp.argmin(values)
         ends = [(points[i], slopes[i]) for i in (cell, cell + 1)]
@@ -125,12 +133,15 @@ def minimise(
         (low, _), (high, _), is_valley, rounds, _ = carry
         return is_valley & (high - low > _WIDTH * high) & (rounds < _ROUNDS)
 
+    # 0 * upper, not 0.0: carries must vary over a mesh as the results do. The slope at ``upper`` is
+    # replaced in the first round, which a bracketed search always takes.
     bracket = (0 * upper, slope_0), (upper, slope_0)
     (low, fall), (high, rise), is_valley, _, count = jax.lax.while_loop(
         wide, refined, (*bracket, bracketed, 0 * count, count)
     )
+    # Where the line through the two slopes crosses 0: the minimum of the parabola.
     share = fall / (fall - rise)
-    share = jnp.where((share >= 0) & (share <= 1), share, 0.0)  # NaN beside a wall: stay before it
+    share = jnp.where((share >= 0) & (share <= 1), share, 0.0)  # NaN next to a wall: the lower end
     xi = low + (high - low) * share
     value, _ = at(xi)
     # A comparison that NaN fails.

@@ -34,6 +34,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
             f"labels has shape {jnp.shape(labels)}; it must be {jnp.shape(logits)[:-1]}, one "
             "class number an example"
         )
+    # In float32 whatever the network computes in: a sum over classes loses digits in bfloat16.
     logits = jnp.asarray(logits, jnp.float32)
     smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits, smooth)
@@ -92,6 +93,7 @@ def born_again(
             f"{jnp.shape(logits)}"
         )
     plain = cross_entropy(logits, labels, label_smoothing)
+    # Decided when the program is traced: the teacher's forward pass is then not part of it.
     if known_zero(weight):
         return plain
     teacher = jax.lax.stop_gradient(jnp.asarray(teacher_logits, jnp.float32))
@@ -138,6 +140,7 @@ def tolerant(
     plain = cross_entropy(logits, labels, label_smoothing)
     if known_zero(weight):
         return plain
+    # Scores are probabilities, as in the paper, not logits. [..., k], falling.
     scores, _ = jax.lax.top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), k)
     return plain + weight * (scores[..., 0] - scores[..., 1:].mean(-1))
 

@@ -6,7 +6,7 @@ A mask may be given as any of
 * a callable that maps the parameters to such a pytree;
 * path rules: a path such as ``"layer1/conv/kernel"``, or a leading part of its components; a
   compiled regular expression (or a string that begins with ``re:``), which must match a path or a
-  leading part in full; a sequence of these, or of ``(rule, bool)`` pairs of which the first match
+  leading part in full; a sequence of these, or of ``(rule, bool)`` pairs of which the first that matches
   counts. A key that contains ``/`` is written as :func:`seal_jax.paths.escape` returns it;
 * an NNX filter (``nnx.PathContains("fc")``, a ``Variable`` type, ...) or any predicate
   ``(path, leaf) -> bool``.
@@ -53,6 +53,7 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     flags = flags_of(mask, params)
     if leaves[0][0] == "":
         raise UsageError("mask: the parameters are a single array, which no mask can split")
+    # An error, not a warning: a mask that silently matches nothing trains plainly and looks like a result.
     if not any(flags) or all(flags):
         amount = "every parameter" if flags[0] else "no parameter"
         text = " ".join(repr(mask).split())
@@ -72,7 +73,8 @@ class Fixed:
         """Return the mask as a pytree of ``bool`` for ``params``; see :func:`resolve`."""
         leaves, structure = jax.tree.flatten(params, is_leaf=paths.is_placeholder)
         kinds = [(getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves]
-        # Only the last answer: `init` and all links of `update` ask for the same one in turn.
+        # By shape and dtype too, since a mask may depend on them; on values it may not, and they may be traced.
+        # Only the last answer is kept: `init` and all links of `update` ask for the same one after another.
         if self._last[0] != (structure, kinds):
             self._last = (structure, kinds), resolve(self.mask, params)
         return self._last[1]
@@ -104,16 +106,20 @@ def flags_of(mask: Mask, params: PyTree) -> list[bool]:
     names = [path for path, _ in leaves]
     # One placeholder may hide a whole subtree, with names that nobody knows here.
     strict = not any(paths.is_placeholder(leaf) for _, leaf in leaves)
+    # First of the forms: a type or an NNX filter is callable as well, and must not be called with the parameters.
     if _is_nnx_filter(mask):
+        # Imported for NNX's own filters alone: the library needs no Flax.
         from flax.nnx import filterlib
 
         return _predicate_flags(filterlib.to_predicate(mask), params)
     rules = [mask] if paths.is_rule(mask) else mask
+    # Only if every entry is a rule: a list may also be the tree of bool of parameters in a list.
     if isinstance(rules, list | tuple) and rules and all(map(_is_rule, rules)):
         pairs = [(rule, True) if paths.is_rule(rule) else tuple(rule) for rule in rules]
         return paths.first_match(pairs, names, False, strict=strict)
     # A tree of bool may itself be callable: an Equinox module.
     if callable(mask) and not any(map(is_bool, jax.tree.leaves(mask))):
+        # Two required arguments are (path, leaf), as of NNX predicates; one is the parameters.
         if count_arguments(mask) == 2:
             return _predicate_flags(mask, params)
         mask = mask(params)
@@ -150,6 +156,7 @@ def _predicate_flags(predicate: Callable, params: PyTree) -> list[bool]:
     # which they cannot decide; filters by path work in both places.
     flags: list[bool] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=paths.is_variable):
+        # NNX writes the indices of lists as integers, as its predicates expect.
         keys = tuple(int(key) if key.isdigit() else key for key in paths.keys_of(path))
         arrays = jax.tree.leaves(leaf, is_leaf=paths.is_placeholder)
         flags.extend([bool(predicate(keys, leaf))] * len(arrays))
@@ -178,6 +185,7 @@ def _tree_flags(mask: PyTree, leaves: list[tuple[str, Any]]) -> list[bool]:
                 used.update(parts)
                 flags.append(all(entries[entry] is True for entry in parts))
                 continue
+        # The nearest parent with an entry: a prefix of a tree stands for all below it.
         owner = path
         while owner not in entries and owner:
             owner = owner.rpartition("/")[0]
@@ -195,7 +203,7 @@ def _tree_flags(mask: PyTree, leaves: list[tuple[str, Any]]) -> list[bool]:
 
 def is_bool(value: Any) -> bool:
     """Tell whether ``value`` is one bool, of Python, NumPy or JAX."""
-    # numpy.bool counts too; asking for the dtype's name avoids an import for its sake.
+    # numpy.bool counts too; its dtype is compared by name, which needs no import of NumPy.
     return isinstance(value, bool) or (
         getattr(value, "shape", None) == () and str(getattr(value, "dtype", "")) == "bool"
     )
@@ -249,6 +257,7 @@ def invert(mask: Mask) -> Callable[[PyTree], PyTree]:
     >>> resolve(invert("conv1"), {"conv1": 1.0, "fc": 2.0})
     {'conv1': False, 'fc': True}
     """
+    # `resolve`, so that a mask that selects nothing is reported as itself, not as its inverse.
     return lambda params: jax.tree.map(lambda flag: not flag, resolve(mask, params))
 
 
@@ -263,6 +272,7 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
     """
 
     def restricted(params: PyTree) -> PyTree:
+        # `flags_of`, not `resolve`: before the restriction the mask may well take everything.
         wanted = {"kernel": True, "bias": biases, "norm": norms}
         flags = [
             flag and wanted[role]
@@ -274,7 +284,7 @@ def restrict(mask: Mask, *, norms: bool = False, biases: bool = True) -> Callabl
 
 
 class Report(NamedTuple):
-    """Counts of what a mask selects."""
+    """Counts of the tensors and parameters that a mask selects."""
 
     tensors: int
     all_tensors: int

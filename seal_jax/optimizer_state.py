@@ -1,4 +1,4 @@
-"""Reinitialize what an optimizer remembers about some of the parameters.
+"""Reinitialize an optimizer's memory of some of the parameters.
 
 Works on any optax state: the parts that follow the parameters are found by their structure, so
 ``chain``, ``masked``, ``partition``, ``MultiSteps`` and hand-written states need no special care.
@@ -22,11 +22,11 @@ def reinitialise(
 ) -> PyTree:
     """Return ``state`` with the memory of the masked parameters replaced by that in ``fresh``.
 
-    Three kinds of leaf are told apart:
+    There are three kinds of leaf:
 
     * a subtree with the structure of ``params`` (momentum, second moments, ...) is replaced leaf by
       leaf where ``mask`` is True; so is one with several arrays for each parameter (SM3's);
-    * a leaf beside such subtrees in the same node (Adam's ``count``) is shared by all their
+    * a leaf in the same node as such subtrees (Adam's ``count``) is shared by all their
       parameters: it is replaced if the mask covers every one of them, otherwise it stays;
     * any other integer scalar is a clock (the step of a schedule): it follows ``restart`` alone.
 
@@ -53,6 +53,7 @@ def reinitialise(
     flags = _flags(mask)
 
     def choose(owners, old, new):
+        # The mask is static and decides in Python; when the reset takes place is traced.
         if owners is not None:
             return jnp.where(when, new, old) if all(flags[index] for index in owners) else old
         # Unsigned integers are random keys of the old style.
@@ -76,6 +77,7 @@ def shares(state: PyTree, params: PyTree, mask: PyTree) -> bool:
     (True, False)
     """
     flags = _flags(mask)
+    # A leaf with both kinds of owners belongs to masked and to other parameters.
     owned = [{flags[index] for index in owners or ()} for owners in _owners(state, params)]
     return {True, False} in owned
 
@@ -93,6 +95,7 @@ def keep_dtypes(inner: optax.GradientTransformation) -> optax.GradientTransforma
     """
     inner = optax.with_extra_args_support(inner)
 
+    # To the dtype before the update, which is that of ``init``: a carry of ``lax.scan`` may not change its own.
     def cast(new: Any, old: Any) -> Any:
         dtype = jnp.result_type(old)
         return new if jnp.result_type(new) == dtype else new.astype(dtype)
@@ -116,17 +119,20 @@ def _owners(state: PyTree, params: PyTree) -> list[set[int] | None]:
     """
 
     def of_node(node: PyTree, shared: set[int] | None) -> list[set[int] | None]:
+        # Before anything else: a subtree like the parameters is memory as a whole, whatever its leaves hold.
         parts = _parts(node, params)
         if parts is not None:  # no leaf where a parameter is hidden
             return [{index} for index, part in enumerate(parts) for _ in jax.tree.leaves(part)]
         if _is_leaf(node):
             is_key = _dtype_is(node, jax.dtypes.prng_key, jnp.unsignedinteger)
             return [None if is_key else shared]
+        # Any other node is opened one level at a time, so that memory is found at whatever depth a wrapper puts it.
         children, _ = _open(node)
         memories = [parts for child in children if (parts := _parts(child, params)) is not None]
-        # What is beside memory in the same node, such as Adam's count, belongs to all of it.
+        # A leaf in the same node as memory, such as Adam's count, belongs to all of it.
         indexed = [pair for parts in memories for pair in enumerate(parts)]
         inside = {index for index, part in indexed if not is_placeholder(part)}
+        # In a node without memory an integer is a clock.
         shared = inside if memories else None
         return [owners for child in children for owners in of_node(child, shared)]
 
@@ -134,15 +140,16 @@ def _owners(state: PyTree, params: PyTree) -> list[set[int] | None]:
 
 
 def _parts(node: PyTree, params: PyTree) -> list[PyTree] | None:
-    """Return what ``node`` remembers about each parameter; ``None`` if it is no such memory."""
+    """Return the part of ``node`` that is memory of each parameter; ``None`` if it is no memory."""
     if _is_leaf(params):
-        # A lone array as the parameters has the structure of any leaf; tell it by its values.
+        # A lone array as the parameters has the structure of any leaf; recognize it by its values.
         if not _is_leaf(node) or not _dtype_is(node, jnp.inexact):
             return None
         return [node] if jnp.shape(node) != () or jnp.shape(params) == () else None
     parts = None if is_placeholder(node) else _align(params, node)
     if parts is None or all(_is_leaf(part) or is_placeholder(part) for part in parts):
         return parts
+    # Several arrays for each parameter count as memory if all hold floating-point numbers.
     inexact = all(_dtype_is(leaf, jnp.inexact) for leaf in jax.tree.leaves(parts))
     # A chain's state is a tuple too, and would pass for a tuple of parameters with arrays each.
     return parts if inexact and not isinstance(params, tuple | list) else None
@@ -151,12 +158,13 @@ def _parts(node: PyTree, params: PyTree) -> list[PyTree] | None:
 def _align(params: PyTree, node: PyTree) -> list[PyTree] | None:
     """Return the part of ``node`` for each parameter; ``None`` if they differ in structure.
 
-    A part may have a structure of its own. One ``MaskedNode`` may hide a whole subtree.
+    A part may itself be a tree. One ``MaskedNode`` may hide a whole subtree.
     """
     if is_placeholder(node):
         return [node] * len(jax.tree.leaves(params, is_leaf=is_placeholder))
     if is_placeholder(params) or _is_leaf(params):
         return [node]
+    # In step: where the parameters have a leaf, the node may have anything.
     children, structure = _open(params)
     counterparts, actual = _open(node)
     if actual != structure:
@@ -172,6 +180,7 @@ def _align(params: PyTree, node: PyTree) -> list[PyTree] | None:
 
 def _open(tree: PyTree) -> tuple[list[PyTree], Any]:
     """Flatten ``tree`` by one level."""
+    # Everything but the root counts as a leaf.
     return jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
 
 

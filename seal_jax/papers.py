@@ -1,6 +1,6 @@
-"""The papers' numbers, and those of them that are comparable with a run.
+"""The papers' numbers, and the columns of them that are comparable with a run.
 
-The numbers themselves are in ``papers.toml`` beside this file.
+The numbers themselves are in ``papers.toml`` in this folder.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-# Tables of accuracy by generation in the SEAL paper. Table 11 comes first since it is of a run like
-# those of Table 2 but for the epochs of a generation.
+# Tables of accuracy by generation in the SEAL paper. Table 11 comes first: its runs differ
+# from those of Table 2 only in the epochs of a generation, which Table 2 does not name.
 _GENERATIONS_TABLES = ("Table 11", "Table 7", "Table 8", "Table 2")
-# SEAL's own settings as they are in runs of other methods.
+# Values of SEAL's own settings for runs of other methods, which lack them.
 _ABSENT = {"method.fit": "descend", "method.reverse": False}
 # Tables of the LW paper, by whether images are augmented and by the dropout rate.
 _LW_TABLES = {(True, 0.0): "Table 2", (False, 0.0): "Table 6", (True, 0.25): "Table 7"}
@@ -27,7 +27,7 @@ class Number(NamedTuple):
 
     Attributes:
       mean: the number.
-      spread: what the paper has behind ±, of which the table's caption says what it is.
+      spread: the number behind ±; the table's caption says which spread it is.
     """
 
     mean: float
@@ -38,8 +38,8 @@ class PaperTable(NamedTuple):
     """A table of a paper.
 
     Attributes:
-      caption: what the numbers are, in which unit.
-      keys: the names of what tells the rows apart.
+      caption: the quantity and its unit.
+      keys: the names of the keys that identify a row.
       columns: the names of the columns.
       rows: by the row's keys and the column; numbers that cannot be read are left out.
     """
@@ -67,6 +67,7 @@ def load(paper: str, table: str) -> PaperTable:
     """
     record = _data()[paper]["tables"][table]
     lines = [line.split("|") for line in record["rows"].strip().split("\n")]
+    # Two spaces separate keys, since a key may hold one.
     keys = [tuple(re.split("  +", line[0].strip())) for line in lines]
     cells = [line[1].split() for line in lines]
     columns = tuple(cells[0])
@@ -87,9 +88,9 @@ class PaperColumn:
 
     Attributes:
       table: "Table 2".
-      heading: the column's own.
+      heading: the column's heading.
       accuracy: in %, by the generation as the paper counts, from 1.
-      differences: in what the run departs from the paper's setting, as ``field value (paper value)``.
+      differences: settings in which the run departs from the paper's, as ``field value (paper value)``.
       paper: which paper.
     """
 
@@ -115,6 +116,7 @@ def _seal_column(config: Mapping[str, Any]) -> PaperColumn | None:
     for name in _GENERATIONS_TABLES:
         table = load("SEAL", name)
         fields = table.keys[1:]
+        # As text in small letters, as the rows have them: "false", "160".
         values = [str(_setting(config, field, _ABSENT.get(field))).lower() for field in fields]
         for (heading, *expected), numbers in table.rows.items():
             if values != expected:
@@ -129,6 +131,7 @@ def _seal_column(config: Mapping[str, Any]) -> PaperColumn | None:
             if "train.epochs_per_generation" not in fields and epochs != 160:
                 differences.append(f"train.epochs_per_generation {epochs} (paper 160)")
             k = config["method"].get("ascent_epochs")
+            # Judged by the run's own E: the paper has k = E / 4 (section 3) for every E of Table 11.
             if k is not None and k != epochs / 4:
                 differences.append(f"method.ascent_epochs {k:g} (paper {epochs / 4:g})")
             differences += _differences(config, _data()["SEAL"]["settings"])
@@ -165,6 +168,7 @@ def _differences(
     differences = []
     for field, values in expected.items():
         value = _setting(config, field, values[0])
+        # TOML has no null: the file has an empty string for None.
         if ("" if value is None else value) not in values:
             differences.append(f"{field} {value} (paper {values[-1]})")
     return tuple(differences)

@@ -36,6 +36,7 @@ def is_rule(node: Any) -> bool:
 
 def is_variable(node: Any) -> bool:
     """Tell whether ``node`` is an NNX ``Variable``, or hidden."""
+    # By a method of NNX's class, so that Flax need not be imported.
     return is_placeholder(node) or hasattr(type(node), "get_raw_value")
 
 
@@ -45,6 +46,7 @@ def escape(key: str) -> str:
     >>> escape("net/~/linear")
     'net%2F~%2Flinear'
     """
+    # `%` first, or the one in %2F would be escaped again.
     return key.replace("%", "%25").replace("/", "%2F")
 
 
@@ -71,6 +73,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """
     # ``nnx.Optimizer`` calls ``init`` with Variables, whose key paths have one key more for the
     # array in them, and ``update`` with bare arrays. Drop that key, so that both have the same names.
+    # A Variable may hold a whole tree: the keys below the dropped one stay.
     return [
         (name((*path, *inner[1:])), leaf)
         for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
@@ -124,6 +127,7 @@ def below(path: str, layer: str) -> bool:
     >>> below("layer1/conv/kernel", "layer1"), below("layer10/kernel", "layer1")
     (True, False)
     """
+    # With the slash: layer1 must not take layer10.
     return path == layer or path.startswith(f"{layer}/")
 
 
@@ -178,16 +182,20 @@ def first_match(
     free = set(range(len(names)))
     for rule, value in rules:
         hits = {index for index, path in enumerate(names) if matches(rule, path)}
+        # Haiku's keys contain slashes. Where no other leaf has that very name they need no escape.
         hits = hits or {index for index, path in enumerate(names) if matches(rule, unquote(path))}
+        # A rule without effect is a spelling mistake, or comes after a broader one.
         if strict and not hits & free:
             why = "only paths that an earlier rule takes" if hits else "no parameter path"
             shown = rule if isinstance(rule, str) else f"re:{rule.pattern}"
             hint = ""
+            # A plain string with such characters was probably meant as a pattern.
             if not hits and rule == shown and re.search(r"[*+?|^$\\(){}\[\]]", shown):
                 hint = f"; for a pattern write re.compile({shown!r}) or {'re:' + shown!r}"
             near = nearest(shown, with_parents(names))
             raise UsageError(f"path rule {shown!r} matches {why}{hint}{near}")
         for index in hits & free:
             values[index] = value
+        # The first match counts: later rules see only the names that are left.
         free -= hits
     return values

@@ -36,7 +36,7 @@ def prune(
 ) -> tuple[PyTree, Any]:
     """Prune the smallest of the remaining weights and rewind the others: an exact event.
 
-    Of n remaining weights ``fraction * n``, rounded to the nearest, become 0.0 for good; every other
+    Of n remaining weights ``fraction * n``, rounded to the nearest, become 0.0 permanently; every other
     parameter goes back, bit for bit, to the snapshot. After r events (1 - fraction)^r remain.
 
     Args:
@@ -47,7 +47,7 @@ def prune(
       scope: "global" compares the weights of all layers, "tensor" takes the fraction of each.
 
     Returns:
-      The new parameters and the state, of which only ``kept`` has changed.
+      The new parameters and the state, in which only ``kept`` has changed.
 
     Raises:
       UsageError: there is no such state in ``state``, or more than one.
@@ -63,6 +63,7 @@ def prune(
     if len(states) != 1:
         raise UsageError(f"state holds {len(states)} pruning states; prune needs exactly one")
     kept = pruned_further(params, states[0].kept, fraction, scope)
+    # Put in its place in the whole state, which may be that of a chain; everything else in there stays.
     new = states[0]._replace(kept=kept)
     state = jax.tree.map(lambda node: new if is_state(node) else node, state, is_leaf=is_state)
     return rewound(new, params), state
@@ -92,6 +93,7 @@ def pruned_further(
         return jnp.where(keep, jnp.abs(param), jnp.inf)
 
     def count_of(values):
+        # Of what is still kept alone: pruned weights are infinite here.
         return selections.portion(fraction, jnp.sum(values < jnp.inf, dtype=jnp.int32))
 
     leaves, structure = jax.tree.flatten(kept)
@@ -107,6 +109,7 @@ def pruned_further(
 
 def rewound(state: PruneState, params: PyTree) -> PyTree:
     """Return the snapshot with 0.0 for the pruned weights, in the structure of ``params``."""
+    # The snapshot keeps the structure it had in ``init``: under nnx.Optimizer the parameters have another one.
     pairs = zip(*map(jax.tree.leaves, (state.kept, state.rewind)), strict=True)
     leaves = [jnp.where(keep, old, jnp.zeros_like(old)) for keep, old in pairs]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -119,12 +122,13 @@ def remaining(state: PruneState) -> jax.Array:
     >>> float(remaining(PruneState(0, kept, {})))
     0.5
     """
+    # A single True stands for a parameter that cannot be pruned: it is not counted.
     kept = [leaf for leaf in jax.tree.leaves(state.kept) if jnp.ndim(leaf)]
     return sum(jnp.sum(leaf) for leaf in kept) / sum(leaf.size for leaf in kept)
 
 
 def initial_state(params: PyTree, flags: list[bool]) -> PruneState:
-    """Return the state before any pruning; ``flags`` tells which parameters may be pruned."""
+    """Return the state before any pruning; ``flags`` marks the parameters that may be pruned."""
 
     def nothing_pruned(path, leaf, flag):
         # From the leaf, so that under shard_map it varies over the same axes as later values do.

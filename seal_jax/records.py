@@ -29,7 +29,7 @@ Scalar = bool | int | float | str | None
 
 
 def load(path: Path, schema: Any, remedy: str, *, finite: bool = True) -> Any:
-    """Return what a JSON file holds, checked against ``schema``.
+    """Return the value of a JSON file, checked against ``schema``.
 
     ``finite`` refuses NaN, infinity and numbers beyond float64.
 
@@ -38,6 +38,7 @@ def load(path: Path, schema: Any, remedy: str, *, finite: bool = True) -> Any:
     """
     try:
         size = path.stat().st_size
+        # Refused before it is read: a file of the wrong kind could fill the memory.
         if size > MAX_BYTES:
             raise UsageError(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
         return parse(path.read_bytes(), schema, finite=finite)
@@ -56,6 +57,7 @@ def lines(path: Path, schema: Any, *, finite: bool = True) -> Iterator[tuple[byt
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    # What follows the last newline is yielded too: nothing, or a line that a kill cut short.
     for line in data.split(b"\n"):
         try:
             yield line, parse(line, schema, finite=finite), ""
@@ -74,7 +76,7 @@ def parse(text: bytes | str, schema: Any, *, finite: bool = True) -> Any:
     seal_jax.errors.UsageError: seeds = None must be of type int
 
     Raises:
-      UsageError: it is no JSON, is nested too deep, or does not fit.
+      UsageError: it is not JSON, is nested too deep, or does not fit.
     """
     # Python reads NaN, Infinity and 1e999 as floats, which JSON does not know.
     hooks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
@@ -109,7 +111,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
     )
 
 
-# What settings of earlier run folders and configs are called now.
+# Settings of earlier run folders and configs that were renamed.
 RENAMED = {
     "method.rate": "method.fraction in wels (to resume a run, with method.exact = False) and "
     "method.keep in kels"
@@ -117,7 +119,7 @@ RENAMED = {
 
 
 def renamed(path: str) -> str:
-    """Return what an error message says about a setting that was renamed, else ""."""
+    """Return the part of an error message about a setting that was renamed, else ""."""
     return f", it is now {RENAMED[path]}: rename it" if path in RENAMED else ""
 
 
@@ -138,6 +140,7 @@ def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     filled: dict[str, Any] = {}
     for field, value in values.items():
         path = _join(where, field)
+        # Refused, not ignored: a misspelt setting would otherwise train with its default.
         if field not in hints:
             raise UsageError(
                 f"{path} is not a setting{renamed(path) or nearest(str(field), hints)}"
@@ -180,6 +183,7 @@ def check(hint: Any, value: Any, path: str) -> Any:
                 try:
                     return check(choice, value, path)
                 except UsageError as error:
+                    # An optional value has one real choice, whose message is more exact than the list of types.
                     must = str(error).rpartition(" must ")[2]
         if len(choices) > 2 or type(None) not in choices:
             names = [getattr(choice, "__name__", str(choice)) for choice in choices]

@@ -43,8 +43,10 @@ def cosine(
     def schedule(step: Step) -> Any:
         epoch = jnp.asarray(step) // steps_per_epoch
         # (1 + cos x) / 2 loses every digit as x approaches pi; sin^2((pi - x) / 2) keeps them.
+        # left = 1 - x / pi, x being the argument of the cosine above.
         left = (epochs - epoch) / (epochs - warmup_epochs)
         decay = jnp.sin(0.5 * jnp.pi * left) ** 2
+        # Both branches are computed: without a warm-up this one must not divide by 0.
         warmup = (epoch + 1) / max(warmup_epochs, 1)
         rate = learning_rate * jnp.where(epoch < warmup_epochs, warmup, decay)
         return rate.astype(jnp.float32)
@@ -95,6 +97,7 @@ def steps(
 
     def schedule(step: Step) -> Any:
         epoch = jnp.asarray(step) // steps_per_epoch
+        # "right": the rate falls with the first step of the epoch that is named, as PyTorch's MultiStepLR does.
         passed = jnp.searchsorted(jnp.asarray(epochs), epoch, side="right")
         return jnp.asarray(learning_rate * factor**passed, jnp.float32)
 

@@ -77,9 +77,9 @@ def random_subset(
     Args:
       key: a random key.
       params: arrays or ``jax.ShapeDtypeStruct``.
-      fraction: in (0, 1); static, but for ``exact=False``. A "split rate" of 0.8 kept is 0.2 here.
+      fraction: in (0, 1); static unless ``exact`` is False. A "split rate" of 0.8 kept is 0.2 here.
       exact: select ``fraction * n`` of n entries, rounded to the nearest whole number, halves up;
-        ``False`` selects every entry by itself with probability ``fraction`` (Bernoulli).
+        ``False`` selects every entry independently with probability ``fraction`` (Bernoulli).
       among: the parameters to select from; kernels by default.
 
     References:
@@ -158,6 +158,7 @@ def lowest(
     check_choice("scope", scope, get_args(Scope))
     present = [array for array in magnitudes if array is not None]
     marked = [array.ravel() for array in present]
+    # One ranking of all values, cut into the tensors again.
     if scope == "global" and marked:
         ends = np.cumsum([array.size for array in marked])[:-1]
         marked = jnp.split(_lowest(jnp.concatenate(marked), count_of), ends)
@@ -188,7 +189,9 @@ def portion(fraction: float, count: Any) -> Any:
     >>> portion(0.29, 100), portion(0.5, 5)
     (29, 3)
     """
+    # A traced count is int32, into which 2 * 30,000^2 still fits.
     limit = 10**9 if isinstance(count, int) else 30_000
+    # The simple fraction that the decimal stood for: the float 0.29 is a hair below 29/100.
     ratio = Fraction(float(fraction)).limit_denominator(limit)
     top, bottom = ratio.numerator, ratio.denominator
     # In two parts, so that no product is larger than the count or twice the denominator's square.

@@ -1,6 +1,6 @@
 """Kernel-level splitting: the slim network inside a wide one (KELS of knowledge evolution).
 
-:func:`kernel_slices` selects what is outside of the slim network, :func:`slim` cuts it out. Taha et
+:func:`kernel_slices` selects all entries outside the slim network, :func:`slim` cuts that network out. Taha et
 al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (convolutional-aware splitting).
 """
 
@@ -33,23 +33,23 @@ def kernel_slices(
 
     The fit slice of a kernel (last axis: outputs; last but one: inputs) are its first
     :math:`\lceil r C_{in} \rceil` inputs and first :math:`\lceil r C_{out} \rceil` outputs, so that
-    the fit parts of all layers form a slim network of their own (see :func:`slim`).
+    the fit parts of all layers together are a slim network (see :func:`slim`).
     The first kernel keeps all its inputs, the head all its outputs and its bias; a depthwise kernel
     ``[h, w, 1, C]`` is cut by outputs alone. Of other biases and of norms the first
     :math:`\lceil r C \rceil` entries are fit. Grouped kernels that are not depthwise are cut within
-    their groups' inputs, which is a network of its own only if the groups stay as many.
+    their groups' inputs; the result is a network only if the number of groups stays.
 
     Args:
       params: arrays or ``jax.ShapeDtypeStruct`` of dense and convolution layers.
       keep: r, the share of channels that is kept, in (0, 1).
       first: path of the layer (or the kernel) that sees the input.
-      head: path of the layer (or the kernel) that gives the output.
-      flattened: dense layers behind a flatten, with the number of channels before it: their input
+      head: path of the layer (or the kernel) that computes the output.
+      flattened: dense layers after a flatten, with the number of channels before it: their input
         axis is (positions, channels), channels fastest, and is cut by channels. A norm on flattened
         features is named by the path of the vector itself.
 
     Raises:
-      UsageError: a path that is no layer with a kernel, or channels that do not divide the axis.
+      UsageError: a path that names no layer with a kernel, or channels that do not divide the axis.
 
     >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 4))}, "fc": {"kernel": jnp.ones((4, 2))}}
     >>> selection = kernel_slices(params, 0.5, first="conv", head="fc")
@@ -57,6 +57,7 @@ def kernel_slices(
     ([[False, False, True, True]], [False, False, True, True])
     """
     check_fraction("keep", keep)
+    # In floats 0.07 * 100 is above 7, and its ceiling 8.
     ratio = Fraction(float(keep)).limit_denominator(10**9)
     kernels = [
         path for path, leaf in paths.named_leaves(params) if len(getattr(leaf, "shape", ())) >= 2
@@ -73,10 +74,13 @@ def kernel_slices(
         if rank == 0:
             return cut
         axes = []
+        # The head keeps its outputs, the classes, and with them its bias.
         if not paths.below(path, head):
             axes.append(rank - 1)
+        # The first layer keeps its inputs, the channels of the image.
         if rank >= 2 and not paths.below(path, first):
             axes.append(rank - 2)
+        # A depthwise kernel has one input, which the ceiling keeps.
         for axis in axes:
             index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
             size = shape[axis]
@@ -99,7 +103,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
     Args:
       params: pytree of arrays of the wide network: parameters, batch statistics, or both.
       like: the same of the slim network, as arrays or ``jax.ShapeDtypeStruct``, for the shapes.
-      flattened: dense layers behind a flatten, with the number of channels before it in the WIDE
+      flattened: dense layers after a flatten, with the number of channels before it in the WIDE
         network; see :func:`kernel_slices`. Their paths are those of ``params``:
         ``"params/fc"`` where parameters and statistics come in one tree.
 
@@ -135,6 +139,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
                 f"{path!r}: the slim shape {shape} has no whole number of channels at each of the "
                 f"{positions} positions that {channels} channels leave of {full}"
             )
+        # [..., positions, channels, ...], of which the first ``kept`` channels stay at every position.
         outer = leaf.reshape(*full[:axis], positions, channels, *full[axis + 1 :])
         leading_slices = map(slice, (*shape[:axis], positions, kept, *shape[axis + 1 :]))
         return outer[tuple(leading_slices)].reshape(shape)

@@ -71,6 +71,7 @@ def direction(
 
     head, features = jax.lax.stop_gradient((head, features))
     value, gradient = jax.value_and_grad(objective)(head)
+    # The norm is summed in float32, whatever the head's dtype.
     gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
     norm = optax.tree.norm(gradient) + _EPSILON
     return jnp.float32(value), jax.tree.map(
@@ -88,7 +89,7 @@ def perturbation(
     linear: bool | None = None,
     **search: Any,
 ) -> Perturbation:
-    r"""Return the direction of the gradient at ``head`` and how far against it the minimum lies.
+    r"""Return the direction of the gradient at ``head`` and the distance of the minimum against it.
 
     One gradient, then :math:`\xi^* = \arg\min_{\xi > 0} L_B(\theta_0 - \xi \hat g)` (PoF, eq. 2) by
     :func:`seal_jax.line_search.minimise` on the same features. Where there is no such minimum (an
@@ -111,11 +112,13 @@ def perturbation(
     >>> bool(step.accepted), round(float(step.xi), 2), round(float(step.loss), 2)
     (True, 0.78, 0.69)
     """
+    # Below eq. 5 PoF sets the derivative of the perturbation by the features to 0.
     head, features = jax.lax.stop_gradient((head, features))
     value, unit = direction(head, features, labels, classify, loss)
     if linear is None:
         # A matrix, or a matrix and a vector: kernel and bias.
         linear = sorted(map(jnp.ndim, jax.tree.leaves(head))) in ([2], [1, 2])
+    # Logits along the line are then at_head - xi * slopes exactly: the search never calls ``classify`` again.
     if linear:
         at_head, slopes = jax.jvp(lambda h: classify(h, features), (head,), (unit,))
 
@@ -155,8 +158,8 @@ def sample_gamma(
 ) -> jax.Array:
     r"""Return the expansion factor :math:`\gamma` of a step, a float32 scalar.
 
-    At 1 the weak classifier is the best one for its batch along the line; at 2 it lies on the other
-    side of a quadratic basin, where the batch's loss is what it was.
+    At 1 the weak classifier is the best one for its batch along the line; at 2 it is on the other
+    side of a quadratic basin, where the batch's loss is that at the start.
 
     Args:
       key: a random key; a new one for every step.
@@ -170,6 +173,7 @@ def sample_gamma(
     """
     check_choice("policy", policy, get_args(Policy))
     check_number("low", low, nonnegative, "be 0 or positive")
+    # A traced bound cannot be compared here.
     least = 0.0 if hasattr(low, "aval") else low
     check_number(
         "high", high, lambda value: least <= value < float("inf"), "be finite, at least low"
@@ -224,6 +228,7 @@ def perturb(
     check_integer("attempts", attempts, 1)
     if (attempts > 1) != (resample is not None):
         raise UsageError(f"attempts = {attempts} must go with resample: above 1 with it, 1 without")
+    # Split before any attempt: the factor does not depend on how many there are.
     gamma_key, batch_key = jax.random.split(key)
 
     def attempt(features, labels):
@@ -282,6 +287,7 @@ def foca(
     for field, value in (("learning_rate", learning_rate), ("sigma", sigma)):
         check_number(field, value, nonnegative, "be 0 or positive")
     features = jax.lax.stop_gradient(features)
+    # The values of the head are not used: FOCA's classifiers start at random for every batch.
     leaves, structure = jax.tree.flatten(head)
 
     def draw(index, leaf):
@@ -292,6 +298,7 @@ def foca(
     start = [draw(index, leaf) for index, leaf in enumerate(leaves)]
     descend = jax.grad(lambda head: loss(classify(head, features), labels))
 
+    # A scan, so that one step is compiled, however many there are.
     def step(weak, _):
         return _moved(weak, descend(weak), learning_rate), None
 

@@ -18,6 +18,7 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       UsageError: it cannot be written.
     """
+    # In the same folder: os.replace is atomic only within a file system.
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -46,6 +47,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         for index, name in enumerate(named):
             if named.count(name) > 1:
                 depths[index] += 1
+    # Names that were cut may be equal again: these are numbered.
     short: list[str] = []
     for name in names():
         candidate, number = _cut(name), 1

@@ -32,6 +32,7 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
     along_seed, along_data = settings.run.seed_devices, settings.run.data_devices
     if not along_seed:
         # The most devices that the seeds can be divided over evenly.
+        # More data devices than there are give 1 here, then the error below.
         along_seed = math.gcd(seeds, devices // (along_data or 1) or 1)
     if not along_data:
         along_data = devices // along_seed or 1
@@ -55,6 +56,7 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
 def make(settings: Settings, devices: list[Any]) -> Mesh:
     """Return the mesh over ``devices``."""
     shape = layout(settings, len(devices))
+    # Auto, not make_mesh's default of Explicit, under which shardings are part of an array's type.
     return jax.make_mesh(shape, (SEED, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
@@ -66,19 +68,21 @@ def along(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
 
 def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> jax.Array:
     """Put a host array, the same in every process, on the mesh."""
+    # The callback is asked only for the shards of this process's devices, so many processes may call this.
     return jax.make_array_from_callback(
         value.shape, NamedSharding(mesh, spec), lambda index: value[index]
     )
 
 
 def over_seeds(function: Callable, batching: str) -> Callable:
-    """Let a function of one seed's state (first argument) take all seeds of a device.
+    """Map a function of one seed's state (first argument) over all seeds of a device.
 
     A single seed keeps its program as it is; several run as one batched program ("vmap") or one
     after the other ("map"). The other arguments are shared.
     """
 
     def mapped(state: Any, *shared: Any) -> Any:
+        # Of one device: inside shard_map the leading axis has its own seeds only.
         count = jax.tree.leaves(state)[0].shape[0]
         if count == 1:
             one = function(jax.tree.map(lambda leaf: leaf[0], state), *shared)
@@ -91,7 +95,7 @@ def over_seeds(function: Callable, batching: str) -> Callable:
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Tell whether the mesh is of CPU devices."""
+    """Return whether the mesh has CPU devices."""
     return mesh.devices.flat[0].platform == "cpu"
 
 

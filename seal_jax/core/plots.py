@@ -24,6 +24,7 @@ BAND = "mean, 95 % interval over seeds"  # what bands and bars are in all plots
 
 def style(index: int) -> dict[str, Any]:
     """Return colour and dashes of the ``index``-th run."""
+    # All colours as solid lines first, then all of them dashed, then dotted.
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": dashes}
 
@@ -34,6 +35,7 @@ def run_styles(rows: Sequence[Record]) -> dict[str, dict[str, Any]]:
     In a report the rows hold the run's ``index``, so that a run has one style there, whatever other
     runs were evaluated; elsewhere runs are numbered in the order in which they come.
     """
+    # Reversed, so that of each run the first row is the one that stays.
     first = {row["run"]: row for row in reversed(rows)}
     names = dict.fromkeys(row["run"] for row in rows)
     return {name: style(first[name].get("index", place)) for place, name in enumerate(names)}
@@ -45,6 +47,7 @@ def drawable(name: str) -> str:
     >>> drawable("$x"), drawable("_y")
     ('\\\\$x', ' _y')
     """
+    # Matplotlib reads $...$ as mathematics, and leaves labels that begin with _ out of a legend.
     escaped = name.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
@@ -52,6 +55,7 @@ def drawable(name: str) -> str:
 def over_seeds(values: Iterable[Iterable[float]]) -> np.ndarray:
     """Return mean and ends of the 95 % interval, ``[3, n]``, of values over seeds, ``[n][seeds]``."""
     spreads = [spread(seeds) for seeds in values]
+    # [n, 3] -> [3, n]; the reshape gives an empty array its three columns.
     return np.array([(point.mean, point.low, point.high) for point in spreads]).reshape(-1, 3).T
 
 
@@ -72,11 +76,12 @@ def line_with_band(
 ) -> None:
     """Draw the mean over seeds as a line, and its 95 % interval as a band where there are several.
 
-    Places ``x`` are ``[n]`` and ``values`` ``[n][seeds]``. The band stays within ``limits``: an accuracy
-    is at most 100 %. The rest is for ``Axes.plot``.
+    ``x`` is ``[n]`` and ``values`` are ``[n][seeds]``. The band stays within ``limits``: an accuracy is at
+    most 100 %. Further arguments are those of ``Axes.plot``.
     """
     mean, low, high = over_seeds(values)
     axes.plot(x, mean, linewidth=linewidth, **line)
+    # One seed has no interval.
     if len(mean) and len(values[0]) > 1:
         if limits:
             low, high = low.clip(min=limits[0]), high.clip(max=limits[1])
@@ -95,7 +100,7 @@ def panels_by_weights(
 ) -> list[tuple[str, list[Record], list[Axes]]]:
     """Return the last and the best weights, each with its rows and a line of panels on the figure.
 
-    There are ``columns`` panels for each; the rest is for ``Figure.subplots``, such as ``sharey``.
+    There are ``columns`` panels for each; ``subplots`` go to ``Figure.subplots``, such as ``sharey``.
     """
     groups = grouped(rows, ("weights",))
     panels = figure.subplots(len(groups), columns, squeeze=False, **subplots)
@@ -112,13 +117,14 @@ def lines_by_weights(
 ) -> list[Axes]:
     """Draw a line with its band for each run, the weights side by side; return their panels.
 
-    The places are the rows' field ``x`` or, if they have none, 1, 2, ...; the values are ``y(row)``.
+    The x values are the rows' field ``x`` or, if they have none, 1, 2, ...; the y values are ``y(row)``.
     """
     styles, groups = run_styles(rows), grouped(rows, ("weights",))
     panels = list(figure.subplots(1, len(groups), squeeze=False, sharey=True).flat)
     for axes, ((weights,), of_weights) in zip(panels, groups.items(), strict=True):
         tidy(axes)
         for (run,), of_run in grouped(of_weights, ("run",)).items():
+            # A row is a seed: [seeds, points] -> [points, seeds].
             values = np.array([y(row) for row in of_run]).T
             places = of_run[0].get(x, np.arange(1, len(values) + 1))
             line_with_band(axes, places, values, label=run, **line, **styles[run])
@@ -131,7 +137,7 @@ def size_by_weights(
 ) -> Callable[[Sequence[Record]], tuple[float, float]]:
     """Return the size, in inches, of figures with a row of panels for each of the weights.
 
-    ``height`` is that of a row of panels, ``margin`` what the figure has beside them.
+    ``height`` is that of a row of panels, ``margin`` the height of all else in the figure.
     """
     return lambda rows: (width, margin + height * max(1, len({row["weights"] for row in rows})))
 
@@ -152,12 +158,13 @@ def panel_grid(
 def legend_below(figure: Figure, panels: Iterable[Axes], last: str = "") -> None:
     """Put one legend for all panels below them, each label once.
 
-    Labels that begin with ``last`` come last: what stands for all colours.
+    Labels that begin with ``last`` come last, such as one that is for all colours.
     """
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    # The sort is stable, so the other labels keep their order.
     order = sorted(entries, key=lambda label: bool(last) and label.startswith(last))
     handles, ncols = [entries[label] for label in order], min(len(order), 2)
     figure.legend(handles, order, loc="outside lower center", ncols=ncols, frameon=False)
@@ -170,11 +177,12 @@ def legend_beside(figure: Figure, entries: Iterable[tuple[Any, str]]) -> None:
 
 
 def log_edges(values: np.ndarray, bins: int = 60) -> np.ndarray:
-    """Return edges of bins of one width on a log axis, around all values; they are positive.
+    """Return the edges of bins of equal width on a log axis over all values, which are positive.
 
     >>> log_edges(np.array([0.01, 100.0]), 4).round(6).tolist()
     [0.01, 0.1, 1.0, 10.0, 100.0]
     """
+    # Nothing to draw, but axes need a range.
     if not len(values):
         return np.array([0.1, 1.0])
     low, high = np.log10(np.min(values)), np.log10(np.max(values))
@@ -198,6 +206,7 @@ def histogram(
 ) -> None:
     """Draw the share of the values in each bin as filled steps, in a run's colour and dashes."""
     shares = bin_shares(values, edges)
+    # Area and outline apart: where histograms overlap, the outlines stay visible.
     axes.stairs(shares, edges, fill=True, alpha=0.25, color=style["color"])
     axes.stairs(shares, edges, label=label, linewidth=1.2, **style)
 

@@ -194,6 +194,7 @@ class Run:
     keep_checkpoints: int = 3
 
 
+# By the words of the messages. Fields whose condition does not exclude infinity are integers.
 _CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "be positive": positive,
     "be 0 or positive": nonnegative,
@@ -238,11 +239,14 @@ class Settings:
     def __post_init__(self):
         for must, section, fields in _BOUNDS:
             check_fields(section, getattr(self, section), must, *fields.split())
+        # With one step per epoch, the fewest; checked again once the data tells how many there are.
         check_steps(self.train, 1)
+        # Seeds are uint32 on the devices.
         if self.train.seed + self.train.seeds > 2**32:
             raise UsageError(
                 f"train.seed = {self.train.seed} must leave all seeds below 2**32 = {2**32}"
             )
+        # The test split then takes the validation split's place (`load_data`), so there must be none.
         if self.data.selection == "test_best" and self.data.validation_fraction:
             raise UsageError(
                 'data.selection = "test_best" chooses by the test split; set '
@@ -252,6 +256,7 @@ class Settings:
             boundaries(self.optimizer.decay_epochs)  # whatever the schedule is
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")
+        # Here only that JSON can hold them; the method checks names and types of its options where it is built.
         for option, value in self.method.items():
             check(Scalar, value, f"method.{option}")
 
@@ -283,6 +288,7 @@ def optional_fields(kind: type) -> dict[str, type]:
         choices = typing.get_args(hint)
         if type(None) in choices:
             other = next(choice for choice in choices if choice is not type(None))
+            # The Literals of settings are all of strings.
             types[field] = str if typing.get_origin(other) is Literal else other
     return types
 
@@ -294,6 +300,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
     ['train.seed: 0 -> 1']
     """
     lines = []
+    # A dict, not a set: it keeps the fields' order.
     for field in {**old, **new}:
         path = f"{where}.{field}" if where else field
         a, b = old.get(field), new.get(field)

@@ -19,6 +19,7 @@ class Stream(enum.Enum):
     it: the uses within a step share the step's key up to there.
     """
 
+    # All results depend on these numbers: a new use takes a new one, none is ever changed.
     INIT = (0,)
     ORDER = (1,)
     AUGMENT = (2,)
@@ -46,6 +47,7 @@ def stream_key(seed: jax.Array, stream: Stream, index: Any) -> jax.Array:
     >>> bool(stream_key(0, Stream.UPDATE, 7) == Stream.UPDATE.within(step))
     True
     """
+    # Nothing is split and carried, so a run resumed at any step has the same keys.
     key = jax.random.fold_in(jax.random.key(seed), stream.value[0])
     return stream.within(jax.random.fold_in(key, index))
 

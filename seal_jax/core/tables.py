@@ -33,7 +33,7 @@ class Table(NamedTuple):
     Attributes:
       title: one line.
       header: names of the columns.
-      rows: a cell for every column; the first column is text, the others are set to the right.
+      rows: a cell for every column; the first column is text, the others are right-aligned.
       notes: sentences below the table.
       groups: titles over the columns after the first, each with the number of its columns. Where the
         table is too wide, further groups follow below.
@@ -72,6 +72,7 @@ class Table(NamedTuple):
     def meaning(self) -> list[str]:
         """What ± means, where a cell has a mean over seeds."""
         cells = itertools.chain(*self.rows)
+        # Two seeds are shown as "a to b", which needs the explanation as much as ± does.
         return [MEANING] if any(re.search(r"±|\d to -?\d", cell) for cell in cells) else []
 
     def as_text(self, width: int = 100) -> str:
@@ -101,6 +102,7 @@ class Table(NamedTuple):
     def _grouped_lines(self, width: int) -> list[str]:
         if not self.rows:
             return []
+        # The first column stands before every block of groups, with a blank beside the groups' titles.
         first = ["", self.header[0], *(row[0] for row in self.rows)]
         size = max(map(len, first))
         groups = self._groups()
@@ -118,6 +120,7 @@ class Table(NamedTuple):
 
     def _groups(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """Return the title of each group with its columns, which begin with their headings."""
+        # Transposed: one tuple per column, without the first column, which is in no group.
         columns = iter(list(zip(self.header, *self.rows, strict=True))[1:])
         return [(title, list(itertools.islice(columns, n))) for title, n in self.groups]
 
@@ -136,6 +139,7 @@ class Table(NamedTuple):
         def line(cells: Iterable[str]) -> str:
             return f"| {' | '.join(cells)} |"
 
+        # A table in Markdown has one header line, so a group's title stands above the name of each of its columns.
         titles = [f"{escaped(title)}<br>" for title, count in self.groups for _ in range(count)]
         titles = ["", *(titles or [""] * (len(self.header) - 1))]
         header = [a + escaped(b) for a, b in zip(titles, self.header, strict=True)]
@@ -166,6 +170,7 @@ class Table(NamedTuple):
     def _html_blocks(self) -> Iterator[str]:
         groups = self._groups() if self.rows else []
         widest = max((len(columns) for _, columns in groups), default=1)
+        # This many groups are side by side; the others follow in further tables below.
         across = max(1, MOST_COLUMNS // widest)
         for start in range(0, len(groups), across):
             block = groups[start : start + across]
@@ -323,15 +328,15 @@ def by_checkpoint(rows: Iterable[Record], *fields: str) -> list[list[Record]]:
 
 
 class Spread(NamedTuple):
-    """Mean over seeds, and how far it can be trusted.
+    """Mean over seeds, and its uncertainty.
 
     Attributes:
       mean: over the seeds.
       std: sample standard deviation; ``None`` for one seed.
       interval: half the 95 % interval of the mean (Student's t); ``None`` for fewer than three seeds,
         since of two it is 12.7 standard errors and says nothing.
-      low: the interval's lower end; of two seeds the smaller value, of one its value.
-      high: the upper end, alike.
+      low: the interval's lower end; for two seeds the smaller value, for one its value.
+      high: the upper end, likewise.
     """
 
     mean: float
@@ -356,8 +361,10 @@ class Spread(NamedTuple):
         if not (math.isfinite(self.mean) and math.isfinite(self.high - self.low)):
             return "not finite"
         single = self.std is None
+        # Half the width of what is shown beside the mean, in the units shown.
         unsure = abs(scale) * (self.high - self.low) / 2
         largest = max(abs(scale * self.mean), unsure)
+        # Of the larger one: a mean near zero in a wide interval must not force tiny units on both.
         power = _power(largest)
         if largest and not -3 <= power < 6:
             text = self.text(digits, scale / 10.0**power)
@@ -380,6 +387,7 @@ def _power(value: float) -> int:
 
 def _rounded(value: float, decimals: int) -> str:
     """Return a number with so many decimals, and zero without a sign."""
+    # -0.0 + 0.0 is 0.0.
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
@@ -410,6 +418,7 @@ def spread(values: Iterable[float]) -> Spread:
     std = float(per_seed.std(ddof=1))
     if count == 2:
         return Spread(mean, std, None, low, high)
+    # bisect finds the first tabulated count above; the one before it is at most `count`.
     half = _STUDENT[bisect.bisect(_SEEDS, count) - 1] * std / math.sqrt(count)
     return Spread(mean, std, half, mean - half, mean + half)
 
@@ -438,14 +447,14 @@ def newest(rows: Sequence[Record]) -> list[Record]:
 
 
 def cell(value: Any, form: Callable[[Any], str] = str) -> str:
-    """Return ``form(value)``, or the sign for what is missing."""
+    """Return ``form(value)``, or :data:`MISSING` for ``None``."""
     return MISSING if value is None else form(value)
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
     """Return rows of cells as aligned lines, with a rule below the first, the header.
 
-    The columns of the indices in ``right`` are set to the right.
+    The columns whose indices are in ``right`` are right-aligned.
 
     >>> aligned([["run", "n"], ["a", "10"]], right=[1])
     ['run   n', '---  --', 'a    10']

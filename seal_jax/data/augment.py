@@ -95,6 +95,7 @@ def draw(
     check_image_shape(spec, image_shape)
     # Always three keys, so that each augmentation has its own whichever are on.
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
+    # A window has 2p + 1 places along each axis of an image that p pixels were added to on both sides.
     places, size = 2 * spec.crop_padding + 1, jnp.array(image_shape[:2], jnp.int32)
     return AugmentationParams(
         jax.random.randint(crop_key, (batch, 2), 0, places, jnp.int32) if places > 1 else None,
@@ -119,6 +120,7 @@ def _outside_square(centres: jax.Array, side: int, height: int, width: int) -> j
     """Return bool ``[batch, height, width, 1]``, False inside the square."""
 
     def covered(centre: jax.Array, length: int) -> jax.Array:
+        # A square of even side reaches one pixel further up and left than down and right.
         start = centre[:, None] - side // 2
         position = jnp.arange(length)
         return (position >= start) & (position < start + side)
@@ -161,6 +163,7 @@ def apply(
     if params is not None and spec.crop_padding:
         offsets, border = drawn("offsets"), (spec.crop_padding, spec.crop_padding)
         padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
+        # One axis after the other: 2 (2p + 1) selections, not (2p + 1)^2.
         rows = _select_window(padded, offsets[:, 0], height, axis=1)
         images = _select_window(rows, offsets[:, 1], width, axis=2)
     if params is not None and spec.flip:

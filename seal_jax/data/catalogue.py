@@ -202,7 +202,7 @@ def builder_record(name: str) -> DatasetInfo | None:
 
 
 class Prepared(NamedTuple):
-    """What the folder of a prepared version says of itself."""
+    """Folder and metadata of a prepared version."""
 
     folder: Path
     counts: dict[str, int]  # images by split
@@ -235,6 +235,7 @@ def prepared(name: str, data_dir: Path) -> Prepared | None:
     """
 
     def version(info: Prepared) -> tuple[int, ...]:
+        # By number: as text 1.10.0 would come before 1.9.0.
         return tuple(int(part) if part.isdigit() else -1 for part in info.folder.name.split("."))
 
     # Those without a configuration first: max returns the first of equal versions.
@@ -244,10 +245,11 @@ def prepared(name: str, data_dir: Path) -> Prepared | None:
 
 
 def _read(path: Path) -> Prepared | None:
-    """Return what a ``dataset_info.json`` says; None where it is cut off, or not TFDS's."""
+    """Read a ``dataset_info.json``; return None where it is truncated, or not TFDS's."""
     try:
         info = records.load(path, _Info, "")
         counts = {
+            # TFDS writes protobuf's JSON, in which 64-bit integers are text.
             split["name"]: sum(int(count) for count in split["shardLengths"])
             for split in info["splits"]
         }

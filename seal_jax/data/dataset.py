@@ -98,7 +98,7 @@ def from_arrays(
     validation_fraction: float = 0.1,
     validation_seed: int = 0,
 ) -> Dataset:
-    """Hold plain arrays as a data set.
+    """Return plain arrays as a data set.
 
     Args:
       train: ``(images, labels)``: uint8 ``[n, height, width, channels]``, integers ``[n]``.
@@ -123,6 +123,7 @@ def from_arrays(
     def as_split(arrays: tuple[np.ndarray, np.ndarray]) -> Split:
         images, labels = (np.asarray(array) for array in arrays)
         whole_numbers = np.issubdtype(labels.dtype, np.integer)
+        # Labels that are no integers are left as they are, for Split to refuse.
         return Split(images, labels.astype(np.int32) if whole_numbers else labels)
 
     whole = as_split(train)
@@ -192,6 +193,7 @@ def stratified_split(
             f"{field}={fraction} holds out no example of {len(labels)}: "
             "raise it, or set 0 for no validation split"
         )
+    # Rounding may hold out the only example of a class.
     emptied = np.flatnonzero(quotas >= counts)
     if emptied.size:
         first = emptied[0]
@@ -200,6 +202,7 @@ def stratified_split(
             f"({counts[first]} examples) without a training example: lower it"
         )
 
+    # One generator for all classes, in the order of their labels.
     random = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), dtype=bool)
     for label, quota in zip(classes, quotas, strict=True):
@@ -209,9 +212,10 @@ def stratified_split(
 
 def _class_quotas(counts: np.ndarray, fraction: float) -> np.ndarray:
     """Return the largest-remainder apportionment of ``round(fraction * sum(counts))`` to the classes."""
-    # Rounding every class by itself could miss the total by half an example a class.
+    # Rounding each class separately could miss the total by half an example per class.
     ideal = fraction * counts
     quotas = np.floor(ideal).astype(np.int64)
+    # Halves up; Python's round would go to the even number.
     missing = int(np.floor(fraction * counts.sum() + 0.5)) - int(quotas.sum())
     # A stable sort: equal remainders go to the lower class.
     largest_first = np.argsort(-(ideal - quotas), kind="stable")

@@ -20,7 +20,7 @@ def prepare(
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
 ) -> os.PathLike:
-    """Prepare a data set as array_record where it is not there yet; return the version's folder.
+    """Prepare a data set as array_record unless it is already; return the version's folder.
 
     Args:
       name: ``digits``, a data set that this package builds from original files, such as
@@ -182,7 +182,7 @@ def _check_same(builder: Any, manual_dir: Path) -> None:
     """Raise unless the prepared data is that of ``manual_dir``, as far as counting tells."""
     import tensorflow_datasets as tfds
 
-    # What is prepared TFDS opens by a builder of its own, which cannot scan.
+    # TFDS opens prepared data by a generic read-only builder, which has no scan.
     listing = tfds.builder_cls(builder.name).scan(manual_dir)
     counts = {split: part.num_examples for split, part in builder.info.splits.items()}
     if builder.info.features["label"].names != list(listing.classes):
@@ -205,7 +205,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _prepare_beside(name: str, builder: Any, manual_dir: str | None, progress: bool) -> None:
-    """Prepare beside the destination and move into place in one rename: no reader sees half a data set."""
+    """Prepare next to the destination, then rename into place: no reader sees half a data set."""
     root = Path(builder.data_dir_root)
     stage = Path(tempfile.mkdtemp(prefix=f".{builder.name}-", dir=root))
     try:

@@ -17,9 +17,11 @@ from seal_jax.data.dataset import Dataset, Split, hold_out
 from seal_jax.data.preparation import first_line, open_prepared
 from seal_jax.errors import UsageError, check_number
 
+# Records that a thread asks for in one read.
 _CHUNK = 256
 # Decoding holds the interpreter's lock half of the time: more threads would only wait for it.
 _THREADS = min(os.cpu_count() or 1, 4)
+# Pillow's modes by number of channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # A bar appears only where decoding takes longer than this, in seconds.
 _BAR_DELAY = 2.0
@@ -81,6 +83,7 @@ def load(
     if test_split is not None:
         test = _decode(builder, test_split, decoder, "test_split", progress)
     else:
+        # Seed 0 and not validation_seed: whatever is validated on, the test images stay the same.
         whole, test = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
     train, validation = hold_out(whole, validation_fraction, validation_seed)
     class_names = decoder.class_names
@@ -156,7 +159,7 @@ def _checked_size(
 class Decoder:
     """Turns records of one data set into images and labels, as the arguments of :func:`load` say."""
 
-    features: Any  # TFDS's, of the image and the label alone
+    features: Any  # TFDS's, of the image and the label only
     image: str  # their keys
     label: str
     channels: int
@@ -179,6 +182,7 @@ class Decoder:
         with Image.open(io.BytesIO(example[self.image])) as stored:
             mode = _MODES[self.channels]
             image = stored.convert(mode) if stored.mode != mode else stored.copy()
+        # Pillow's sizes are (width, height).
         if self.size is not None and image.size != self.size[::-1]:
             image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
         if self.crop is not None:
@@ -209,6 +213,7 @@ def make_decoder(
     image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
     label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")
     image = features[image_key]
+    # Where TFDS leaves the number of channels open, the decoder converts all images to RGB.
     stored = image.shape[-1] or 3
     if image.np_dtype != np.uint8 or stored not in _MODES:
         raise UsageError(
@@ -252,6 +257,7 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
     if count < 1:  # TFDS counts those of train[5:2] as -3
         raise UsageError(f"{field}={split!r} has no example: choose a larger part")
 
+    # With a size given, memory is checked before anything is read.
     if decoder.size is not None:
         side = decoder.size if decoder.crop is None else (decoder.crop, decoder.crop)
         _check_memory(split, (count, *side, decoder.channels))
@@ -273,7 +279,7 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
                 deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
                 file_format="array_record",
             )
-            # The first image alone tells the stored size, and so the memory that all of them take.
+            # Only the first image tells the stored size, and so the memory that all of them take.
             shape = decoder(source[0])[0].shape
             _check_memory(split, (count, *shape))
             images = np.empty((count, *shape), np.uint8)
@@ -281,6 +287,7 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
             def fill(start: int) -> int:
                 """Decode one chunk into its rows of the arrays; return its length."""
                 chunk = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
+                # Threads write disjoint rows, so nothing is locked.
                 for row, record in enumerate(chunk, start):
                     image, labels[row] = decoder(record)
                     if image.shape != shape:

@@ -33,7 +33,7 @@ Statistics = Literal["batch", "batch_only", "running"]
 
 @dataclasses.dataclass(frozen=True)
 class Protocol(few_shot.Protocol):
-    """What an episode is, and how it is learnt; the other fields are the linear classifier's.
+    """The definition of an episode and of its training; the other fields are the linear classifier's.
 
     Attributes:
       affine_learning_rate: of scales and biases, by SGD without momentum and without decay.
@@ -43,9 +43,9 @@ class Protocol(few_shot.Protocol):
         "batch" is what a network in training mode does in the public protocol: statistics of the
         batch, which also enter the running ones, the variance times n / (n - 1). Without that the
         queries, of another domain than the network's own data, would be normalised with statistics
-        that the scales and biases have never met. A last batch of one image joins the batch before
-        it: one image has no statistics where the last feature map is one pixel, and poor ones
-        elsewhere. It then is one of ``batch_size + 1``, and no image is left out.
+        that the scales and biases were not trained with. A last batch of one image joins the batch
+        before it: one image has no statistics where the last feature map is one pixel, and poor ones
+        elsewhere. Together they are a batch of ``batch_size + 1``; no image is left out.
 
         "batch_only" leaves the running statistics as they are. "running" uses them for learning too,
         and keeps a batch of one.
@@ -77,6 +77,7 @@ def affines_of(params: Any, batch_stats: Any) -> dict[str, Any]:
     for name, statistics in batch_stats.items():
         if name in params and isinstance(statistics, Mapping):
             part = params[name]
+            # Only running statistics tell a BatchNorm: other norms have a scale and a bias too.
             below = dict(part) if "mean" in statistics else affines_of(part, statistics)
             if below:
                 affines[name] = below
@@ -92,7 +93,7 @@ class Tuned(NamedTuple):
         vote for the first class.
       affines: the trained scales and biases, a part of the tree of parameters, each leaf
         ``[episodes, ...]``; None unless they were asked for.
-      batch_stats: the final running statistics, alike.
+      batch_stats: the final running statistics, with the same axes and under the same condition.
     """
 
     scores: Scores
@@ -125,11 +126,11 @@ def linear_affines(
 
     Args:
       model: a network with BatchNorm.
-      variables: of it, ``{"params": ..., "batch_stats": ...}``, and "normalisers" where it has some.
+      variables: its variables, ``{"params": ..., "batch_stats": ...}``, and "normalisers" where there are some.
       images: uint8 ``[n, height, width, channels]``, on the host.
       labels: integers ``[n]``.
       normalise: traced function of uint8 ``[N, height, width, channels]`` to the network's input.
-      protocol: what an episode is, and how it is learnt.
+      protocol: the definition of an episode and of its training.
       together: episodes side by side on a device; by default as many as ``byte_budget`` holds.
       byte_budget: bytes of a device for the activations of learning, as estimated; by default a
         third of its memory, or 256 MiB where it does not report one (CPU).
@@ -153,19 +154,24 @@ def linear_affines(
     images_of_class = few_shot.check(labels, protocol)
     mesh = meshes.along(EPISODES, devices)
     device = mesh.devices.flat[0]
+    # The parameters are those of the run; only the shape of the images changes, and of the activations with it.
     model = resized(_for_episodes(model, device), images.shape[1:])
     spec = Spec(model, normalise, protocol, mesh, keep)
+    # Traced, not run: the classifier needs the length of a feature vector, the chunk the bytes of an episode.
     size, bytes_per_episode = sizes(spec, variables)
     if together is None:
         if byte_budget is None:
             byte_budget = (device.memory_stats() or {}).get("bytes_limit", 3 * 2**28) // 3
         together = max(1, byte_budget // bytes_per_episode)
+    # Placed once: every chunk of episodes would otherwise send the weights again.
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    # Episodes gather their images on the host, so the whole data set is never on a device.
     rows = images.reshape(len(images), -1)
 
     def learn(drawn: Episode) -> Any:
         pixels = rows[np.concatenate([drawn.support, drawn.query], axis=1)]
         correct, finite, diverged, kept = jax.device_get(tune(variables, pixels, drawn, spec))
+        # Checked with each chunk: unlike in few_shot.linear, features are not computed beforehand.
         if not np.all(finite):
             raise UsageError("features hold NaN or infinity: the network or its input is broken")
         return correct, diverged, kept
@@ -180,10 +186,12 @@ def linear_affines(
 
 def _for_episodes(model: Model, device: Any) -> Model:
     """Return the model without dropout and for one device; its parameters stay the same."""
+    # A device has whole episodes, so there is no axis of devices over which BatchNorm could average.
     fields: dict[str, Any] = {"dropout": 0.0, "bn_axis_name": None}
     if device.platform == "cpu":
         # The backward pass runs in a loop; see seal_jax.models.convolution.
         fields["convolution"] = "matmul"
+    # Modules declare only the fields that they use: one without dropout has nothing to turn off.
     fields = {name: value for name, value in fields.items() if hasattr(model.module, name)}
     return dataclasses.replace(model, module=model.module.clone(**fields))
 
@@ -207,6 +215,7 @@ def _features(spec: Spec, variables: Any, rows: jax.Array, train: bool) -> tuple
 
 
 def _logits(features: jax.Array, head: tuple[jax.Array, jax.Array]) -> jax.Array:
+    # Kernel [ways, d], as torch stores it. Full precision, since accelerators round the factors of products.
     return jnp.matmul(features, head[0].T, precision="highest") + head[1]
 
 
@@ -217,6 +226,7 @@ def cut(protocol: Protocol) -> tuple[int, int]:
     ((5, 5), (0, 5), (6, 1))
     """
     full, rest = divmod(protocol.ways * protocol.shots, protocol.batch_size)
+    # A batch of one has no variance: see Protocol.
     if rest == 1 and full and protocol.statistics != "running":
         return full - 1, protocol.batch_size + 1
     return full, rest
@@ -226,8 +236,8 @@ def cut(protocol: Protocol) -> tuple[int, int]:
 def tune(variables: Any, pixels: jax.Array, drawn: Episode, spec: Spec) -> Any:
     """Learn and score stacked episodes, whose support and then query are in ``pixels``.
 
-    Those are uint8 ``[episodes, images, bytes]``. Returned are the number of correct queries, whether the
-    features were finite before the first step, whether the logits of the query were not finite in the
+    The pixels are uint8 ``[episodes, images, bytes]``. Returned are the number of correct queries, whether
+    the features were finite before the first step, whether the logits of the query were not finite at the
     end, and the trained parameters, or None.
     """
     return few_shot.of_each(partial(_tune_one, spec), spec.mesh, variables, pixels, drawn)
@@ -237,6 +247,7 @@ def _with_trained(variables: Any, affines: Any, statistics: Any) -> dict[str, An
     """Return the network's variables with the affines and running statistics of an episode."""
 
     def merged(params: Any, part: Any) -> Any:
+        # The affines are a part of the tree of parameters, so only their branches are copied.
         if not isinstance(part, Mapping):
             return part
         return {**params, **{name: merged(params[name], below) for name, below in part.items()}}
@@ -250,6 +261,7 @@ def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> 
     protocol = spec.protocol
     full, last = cut(protocol)
     count, batch = protocol.ways * protocol.shots, protocol.batch_size
+    # The support is stored class by class, with the classes numbered 0 to ways - 1 within the episode.
     labels = jnp.repeat(jnp.arange(protocol.ways), protocol.shots)
     support, query = pixels[:count], pixels[count:]
 
@@ -258,6 +270,7 @@ def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> 
         tuned = _with_trained(variables, affines, statistics)
         features, updated = _features(spec, tuned, support[rows], protocol.statistics != "running")
         mean = mean_cross_entropy(_logits(features, head), labels[rows])
+        # "batch_only" normalises with the batch too, and drops the running statistics that result.
         return mean, updated if protocol.statistics == "batch" else statistics
 
     def step(state, rows):
@@ -265,6 +278,7 @@ def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> 
         (affine_grads, head_grads), statistics = jax.grad(loss, has_aux=True)(
             (affines, head), statistics, rows
         )
+        # As torch: the first gradient enters the momentum undamped.
         undamped = jnp.where(number == 0, 1.0, 1 - protocol.dampening)
         # Momentum is zero before the first step, so its factor does not matter there.
         momentum = jax.tree.map(
@@ -273,6 +287,7 @@ def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> 
             head_grads,
             head,
         )
+        # The classifier has momentum and decay; the affines are plain SGD's (see Protocol).
         head = jax.tree.map(lambda p, m: p - protocol.learning_rate * m, head, momentum)
         affines = jax.tree.map(
             lambda p, g: p - protocol.affine_learning_rate * g, affines, affine_grads
@@ -288,6 +303,7 @@ def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> 
         return state, None
 
     statistics = variables["batch_stats"]
+    # [ways, d] and [ways]
     head = (jnp.asarray(drawn.kernel), jnp.asarray(drawn.bias))
     trained = (affines_of(variables["params"], statistics), head)
     start = (trained, jax.tree.map(jnp.zeros_like, head), statistics, jnp.zeros((), jnp.int32))
@@ -300,14 +316,16 @@ def _tune_one(spec: Spec, variables: Any, pixels: jax.Array, drawn: Episode) -> 
     # One class at a time: the query has more images than a batch.
     queries = query.reshape(protocol.ways, protocol.queries, -1)
     logits = _logits(jax.lax.map(partial(infer, tuned), queries), head)
+    # logits [ways, queries, ways]: queries are stored class by class, too
     correct = logits.argmax(-1) == jnp.arange(protocol.ways)[:, None]
+    # With the network as it was: a broken network or input is thus told from an episode that diverged.
     finite = jnp.isfinite(infer(variables, support[: protocol.ways])).all()
     kept = (affines, statistics) if spec.keep else None
     return correct.sum(), finite, ~jnp.isfinite(logits).all(), kept
 
 
 def sizes(spec: Spec, variables: Any) -> tuple[int, int]:
-    """Return the length of a feature vector, and about how many bytes an episode takes."""
+    """Return the length of a feature vector and an estimate of the bytes that an episode takes."""
     protocol = spec.protocol
     batch = max(protocol.batch_size, cut(protocol)[1])
     pixels = math.prod(spec.model.image_shape)
@@ -330,6 +348,7 @@ def written(jaxpr: Any) -> int:
     """
     total = 0
     for equation in jaxpr.eqns:
+        # Equations of calls and loops hold closed or open jaxprs; what these compute is counted inside.
         parameters = [getattr(value, "jaxpr", value) for value in equation.params.values()]
         inner = [value for value in parameters if hasattr(value, "eqns")]
         if inner:

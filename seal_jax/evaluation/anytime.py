@@ -21,6 +21,7 @@ def checkpoints(last: int) -> tuple[int, ...]:
     >>> checkpoints(10)
     (0, 1, 2, 3, 5, 8, 10)
     """
+    # Step 0 is the source's network under its new head: what is deployed before any training.
     steps, following = [0, 1], 2
     while following < last:
         steps.append(following)
@@ -63,8 +64,11 @@ def deployed(
     >>> deployed([1, 3, 8], [0, 1, 4], np.array([0.1, 0.3, 0.2])).tolist()
     [1, 1, 1]
     """
+    # argmax would take a NaN for the largest.
     scores = np.where(np.isnan(accuracy), -np.inf, accuracy)
+    # [t], how many validations there have been: one at the checkpoint itself counts
     counts = np.searchsorted(validated, checkpoints, side="right")
+    # argmax returns the first of equals, which is the earliest state.
     return np.stack([np.argmax(scores[..., :count], axis=-1) for count in counts], axis=-1)
 
 
@@ -94,6 +98,7 @@ def sizes(params: PyTree, start: PyTree, head: str) -> tuple[jax.Array, jax.Arra
       start: those of the source, ``head`` left out or not.
       head: the classifier's name; W is its kernel, and all other parameters are theta.
     """
+    # Theta is the features alone: the new head does not start from the source's.
     squares = jax.tree.map(
         lambda now, then: jnp.sum((now - then).astype(jnp.float32) ** 2),
         {name: leaf for name, leaf in params.items() if name != head},

@@ -31,7 +31,7 @@ class Node(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """How many settings there are."""
+        """Number of settings."""
         return sum(self.counts.values())
 
     @property
@@ -52,10 +52,12 @@ class Node(NamedTuple):
         >>> Node({"LW": 9, "FC": 3, "BL": 1}).top, Node({"LW": 4, "FC": 3, "BL": 3, "DSD": 1}).top
         (('LW',), ('LW', 'FC', 'BL'))
         """
+        # A stable sort: of methods equally frequent, the one that was counted first comes first.
         ordered = sorted(self.counts, key=lambda name: -self.counts[name])
         if self.gini <= IMPURE:
             return (ordered[0],)
         sums = np.cumsum([self.counts[name] for name in ordered])
+        # argmax of booleans is the first place at which the sum reaches half of the settings.
         least = self.counts[ordered[int(np.argmax(2 * sums >= self.samples))]]
         return tuple(name for name in ordered if self.counts[name] >= least)
 
@@ -70,7 +72,7 @@ class Node(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """Questions on the longest way down."""
+        """Questions on the longest path to a leaf."""
         return max((1 + child.depth for child in self.children), default=0)
 
     @property
@@ -80,7 +82,7 @@ class Node(NamedTuple):
         return ", ".join(f"{name} {count}" for name, count in ordered)
 
     def as_text(self) -> str:
-        """Return the tree, a line a node.
+        """Return the tree, one line per node.
 
         >>> print(Node({"A": 3, "B": 2}, "x <= 1", Node({"A": 3}), Node({"B": 2})).as_text())
         x <= 1?  (A 3, B 2)
@@ -109,14 +111,15 @@ def fit(
     """Fit scikit-learn's decision tree to the best method of each setting; return its root.
 
     Args:
-      features: by name a value a setting: numbers are divided by a threshold, booleans and strings
-        one value against the others.
+      features: by name, one value per setting: numbers are divided by a threshold, booleans and
+        strings one value against the others.
       best: the best method of each setting.
       max_depth: of the tree; the paper's 4.
       min_leaf: settings in a leaf at least; the paper's 7.
 
     Raises:
-      UsageError: no settings, as many features as there are none, or a number out of its range.
+      UsageError: no settings or no features, features of another length than ``best``, or a number
+        out of range.
 
     References:
       Alabdulmohsin et al. 2022, section 3.1 and Figure 3.
@@ -140,7 +143,7 @@ def fit(
     classifier = DecisionTreeClassifier(
         max_depth=max_depth, min_samples_leaf=min_leaf, random_state=0
     )
-    matrix = np.stack(columns, axis=1).astype(float)
+    matrix = np.stack(columns, axis=1).astype(float)  # [settings, questions]
     classifier.fit(matrix, np.asarray(best, dtype=object).astype(str))
     tree = classifier.tree_
     went_through = classifier.decision_path(matrix).toarray().astype(bool)  # [settings, nodes]
@@ -149,9 +152,11 @@ def fit(
         inside = [name for name, here in zip(best, went_through[:, index], strict=True) if here]
         counts = {name: inside.count(name) for name in dict.fromkeys(inside)}
         left, right = int(tree.children_left[index]), int(tree.children_right[index])
+        # scikit-learn marks a leaf's children by -1.
         if left < 0:
             return Node(counts)
         question = questions[int(tree.feature[index])]
+        # scikit-learn sends values up to the threshold to the left, which here is "yes".
         if question.endswith("<="):
             return Node(counts, f"{question} {tree.threshold[index]:,.6g}", node(left), node(right))
         return Node(counts, question, node(right), node(left))  # 0 or 1: the right is the ones
@@ -164,6 +169,7 @@ def _columns(features: Mapping[str, Sequence[Any]]) -> tuple[list[np.ndarray], l
     columns: list[np.ndarray] = []
     questions: list[str] = []
     for name, values in features.items():
+        # A category becomes a column of 0 and 1 for each of its values, since scikit-learn divides numbers only.
         if any(isinstance(value, str) for value in values):
             for choice in dict.fromkeys(values):
                 columns.append(np.asarray([value == choice for value in values], float))

@@ -35,17 +35,17 @@ EPISODES = "episodes"
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What an episode is, and how its classifier learns; the defaults are the public protocol's.
+    """The definition of an episode and of its classifier's training; the defaults are the public protocol's.
 
     Attributes:
       ways: classes of an episode.
       shots: images of each class to learn from.
       queries: images of each class to be scored on.
       epochs: passes over the images to learn from.
-      batch_size: images a step; the last batch of a pass may be smaller.
+      batch_size: images per step; the last batch of a pass may be smaller.
       learning_rate: of SGD.
       momentum: its momentum.
-      dampening: a gradient enters the momentum with 1 - dampening, but the first with 1.
+      dampening: a gradient enters the momentum with weight 1 - dampening, the first with 1.
       weight_decay: coupled L2, on the bias too.
     """
 
@@ -119,6 +119,7 @@ def check(labels: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
         raise UsageError(
             f"shots + queries = {needed} is more than the {np.min(counts)} images of class {rare}"
         )
+    # A stable sort keeps the rows of each class in the order of the data: episodes depend on it.
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.cumsum(counts)[:-1])
 
@@ -133,9 +134,12 @@ def draw(
 ) -> Episode:
     """Draw an episode from the rows of each class; see :func:`episode` and :func:`check`."""
     needed = protocol.shots + protocol.queries
+    # All that is random in an episode comes from this generator, in this order: to draw in another order, or another
+    # amount, changes every episode and ends the comparison with earlier results.
     random = np.random.default_rng([seed, number])
     classes = random.choice(len(images_of_class), protocol.ways, replace=False)
     rows = np.stack([random.choice(images_of_class[c], needed, replace=False) for c in classes])
+    # torch's nn.Linear draws kernel and bias uniformly within 1 / sqrt(d).
     bound = 1 / math.sqrt(features)
     kernel = random.uniform(-bound, bound, (protocol.ways, features)).astype(np.float32)
     bias = random.uniform(-bound, bound, protocol.ways).astype(np.float32)
@@ -143,6 +147,7 @@ def draw(
     orders = random.permuted(
         np.tile(np.arange(count, dtype=np.int32), (protocol.epochs, 1)), axis=1
     )
+    # rows [ways, shots + queries]: support and query of a class share no image
     return Episode(
         rows[:, : protocol.shots].ravel(), rows[:, protocol.shots :].ravel(), kernel, bias, orders
     )
@@ -161,6 +166,7 @@ class Scores(NamedTuple):
     @property
     def interval(self) -> float:
         """Half the 95 % confidence interval of the mean, 1.96 standard errors."""
+        # The public protocol divides the variance by n, not n - 1.
         return float(1.96 * self.accuracies.std() / math.sqrt(len(self.accuracies)))
 
 
@@ -172,13 +178,14 @@ def over_chunks(
     episodes: int,
     chunk: int,
 ) -> Any:
-    """Return ``function(stacked episodes)`` of the episodes from ``first`` on, ``chunk`` of them a call.
+    """Return ``function(stacked episodes)`` of the episodes from ``first`` on, ``chunk`` of them per call.
 
-    All calls have one shape, a multiple of the devices; the last is filled up with its last episode.
+    All calls have one shape, a multiple of the devices; the last is padded with its last episode.
     """
     for field, value in (("episodes", episodes), ("chunk", chunk)):
         if value < 1:
             raise UsageError(f"{field} = {value} must be at least 1")
+    # Rounded up to whole devices. A shorter last call would be another shape, and compile again.
     size = -(-min(chunk, episodes) // mesh.size) * mesh.size
     results = []
     for start in range(0, episodes, size):
@@ -210,7 +217,7 @@ def linear(
     Args:
       features: float ``[n, d]``, the classifier's input for every image.
       labels: integers ``[n]``.
-      protocol: what an episode is, and how it is learnt.
+      protocol: the definition of an episode and of its training.
       seed: of the evaluation.
       episodes: how many.
       first: the number of the first, to continue an evaluation.
@@ -230,6 +237,7 @@ def linear(
     mesh = meshes.along(EPISODES, devices)
     if chunk is None:
         chunk = mesh.size * max(1, 2**30 // _bytes(protocol, features.shape[1]))
+    # Features [n, d] are on every device: which rows an episode needs is data of the program.
     whole = jax.device_put(np.asarray(features, np.float32), NamedSharding(mesh, PartitionSpec()))
     draw_episode = partial(draw, check(labels, protocol), features.shape[1], protocol, seed=seed)
 
@@ -241,7 +249,8 @@ def linear(
 
 
 def _bytes(protocol: Protocol, features: int) -> int:
-    """Return about how many bytes an episode takes on its device."""
+    """Return an estimate of the bytes that an episode takes on its device."""
+    # Images with their features and their products with the support, then rows and weights of all steps.
     support, query = protocol.ways * protocol.shots, protocol.ways * protocol.queries
     vectors = (support + query) * (features + 1 + support)
     return 4 * (vectors + protocol.epochs * (support + protocol.batch_size) * 2)
@@ -259,7 +268,8 @@ def of_each(function: Callable[..., Any], mesh: Mesh, shared: Any, *episodes: An
     def on_device(shared: Any, *episodes: Any) -> Any:
         return jax.vmap(partial(function, shared))(*episodes)
 
-    # Episodes need nothing of each other: a device's program is that of its own part.
+    # Episodes are independent, so a device's program is that of its own part. The replication check is
+    # off: it refuses the scans over steps, which start from constants that are the same everywhere.
     in_specs = (PartitionSpec(), *[split] * len(episodes))
     return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)(
         shared, *episodes
@@ -270,10 +280,12 @@ def _solve_one(protocol: Protocol, features: jax.Array, drawn: Episode) -> jax.A
     """Learn and score one episode; return the number of correct queries."""
     ways, shots = protocol.ways, protocol.shots
     count = ways * shots
+    # [count, ways], and below support [count, d + 1], gram [count, count], logits [count, ways]
     labels = jax.nn.one_hot(jnp.repeat(jnp.arange(ways), shots), ways)
     with jax.default_matmul_precision("highest"):
         support = _with_one(features[drawn.support])
         initial = jnp.concatenate([drawn.kernel, drawn.bias[:, None]], axis=1)
+        # All that a step needs of the features: their products with each other and with the initial weights.
         gram, logits = support @ support.T, support @ initial.T
         query = _with_one(features[drawn.query])
         query_gram, query_logits = query @ support.T, query @ initial.T
@@ -286,6 +298,7 @@ def _solve_one(protocol: Protocol, features: jax.Array, drawn: Episode) -> jax.A
         error = (jax.nn.softmax(scores) - labels[rows]) * (weights / weights.sum())[:, None]
         # The gradient with respect to W, in the coordinates of c and A.
         c_grad = protocol.weight_decay * c
+        # Added, not set: the filling of the last batch may name a row twice, at weight 0.
         a_grad = (protocol.weight_decay * a).at[rows].add(error)
         # As torch: the first gradient enters the momentum undamped.
         undamped = jnp.where(number == 0, 1.0, 1 - protocol.dampening)
@@ -296,9 +309,11 @@ def _solve_one(protocol: Protocol, features: jax.Array, drawn: Episode) -> jax.A
         new = (c - rate * c_momentum, a - rate * a_momentum, c_momentum, a_momentum, number + 1)
         return new, None
 
+    # At the start W = W_0: c is 1, and A is 0.
     zero = jnp.zeros((count, ways))
     start = (jnp.ones(()), zero, jnp.zeros(()), zero, jnp.zeros((), jnp.int32))
     (c, a, *_), _ = jax.lax.scan(step, start, (rows, weights))
+    # The weights are never formed: the query's logits are the same combination of its own products.
     predicted = (c * query_logits + query_gram @ a).argmax(-1)
     return (predicted == jnp.repeat(jnp.arange(ways), protocol.queries)).sum()
 
@@ -311,6 +326,7 @@ def _with_one(features: jax.Array) -> jax.Array:
 def _batches(orders: Any, batch: int) -> tuple[jax.Array, jax.Array]:
     """Cut ``orders [epochs, n]`` into steps: rows and weights ``[steps, batch]``, 0 for filling."""
     count = orders.shape[1]
+    # Filling at weight 0 gives all steps one shape; here, unlike with BatchNorm, it changes nothing.
     filling = -count % batch
     rows = jnp.concatenate([orders, orders[:, :filling]], axis=1)
     weights = jnp.broadcast_to(jnp.arange(count + filling) < count, rows.shape)

@@ -41,6 +41,7 @@ def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -
     check_number("batches", count, lambda value: value >= 1, "be at least 1", whole=True)
     check_seed("seed", seed)
     per_epoch = examples // batch_size
+    # Every epoch has its own generator, so batch i is the same however many are asked for.
     epochs = [
         np.random.default_rng([seed, epoch]).permutation(examples)[: per_epoch * batch_size]
         for epoch in range(-(-count // per_epoch))
@@ -52,7 +53,7 @@ class Probe(NamedTuple):
     """Measurements of each mini-batch's gradient, with g the gradient over its norm.
 
     Attributes:
-      norms: ``[count]``, of the gradient itself.
+      norms: ``[count]``, of the gradient before normalisation.
       cosines: ``[count, k]``, the inner product of g with each vector, in [-1, 1].
       curvatures: ``[count]``, ``g' H g`` with the Hessian of all the data.
       own_curvatures: ``[count]``, the same with the Hessian of the mini-batch alone.
@@ -99,12 +100,14 @@ def probe(
     >>> result.norms.tolist(), result.curvatures.tolist(), jnp.abs(result.cosines).tolist()
     ([3.0, 1.0], [4.0, 6.0], [[1.0, 0.0], [0.0, 1.0]])
     """
+    # Gradients are of the part alone: g is normalised within it, as in the paper's space of the classifier.
     part = trees.select(mask, weights)
 
     def measure(batch: PyTree) -> Probe:
         gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
         norm = optax.tree.norm(gradient)
         unit = optax.tree.scale(1 / (norm + _EPSILON), gradient)
+        # curvature takes batches along the first axis: here one.
         alone = jax.tree.map(lambda leaf: leaf[None], batch)
         return Probe(
             norm,
@@ -113,6 +116,7 @@ def probe(
             curvature(loss, weights, unit, alone),
         )
 
+    # Chunks bound the memory: each mini-batch side by side goes through all the data for its g'Hg.
     return jax.lax.map(measure, batches, batch_size=chunk)
 
 
@@ -142,6 +146,7 @@ def strongest(cosines: np.ndarray) -> Strongest:
     """
     sizes = np.abs(np.asarray(cosines, np.float64))
     captured = np.minimum((sizes**2).sum(1), 1.0)  # rounding may add up to more
+    # The residual's squared length, 1 - captured, bounds the squared cosine with any further eigenvector.
     return Strongest(
         np.argmax(sizes, 1), np.max(sizes, 1, initial=0.0) ** 2 >= 1 - captured, captured
     )

@@ -30,6 +30,7 @@ def moved(whole: PyTree, direction: PyTree, distance: Any) -> PyTree:
     >>> moved({"conv": 1.0, "fc": 2.0}, {"conv": None, "fc": 1.0}, -0.5)
     {'conv': 1.0, 'fc': 1.5}
     """
+    # Weights outside the direction are returned as they are; to add zeros would compute on all of them.
     return jax.tree.map(
         lambda step, leaf: leaf if step is None else leaf + distance * step,
         direction,
@@ -62,6 +63,7 @@ def mean_loss(loss: Loss, whole: PyTree, data: PyTree) -> jax.Array:
     def add(total: jax.Array, batch: PyTree) -> tuple[jax.Array, None]:
         return total + exact(loss)(whole, batch), None
 
+    # Summed in a scan: memory holds the activations of one batch, however much data there is.
     return jax.lax.scan(add, jnp.zeros(()), data)[0] / count
 
 
@@ -103,6 +105,7 @@ def slices(
     >>> slices(loss, weights, direction, jnp.zeros((1, 1)), jnp.array([-3.0, 0.0, 1.0])).tolist()
     [0.0, 9.0, 16.0]
     """
+    # One distance at a time, so that there is one copy of moved weights.
     return jax.lax.map(
         lambda distance: mean_loss(loss, moved(weights, direction, distance), data),
         jnp.asarray(distances, jnp.float32),
@@ -143,11 +146,14 @@ def increment(
     """
     from scipy import optimize
 
+    # Value and slope come of one program, which also serves all points of the search.
     at_weights, initial_slope = map(float, _line(loss, weights, direction, data, jnp.float32(0)))
     if initial_slope == 0:  # nothing falls: it is the minimum itself
         return Increment(0.0, 0.0, True, at_weights)
+    # From here on distances are positive, on the side where the loss falls.
     side = -math.copysign(1.0, initial_slope)
 
+    # Bracketing and Brent's method ask for some points twice, and each costs a pass through the data.
     @functools.cache
     def at(distance: float) -> tuple[float, float]:
         """Return value and slope; where the loss is not finite, a wall, it rises."""
@@ -160,22 +166,29 @@ def increment(
         # Not where it falls: rounding can make it look higher than at the weights.
         return not value <= at_weights and not slope < 0
 
+    # The bracket ends at a point above the weights' loss whose half is not: the nearest basin is within.
     end = 1.0
     if second_derivative is not None and second_derivative > 0:
+        # A parabola is back at its first value at twice the distance of its minimum, |slope| / curvature: 2.5 times
+        # is beyond, and half of that before, so a good guess takes two evaluations.
         parabola = 2.5 * abs(initial_slope) / second_derivative
         end = min(max(parabola, 2 * _NEAREST), _FARTHEST / 2)
     while end > _NEAREST and above(end / 2):
         end /= 2
     while end < _FARTHEST and not above(end):
         end *= 2
+    # At either limit the loops have ended without a bracket.
     if math.isfinite(initial_slope) and _NEAREST < end < _FARTHEST:
         shift = optimize.brentq(
             lambda t: at(t)[1] if t else -abs(initial_slope), 0, end, xtol=1e-4 * end, rtol=1e-4
         )
-        if not math.isfinite(at(shift)[0]):  # beside a wall: stay before it
+        # A wall counts as a rise, so the root may be the wall itself, or up to 2e-4 of the bracket
+        # beyond it (xtol and rtol together): step back by twice that.
+        if not math.isfinite(at(shift)[0]):
             shift -= 4e-4 * end
         gained = at_weights - at(shift)[0]
-        if gained >= -1e-4 * abs(at_weights):  # not a minimum higher than that but by rounding
+        # A minimum above the weights' loss, by more than rounding, belongs to another basin.
+        if gained >= -1e-4 * abs(at_weights):
             return Increment(max(gained, 0.0), side * shift, True, at_weights)
     return Increment(math.nan, math.nan, False, at_weights)
 

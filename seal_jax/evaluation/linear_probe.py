@@ -27,14 +27,14 @@ from seal_jax.losses import cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How the classifiers learn; the defaults are those of the SEAL paper, section 4.2 and Table 1.
+    """The classifiers' training; the defaults are those of the SEAL paper, section 4.2 and Table 1.
 
     The batch size is not in the paper.
 
     Attributes:
-      learning_rates: one classifier each, flat.
+      learning_rates: one classifier each; constant, without a schedule.
       epochs: passes over the features.
-      batch_size: features a step; the last of a pass may be fewer.
+      batch_size: features per step; the last batch of a pass may be smaller.
       momentum: of SGD.
       weight_decay: coupled L2.
     """
@@ -94,7 +94,7 @@ def fit(
         0, 1, ..., that returns those of its augmented images.
       test: features and labels to be scored on.
       num_classes: number of classes.
-      protocol: how they learn, by default as in the paper.
+      protocol: of their training, by default as in the paper.
       seed: of weights and order.
 
     Raises:
@@ -107,11 +107,12 @@ def fit(
         _check("test", test, num_classes, features.shape[1])
     _check("test", test, num_classes)
     check_seed("seed", seed)
-    # Apart from the protocol: other rates must not compile anew.
+    # Passed as an array, and replaced by one value in the static protocol: other rates share the program.
     rates = jnp.asarray(protocol.learning_rates, jnp.float32)
     protocol = dataclasses.replace(protocol, learning_rates=(1.0,))
     width, targets = test[0].shape[1], jnp.asarray(labels)
     state, key = _start(jax.random.key(seed), rates, width, num_classes)
+    # Augmented features are new in every epoch, so the program is that of one; with cached ones it is of all.
     if callable(features):
         for number in range(protocol.epochs):
             of_epoch = features(number)
@@ -143,7 +144,9 @@ def _start(key, rates, size, num_classes):
     """Return weights and momentum of all learning rates, and the key of the orders."""
     start_key, order_key = jax.random.split(key)
     bound = 1 / math.sqrt(size)
+    # One draw for all rates: they must differ in nothing but the rate.
     drawn = jax.random.uniform(start_key, (size + 1, num_classes), minval=-bound, maxval=bound)
+    # kernel [d, classes] and bias [classes]; below with a leading axis of learning rates
     params = (drawn[:-1], drawn[-1])
     params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*rates.shape, *leaf.shape)), params)
     return (params, jax.tree.map(jnp.zeros_like, params)), order_key
@@ -165,7 +168,9 @@ def _epoch(state, key, number, rates, features, labels, protocol):
     count = len(labels)
     batch = min(protocol.batch_size, count)
     steps = -(-count // batch)
+    # The last batch is padded at weight 0, so all steps have one shape; its mean is over the remaining images.
     weights = (jnp.arange(steps * batch) < count).astype(jnp.float32).reshape(steps, batch)
+    # A function of seed and epoch: the order is the same whether epochs run one by one or in one scan.
     order = jax.random.permutation(jax.random.fold_in(key, number), count)
     rows = jnp.concatenate([order, order[: steps * batch - count]]).reshape(steps, batch)
 
@@ -176,6 +181,7 @@ def _epoch(state, key, number, rates, features, labels, protocol):
     def one(state, rate, inputs):
         params, momentum = state
         grads = jax.grad(loss)(params, *inputs)
+        # Coupled L2 as torch has it: the decay enters the momentum with the gradient, on the bias too.
         momentum = jax.tree.map(
             lambda m, g, p: protocol.momentum * m + g + protocol.weight_decay * p,
             momentum,
@@ -193,5 +199,6 @@ def _epoch(state, key, number, rates, features, labels, protocol):
 @jax.jit
 def _score(state, features, labels):
     (kernels, biases), _ = state
+    # [learning rates, n]; of logits that are NaN argmax takes the first class
     predicted = (features @ kernels + biases[:, None]).argmax(-1)
     return (predicted == labels).mean(-1), kernels, biases

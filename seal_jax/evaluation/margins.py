@@ -35,11 +35,13 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     check_labels("labels", labels, len(logits))
     if not np.isfinite(logits).all():
         raise UsageError("logits hold NaN or infinity: the network or its input is broken")
+    # In float64: margins of confident networks differ from 1 by less than float32 can tell.
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     probabilities = np.exp(shifted)
     probabilities /= probabilities.sum(1, keepdims=True)
     rows = np.arange(len(labels))
     of_true_class = probabilities[rows, labels]
+    # So that the largest that is left is that of another class.
     probabilities[rows, labels] = -np.inf
     return np.sort(of_true_class - probabilities.max(1))
 
@@ -58,10 +60,10 @@ def flatness(
     All deviations share the draws, so that they differ in size alone; one program goes over all.
 
     Args:
-      accuracy: ``accuracy(params, *rest)``, traced; the same object for the same program.
+      accuracy: ``accuracy(params, *rest)``, traced; calls with the same object share a program.
       params: pytree of arrays.
       sigmas: deviations of the noise, at least 0.
-      rest: what else ``accuracy`` takes, such as data and BatchNorm's statistics.
+      rest: further arguments of ``accuracy``, such as data and BatchNorm's statistics.
       draws: of noise.
       key: of the noise; a fixed one by default.
 
@@ -79,6 +81,7 @@ def flatness(
         check_number("sigmas", sigma, nonnegative, "be 0 or positive")
     check_number("draws", draws, lambda value: value >= 1, "be at least 1", whole=True)
     keys = jax.random.split(check_key("key", key, optional=True), draws)
+    # Both [sigmas * draws]: each deviation with every key.
     grid = (jnp.repeat(jnp.asarray(sigmas, jnp.float32), draws), jnp.tile(keys, len(sigmas)))
     return np.asarray(_at_noise(accuracy, params, rest, grid)).reshape(len(sigmas), draws)
 
@@ -95,6 +98,7 @@ def _at_noise(accuracy, params, rest, grid):
         ]
         return accuracy(jax.tree.unflatten(structure, noisy), *rest)
 
+    # One noisy network at a time: side by side they would take as many copies of the weights.
     return jax.lax.map(one, grid)
 
 

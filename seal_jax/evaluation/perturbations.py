@@ -80,10 +80,12 @@ def steps(
 @partial(jax.jit, static_argnames=("loss", "head", "trained", "adaptive"))
 def _steps(loss, weights, batches, rates, head, trained, adaptive):
     learning_rate, rho, eta, weight_decay = rates
+    # Both masks are resolved on all weights, since their rules name paths from there.
     part = trees.select(trained, weights)
     of_head = trees.select(head, weights)
 
     def head_norm(tree: PyTree) -> jax.Array:
+        # The tree has None outside the trained part; what of it is outside the head becomes None too.
         in_head = jax.tree.map(
             lambda selected, leaf: None if selected is None else leaf,
             of_head,
@@ -93,6 +95,7 @@ def _steps(loss, weights, batches, rates, head, trained, adaptive):
         return optax.tree.norm(in_head)
 
     def sizes(batch: PyTree) -> Steps:
+        # One gradient gives both sizes. SGD's is without decay and momentum, as the paper measures it.
         gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
         slopes = jax.tree.map(lambda g, w: g + weight_decay * w, gradient, part)
         # ASAM scales twice, T^2 g / |T g|: the norm is taken in between.
@@ -106,6 +109,7 @@ def _steps(loss, weights, batches, rates, head, trained, adaptive):
             rho * head_norm(slopes) / (norm + _EPSILON),
         )
 
+    # One mini-batch at a time: its gradient is of the whole network, with all activations.
     return jax.lax.map(sizes, batches)
 
 
@@ -151,6 +155,7 @@ def searches(
     """
 
     def search(batch: tuple[jax.Array, jax.Array]) -> Searches:
+        # As the losses of :func:`exact`: near the minimum they differ by less than reduced precision resolves.
         with jax.default_matmul_precision("highest"):
             result = perturbation(head, *batch, classify, loss)
         return Searches(result.xi, result.accepted)

@@ -21,10 +21,10 @@ BANK = "bank"
 
 
 class Rows(NamedTuple):
-    """Features that are computed when they are read, so that they need never be held all together.
+    """Features that are computed when they are read, so that they need not all be in memory.
 
     Attributes:
-      number: how many there are.
+      number: of rows.
       size: numbers in each.
       read: ``read(start, stop)`` returns ``[stop - start, ...]`` on the host; the same every time.
     """
@@ -73,7 +73,7 @@ def knn(
       k: neighbours; 5 in the SEAL paper, 30 in Baldock et al.
       metric: "l2" or "cosine".
       exclude_self: query i is bank row i, and no neighbour of itself.
-      byte_budget: bytes of what is held at a time: chunks of bank and queries, and their distances.
+      byte_budget: bytes in use at a time: chunks of bank and queries, and their distances.
 
     Raises:
       UsageError: k larger than the bank, shapes that do not fit, or values that are not finite.
@@ -97,12 +97,14 @@ def knn(
     classes, codes = np.unique(bank_labels, return_inverse=True)
     rows, columns = _chunks(queries.number, bank.number, bank.size, byte_budget)
     devices = jax.local_devices()[: max(columns // k, 1)]
-    # Every device has at least k rows of the bank to choose from.
+    # Every device has at least k rows of the bank to choose from, and all have equally many.
     columns = columns // len(devices) * len(devices)
     mesh = meshes.along(BANK, devices)
     starts = range(0, queries.number, rows)
     nearest = [(jnp.full((rows, k), jnp.inf), jnp.zeros((rows, k), jnp.int32)) for _ in starts]
     centre = np.zeros(bank.size)
+    # The bank is the outer loop: its chunks are read and placed once. Between chunks only the nearest so far are
+    # kept, k distances and labels for each query.
     for first in range(0, bank.number, columns):
         raw = bank.read(first, min(first + columns, bank.number))
         if metric == "l2" and first == 0:
@@ -121,12 +123,14 @@ def knn(
                 chunk,
                 chunk_codes,
                 len(raw),
+                # The offset otherwise is so low that no query has a row of its own in any chunk.
                 start - first if exclude_self else -rows - columns,
                 mesh=mesh,
             )
             # One at a time: on CPU, programs in flight whose devices wait for each other can take
             # all threads, and XLA ends the process.
             jax.block_until_ready(nearest[index])
+    # Votes [rows, classes]; argmax takes the lowest class of equals.
     count = jax.vmap(partial(jnp.bincount, length=len(classes)))
     votes = [np.asarray(count(labels).argmax(-1)) for _, labels in nearest]
     return classes[np.concatenate(votes)[: queries.number]]
@@ -140,12 +144,15 @@ def _chunks(queries: int, bank: int, size: int, byte_budget: int) -> tuple[int, 
             f"byte_budget = {byte_budget} is too small for rows of {size} numbers; give at least "
             f"{least}"
         )
+    # Solves 8 (side^2 + 2 side size) = byte_budget for chunks of equally many rows of queries and bank: float32
+    # distances and what is made of them, and both chunks in two copies.
     side = int(-size + math.sqrt(size**2 + byte_budget / 8))
     return min(queries, side), min(bank, side)
 
 
 def _prepared(raw: np.ndarray, rows: int, centre: np.ndarray, metric: Metric) -> np.ndarray:
     """Return a chunk as float32 ``[rows, size]``, filled up with zeros."""
+    # Centred in float64 (the centre's type), before the rounding to float32.
     part = (raw.reshape(len(raw), -1) - centre).astype(np.float32)
     if not np.isfinite(part).all():
         raise UsageError("features hold NaN or infinity: the network or its input is broken")
@@ -161,10 +168,13 @@ def _merge(near, labels, queries, bank, codes, count, offset, *, mesh):
 
     def nearest_on_device(queries, bank, codes, count, offset):
         product = jnp.matmul(queries, bank.T, precision="highest")
+        # [queries, rows of the bank on this device]
         distances = (queries**2).sum(1)[:, None] + (bank**2).sum(1) - 2 * product
+        # The row's number within the whole chunk, of which the first ``count`` are rows and the rest filling.
         column = jax.lax.axis_index(BANK) * bank.shape[0] + jnp.arange(bank.shape[0])
         itself = column == jnp.arange(queries.shape[0])[:, None] + offset
         distances = jnp.where((column < count) & ~itself, distances, jnp.inf)
+        # Each device sends its own k nearest only, not its distances.
         negative, index = jax.lax.top_k(-distances, min(k, bank.shape[0]))
         return -negative, codes[index]
 
@@ -234,5 +244,6 @@ def _windows(length: int, side: int) -> np.ndarray:
     first = index * length // side
     last = -(-(index + 1) * length // side)
     position = np.arange(length)
+    # [side, length]: the windows of adaptive pooling as torch defines them, which may overlap
     inside = (position >= first[:, None]) & (position < last[:, None])
     return (inside / (last - first)[:, None]).astype(np.float32)

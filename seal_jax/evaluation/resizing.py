@@ -26,6 +26,7 @@ def resized(model: Model, image_shape: tuple[int, int, int]) -> Model:
         {path: leaf.shape for path, leaf in paths.named_leaves(tree)}
         for tree in (jax.eval_shape(each.init, jax.random.key(0)) for each in (model, found))
     )
+    # Where features are flattened for a dense layer, its kernel depends on the size of the images.
     for path, shape in there.items():
         if here.get(path) != shape:
             wanted = "x".join(map(str, model.image_shape))

@@ -21,7 +21,7 @@ class Comparisons(NamedTuple):
       wins: settings in which the column is better.
       p_values: of the exact one-sided binomial test.
       significant: at the level asked for, a star in the LW paper's Table 3.
-      corrected: and still so after Holm's step-down correction, a circle there.
+      corrected: significant after Holm's step-down correction too, a circle there.
       rules: how ties count and what the correction is over, for a table's caption.
     """
 
@@ -62,7 +62,7 @@ def compare(
       methods: names, m of them.
       scores: ``[settings, m]``, larger is better.
       level: of significance.
-      ties: settings in which two methods are equal speak for the null hypothesis, so "split" gives
+      ties: settings in which two methods are equal support the null hypothesis, so "split" gives
         each method half of them (Demsar; an odd one is ignored), and the test is conservative.
         "drop" leaves them all out, the test conditional on the settings that differ. The paper does
         not say; the marks of its Table 3 that its Tables 2, 6 and 7 give are the same by both.
@@ -89,11 +89,14 @@ def compare(
         raise UsageError(f"level = {level:g} must lie between 0 and 1")
     check_choice("ties", ties, get_args(Ties))
     check_choice("family", family, get_args(Family))
+    # [row, column]: settings in which the column's method is better
     wins = (scores[:, None, :] > scores[:, :, None]).sum(0)
+    # What is neither a win nor a loss is a tie; of an odd number Demsar ignores one.
     halves = (len(scores) - wins - wins.T) // 2 if ties == "split" else np.zeros_like(wins)
     p_values = np.ones(wins.shape)
     for row, column in np.argwhere(~np.eye(len(methods), dtype=bool)):
         better, worse = (wins + halves)[row, column], (wins + halves)[column, row]
+        # Without a setting that differs there is nothing to test, and p stays 1.
         if better + worse:
             test = stats.binomtest(int(better), int(better + worse), alternative="greater")
             p_values[row, column] = test.pvalue
@@ -102,7 +105,7 @@ def compare(
 
 
 def rules(ties: Ties = "split", family: Family = "pairs") -> str:
-    """Return what a table of :func:`compare` must say: how ties count, and Holm's family."""
+    """Return the note for a table of :func:`compare`: how ties count, and Holm's family."""
     counted = "ties count half for each method (Demsar)" if ties == "split" else "ties are left out"
     over = "unordered pairs, two-sided" if family == "pairs" else "ordered pairs, one-sided"
     return f"One-sided exact binomial test, {counted}; Holm's correction over all {over}."
@@ -116,8 +119,8 @@ def correct(p_values: np.ndarray, level: float = 0.05, family: Family = "pairs")
     it is valid too, but rejects less.
 
     Args:
-      p_values: one-sided ``[m, m]`` of all ordered pairs; NaN for those that were not tested, and
-        whatever on the diagonal.
+      p_values: one-sided ``[m, m]`` of all ordered pairs; NaN for those that were not tested. The
+        diagonal is ignored.
       level: the probability of any false rejection.
       family: see above.
 
@@ -127,10 +130,11 @@ def correct(p_values: np.ndarray, level: float = 0.05, family: Family = "pairs")
     """
     tested = np.isfinite(p_values) & ~np.eye(len(p_values), dtype=bool)
     if family == "pairs":
-        # Of two directions the likelier; of equals, which are never significant, either.
+        # The direction with the smaller p-value; of equals, which are never significant, the upper one.
         upper = np.triu(np.ones(p_values.shape, bool))
         tested &= (p_values < p_values.T) | (upper & (p_values == p_values.T))
     rejected = np.zeros(p_values.shape, bool)
+    # The smaller of two one-sided p-values, doubled, is the two-sided one: the binomial with 1/2 is symmetric.
     rejected[tested] = holm((2 if family == "pairs" else 1) * p_values[tested], level)
     return rejected
 
@@ -142,7 +146,9 @@ def holm(p_values: np.ndarray, level: float = 0.05) -> np.ndarray:
     [True, False, False]
     """
     order = np.argsort(p_values, kind="stable")
+    # level / m, level / (m - 1), ..., level / 1 for the p-values in ascending order
     limits = level / np.arange(len(p_values), 0, -1)
+    # A product, since the procedure stops at the first hypothesis that is not rejected.
     passed = np.cumprod(p_values[order] <= limits).astype(bool)
     rejected = np.zeros(len(p_values), bool)
     rejected[order] = passed

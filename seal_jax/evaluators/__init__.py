@@ -13,7 +13,7 @@ from seal_jax.errors import UsageError, nearest
 if TYPE_CHECKING:
     from seal_jax.evaluators.evaluator import Evaluator
 
-# What an evaluator raises at records of another version, or that were edited by hand.
+# What an evaluator raises for records of another version, or for ones that were edited by hand.
 UNFIT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 

@@ -1,7 +1,7 @@
-"""Adaptations to other data: their settings by system, and their course, measured step by step.
+"""Adaptations to other data: their settings by system, and measurements of their training step by step.
 
-A training is a function of its settings, its seeds and what it starts from, so a finished run can be
-repeated: this is how it gets its anytime performance.
+A training is a function of its settings, its seeds and the weights it starts from, so a finished run
+can be repeated, and its anytime performance measured on the way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from seal_jax.training.step import Experiment
 PyTree = Any
 
 
-# FAST and the baselines it is compared with: what sets each apart from the method's defaults.
+# FAST and the baselines it is compared with: the fields of each that differ from the method's defaults.
 SYSTEMS = {
     key: variant.changes for key, variant in methods.VARIANTS.items() if variant.method == "fast"
 }
@@ -66,6 +66,8 @@ def settings_of(
     optimizer = changes.get("optimizer.name", "sgd")
     scale = 0.1 if optimizer in ("adam", "radam") else 1.0
     rate = scale * alpha
+    # Baselines have one rate for everything. A variant's own fields come last: they freeze the features (beta = 0)
+    # or the head (alpha = 0).
     method: dict[str, Any] = {
         "name": "fast",
         "alpha": rate,
@@ -73,7 +75,9 @@ def settings_of(
         **{field: value for field, value in changes.items() if "." not in field},
     }
     if "sigma" in method:
+        # The variant's deviation is only a default.
         method["sigma"] = sigma
+    # Balanced epochs have whole batches only, hence drop_last.
     per_epoch = steps_per_epoch(len(target.train), batch_size, True)
     settings = Settings(
         data=settings_lib.Data(
@@ -97,6 +101,7 @@ def settings_of(
             epochs_per_generation=math.ceil(steps / per_epoch),
             batch_size=batch_size,
             sampling="balanced",
+            # The trainer only takes a divisor of the epoch's steps: 5 where it is one, every step otherwise.
             validate_every=math.gcd(per_epoch, WARMUP_EVERY) if method.get("warmup") else 0,
             seed=source.train.seed,
             seeds=seeds,
@@ -108,7 +113,7 @@ def settings_of(
 
 
 def _normalisation(target: data.Dataset, source: Settings) -> str:
-    """Return whose statistics: the target's own if there are any, else those of the source."""
+    """Return the name of the channel statistics: the target's own if there are any, else the source's."""
     statistics = data.STATISTICS.get(target.name)
     if statistics is not None and len(statistics.mean) == target.image_shape[-1]:
         return target.name
@@ -127,6 +132,7 @@ def system_of(settings: Settings) -> str:
     if settings.method["name"] != "fast":
         return str(settings.method["name"])
     optimizer = settings.optimizer
+    # Rates differ between runs of one system, so they count only as zero or not.
     traits = _traits(settings.method, optimizer.name, optimizer.nesterov)
     for name, changes in SYSTEMS.items():
         kind = changes.get("optimizer.name", "sgd")
@@ -137,16 +143,18 @@ def system_of(settings: Settings) -> str:
 
 
 def _traits(options: Mapping[str, Any], optimizer: str, nesterov: bool) -> tuple[Any, ...]:
-    """Return what tells systems apart: the head, what learns, the warm-up and the optimizer."""
+    """Return the traits that identify a system: the head, what learns, the warm-up and the optimizer."""
     options = {**dataclasses.asdict(methods.options("fast")), **options}
+    # Both are FAST's head: exactly 0, or normal with deviation 1e-8.
     head = "zero" if options["head"] == "tiny" else options["head"]
     kind = "nesterov" if optimizer == "sgd" and nesterov else optimizer
     return head, options["alpha"] != 0, options["beta"] != 0, options["warmup"], kind
 
 
 def source_of(loaded_run: LoadedRun, networks: Sequence[Network]) -> pretrained.Source:
-    """Return networks of a run, one per seed, as what an adaptation starts from."""
+    """Return networks of a run, one per seed, as the source of an adaptation."""
     trees = [dict(paths.named_leaves(network.variables)) for network in networks]
+    # As a checkpoint names them, whichever weights they are: the adaptation takes its source as "last".
     leaves = {f"weights/{name}": np.stack([tree[name] for tree in trees]) for name in trees[0]}
     return pretrained.Source(loaded_run.settings, leaves, f"--checkpoint={loaded_run.run}")
 
@@ -165,6 +173,7 @@ def target(
     """
     dataset, fields = loaded_run.dataset, loaded_run.settings.data
     if name is None and not image_size:
+        # The run's own validation images were not trained on, unlike any part of its training images.
         if len(dataset.validation) and fields.selection == "validation":
             return dataset
         return data.from_arrays(
@@ -174,6 +183,7 @@ def target(
             validation_fraction=validation_fraction,
         )
     height, width, channels = dataset.image_shape
+    # The options of the run's own data set (splits, label) mean nothing for another one.
     same = name is None or name == fields.name
     return data.load(
         name or fields.name,
@@ -192,9 +202,9 @@ class Replay:
     """One adaptation, ready to be trained.
 
     Args:
-      settings: of the training; how it was spread over devices and calls does not matter.
+      settings: of the training; its division over devices and calls does not matter.
       dataset: its images.
-      source: what it starts from.
+      source: the run that it starts from.
       task: the data of the source.
       max_steps: to stop after; 0 for its whole length.
       scorer: another adaptation to the same data from the same task, whose compiled scoring and
@@ -230,12 +240,13 @@ class Replay:
         # One step a call: a state may be due after any step.
         run = dataclasses.replace(settings.run, seed_devices=0, data_devices=0, steps_per_call=1)
         self.settings = dataclasses.replace(settings, run=run)
+        # The scorer's data is placed on its mesh, so a training that shares it must be there too.
         mesh = scorer.experiment.mesh if scorer else _mesh(self.settings)
         self.experiment = experiments.build(self.settings, experiments.data_shape(dataset), mesh)
         self.total = min(max_steps or self.experiment.total_steps, self.experiment.total_steps)
         self.head = self.experiment.model.head
         self._source = source
-        self.init_from()  # what does not fit is found here
+        self.init_from()  # raises for a source that does not fit, before any work
         self._source_experiment, self._source_head = _source_task(self.experiment, source, task)
         self._sizes = jax.jit(jax.vmap(functools.partial(anytime.sizes, head=self.head)))
         self._splits = {
@@ -248,7 +259,7 @@ class Replay:
         self._scorer = scorer or self
 
     def init_from(self) -> dict[str, np.ndarray]:
-        """Return what the trainings start from; computed at each call, since it can be large."""
+        """Return the arrays that the trainings start from; computed at each call, since they can be large."""
         return pretrained.take(
             self.settings,
             self._source,
@@ -261,9 +272,11 @@ class Replay:
         experiment = self.experiment
         starts = experiment.starts(experiment.seeds, self.init_from())
         state = experiment.init(starts, self.split("train"))
+        # Divided by seed, like the weights among which it replaces the new head.
         place_head = functools.partial(meshes.place, experiment.mesh, spec=meshes.BY_SEED)
         trace = Trace(
             self,
+            # Distances are from the source's features; a parameter that it lacks counts from its initial value.
             features=pretrained.merge(
                 {name: v for name, v in state.weights.params.items() if name != self.head},
                 starts.init_from,
@@ -271,12 +284,14 @@ class Replay:
             ),
             source_head=jax.tree.map(place_head, self._source_head),
         )
+        # Step 0 is due as well: the source's features under the new head.
         trace.observe(state.weights, 0)
         for call in loop.calls(
             experiment, state, 0, self.total, self.split("train"), self.split("validation")
         ):
             trace.losses.append(call.losses)
             if call.trained % experiment.clock.steps_per_epoch == 0:
+                # Fetched now, since the next call overwrites the state: its buffers are donated.
                 sums = jax.device_get(call.state.metric_sums)
                 trace.train_loss[call.trained] = _mean(sums.loss, sums)
             trace.observe(call.state.weights, call.step)
@@ -291,12 +306,13 @@ class Replay:
 
     def validation_accuracy(self, weights: Weights) -> np.ndarray:
         """Return the accuracy ``[S]`` on the validation split."""
+        # A compiled program belongs to one experiment object: with the scorer's, all systems share one.
         score = self._scorer.experiment.score_validation
         sums = jax.device_get(score(weights, self.split("validation")))
         return _mean(sums.correct, sums)
 
     def scores(self, weights: Weights, features: PyTree, source_head: PyTree) -> dict[str, Any]:
-        """Return accuracies ``[S]`` on both test splits, and how far ``weights`` are from ``features``."""
+        """Return accuracies ``[S]`` on both test splits, and the distance of ``weights`` from ``features``."""
         scorer = self._scorer
         head_norm, distance = jax.device_get(scorer._sizes(weights.params, features))
         on_target = jax.device_get(scorer.experiment.test(weights, self.split("test")))
@@ -314,19 +330,19 @@ class Replay:
 
 
 class Trace:
-    """What is measured in one training of S seeds, whose weights it is shown in the order of steps.
+    """The measurements of one training of S seeds, whose weights it is shown in the order of steps.
 
     Args:
       replay: the training.
-      features: the source's parameters but for the head, with the seeds' axis.
-      source_head: the source's classifier, likewise.
+      features: the source's parameters except the head, with the seeds' axis.
+      source_head: the source's classifier, with the seeds' axis.
 
     Attributes:
       checkpoints: T steps.
       validated: V steps.
       validation: V accuracies ``[S]`` after each of these.
-      series: T arrays ``[S]`` by name. ``test``: test accuracy of the weights that training has come
-        to; ``test_top5`` likewise, of more than five classes; ``source``: that of their features on
+      series: T arrays ``[S]`` by name. ``test``: test accuracy of the weights in training;
+        ``test_top5``: the same, with more than five classes; ``source``: accuracy of their features on
         the source's test data under its own head; ``distance``: of their features from the source's;
         ``head_norm``. ``adp``, ``adp_top5``, ``adp_source`` and ``adp_distance`` are the same of the
         deployed weights.
@@ -342,19 +358,22 @@ class Trace:
         self.train_loss: dict[int, np.ndarray] = {}
         self.losses: list[jax.Array] = []
         self._replay, self._source = replay, (features, source_head)
+        # Latest first, so that the next one is popped from the end.
         self._due = sorted({*self.checkpoints, *self.validated}, reverse=True)
         self._best: Weights | None = None
         self._best_accuracy = np.full(replay.settings.train.seeds, -np.inf)
         self._deployed: dict[str, np.ndarray] | None = None  # the scores of the best weights
 
     def observe(self, weights: Weights, step: int) -> None:
-        """Score what is due; after an early end the steps left out have the last one's weights."""
+        """Score the weights where due; steps skipped by an early stop count with the last step's weights."""
         while self._due and self._due[-1] <= step:
+            # Fetched only where a measurement waits for the device anyway: otherwise the host would at every step.
             if self.losses:
                 finite = np.isfinite(np.concatenate(jax.device_get(self.losses), 1))
                 self.losses = []
                 self._check(finite.all(1), "the loss", f" by step {step}")
             due = self._due.pop()
+            # Validation first: a state that is validated and measured at one step may be the one to deploy.
             if due in self.validated:
                 self._keep_if_better(weights)
             if due in self.checkpoints:
@@ -364,6 +383,7 @@ class Trace:
         """Score the validation split; seeds whose accuracy is the best so far are kept."""
         accuracy = self._replay.validation_accuracy(weights)
         self.validation.append(accuracy)
+        # Strictly better, as anytime.deployed has it; a NaN never is.
         better = accuracy > self._best_accuracy
         if self._best is None or better.any():
             # A copy: the training overwrites its own.
@@ -372,9 +392,11 @@ class Trace:
         self._best_accuracy = np.where(better, accuracy, self._best_accuracy)
 
     def _measure(self, weights: Weights) -> None:
-        """Measure what is deployed, and the weights that training has come to."""
+        """Measure the deployed weights and the weights in training."""
         if self._deployed is None:
+            # Scored again only when the best weights have changed: it takes two passes over test data.
             scores = self._scores(self._best)
+            # Only the norm of the head in training is shown.
             del scores["head_norm"]
             self._deployed = {
                 f"adp_{name}".replace("adp_test", "adp"): values for name, values in scores.items()
@@ -384,6 +406,7 @@ class Trace:
 
     def _scores(self, weights: Any) -> dict[str, np.ndarray]:
         scores = self._replay.scores(weights, *self._source)
+        # Together these take in the head's kernel and all features.
         for name in ("head_norm", "distance"):
             self._check(np.isfinite(scores[name]), "a parameter")
         return scores
@@ -400,13 +423,14 @@ class Trace:
 
 
 def _mean(hits: np.ndarray, sums: Any) -> np.ndarray:
-    """Return sums over a split divided by its weight, float64."""
+    """Return sums over a split divided by its total weight, float64."""
     return np.asarray(hits, np.float64) / np.asarray(sums.weight, np.float64)
 
 
 @jax.jit
 def _choose(better: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """Return each seed's new leaves where they are better."""
+    # better [S] takes an axis of one for each further axis of a leaf [S, ...].
     return jax.tree.map(
         lambda a, b: jnp.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old
     )
@@ -415,6 +439,7 @@ def _choose(better: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 def _mesh(settings: Settings) -> Mesh:
     """Return the mesh over as many devices as seeds and batch can be divided over."""
     devices = jax.devices()
+    # Not the run's own layout, which may be of another machine: results do not depend on it beyond rounding.
     for count in range(len(devices), 1, -1):
         with contextlib.suppress(UsageError):
             return meshes.make(settings, devices[:count])
@@ -437,6 +462,7 @@ def _source_task(
     experiment = experiments.build(settings, experiments.data_shape(task), mesh)
     head = experiment.model.head
     prefix = f"{pretrained.SOURCES[train.pretrained_weights]}params/"
+    # The source's features must be those of the adapted network, and its head must have the task's classes.
     adapted = {name: leaf.shape for name, leaf in paths.named_leaves(adaptation.context.params)}
     for name, leaf in paths.named_leaves(experiment.context.params):
         saved = source.leaves.get(prefix + name)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULT_STEPS = 610
-# What a row has of the checkpoint's deployed state, and of the state that training is in.
+# Fields of a row, of the checkpoint's deployed state and of the state in training.
 SERIES = (
     *("adp", "adp_top5", "adp_source", "adp_distance"),
     *("test", "test_top5", "source", "distance", "head_norm", "deployed"),
@@ -53,7 +53,7 @@ PANELS = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How much of a training is repeated; and what a run that is no adaptation is adapted to.
+    """How much of a training is repeated, and what a run that is not an adaptation is adapted to.
 
     All but the first two go with a run that does not start from another (``train.pretrained`` is
     empty): it is adapted by each system, which leaves nothing but the results in its folder.
@@ -73,7 +73,7 @@ class Options:
       validation_fraction: held out of the training images, unless they are the run's own.
       test_fraction: share of its images that a data set without a test split is tested on, stratified
         by class.
-      flip: random horizontal flip.
+      flip: whether training images are flipped at random.
     """
 
     max_steps: int = 0
@@ -99,6 +99,7 @@ class Options:
     flip: bool = True
 
     def __post_init__(self):
+        # Options may also be made in Python, past the checks of the command line.
         for name in self.systems:
             if name not in SYSTEMS:
                 raise UsageError(
@@ -128,13 +129,14 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     ]
 
 
-# The key of an adaptation's work items, the adaptation, and what measures one of its seeds.
+# The key of an adaptation's work items, the adaptation, and the function that measures one of its seeds.
 _Adaptation = tuple[str, Replay, Callable[[int, int], dict[str, Any]]]
 
 
 def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
     """Return the adaptation that the run itself was."""
     settings = loaded_run.settings
+    # An option at its default cannot be told from one that was left out, and changes nothing either way.
     for field in dataclasses.fields(options):
         if field.name in ("max_steps", "seeds") or getattr(options, field.name) == field.default:
             continue
@@ -148,6 +150,7 @@ def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
         raise UsageError(
             f"--seeds={count} is more than the {settings.train.seeds} of {loaded_run.run}"
         )
+    # The network that the run started from, not the one that it ended with: the training is repeated from there.
     source = pretrained.read(settings, loaded_run.run)
     replay = Replay(
         dataclasses.replace(settings, train=dataclasses.replace(settings.train, seeds=count)),
@@ -157,6 +160,7 @@ def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
         options.max_steps,
     )
     network = loaded_run.networks[0]
+    # Epochs with a loss in the run's own metrics: the repeated training is compared with these.
     recorded = {
         row["step"]: row["train/loss"]
         for row in metrics.read(loaded_run.run)
@@ -182,6 +186,7 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
             f"--batch-size={batch_size} must be a multiple of the {target.num_classes} classes of "
             f"{target.name}, and no more than its {len(target.train)} training images"
         )
+    # Seeds of one checkpoint are adapted together, in one program.
     groups: dict[tuple[int, str], list[Network]] = {}
     for network in loaded_run.networks:
         groups.setdefault((network.step, network.weights), []).append(network)
@@ -189,11 +194,13 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
     adaptations: list[_Adaptation] = []
     for (step, weights), networks in groups.items():
         count = options.seeds or len(networks)
+        # A single network may start any number of seeds, which then differ in their random numbers alone.
         if count > len(networks) > 1:
             raise UsageError(
                 f"--seeds={count} is more than the {len(networks)} of {loaded_run.run}; give as many, or "
                 "a run of one seed"
             )
+        # Every system starts from the same weights, on the same data, with the same seeds.
         source = adaptation.source_of(loaded_run, networks)
         for name in options.systems:
             settings = adaptation.settings_of(
@@ -223,7 +230,7 @@ def _recorder(
     weights: str,
     recorded: Mapping[int, Sequence[float]] | None = None,
 ) -> Callable[[int, int], dict[str, Any]]:
-    """Return what gives the record of a seed: its index and its number are the arguments.
+    """Return a function of a seed's index and number that returns the seed's record.
 
     All seeds train in one program, when the first record is asked for.
 
@@ -234,6 +241,7 @@ def _recorder(
       weights: of the source, "last" or "best".
       recorded: the training losses in the run's metrics, ``[seeds]`` by step.
     """
+    # Shared by the work items of all seeds. A resumed evaluation trains again if one of them is missing.
     train: Callable[[], Trace] = functools.cache(replay.run)
     settings = replay.settings
     rate = settings.optimizer.learning_rate
@@ -243,7 +251,9 @@ def _recorder(
     def record(index: int, seed: int) -> dict[str, Any]:
         trace = train()
         validation = np.stack(trace.validation, 1)[index]
+        # Per seed: each deploys by its own validation accuracy.
         deployed = library.deployed(trace.checkpoints, trace.validated, validation)
+        # Near zero where the repeated training is the recorded one; the table's note shows the largest.
         deviations = [
             abs(losses[index] - recorded[step][index])
             for step, losses in trace.train_loss.items()
@@ -268,6 +278,7 @@ def _recorder(
 
 def combine(records: Sequence[Record]) -> Sequence[Record]:
     """Return one row per seed and checkpoint."""
+    # A record is of a whole training; in rows its lists are taken apart, an entry for each checkpoint.
     per_record = {*SERIES, "checkpoints", "validated", "validation"}
     return [
         {
@@ -281,7 +292,7 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def table(rows: Sequence[Record]) -> Table:
-    """Return ADP at some checkpoints, and what Table 1 has, at the end."""
+    """Return ADP at some checkpoints, and the measures of Table 1 at the end."""
     groups, labels = grouped(rows, GROUP), _labels(rows)
     compared = any(_paper(records[0]) for records in groups.values())
     columns = [
@@ -335,6 +346,7 @@ def _column(
     mean = tables.seed_mean(title, value, digits, scale)
 
     def text(records: Sequence[Record]) -> str:
+        # Trainings of one table may end at different steps; "the last" is that of each group.
         shown = max(row["tau"] for row in records) if tau is None else tau
         return mean.text([row for row in records if row["tau"] == shown])
 
@@ -344,13 +356,16 @@ def _column(
 def _shown(rows: Sequence[Record]) -> list[int]:
     """Return some checkpoints, about evenly spaced on a logarithmic axis."""
     taus = sorted({row["tau"] for row in rows if row["tau"] > 0})
+    # The end has columns of its own.
     inner = taus[:-1] or taus
+    # Fibonacci numbers grow by a nearly constant factor, so even places among them are even on a log axis.
     index = np.linspace(0, len(inner) - 1, min(COLUMNS, len(inner))).round()
     return [inner[int(place)] for place in index]
 
 
 def _paper(row: Record) -> str:
     """Return Table 1's numbers for this target, system and rate."""
+    # The paper's table names the data set alone, without TFDS's config or version.
     name = str(row["target"]).partition("/")[0].partition(":")[0]
     for (target, system, alpha), numbers in papers.load("FAST", "Table 1").rows.items():
         same_rate = alpha == "-" or np.isclose(float(alpha), row["alpha"])
@@ -360,7 +375,7 @@ def _paper(row: Record) -> str:
 
 
 def _deviations(rows: Sequence[Record]) -> list[str]:
-    """Say how near a repeated training is to the run's own record."""
+    """Return notes on how close repeated trainings are to the runs' own records."""
     largest: dict[str, float] = {}
     for row in rows:
         if row.get("deviation") is not None:
@@ -373,9 +388,10 @@ def _deviations(rows: Sequence[Record]) -> list[str]:
 
 
 def _labels(rows: Sequence[Record]) -> dict[tuple[Any, ...], str]:
-    """Return a name for each group that says no more than tells it from the others."""
+    """Return a name for each group, with the fields alone in which groups differ."""
     groups = list(grouped(rows, GROUP))
     differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
+    # Different runs may have ended at different steps: with one group each, their names suffice.
     several_steps = differ[1] and len({run for run, *_ in groups}) < len(groups)
     labels = {}
     for run, step, weights, system in groups:

@@ -1,4 +1,4 @@
-"""Images of a loaded run in batches on the devices, and the options that say how many and which loss."""
+"""Batches of a loaded run's images on the devices, and the options of their size and loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from seal_jax.training.batches import padded_batches
 
 PyTree = Any
 BATCH = "batch"
-NETWORK = ("run", "weights", "step", "seed")  # what tells the networks of rows apart
+NETWORK = ("run", "weights", "step", "seed")  # the fields that identify a row's network
 
 
 def batch_sizes(
@@ -64,7 +64,7 @@ def parameters_rule(variables: Mapping[str, PyTree]) -> str | None:
 
 
 def network_of(row: Record) -> tuple[Any, ...]:
-    """Return what tells a row's network from the others."""
+    """Return the values that identify a row's network."""
     return tuple(row[name] for name in NETWORK)
 
 
@@ -79,6 +79,7 @@ def method_option(loaded_run: LoadedRun, method: str, field: str, default: Any) 
     options = loaded_run.settings.method
     if options["name"] != method:
         return default
+    # A config names only the options that it sets; the others have the method's defaults.
     return options.get(field, getattr(methods.options(method), field))
 
 
@@ -86,6 +87,7 @@ def subset(split: Split, count: int, seed: int) -> Split:
     """Return ``count`` examples drawn without replacement; all for 0 or more than there are."""
     if not 0 < count < len(split):
         return split
+    # A function of the seed and the size: every network and every run with this data is measured on the same images.
     rows = np.random.default_rng(seed).choice(len(split), count, replace=False)
     return split.rows(np.sort(rows))
 
@@ -100,6 +102,7 @@ def weighted_rows(count: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     ([[0, 1], [2, 0]], [[1.3333333730697632, 1.3333333730697632], [1.3333333730697632, 0.0]])
     """
     rows, weights = padded_batches(count, batch_size)
+    # Each batch counts alike in a mean over batches, the filled one too: rows.size / count makes up for it.
     return rows, weights * np.float32(rows.size / count)
 
 
@@ -111,7 +114,7 @@ def weighted_loss(
 
 
 def shardings(*batch_sizes: int) -> tuple[NamedSharding, NamedSharding]:
-    """Return the sharding of what every device has, and that of batches divided by their second axis.
+    """Return the sharding of replicated arrays, and that of batches divided along their second axis.
 
     As many of this process' devices take part as divide every batch.
     """
@@ -126,6 +129,7 @@ def place(weights: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
 
     Arrays of one axis are not divided.
     """
+    # One division for all arrays, or a batch's images and labels would be on different devices.
     sizes = {leaf.shape[1] for leaf in jax.tree.leaves(batches) if leaf.ndim > 1}
     everywhere, divided = shardings(*sizes)
     placed = jax.tree.map(
@@ -140,6 +144,7 @@ def number(value: Any) -> float | None:
     >>> number(np.float32(0.5)), number(np.nan)
     (0.5, None)
     """
+    # JSON has no NaN: strict readers would refuse the whole file.
     value = float(value)
     return value if math.isfinite(value) else None
 

@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str | None) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="begin anew instead of going on with what is there"
     )
+    # An unknown name is reported by run(), with the nearest one that there is.
     evaluator = evaluators.registry().get(name or "")
     if evaluator:
         title = f"{evaluator.name}: {evaluator.summary} ({evaluator.source})"
@@ -64,6 +65,7 @@ def run(parsed: argparse.Namespace) -> str:
     options = options_lib.read(evaluator.options, parsed)
     weights = tuple(parsed.weights.split(",")) if parsed.weights else ()
     folders = [Path(name) for name in parsed.checkpoint]
+    # Their caches would be one file, which belongs to one run.
     if parsed.output and len(folders) > 1:
         raise UsageError(
             f"--output={parsed.output} is for one run, and --checkpoint names {len(folders)}; leave "
@@ -71,12 +73,14 @@ def run(parsed: argparse.Namespace) -> str:
         )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("--checkpoint names a run twice; name each once")
+    # Every run's results are written to its own folder. Only the printed table has all runs.
     rows: list[Record] = []
     outputs = []
     for folder, name in zip(folders, files.short_names(folders), strict=True):
         output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / evaluator.name
         which: dict[str, Any] = {"weights": weights, "steps": parsed.steps}
         of_run = evaluate(evaluator, folder, options, output, **which, overwrite=parsed.overwrite)
+        # Folders of one name in different places would otherwise be one run in the table.
         rows += [{**row, "run": name} for row in of_run]
         outputs.append(f"results: {output / RESULTS}, results.csv, {evaluator.name}.png")
     return "\n".join([evaluator.table(rows).as_text(), "", *outputs])
@@ -100,17 +104,19 @@ def evaluate(
       options: of the evaluator.
       output: the folder of the results.
       weights, steps: which networks, see :class:`seal_jax.evaluators.loaded_run.LoadedRun`.
-      overwrite: start again, whatever was done before.
+      overwrite: start again and discard earlier records.
 
     Raises:
-      UsageError: whatever is wrong with the input, or a folder that cannot be written or that another
+      UsageError: anything wrong with the input, or a folder that cannot be written or that another
         process writes to.
     """
+    # Not at the top: the command line imports this module for every command, and these import Flax and Orbax.
     from seal_jax.evaluators.loaded_run import LoadedRun
     from seal_jax.training import workdir as workdirs
     from seal_jax.training.progress import Progress
 
     loaded_run = LoadedRun(folder, weights=weights, steps=steps)
+    # What a cached record depends on. Records under another header are refused, not mixed with new ones.
     header = {
         "kind": evaluator.name,
         "run": loaded_run.label,
@@ -122,6 +128,7 @@ def evaluate(
     _check_writable(output)
     items = evaluator.work_items(loaded_run, options)
     with workdirs.locked(output / LOCK, "--output"):
+        # Read under the lock: another process could be in the middle of a line.
         cache = ResultCache(output / UNITS, header, overwrite=overwrite)
         remaining = [item for item in items if item.key not in cache.records]
         done = len(items) - len(remaining)
@@ -131,6 +138,7 @@ def evaluate(
                 progress.update(number)
         try:
             rows = evaluator.rows([cache.records[item.key] for item in items])
+            # The caller prints the table. Here it finds cached records that do not fit before anything is written.
             evaluator.table(rows)
             write(evaluator, header, rows, output)
         except evaluators.UNFIT as error:
@@ -147,9 +155,10 @@ def evaluate(
 def write(
     evaluator: Evaluator, header: Mapping[str, Any], rows: Sequence[Record], output: Path
 ) -> None:
-    """Write ``results.json``, ``results.csv`` and the plot, each at once."""
+    """Write ``results.json``, ``results.csv`` and the plot, each file atomically."""
     from matplotlib.figure import Figure
 
+    # Drawn before the first file is written: records that do not fit fail here, and earlier results stay whole.
     figure = Figure(figsize=evaluator.size(rows), dpi=120, layout="constrained")
     evaluator.draw(figure, [{**row, "run": plots.drawable(row["run"])} for row in rows])
     picture = plots.as_png(figure)
@@ -195,6 +204,7 @@ class _Results(_Rows, total=False):
 
 def _check_writable(folder: Path) -> None:
     """Raise unless the folder can be written: before hours of work, not after."""
+    # The folder may not exist yet: what counts is its nearest existing parent.
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UsageError(f"--output={folder}: {existing} is a file; name a folder")

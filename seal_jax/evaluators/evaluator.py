@@ -33,8 +33,8 @@ class Evaluator(NamedTuple):
       summary: one line for the help.
       source: paper and table or figure.
       options: frozen dataclass; each field is an option of the command line.
-      work_items: ``work_items(loaded_run, options)``; whatever can be wrong with the input is an
-        error here, before any work.
+      work_items: ``work_items(loaded_run, options)``; anything wrong with the input is an error here,
+        before any work.
       table: of rows, which may come from several runs.
       draw: draws such rows onto a figure of the size that ``size`` returns.
       rows: combines the records of the work items to rows; by default each is one.
@@ -51,4 +51,5 @@ class Evaluator(NamedTuple):
     draw: Callable[[Figure, Sequence[Record]], None]
     rows: Callable[[Sequence[Record]], Sequence[Record]] = lambda records: records
     size: Callable[[Sequence[Record]], tuple[float, float]] = lambda rows: (8.0, 5.0)
+    # After the papers' own, so that an evaluation without a number is listed last.
     order: int = 90

@@ -31,7 +31,7 @@ HEADS = {"linear": "Linear", "linear_affines": "Linear+Affines"}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What an episode is and how it is learnt; what has no option is as in the public protocol.
+    """The definition of episodes and their training; what has no option is as in the public protocol.
 
     Attributes:
       datasets: episodes are drawn from all labelled images of each.
@@ -52,7 +52,7 @@ class Options:
       chunk: episodes of the linear head in a work item.
       affines_chunk: episodes of the other head in a work item.
       together: of these, how many side by side on a device; "none" for what its memory holds.
-      batch_size: images a step of the frozen network.
+      batch_size: images per step of the frozen network.
     """
 
     datasets: tuple[str, ...] = (
@@ -84,11 +84,13 @@ class Options:
                 )
         counts = ("episodes", "chunk", "affines_chunk", "together", "image_size", "batch_size")
         check_least(self, **dict.fromkeys(counts, 1))
+        # Built for its checks alone: what the library refuses is an error before any work.
         for shots in self.shots:
             self.protocol(shots)
 
     def protocol(self, shots: int) -> affines.Protocol:
         """Return the protocol of both heads."""
+        # The linear head ignores the statistics; all other fields are the same for both.
         fields = {name: getattr(self, name) for name in ("ways", "queries", "epochs", "statistics")}
         return affines.Protocol(shots=shots, **fields)
 
@@ -110,18 +112,21 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "biases could train; use --heads=linear"
         )
     for name in options.datasets:
+        # From the labels alone: all data sets are checked before an image of the first is decoded.
         labels = transfer_data.episode_labels(loaded_run, name)
         try:
+            # The most shots need the most images of each class.
             few_shot.check(labels, options.protocol(max(options.shots)))
         except UsageError as error:
             raise UsageError(f"--datasets={name}: {error}") from None
 
-    # One data set and one network's features at a time are held: work items come in this order.
+    # Work items are ordered by data set and then by network, so one of each is enough to keep in memory.
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Split:
         return transfer_data.episode_images(loaded_run, name, height)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
+        # LoadedRun.apply normalises as the run did; other channel statistics come on top of that.
         return loaded_run.model.features(variables, renormalise(images))["features"]
 
     @functools.lru_cache(maxsize=1)
@@ -130,11 +135,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             loaded_run, network, load(name).images, features_of, options.batch_size
         )
 
+    # An episode with affines trains the whole network, so a work item has fewer of them.
     chunks = {"linear": options.chunk, "linear_affines": options.affines_chunk}
 
     def measure(name: str, network: Network, head: str, shots: int, first: int) -> dict[str, Any]:
         protocol, split, diverged = options.protocol(shots), load(name), 0
         episodes = min(chunks[head], options.episodes - first)
+        # Episodes are numbered through, so chunks of any size draw the same ones.
         span: dict[str, Any] = {"seed": options.seed, "episodes": episodes, "first": first}
         if head == "linear":
             scores = few_shot.linear(features(name, network), split.labels, protocol, **span)
@@ -166,6 +173,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             f"{network.key}/{name}/{head}/{shots}-shot/{first}",
             functools.partial(measure, name, network, head, shots, first),
         )
+        # Data sets outermost: their images are decoded once for all networks.
         for name in options.datasets
         for network in loaded_run.networks
         for head in options.heads
@@ -191,6 +199,7 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
 
 def paper(row: Record) -> papers.Number | None:
     """Return the paper's accuracy and half its interval in % for a method, data set, head and shots."""
+    # The paper has 5-way episodes only.
     if row["ways"] != 5:
         return None
     keys = (row["head"], transfer_data.paper_method(row) or "", str(row["shots"]))
@@ -246,6 +255,7 @@ def _columns_of(name: str) -> tuple[Column, Column]:
     """Return the columns of a data set: its accuracy, and the paper's where it has one."""
 
     def accuracy(rows: Sequence[Record]) -> str:
+        # One network has an interval over its episodes; of several the interval is over seeds.
         on_it = [row for row in rows if row["dataset"] == name]
         if len(on_it) != 1:
             return seed_mean.text(on_it)
@@ -299,6 +309,7 @@ def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> Non
             linestyle="-" if head == "linear" else "--",
             label=f"{run}, {HEADS[head]}",
         )
+        # The paper's number depends on the method, so all seeds share it.
         published = [paper(seeds[0]) for seeds in by_shots.values()]
         numbers = [(x, number.mean) for x, number in zip(place, published, strict=True) if number]
         if numbers:
@@ -318,6 +329,7 @@ def _draw_lines(axes: Axes, rows: Sequence[Record], shots: Sequence[int]) -> Non
 
 def _point(rows: Sequence[Record]) -> tuple[float, float, float]:
     """Return accuracy and ends of its interval: of one seed over episodes, of several over seeds."""
+    # The same two meanings as in the table.
     mean, _, _, low, high = tables.spread([row["accuracy"] for row in rows])
     half = rows[0]["interval"]
     return (mean, mean - half, mean + half) if len(rows) == 1 else (mean, low, high)

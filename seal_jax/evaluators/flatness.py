@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """The noise, and the images of the accuracy.
 
     Attributes:
       sigmas: standard deviations of the noise on every parameter.
       draws: of noise, the same for every deviation.
       images: training images the accuracy is of, a random sample; 0 for all.
-      batch_size: images a step.
+      batch_size: images per step.
       seed: of noise and sample.
     """
 
@@ -55,22 +55,26 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     rows, weights = padded_batches(len(train), min(options.batch_size, len(train)))
     batches = (train.images[rows], train.labels[rows], weights)
 
+    # One function object for all networks, with everything that differs as an argument: they share its program.
     def accuracy(params: Any, others: Any, batches: Any) -> jax.Array:
         def add(correct: jax.Array, batch: Any) -> tuple[jax.Array, None]:
             images, labels, weights = batch
             logits = loaded_run.model.module.apply(
                 {**others, "params": params}, loaded_run.normalise(images), train=False
             )
+            # weights are 0 for the filling of the last batch
             return correct + (weights * (logits.argmax(-1) == labels)).sum(), None
 
         return jax.lax.scan(add, jnp.zeros(()), batches)[0] / len(train)
 
     def measure(network: Network) -> dict[str, Any]:
         params = network.variables["params"]
+        # Noise is on the parameters alone. BatchNorm's statistics are data, and stay those of the training.
         others = {name: tree for name, tree in network.variables.items() if name != "params"}
         accuracies = library.flatness(
             accuracy,
             params,
+            # A deviation of 0 gives the accuracy without noise in the same program.
             (0.0, *options.sigmas),
             rest=(others, batches),
             draws=options.draws,
@@ -93,6 +97,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
 def _lost(row: Record) -> dict[float, float]:
     """Return the points of training accuracy lost at each deviation."""
+    # Against the accuracy on the same images without noise, not that of the training's log.
     lost = 100 * (row["train_accuracy"] - np.array(row["accuracies"]))
     return dict(zip(row["sigmas"], lost.tolist(), strict=True))
 

@@ -39,7 +39,7 @@ PAPER_RATIO = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How many mini-batches, and of how many images.
+    """The numbers of mini-batches and of their images.
 
     Attributes:
       batches: mini-batches of each split.
@@ -79,6 +79,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     }
     batch_size, weak_size = batching.batch_sizes(loaded_run, options, splits)
     smoothing = batching.label_smoothing(loaded_run, options)
+    # All networks of a run have the same shapes, so the first one stands for all.
     parameters = trees.size(loaded_run.networks[0].variables["params"][model.head])
     if options.eigenvectors > parameters:
         raise UsageError(
@@ -94,30 +95,38 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         return batching.weighted_loss(logits, weights["labels"][rows], smoothing, example_weights)
 
     def measure(network: Network, name: str) -> dict[str, Any]:
+        # The Hessian is that of the split itself: Figure 5 compares training and test curvatures.
         images, labels = splits[name].images, splits[name].labels
         count, seed = len(labels), options.seed
+        # [n, d], computed once: the classifier's gradients and Hessian need no pass through the network
         features = loaded_run.features(network, images)
         head = network.variables["params"][model.head]
         rows = library.mini_batches(count, batch_size, options.batches, seed=seed)
         weights, (whole, batches) = batching.place(
             {"head": head, "features": features, "labels": labels},
             (
+                # The whole split, in batches of 1024 feature vectors, which are small.
                 batching.weighted_rows(count, min(1024, count)),
+                # Mini-batches as in training: whole ones, at weight 1.
                 (rows, np.ones(rows.shape, np.float32)),
             ),
         )
+        # The weights hold data too (features, labels), so the mask names the classifier.
         op = hessian.operator(loss, weights, whole, mask="head")
         pairs = hessian.eigenpairs(
             op, options.eigenvectors, tolerance=options.tolerance, max_products=options.max_products
         )
+        # All mini-batches are measured in one program, against all eigenvectors at once.
         probe = library.probe(loss, weights, batches, whole, pairs.vectors, mask="head")
         strongest = library.strongest(np.asarray(probe.cosines))
+        # The searches have their own, smaller mini-batches: PoF's weak classifiers, 32 images in the paper.
         weak = library.mini_batches(count, weak_size, options.batches, seed=seed)
         # On one device: to divide the few images of each search would be slower.
         minima = perturbations.searches(
             head, features[weak], labels[weak], model.classify, weak_loss
         )
         accepted = np.asarray(minima.accepted)
+        # A rejected search has no minimum: its 0 is no distance.
         xi = np.asarray(minima.xi)[accepted]
         return {
             **network.identity,
@@ -156,6 +165,7 @@ def table(rows: Sequence[Record]) -> Table:
     train_xi = {batching.network_of(row): row["xi"] for row in rows if row["split"] == "train"}
 
     def ratio(row: Record) -> float | None:
+        # Of medians, over the same network's training split; the paper compares the peaks of both distributions.
         of_train = train_xi.get(batching.network_of(row))
         return row["xi"] / of_train if row["split"] == "test" and row["xi"] and of_train else None
 
@@ -211,6 +221,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
         _draw_distances(line[1], runs, styles)
         line[1].set_title("ξ*: training filled, test dashed")
         for axes, split in zip(line[2:], SPLITS, strict=True):
+            # Edges are common to the runs of a panel, or their bars could not be compared.
             values = _values(of_weights, split, "curvatures")
             # A few outliers would leave the others in one bin: they are counted in the last.
             top = float(np.quantile(values, 0.99)) if len(values) else 1.0
@@ -234,6 +245,7 @@ def _values(rows: Sequence[Record], split: str, name: str) -> np.ndarray:
 def _draw_counts(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Styles) -> None:
     width = 0.8 / len(runs)
     for index, (run, of_run) in enumerate(runs.items()):
+        # Figure 2 a is of the training gradients.
         counts = np.sum([row["counts"] for row in of_run if row["split"] == "train"], axis=0)
         place = np.arange(1, len(counts) + 1) + width * (index - (len(runs) - 1) / 2)
         axes.bar(place, counts, width, color=styles[run]["color"], label=run)
@@ -245,6 +257,7 @@ def _draw_counts(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Style
 def _draw_distances(axes: Axes, runs: Mapping[str, Sequence[Record]], styles: Styles) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    # Common edges for both splits and all runs.
     edges = plots.log_edges(
         np.concatenate(
             [_values(rows, split, "distances") for rows in runs.values() for split in SPLITS]

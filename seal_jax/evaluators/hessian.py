@@ -37,7 +37,7 @@ PARTS = ("eigenvalues", "trace", "density", "batches")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of which loss, on which data, and how exactly.
+    """The loss, the data, and the accuracy of the measurements.
 
     Attributes:
       parts: what is measured: of the whole training data "eigenvalues", "trace" and "density", and
@@ -107,6 +107,7 @@ class Options:
                 raise UsageError(f"--parts={part} must be one of {', '.join(PARTS)}")
         positive = ("eigenvalues", "max_products", "probes", "density_steps", "batch_eigenvalues")
         sizes = ("batch_size", "chunk", "data_batch_size", "byte_budget")
+        # For products and steps: with fewer the estimators are not defined.
         least = {
             **dict.fromkeys((*positive, *sizes), 1),
             **dict.fromkeys(("threshold", "batches", "examples", "weight_decay", "seed"), 0),
@@ -119,15 +120,18 @@ class Options:
 def make_loss(module: Any, augmentation: Augmentation, smoothing: float, train: bool) -> Any:
     """Return the mean cross entropy of a batch, a function of variables and batch.
 
-    With ``train``, BatchNorm uses the batch's own statistics and dropout drops, always alike.
+    With ``train``, BatchNorm uses the batch's own statistics, and dropout drops the same units each time.
     """
 
     def loss(variables: PyTree, batch: PyTree) -> jax.Array:
         images = data.apply(batch["images"], batch["draws"], augmentation)
+        # A fixed key: a Hessian is that of one function, so every product must drop the same units.
         rngs = {"dropout": jax.random.key(0)} if train else None
+        # Flax returns updated statistics beside the logits then. They are dropped: the weights stay where they are.
         mutable = ["batch_stats"] if train else False
         logits = module.apply(variables, images, train=train, mutable=mutable, rngs=rngs)
         losses = cross_entropy(logits[0] if train else logits, batch["labels"], smoothing)
+        # The mean over the batch's own images; the operator weighs batches by how many that are.
         return jnp.sum(batch["weights"] * losses) / jnp.sum(batch["weights"])
 
     return loss
@@ -178,6 +182,7 @@ class Measurement:
 
         split = batching.subset(train, options.examples, options.seed)
         size = min(options.data_batch_size, len(split))
+        # rows and weights [batches, batch], 0 for the filling of the last
         rows, weights = padded_batches(len(split), size)
         if options.train_mode:  # every batch has its own statistics: filling would be in them
             rows, weights = rows[weights.all(1)], weights[weights.all(1)]
@@ -192,6 +197,7 @@ class Measurement:
         drop = options.train_mode or settings.train.drop_last
         order = epoch_order(jax.random.key(options.seed), len(train), batch_size, drop)
         rows, weights = map(np.asarray, order)
+        # The first batches of one epoch's order: no image counts in two of them.
         count = options.batches or len(rows)
         if count > len(rows):
             raise UsageError(f"--batches={count} is more than the {len(rows)} of an epoch")
@@ -206,9 +212,11 @@ class Measurement:
         augmentation = self.augmentation
         if not (augmented and augmentation.is_random):
             return Batches(split, rows, weights, None)
+        # Drawn once: the Hessian is that of one fixed set of augmented images, the same in every product.
         count, batch = rows.shape
         keys = jax.random.split(self._key(1), count)
         shape: Any = split.images.shape[1:]
+        # each leaf [batches, batch, ...]; on the host, since the data may be larger than the device
         draws = jax.vmap(lambda key: data.draw(key, batch, augmentation, shape))(keys)
         return Batches(split, rows, weights, jax.tree.map(np.asarray, draws))
 
@@ -219,6 +227,7 @@ class Measurement:
     @functools.cached_property
     def _whole_data(self) -> tuple[PyTree, bool]:
         """The whole data, and whether it is larger than its budget and so stays on the host."""
+        # Cached for all networks and parts: only the variables differ between their operators.
         images = self.whole.read()
         on_host = self.half_budget is not None and trees.nbytes(images) > self.half_budget
         return images if on_host else jax.device_put(images, self._shardings[1]), on_host
@@ -229,6 +238,7 @@ class Measurement:
         variables = {name: v for name, v in network.variables.items() if jax.tree.leaves(v)}
         if self.options.mask is None:
             return variables, batching.parameters_rule(variables)
+        # The rules of --mask name paths below params.
         flags = masks.resolve(self.options.mask, variables["params"])
         return variables, {name: name == "params" and flags for name in variables}
 
@@ -238,6 +248,7 @@ class Measurement:
         everywhere, divided = self._shardings
         images, on_host = self._whole_data
         streamed: dict[str, Any] = {"byte_budget": self.half_budget, "sharding": divided}
+        # Streamed data stays on the host, and every product sends it again in pieces of the budget.
         make: Any = functools.partial(hessian.streamed, **streamed) if on_host else hessian.operator
         return make(
             self.loss,
@@ -253,11 +264,13 @@ class Measurement:
         variables, mask = self._subtree(network)
         like, options = trees.select(mask, variables), self.options
         size = trees.size(like)
+        # The whole data's eigenvalues are taken at both ends, those of a mini-batch by magnitude.
         for field, ends in (("eigenvalues", 2), ("batch_eigenvalues", 1)):
             if ends * getattr(options, field) > size:
                 raise UsageError(
                     f"{flag(field)}={getattr(options, field)} is too many for {size} parameters"
                 )
+        # Raises where not even the smallest basis fits the budget.
         if "eigenvalues" in options.parts:
             choose_basis_size(like, 2 * options.eigenvalues, None, self.half_budget, options.basis)
 
@@ -269,6 +282,7 @@ class Measurement:
         """Return both ends of the spectrum of the whole data."""
         options = self.options
         op = self.operator(network)
+        # "BE": both ends, half of the values from each. The larger half comes first, descending.
         pairs = hessian.eigenpairs(
             op,
             2 * options.eigenvalues,
@@ -309,6 +323,7 @@ class Measurement:
             basis=self.options.basis,
             key=self._key(2 + probe),
         )
+        # Relative to the largest eigenvalue in magnitude: most eigenvalues are too near zero to have a sure sign.
         clear = -self.options.threshold * np.abs(density.nodes).max()
         return {
             "parameters": density.size,
@@ -322,6 +337,7 @@ class Measurement:
         """Return the eigenvalues of a chunk of mini-batches, from ``start`` on."""
         options, count = self.options, len(self.mini_batches.rows)
         variables, mask = self._subtree(network)
+        # Every mini-batch has a Hessian of its own, so devices share the batches and not the images of one.
         pool = hessian.batch_eigenvalues(
             self.loss,
             variables,
@@ -335,6 +351,7 @@ class Measurement:
             key=jax.random.fold_in(self._key(1 << 20), start),
             devices=jax.local_devices(),
         )
+        # Without the batches that only filled up the last chunk.
         kept = slice(0, count - start)
         return {
             "batch_values": pool.values[kept].ravel().tolist(),
@@ -348,6 +365,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     measurement = Measurement(loaded_run, options)
     measurement.check(loaded_run.networks[0])  # all have the same shapes
     parts: list[tuple[str, Any]] = []
+    # One probe of the density, or one chunk of mini-batches, is a work item: an interrupted evaluation loses little.
     divided = {
         "density": range(options.probes),
         "batches": range(0, len(measurement.mini_batches.rows), measurement.chunk),
@@ -376,10 +394,12 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def _combined(parts: Sequence[Record]) -> dict[str, Any]:
+    # The last record of a field wins; fields that several records have are put together below.
     row = {name: value for record in parts for name, value in record.items()}
     probes = [record for record in parts if "nodes" in record]
     if probes:
         row["nodes"] = np.ravel([record["nodes"] for record in probes]).tolist()
+        # The density is the mean over probes: each probe's weights sum to 1, and those of the row again.
         weights = np.ravel([record["node_weights"] for record in probes]) / len(probes)
         row.update(node_weights=weights.tolist(), density_probes=len(probes))
         for name in ("negative_mass", "clearly_negative_mass"):
@@ -456,6 +476,7 @@ def _range(field: str, digits: int, records: Sequence[Record]) -> str:
     if not records:
         return MISSING
     lower, upper = np.mean([record[f"{field}_bounds"] for record in records], axis=0)
+    # The standard error of a mean of independent estimates, one for each seed.
     error = np.sqrt(sum(record[f"{field}_error"] ** 2 for record in records)) / len(records)
     lower, upper = np.clip([lower - 2 * error, upper + 2 * error], 0, 1)
     return f"{100 * lower:.{digits}f}..{100 * upper:.{digits}f}"
@@ -514,6 +535,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
         ("largest", "outermost eigenvalues, whole training data", _draw_ends),
     )
     fields = {name for row in rows for name in row}
+    # Two panels at most: the outermost eigenvalues are drawn only where one of the others is missing.
     measured = [view for view in views if view[0] in fields][:2]
     measured = measured or [("trace", "trace", _draw_trace)]
     panels = plots.panels_by_weights(figure, rows, len(measured))
@@ -535,7 +557,7 @@ def _draw_density(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
         axes.plot(grid, mean, label=run, linewidth=1.2, **styles[run])
         highest = max(highest, float(np.max(mean)))
     axes.set_yscale("log")
-    # One eigenvalue among all of them is as little as there is to be seen.
+    # The least to be seen is one eigenvalue among all.
     least = min(1 / row["parameters"] for row in rows) / (_SIGMA * width * np.sqrt(2 * np.pi))
     # A margin over all decades that a density falls through would leave the axis mostly empty.
     axes.set_ylim(0.05 * least, 3 * max(highest, least))
@@ -544,7 +566,7 @@ def _draw_density(axes: Axes, rows: Sequence[Record], styles: Styles) -> None:
 
 
 def _density(row: Record) -> hessian.Density:
-    """Return a row's spectral density; its bounds of masses are lost."""
+    """Return a row's spectral density, without the bounds of its masses, which a row does not hold."""
     probes = row["density_probes"]
     nodes = np.reshape(row["nodes"], (probes, -1))
     weights = np.reshape(row["node_weights"], (probes, -1)) * probes

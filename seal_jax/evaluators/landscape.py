@@ -34,7 +34,7 @@ WHOLE = "all"  # the part that is the whole network
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Along what, on which data, and how far.
+    """The directions, the data, and the extent of the slices.
 
     Attributes:
       per: the parts of the network whose Hessians are taken one by one, beside that of all of it:
@@ -72,6 +72,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     model = loaded_run.model
     parts = (*(model.blocks if options.per == "blocks" else model.layers), WHOLE)
     variables = loaded_run.networks[0].variables
+    # The rules name paths among all variables, since statistics are arguments of the loss too.
     masks = {part: f"params/{part}" for part in parts} | {
         WHOLE: batching.parameters_rule(variables)
     }
@@ -118,8 +119,10 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         network = loaded_run.networks[index]
         pairs, variables, train = eigenpairs(index, part)
         _, test = batching.place({}, batches("test"))
+        # vectors have the rank as their first axis
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         eigenvalue = float(pairs.values[rank])
+        # Both searches get their curvature, which saves a third of the evaluations.
         curvature = float(library.curvature(loss, variables, direction, test))
         on_test = library.increment(loss, variables, direction, test, second_derivative=curvature)
         if on_test.bounded:  # towards the test minimum, so that slices of all seeds agree
@@ -127,6 +130,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         on_train = library.increment(
             loss, variables, direction, train, second_derivative=eigenvalue
         )
+        # The direction was oriented by the sign of the shift.
         shift = abs(on_test.shift) if on_test.bounded else 0.0
         along = (loss, variables, direction)
         # Where a parabola of the larger curvature has risen by 0.5, and past the test minimum.
@@ -162,6 +166,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             f"{network.key}/{part}/{rank + 1}",
             functools.partial(measure, index, part, rank),
         )
+        # Ranks innermost: eigenpairs() keeps one part's pairs only.
         for index, network in enumerate(loaded_run.networks)
         for part in parts
         for rank in range(options.eigenvectors)
@@ -210,11 +215,13 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     """Draw ΔL of every part, and slices along the eigenvectors of the classifier and of all."""
     rows = [row for row in tables.newest(rows) if row["rank"] == 1]
     parts = list(dict.fromkeys(row["part"] for row in rows))
+    # The last part is the classifier, by the model's declared order.
     sliced = [*[part for part in parts if part != WHOLE][-1:], WHOLE]
     styles = plots.run_styles(rows)
     panels = plots.panels_by_weights(figure, rows, 1 + len(sliced))
     for weights, of_weights, (increments, *slices) in panels:
         for (run,), of_run in grouped(of_weights, ("run",)).items():
+            # Seeds without a minimum have no increment: they are left out of the means, and the table counts them.
             by_part = [[row["increment"] for row in of_run if row["part"] == p] for p in parts]
             bounded = [[gain for gain in gains if gain is not None] for gains in by_part]
             means = [np.mean(gains) if gains else np.nan for gains in bounded]

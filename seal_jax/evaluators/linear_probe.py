@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How the classifier learns. The paper leaves image size, augmentation and batch size open.
+    """The classifier's training. The paper leaves image size, augmentation and batch size open.
 
     Attributes:
       datasets: trained on the training split of each and scored on its test split.
       learning_rates: a classifier for each, without a schedule; the best test accuracy counts.
       epochs: passes over the training images.
       batch_size: of the classifier's training.
-      augmentation: of the training images, anew in every epoch; "crop_flip" is that of the paper's
+      augmentation: of the training images, drawn in every epoch; "crop_flip" is that of the paper's
         pre-training, padding included. The features of all images are then computed in every epoch.
       crop_padding: pixels around the image, for "crop_flip".
       image_size: side of the images; "none" for the run's own.
       normalisation: name of channel statistics, such as "imagenet"; left out, the run's.
       test_fraction: fraction of its images that a data set without a test split is scored on,
         stratified by class and the same for every network; the rest are trained on.
-      features: what the classifier sees, the input of the network's own or the output of a block,
+      features: the classifier's input: that of the network's own classifier, or the output of a block,
         averaged over the image.
       seed: of the classifier's initial weights and of the order of the images.
-      feature_batch_size: images a step of the frozen network.
+      feature_batch_size: images per step of the frozen network.
     """
 
     datasets: tuple[str, ...] = (
@@ -73,6 +73,7 @@ class Options:
         check_least(self, crop_padding=1, image_size=1, feature_batch_size=1)
         fraction = self.test_fraction
         check_number("--test-fraction", fraction, lambda v: 0 < v < 1, "be between 0 and 1")
+        # Built for its checks alone: what the library refuses is an error before any work.
         self.protocol()
 
     def protocol(self) -> linear_probe.Protocol:
@@ -91,16 +92,20 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             f"{nearest(options.features, known)}"
         )
     augmentation = _augmentation(options, shape)
+    # Also opens every data set, so one that was not prepared is an error before the work on the first.
     complete = {name: transfer_data.has_test_split(loaded_run, name) for name in options.datasets}
+    # Only images of another size need it; for the run's own it is the same network.
     model = resized(loaded_run.model, shape)
     rates = np.array(options.learning_rates)
 
+    # Work items have the data sets outermost, so one at a time is enough.
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Dataset:
         return transfer_data.transfer_set(loaded_run, name, shape[:2], options.test_fraction)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         outputs = model.features(variables, renormalise(images))[options.features]
+        # A block's output is [n, height, width, channels]; the classifier's own input is already flat.
         return outputs.mean((1, 2), dtype=jnp.float32) if outputs.ndim == 4 else outputs
 
     def features(network: Network, images: np.ndarray) -> np.ndarray:
@@ -127,6 +132,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "dataset": name,
             "train_images": len(train),
             "test_images": len(test),
+            # Without a test split, images were held out to be scored on: the table says so.
             "held_out": not complete[name],
             "classes": dataset.num_classes,
             "accuracy": float(probe.accuracies[probe.best]),
@@ -149,6 +155,7 @@ def _augmentation(options: Options, shape: tuple[int, int, int]) -> data.Augment
         return None
     channels = shape[-1]
     padding = options.crop_padding if options.augmentation == "crop_flip" else 0
+    # (x / 255 - 0) / (1 / 255) = x: augmented images stay uint8, and are normalised later like all others.
     augmentation = data.Augmentation(
         mean=(0.0,) * channels, std=(1 / 255,) * channels, crop_padding=padding, flip=True
     )
@@ -165,6 +172,7 @@ def _augmented(
     split: data.Split, augmentation: data.Augmentation | None, options: Options, epoch: int
 ) -> np.ndarray:
     """Return the images of one epoch, uint8: a pure function of the seed and the epoch."""
+    # Not a function of the network: all networks of a comparison see the same crops and flips.
     key = jax.random.fold_in(jax.random.key(options.seed), epoch)
     batch = min(options.feature_batch_size, len(split))
     augmented = [
@@ -178,11 +186,13 @@ def _augmented(
 def _augment(key: jax.Array, images: jax.Array, augmentation: data.Augmentation) -> jax.Array:
     height, width, channels = images.shape[1:]
     parameters = data.draw(key, len(images), augmentation, (height, width, channels))
+    # The division by 255 and back may be off by a rounding: a cast alone would cut 41.99 to 41.
     return jnp.rint(data.apply(images, parameters, augmentation)).astype(jnp.uint8)
 
 
 def paper(row: Record) -> float | None:
     """Return the paper's accuracy in % for a row's method and data set."""
+    # Table 12 is of ResNet-18, Table 1 of ResNet-50, beside which other networks are shown too.
     model = row["model"] if row["model"] == "resnet18" else "resnet50"
     method = transfer_data.paper_method(row) or ""
     column = transfer_data.paper_name(row["dataset"])
@@ -274,6 +284,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Record], names: Sequence[str]) -> None
                 ecolor="#444444",
                 label=run if number == 0 else None,
             )
+            # The paper's number depends on the method, so all seeds share it.
             published = paper(seeds[0])
             if published is not None:
                 marks.append((place, published))

@@ -62,7 +62,7 @@ class Network:
 class LoadedRun:
     """A run's networks and data.
 
-    Computation is in float32, whatever the training's precision was.
+    Computation is in float32, regardless of the training's precision.
 
     Args:
       run: the run's folder.
@@ -75,7 +75,7 @@ class LoadedRun:
 
     Raises:
       UsageError: no such run or checkpoint, a checkpoint of another network, weights that are not
-        finite, or data that is not there.
+        finite, or data that was not prepared.
     """
 
     def __init__(self, run: Path, *, weights: Sequence[str] = (), steps: str = "newest"):
@@ -91,6 +91,7 @@ class LoadedRun:
         self.run = run
         self.settings = settings_lib.read(Settings, workdirs.read(run))
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
+        # The data before the network: images and classes determine its shape.
         self.dataset = experiments.load_data(self.settings.data)
         self.model: Model = experiments.create_model(
             self.settings.model,
@@ -133,6 +134,7 @@ class LoadedRun:
         """A digest of all weights, which changes when the run is continued or repeated."""
         digest = hashlib.sha256()
         for network in self.networks:
+            # The order of leaves is that of sorted names, so the digest is the same in every process.
             for leaf in jax.tree.leaves(network.variables):
                 digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:16]
@@ -146,6 +148,7 @@ class LoadedRun:
         return self.apply(self._outputs, network, images, batch_size)["features"]
 
     def _outputs(self, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        # One program for both: an evaluation that needs logits and features compiles the network once.
         by_name = self.model.features(variables, images)
         return {name: by_name[name] for name in ("features", "logits")}
 
@@ -164,6 +167,7 @@ class LoadedRun:
         """
         mesh = meshes.along(BATCH)
         batch = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
+        # jax.jit caches by the function object, and the lambda here is a new one at every call.
         if function not in self._programs:
             self._programs[function] = jax.jit(
                 lambda variables, images: function(variables, self.normalise(images))
@@ -171,6 +175,7 @@ class LoadedRun:
         program = self._programs[function]
         variables = jax.device_put(network.variables, NamedSharding(mesh, PartitionSpec()))
         divided = NamedSharding(mesh, PartitionSpec(BATCH))
+        # Each batch is fetched before the next is sent, so a device holds one batch's outputs.
         outputs = [
             jax.tree.map(np.asarray, program(variables, jax.device_put(images[rows], divided)))
             for rows in padded_batches(len(images), batch)[0]
@@ -184,6 +189,7 @@ class LoadedRun:
         train = self.settings.train
         per_epoch = steps_per_epoch(len(self.dataset.train), train.batch_size, train.drop_last)
         clock = Clock(per_epoch, train.epochs_per_generation)
+        # A generation's last checkpoint is saved before the event that starts the next, so it belongs to the former.
         generation = int(clock.generation(max(step - 1, 0)))
         networks = []
         for weights in asked or SOURCES:
@@ -199,6 +205,7 @@ class LoadedRun:
             all_seeds = self._variables(leaves, SOURCES[weights], step)
             for index in range(train.seeds):
                 variables = jax.tree.map(lambda leaf, index=index: leaf[index], all_seeds)
+                # A run's seeds are consecutive.
                 seed = train.seed + index
                 identity = {"weights": weights, "seed": seed, "step": step}
                 identity = {**self.label, **identity, "generation": generation}
@@ -231,6 +238,7 @@ class LoadedRun:
                     f"train.seeds = {self.settings.train.seeds}; evaluate the run's own folder"
                 )
         for name, leaf in saved.items():
+            # The reverse check: a smaller network would fit, and lose weights. Only LW's normalisers may be extra.
             if name not in expected and not name.startswith("normalisers/"):
                 raise UsageError(
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: it has "
@@ -242,6 +250,7 @@ class LoadedRun:
                     "evaluate an earlier one with --steps="
                 )
         tree = traverse_util.unflatten_dict(saved, sep="/")
+        # Always the three collections, empty ones too, so that all networks are arguments of one program.
         return {name: tree.get(name, {}) for name in ("params", "batch_stats", "normalisers")}
 
 

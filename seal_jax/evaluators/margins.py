@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """The numbers of margins and of images.
 
     Attributes:
       count: smallest margins that are kept.
@@ -44,9 +44,11 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     train = loaded_run.dataset.train
     if options.sample > len(train):
         raise UsageError(f"--sample={options.sample} is more than the {len(train)} training images")
+    # The same sample for all networks.
     chosen = np.random.default_rng(options.seed).choice(len(train), options.sample, replace=False)
 
     def measure(network: Network) -> dict[str, Any]:
+        # All training images, ascending: a positive margin is a correct prediction.
         margins = library.margins(loaded_run.logits(network, train.images), train.labels)
         head = network.variables["params"][loaded_run.model.head]
         features = loaded_run.features(network, train.images[np.sort(chosen)])
@@ -54,6 +56,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             **network.identity,
             "train_accuracy": float((margins > 0).mean()),
             "median": float(np.median(margins)),
+            # The bias is left out: the paper's measure is of the weight matrix.
             "size_of_weights": library.size_of_weights(features, np.asarray(head["kernel"])),
             "smallest": margins[: options.count].tolist(),
         }
@@ -71,6 +74,7 @@ def table(rows: Sequence[Record]) -> Table:
         [
             *tables.CHECKPOINT_COLUMNS,
             tables.seed_mean("train acc. %", "train_accuracy", scale=100),
+            # Margins are stored in ascending order.
             tables.seed_mean("smallest", lambda row: row["smallest"][0], 3),
             tables.seed_mean(
                 f"mean of {len(rows[0]['smallest'])} smallest",
@@ -92,7 +96,7 @@ def table(rows: Sequence[Record]) -> Table:
 
 
 def draw(figure: Figure, rows: Sequence[Record]) -> None:
-    """Draw the smallest margins in ascending order, one line a run, best and last side by side."""
+    """Draw the smallest margins in ascending order, one line per run, best and last side by side."""
     panels = plots.lines_by_weights(
         figure, tables.newest(rows), "rank", lambda row: row["smallest"]
     )

@@ -16,10 +16,12 @@ from seal_jax.errors import UsageError
 
 def add_arguments(options: type, parser: Any) -> None:
     """Add ``--field-name`` for every field of a dataclass; the help is the docstring's."""
+    # Help is written once, in the docstring; a test checks that every field has an entry.
     texts = descriptions(options)
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         default = shown(field.default)
+        # argparse formats help with %.
         help_text = texts.get(field.name, "").rstrip(".").replace("%", "%%")
         parser.add_argument(
             flag(field.name),
@@ -47,7 +49,7 @@ def read(options: type, parsed: argparse.Namespace) -> Any:
 
 
 def check_least(options: Any, **least: float) -> None:
-    """Raise unless each of the named options is finite and at least so much; ``None`` passes.
+    """Raise unless each of the named options is finite and at least its bound; ``None`` passes.
 
     A label smoothing and tolerances are checked by their own rules, in whichever options have them.
     """
@@ -65,7 +67,7 @@ def check_least(options: Any, **least: float) -> None:
 
 
 def flag(field: str) -> str:
-    """Return the option of a field.
+    """Return the command-line option of a field.
 
     >>> flag("image_size")
     '--image-size'
@@ -79,6 +81,7 @@ def convert(hint: Any, text: str, name: str) -> Any:
     >>> convert(tuple[int, ...], "1,5", "--shots"), convert(float | None, "none", "--beta")
     ((1, 5), None)
     """
+    # "none" can be said only where ``None`` is allowed: elsewhere it is a name like any other.
     hint, optional = _without_none(hint)
     if optional and text.lower() == "none":
         return None
@@ -96,6 +99,7 @@ def convert(hint: Any, text: str, name: str) -> Any:
             if values.count(value) > 1:  # and would count twice
                 raise UsageError(f"{name} names {value} twice; name each once")
         return values
+    # bool("false") is True.
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{name}={text} must be true or false")
@@ -107,7 +111,7 @@ def convert(hint: Any, text: str, name: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a value as one would type it.
+    """Return a value as typed on the command line.
 
     >>> shown((1, 5)), shown(None), shown(True)
     ('1,5', 'none', 'true')
@@ -122,6 +126,7 @@ def shown(value: Any) -> str:
 def descriptions(options: type) -> dict[str, str]:
     """Return the texts of the ``Attributes:`` section of a docstring, by name."""
     section = inspect.cleandoc(options.__doc__ or "").partition("Attributes:\n")[2]
+    # The section ends at the next line that is not indented; an entry begins with two blanks and a name.
     section = re.split(r"^(?=\S)", section, flags=re.MULTILINE)[0]
     entries = re.split(r"^  (?=\w+: )", section, flags=re.MULTILINE)[1:]
     return {name: " ".join(text.split()) for name, _, text in (e.partition(": ") for e in entries)}

@@ -28,7 +28,7 @@ CHUNK = 50  # mini-batches of one work item
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which mini-batches, and the sizes of steps.
+    """The mini-batches, and the settings of the three steps.
 
     Attributes:
       batches: training mini-batches.
@@ -74,6 +74,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     model, train = loaded_run.model, options.batch_norm == "batch"
 
     def batches(size: int, start: int) -> Any:
+        # All work items cut one sequence of mini-batches, so CHUNK does not change which there are.
         rows = mini_batches(len(split), size, options.batches, seed=options.seed)
         # The last work item is filled up with other batches, so that all have one program.
         chunk = np.arange(start, start + min(CHUNK, options.batches)) % options.batches
@@ -82,6 +83,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     # Dropout is that of the batch's number, so that it does not depend on the work item.
     def extract(variables: Any, images: jax.Array, number: jax.Array) -> jax.Array:
         rngs = {"dropout": jax.random.fold_in(jax.random.key(options.seed), number)}
+        # The updated statistics are dropped: every mini-batch is measured at the same weights and statistics.
         return model.extract(variables, loaded_run.normalise(images), train, rngs=rngs)[0]
 
     def loss(variables: Any, batch: Any) -> jax.Array:
@@ -91,6 +93,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
     @jax.jit
     def features_of(variables: Any, images: jax.Array, chunk: jax.Array) -> jax.Array:
+        # Mini-batch by mini-batch: with statistics of the batch, images of another one would change the features.
         return jax.lax.map(lambda batch: extract(variables, *batch), (images, chunk))
 
     def steps(network: Network, start: int) -> dict[str, Any]:
@@ -100,6 +103,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             weights,
             placed,
             head=f"params/{model.head}",
+            # Statistics are arguments of the loss, but no step or perturbation moves them.
             trained=batching.parameters_rule(network.variables),
             learning_rate=options.learning_rate,
             **sam,
@@ -147,6 +151,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
 def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
     """Return SAM's options: those of the run, or plain SAM with the paper's radius."""
+    # ASAM and the decay are options of a run that trained with SAM; elsewhere plain SAM stands for comparison.
     of_run = functools.partial(batching.method_option, loaded_run, "sam")
     decays = of_run("decay_in_perturbation", False)
     return {
@@ -169,7 +174,9 @@ def combined(records: Sequence[Record]) -> Sequence[Record]:
             parts = [record for record in of_network if measure in record]
             sizes = [size for record in parts for size in record[measure]]
             rejected = sum(record["rejected"] for record in parts) if measure == "pof" else 0
+            # Settings are the same in all work items of an evaluation; sizes and rejections are put together.
             first = parts[0]
+            # A gradient that is not finite leaves a null among the sizes: quantiles are of the others.
             finite = [size for size in sizes if size is not None]
             quantiles = np.quantile(finite, (0.5, 0.05, 0.95)).tolist() if finite else [None] * 3
             rows.append(
@@ -243,6 +250,7 @@ def draw(figure: Figure, rows: Sequence[Record]) -> None:
     rows = tables.newest(rows)
     styles = plots.run_styles(rows)
     several = len(styles) > 1
+    # As in Figure 6, where each measure is of the run of its own method.
     if several:
         rows = [row for row in rows if _is_of_training(row)]
     edges = plots.log_edges(_sizes(rows))

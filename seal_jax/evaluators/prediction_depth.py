@@ -29,7 +29,7 @@ STEM = "stem"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the k-NN probes are given.
+    """The input of the k-NN probes.
 
     Attributes:
       k: neighbours; 5 in the SEAL paper, 30 in Baldock et al.
@@ -40,7 +40,7 @@ class Options:
       layers: which blocks; none for all of them and the stem.
       images: training images in the bank, and test images, the first so many; 0 for all.
       byte_budget: bytes of features and distances held at a time.
-      batch_size: images a step of the network.
+      batch_size: images per step of the network.
     """
 
     k: int = 5
@@ -65,6 +65,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         split.rows(np.arange(options.images)) if 0 < options.images < len(split) else split
         for split in (loaded_run.dataset.train, loaded_run.dataset.test)
     )
+    # Shapes alone, so nothing is computed: which layers there are, and how many numbers each gives.
     sample = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
     known = jax.eval_shape(outputs, loaded_run.networks[0].variables, sample)
     layers = [name for name in (STEM, *model.round_blocks) if name in known]
@@ -74,6 +75,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
                 f"--layers={layer} is no block of {model.name}, which has {', '.join(layers)}"
                 f"{nearest(layer, layers)}"
             )
+    # In the network's order, in whatever order they were asked for: depth counts from the bottom.
     layers = [layer for layer in layers if options.layers is None or layer in options.layers]
     if not layers:
         raise UsageError(f"{model.name} declares no blocks to probe; take another network")
@@ -97,11 +99,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         size = jax.eval_shape(features_of(layer), network.variables, sample).shape[1]
         return library.Rows(len(split), size, read)
 
+    # Work items have the layers of a network in a row, so its predictions are computed once.
     @functools.lru_cache(maxsize=1)
     def predictions(network: Network) -> np.ndarray:
         return loaded_run.logits(network, test.images, options.batch_size).argmax(-1)
 
     def measure(network: Network, layer: str) -> dict[str, Any]:
+        # Rows are computed when they are read: a layer's outputs of all training images need not fit in memory.
         by_neighbours = library.knn(
             features(network, layer, train),
             train.labels,
@@ -132,6 +136,7 @@ def combine(records: Sequence[Record]) -> Sequence[Record]:
     rows = []
     for layers in grouped(records, batching.NETWORK).values():
         agrees = np.array([[character == "1" for character in row["agrees"]] for row in layers])
+        # Records hold whether each probe agrees with the network, so the network's own "prediction" is True.
         depths = library.depth(agrees, np.ones(agrees.shape[1], bool))
         of_layer = ("layer", "accuracy", "agrees")
         rows.append(
@@ -206,6 +211,7 @@ def _draw_over_layers(figure: Figure, rows: Sequence[Record]) -> Axes:
 
 def _draw_over_steps(figure: Figure, rows: Sequence[Record]) -> Axes:
     """Draw a panel for each run: the accuracy of every layer at every checkpoint (Figure 3)."""
+    # The best weights may be the same in several checkpoints; the last ones show the course.
     weights = "last" if any(row["weights"] == "last" for row in rows) else "best"
     runs = grouped([row for row in rows if row["weights"] == weights], ("run",))
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]

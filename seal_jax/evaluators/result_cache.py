@@ -22,7 +22,7 @@ class ResultCache:
     Args:
       path: the file; its folder is made when the first record is kept.
       header: JSON values, nested by name.
-      overwrite: start again, whatever the file holds.
+      overwrite: start again and discard the file's records.
 
     Raises:
       UsageError: the file belongs to another evaluation, or cannot be read.
@@ -30,6 +30,7 @@ class ResultCache:
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, overwrite: bool = False):
         self._path = path
+        # As it will be read back: JSON has lists only, and a tuple never equals one.
         self._header = json.loads(json.dumps(header))
         self.records: dict[str, dict[str, Any]] = {}
         self._begun = False
@@ -53,6 +54,7 @@ class ResultCache:
                 os.replace(partial, self._path)
                 self._begun = True
                 return
+            # From then on a line is appended and synced: a kill loses the work item in progress, and no other.
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(f"{_line(key, record)}\n")
                 file.flush()
@@ -62,6 +64,7 @@ class ResultCache:
 
     def _read(self) -> None:
         lines = records.lines(self._path, Mapping[str, Any], finite=False)
+        # A file always has a first line, an empty one if need be, which is a problem.
         _, header, problem = next(lines)
         if problem:
             raise UsageError(
@@ -74,6 +77,7 @@ class ResultCache:
                 f"{self._path.parent} holds another evaluation ({'; '.join(changed[:3])}{more}); "
                 "give another --output, or --overwrite"
             )
+        # Lines after the first bad one are dropped too: only the last can have been cut off, any other is damaged.
         for _, entry, problem in lines:
             try:
                 entry = records.check(_Entry, entry, "")

@@ -34,6 +34,7 @@ def paper_method(row: Mapping[str, Any]) -> str | None:
     >>> paper_method({"method": "normal", "generation": 0}), paper_method({"method": "fast"})
     ('Normal', None)
     """
+    # The paper trains plainly for one generation of epochs and for ten.
     if row["method"] == "normal":
         return "Normal" if row["generation"] == 0 else "Normal (long)"
     return {"llf": "LLF", "seal": "SEAL"}.get(row["method"])
@@ -79,6 +80,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
     decoder = sources.make_decoder(builder.info, None, None)
     splits = [split for split, info in builder.info.splits.items() if info.num_examples]
+    # Records are parsed by the decoder's features, the image and the label alone; the image stays encoded.
     skip = {decoder.image: tfds.decode.SkipDecoding()}
     labels = []
     try:
@@ -87,6 +89,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             file_format="array_record",
         )
+        # In blocks of one call each, as when images are decoded.
         for start in range(0, len(source), 256):
             rows = list(range(start, min(start + 256, len(source))))
             for record in source.__getitems__(rows):
@@ -95,6 +98,7 @@ def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
     # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
     except Exception as error:
         raise UsageError(f"{name} cannot be read ({first_line(error)}): prepare it again") from None
+    # As load_labelled does: -1 is TFDS's mark of an example without a label.
     known = np.array(labels, np.int32)
     return known[known >= 0]
 
@@ -135,10 +139,12 @@ Normalise = Callable[[jax.Array], jax.Array]
 
 
 def normalisation(loaded_run: LoadedRun, name: str) -> tuple[Normalise, Normalise]:
-    """Return what normalises uint8 images, and what does so after the run's normalisation.
+    """Return a function that normalises uint8 images, and one that follows the run's own normalisation.
 
     Both are traced, and use the channel statistics called ``name``, "" for the run's.
     """
+    # Features go through LoadedRun.apply, which normalises with the run's statistics: ``renormalise`` turns that
+    # into the other ones, as an affine map of each channel.
     run = loaded_run.augmentation
     try:
         mean, std = data.statistics(name) if name else (run.mean, run.std)
@@ -166,6 +172,7 @@ def features(
 ) -> np.ndarray:
     """Return ``function(variables, images)``, which is finite; see :meth:`LoadedRun.apply`."""
     values: np.ndarray = loaded_run.apply(function, network, images, batch_size)
+    # Named by the network, since the library's own check of features cannot know it.
     if not np.isfinite(values).all():
         raise UsageError(
             f"{network.key}: features hold NaN or infinity: the network or its input is broken"

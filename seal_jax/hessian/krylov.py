@@ -1,7 +1,7 @@
 """Lanczos iterations of symmetric operators with full reorthogonalisation, and where a basis is stored.
 
 An operator is a pytree that can be called with a vector and has ``like``, one of its vectors. If it has
-a true attribute ``eager`` it is no pytree but called from Python, as ``Streamed`` is. If it acts on a
+a true attribute ``eager`` it is not a pytree and is called from Python, as ``Streamed`` is. If it acts on a
 part of its vectors alone, it has the attributes ``selected`` and ``size``, as ``Operator`` does.
 """
 
@@ -36,12 +36,12 @@ def check_wanted(k: int, size: int, tolerance: float) -> None:
 
 
 def selected(op: LinearOperator) -> PyTree:
-    """Return what an operator acts on, 0 or 1 for each leaf; ``None`` for everything."""
+    """Return the part that an operator acts on, 0 or 1 for each leaf; ``None`` for everything."""
     return getattr(op, "selected", None)
 
 
 def rows(op: LinearOperator) -> int:
-    """Return the size of the operator's matrix, without what it does not act on."""
+    """Return the number of rows of the operator's matrix: the entries that it acts on."""
     return getattr(op, "size", trees.size(op.like))
 
 
@@ -70,13 +70,14 @@ def orthogonalise(basis: PyTree, vector: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def remainder(length: Any, part: Any, least: Any = 0.0, packed: bool = False) -> Any:
-    """Return the norm of what is left of a vector beside its ``part`` in a basis, 0 if rounding.
+    """Return the norm of a vector without its ``part`` in a basis, 0 if that is rounding.
 
     For a product that is a breakdown: the basis spans an invariant subspace. ``length`` is the norm as
     computed, ``part`` the coefficients; below ``least`` the remainder counts as nothing.
     """
     scale = jnp.maximum(jnp.max(jnp.abs(part)), jnp.finfo(jnp.float32).tiny)
     # What rounding to bfloat16 leaves is in the span: normalized, it would make the basis dependent.
+    # 2^-8 is the rounding of bfloat16's 8 bits.
     bound = (2.0**-8 if packed else 4 * jnp.finfo(jnp.float32).eps) * scale
     return jnp.where(length <= jnp.maximum(bound, least), 0.0, length)
 
@@ -84,10 +85,10 @@ def remainder(length: Any, part: Any, least: Any = 0.0, packed: bool = False) ->
 def append(
     basis: PyTree, index: Any, vector: PyTree, least: Any = 0.0
 ) -> tuple[PyTree, jax.Array, jax.Array]:
-    """Put what a vector adds to a basis into row ``index``, normalized.
+    """Put the part of a vector outside a basis into row ``index``, normalized.
 
     Returns:
-      The basis, the vector's part in it, and the norm of what is left beside it, 0 if rounding.
+      The basis, the vector's part in it, and the norm of the rest, 0 if that is rounding.
     """
     rest, part = orthogonalise(basis, vector)
     length = remainder(trees.norm(rest), part, least, trees.is_packed(basis))
@@ -104,7 +105,7 @@ def restart_direction(op: LinearOperator, index: Any) -> tuple[PyTree, Any]:
 
 
 def random_unit(like: PyTree, key: jax.Array, selected: PyTree = None) -> PyTree:
-    """Return a random unit vector, zero outside of what is selected; traced."""
+    """Return a random unit vector, zero outside the selected leaves; traced."""
     vector = trees.restrict(selected, trees.random(key, like))
     return trees.unit(vector, trees.norm(vector))
 
@@ -139,13 +140,13 @@ def lanczos(op: LinearOperator, key: jax.Array, size: int) -> tuple[jax.Array, j
             )
             return number + 1, basis, part, length
 
-        # The product, and after a breakdown another direction: a loop, so as to be compiled once.
+        # The product, and after a breakdown another direction: a loop, so that `append` is compiled once.
         _, basis, part, length = jax.lax.while_loop(
             lambda carry: (carry[0] == 0) | ((carry[0] == 1) & (carry[3] == 0)),
             attempt,
             (0, basis, jnp.zeros(size + 1), jnp.zeros(())),
         )
-        # Most of the column is known from the symmetry, but for the newest entry, only roughly.
+        # Symmetry gives the column too, but only roughly except for its newest entry; this is the measured one.
         column = part[:size]
         return basis, projected.at[:, index].set(column).at[index, :].set(column), length
 
@@ -173,8 +174,8 @@ class Iteration:
             part, self.residual = self._append(index + 1, image)
             if not (np.isfinite(part).all() and np.isfinite(self.residual)):
                 raise UsageError(NOT_FINITE)
-            # Most of the column is known from the symmetry, but for the newest entry, only roughly:
-            # all of it keeps the projection exact after restarts, where it is no tridiagonal.
+            # Symmetry gives the column too, but only roughly except for its newest entry: the measured one
+            # keeps the projection exact after restarts, where it is not tridiagonal.
             self.projected[:, index] = self.projected[index, :] = part[: self.size]
             if self.residual == 0:
                 self._append(index + 1, *restart_direction(self.op, index))
@@ -183,6 +184,7 @@ class Iteration:
     def restart(self, rotation: np.ndarray, values: np.ndarray) -> None:
         """Keep the Ritz vectors ``rotation [m, p]`` of those ``values``, and the basis' last vector."""
         self._rotate(rotation)
+        # Diagonal in the Ritz vectors; their couplings with the last vector come back with its product, in `extend`.
         self.projected = np.diag(np.pad(values, (0, self.size - len(values))))
 
     def vectors(self, rotation: np.ndarray) -> PyTree:
@@ -208,6 +210,7 @@ class Iteration:
         square = np.zeros((self.size + 1, self.size + 1), np.float32)
         square[:-1, :count], square[-1, count] = rotation, 1
         leaves, structure = jax.tree.flatten(self.basis)
+        # The only references are now in ``leaves``: an old leaf is freed once its rotation has replaced it.
         self.basis = None
         # Leaf by leaf, so that no second basis is needed.
         for index, leaf in enumerate(jax.tree.leaves(self.op.like)):
@@ -238,6 +241,7 @@ class OnHost(Iteration):
 
     def _append(self, index: int, vector: PyTree, least: float = 0.0) -> tuple[np.ndarray, float]:
         coefficients = np.zeros(self.size + 1)
+        # After a breakdown the row is already there, as zero, and is written again.
         del self.basis[index:]
         for _ in range(2):
             pending: deque[jax.Array] = deque()
@@ -258,10 +262,11 @@ class OnHost(Iteration):
 
     def _combined(self, weights: np.ndarray) -> PyTree:
         total = None
+        # Either may be longer: the weights are padded with zeros, and the newest vector of a full basis has none.
         for weight, stored in zip(weights, self.basis, strict=False):
             vector = self._load(stored)
             total = _scale(vector, weight) if total is None else _add(total, vector, weight)
-            # Transfers do not wait by themselves for those before.
+            # Transfers do not wait for earlier ones: without this the whole basis would be loaded at once.
             jax.block_until_ready(total)
         return total
 
@@ -282,8 +287,8 @@ def begin(op: LinearOperator, key: jax.Array, size: int, basis: Basis) -> Iterat
 def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> int:
     """Return the most bytes on the device that k eigenpairs from ``size`` vectors take, without products."""
     vector_bytes = trees.nbytes(like)
-    # In the end the vectors are multiplied once more, after restarts or in bfloat16: beside them
-    # there are their products, and then the combinations of both.
+    # In the end the vectors are multiplied once more, after restarts or in bfloat16: the
+    # device then holds them, their products, and the combinations of both.
     refining = (3 * k + _WORKING) * vector_bytes
     if basis == "host":
         return refining + _IN_TRANSFER * vector_bytes

@@ -15,7 +15,7 @@ from seal_jax.hessian.krylov import Basis, LinearOperator
 
 PyTree = Any
 Which = Literal["LA", "SA", "LM", "BE"]
-# Size of a basis for which neither a size nor a budget is given.
+# Bytes of a basis where neither a size nor a budget is given.
 _DEFAULT_BYTES = 2**28
 
 
@@ -29,7 +29,7 @@ class Eigenpairs(NamedTuple):
         to an eigenvalue of H.
       products: number of products with the operator.
       converged: whether every residual is within the tolerance, so that every value is an eigenvalue.
-        It does not say that none further out was missed.
+        It does not exclude that one further out was missed.
     """
 
     values: np.ndarray
@@ -53,7 +53,7 @@ def order_by(values: np.ndarray, which: Which) -> np.ndarray:
 
 
 def rounding(largest: Any) -> Any:
-    """Return what the rounding of float32 products leaves of residuals, by the largest magnitude."""
+    """Return the residuals that the rounding of float32 products leaves, by the largest magnitude."""
     return 8 * np.finfo(np.float32).eps * largest + np.finfo(np.float32).tiny
 
 
@@ -104,12 +104,12 @@ def eigenpairs(
       which: the largest ("LA"), the smallest ("SA"), those of largest magnitude ("LM"), or half of
         them from either end, one more of the largest where k is odd ("BE", in falling order).
       tolerance: of the residuals, see above.
-      basis_size: vectors held at a time; by default what fits into 256 MiB, between
+      basis_size: vectors in memory; by default as many as fit into 256 MiB, between
         ``max(2 k, k + 20)`` and ``max(4 k, k + 100)``. More vectors need fewer products.
-      byte_budget: bytes of device memory for the basis and the work on it, without what a product
-        needs. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``.
+      byte_budget: bytes of device memory for the basis and the work on it, without the memory of a
+        product. It sets ``basis_size`` to what fits, up to ``max(4 k, k + 100)``.
       basis: where the basis is stored: on the "device"; there as "bfloat16", in half the bytes, which
-        keeps residuals above some 1e-3 of the largest eigenvalue and errors of eigenvalues above
+        keeps residuals above about 1e-3 of the largest eigenvalue and errors of eigenvalues above
         about its square; or on the "host", from where every step reads it twice.
       max_products: bound on the products of the iteration; the first k are always taken.
       key: of the random start; a fixed one by default.
@@ -137,7 +137,7 @@ def eigenpairs(
     iteration = krylov.begin(op, check_key("key", key, optional=True), m, basis)
     filled, products, rounded = 0, 0, basis == "bfloat16"
     while True:
-        # Checked now and then, so as not to fill a basis that has long sufficed.
+        # Convergence is checked now and then: a basis that has sufficed for long need not be filled up.
         first = k + 2 if not products else filled + max(4, k // 2)
         stop = min(m, size, first, filled + max(1, max_products - products))
         projected, beta = iteration.extend(filled, stop)
@@ -155,10 +155,11 @@ def eigenpairs(
         within = bool((residuals <= allowed).all())
         if progress is not None:
             progress(products, float(residuals.max() / max(largest, np.finfo(np.float32).tiny)))
+        # The bound on products may be smaller than k: k pairs need k vectors.
         if filled >= k and (within or filled == size or products >= max_products):
             break
         if filled == m:
-            # More Ritz vectors than wanted: those next in line converge faster from here, too.
+            # More Ritz vectors than wanted: those next in line also converge faster from here.
             filled, rounded = min(k + (m - k) // 2, m - 1), True
             kept = order[:filled]
             iteration.restart(rotation[:, kept], values[kept])
@@ -207,12 +208,14 @@ def _refined(
     op: LinearOperator, vectors: PyTree, which: Which
 ) -> tuple[np.ndarray, PyTree, np.ndarray]:
     """Return the Ritz pairs in the space of the vectors, and ``|H v - value v|`` from products."""
+    # Rounding with every restart, and to bfloat16, takes Ritz vectors apart: they are no longer orthonormal.
     vectors = _orthonormal(vectors, op.like)
     images = jax.tree.map(jnp.zeros_like, vectors)
     for index in range(len(jax.tree.leaves(vectors)[0])):
         image = krylov.product(op, krylov.take(vectors, index, op.like))
         images = krylov.put(images, index, image)
     projected = np.asarray(_gram(vectors, images, op.like), np.float64)
+    # Symmetric only up to the rounding of the products; ``eigh`` would read one triangle.
     values, rotation = np.linalg.eigh((projected + projected.T) / 2)
     order = np.argsort(-values) if which == "BE" else order_by(values, which)
     values = values[order]

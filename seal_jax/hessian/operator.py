@@ -51,6 +51,7 @@ class Operator:
     def like(self) -> PyTree:
         """A vector of the operator's domain: the selected parameters."""
         leaves, structure = jax.tree.flatten(self.params)
+        # None is an empty subtree to JAX: derivatives are taken by the selected leaves alone.
         kept = [leaf if flag else None for leaf, flag in zip(leaves, self.flags, strict=True)]
         return jax.tree.unflatten(structure, kept)
 
@@ -95,10 +96,12 @@ class Operator:
             batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], self.data)
             return trees.add(total, self._product(vector, (batch,)), weights[index])
 
+        # A loop over indices, not a scan over the data: a padded chunk ends after ``count`` batches.
         return jax.lax.fori_loop(0, count, add, jax.tree.map(jnp.zeros_like, vector))
 
     def of_batch(self, batch: PyTree) -> "Operator":
         """Return the Hessian of the loss on one batch, without a leading axis, with the decay."""
+        # With its leading axis back, so that one batch takes the same path as many.
         one = jax.tree.map(lambda leaf: leaf[None], batch)
         return dataclasses.replace(self, data=one, weights=jnp.ones(1))
 
@@ -108,6 +111,7 @@ class Operator:
         def loss(part: PyTree) -> Any:
             return self.loss(trees.merge(self.params, part), *batch)
 
+        # Read while the loss is traced: it holds for every product in it that names no precision.
         with jax.default_matmul_precision(self.precision):
             if self.mode == "forward_over_reverse":
                 return jax.jvp(jax.grad(loss), (self.like,), (vector,))[1]
@@ -137,7 +141,7 @@ def operator(
 
     .. math:: H v = \frac1{\sum_b w_b} \sum_b w_b \nabla^2 L_b(\theta)\, v + \lambda v
 
-    Where not every batch has the same number of examples, fill them up to one size; let
+    Where not every batch has the same number of examples, pad them to one size; let
     :math:`L_b` be the mean over the real examples of its batch, by weights of 0 and 1 that the batch
     itself holds, and ``weights`` the number of them: then H is that of the mean over all examples.
 
@@ -197,6 +201,7 @@ def _batch_weights(data: PyTree, weights: Any) -> Any:
         return np.ones(count, np.float32)
     if jnp.shape(weights)[:1] != (count,):
         raise UsageError(f"weights {jnp.shape(weights)} must begin with the {count} batches")
+    # Traced weights have no values yet: they are trusted.
     if not isinstance(weights, jax.core.Tracer):
         weights = np.asarray(weights)
         if not (np.isfinite(weights).all() and np.min(weights) >= 0 and weights.sum() > 0):
@@ -247,6 +252,7 @@ class Streamed:
                 data=jax.tree.map(lambda leaf, rows=rows: self._place(leaf[rows]), self.data),
                 weights=self._place(self.weights[rows]),
             )
+            # The real batches of the chunk alone: the padding is never evaluated.
             total = _accumulate(op, vector, total, len(self.weights[rows]))
             running.append((op, total))
             del op  # or the chunk would outlive its turn
@@ -255,13 +261,14 @@ class Streamed:
         return _finish(total, vector, self.weights.sum(), self.part.weight_decay)
 
     def _place(self, rows: Any) -> jax.Array:
-        """Return rows on the device, filled up to a whole chunk: one shape, one program."""
+        """Return rows on the device, padded to a whole chunk: one shape, one program."""
         rows = np.asarray(rows)
         missing = self.chunk - len(rows)
         rows = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1)) if missing else rows
         sharding = self.sharding
         if sharding is None:
             sharding = getattr(jax.tree.leaves(self.part.params)[0], "sharding", None)
+            # Parameters may be divided over the mesh; the data is then on all of its devices.
             if isinstance(sharding, NamedSharding):
                 sharding = NamedSharding(sharding.mesh, PartitionSpec())
         elif len(sharding.spec) > rows.ndim:  # the weights have no axis of examples
@@ -329,6 +336,6 @@ def streamed(
     )
     # The weight of a batch, 4 bytes, is counted in its size.
     chunk = min(int(byte_budget) // (_IN_FLIGHT * batch), len(per_batch))
-    # Chunks of equal size, or nearly so: the last one is filled up.
+    # Chunks of equal size, or nearly so: the last one is padded.
     chunk = math.ceil(len(per_batch) / math.ceil(len(per_batch) / chunk))
     return Streamed(part, data, per_batch, chunk, sharding)

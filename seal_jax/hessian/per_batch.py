@@ -107,6 +107,7 @@ def batch_eigenvalues(
         mesh = jax.make_mesh((len(devices),), (_AXIS,), (AxisType.Auto,), devices=list(devices))
         inputs = _divide(op, keys, mesh)
     results = _in_turn(*inputs, steps, mesh)
+    # [batches, steps, steps] and [batches], without the batches that padded the devices' shares.
     projected, last = (np.asarray(result, np.float64)[:count] for result in results)
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
@@ -117,7 +118,9 @@ def batch_eigenvalues(
     values = np.take_along_axis(values, order, axis=1)
     scale = np.abs(values[:, :1])
     floor = rounding(scale)
+    # |H y - value y| of a Ritz vector y is the last remainder times y's last coefficient.
     residuals = np.abs(last[:, None] * ends) + floor
+    # As many steps as rows give the whole matrix: nothing is left to converge.
     converged = (residuals <= tolerance * scale + floor).all(1) | (steps == size)
     return BatchEigenvalues(values, residuals, converged)
 
@@ -143,10 +146,11 @@ def _in_turn(
 
 def _divide(op: Operator, keys: jax.Array, mesh: Mesh) -> tuple[Operator, jax.Array, PyTree]:
     """Divide keys and batches over the devices, which do not communicate."""
-    # Filled up with the first batches, so that every device has as many.
+    # Padded with the first batches, so that every device has as many.
     rows = np.arange(-(-len(keys) // mesh.size) * mesh.size) % len(keys)
     everywhere, spread = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), _SPREAD))
     # Straight from the host, if that is where the batches are: no device holds them all.
     batches = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], op.data), spread)
+    # The operator holds the data, which must not go to every device with it: one batch takes its place.
     one = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
     return jax.device_put(one, everywhere), jax.device_put(keys[rows], spread), batches

@@ -38,7 +38,7 @@ class Density(NamedTuple):
         By the inequalities of Chebyshev, Markov and Stieltjes: of all measures with the moments that
         the iteration knows, the canonical one, which has a node at the bound, puts most and least
         below it. The nodes' own weights are no estimate of that share: where many eigenvalues are
-        closer to the bound than the nodes beside it, they may err by half. Eigenvalues nearer to the
+        closer to the bound than its neighbouring nodes, they may err by half. Eigenvalues nearer to the
         bound than ``resolution`` may count on either side.
 
         Returns:
@@ -60,14 +60,17 @@ class Density(NamedTuple):
         """Return the weights below a prescribed node, without and with its own, ``[probes]``."""
         probes, steps = self.nodes.shape
         gaps = self.nodes - node
+        # A node at the bound itself would divide by zero below.
         gaps = np.where(np.abs(gaps) < self.resolution, self.resolution, gaps)
         # The tridiagonal matrix with one more row, in the basis of its Ritz vectors.
+        # [probes, steps + 1, steps + 1]
         arrow = np.zeros((probes, steps + 1, steps + 1))
         arrow[:, range(steps), range(steps)] = self.nodes
         arrow[:, -1, :-1] = arrow[:, :-1, -1] = self.couplings
         # That makes the node an eigenvalue (a Gauss-Radau rule).
         arrow[:, -1, -1] = node + (self.couplings**2 / gaps).sum(1)
         values, vectors = np.linalg.eigh(arrow)
+        # The square root of a node's weight is the probe's coefficient in its Ritz vector.
         weights = np.einsum("pi,pij->pj", np.sqrt(self.weights), vectors[:, :-1]) ** 2
         nearest = np.abs(values - node).argmin(1)[:, None]
         index = np.arange(steps + 1)
@@ -75,6 +78,7 @@ class Density(NamedTuple):
 
     def on_grid(self, grid: np.ndarray, sigma: float) -> np.ndarray:
         """Return the density on a grid, every node widened to a normal of deviation ``sigma``."""
+        # [grid, probes, steps]
         distance = (grid[:, None, None] - self.nodes) / sigma
         bumps = np.exp(-0.5 * distance**2) / (sigma * np.sqrt(2 * np.pi))
         return (self.weights * bumps).sum(-1).mean(-1)
@@ -89,6 +93,7 @@ def share_error(bounds: np.ndarray, size: int, probes: int) -> float:
     >>> share_error(np.array([0.1, 0.9]), 98, 2)
     0.05
     """
+    # The variance is largest for a share of one half: the nearest to it that the bounds allow is the worst case.
     share = np.clip(0.5, *bounds)
     return float(np.sqrt(2 * share * (1 - share) / (size + 2) / probes))
 
@@ -135,5 +140,6 @@ def density(
     # The sign of an eigenvector is arbitrary: that with the first entry positive.
     couplings = np.array([[residual] for _, residual in runs]) * last * np.where(first < 0, -1, 1)
     largest = np.abs(values).max()
+    # The rounding of vectors to bfloat16, as in `eigenpairs`.
     coarse = largest / 2**8 if basis == "bfloat16" else 0.0
     return Density(values, first**2, couplings, float(rounding(largest) + coarse), size)

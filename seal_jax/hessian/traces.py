@@ -31,7 +31,7 @@ def trace(
 
     Hutchinson's is the mean of :math:`z^\top H z` over random signs z. Hutch++ takes a third of the
     products for an orthonormal basis Q of :math:`H S`, S random signs, another third for the trace
-    within it, which is exact, and the last for Hutchinson's estimate of what is left:
+    within it, which is exact, and the last for Hutchinson's estimate of the rest:
 
     .. math:: \operatorname{tr} Q^\top H Q
         + \tfrac3m \operatorname{tr} G^\top (I - QQ^\top) H (I - QQ^\top) G
@@ -64,6 +64,7 @@ def trace(
     least = 2 if method == "hutchinson" else 6
     check_number("probes", probes, lambda value: value >= least, f"be at least {least}", whole=True)
     key = check_key("key", key, optional=True)
+    # One zero vector, which takes nothing away: Hutchinson's estimate is Hutch++ without a sketch.
     basis, inside = trees.empty_basis(op.like, 1), 0.0
     if method == "hutch++":
         # A third of the products each: for the sketch, within its span, and outside of it.
@@ -72,12 +73,14 @@ def trace(
         basis = trees.empty_basis(op.like, probes)
         for index, probe in enumerate(jax.random.split(sketch, probes)):
             basis = _grow(basis, index, krylov.product(op, _signs(probe, op.like)))
+        # The trace within the span is exact: a sum over its basis.
         members = (krylov.take(basis, index, op.like) for index in range(probes))
         inside = float(np.sum([_quadratic_form(op, member) for member in members]))
     keys = jax.random.split(key, probes)
     forms = np.array([_quadratic_form(op, _signs_outside(basis, probe, op.like)) for probe in keys])
     if not (np.isfinite(forms).all() and np.isfinite(inside)):
         raise UsageError(krylov.NOT_FINITE)
+    # The standard error is that of the random part alone.
     return Trace(inside + float(forms.mean()), float(forms.std(ddof=1) / np.sqrt(probes)))
 
 
@@ -100,5 +103,5 @@ def _signs_outside(basis: PyTree, key: jax.Array, like: PyTree) -> PyTree:
 
 @jax.jit
 def _grow(basis: PyTree, index: Any, image: PyTree) -> PyTree:
-    """Put into the basis what an image adds to it; zero where that is rounding."""
+    """Put the part of an image outside the basis into it; zero where that is rounding."""
     return krylov.append(basis, index, image, 1e-4 * trees.norm(image))[0]

@@ -40,6 +40,7 @@ def merge(whole: PyTree, part: PyTree) -> PyTree:
     >>> merge({"conv": 1.0, "fc": 2.0}, {"conv": None, "fc": 5.0})
     {'conv': 1.0, 'fc': 5.0}
     """
+    # None is an empty subtree to JAX unless it is made a leaf.
     return jax.tree.map(
         lambda new, old: old if new is None else new, part, whole, is_leaf=lambda x: x is None
     )
@@ -66,6 +67,7 @@ def norm(a: PyTree) -> jax.Array:
 
 def add(a: PyTree, b: PyTree, factor: Any = 1.0) -> PyTree:
     """Return ``a + factor * b``."""
+    # Back to the vector's type: a loop may not change the types that it carries.
     return jax.tree.map(lambda x, y: (x + factor * y).astype(x.dtype), a, b)
 
 
@@ -76,6 +78,7 @@ def scale(a: PyTree, factor: Any) -> PyTree:
 
 def unit(vector: PyTree, length: Any) -> PyTree:
     """Return the vector over its norm, zero if that is 0."""
+    # The branch that is not taken is computed as well: it must not divide by zero.
     return scale(vector, jnp.where(length == 0, 0.0, 1 / jnp.where(length == 0, 1.0, length)))
 
 
@@ -136,6 +139,7 @@ def coefficients(basis: PyTree, vector: PyTree) -> jax.Array:
         return jax.lax.map(lambda index: dot(take(basis, index, vector), vector), jnp.arange(count))
 
     def products(rows: jax.Array, x: jax.Array) -> jax.Array:
+        # Narrow leaves are multiplied as they are, and summed in float32.
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return jnp.tensordot(rows, x, x.ndim, precision=_EXACT, preferred_element_type=wide)
 
@@ -145,7 +149,7 @@ def coefficients(basis: PyTree, vector: PyTree) -> jax.Array:
 def combine(basis: PyTree, weights: jax.Array, vector: PyTree) -> PyTree:
     """Return the sum of the basis weighted by ``[count]``, or m sums by the columns of ``[count, m]``.
 
-    They have the types of ``vector``.
+    The sums have the types of ``vector``.
     """
     if not is_packed(basis):
         return jax.tree.map(
@@ -155,6 +159,7 @@ def combine(basis: PyTree, weights: jax.Array, vector: PyTree) -> PyTree:
             basis,
         )
 
+    # Vector by vector, as in `coefficients`: one at a time exists in the vector's type.
     def combination(column: jax.Array) -> PyTree:
         def step(index: Any, total: PyTree) -> PyTree:
             return add(total, take(basis, index, vector), column[index])
@@ -168,6 +173,7 @@ def rotate(rows: jax.Array, rotation: jax.Array, leaf: jax.Array) -> jax.Array:
     """Return one leaf of the basis of combinations ``rotation [count, m]``, ``[m, ...]``."""
     if not is_packed(rows):
         return combine(rows, rotation, leaf)
+    # Rounded column by column, so that the result is never wider than the basis.
     return jax.lax.map(lambda column: _as_row(combine(rows, column, leaf), _PACKED), rotation.T)
 
 
@@ -196,6 +202,7 @@ def pseudo_random(index: Any, vector: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(vector)
 
     def hashed(number: int, leaf: jax.Array) -> jax.Array:
+        # Leaves of one shape differ by their number, calls by ``index``.
         bits = jnp.full(leaf.shape, number + 1, jnp.uint32) + jnp.uint32(7919) * jnp.uint32(index)
         for axis in range(leaf.ndim):
             bits = _mixed(bits + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis))

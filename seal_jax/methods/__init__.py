@@ -25,13 +25,14 @@ from seal_jax.methods.method import Context as Context
 from seal_jax.methods.method import Method as Method
 from seal_jax.methods.method import Variant as Variant
 
-# All at once: a method needs little beyond the models, which method.py imports anyway.
+# All are imported here: a method needs little beyond the models, which method.py imports anyway.
 _MODULES: dict[str, Any] = {
     file.name: importlib.import_module(f"{__name__}.{file.name}")
     for file in pkgutil.iter_modules(__path__)
     if file.name != "method"  # what methods are made of, no method
 }
 NAMES: tuple[str, ...] = tuple(
+    # Methods without an ORDER come after all others, by name.
     sorted(_MODULES, key=lambda name: (getattr(_MODULES[name], "ORDER", 100), name))
 )
 # By their names in configs/digits.py.
@@ -61,6 +62,7 @@ def summary(name: str) -> str:
     >>> summary("lw")
     'layerwise reinitialisation (Alabdulmohsin et al. 2022, Algorithm 1)'
     """
+    # A method's docstring begins with "NAME: what it does."
     line = _module(name).__doc__.splitlines()[0]
     return line.partition(": ")[2].rstrip(".")
 

@@ -80,6 +80,8 @@ def build(options: Options, context: Context) -> Method:
     def graduate(hook: HookContext) -> HookContext:
         fresh = context.model.init(hook.key)
         student = hook.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
+        # The last weights, not the best: every method's next generation starts from those. The momentum is
+        # reset by the clock of `tx`.
         teacher = Teacher(hook.weights, jnp.ones((), bool))
         return hook._replace(weights=student, method_state=teacher)
 
@@ -98,6 +100,7 @@ def build(options: Options, context: Context) -> Method:
             label_smoothing=smoothing,
         )
         first = context.loss(logits, labels, None)
+        # Generation 0 has no teacher; a tolerant teacher is trained there, by its own loss.
         if options.tolerance:
             first = losses.tolerant(
                 logits,

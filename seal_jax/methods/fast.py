@@ -134,8 +134,10 @@ def build(options: Options, context: Context) -> Method:
     check_options(
         dataclasses.replace(options, alpha=alpha, beta=beta), "be 0 or positive", "alpha", "beta"
     )
+    # A rate of 0 freezes its part, so both would freeze everything.
     if not alpha and not beta:
         raise UsageError("method.alpha = 0 and method.beta = 0 leave nothing to train")
+    # The warm-up ends by training both: neither may be frozen for good.
     if options.warmup and not (alpha and beta):
         raise UsageError("method.warmup = True needs method.alpha and method.beta above 0")
     if options.warmup_statistics and context.train.batch_statistics == "frozen":

@@ -29,5 +29,6 @@ def build(options: Options, context: Context) -> Method:
     """Return FC: LW's special case of one block and several rounds."""
     first = options.threshold or context.model.dense_after_convs[0]
     mask = masks.resolve(context.at_threshold(masks.since, first), context.params)
+    # A mask is a selection as well, with one bool for each tensor.
     method = context.relearn("fc", lambda hook: mask, options.init)
     return dataclasses.replace(method, mask=mask)

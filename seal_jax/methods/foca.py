@@ -38,6 +38,8 @@ def build(options: Options, context: Context) -> Method:
 
     def gradient(step: StepContext, params) -> Gradient:
         assert step.key is not None
+        # The weak batch's statistics are dropped: only the main batch updates BatchNorm. No derivative flows back
+        # through the classifier that is made of these features.
         (features, labels), _ = step.extra_features(params, 0)
         weak_classifier = weak_classifiers.foca(
             step.key,

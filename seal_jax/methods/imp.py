@@ -44,7 +44,7 @@ def build(options: Options, context: Context) -> Method:
     check_number(
         "method.fraction",
         options.fraction,
-        lambda f: 1 / 30_000 <= f < 1,  # finer ones cannot be told apart
+        lambda f: 1 / 30_000 <= f < 1,  # `portion` resolves no finer ones
         "lie between 1/30000 and 1",
     )
     most = context.clock.steps_per_generation
@@ -63,6 +63,7 @@ def build(options: Options, context: Context) -> Method:
     )
 
     def forget(hook: HookContext) -> HookContext:
+        # Weights and optimizer state together: the masks in the state say which weights were just zeroed.
         params, opt_state = pruning.prune(
             hook.weights.params, hook.opt_state, options.fraction, options.scope
         )

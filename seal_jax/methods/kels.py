@@ -40,4 +40,5 @@ def build(options: Options, context: Context) -> Method:
             flattened=model.flattened,
         )
 
+    # The slices follow from the shapes, so the choice need not be stored.
     return context.relearn("kels", choose, options.init)

@@ -46,6 +46,7 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return LLF: plain training whose later layers are reinitialised where a generation starts."""
     context.require_restarts("llf")
+    # LLF forgets the later layers, from the threshold on; SEAL those before it.
     later = context.at_threshold(masks.since, options.threshold)
     mask = masks.resolve(
         masks.restrict(later, norms=options.reset_norm, biases=options.reset_bias), context.params

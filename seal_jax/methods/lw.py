@@ -49,6 +49,7 @@ def build(options: Options, context: Context) -> Method:
     context.require_restarts("lw")
     model = context.model
     blocks = _blocks(options, context)
+    # Algorithm 1, line 5 leaves the size of the sample X open.
     sample_size = options.sample_size or context.train.batch_size
 
     def start_round(hook: HookContext) -> HookContext:
@@ -76,6 +77,7 @@ def build(options: Options, context: Context) -> Method:
 
     def start(hook: HookContext) -> HookContext:
         norms = layerwise.kernel_norms(hook.weights.params, vectors=options.rescale_vectors)
+        # At mean 0 and scale 1 from the first step on, since the state's structure must not change later.
         empty = model.empty_normalisers() if options.normalise else {}
         weights = hook.weights._replace(normalisers=empty)
         # Algorithm 1 starts round (1, 1) before any training.

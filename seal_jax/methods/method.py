@@ -32,7 +32,7 @@ class HookContext(NamedTuple):
     key: jax.Array  # of this hook call alone; a resumed run gets the same
     generation: jax.Array  # the generation that starts, int32, traced
     weights: Weights
-    opt_state: PyTree  # None before the first step, when it has yet to be made
+    opt_state: PyTree  # None before the first step, when there is none yet
     method_state: PyTree  # what the method keeps; () before the first step
     images: Callable[[int], jax.Array]  # n training images, not augmented, sampled for this call
 
@@ -42,7 +42,7 @@ class HookContext(NamedTuple):
 
 
 class Auxiliary(NamedTuple):
-    """What a forward pass returns beside the loss."""
+    """What a forward pass returns besides the loss."""
 
     batch_stats: PyTree  # BatchNorm's running statistics after the batch
     sums: MetricSums  # over this device's examples
@@ -90,7 +90,7 @@ def plain_gradient(step: StepContext, params: PyTree) -> Gradient:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A training method as data; what a field leaves out is plain SGD's.
+    """A training method as data; a field that is left out is that of plain SGD.
 
     Hooks map a :class:`HookContext` to another under ``jit``; each call has its own key.
     """
@@ -131,7 +131,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a method is built from, beside its own options."""
+    """What a method is built from, besides its options."""
 
     model: Model  # with its declared block order and head
     params: PyTree  # of jax.ShapeDtypeStruct
@@ -223,7 +223,7 @@ class Context:
             raise UsageError(f"method.threshold: {error}") from None
 
     def plain(self, **fields: Any) -> Method:
-        """Return plain training, with other ``fields`` of :class:`Method` in place of its own."""
+        """Return plain training, with these ``fields`` of :class:`Method` replaced."""
         # Built only where it is used: building it checks settings that other methods interpret.
         if "tx" not in fields:
             fields["tx"] = make_normal_tx(**self.arguments())
@@ -234,7 +234,7 @@ class Context:
     ) -> Method:
         """Return plain training that reinitialises a selection of the weights between generations.
 
-        Knowledge evolution, DSD and FC differ in the selection alone, which ``select`` makes of the
+        Knowledge evolution, DSD and FC differ in the selection only, which ``select`` makes of the
         hook context; see :mod:`seal_jax.selections`.
         """
         self.require_restarts(name)
@@ -269,7 +269,7 @@ class Context:
         return gradient
 
     def classifier_gradient(self, step: StepContext, params: PyTree, features: jax.Array) -> PyTree:
-        """Return the gradient of the batch's loss by the classifier alone, on constant features."""
+        """Return the gradient of the batch's loss with respect to the classifier only, on constant features."""
 
         def objective(classifier):
             logits = self.model.classify(classifier, features)

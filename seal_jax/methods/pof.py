@@ -81,6 +81,7 @@ def build(options: Options, context: Context) -> Method:
 
     def gradient(step: StepContext, params) -> Gradient:
         assert step.key is not None
+        # Of the weak batch of all devices, so that one ξ* and one γ serve them all.
         (features, labels), statistics = step.extra_features(params, 0)
         classifier, perturbation, gamma = weak_classifiers.perturb(
             step.key,
@@ -105,6 +106,7 @@ def build(options: Options, context: Context) -> Method:
         # The features alone: the classifier's gradient would be that of the perturbed classifier.
         auxiliary, direction, _ = features_only(step, {**params, head: classifier})
         if options.classifier_learning_rate:
+            # At θ0, not at the weak classifier: the main batch's features are computed once and serve both.
             drift = context.classifier_gradient(step, params, auxiliary.features)
             direction = {**direction, head: drift}
         if options.weak_statistics:
@@ -117,6 +119,7 @@ def build(options: Options, context: Context) -> Method:
             )
             auxiliary = auxiliary._replace(batch_stats=statistics)
         measures = {
+            # Its mean over an epoch is the share of steps without perturbation.
             "rejected": jnp.where(perturbation.accepted, 0.0, 1.0),
             "perturbation": gamma * jnp.where(perturbation.accepted, perturbation.xi, 0.0),
         }

@@ -52,6 +52,7 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return SAM around the optimizer of plain training."""
     check_options(options, "be 0 or positive", "rho", "eta")
+    # A device's gradient is only its part of the batch's mean; beside it the whole decay would weigh too much.
     if options.sharpness == "device" and options.decay_in_perturbation:
         raise UsageError(
             'method.decay_in_perturbation = True does not go with method.sharpness = "device"'
@@ -70,6 +71,7 @@ def build(options: Options, context: Context) -> Method:
     # In `tx` the gradient is already summed over devices; here each device perturbs by its own.
     def gradient(step: StepContext, params) -> Gradient:
         value_and_grad = jax.value_and_grad(step.objective, has_aux=True)
+        # `auxiliary`, with BatchNorm's statistics, is that of the first pass.
         (_, auxiliary), updates = sharpness_aware_gradient(value_and_grad, params, **perturbation)
         return Gradient(auxiliary, updates, {})
 

@@ -59,6 +59,7 @@ def build(options: Options, context: Context) -> Method:
         raise UsageError(
             "optimizer.nesterov = True does not go with method 'seal'; set it to False"
         )
+    # SEAL forgets the early layers, before the threshold; LLF those from it on.
     early = context.at_threshold(masks.before, options.threshold)
     mask = masks.resolve(masks.invert(early) if options.reverse else early, context.params)
     tx = make_seal_tx(
@@ -66,6 +67,7 @@ def build(options: Options, context: Context) -> Method:
         ascent_epochs=options.ascent_epochs,
         ascent_scale=options.ascent_scale,
         ascent_weight_decay_factor=options.ascent_weight_decay_factor,
+        # "reinit" descends as well: its event is below.
         fit_in_ascent="freeze" if options.fit == "freeze" else "descend",
         **context.arguments(),
     )

@@ -31,6 +31,7 @@ def build(options: Options, context: Context) -> Method:
     check_options(options, "lie in [0, 1]", "shrink")
     check_number("method.perturb", options.perturb, lambda v: 0 <= v < math.inf, "not be negative")
 
+    # All parameters, norms and biases too; BatchNorm's running statistics stay.
     def forget(hook: HookContext) -> HookContext:
         params = forgetting.shrink_and_perturb(
             hook.key,

@@ -51,6 +51,7 @@ def build(options: Options, context: Context) -> Method:
             key, hook.weights.params, options.fraction, exact=options.exact
         )
 
+    # A new choice from each generation's key, so nothing has to be stored.
     if options.redraw:
         return context.relearn("wels", choose, options.init)
     # Stored in the state, so that a resumed run has the same choice.

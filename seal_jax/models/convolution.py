@@ -37,6 +37,7 @@ def conv_as_matmul(
     images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     (down, right), (rows, columns) = window_strides, images.shape[1:3]
     last_row, last_column = rows - height + 1, columns - width + 1
+    # One strided view for each entry of the kernel's window, [N, H', W', C], by rows.
     shifted = [
         images[:, row : row + last_row : down, column : column + last_column : right]
         for row in range(height)
@@ -49,6 +50,7 @@ def conv_as_matmul(
             for image, row in zip(shifted, kernel.reshape(-1, features), strict=True)
         )
         return jnp.asarray(total, images.dtype)
+    # [N, H', W', height * width * C], in the order in which the kernel's first three axes are flattened.
     patches = jnp.concatenate(shifted, axis=-1) if len(shifted) > 1 else shifted[0]
     return jax.lax.dot_general(
         patches,

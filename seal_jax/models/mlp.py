@@ -31,6 +31,7 @@ class MLP(net.Network, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
+        # [N, H, W, C] -> [N, H * W * C].
         x = x.reshape(len(x), -1)
         for name, width in zip(self.structure.round_blocks, self.hidden, strict=True):
             x = self._drop(net.DenseBlock(width=width, name=name, **self.shared)(x, train), train)

@@ -42,6 +42,7 @@ class MobileNet(net.Network, kw_only=True):
         """Check the fields."""
         self.widths = net.positive("widths", self.widths)
         self.strides = net.positive("strides", self.strides, len(self.widths))
+        # `total_stride` below counts halvings.
         if max(self.strides) > 2:
             raise UsageError(f"strides={self.strides!r}: use 1 or 2 for each block")
         super().__post_init__()
@@ -53,6 +54,7 @@ class MobileNet(net.Network, kw_only=True):
             kind = net.SeparableBlock if index else net.ConvBlock
             width, stride = self.widths[index], self.strides[index]
             x = kind(width=width, stride=stride, name=name, **self.shared)(x, train)
+        # In float32: a sum over the image in bfloat16 would lose digits.
         x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return self._logits(self._drop(x, train))
 

@@ -93,11 +93,12 @@ class Model(Structure):
         return sown["features"], statistics
 
     def classify(self, head_params: Any, features: jax.Array) -> jax.Array:
-        """Return the logits of ``features``, ``[N, C]``, by the very operation that ends the network.
+        """Return the logits of ``features``, ``[N, C]``, by the operation that ends the network.
 
         On CPU they equal the network's bit for bit; elsewhere a compiler may fuse the two apart.
         ``head_params`` is ``{"kernel": [C, num_classes]}`` with or without ``"bias"``.
         """
+        # The layer that `Network._logits` ends with.
         head = nn.Dense(self.num_classes, use_bias="bias" in head_params)
         logits: Any = head.apply({"params": head_params}, features)
         return logits
@@ -106,9 +107,9 @@ class Model(Structure):
         """Return a collection "normalisers" that changes nothing: mean 0, scale 1, by block path.
 
         Give the network the entry ``{"mean": mu, "scale": 1 / sigma}`` (float32 scalars) of each
-        round block whose output is to be normalised.
+        round block whose output is normalised.
         """
-        # Arrays of their own for every block: a buffer cannot be donated twice.
+        # Separate arrays for every block: a buffer cannot be donated twice.
         return traverse_util.unflatten_dict(
             {b: {"mean": jnp.zeros(()), "scale": jnp.ones(())} for b in self.round_blocks}, sep="/"
         )
@@ -120,7 +121,7 @@ class Model(Structure):
         section 3) evaluates the fit hypothesis in this form. Its function is that of the dense
         network with zeros elsewhere, except with LayerNorm, where these zeros would count in the
         statistics. Every parameter and statistic of the slim network is a leading slice, along each
-        axis, of the dense network's, but for the input axes of the kernels in ``flattened``: there
+        axis, of the dense network's, except for the input axes of the kernels in ``flattened``: there
         reshape ``[h * w * c, ...]`` to ``[h * w, c, ...]`` first, c being the channels named there,
         and slice c.
 
@@ -142,6 +143,7 @@ class Model(Structure):
         logits, state = self.module.apply(
             variables, images, train=train, mutable=mutable, rngs=rngs
         )
+        # Methods and evaluations see inside a network by what it sows; a user's own module may not sow it.
         sown = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
         for path in ("features", *(f"{block}/output" for block in self.round_blocks)):
             if path not in sown:
@@ -164,6 +166,7 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
     if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise UsageError(f"image_shape={shape!r}: give (height, width, channels), all positive")
     structure = getattr(module, "structure", None)
+    # A user's module may declare the fields as attributes, and has defaults for most of them.
     if structure is None:
         names = (field.name for field in dataclasses.fields(Structure))
         declared = {name: getattr(module, name) for name in names if hasattr(module, name)}
@@ -216,6 +219,7 @@ def create(
     'layer3/block0/conv1'
     """
     entry = _find_entry(name)
+    # Checked before the module's constructor, whose TypeError would not list what there is.
     known = (*entry.options, *_COMMON_OPTIONS)
     for option in options:
         if option not in known:
@@ -234,7 +238,7 @@ def create(
 
 
 def names() -> tuple[str, ...]:
-    """Return names that ``create`` knows: all but those of wide ResNets, of which it knows more."""
+    """Return the names that ``create`` knows; of the endless wide ResNets only the usual ones."""
     return tuple(name for family in _families() for name in family.MODELS)
 
 

@@ -1,4 +1,4 @@
-"""What every network of this package is made of, and what it declares of itself beside computing logits.
+"""The layers that all networks of this package share, and the structure that each of them declares.
 
 Padding is explicit and symmetric, as in torch: with stride 2, ``SAME`` pads only on the far side of
 an even image and so shifts the sampling grid. A layer that a normalisation follows has no bias.
@@ -39,7 +39,7 @@ _CHOICES: dict[str, Collection[Any]] = {
 
 
 class BatchNorm(nn.BatchNorm):
-    """BatchNorm with torch's constants, under a scope of its own that names its collectives.
+    """BatchNorm with torch's constants, in a named scope, by which its collectives are found.
 
     Scale, bias, batch statistics and running statistics are float32 whatever ``dtype`` is. With
     ``axis_name`` the batch statistics are averaged over that named axis.
@@ -70,6 +70,7 @@ class BatchNorm(nn.BatchNorm):
         with jax.named_scope("batch_norm"):
             if use_running_average or frozen is True:
                 return normalise(x, use_running_average=True)
+            # If nothing special is asked for when the program is traced, it is Flax's own.
             if frozen is False and mask is None and not unbiased:
                 return normalise(x, use_running_average=False)
             running: dict[str, jax.Array] = {
@@ -77,8 +78,9 @@ class BatchNorm(nn.BatchNorm):
             }
             batch, count = _moments(x, mask, self.axis_name)
             keep = jnp.logical_or(frozen, count == 0)
-            # Flax knows neither masks nor a traced choice. So it is lent, as the running statistics,
-            # what this batch is to be normalised with; the updated ones are stored afterwards.
+            # Flax takes no traced choice, and its own mask would count devices alike, however few examples each has.
+            # So this batch's statistics are stored as the running ones, which it normalises with; the updated ones
+            # replace them afterwards.
             for name, old in running.items():
                 self.put_variable("batch_stats", name, jnp.where(keep, old, batch[name]))
             y = normalise(x, use_running_average=True)
@@ -96,6 +98,7 @@ def _moments(
     """Return mean and variance of the masked examples on all devices, and how many values."""
     x = x.astype(jnp.float32)
     mask = jnp.ones(len(x)) if mask is None else mask
+    # [N, ..., 1]: a channel has one value for each example and pixel, and `count` counts these.
     weights = jnp.broadcast_to(mask.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
     axes = tuple(range(x.ndim - 1))
     # Sums, not means: devices may hold different numbers of examples that count.
@@ -103,6 +106,7 @@ def _moments(
     count = jnp.sum(weights)
     if axis_name is not None:
         sums, count = jax.lax.psum((sums, count), axis_name)
+    # E[x^2] - E[x]^2, as in Flax; rounding may leave it below zero.
     mean, square = sums / jnp.maximum(count, 1)
     return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}, count
 
@@ -132,11 +136,11 @@ def batch_statistics(
 
 
 class Layered(nn.Module, kw_only=True):
-    """A module that makes its layers in the one way that a whole network shares.
+    """A module whose layers are made from options that a whole network shares.
 
     Attributes:
         dtype: dtype of the activations, float32 or bfloat16; parameters are float32.
-        norm: ``"batch"``, or ``"layer"``: over height, width and channels, with a scale and a bias a
+        norm: ``"batch"``, or ``"layer"``: over height, width and channels, with a scale and a bias per
             channel, the same in training and in inference.
         initialiser: of the kernels, a key of ``INITIALISERS``.
         bn_axis_name: named axis over which BatchNorm synchronises its batch statistics in training
@@ -181,7 +185,7 @@ class Layered(nn.Module, kw_only=True):
 
     def _norm(self, train: bool, name: str) -> BatchNorm | nn.GroupNorm:
         if self.norm == "layer":
-            # One group is LayerNorm over the whole image; nn.LayerNorm would have a scale a pixel.
+            # One group is LayerNorm over the whole image; nn.LayerNorm would have a scale per pixel.
             return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=self.dtype, name=name)
         return BatchNorm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)
 
@@ -195,6 +199,7 @@ class Layered(nn.Module, kw_only=True):
         give ``x`` itself, bit for bit, though XLA may fuse, and so round, what is around it another
         way. Without an entry nothing is added to the program.
         """
+        # Before the block's own normaliser: LW takes its new statistics of this (Algorithm 1, line 5).
         self.sow("intermediates", "output", x)
         if not self.has_variable("normalisers", "mean"):
             return x
@@ -281,6 +286,7 @@ def stages(
     """
     for index, size in enumerate(sizes):
         stage_block = functools.partial(block, width=width * 2**index)
+        # Stride 1 in the first stage, 2 in all others.
         x = Stage(stage_block, size, min(index, 1) + 1, name=f"layer{index + 1}")(x, train)
     return x
 
@@ -310,6 +316,7 @@ class Structure:
     head: str = HEAD
     round_blocks: tuple[str, ...] = ()
     dense_after_convs: tuple[str, ...] = (HEAD,)
+    # A dict has no hash; of a `Model` the module, from whose fields this follows, is hashed.
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
     total_stride: int = 1
     smaller_stride: str = ""
@@ -336,7 +343,7 @@ class Network(Layered, kw_only=True):
     dropout: float = 0.0
     head_bias: bool = True
 
-    # What fields of a family may be, beside those that every network has.
+    # What fields of a family may be, besides those that every network has.
     choices: ClassVar[Mapping[str, Collection[Any]]] = {}
     # Fields of one width or several, all positive, that ``slim`` scales.
     width_fields: ClassVar[tuple[str, ...]] = ()
@@ -415,7 +422,7 @@ def within(blocks: Sequence[str], *layers: str) -> tuple[str, ...]:
 
 
 def slim_width(keep: float, width: int) -> int:
-    """Return ``keep * width`` rounded up, but for rounding errors of the product.
+    """Return ``keep * width`` rounded up, except for rounding errors of the product.
 
     >>> slim_width(0.5, 3), slim_width(0.07, 100), 0.07 * 100
     (2, 7, 7.000000000000001)

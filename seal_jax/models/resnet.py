@@ -13,7 +13,7 @@ Three things differ from ``torchvision.models.resnet`` on purpose:
   bias is zero, as SEAL's experiments have it; torchvision draws convolutions over fan_out and leaves
   the classifier to torch's default.
 - The running variance of BatchNorm is updated with the *biased* variance of the batch, as in Flax;
-  torch's unbiased one is larger by n / (n - 1) for n = batch x height x width values a channel.
+  torch's unbiased one is larger by n / (n - 1) for n = batch x height x width values per channel.
   Running means, and everything computed in training mode, agree.
 """
 
@@ -59,12 +59,14 @@ class ResidualBlock(net.Layered, kw_only=True):
         out = self.width * 4 if self.kind == "bottleneck" else self.width
         y = x
         for index, size in enumerate(sizes):
+            # No ReLU after the last norm: the shortcut is added first.
             y = nn.relu(y) if index else y
             width = out if index == len(sizes) - 1 else self.width
             stride = self.stride if index == sizes.index(3) else 1
             y = self._conv(width, size, f"conv{index + 1}", stride)(y)
             y = self._norm(train, f"bn{index + 1}")(y)
         if self.stride != 1 or x.shape[-1] != out:
+            # A has no parameters: every stride-th pixel, and zeros for the channels that the input lacks.
             if self.shortcut == "A":
                 x = x[:, :: self.stride, :: self.stride]
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out - x.shape[-1])))
@@ -115,6 +117,7 @@ class ResNet(net.Network, kw_only=True):
         x = self._conv(self.width, size, "conv1", stride)(x)
         x = nn.relu(self._norm(train, "bn1")(x))
         if self.stem == "imagenet":
+            # Padded as in torchvision; SAME would pad an even image on the far side only.
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         self.sow("intermediates", "stem", x)
         block = functools.partial(

@@ -38,6 +38,7 @@ class SimpleCNN(net.Network, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
+        # With a margin of 1 a window of 3 halves an even image, as a window of 2 does without.
         margin = (self.pool - 1) // 2
         for index, name in enumerate(self.structure.round_blocks):
             x = net.ConvBlock(width=self.widths[index], name=name, **self.shared)(x, train)

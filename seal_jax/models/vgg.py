@@ -19,7 +19,7 @@ class VGG(net.Network, kw_only=True):
 
     The parameter tree is ``block1`` upwards, ``dense1``, ``dense2`` and ``fc``. Dropout applies after
     each of the two dense layers. On an image too small for all the pools, the pools that would leave
-    nothing of it are left out: 16x16 images meet four of five.
+    nothing of it are left out: 16x16 images pass four of five.
 
     Attributes:
         group_sizes: convolutional blocks in each group, bottom to top.
@@ -45,6 +45,7 @@ class VGG(net.Network, kw_only=True):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
+        # One iterator for all groups: the blocks are numbered across them.
         names = iter(self.structure.round_blocks)
         for size, width in zip(self.group_sizes, self.widths, strict=True):
             for name in itertools.islice(names, size):
@@ -63,6 +64,7 @@ class VGG(net.Network, kw_only=True):
     def structure(self) -> net.Structure:
         """K = 13 convolutional blocks and 16 layers in VGG-16."""
         blocks = net.numbered("block", sum(self.group_sizes))
+        # No total_stride: a small image passes fewer pools.
         return net.Structure(
             blocks=(*blocks, "dense1", "dense2", net.HEAD),
             layers=(*net.within(blocks, "conv"), "dense1/linear", "dense2/linear", net.HEAD),

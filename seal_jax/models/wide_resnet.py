@@ -41,6 +41,7 @@ class WideBlock(net.Layered, kw_only=True):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
         first, second = (self.stride, 1) if self.stride_on == "first" else (1, self.stride)
+        # Pre-activation: `y` feeds both branches where the shape changes, else the shortcut is `x` itself.
         y = nn.relu(self._norm(train, "bn1")(x))
         if self.stride != 1 or x.shape[-1] != self.width:
             x = self._conv(self.width, 1, "downsample_conv", self.stride)(y)
@@ -98,6 +99,7 @@ class WideResNet(net.Network, kw_only=True):
 
     @property
     def _stage_sizes(self) -> tuple[int, ...]:
+        # A depth of 6n + 4 counts two convolutions in each of 3n blocks, the stem and three 1x1 shortcuts.
         return ((self.depth - 4) // 6,) * 3
 
     @property

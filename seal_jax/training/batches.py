@@ -1,6 +1,6 @@
 """Batches of a training: which rows in which order, their random numbers, their images.
 
-The images are in device memory, laid out flat, and all is drawn inside the compiled program.
+The images are flat in device memory, and everything random is drawn inside the compiled program.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def epoch_order(
     order = jax.random.permutation(key, n).astype(jnp.int32)
     padding = max(steps * batch - n, 0)
     rows = jnp.concatenate([order, order[:padding]])[: steps * batch]
+    # Only what fills the last batch up comes after the n-th row.
     weights = jnp.arange(steps * batch) < n
     return rows.reshape(steps, batch), weights.astype(jnp.float32).reshape(steps, batch)
 
@@ -122,9 +123,12 @@ def balanced_order(
     order = jax.random.permutation(key, n).astype(jnp.int32)
     # A stable sort: within its class each image keeps its random place.
     grouped = order[jnp.argsort(labels[order])]
+    # `grouped` holds the rows of class 0, then those of class 1, ...; class c begins at first[c].
     counts = jnp.bincount(labels, length=num_classes)
     first = jnp.cumsum(counts) - counts
     position = jnp.arange(steps * per_class).reshape(steps, 1, per_class)
+    # [steps, 1, per_class] -> [steps, classes, per_class]: places within a class, which start over when it is used
+    # up. Empty classes are refused before (`check_data`), and must not divide by zero.
     position %= jnp.maximum(counts, 1)[:, None]
     rows = grouped[first[:, None] + position].reshape(steps, batch)
     return rows, jnp.ones((steps, batch), jnp.float32)
@@ -227,7 +231,7 @@ class Batches:
                 order = balanced_order(key, labels, self.shape.num_classes, batch_size)
             else:
                 order = epoch_order(key, size, batch_size, self.train.drop_last)
-            # A call may start anywhere in the epoch, whose order is a function of the epoch alone.
+            # A call may start anywhere in the epoch, whose order is a function of the epoch only.
             rows, weights = (jax.lax.dynamic_slice_in_dim(part, start, count) for part in order)
         augmentation = self._augmentation(seed, Stream.AUGMENT, numbers, batch_size)
         extra = None
@@ -242,15 +246,16 @@ class Batches:
     def _extra(
         self, seed: jax.Array, epoch: jax.Array, start: jax.Array, numbers: jax.Array
     ) -> Batch:
-        """Cut further batches from an order of their own, which starts over when it is used up."""
+        """Cut further batches from a separate order, which starts over when it is used up."""
         count = self.method.extra_batches
         with jax.named_scope("shuffle"):
             key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
             order, _ = epoch_order(key, self.shape.train, self.method.extra_batch_size)
+            # Step s of the epoch takes the batches s * count, ..., s * count + count - 1: [steps, count].
             index = (start + jnp.arange(numbers.shape[0])) * count
             index = index[:, None] + jnp.arange(count)
             rows = order[index % order.shape[0]]
-        # All further batches of a step at once: one draw for each would be many small kernels.
+        # One draw for all further batches of a step: one for each would be many small kernels.
         images = count * self.method.extra_batch_size
         augmentation = jax.tree.map(
             lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[2:]),
@@ -272,6 +277,7 @@ class Batches:
 
     def part(self, tree: PyTree, size: int) -> PyTree:
         """Return this device's rows of arrays over a whole batch of ``size``."""
+        # Every device draws the whole batch and takes its slice, so the draws do not depend on their number.
         count = size // self.shards
         start = jax.lax.axis_index(meshes.DATA) * count
         return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), tree)
@@ -301,5 +307,6 @@ class Batches:
             raise UsageError(
                 f"method.sample_size = {count} is larger than the training split, {size} images"
             )
+        # The whole sample on every device: what a hook computes from it must be the same along the data axis.
         rows = jax.random.choice(key, size, (count,), replace=False)
         return self.images(data, rows, None)[0]

@@ -72,8 +72,10 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         if glob.has_magic(folder):
             # Orbax would find no part of what it wrote, and leave checkpoints that nobody can read.
             raise UsageError(f"{folder} has one of the characters * ? [; name the folder without")
+        # Absolute, so that it stays the same folder should the working directory change.
         self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
         self._keep = keep
+        # Made by the first `save`: the manager creates the folder and clears it, which reading must not.
         self._manager: ocp.CheckpointManager | None = None
         self._pending: int | None = None  # the step whose save is under way
         self._good: list[int] = []
@@ -105,6 +107,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         """
         leaves = _named_leaves(state)
         try:
+            # As it will be read back (a tuple as a list, for example), since the digest is computed from that.
             extra = json.loads(json.dumps(metadata))
         except (TypeError, ValueError) as error:
             raise UsageError(f"checkpoint metadata must be plain JSON values: {error}") from None
@@ -189,6 +192,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         """Block until the save under way is on disk; raises CheckpointError if it failed."""
         if self._manager is None or self._pending is None:
             return
+        # Cleared first: `close` must not report a failed save a second time.
         step, self._pending = self._pending, None
         self._attempt(step, self._manager.wait_until_finished)
         self._good.append(step)
@@ -241,6 +245,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
                 # The failed save had already taken the oldest step off Orbax's list, not the disk.
                 self._manager.reload()
             if jax.process_index() == 0 and self._folder.is_dir():
+                # Orbax leaves the unfinished folder until the next start, on a disk that may be full.
                 for part in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(part, ignore_errors=True)
             last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
@@ -288,6 +293,8 @@ def _same_everywhere(steps: list[int]) -> list[int]:
     """Return the first process's list: a network file system can show each another one."""
     if jax.process_count() == 1:
         return steps
+    # Broadcast arrays must have one shape in all processes, so the length goes first. What the others pass then is
+    # ignored and only has to have that length.
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
     padded = np.resize(np.array([*steps, 0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
@@ -316,6 +323,7 @@ def _read(
       UsageError: the checkpoint has other leaves; more of them than wanted only unless ``partly``.
     """
     record = _read_record(folder)
+    # Taken out: what is left is compared with shapes and dtypes only.
     saved = {name: leaf.pop("checksum") for name, leaf in record["leaves"].items()}
     # From here on the description is known to be whole, so a difference is another model.
     if partly:
@@ -328,7 +336,9 @@ def _read(
     }
     target = {name: leaf for name, leaf in structs.items() if leaf.size}
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    # Partial: empty arrays were not written, and `partly` wants fewer than there are.
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    # Not by a CheckpointManager, which would clear unfinished saves of a run in progress.
     handler = ocp.PyTreeCheckpointHandler()
     read = _on_every_process(lambda: handler.restore(folder / "state", args=args))
     arrays = {
@@ -345,6 +355,7 @@ def _read_record(folder: epath.Path) -> dict[str, Any]:
     """Return what a checkpoint says of itself: ``leaves`` by name, and ``metadata``."""
 
     def read_it() -> dict[str, Any]:
+        # Item `metadata`, in which Orbax's JSON handler writes a file of the same name.
         text = (folder / "metadata" / "metadata").read_text()
         record: dict[str, Any] = records.parse(text, _Record, finite=False)
         if record.pop("digest") != _digest(record):
@@ -425,6 +436,7 @@ def _same_leaves(folder: epath.Path, saved: dict[str, Any], wanted: dict[str, An
         for name in {**saved, **wanted}
         if saved.get(name) != wanted.get(name)
     ]
+    # An earlier version's checkpoint is no other model, and needs other advice.
     earlier = [name for name in saved if name.partition("/")[0] in EARLIER_FIELDS]
     if different and earlier:
         raise UsageError(
@@ -455,6 +467,7 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 def _reason(error: Exception) -> str:
     """Return one short line for what Orbax, TensorStore or the system said."""
+    # TensorStore's messages are long; they have the system's error number in them.
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code.group(1)))
@@ -508,8 +521,10 @@ def _words(leaf: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        # XLA casts no bits between complex and real types.
         leaf = jnp.stack([leaf.real, leaf.imag], axis=-1)
     if leaf.dtype.itemsize <= 4 and not jnp.issubdtype(leaf.dtype, jnp.floating):
+        # Bools and integers: converting them loses nothing, and negative ones wrap.
         return leaf.astype(jnp.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
@@ -526,9 +541,11 @@ def _quiet_orbax() -> None:
     its event loop under the others, and each of those complains; the one error or warning that this
     module gives instead would be lost among hundreds of lines.
     """
+    # `addFilter` adds the same filter once only, so this may run again.
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).addFilter(_not_from_orbax)
     outer = sys.unraisablehook
+    # Once, however many checkpoints are opened; a hook that others set is kept and called.
     if getattr(outer, "func", None) is not _unraisable:
         sys.unraisablehook = functools.partial(_unraisable, outer)
 

@@ -20,7 +20,7 @@ class EarlyStopping:
     """The rules of early stopping, applied where an epoch ends; traced.
 
     A training that stops is frozen whole until its generation ends; once all trainings of a run
-    have stopped, the run goes on with the next generation at once.
+    have stopped, the run continues with the next generation immediately.
     """
 
     clock: Clock
@@ -37,15 +37,18 @@ class EarlyStopping:
         assert state.early_stopping is not None
         train, optimizer = self.train, self.optimizer
         epoch = self.clock.epoch(state.step - 1)
+        # The flag only ever turns on here; `start` turns it off for the next generation.
         stopped, rate_scale, since = state.early_stopping
         if train.until_accuracy:
             stopped |= state.metric_sums.correct >= train.until_accuracy * state.metric_sums.weight
+        # The epoch has been validated before, so best.epoch is of this generation from its first epoch on.
         if state.best is not None:
             if train.patience:
                 stopped |= epoch - state.best.epoch >= train.patience
             if optimizer.plateau_epochs:
+                # Epochs count from the last improvement or the last fall of the rate, whichever was later.
                 since = jnp.maximum(since, state.best.epoch)
-                # What had stopped before this epoch keeps the rate that it stopped with.
+                # A training that stopped before this epoch keeps its rate.
                 falls = ~state.early_stopping.stopped & (epoch - since >= optimizer.plateau_epochs)
                 rate_scale = jnp.where(falls, rate_scale * optimizer.plateau_factor, rate_scale)
                 since = jnp.where(falls, epoch, since)
@@ -57,6 +60,7 @@ class EarlyStopping:
         step = (generation * self.clock.steps_per_generation).astype(state.step.dtype)
         # The clocks inside the optimizer count updates, as many as there were steps so far.
         skipped = (step - state.step).astype(jnp.int32)
+        # Every int32 is moved, Adam's counts too; with_clocks then takes only the clocks.
         moved = jax.tree.map(
             lambda leaf: leaf + skipped if leaf.dtype == jnp.int32 else leaf, state.opt_state
         )
@@ -67,7 +71,7 @@ class EarlyStopping:
 def with_clocks(opt_state: Any, other: Any, params: Any) -> Any:
     """Return ``opt_state`` with the clocks of ``other``: the counts that no moment depends on.
 
-    What Adam counts for its bias correction is no clock: as many updates as there really were.
+    Adam's count for its bias correction is no clock: it counts the updates that were made.
     """
     return optimizer_state.reinitialise(opt_state, other, params, None, when=False, restart=True)
 

@@ -41,6 +41,7 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raise if the training split lacks what the settings need of it, or a device has no room."""
+    # Every device holds all three splits whole. CPU devices report no limit.
     device = jax.local_devices()[0]
     needed = row_bytes(dataset.image_shape) * sum(
         map(len, (dataset.train, dataset.validation, dataset.test))
@@ -79,6 +80,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
             f"{settings.data.name}, {shape.train} images"
         )
     steps = steps_per_epoch(shape.train, train.batch_size, train.drop_last)
+    # Checked again: Settings assumes one step per epoch, only the data tells how many there are.
     settings_lib.check_steps(train, steps)
     steps_per_call = _steps_per_call(settings, steps, shape)
     balanced = train.sampling == "balanced"
@@ -102,9 +104,10 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         bn_axis_name=meshes.DATA if synchronised else None,
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    # A method is built from shapes alone: preflight compiles without weights or data.
+    # A method is built from shapes only: preflight compiles without weights or data.
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
+    # The setting overrides the method's own rule.
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)
@@ -153,6 +156,7 @@ def _steps_per_call(settings: Settings, steps: int, shape: DataShape) -> int:
         raise UsageError(
             f"train.validate_every = {every} does not divide the {steps} steps of an epoch"
         )
+    # A call must end wherever the host has something to do: at the end of an epoch, and at each validation.
     count = settings.run.steps_per_call or every or steps
     if steps % count:
         raise UsageError(
@@ -183,6 +187,7 @@ def _check_extra_batches(method: Method, shape: DataShape, mesh: Mesh) -> None:
 def augmentation_of(settings: Settings, image_shape: tuple[int, int, int]) -> Any:
     """Return the augmentation that ``settings.data`` ask for."""
     fields = settings.data
+    # Data sets whose statistics are not known take ImageNet's.
     by_name = fields.name if fields.name in data.STATISTICS else "imagenet"
     statistics = data.statistics(fields.normalisation or by_name)
     spec = data.Augmentation(

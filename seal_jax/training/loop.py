@@ -29,7 +29,7 @@ from seal_jax.training.progress import Progress
 
 
 class NonFiniteError(UsageError):
-    """The loss or a parameter is not finite any more."""
+    """The loss or a parameter is no longer finite."""
 
 
 class Call(NamedTuple):
@@ -75,9 +75,11 @@ def calls(
             epoch_ends or (validate_every and step % validate_every == 0)
         ):
             state, validation = experiment.validate(state, validation_data)
+        # After the validation, whose best epoch the rules look at.
         if epoch_ends and experiment.early_stopping is not None:
             state = experiment.update_early_stopping(state)
             stopped = fetch(state.early_stopping).stopped.all()
+            # A generation that has used up its budget has nothing to skip.
             if stopped and step % clock.steps_per_generation:
                 state = experiment.end_generation(state)
                 step = (clock.generation(step - 1) + 1) * clock.steps_per_generation
@@ -110,8 +112,10 @@ def train(
       UsageError: input that cannot be used, before anything is written.
       NonFiniteError: the training diverged; the last good checkpoint stays.
     """
+    # Before anything else: config.json must hold what the method chose for settings that were left open.
     settings = methods.complete(settings)
     mesh = meshes.make(settings, jax.devices()[:devices])
+    # Built before the folder is claimed: settings that do not fit must leave nothing behind.
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     experiments.check_data(settings, dataset)
     main = jax.process_index() == 0
@@ -121,6 +125,7 @@ def train(
     if settings.train.pretrained:
         # LW's normalisers are a part of the state that only the other run, or a checkpoint, tells of.
         saved_leaves = checkpoints.abstract_leaves()
+        # A resumed run has all of it in its checkpoint; the other run may be gone by now.
         if not checkpoints.steps():
             source = pretrained.read(settings, workdir)
             momentum = experiment.method.continues_momentum
@@ -141,7 +146,7 @@ def train(
             if step == experiment.total_steps:
                 return Outcome(step, True, restored.state)  # nothing to do, and no file to touch
             into_epoch, count = step % experiment.clock.steps_per_epoch, experiment.steps_per_call
-            if into_epoch % count:  # calls would run over the end of the epoch
+            if into_epoch % count:  # calls would go past the end of the epoch
                 raise UsageError(
                     f"run.steps_per_call = {count} does not divide the {into_epoch} steps of the "
                     f"running epoch at the checkpoint of step {step}; give the number the run was "
@@ -149,6 +154,7 @@ def train(
                 )
             if main:
                 print(f"resuming at step {step}", flush=True)
+        # Rows after the checkpoint are dropped: the epochs they tell of are trained again.
         log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
         train_data = place(mesh, dataset.train)
@@ -164,6 +170,7 @@ def train(
             experiment, state, step, experiment.total_steps, train_data, validation_data
         ):
             state, step = call.state, call.step
+            # This waits for the devices, so that a loss that is not finite stops the run in the call it comes from.
             losses = fetch(call.losses)
             if not np.isfinite(losses).all():
                 before = call.trained - losses.shape[1]
@@ -179,6 +186,7 @@ def train(
             stopping = _any_process(stop.is_set())
             due = step == experiment.total_steps or step % checkpoint_every == 0
             if due or stopping or call.ended_early:
+                # A finite loss is not enough: it was computed before the last update.
                 if not fetch(experiment.finite(state)).all():
                     _diverged(experiment, checkpoints, step - 1, saved)
                 checkpoints.save(step, state, {"epoch": int(clock.epoch(step))})
@@ -192,6 +200,7 @@ def train(
 def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any]:
     """Return the metrics row of the epoch that has just ended, one value per seed each."""
     clock, state = experiment.clock, call.state
+    # Of `trained` and not `step`, which is at the next generation where one ended early.
     last = call.trained - 1  # the last step of the epoch
     metric_sums = fetch(state.metric_sums)
     row: dict[str, Any] = {
@@ -264,7 +273,7 @@ def _on_first_process(action: Callable[[], None]) -> None:
 
 @contextmanager
 def _stop() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM and SIGINT; a second signal interrupts at once."""
+    """Set an event on SIGTERM and SIGINT; a second signal interrupts immediately."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event  # only the main thread may handle signals

@@ -62,6 +62,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             if path.exists() and not is_kind(path):
                 raise UsageError(f"{path} is not a {kind}: move it away, or give another --workdir")
         rows = self._keep_until(resume_step)
+        # -1 comes before every step, so the first row may be of step 0.
         self._last = rows[-1]["step"] if rows else -1
         self._board = _EventFile(folder / "tensorboard")
         self._board.write(*rows)
@@ -89,8 +90,10 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             raise UsageError(f"metrics row of step {step} comes after the row of step {self._last}")
         stored = {name: _with_null(value) for name, value in numbers.items()}
         line = json.dumps(stored, allow_nan=False).encode() + b"\n"
+        # Where to cut the file off again if the row cannot be written whole.
         size = os.fstat(self._file.fileno()).st_size
         try:
+            # A disk that is full takes part of a line without an error.
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
@@ -128,6 +131,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         if lost:
             # Whatever the broken lines held can still be looked at.
             shutil.copyfile(self._path, self._path.with_suffix(".jsonl.damaged"))
+        # The file is rewritten only if something is dropped.
         if new != old:
             part = self._path.with_suffix(".jsonl.tmp")
             with part.open("wb") as file:
@@ -207,21 +211,23 @@ class _EventFile:
     """One TensorBoard event file, written record by record.
 
     Not tensorboard's ``EventFileWriter``: that imports TensorFlow wherever it is installed, and
-    writes from a thread of its own.
+    writes from a separate thread.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Here and not above: reading metrics needs none of it.
+        # Imported here: reading metrics needs none of it.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
         folder.mkdir(exist_ok=True)
+        # Written again from the record: rows that a resumed run dropped must not stay in the view.
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("wb"))
+        # TensorBoard expects the version as the first record.
         self._record(file_version="brain.Event:2")
 
     def write(self, *rows: Row) -> None:

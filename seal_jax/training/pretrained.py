@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 def read(settings: Settings, workdir: Path) -> Source:
-    """Read the run that ``train.pretrained`` names; one that begins with ".." is beside ``workdir``.
+    """Read the run that ``train.pretrained`` names; one that begins with ".." is relative to ``workdir``.
 
     Raises:
       UsageError: there is no such run, or it has no checkpoint.
@@ -88,6 +88,7 @@ def take(
             'a validation split; use "last"'
         )
     normalisers = {
+        # The best weights' are best/weights/normalisers/... there and weights/normalisers/... here.
         name.removeprefix(prefix.removesuffix("weights/")): leaf
         for name, leaf in source.leaves.items()
         if name.startswith(f"{prefix}normalisers/")
@@ -98,9 +99,10 @@ def take(
             f"{source.label} was trained by LW, whose inserted normalisers method "
             f"{method!r} would lose; start from another run"
         )
+    # A damped momentum is M V + (1 - M) g: 1 - M times the undamped sum, once both have started at zero.
     weight = methods.momentum_weight(source.settings) if momentum else 1.0
     moments = {
-        # Named by the parameter alone: two methods nest the same optimizer differently.
+        # By the parameter's name only: two methods nest the same optimizer differently.
         _moment(name): leaf if weight == 1 else (leaf / weight).astype(leaf.dtype)
         for name, leaf in source.leaves.items()
         if momentum and name.startswith("opt_state/") and _moment(name)
@@ -119,6 +121,7 @@ def take(
             candidate = source.leaves.get(prefix + name.removeprefix("weights/"))
         elif name.startswith("opt_state/"):
             candidate = moments.get(_moment(name))
+        # Without the seeds' axis: `for_seeds` makes that fit.
         if candidate is not None and candidate.shape[1:] == leaf.shape[1:]:
             taken[name] = candidate
     kernels = {name for name in abstract if re.fullmatch("weights/.*/kernel", name)}
@@ -137,7 +140,7 @@ def take(
 
 
 def for_seeds(leaf: np.ndarray, seeds: int, label: str) -> np.ndarray:
-    """Return the first ``seeds`` rows of a leaf, or its only one as often.
+    """Return the first ``seeds`` rows of a leaf, or its only one repeated.
 
     Raises:
       UsageError: there are fewer; ``label`` is what the message calls their run.
@@ -176,5 +179,6 @@ def _moment(name: str) -> str:
     >>> _moment("opt_state/0/1/inner/trace/fc/kernel")
     'trace/fc/kernel'
     """
+    # optax's names: `trace` is the momentum of SGD, `mu` and `nu` are the moments of Adam and RAdam.
     match = re.search(r"/((?:trace|mu|nu)/.+)", name)
     return match[1] if match else ""

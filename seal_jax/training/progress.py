@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from seal_jax.training.metrics import Value, mean
 
+# tqdm's own line without the bar.
 _LINE = (
     "{n_fmt}/{total_fmt} {unit}s ({percentage:.0f}%) [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 )
@@ -44,6 +45,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._line = {**bar, "bar_format": _LINE}
         self._step, self._postfix = initial, ""
         self._every, self._begin = every, time.monotonic()
+        # Infinity: no plain line ever, on a terminal or in a process that does not print.
         self._next = self._begin + every if enabled and not terminal else math.inf
         self._unprinted = False
 

@@ -37,7 +37,7 @@ def export(run: Path, output: Path) -> str:
         raise UsageError(
             f"{run} was trained by {settings.method['name']!r}; only KELS has a slim network"
         )
-    # How the run was spread over devices does not matter here.
+    # The devices of the run do not matter here.
     settings = dataclasses.replace(settings, run=settings_lib.Run())
     keep = settings.method.get("keep", kels.Options.keep)
     dataset = experiments.load_data(settings.data)
@@ -55,6 +55,7 @@ def export(run: Path, output: Path) -> str:
     model = experiment.model.slim(keep)
     cut = _slim(experiment.model, model, whole)
     test = place(mesh, dataset.test)
+    # A new object compiles its own steps. Its batches keep the whole model, of which scoring uses the dtype only.
     slim_experiment = dataclasses.replace(
         experiment, context=dataclasses.replace(experiment.context, model=model)
     )
@@ -62,6 +63,7 @@ def export(run: Path, output: Path) -> str:
     for name, scored_by, weights in (("whole", experiment, whole), ("slim", slim_experiment, cut)):
         sums = jax.device_get(scored_by.test(weights, test))
         scores[name] = {
+            # Of one seed.
             "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(weights.params)),
             "test_accuracy": (sums.correct / sums.weight).tolist(),
         }
@@ -72,6 +74,7 @@ def export(run: Path, output: Path) -> str:
         + "  ".join(f"{100 * value:.2f} %" for value in score["test_accuracy"])
         for name, score in scores.items()
     ]
+    # BatchNorm's statistics are by channel; LayerNorm's are over all of them, zeros included.
     if getattr(experiment.model.module, "norm", None) == "layer":
         lines.append(
             "model.norm=layer: the slim network normalises over its own channels, which the whole one "
@@ -84,6 +87,7 @@ def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
     """Cut the slim network's weights out of the whole one's, for each seed."""
     narrow = jax.eval_shape(model.init, jax.random.key(0))
     wide = {"params": weights.params, "batch_stats": weights.batch_stats}
+    # Paths as in `wide`, whose parameters are one level further down.
     flattened = {f"params/{layer}": channels for layer, channels in dense.flattened.items()}
     cut = jax.vmap(lambda tree: slimming.slim(tree, narrow, flattened))(wide)
     return Weights(cut["params"], cut["batch_stats"], {})
@@ -93,6 +97,7 @@ def _write(output: Path, weights: Weights, record: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in paths.named_leaves(weights)}
     try:
         output.mkdir(parents=True, exist_ok=True)
+        # NumPy adds .npz to a path without it, so it is given an open file.
         partial = output / ".slim.npz.partial"
         with partial.open("wb") as file:
             np.savez(file, **arrays)

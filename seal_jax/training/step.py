@@ -51,6 +51,8 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
     def decorate(method: Callable[..., Any]) -> Any:
         def build(self: Experiment) -> Any:
             batching = meshes.batching(self.settings, self.mesh)
+            # Results are divided along seeds alone. shard_map checks that nothing in them still varies along the data
+            # axis, hence the psum in every program.
             mapped = jax.shard_map(
                 meshes.over_seeds(functools.partial(method, self), batching),
                 mesh=self.mesh,
@@ -60,6 +62,7 @@ def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
             return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
         build.__doc__ = method.__doc__
+        # It writes to the instance's __dict__, which a frozen dataclass allows.
         return functools.cached_property(build)
 
     return decorate
@@ -100,6 +103,7 @@ class Experiment:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, for the log."""
+        # Schedules are functions of the step within a generation; "single" is one cosine over all of them.
         if self.settings.optimizer.schedule != "single":
             step = self.clock.step_in_generation(step)
         rate = self.method.rate or self.context.schedule()
@@ -160,13 +164,17 @@ class Experiment:
     def init(self, start: Start, data: Arrays) -> State:
         """Return the state before the first step."""
         seed = start.seed
+        # The order of what follows matters: the other run's weights take the place of the initial ones, then on_start
+        # may change them (FAST's new head), then the optimizer state is made of the result.
         variables = self.model.init(stream_key(seed, Stream.INIT, 0))
         statistics = variables.get("batch_stats", {})
+        # Normalisers are inserted, since a network does not start with any; merge only replaces leaves.
         weights = Weights(variables["params"], statistics, inserted(start.init_from))
         weights = merge(weights, start.init_from, "weights/")
         step = jnp.zeros((), jnp.int32)
         sums = MetricSums.zero(self.method.measures)
         stopping = self.early_stopping.start(step) if self.early_stopping else None
+        # The two Nones, optimizer state and best weights, are made below of the weights that on_start leaves.
         state = State(step, seed, weights, None, (), sums, None, stopping)
         state = self._apply(self.method.on_start, Stream.START, step, state, data)
         opt_state = self.method.tx.init(state.weights.params)
@@ -192,7 +200,7 @@ class Experiment:
         if hook is None:
             return state
         key = stream_key(state.seed, stream, generation)
-        # A key of their own: the hook may use ``key`` itself in any way.
+        # Another key for the images: the hook may use ``key`` itself in any way.
         images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
         before = (state.weights, state.opt_state, state.method_state)
         after = hook(HookContext(key, generation, *before, images))
@@ -202,12 +210,14 @@ class Experiment:
 
     @_compiled(shared=1, donate=True)
     def train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
-        """Train for ``steps_per_call`` steps; return the losses ``[steps_per_call]``, too."""
+        """Train for ``steps_per_call`` steps; return the state and the losses ``[steps_per_call]``."""
+        # A call lies within one epoch, since steps_per_call divides it.
         per_epoch = self.clock.steps_per_epoch
         steps = self.batches.steps(
             state.seed, state.step, self.steps_per_call, per_epoch, data.labels
         )
         zero = MetricSums.zero(self.method.measures)
+        # Not where an epoch ends: there the loop still reads the sums, for the epoch's row.
         metric_sums = _where(state.step % per_epoch == 0, zero, state.metric_sums)
         return jax.lax.scan(
             lambda carry, step: self._step(carry, data, step),
@@ -226,12 +236,15 @@ class Experiment:
             # A device counts by its images, of which the last batch may give it few or none.
             fraction = auxiliary.sums.weight / step.batch.weights.sum()
             statistics = jax.tree.map(lambda leaf: leaf * fraction, auxiliary.batch_stats)
+            # Every device has the same number; psum of the n-th parts is that number, known to be the same.
             measures = jax.tree.map(lambda leaf: leaf / self.mesh.shape[meshes.DATA], measures)
+            # All in one psum, so that XLA can make one all-reduce of it.
             parts = (gradient, statistics, auxiliary.sums._replace(measures=measures))
             gradient, statistics, sums = jax.lax.psum(parts, meshes.DATA)
 
         def gradient_at(params):
             """Return the gradient of the same batch at other parameters."""
+            # Parameters found from the reduced gradient, such as SAM's, are the same on every device again.
             params = jax.lax.pcast(params, meshes.DATA, to="varying")
             gradient = self.method.gradient(context, params).gradient
             with jax.named_scope("gradient_reduce"):
@@ -248,6 +261,8 @@ class Experiment:
                 key=step.key_for(Stream.UPDATE),
                 **self.method.extra_args(state.method_state),
             )
+            # Plateaus scale the finished updates, as if the learning rate had fallen: momentum, weight decay and the
+            # sign of an ascent are already in them.
             stopping = state.early_stopping
             if stopping is not None:
                 updates = jax.tree.map(lambda leaf: leaf * stopping.rate_scale, updates)
@@ -275,9 +290,11 @@ class Experiment:
         Every call of its objective sees the same images and the same dropout.
         """
         batches, method, module = self.batches, self.method, self.model.module
+        # Of the whole batch, not of this device's part: the losses of all parts add up to its mean.
         total = step.batch.weights.sum()
         rows, example_weights, augmentation = batches.part(step.batch, batches.train.batch_size)
         images, labels = batches.images(data, rows, augmentation)
+        # Outside of the objective, so that it is computed once and not differentiated.
         targets = None if method.targets is None else method.targets(state.method_state, images)
         # Images that only fill the batch up must not enter BatchNorm either.
         example_mask = example_weights if batches.fills else None
@@ -288,7 +305,7 @@ class Experiment:
                 return {}
             key = step.key_for(stream)
             assert key is not None  # dropout makes a step random
-            # Each device drops units of its own shard.
+            # Each device draws the dropout of its shard.
             return {"dropout": jax.random.fold_in(key, jax.lax.axis_index(meshes.DATA))}
 
         dropout, extra_dropout = rngs(Stream.DROPOUT), rngs(Stream.EXTRA_DROPOUT)
@@ -303,6 +320,7 @@ class Experiment:
                     mutable=["batch_stats", "intermediates"],
                     rngs=rngs,
                 )
+            # Sowing appends to a tuple, of one entry here.
             features = changed["intermediates"]["features"][0]
             return logits, features, changed.get("batch_stats", {})
 
@@ -313,6 +331,7 @@ class Experiment:
             sums = MetricSums(losses.sum(), correct.sum(), example_weights.sum(), {})
             return losses.sum() / total, Auxiliary(statistics, sums, features)
 
+        # The index may be traced: PoF takes further batches in a while_loop until one is accepted.
         def extra_batch(index: Any) -> tuple[jax.Array, jax.Array]:
             batch = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), step.extra
@@ -322,6 +341,7 @@ class Experiment:
 
         def extra_features(params: Any, index: Any) -> tuple[Any, Any]:
             images, labels = extra_batch(index)
+            # No mask: further batches are always full.
             _, features, statistics = forward(params, images, extra_dropout, None)
             whole = jax.lax.all_gather((features, labels), meshes.DATA, tiled=True)
             return whole, statistics
@@ -349,13 +369,16 @@ class Experiment:
         sums = self._evaluate(state.weights, data, self.batches.shape.validation)
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
+        # Strictly better: of equal scores the earliest stays.
         better = accuracy > state.best.accuracy
+        # The counter already stands at the next step.
         epoch = self.clock.epoch(state.step - 1)
         candidate = state.best._replace(accuracy=accuracy, epoch=epoch, weights=state.weights)
         best = _where(better, candidate, state.best)
         method_state = state.method_state
         if self.method.on_validation is not None:
             method_state = self.method.on_validation(method_state, accuracy, state.step)
+            # A stopped training is frozen whole, the method's own state included.
             if state.early_stopping is not None:
                 method_state = _where(
                     state.early_stopping.stopped, state.method_state, method_state
@@ -376,7 +399,7 @@ class Experiment:
 
     @_compiled(shared=1)
     def test(self, weights: Weights, data: Arrays) -> MetricSums:
-        """Score the test split; of more than five classes the hits have "top5" among them."""
+        """Score the test split; with more than five classes the measures include "top5"."""
         measures = ("top5",) if self.model.num_classes > TOP else ()
         return self._evaluate(weights, data, self.batches.shape.test, measures)
 
@@ -415,6 +438,7 @@ class Experiment:
             )
             return jax.tree.map(jnp.add, sums, scored), None
 
+        # The carry of a scan must vary over the same axes as what the body returns.
         zero = jax.lax.pcast(MetricSums.zero(measures), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))
         return jax.lax.psum(sums, meshes.DATA)
@@ -435,4 +459,5 @@ def rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     score = jnp.take_along_axis(logits, labels[:, None], 1)
     earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
+    # Not `logits > score`: a comparison with NaN is false, and NaN is to come first.
     return (~(logits <= score) | ((logits == score) & earlier)).sum(-1)

@@ -24,7 +24,7 @@ METRICS = "metrics.jsonl"
 def claim(workdir: Path, settings: Settings) -> None:
     """Make ``workdir`` the folder of this experiment, or check that it is already.
 
-    The settings of ``run`` may differ: they say how an experiment is run, not which.
+    The settings of ``run`` may differ: they say how an experiment is run, not which one it is.
 
     Raises:
       UsageError: the folder belongs to another experiment, cannot be read or cannot be written.
@@ -74,6 +74,7 @@ def locked(path: Path, option: str) -> Iterator[None]:
         return
     with file:
         try:
+            # LOCK_NB raises where another process holds the lock, instead of waiting for it.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
@@ -104,6 +105,7 @@ def read(workdir: Path) -> dict[str, Any]:
         if isinstance(record.get(section, {}), Mapping) and section in record
     }
     try:
+        # Unknown fields are dropped above, except in `method`: a renamed option is still there to be reported.
         for setting in records.RENAMED:
             section, _, field = setting.partition(".")
             if field in known.get(section, {}):
@@ -123,7 +125,7 @@ class _Method(_Named, total=False):
 
 
 class _Record(TypedDict):
-    """What every ``config.json`` has; it may lack settings that are younger."""
+    """What every ``config.json`` has; it may lack settings that were added later."""
 
     data: _Named
     model: _Named
@@ -135,12 +137,13 @@ class _Record(TypedDict):
 def _experiment(record: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that must not change, complete.
 
-    A setting that a record leaves out is younger than the folder and had its default then.
+    A setting that a record lacks was added after the run; the run used what is its default.
     """
     from seal_jax import methods  # reports read run folders and need no Flax
 
     defaults = settings_lib.as_dict(Settings())
     name = record.get("method", {}).get("name")
+    # A method that this version lacks has no defaults here; its name makes the difference that is reported.
     defaults["method"] = dataclasses.asdict(methods.options(name)) if name in methods.NAMES else {}
     return {
         section: {**values, **record.get(section, {})}

@@ -1,4 +1,4 @@
-"""Optax gradient transformations, one method a file."""
+"""Optax gradient transformations, one method per file."""
 
 from seal_jax.transforms.fast import make_fast_tx as make_fast_tx
 from seal_jax.transforms.fast import scale_by_two_rates as scale_by_two_rates

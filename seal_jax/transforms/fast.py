@@ -40,6 +40,7 @@ def scale_by_two_rates(
             check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
     if known_zero(alpha) and known_zero(beta):
         raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
+    # By the flag of the mask: True is the head. A rate may be a schedule, which restarts with the generation.
     rates_at = {True: clock.restart(alpha), False: clock.restart(beta)}
 
     def rule(count):
@@ -74,8 +75,8 @@ def make_fast_tx(
 
     .. math:: V \leftarrow M V + (1 - M) g, \qquad W \leftarrow W - \alpha V
 
-    FAST is this from a head at zero (:func:`seal_jax.heads.initialise`), whose first gradient is
-    :math:`-\Delta^T A / M` and lets nothing through to the features. Feature extraction is
+    From a head at zero (:func:`seal_jax.heads.initialise`) this is FAST: the first gradient of the
+    head is :math:`-\Delta^T A / M`, that of the features 0. Feature extraction is
     :math:`\beta = 0`, a fixed head :math:`\alpha = 0`, ordinary fine-tuning :math:`\alpha = \beta`.
     For classifier warm-up pass ``update`` the extra argument ``warming`` (see
     :func:`seal_jax.transforms.freeze_while`): while it holds, the features stay as they are.
@@ -83,8 +84,8 @@ def make_fast_tx(
     Args:
       head: the classifier's parameters (True), in any form of :mod:`seal_jax.masks`.
       alpha: the head's learning rate: a number, or a schedule of the step within the generation. At
-        0 the head is frozen; neither momentum nor decay moves it then.
-      beta: the same for the features; not 0 beside ``alpha = 0``.
+        0 the head is frozen: neither momentum nor decay moves it.
+      beta: the same for the features; not 0 together with ``alpha = 0``.
       optimizer: "sgd" or "nesterov" (momentum), "adam", "radam".
       momentum: M, or the decay of the first moment of "adam" and "radam".
       damped_momentum: whether the momentum of "sgd" and "nesterov" is an average, as in the paper.
@@ -96,7 +97,7 @@ def make_fast_tx(
 
     References:
       Varno et al., `Learn Faster and Forget Slower via Fast and Stable Task Adaptation`, Algorithm
-      2 (where the rate is inside V; the same but for a rate that varies) and section 6.6.
+      2 (where the rate is inside V; the same unless the rate varies) and section 6.6.
 
     >>> params = {"conv": jnp.ones(()), "fc": jnp.zeros(())}
     >>> tx = make_fast_tx("fc", 0.1, 0.01, steps_per_epoch=1, epochs_per_generation=10)
@@ -109,6 +110,7 @@ def make_fast_tx(
     clock = Clock(steps_per_epoch, epochs_per_generation)
     head = masks.fixed(head)
     if optimizer in ("adam", "radam"):
+        # Adam's moments are averages in any case: ``damped_momentum`` does not concern them.
         scale = preconditioner(optimizer, momentum=momentum)
     else:
         ahead = optimizer == "nesterov"
@@ -119,4 +121,5 @@ def make_fast_tx(
         reset_state(scale, reset_condition(clock, reset_momentum)),
         scale_by_two_rates(head, alpha, beta, clock),
     )
+    # Around the whole chain, so that no momentum of the features remains after the warm-up.
     return freeze_while(masks.invert(head), chain)

@@ -30,7 +30,7 @@ def hold_pruned(
     Put it at the END of a chain, where no momentum or decay can move a pruned weight any more. The
     snapshot is taken before the update of ``rewind_step``; 0 takes it in ``init``. Events come from
     :func:`seal_jax.pruning.prune` between two steps, which is exact; or, when ``when(count)`` holds,
-    take the place of an update: pruned weights are then exactly zero, too, and the others rewound up
+    take the place of an update: pruned weights are again exactly zero, and the others rewound up
     to rounding, since an update reaches w only as p + (w - p), in float32.
 
     Args:
@@ -80,6 +80,7 @@ def hold_pruned(
         def hold(keep, update, param):
             # Minus the parameter, which is zero, and not just zero: should an event on float64
             # parameters with float32 updates have left a residue, it is gone in the next steps.
+            # One flag for the whole tensor: a parameter that cannot be pruned.
             if jnp.ndim(keep) == 0:
                 return update
             return jnp.where(keep, update, (0 - param).astype(update.dtype))
@@ -92,6 +93,7 @@ def hold_pruned(
             aims = pruning.rewound(state._replace(kept=kept), params)
             return jax.tree.map(difference, aims, params, updates), kept
 
+        # Without events of its own the program has no branch, and no sort of the weights.
         updates, kept = plain() if when is never else jax.lax.cond(when(state.count), event, plain)
         return updates, PruneState(optax.safe_increment(state.count), kept, state.rewind)
 
@@ -113,7 +115,7 @@ def make_imp_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """Return iterative magnitude pruning with rewinding as one optax transformation.
 
-    Where a generation from 1 on starts, the smallest weights are zeroed for good and the others go
+    Where a generation from 1 on starts, the smallest weights are zeroed permanently and the others go
     back to their early values; r events leave (1 - fraction)^r of the prunable weights. The learning
     rate's schedule restarts with every generation, also if ``rewind_step`` is not 0.
 
@@ -148,9 +150,11 @@ def make_imp_tx(
         fraction=fraction,
         scope=scope,
     )
+    # The first event ends generation 0 and rewinds: the snapshot must have been taken by then.
     if rewind_step >= clock.steps_per_generation:
         raise UsageError(
             f"rewind_step = {rewind_step} must lie in generation 0, before step "
             f"{clock.steps_per_generation}: the first event already rewinds"
         )
+    # Holding comes last: momentum or decay after it would move pruned weights off zero.
     return optax.chain(descent(clock, learning_rate, starts_with_event=events, **options), holding)

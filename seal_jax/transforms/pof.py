@@ -80,6 +80,8 @@ def make_pof_tx(
     if epochs_per_generation is None:
         # Checks S; then one generation, as long as can be counted.
         epochs_per_generation = max(1, _LONGEST // Clock(steps_per_epoch, 1).steps_per_epoch)
+    # Over all parameters, not ``optax.partition``: the state must have the structure of the pre-training's.
+    # Never reset: the momentum of the pre-training goes on.
     inner = descent(
         Clock(steps_per_epoch, epochs_per_generation),
         learning_rate,
@@ -107,6 +109,7 @@ def make_pof_tx(
         # Zero on the way in as well: a gradient clipped by its global norm is that of the features.
         features = jax.tree.map(lambda flag, g: jnp.zeros_like(g) if flag else g, flags, updates)
         features, state = inner.update(features, state, params, **extra_args)
+        # What ``inner`` made of the zeros is dropped as well: its weight decay would still move the classifier.
         updates = jax.tree.map(
             lambda flag, g, update: classifier_update(g) if flag else update,
             flags,

@@ -55,6 +55,7 @@ def damped_trace(decay: float, *, nesterov: bool = False) -> optax.GradientTrans
     def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         trace = jax.tree.map(blend, updates, state.trace)
+        # Blending once more is Nesterov's step ahead: M V + (1 - M) g with the new V.
         return jax.tree.map(blend, updates, trace) if nesterov else trace, optax.TraceState(trace)
 
     return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
@@ -121,6 +122,7 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         length, correction = rectification(state.count, b2)
         plain = optax.tree.bias_correction(state.mu, b1, state.count)
 
+        # 5, as in PyTorch and optax; Algorithm 2 of the paper has 4. Below it: momentum, corrected for its bias.
         def rectify(step, moment):
             return jnp.where(length > 5, (correction * step).astype(step.dtype), moment)
 

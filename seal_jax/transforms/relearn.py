@@ -53,7 +53,7 @@ def masked_reinit(
     to weights that are no longer there. Updates in bfloat16 or float16 come out in float32, in every
     step, since a sum in that precision would keep digits of the old weights
     (``optax.apply_updates`` returns the parameters' dtype). The event takes the FIRST step of a
-    generation, so that the weights a generation ends with can be evaluated. For an exact event
+    generation, so that the weights at the end of a generation can be evaluated. For an exact event
     between two steps use :func:`seal_jax.forgetting.reinitialise`.
 
     Args:
@@ -78,6 +78,7 @@ def masked_reinit(
     def selection(state, params):
         if static is not None:
             return static(params)
+        # Another key than that of the fresh weights: what is forgotten must not depend on what replaces it.
         event_key = jax.random.fold_in(jax.random.fold_in(state.key, _SELECTING), state.count)
         chosen = mask(event_key, params, generation(state.count))
         selections.check(chosen, params)
@@ -99,8 +100,10 @@ def masked_reinit(
         require_params(params)
 
         def event():
+            # From the count, not a key that is split and carried: a resumed run repeats the event.
             fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))
 
+            # A static mask gives Python's bool for whole leaves, a selection arrays of bool.
             def move(chosen, new, old, update):
                 if isinstance(chosen, bool):
                     return difference(new, old, update) if chosen else jnp.zeros_like(update)
@@ -154,6 +157,7 @@ def wels(
     """
     select = welsr(fraction, exact=exact, among=among)
     check_key("key", key)
+    # The key of the one selection in place of the event's, which differs in every generation.
     return lambda _, params, generation: select(key, params, generation)
 
 
@@ -194,7 +198,7 @@ def kels(
       keep: the share of channels that is KEPT, in (0, 1).
       first: path of the first layer.
       head: path of the last layer.
-      flattened: dense layers behind a flatten, with the channels before it.
+      flattened: dense layers after a flatten, with the channels before it.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
     >>> kels(0.5, "a", "b")(jax.random.key(0), params, 1)["a"]["kernel"].tolist()
@@ -224,7 +228,7 @@ def make_relearn_tx(
 
     Args:
       select: maps (key, parameters, generation) to what is forgotten, e.g. ``dsd(0.2)``; or a static
-        mask in any form of :mod:`seal_jax.masks`, for "FC" of the dense layers behind the last
+        mask in any form of :mod:`seal_jax.masks`, for "FC" of the dense layers after the last
         convolution.
       learning_rate: a float, or an optax schedule of the step within the generation.
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
@@ -246,6 +250,7 @@ def make_relearn_tx(
     [[0.0, 10.0]]
     """
     clock = Clock(steps_per_epoch, epochs_per_generation)
+    # The event comes last: nothing may scale or decay an update that has to reach given values.
     return optax.chain(
         descent(clock, learning_rate, starts_with_event=True, **options),
         masked_reinit(

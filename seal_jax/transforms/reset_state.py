@@ -1,4 +1,4 @@
-"""Control what an optimizer remembers and moves: reset its state, or freeze parameters."""
+"""Reset the state of an optimizer when a condition holds, or freeze parameters."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ResetState(NamedTuple):
 def split_state(
     inner: optax.GradientTransformation, mask: masks.Mask
 ) -> optax.GradientTransformationExtraArgs:
-    """Hold ``inner`` as two optimizers, of the masked and of the other parameters, if it must be.
+    """Split ``inner`` into an optimizer of the masked and one of the other parameters, if necessary.
 
-    It must where both share a number that belongs to their memory. Adam's count corrects moments
+    It is necessary where both share a number that belongs to their memory. Adam's count corrects moments
     that have started from zero together: if only some go back to zero, their steps come out as many
     times too large as the moments are too small. Otherwise the result is ``inner`` itself. What
     couples parameters (clipping by a global norm) then couples those of one part only.
@@ -46,6 +46,7 @@ def split_state(
     def labels(tree):
         return jax.tree.map(lambda flag: "masked" if flag else "rest", mask(tree))
 
+    # Each part has its own state, and so its own count.
     parts = optax.partition({"masked": whole, "rest": whole}, labels)
 
     def suitable(params):
@@ -77,7 +78,7 @@ def reset_state(
     The conditions are traced: one compiled step serves every moment. What the optimizer holds for a
     parameter (momentum, second moments) goes back to ``inner.init``, and with it a count that
     belongs to it, such as Adam's: steps after a reset are those of a fresh optimizer. With a mask
-    ``inner`` is two optimizers where it must be, see :func:`split_state`.
+    ``inner`` is two optimizers where necessary, see :func:`split_state`.
 
     Args:
       inner: any optax transformation.
@@ -100,6 +101,7 @@ def reset_state(
     """
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise UsageError(f"optimizer = {inner!r} must be an optax transformation: optax.adam(1e-3)")
+    # A reset chooses between old and fresh state by `where`: both must have the same dtypes.
     inner = optimizer_state.keep_dtypes(inner)
     if mask is not None:
         mask = masks.fixed(mask)
@@ -113,6 +115,7 @@ def reset_state(
 
     def update_fn(updates, state, params=None, **extra_args):
         require_params(params)
+        # ``init`` in every update: the reset is a choice between values, so that one program serves all steps.
         before = optimizer_state.reinitialise(
             state.inner,
             inner.init(params),
@@ -125,6 +128,7 @@ def reset_state(
         viewed = params if view is None else view(state.count, params)
         updates, after = inner.update(updates, before, viewed, **extra_args)
         if frozen is not None:
+            # The memory of frozen parameters is put back; clocks inside ``inner`` go on (``restart=False``).
             after = optimizer_state.reinitialise(
                 after,
                 before,
@@ -145,8 +149,8 @@ def freeze_while(
 
     ``warming`` is a bool scalar, traced or not; without it nothing is frozen. Neither momentum nor
     decay moves a frozen parameter if this is at the END of a chain, or around it as ``inner``. The
-    latter also resets what the optimizer remembers about the frozen parameters, so that they start
-    with a fresh optimizer when the warm-up ends; only the clocks of schedules go on.
+    latter also resets the optimizer's memory of the frozen parameters, so that they start with a
+    fresh optimizer when the warm-up ends; only the clocks of schedules go on.
 
     Args:
       mask: the parameters to freeze, in any form of :mod:`seal_jax.masks`.
@@ -175,8 +179,10 @@ def freeze_while(
         updates, state = wrapped.update(updates, state, params, warming=warming, **extra_args)
         if warming is None:
             return updates, state
+        # By the updates: a link of a chain need not be given the parameters.
         flags = mask(updates)
         if inner is not None:
+            # After the update, so that not even the last step of the warm-up leaves anything in the memory.
             state = optimizer_state.reinitialise(
                 state, wrapped.init(params), params, flags, when=warming, restart=False
             )
@@ -198,4 +204,5 @@ def freeze(mask: masks.Mask) -> optax.GradientTransformationExtraArgs:
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, -0.5)
     """
+    # Not ``optax.partition``: the optimizer's state keeps the structure of all parameters.
     return optax.with_extra_args_support(optax.masked(optax.set_to_zero(), masks.fixed(mask)))

@@ -1,4 +1,4 @@
-"""SA-GD: gradient descent with random ascents, which become rarer as training goes on."""
+"""SA-GD: gradient descent with random ascents, which become rarer over the training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AnnealState(NamedTuple):
 def descent_probability(
     change: Any, epoch: Any, temperature: Any, epsilon: Any, q: Any = 1, ascent_cap: Any = 0.33
 ) -> Any:
-    r"""Return the probability to descend, given how much the loss has changed and when.
+    r"""Return the probability to descend, given the change of the loss and the epoch.
 
     .. math::
         P = \max\left(\exp\left(-\frac{|\Delta L|^q}{T_0 \epsilon \ln(n + 1)}\right), 1 - c\right)
@@ -63,12 +63,14 @@ def anneal(
     ``value=...``, and uses its extra argument ``key``, or else keys derived from the one given here.
 
     Args:
-      clock: tells the epoch, which counts on over generations.
+      clock: for the epoch, which is counted over all generations.
       temperature: T0, positive.
-      epsilon: positive, or a schedule of the step within the generation (the learning rate's, say).
+      epsilon: positive, or a schedule of the step within the generation (such as the learning rate's).
       q: the power of the change of the loss, positive.
       ascent_cap: the largest probability to ascend, in [0, 1].
       key: a random key.
+
+    Raises:
       ValueError: ``update`` was called without ``value``, or there is no key of either kind.
 
     >>> tx = anneal(Clock(1, 1), 1.0, 1.0, ascent_cap=1.0, key=jax.random.key(0))
@@ -100,8 +102,10 @@ def anneal(
             raise ValueError(
                 "make_sa_gd_tx needs key: call update(..., key=...), or make it with key=..."
             )
+        # Derived from the count, so that a resumed run draws what the uninterrupted one does.
         step_key = jax.random.fold_in(state.key, state.count) if key is None else key
         loss = jnp.asarray(value).astype(jnp.float32)
+        # The epoch counts on over generations, the schedule of epsilon restarts with each.
         probability = descent_probability(
             loss - state.loss,
             clock.epoch(state.count) + 1,
@@ -112,6 +116,7 @@ def anneal(
         )
         # A comparison with NaN is False: such a step descends.
         ascending = (state.count > 0) & (jax.random.uniform(step_key) >= probability)
+        # One sign for all parameters: the whole network goes up or down.
         sign = jnp.where(ascending, -1.0, 1.0)
         updates = jax.tree.map(lambda update: update * sign.astype(update.dtype), updates)
         return updates, AnnealState(optax.safe_increment(state.count), loss, state.key)
@@ -132,9 +137,9 @@ def make_sa_gd_tx(
     key: jax.Array | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return SA-GD, the forerunner of SEAL's ascent, as one optax transformation.
+    """Return SA-GD, random ascents of the whole network, as one optax transformation.
 
-    Each step moves the whole network down or, at random, up; see :func:`anneal` for the probability
+    Each step goes down or, at random, up; see :func:`anneal` for the probability
     and for what ``update`` needs.
 
     Args:

@@ -33,7 +33,7 @@ def perturb(
         \epsilon = \rho \frac{T_w^2 g}{\|T_w g\| + 10^{-12}}, \ T_w = |w| + \eta \ \text{(ASAM)},
 
     with one norm over the whole tree, in float32. :math:`\rho = 0` leaves the parameters bit for
-    bit; so does a zero gradient, but for the sign of zeros. Both can be differentiated.
+    bit; so does a zero gradient, except for the sign of zeros. Both can be differentiated.
 
     Args:
       params: w.
@@ -52,6 +52,7 @@ def perturb(
     check_radius(rho, eta)
 
     def uphill(param, slope):
+        # Squares of narrow gradients would overflow or vanish in their own dtype.
         slope = slope.astype(jnp.float32)
         return slope if known_zero(weight_decay) else slope + weight_decay * param
 
@@ -69,9 +70,10 @@ def perturb(
     length = rho / (norm + 1e-12)
 
     def move(param, slope):
-        # Chosen, not added: -0.0 + 0.0 has another sign than -0.0, and 0 times infinity is no 0.
+        # Chosen, not added: -0.0 + 0.0 has another sign than -0.0, and 0 times infinity is NaN.
         return jnp.where(rho == 0, param, param + (length * slope).astype(param.dtype))
 
+    # T_w a second time for ASAM: its step has T_w squared, its norm T_w once.
     return jax.tree.map(move, params, scaled(slopes))
 
 
@@ -87,18 +89,18 @@ def sharpness_aware(
     rho: Any = 0.05,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Feed ``inner`` the gradient at the perturbed point; the state is that of ``inner``.
+    r"""Wrap ``inner`` so that it gets the gradient at the perturbed point; the state is that of ``inner``.
 
     The second gradient comes from the extra argument ``grad_fn``: it maps parameters to the
     gradient of the same batch, with the same randomness, and leaves BatchNorm's statistics alone.
     Where the gradients are reduced over devices, so is the perturbation (for one of each device's
     own see :func:`sharpness_aware_gradient`). :math:`\rho = 0` gives ``inner``, bit for bit; known
-    when the program is traced, it spares the second gradient, too.
+    when the program is traced, it also saves the second gradient.
 
     Args:
       inner: any optax optimizer; it updates the parameters themselves, not the perturbed point.
       rho: the radius.
-      **options: see :func:`perturb`; the weight decay of ``inner`` is a matter of its own.
+      **options: see :func:`perturb`; the weight decay of ``inner`` is independent of it.
 
     Raises:
       ValueError: ``update`` was called without ``grad_fn``.
@@ -114,6 +116,7 @@ def sharpness_aware(
     wrapped = optimizer_state.keep_dtypes(inner)
 
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
+        # Decided at trace time: a program for radius 0 has no second pass.
         if not known_zero(rho):
             require_params(params)
             if grad_fn is None:
@@ -126,7 +129,7 @@ def sharpness_aware(
 
 
 def _unless_zero(rho: Any, second: PyTree, first: PyTree) -> PyTree:
-    """Return the second gradient; where ``rho`` is 0 the first, lest rounding tell them apart."""
+    """Return the second gradient; where ``rho`` is 0 the first, which may round differently."""
     return jax.tree.map(lambda new, old: jnp.where(rho == 0, old, new), second, first)
 
 
@@ -159,6 +162,7 @@ def sharpness_aware_gradient(
     """
     check_radius(rho, options.get("eta", 0.0))
     value, first = value_and_grad_fn(params)
+    # The same here: a static 0 leaves the second pass out.
     if known_zero(rho):
         return value, first
     _, second = value_and_grad_fn(perturb(params, first, rho, **options))
@@ -181,7 +185,7 @@ def make_sam_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """Return SAM (or ASAM) over momentum SGD as one optax transformation.
 
-    ``update`` needs the gradient of the batch as a function, too: see :func:`sharpness_aware`. The
+    ``update`` also needs the gradient of the batch as a function: see :func:`sharpness_aware`. The
     defaults are those of the SAM that PoF starts from.
 
     Args:
@@ -190,7 +194,7 @@ def make_sam_tx(
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       weight_decay: coupled L2, at the parameters themselves.
-      nesterov: whether the momentum is Nesterov's; without effect beside ``preconditioner``.
+      nesterov: whether the momentum is Nesterov's; without effect together with ``preconditioner``.
       decay_in_perturbation: whether the perturbation follows the decay as well as the loss.
       **options: of momentum SGD, see :func:`make_normal_tx`.
 
@@ -205,6 +209,7 @@ def make_sam_tx(
     >>> float(updates)
     -1.5
     """
+    # The decay inside a whole optimizer is not known here.
     if decay_in_perturbation and options.get("optimizer") is not None:
         raise UsageError(
             "decay_in_perturbation = True has no effect beside optimizer=: "
@@ -215,6 +220,7 @@ def make_sam_tx(
             Clock(steps_per_epoch, epochs_per_generation),
             learning_rate,
             weight_decay=weight_decay,
+            # True is this function's default, not a choice of the caller's: with a preconditioner it gives way.
             nesterov=nesterov and options.get("preconditioner") is None,
             default_rate=0.1,
             **options,

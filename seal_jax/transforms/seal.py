@@ -38,13 +38,13 @@ def ascend(
 
     Put it at the END of a chain, after momentum and learning rate: with
     :math:`b \leftarrow \mu b + g` the update of the forget subtree is then :math:`+S \eta b`. If the
-    gradient were negated before the momentum, the first descent steps would go on ascending.
+    gradient were negated before the momentum, the first descent steps would still ascend.
 
     Args:
       mask: the forget subtree, in any form of :mod:`seal_jax.masks`.
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.ascending``.
       scale: S, at least 0.
-      freeze_fit: give the other parameters no update meanwhile ("SEAL+Freeze", Table 7).
+      freeze_fit: give the other parameters no update during that time ("SEAL+Freeze", Table 7).
 
     References:
       Sarfi et al., `Simulated Annealing in Early Layers Leads to Better Generalization`, eq. 2, 3.
@@ -59,11 +59,13 @@ def ascend(
 
     def rule(count):
         ascending = when(count)
+        # Of updates, which already point downhill: eq. 2 and 3 are a step up with S times the learning rate.
         sign = jnp.where(ascending, -scale, 1.0)
 
         def negate(flag, update):
             if flag:
                 return (update * sign).astype(update.dtype)
+            # Chosen, not multiplied by 0, which would give NaN for an update that is not finite.
             return jnp.where(ascending, jnp.zeros_like(update), update) if freeze_fit else update
 
         return negate
@@ -112,7 +114,7 @@ def make_seal_tx(
         One that does something else with p than decay or norms (SAM, schedule-free averages, the
         distances of DoG and Prodigy) does not go with ascent; put SAM around SEAL.
       fit_in_ascent: what the fit subtree does during ascent (Table 7): "descend"; "freeze", neither
-        it nor what the optimizer remembers of it changes; "reinit", it descends after being
+        it nor the optimizer's memory of it changes; "reinit", it descends after being
         reinitialized where the generation starts.
       init_fn: for "reinit": maps a key to a whole tree of freshly initialized parameters, or
         "torch_default".
@@ -150,7 +152,7 @@ def make_seal_tx(
     factor = ascent_weight_decay_factor
 
     def view(count, params):
-        # What a whole optimizer sees: its decay acts on f p, and its update is negated later.
+        # The parameters as a whole optimizer sees them: its decay acts on f p, and its update is negated later.
         scale = jnp.where(clock.ascending(count), factor, 1.0)
         return jax.tree.map(
             lambda flag, param: (scale * param).astype(param.dtype) if flag else param,
@@ -162,6 +164,7 @@ def make_seal_tx(
     freeze: dict[str, Any] = {}
     if fit_in_ascent == "freeze":
         freeze = {"frozen": fit, "frozen_when": clock.ascending}
+    # Decay, momentum and learning rate first; the factor of the decay changes in the same steps as the sign.
     links = [
         descent(
             clock,
@@ -179,5 +182,6 @@ def make_seal_tx(
     if fit_in_ascent == "reinit":
         if init_fn is None or key is None:
             raise UsageError('fit_in_ascent = "reinit" needs init_fn and key')
+        # At the very end: in the step of the event it zeroes all other updates, those of the ascent included.
         links.append(masked_reinit(fit, init_fn, clock.starts_generation, key=key))
     return optax.chain(*links)

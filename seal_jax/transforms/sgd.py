@@ -47,7 +47,7 @@ def leafwise(
     Args:
       rule: maps the (traced) count to a function of (flag, update), or with ``with_params`` of
         (flag, update, parameter), that returns the new update.
-      mask: what the flags tell, in any form of :mod:`seal_jax.masks`; ``None`` is False everywhere.
+      mask: the parameters whose flag is True, in any form of :mod:`seal_jax.masks`; ``None`` is False everywhere.
       with_params: whether the rule reads the parameters, so that ``update`` needs them.
 
     >>> tx = leafwise(lambda count: lambda flag, update: update * count if flag else update, "fc")
@@ -69,6 +69,7 @@ def leafwise(
             require_params(params)
             check_tree("updates", updates, params)
             trees = (updates, params)
+        # A rule that reads the parameters resolves the mask on them, any other on the updates.
         flags = jax.tree.map(lambda _: False, updates) if mask is None else mask(trees[-1])
         updates = jax.tree.map(rule(state.count), flags, *trees)
         return updates, ClockState(optax.safe_increment(state.count))
@@ -101,6 +102,8 @@ def decay_weights(
     >>> round(float(updates["conv"]), 3), round(float(updates["fc"]), 3)
     (-0.1, 0.1)
     """
+    # Only where a subtree ascends: there the update is negated at the end, so that a positive factor would drive the
+    # weights to ever larger norms (SEAL paper, section 3).
     if mask is not None:
         check_number(
             "ascent_weight_decay_factor",
@@ -111,6 +114,7 @@ def decay_weights(
     check_number("weight_decay", weight_decay, nonnegative, "be 0 or positive")
 
     def rule(count):
+        # Once per step, not once per leaf.
         in_phase = weight_decay * jnp.where(when(count), factor, 1.0)
 
         def add(flag, update, param):
@@ -144,6 +148,7 @@ def scale_by_restarting_rate(
 
     def rule(count):
         step_size = -rate_at(count)
+        # The rate is float32 and would widen bfloat16 updates.
         return lambda _, update: (step_size * update).astype(update.dtype)
 
     return leafwise(rule)
@@ -173,13 +178,13 @@ def make_normal_tx(
       momentum: of SGD, undamped as in PyTorch, in [0, 1).
       weight_decay: coupled L2, added to the gradient before the momentum.
       nesterov: whether the momentum is Nesterov's.
-      reset_momentum: when the optimizer forgets the momentum, or whatever else it remembers:
+      reset_momentum: when the optimizer's memory, such as the momentum, is reset:
         "generation", where a generation starts; "phase", also where the ascent of SEAL turns into
         descent; or "never".
       optimizer: a whole optax optimizer in place of decay, momentum and learning rate, which must
         then be left alone. It is reinitialized at the same moments, and its schedules restart with
         every generation.
-      preconditioner: what stands between decay and learning rate in place of the momentum, such as
+      preconditioner: the transformation between decay and learning rate, in place of the momentum, such as
         :func:`preconditioner` of "adam"; ``momentum`` and ``nesterov`` must then be left alone.
 
     >>> tx = make_normal_tx(0.5, steps_per_epoch=10, epochs_per_generation=4, weight_decay=0.0)
@@ -215,6 +220,7 @@ def takes_options_of(source: Callable[..., Any]) -> Callable[[Factory], Factory]
     def decorate(function: Factory) -> Factory:
         signature = inspect.signature(function)
         named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        # Parameters that the function names itself keep their own defaults.
         options = [
             parameter
             for name, parameter in inspect.signature(source).parameters.items()
@@ -248,7 +254,7 @@ def descent(
       clock: the generations; the learning rate restarts with each.
       learning_rate, momentum, weight_decay, ...: see :func:`make_normal_tx`.
       decay: maps the weight decay to the transformation that applies it.
-      default_rate: the learning rate that counts as left alone beside ``optimizer``.
+      default_rate: the learning rate that counts as unchanged where an ``optimizer`` is given.
       starts_with_event: whether the first step of a generation is spent on new values for parameters.
       **wrapping: ``frozen``, ``frozen_when`` and (for ``optimizer``) ``view`` of :func:`reset_state`.
     """
@@ -262,6 +268,7 @@ def descent(
 
     decaying = decay(weight_decay)
     if optimizer is None:
+        # Momentum SGD has its decay in a link before it, which applies the factor: no changed view is needed.
         wrapping.pop("view", None)
         if preconditioner is None:
             preconditioner = preconditioners.preconditioner(
@@ -289,6 +296,7 @@ def descent(
         momentum=(momentum, 0.9),
         weight_decay=(weight_decay, 5e-4),
     )
+    # Its schedules are inside it and count its own updates: those clocks restart with the generation.
     return reset_state(optimizer, when, restart=clock.starts_generation, **wrapping)
 
 

@@ -1,4 +1,4 @@
-"""TFDS builder ``image_folder/NAME``: any folder of images with one subfolder a class.
+"""TFDS builder ``image_folder/NAME``: any folder of images with one subfolder per class.
 
 The layout is one of::
 
@@ -56,6 +56,7 @@ def _examples(folder: Path) -> list[tuple[Path, str]]:
     examples: list[tuple[Path, str]] = []
     for part in _subfolders(folder):
         images, below = _images(part), _subfolders(part)
+        # Most likely a level too high was given, or splits by names that are not known.
         if below and not images:
             raise UsageError(
                 f"{part} holds folders, no image: give as manual_dir the folder whose subfolders "
@@ -78,7 +79,7 @@ class ImageFolder(ListedImages):
 
     @staticmethod
     def scan(root: Path) -> Listing:
-        """List the images of a folder with one subfolder a class, or of its splits."""
+        """List the images of a folder with one subfolder per class, or of its splits."""
         originals.require_folder(root)
         parts = _subfolders(root)
         # Classes may be called train and test, too: then they hold images.
@@ -96,6 +97,7 @@ class ImageFolder(ListedImages):
                     f"manual_dir={root} has two folders of the {split} split: keep one"
                 )
             splits[split] = _examples(part)
+        # train, validation, test, however the folders are called and sorted.
         order = dict.fromkeys(SPLITS.values())
         return Listing(root, {name: splits[name] for name in order if name in splits})
 

@@ -1,4 +1,4 @@
-"""Data sets whose original files the user brings: what was found there, and how TFDS stores it.
+"""Data sets built from original files that the user provides, and how TFDS stores them.
 
 Each is a subclass of :class:`ListedImages` with its ``scan(folder) -> Listing``. Neither TensorFlow nor
 network is needed, and what is missing in a folder is named in one line.
@@ -58,6 +58,7 @@ class Listing:
         for name, examples in self.splits.items():
             if not examples:
                 raise UsageError(f"manual_dir={self.root}: the {name} split lists no image")
+            # The keys of `ListedImages.key`, of which TFDS refuses equal ones.
             names = collections.Counter(f"{label}/{path.name}" for path, label in examples)
             [(commonest, times)] = names.most_common(1)
             if times > 1:
@@ -80,10 +81,10 @@ class Listing:
 
 
 class ListedImages(tfds.core.GeneratorBasedBuilder):
-    """Images uint8 of any size with a class each, from what the subclass's ``scan`` lists.
+    """Images uint8 of any size with one class each, as the subclass's ``scan`` lists them.
 
     ``info.metadata["words"]`` holds readable class names, where there are any. Examples are stored in
-    TFDS's order, which depends on class and file names alone.
+    TFDS's order, which depends on class and file names only.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -95,7 +96,7 @@ class ListedImages(tfds.core.GeneratorBasedBuilder):
     ENCODING: str | None = None
 
     @staticmethod
-    @abc.abstractmethod  # TFDS registers concrete builders alone
+    @abc.abstractmethod  # TFDS registers concrete builders only
     def scan(root: Path) -> Listing:
         """List the images below ``root``; raise a UsageError for a folder that cannot be used."""
 
@@ -123,6 +124,7 @@ class ListedImages(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         listing = self.scan(Path(dl_manager.manual_dir))
+        # Only the folder tells the classes, and _info is called before there is one.
         self.info.features["label"].names = list(listing.classes)
         self.info.metadata["words"] = dict(listing.words)
         labels = {name: index for index, name in enumerate(listing.classes)}
@@ -144,7 +146,7 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
     """Return the image as JPEG or PNG: the file's own bytes if they are that, else PNG of its pixels.
 
     Raises:
-      UsageError: where it does not decode, has more than 8 bits a channel, or another ``size`` than
+      UsageError: where it does not decode, has more than 8 bits per channel, or another ``size`` than
         ``(width, height)``.
     """
     from PIL import Image
@@ -152,7 +154,9 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
+            # Opening reads the header only; damage further on shows where the pixels are loaded.
             image.load()
+            # Pillow's modes of 16 and 32 bits per channel.
             if image.mode.startswith(("I", "F")):
                 raise UsageError(f"{path} has more than 8 bits a channel: convert it to 8")
             if size is not None and image.size != size:
@@ -165,6 +169,7 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
             png = io.BytesIO()
             image.convert("L" if image.mode in ("1", "L") else "RGB").save(png, format="PNG")
             return png.getvalue()
+    # UsageError is a ValueError, which the clause below would catch.
     except UsageError:
         raise
     # Pillow reports damage by several types, SyntaxError one of them.
@@ -243,6 +248,7 @@ class _Images:
         self._root = root
         self._paths: dict[str, list[Path]] = {}
         for folder, subfolders, names in os.walk(root, followlinks=True):
+            # In place: os.walk goes on into what is left in this list.
             subfolders[:] = filter(is_class_folder, subfolders)
             for name in filter(is_image, names):
                 self._paths.setdefault(name, []).append(Path(folder, name))
@@ -287,6 +293,7 @@ class Chestx(ListedImages):
         examples = [
             (images.find(row["Image Index"], table), row["Finding Labels"])
             for row in _rows(table, ("Image Index", "Finding Labels"))
+            # Several findings are "A|B" here, which is none of the classes.
             if row["Finding Labels"] in cls.CLASSES
         ]
         return Listing(root, {"train": examples}, cls.CLASSES)
@@ -336,7 +343,7 @@ class Isic2018(ListedImages):
 def _from_lists(
     root: Path, files: Mapping[str, str], parse: Callable[[str, Path], tuple[Path, str]]
 ) -> Listing:
-    """List the images of text files, one a split, whose lines ``parse`` turns into file and class."""
+    """List the images of text files, one per split, whose lines ``parse`` turns into file and class."""
     splits = {}
     for split, name in files.items():
         listed = _find(root, name)
@@ -368,6 +375,7 @@ class FgvcAircraft(ListedImages):
         """List the images of the three lists."""
 
         def parse(line: str, listed: Path) -> tuple[Path, str]:
+            # At the first blank only: names of variants have blanks themselves.
             number, _, variant = line.partition(" ")
             if not variant.strip():
                 raise UsageError(f"{listed}: {line!r} names no variant: restore the original")
@@ -419,7 +427,7 @@ class TinyImagenet(ListedImages):
 
     The layout is that of ``tiny-imagenet-200.zip``::
 
-        wnids.txt                           one WordNet id a line; their order is the label order
+        wnids.txt                           one WordNet id per line; their order is the label order
         words.txt                           optional: WordNet id, tab, names
         train/<wnid>/images/*.JPEG
         val/val_annotations.txt             file name, tab, WordNet id, ...
@@ -458,6 +466,7 @@ class TinyImagenet(ListedImages):
         annotations = _require(root, "val", "val_annotations.txt")
         validation = []
         for line in _lines(annotations, may_be_empty=True):
+            # Filled up, so that a line without a tab is one of an unknown class, an error below.
             name, wnid, *_ = [*line.split("\t"), "", ""]
             if wnid not in wnids:
                 raise UsageError(f"{annotations}: {name} has class {wnid!r}, which wnids.txt lacks")
