@@ -36,7 +36,7 @@ VARIANTS = (
     "born_again",
     "foca",
 )
-# Two generations are the fewest with a forgetting event, four epochs the fewest with an ascent of a quarter.
+# Two generations have one forgetting event, and a quarter of four epochs, the ascent, is one.
 SHORT = "--config.train.generations=2 --config.train.epochs_per_generation=4"
 # LW needs K N generations, and IMP a step of the first one to rewind to.
 SMALLER = {"lw": "--config.method.rounds=1", "imp": "--config.method.rewind_step=2"}

@@ -91,9 +91,9 @@ def _run(arguments: Sequence[str]) -> int:
 def _child(settings: Settings, topology: str, sender: Any) -> None:
     from tools.preflight.topology import prepare_environment
 
-    # An exception cannot be trusted to be pickled; what the user can fix is sent as text.
+    # What the user can fix is sent as text. Any other exception ends this process, which prints its traceback.
     try:
-        # Before anything imports JAX's backends.
+        # Before JAX starts its backends.
         prepare_environment(topology)
         sender.send(("report", *_report(settings, topology)))
     except UsageError as error:
