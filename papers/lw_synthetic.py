@@ -35,7 +35,7 @@ from seal_jax.papers import load
 # Section 1.1: 128 features, of which the first three encode the eight labels; two hidden layers of 32.
 DIMENSION, SIGNAL, CLASSES = 128, 3, 8
 WIDTHS = (DIMENSION, 32, 32, CLASSES)
-BLOCKS = ("dense1", "dense2", "head")  # from bottom to top, as the library's functions want them
+BLOCKS = ("dense1", "dense2", "head")  # from bottom to top, as the library's functions expect them
 REPEATS = 3  # the paper's N, of Table 1
 # The highest layer that is kept in each of the five rounds of Table 4: "above the first one in the first two
 # rounds, above the second layer in the next two rounds, and only the top layer in the last round". The top layer

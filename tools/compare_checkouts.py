@@ -38,7 +38,7 @@ VARIANTS = (
 )
 # Two generations have one forgetting event, and a quarter of four epochs, the ascent, is one.
 SHORT = "--config.train.generations=2 --config.train.epochs_per_generation=4"
-# LW needs K N generations, and IMP a step of the first one to rewind to.
+# LW needs K N generations: one round for each of two blocks. IMP rewinds to a later step than the initialisation.
 SMALLER = {"lw": "--config.method.rounds=1", "imp": "--config.method.rewind_step=2"}
 EVALUATIONS = {
     "linear_probe": "--epochs=2 --datasets=digits",

@@ -58,7 +58,7 @@ def use_preset(config: ConfigDict, name: str) -> None:
         config.optimizer[field] = getattr(preset, field)
     for field in ("batch_size", "epochs_per_generation", "generations"):
         config.train[field] = getattr(preset, field)
-    # A preset is of the whole paper: its baselines take the rest of it.
+    # A preset holds for all methods of the paper; these two fields are SEAL's.
     if config.method.name == "seal":
         config.method.ascent_scale = preset.ascent_scale
         config.method.ascent_weight_decay_factor = preset.ascent_weight_decay_factor

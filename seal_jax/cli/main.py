@@ -226,7 +226,7 @@ def _cache_programs() -> None:
     """Keep compiled programs on disk, so that a resumed run does not compile again."""
     import jax
 
-    # The user's own choice of a folder wins, with its own settings.
+    # A folder that the user has chosen wins, with JAX's settings for it.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "seal_jax" / "xla"))
