@@ -135,7 +135,7 @@ def classes_in_checkpoint(run: Run) -> int | None:
     try:
         leaves = json.loads(path.read_text(encoding="utf-8"))["leaves"]
         return int(leaves["weights/params/fc/kernel"]["shape"][-1])
-    # A network whose classifier has another name, or a damaged file: the setting is left out with a warning.
+    # A damaged checkpoint, or one of another layout: the setting is left out with a warning.
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
