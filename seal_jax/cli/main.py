@@ -198,7 +198,8 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     # In the order of VARIANTS: a later one may start from the run of an earlier one, as PoF from SAM.
     for variant in variants:
         code = _train_one(f"{options.config}:{variant}", overrides, root / variant)
-        # A stop ends the sweep. The same command goes through finished variants at once and goes on here.
+        # A stop or a full disk ends the sweep. The same command finds the finished variants done and resumes
+        # this one.
         if code:
             return code
     if _is_main_process():
