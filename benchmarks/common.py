@@ -1,4 +1,4 @@
-"""What the benchmarks share: the quickstart's setting, interleaved timing, the table and the JSON.
+"""Shared parts of the benchmarks: the quickstart's setting, interleaved timing, the table and the JSON.
 
 Only jax, flax, optax, NumPy and scikit-learn are needed, so that the benchmarks also run where the
 trainer's other requirements are not installed.
@@ -32,6 +32,7 @@ def quickstart(
     *, seeds: int = 1, seed_batching: str = "auto", width: int | None = None
 ) -> Settings:
     """Return the settings of ``configs/quickstart.py`` (SEAL), without ml_collections."""
+    # A test compares them with the config.
     return Settings(
         data=settings_lib.Data(name="digits", validation_fraction=0.75, crop_padding=1),
         model=settings_lib.Model(name="resnet8", width=width),
@@ -43,10 +44,11 @@ def quickstart(
 
 
 def digits(validation_fraction: float) -> data.Dataset:
-    """Return the data set "digits", split as by its TFDS builder, straight from scikit-learn."""
+    """Return the data set "digits", split as by its TFDS builder, directly from scikit-learn."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
+    # Pixels are 0 to 16. Every fifth image is a test image, as in the builder; a test compares them.
     images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
     test = np.arange(len(images)) % 5 == 0
     return data.from_arrays(
@@ -60,7 +62,7 @@ def digits(validation_fraction: float) -> data.Dataset:
 def build(
     settings: Settings, dataset: data.Dataset, devices: Sequence[Any] | None = None
 ) -> Experiment:
-    """Return the experiment on these devices; on one, whatever the machine has, by default."""
+    """Return the experiment on these devices, by default on the first one of the machine."""
     mesh = meshes.make(settings, list(devices or jax.devices()[:1]))
     return experiments.build(settings, experiments.data_shape(dataset), mesh)
 
@@ -82,7 +84,8 @@ def convolution() -> str:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Return how long one call takes until its result is there."""
+    """Return how long one call takes until its result is ready."""
+    # JAX returns before the computation is done, hence the wait.
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
@@ -91,10 +94,11 @@ def seconds(function: Callable[[], Any]) -> float:
 def interleave(
     candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Time each candidate once a round, in turn, so that a disturbance meets them all alike.
+    """Time each candidate once per round, in turn, so that a disturbance affects all of them alike.
 
-    The order is reversed every other round: who runs first must not matter either.
+    The order is reversed every other round, so that running first gives no advantage.
     """
+    # The first call compiles.
     if warm_up:
         for function in candidates.values():
             jax.block_until_ready(function())
@@ -107,14 +111,16 @@ def interleave(
 
 
 def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> tuple[float, float]:
-    """Return ``of`` / ``to`` of the fastest rounds, and the median of it over the rounds."""
+    """Return ``of`` / ``to`` of the fastest rounds, and the median of that ratio over the rounds."""
+    # Other work on the machine only adds time, so the fastest rounds are closest to the cost of the code. The
+    # ratio within a round compares calls that are close in time; its median shows how far to trust the other.
     rounds = [a / b for a, b in zip(times[of], times[to], strict=True)]
     return min(times[of]) / min(times[to]), statistics.median(rounds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A table with its title, one mapping of column to value for each row."""
+    """A table with its title; each row maps columns to values."""
 
     title: str
     rows: list[dict[str, Any]]
@@ -141,8 +147,9 @@ def _cell(value: Any) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the properties of the machine on which the figures depend."""
     device = jax.devices()[0]
+    # The load at the end: whether other work has disturbed the measurement.
     return {
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -172,7 +179,7 @@ def arguments(doc: str | None, *, rounds: int, argv: Sequence[str] | None) -> ar
 
 
 def publish(name: str, reports: Sequence[Report], path: Path | None) -> None:
-    """Print the machine and the tables; write them as JSON where asked."""
+    """Print the machine and the tables; write them as JSON if ``path`` is given."""
     host = machine()
     print(", ".join(f"{key} {value}" for key, value in host.items()))
     for report in reports:

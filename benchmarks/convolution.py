@@ -27,7 +27,7 @@ BATCH = 32
 
 
 def make_step(convolution: str, side: int, channels: int, stride: int):
-    """Return a step and its first state: ``(parameters, images)``."""
+    """Return a step and its first state, ``(parameters, images)``."""
     block = ResidualBlock(
         kind="basic",
         width=channels * stride,
@@ -49,7 +49,7 @@ def make_step(convolution: str, side: int, channels: int, stride: int):
             output, _ = block.apply(inputs, images, train=True, mutable=["batch_stats"])
             return jnp.square(output).mean()
 
-        # The gradient of the images too, as for every block of a network but the first.
+        # The gradient by the images too, as for every block of a network except the first.
         return jax.tree.map(
             lambda leaf, slope: leaf - 0.01 * slope,
             state,
@@ -61,11 +61,14 @@ def make_step(convolution: str, side: int, channels: int, stride: int):
 
 def candidate(convolution: str, loop: bool, steps: int, shape: tuple[int, int, int]):
     step, state = make_step(convolution, *shape)
+    # In the body of a loop XLA's CPU compiler turns the convolutions of the backward pass into naive loops,
+    # which is what this benchmark is about: the same step, inside a loop and outside.
     if loop:
         many = jax.jit(lambda state: jax.lax.fori_loop(0, steps, lambda _, now: step(now), state))
         return lambda: many(state)
     once = jax.jit(step)
 
+    # No wait between the calls: they are dispatched ahead.
     def calls():
         now = state
         for _ in range(steps):
@@ -82,6 +85,7 @@ def compare(shape: tuple[int, int, int], steps: int, rounds: int) -> common.Repo
         for place in ("calls", "scan")
     }
     times = common.interleave({" ".join(key): run for key, run in candidates.items()}, rounds)
+    # All relative to what Flax does without this package: native convolutions in single calls.
     rows = []
     for convolution, place in candidates:
         name = f"{convolution} {place}"
@@ -102,6 +106,7 @@ def compare(shape: tuple[int, int, int], steps: int, rounds: int) -> common.Repo
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = common.arguments(__doc__, rounds=15, argv=argv)
+    # Blocks of the quickstart's ResNet-8 and a larger one: (side, channels, stride), and steps per round.
     shapes = [((8, 16, 1), 20), ((8, 16, 2), 20), ((16, 32, 1), 4)]
     if options.quick:
         shapes = [((4, 4, 1), 2)]

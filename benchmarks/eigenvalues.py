@@ -53,6 +53,7 @@ class Problem(NamedTuple):
 def create_problem(width: int, images: int, steps: int) -> Problem:
     """Return a network after some steps of training; the Hessian of one at random says little."""
     split = common.digits(0.0).train
+    # Normalised roughly: what matters is that all solvers get the same images.
     pixels = (split.images[:images] / 255.0 - 0.3).astype(np.float32)
     labels = split.labels[:images]
     model = models.create(
@@ -81,7 +82,7 @@ def create_problem(width: int, images: int, steps: int) -> Problem:
         updates, state = tx.update(gradient, state, params)
         return (optax.apply_updates(params, updates), statistics, state), None
 
-    rows = np.random.default_rng(0).integers(0, images, (steps, min(64, images)))
+    rows = np.random.default_rng(0).integers(0, images, (steps, min(64, images)))  # [steps, batch]
     start = variables["params"], variables["batch_stats"], tx.init(variables["params"])
     (params, statistics, _), _ = jax.jit(lambda start: jax.lax.scan(step, start, rows))(start)
     return Problem(model, {"params": params, "batch_stats": statistics}, pixels, labels)
@@ -96,6 +97,7 @@ def seal_solvers(
         logits = problem.model.module.apply(variables, batch[0], train=False)
         return mean_cross_entropy(logits, batch[1])
 
+    # One batch of all images, [1, images, ...]. The mask leaves the BatchNorm statistics out of the Hessian.
     data = jnp.asarray(problem.images)[None], jnp.asarray(problem.labels)[None]
     op = hessian.operator(loss, problem.variables, data, mask="params")
 
@@ -112,9 +114,11 @@ def seal_solvers(
 
 def torch_copy(problem: Problem) -> Any:
     """Return the same network in PyTorch, with the weights copied over."""
+    # Inside: the benchmark also runs without PyTorch.
     import torch
     from torch import nn
 
+    # The classifier's inputs are the 4 * width channels of the last stage.
     width = int(problem.variables["params"]["fc"]["kernel"].shape[0]) // 4
 
     class Block(nn.Module):
@@ -128,6 +132,7 @@ def torch_copy(problem: Problem) -> Any:
 
         def forward(self, x):
             y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+            # Shortcut A of the CIFAR ResNets: subsampled, the missing channels zero.
             x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0,) * 5 + (self.extra,))
             return (x + y).relu()
 
@@ -145,6 +150,7 @@ def torch_copy(problem: Problem) -> Any:
             x = self.bn1(self.conv1(x)).relu()
             return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
 
+    # Flax's paths and layouts to PyTorch's: [h, w, in, out] becomes [out, in, h, w], [in, out] becomes [out, in].
     names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(problem.variables):
@@ -153,6 +159,7 @@ def torch_copy(problem: Problem) -> Any:
         name = ".".join([*parents, names.get(last, last)]).replace("block", "")
         state[name] = torch.tensor(np.transpose(np.asarray(leaf), axes).copy())
     network = Network().eval()
+    # Flax counts no batches; everything else must have found its place.
     missing, unexpected = network.load_state_dict(state, strict=False)
     if unexpected or not all(name.endswith("num_batches_tracked") for name in missing):
         raise AssertionError(f"the copy is another network: {missing}, {unexpected}")
@@ -169,6 +176,7 @@ def torch_power_iteration(
     images = torch.tensor(np.transpose(problem.images, (0, 3, 1, 2)).copy())
     labels = torch.tensor(problem.labels.astype(np.int64))
     weights = list(network.parameters())
+    # The comparison is fair only if both are the same network.
     with torch.no_grad():
         logits = network(images).numpy()
     expected = problem.model.module.apply(problem.variables, problem.images, train=False)
@@ -184,10 +192,12 @@ def torch_power_iteration(
         length = torch.sqrt(dot(vector, vector)) + 1e-30
         return [x / length for x in vector]
 
+    # With its graph, so that each product is one more derivative of it.
     def gradient():
         loss = torch.nn.functional.cross_entropy(network(images), labels)
         return torch.autograd.grad(loss, weights, create_graph=True)
 
+    # Seconds of one product, to choose the number of threads.
     def once(threads: int) -> float:
         torch.set_num_threads(threads)
         slope, start = gradient(), time.perf_counter()
@@ -200,24 +210,27 @@ def torch_power_iteration(
         vectors: list[Any] = []
         values, residuals, products = [], [], 0
         for index in range(k):
-            # As in hessian.power_iteration: errors of a vector stay in the residuals of later ones.
+            # As in `hessian.power_iteration`: earlier vectors must be more exact, since their errors stay in
+            # the residuals of later ones.
             limit = tolerance * 2 ** (-(k - 1 - index) / 2)
             vector = unit([torch.randn_like(weight) for weight in weights], vectors)
             for _ in range(most):
                 image = torch.autograd.grad(slope, weights, vector, retain_graph=True)
                 products += 1
                 value = float(dot(image, vector))
+                # The residual H v - value v, of the unit vector v.
                 rest = [x - value * y for x, y in zip(image, vector, strict=True)]
                 residual = float(torch.sqrt(dot(rest, rest)))
                 if residual <= limit * max(abs(v) for v in [*values, value]):
                     break
+                # Deflation: the next vector is orthogonal to the eigenvectors found so far.
                 vector = unit(image, vectors)
             vectors.append(vector)
             values.append(value)
             residuals.append(residual)
         return Result(np.array(values), np.array(residuals), products)
 
-    # Several threads on a busy machine wait for each other many times longer than they compute.
+    # On a busy machine several threads wait for each other many times longer than they compute.
     counts = {1, torch.get_num_threads()}
     torch.set_num_threads(min(counts, key=lambda threads: min(once(threads) for _ in range(3))))
     return power
@@ -228,6 +241,7 @@ def compare(
 ) -> common.Report:
     results: dict[str, Result] = {}
 
+    # The timing drops what a candidate returns; its result is needed for the table.
     def keep(name: str) -> Callable[[], Any]:
         def call() -> np.ndarray:
             results[name] = candidates[name]()
@@ -238,6 +252,7 @@ def compare(
     times = common.interleave({name: keep(name) for name in candidates}, rounds)
     best = results["lanczos"]
     largest = float(np.abs(best.values).max())
+    # Sorted, since the solvers give equal pairs in other orders.
     wanted = np.sort(best.values)
     rows = []
     for name, result in results.items():

@@ -1,14 +1,14 @@
-"""600 few-shot episodes as one program against the public protocol's loop in PyTorch.
+"""600 few-shot episodes as one program, against the public protocol's loop in PyTorch.
 
     python -m benchmarks.few_shot
 
 About a minute on two CPU cores; it needs PyTorch. Both sides learn the same episodes (5-way 5-shot,
 15 queries a class, cached features of 512 numbers): a linear classifier, SGD with momentum and
-dampening 0.9, batches of 4, 100 epochs, from the same weights and in the same order. The loop goes
-through one episode after the other, step by step, as the public code does (Guo et al. 2020), on one
-thread, where it is fastest; its episodes are drawn beforehand, ours in the time that is measured. It
-runs on a few of the episodes, other ones in each round, and its time is scaled to all of them. That
-the accuracies of those are the same is asserted.
+dampening 0.9, batches of 4, 100 epochs, from the same weights and in the same order. The loop trains
+one episode after the other, step by step, as the public code does (Guo et al. 2020), on one thread,
+where it is fastest; its episodes are drawn before the clock starts, ours in the measured time. It runs
+on a few of the episodes, different ones in each round, and its time is scaled to all of them. That the
+accuracies of these are the same is asserted.
 
 "ratio" is the loop's time over the candidate's without compilation, from the fastest rounds;
 "median" is the median of the rounds' ratios. "with compilation" adds that of our program once.
@@ -27,13 +27,12 @@ from seal_jax.evaluation.few_shot import Episode, Protocol
 
 SIZE = 512
 CLASSES, IMAGES = 10, 200
-# The loop's episodes in a round.
-SAMPLE = 4
-AIM = 20
+SAMPLE = 4  # episodes of the loop in a round
+AIM = 20  # times as fast as the loop
 
 
 def features(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return features of classes that lie near each other, after a ReLU as a network's are."""
+    """Return features of classes that are close to each other, after a ReLU as in a network."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(CLASSES), IMAGES)
     centres = random.normal(size=(CLASSES, SIZE))
@@ -42,15 +41,17 @@ def features(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def loop(table: np.ndarray, drawn: Sequence[Episode], protocol: Protocol) -> np.ndarray:
-    """Return the accuracies of episodes, each learnt by PyTorch step by step."""
+    """Return the accuracies of episodes, each learned by PyTorch step by step."""
     import torch
 
     found = []
+    # Support and query images of an episode are sorted by class.
     targets = torch.arange(protocol.ways).repeat_interleave(protocol.shots)
     truth = torch.arange(protocol.ways).repeat_interleave(protocol.queries)
     for each in drawn:
         support, query = torch.from_numpy(table[each.support]), torch.from_numpy(table[each.query])
         head = torch.nn.Linear(table.shape[1], protocol.ways)
+        # The initial weights and the order of the images are the episode's, as in our program.
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(each.kernel))
             head.bias.copy_(torch.from_numpy(each.bias))
@@ -99,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Its products are so small that a second thread only costs time.
     torch.set_num_threads(1)
+    # The first call has the compilation. The loop's warm-up is one epoch of one episode, and `interleave` does
+    # none, since each call of the loop takes the next episodes.
     start = time.perf_counter()
     whole = ours()
     first_call = time.perf_counter() - start

@@ -1,18 +1,18 @@
-"""What a step of each method costs over one of plain training, in time and by the compiler's count.
+"""Cost of a step of each method relative to plain training, in time and by the compiler's count.
 
     python -m benchmarks.methods [--network=wrn10-1] [--only=sam,pof] [--rounds=8]
 
 About three minutes on two CPU cores. Every method trains through its compiled program as in a run:
 batches of 256 synthetic images, cropped, flipped and cut out, weak batches of 32 for PoF and FOCA as in
 the PoF paper, defaults otherwise. "normal" is momentum SGD with weight decay; "normal again" is the
-same, compiled once more, which shows how much the timing is worth.
+same, compiled once more, which shows how precise the timing is.
 
 "ratio" is the time of a step over that of "normal" from the fastest rounds, "median" the median of
 the rounds' ratios; "cpu" is that of the processor time of all threads, which other work on the machine
 disturbs less, and which says nothing about an accelerator. "flops" and "bytes" are the ratios of what
-the compiler counts for one step, whatever else the machine does; a loop inside the step, PoF's line
-search, counts as one pass. "aim" is what this project wants to stay under, "paper" the times that the
-PoF paper reports for 16 GPUs. The forgetting events between two steps are in none of them.
+the compiler counts for one step, which do not depend on the machine's load; a loop inside the step,
+PoF's line search, counts as one pass. "aim" is the limit that this project sets, "paper" the times that
+the PoF paper reports for 16 GPUs. The forgetting events between two steps are in none of them.
 
 Networks are those of ``seal_jax.models``, e.g. resnet8 or wrn28-10; ``--only`` takes names of the
 first column, separated by commas, and "normal" is always among them.
@@ -37,8 +37,8 @@ from seal_jax.errors import UsageError, nearest
 
 BATCH, WEAK_BATCH, SIDE, CLASSES = 256, 32, 16, 10
 STEPS = 2  # in one call
-# The options beside the defaults. PoF's "pretrained" only says that it is not the first training:
-# the programs start from random weights here.
+# The options that differ from the defaults. PoF and FAST start from random weights here: the cost of a step does
+# not depend on the weights.
 METHODS: dict[str, dict[str, Any]] = {
     "normal": {},
     "normal again": {"name": "normal"},
@@ -67,6 +67,7 @@ def synthetic(images: int, side: int) -> data.Dataset:
     labels = np.arange(images) % CLASSES
     patterns = rng.integers(0, 160, (CLASSES, side, side, 3))
     pictures = (patterns[labels] + rng.integers(0, 96, (images, side, side, 3))).astype(np.uint8)
+    # A data set must have a test split; it is not used.
     few = slice(0, 2 * CLASSES)
     return data.from_arrays(
         (pictures, labels), (pictures[few], labels[few]), name="synthetic", validation_fraction=0.0
@@ -74,15 +75,17 @@ def synthetic(images: int, side: int) -> data.Dataset:
 
 
 def settings(label: str, network: str, batch: int, weak: int, side: int) -> Settings:
-    """Return the settings of one method; the images are cropped by an eighth, and half cut out."""
+    """Return the settings of one method; images are padded by an eighth, cropped, and half cut out."""
     method = {"name": label, **METHODS[label]}
     model = models.create(network, num_classes=CLASSES, image_shape=(side, side, 3))
     generations = 10
     if method["name"] in ("seal", "llf"):
+        # The default threshold is a stage of ResNets, which other networks do not have.
         staged = any(block.startswith("layer3") for block in model.blocks)
         method["threshold"] = "layer3" if staged else model.round_blocks[-1]
     if method["name"] in ("pof", "foca"):
         method["weak_batch_size"] = weak
+    # LW refuses any number of generations except K N.
     if method["name"] == "lw":
         generations = len(model.round_blocks)
     return Settings(
@@ -99,30 +102,32 @@ def settings(label: str, network: str, batch: int, weak: int, side: int) -> Sett
         train=settings_lib.Train(
             generations=generations,
             batch_size=batch,
+            # PoF refuses to train from scratch. The folder is never read.
             pretrained="elsewhere" if method["name"] == "pof" else "",
         ),
     )
 
 
 class Training:
-    """The compiled train program of one method and the state it has come to."""
+    """The compiled train program of one method, and its current state."""
 
     def __init__(self, config: Settings, dataset: data.Dataset):
         experiment = common.build(config, dataset)
         self.data = common.on_device(experiment, dataset.train)
         start = experiment.starts(np.zeros(1, np.uint32))
-        # It runs once: not worth the seconds that optimising it takes on a CPU.
+        # The initialisation runs once, which is not worth the seconds that optimising it takes on a CPU.
         on_cpu = jax.default_backend() == "cpu"
         quickly = {"xla_backend_optimization_level": 0} if on_cpu else {}
         init = experiment.init.lower(start, self.data).compile(compiler_options=quickly)
         self.state = init(start, self.data)
         self.compiled = experiment.train.lower(self.state, self.data).compile()
-        # The compiler counts the body of a loop, here of the steps, once.
+        # The compiler counts the body of a loop once, so this is the cost of one step.
         self.cost: dict[str, float] = self.compiled.cost_analysis()
 
         self.processor: list[float] = []  # seconds of all threads, of each call
 
     def train(self) -> jax.Array:
+        # The state is donated, so every call continues the training.
         start = time.process_time()
         self.state, losses = self.compiled(self.state, self.data)
         jax.block_until_ready(losses)
@@ -138,7 +143,7 @@ def compare(names: Sequence[str], network: str, rounds: int, *, quick: bool) -> 
         built = pool.map(Training, configs, [dataset] * len(configs))
         trainings = dict(zip(names, built, strict=True))
     times = common.interleave({name: each.train for name, each in trainings.items()}, rounds)
-    # Without the first call, which is for warming up.
+    # Without the first call, the warm-up of `interleave`.
     processor = {name: each.processor[1:] for name, each in trainings.items()}
     rows = []
     plain = trainings["normal"].cost
@@ -175,6 +180,7 @@ def chosen(only: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    # Options of this benchmark, then those that all have. --help is the latter's, so the docstring names these.
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--network")
     own.add_argument("--only", default="")

@@ -1,4 +1,4 @@
-"""Steps a second of the compiled program of many steps, against a Python loop over host batches.
+"""Steps per second of the compiled program of many steps, against a Python loop over host batches.
 
     python -m benchmarks.multistep
 
@@ -6,11 +6,11 @@ About a minute on two CPU cores. The setting is the quickstart's: SEAL, ResNet-8
 one seed, 11 steps an epoch. Each candidate trains whole epochs and fetches its losses once an epoch.
 
 - compiled: ``Experiment.train``, the program that the trainer runs: shuffle, augmentation and all
-  steps of an epoch in one call, on data that lies on the device.
+  steps of an epoch in one call, on data in device memory.
 - loop: what one would write with Flax alone: NumPy shuffles and crops a batch, it is put on the
   device, and a jitted step with donated ``TrainState`` and ``make_seal_tx`` takes it. Convolutions
   are Flax's own.
-- bare loop: the same without augmentation, over batches that were cut before the clock started.
+- bare loop: the same without augmentation, over batches that were prepared before the clock started.
 
 "ratio" is the time of a step over that of the compiled program: how many times faster the compiled
 program is, from the fastest rounds; "median" is the median of the rounds' ratios.
@@ -37,11 +37,12 @@ from seal_jax.transforms import make_seal_tx
 
 
 class TrainState(train_state.TrainState):
-    """Flax's, with the BatchNorm statistics."""
+    """Flax's training state with BatchNorm statistics."""
 
     batch_stats: Any
 
 
+# Donated, as one would write it: the state is updated in place.
 @functools.partial(jax.jit, donate_argnums=0)
 def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
     def objective(params):
@@ -57,6 +58,7 @@ def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
 
 def initial(settings: settings_lib.Settings, dataset: data.Dataset, steps: int) -> TrainState:
     """Return the state of the loop: the model and the optimizer of the quickstart."""
+    # Without a width the model's default, as in the trainer.
     options = {} if settings.model.width is None else {"width": settings.model.width}
     model = models.create(
         settings.model.name,
@@ -93,20 +95,23 @@ class Loop:
     ):
         self.batch, self.padding = settings.train.batch_size, settings.data.crop_padding
         self.steps = steps_per_epoch(len(dataset.train), self.batch)
-        self.state = jax.tree.map(jnp.copy, state)  # each loop donates its own
+        self.state = jax.tree.map(jnp.copy, state)  # each loop donates its copy
         self.rng = np.random.default_rng(0)
         self.side = dataset.image_shape[0]
-        # Normalised and padded once: black, the padding's colour, is -mean / std afterwards.
+        # Normalised and padded once, which favours the loop. Padded first: the padding is black, as in the
+        # trainer, and not the mean colour that zeros would be after normalisation.
         padding = ((0, 0), *((self.padding, self.padding),) * 2, (0, 0))
         padded = np.pad(dataset.train.images, padding).astype(np.float32) / 255
         mean, std = (np.array(part, np.float32) for part in data.statistics("digits"))
         self.padded, self.labels = (padded - mean) / std, dataset.train.labels
+        # The bare loop trains on the batches of one epoch again and again.
         self.ready = None if augment else list(self.batches())
 
     def batches(self):
         order = self.rng.permutation(len(self.labels))
         for step in range(self.steps):
             rows = order[step * self.batch : (step + 1) * self.batch]
+            # Offsets [batch, 1] of each crop; a crop is one gather with the indices of its rows and columns.
             down, right = self.rng.integers(0, 2 * self.padding + 1, (2, self.batch, 1))
             window = np.arange(self.side)
             images = self.padded[
@@ -120,11 +125,12 @@ class Loop:
             for batch in self.batches() if self.ready is None else self.ready:
                 self.state, measured = train_step(self.state, *jax.device_put(batch))
                 metrics.append(measured)
+            # Once an epoch, so that the steps are dispatched ahead.
             jax.device_get(metrics)
 
 
 class Compiled:
-    """The trainer's program, called as its loop calls it."""
+    """The trainer's compiled program, called as the training loop calls it."""
 
     def __init__(self, settings: settings_lib.Settings, dataset: data.Dataset):
         self.experiment = common.build(settings, dataset)
@@ -144,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = common.digits(settings.data.validation_fraction)
     compiled = Compiled(settings, dataset)
     steps_per_epoch = compiled.experiment.clock.steps_per_epoch
-    # One state, so that both loops call one compiled step.
+    # One state for both loops: its functions are static, so another one would compile the step again.
     state = initial(settings, dataset, steps_per_epoch)
     trainers = {
         "compiled": compiled,

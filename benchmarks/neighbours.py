@@ -3,12 +3,12 @@
     python -m benchmarks.neighbours
 
 Under a minute on two CPU cores. A bank of 10,000 vectors of 512 numbers in 10 classes, 2,000
-queries, k = 5, Euclidean distance: what one layer of a network takes. Both sides give the class of
-every query from arrays in host memory, and that they give the same is asserted.
+queries, k = 5, Euclidean distance: what one layer of a network takes. Both sides predict the class of
+every query from arrays in host memory, and that they predict the same is asserted.
 
 "ratio" is scikit-learn's time over the candidate's, from the fastest rounds; "median" is the median
 of the rounds' ratios. Ours bounds its memory by ``byte_budget``: "small budget" has 16 MiB for what
-lies on the device at a time.
+is on the device at a time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ SIZE, CLASSES, K = 512, 10, 5
 
 
 def vectors(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return vectors of overlapping classes, float32, and their classes."""
+    """Return vectors of overlapping classes, float32 ``[count, SIZE]``, and their classes."""
     random = np.random.default_rng(seed)
+    # The centres do not depend on the seed: bank and queries are of the same classes.
     centres = np.random.default_rng(0).normal(size=(CLASSES, SIZE))
     labels = random.integers(0, CLASSES, count)
     found = 0.25 * centres[labels] + random.normal(size=(count, SIZE))
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, np.ndarray] = {}
 
     def sklearn() -> None:
+        # Fitting is part of the time: with "brute" it only checks and stores the bank.
         model = KNeighborsClassifier(n_neighbors=K, algorithm="brute").fit(bank, labels)
         found["scikit-learn"] = model.predict(queries)
 
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def small() -> None:
         found["small budget"] = knn(bank, labels, queries, k=K, byte_budget=2**24)
 
+    # Predictions are kept to be compared: a faster answer must be the same answer.
     candidates = {"scikit-learn": sklearn, "ours": ours, "small budget": small}
     times = common.interleave(candidates, options.rounds)
     for name, predictions in found.items():

@@ -1,10 +1,10 @@
-"""What SEAL's optimizer adds to a training step, over plain momentum SGD with weight decay.
+"""Overhead of SEAL's optimizer in a training step, relative to plain momentum SGD with weight decay.
 
     python -m benchmarks.overhead
 
 About three minutes on two CPU cores. Both programs are a jitted ``lax.scan`` of steps on one batch of
-32, equal but for the optimizer: ``make_seal_tx`` against ``add_decayed_weights`` and ``sgd`` of
-optax, and once more against itself ("sgd again"), which shows how much the timing is worth.
+32, equal except for the optimizer: ``make_seal_tx`` against ``add_decayed_weights`` and ``sgd`` of
+optax, which is also measured against itself ("sgd again") to show how precise the timing is.
 
 "overhead" is the time of a step over that with SGD, minus one, in percent, from the fastest rounds;
 "median" is that of the rounds. "flops" and "bytes" are the overheads that the compiler counts for one
@@ -32,6 +32,7 @@ BATCH = 32
 def optimizers(model: models.Model) -> dict[str, optax.GradientTransformation]:
     """Return SGD, the same again, and SEAL with the paper's hyper-parameters."""
     sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
+    # 11 steps per epoch are the quickstart's; the generation's length is the default.
     seal = make_seal_tx(masks.before(model.blocks, "layer3"), 0.01, steps_per_epoch=11)
     return {"sgd": sgd, "sgd again": sgd, "seal": seal}
 
@@ -60,7 +61,7 @@ def make_step(model: models.Model, tx: optax.GradientTransformation, images: Any
 
 
 class Training:
-    """A compiled scan of ``steps`` steps and the state it has come to."""
+    """A compiled scan of ``steps`` steps, and its current state."""
 
     def __init__(
         self,
@@ -76,9 +77,10 @@ class Training:
         def scan(carry, images, labels):
             return jax.lax.scan(make_step(model, tx, images, labels), carry, length=steps)
 
-        # Each training donates its own copy.
+        # A copy, since the carry is donated and the variables are shared by all trainings.
         params, statistics = jax.tree.map(jnp.copy, (variables["params"], variables["batch_stats"]))
         self.carry = params, statistics, tx.init(params)
+        # Compiled ahead of time: the compiled object has the cost analysis.
         program = jax.jit(scan, donate_argnums=0)
         self.compiled = program.lower(self.carry, images, labels).compile()
         self.arrays = images, labels
@@ -89,7 +91,7 @@ class Training:
 
     @property
     def cost(self) -> dict[str, float]:
-        # The compiler counts the body of a loop once.
+        # The compiler counts the body of a loop once, so this is the cost of one step.
         return self.compiled.cost_analysis()
 
 
@@ -125,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = common.arguments(__doc__, rounds=40, argv=argv)
     convolution = common.convolution()
     create = functools.partial(models.create, num_classes=10, convolution=convolution)
+    # A small network shows the overhead at its largest; ResNet-18 is the size of the papers.
     width = 4 if options.quick else 16
     small = create("resnet8", image_shape=(8, 8, 1), width=width)
     reports = [compare("resnet8, 8x8", small, 2 if options.quick else 50, options.rounds)]

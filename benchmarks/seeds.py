@@ -1,19 +1,19 @@
-"""Several seeds in one run against as many runs of one seed, with and without compilation.
+"""Several seeds in one run, against as many runs of one seed, with and without compilation.
 
     python -m benchmarks.seeds
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.seeds   # two CPU devices
 
 About two minutes on two CPU cores. The setting is the quickstart's (SEAL, ResNet-8, digits, batch
 32) with 8 seeds. "vmap" and "map" are ``run.seed_batching``: all seeds as one batched program, or
-one after the other inside the program. "runs" is one seed a run, each from its own initial state,
-through a program that is compiled once. "vmap over devices" and "map over devices" appear where
-there are several devices: the seeds lie on the mesh's seed axis.
+one after the other inside the program. "runs" is one seed per run, each from the initial state of that
+seed, through a program that is compiled once. "vmap over devices" and "map over devices" appear where
+there are several devices: the seeds are spread over the mesh's seed axis.
 
 "ratio" is the time of the runs over that of the candidate, for all seeds' steps, without
 compilation: how many times faster the candidate is, from the fastest rounds; "median" is the median
 of the rounds' ratios. "with compilation" is the same ratio for the quickstart's 128 epochs with the
-compilation of the train program, once for each row, but once for every seed for "runs" (a process
-each, without a persistent compilation cache).
+compilation of the train program: once for each row, except for "runs", where every seed compiles it (in
+separate processes, without a persistent compilation cache).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks import common
 from seal_jax import data
 from seal_jax.core import mesh as meshes
 
-# Epochs of the quickstart: what the compilation is divided over.
+# Epochs of the quickstart, over which the compilation is spread.
 EPOCHS = 128
 
 
@@ -48,6 +48,7 @@ class Run:
         devices = jax.devices() if spread else jax.devices()[:1]
         self.experiment = common.build(settings, dataset, devices)
         self.data = common.on_device(self.experiment, dataset.train)
+        # One state of all seeds, or one state per seed, from the same initial weights.
         firsts = range(seeds) if one_each else (0,)
         self.states = [common.initial_state(self.experiment, self.data, first) for first in firsts]
         start = time.perf_counter()
@@ -56,6 +57,7 @@ class Run:
         self.compile_seconds = time.perf_counter() - start
 
     def train(self, epochs: int) -> None:
+        # Run by run: a run trains all its epochs before the next one starts.
         for index in range(len(self.states)):
             for _ in range(epochs):
                 self.states[index], losses = self.compiled(self.states[index], self.data)
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = common.digits(0.75)
     candidates = {"runs": ("runs", False), "vmap": ("vmap", False), "map": ("map", False)}
     devices = len(jax.devices())
+    # Only where the whole mesh is seeds: a divided batch would be another comparison.
     if devices > 1 and meshes.layout(common.quickstart(seeds=seeds), devices)[1] == 1:
         candidates |= {f"{name} over devices": (name, True) for name in ("vmap", "map")}
     runs = {
@@ -78,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         {name: functools.partial(run.train, epochs) for name, run in runs.items()}, options.rounds
     )
     steps = epochs * runs["runs"].experiment.clock.steps_per_epoch * seeds
+    # Measured epochs extrapolated to the whole training, plus the compilations.
     whole = {
         name: min(times[name]) * EPOCHS / epochs + run.compile_seconds * len(run.states)
         for name, run in runs.items()

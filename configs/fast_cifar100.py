@@ -2,16 +2,17 @@
 
     TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/fast_cifar100.py --workdir=runs/fast
 
-`source` trains the network to start from; the paper starts from one trained on ImageNet, and in its
-first scenario (section 6.2) from one trained on CIFAR-100 itself, for 120 epochs: that is `source`,
-with undamped momentum (Algorithm 1's damped one is --config.optimizer.learning_rate=0.001). All others
-adapt it with a new head: batches of 100 images, one of each class, resized to 128x128 and flipped, 5 %
-held out, damped momentum 0.9. A second task is --config.data.name=mnist (batches of 10).
+`source` trains the network to start from. The paper starts from one trained on ImageNet, and in its
+first scenario (section 6.2) from one trained on CIFAR-100 for 120 epochs: that is `source`, with
+undamped momentum (Algorithm 1's damped one is --config.optimizer.learning_rate=0.001). All others adapt
+it with a new head: batches of 100 images, one of each class, resized to 128x128 and flipped, 5 % held
+out, damped momentum 0.9. A second task is --config.data.name=mnist (batches of 10).
 
-The rates of FAST with SGD are those of Figure 8, alpha 0.01 and beta a tenth of it; those of the
-others are 0.01 for both, and 1e-4 with Adam and RAdam: ours, the figures' legends are not in the text.
+The rates of FAST with SGD are those of Figure 8, alpha 0.01 and beta a tenth of it. Those of the others
+are ours, since the legends of the figures are not in the text: 0.01 for both, and 1e-4 with Adam and
+RAdam.
 
-Made for a TPU or GPU; not run to its end here.
+Made for a TPU or GPU; not run at this size.
 """
 
 from seal_jax import methods
@@ -41,12 +42,14 @@ def get_config(variant="fast"):
         return config
     config.train.pretrained = "../source"
     set_fields(config, SYSTEMS[variant].changes)
+    # Alpha is the learning rate above, if it is not set.
     if variant in ("fast", "fast_nesterov"):
         config.method.beta = 1e-3
     if variant in ("fast_adam", "fast_radam"):
         config.optimizer.learning_rate = 1e-4
         config.method.alpha = 1e-3
         config.method.beta = 1e-4
+    # The warm-up ends by validation accuracy within some ten steps, so it is scored more often than once an epoch.
     if variant == "warmup":
         config.train.validate_every = 5
     return config

@@ -3,8 +3,8 @@
     python -m seal_jax sweep --config=configs/quickstart.py --workdir=runs/quickstart
 
 Expected: about two minutes on two CPU cores, four seeds of each method; test accuracies of 97 to 99 %
-(the table stands in the README). What there is to see is in the curves: SEAL's training accuracy
-falls while the early layers ascend and recovers, in every generation but the first.
+(the table is in the README). The curves show what the methods do: SEAL's training accuracy falls while
+the early layers ascend and then recovers, in every generation except the first.
 
 Three quarters of the training images are held out, which leaves 359 to train on: with all of them
 every method is right on 99.5 % of the test images. A generation has 88 steps of ascent where the
@@ -27,6 +27,7 @@ def get_config(method="seal"):
     config.train.epochs_per_generation = 32
     config.train.seeds = 4
     config.run.checkpoint_every_epochs = 8
+    # Few steps of ascent need a larger scale; see above.
     if method == "seal":
         config.method.ascent_scale = 0.2
     return config

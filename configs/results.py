@@ -5,9 +5,9 @@
         --config.data.name=fashion_mnist --config.data.train_split=train[:10%] \
         --config.data.validation_fraction=0.1 --config.train.epochs_per_generation=10
 
-Expected: digits five minutes on two CPU cores, a tenth of Fashion-MNIST half an hour; the tables stand
-in docs/results.md. A ResNet-8 of width 8, three seeds, three generations (LW: three rounds, one a
-block). PoF goes on for four epochs from the run of `sam`.
+Expected: digits five minutes on two CPU cores, a tenth of Fashion-MNIST half an hour; the tables are in
+docs/results.md. A ResNet-8 of width 8, three seeds, three generations (LW: three rounds, one per
+block). PoF continues the run of `sam` for four epochs.
 """
 
 from seal_jax.cli.configs import base
@@ -30,9 +30,10 @@ def get_config(method="normal"):
     config.train.epochs_per_generation = 20
     config.train.seeds = 3
     config.run.checkpoint_every_epochs = 5
+    # All of them, for evaluations over training (SEAL's Figure 3).
     config.run.keep_checkpoints = 12
     if method == "seal":
-        # A few hundred steps of ascent a generation, where the paper has 125,000 at 0.01.
+        # A few hundred steps of ascent per generation, where the paper has 125,000 at a scale of 0.01.
         config.method.ascent_scale = 0.1
     if method == "lw":
         config.method.rounds = 1

@@ -2,7 +2,7 @@
 
     TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/seal_fashion_mnist.py --workdir=runs/f
 
-The data must be prepared as array_record; see docs/running.md. The setting is ours, no paper's.
+The data must be prepared as array_record; see docs/running.md. The setting is ours: no paper has it.
 """
 
 from seal_jax.cli.configs import base, use_preset
@@ -21,6 +21,7 @@ def get_config(method="seal"):
     config.train.generations = 3
     config.train.epochs_per_generation = 12
     config.optimizer.warmup_epochs = 1
+    # Fewer steps of ascent than in the paper, so a larger scale than its 0.01.
     if method == "seal":
         config.method.ascent_scale = 0.05
     return config

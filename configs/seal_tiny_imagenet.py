@@ -6,14 +6,14 @@
 
 Table 8 is ResNet-18: add --config.model.name=resnet18.
 
-"paper" is the setting of section 4.1: learning rate 0.01, no warm-up, the sign of the weight decay
-turned in ascent. "reference" is the authors' released code: 0.1, 20 epochs of warm-up, no decay of
-what ascends. "long_single" is plain training under one cosine over all 1,600 epochs, "long_restart"
-under ten, "normal" one generation. "sa_gd" now and then ascends with the whole network (Cai 2021);
-its temperature and cap are ours.
+"paper" is the setting of section 4.1: learning rate 0.01, no warm-up, the weight decay negated in
+ascent. "reference" is the authors' released code: 0.1, 20 epochs of warm-up, no decay of what ascends.
+"long_single" is plain training under one cosine over all 1,600 epochs, "long_restart" under ten,
+"normal" one generation. "sa_gd" sometimes ascends with the whole network (Cai 2021); its temperature
+and cap are ours.
 
 Expected (the paper's, one seed, best epoch on the test split): after 10 generations SEAL 59.22 %,
-LLF 56.92 %, Normal (long) 49.27 %; Normal 54.37 %. Not reproduced here at this size. A tenth of the
+LLF 56.92 %, Normal (long) 49.27 %; Normal 54.37 %. Not reproduced at this size. A tenth of the
 training split is held out to choose by; --config.data.validation_fraction=0 trains on all of it, as
 the paper does. 1,600 epochs are 4.5 M steps of 32 images: see tools.preflight for their cost, and train
 several seeds at once on the chips of a slice (--config.train.seeds=8) rather than one batch of 32.
@@ -45,9 +45,11 @@ def get_config(variant="seal_paper"):
     config.data.flip = True
     config.model.name = "resnet50"
     config.model.stem = "imagenet"  # 7x7 stride 2 and max-pool, as in the released code
+    # As the released code reinitialises; see "Where this differs" in docs/methods.md.
     if kind == "llf" and preset == "reference":
         config.method.init = "torch_default"
         config.method.reset_bias = False
+    # "long_restart" needs nothing: a schedule restarts with every generation.
     if kind == "normal":
         config.train.generations = 1
     if kind == "long_single":

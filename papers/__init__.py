@@ -1,1 +1,1 @@
-"""Reproducing the papers: the list of what reproduces each table and figure, the synthetic experiment of LW."""
+"""Reproductions of the papers: the commands for each table and figure, and LW's synthetic experiment."""

@@ -1,6 +1,6 @@
 """Every table and figure of the four papers, and the commands that make its counterpart.
 
-The list itself is ``catalogue.toml`` beside this file.
+The list is ``catalogue.toml`` beside this file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class Item(NamedTuple):
 
     Attributes:
       paper: SEAL, LW, PoF or FAST.
-      name: the paper's.
+      name: the paper's name for it.
       shows: what it shows.
-      commands: on small data, in order; none for a drawing of an idea. Those that do not start with
-        "python" are of ``python -m seal_jax``.
-      paper_size: the config, or what else to put in for the paper's own size.
+      commands: commands on small data, in order; none for a drawing of an idea. Those that do not start
+        with "python" follow ``python -m seal_jax``.
+      paper_size: the config, or what else to change, for the paper's size.
     """
 
     paper: str
@@ -40,7 +40,7 @@ ITEMS = tuple(
 
 
 def whole(command: str) -> str:
-    """Return a command of the list as a shell takes it."""
+    """Return a command of the list as it is typed in a shell."""
     return command if command.startswith("python") else f"python -m seal_jax {command}"
 
 
@@ -56,7 +56,7 @@ def as_text() -> str:
 
 
 def as_markdown() -> str:
-    """Return the items as the list in ``docs/reproduce.md``."""
+    """Return the items as the list in ``docs/reproduce.md``, which a test compares with it."""
     lines = []
     for paper in dict.fromkeys(item.paper for item in ITEMS):
         lines += [f"### {paper}", "", "| item | shows | commands | at the paper's size |"]

@@ -1,4 +1,4 @@
-"""The command: what reproduces the papers, and the synthetic experiment of the layerwise paper.
+"""The command: lists what reproduces the papers, and runs the synthetic experiment of the layerwise paper.
 
 python -m papers list
 python -m papers lw-synthetic --table=1
@@ -22,8 +22,9 @@ from seal_jax.errors import UsageError
 
 OUTPUT = "runs/reproduce_lw_synthetic"
 PLOT = "lw_synthetic.png"
+# Table 4 is the "average of 100 runs"; for Table 1 the paper does not say.
 SEEDS = {"1": 16, "4": 100}
-# What comes closest to Table 4 of all that `--search` tries; the paper does not say.
+# The settings closest to Table 4 among those that `--search` tries; the paper does not give them.
 TABLE_4 = {
     "optimiser": "adam",
     "learning_rate": 0.03,
@@ -89,11 +90,13 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _lw_synthetic(options: argparse.Namespace) -> int:
-    """Run the experiment; print and write its tables, and draw them."""
+    """Run the experiment; print, write and draw its tables."""
+    # First, before anything starts JAX's devices.
     _use_all_cores()
     chosen = _chosen(options)
     settings = {
         "1": dataclasses.replace(Settings(), **chosen),
+        # What the command line says wins over the search's answer.
         "4": dataclasses.replace(Settings(), **{**TABLE_4, **chosen}),
     }
     initialisers = (
@@ -111,7 +114,8 @@ def _lw_synthetic(options: argparse.Namespace) -> int:
 
     output = _folder(options.output)
     for name in (PLOT, *(f"table{table}.csv" for table in tables)):
-        if (output / name).is_dir():  # said before hours of work
+        # Before the training, which takes minutes to hours.
+        if (output / name).is_dir():
             raise UsageError(f"{output / name} is a folder; give another --output")
     drawn = []
     for table in tables:
@@ -128,18 +132,18 @@ def _lw_synthetic(options: argparse.Namespace) -> int:
 
 
 def _use_all_cores() -> None:
-    """Make every CPU core a device; seeds are spread over devices."""
+    """Make every CPU core a device, since seeds are spread over devices."""
     import jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if jax.config.values["jax_num_cpu_devices"] < 0:  # nobody has said how many
-        # Once JAX has started its devices they stay as they are.
+    if jax.config.values["jax_num_cpu_devices"] < 0:  # the user has not set a number
+        # An error once JAX has started its devices, as in the tests: the number then stays.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", cores or 1)
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the command line gives, with the types of the defaults."""
+    """Return the settings given on the command line, converted to the types of the defaults."""
     chosen = {}
     for field in lw_synthetic.HELP:
         text, kind = getattr(options, field), type(getattr(Settings, field))

@@ -1,9 +1,9 @@
 """The synthetic experiment of the layerwise paper: its data, its network and its six methods.
 
-Forgetting is that of :mod:`seal_jax.layerwise`, :mod:`seal_jax.selections` and
-:mod:`seal_jax.forgetting`; :func:`train` shows how they go together. What happens between the rounds
-of a training is data (:class:`Plan`), so that all methods, signal strengths, penalties and seeds are
-one compiled program.
+Forgetting is done by :mod:`seal_jax.layerwise`, :mod:`seal_jax.selections` and
+:mod:`seal_jax.forgetting`; :func:`train` combines them. What happens between the rounds of a training
+is data (:class:`Plan`), so that all methods, signal strengths, penalties and seeds are one compiled
+program.
 
 Arrays are feature-major, inputs ``[features, examples]`` and kernels ``[out, in]``: all plans train
 on the same examples, and XLA then merges their first layers into one product, in half the time.
@@ -32,20 +32,22 @@ from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.losses import mean_cross_entropy
 from seal_jax.papers import load
 
+# Section 1.1: 128 features, of which the first three encode the eight labels; two hidden layers of 32.
 DIMENSION, SIGNAL, CLASSES = 128, 3, 8
 WIDTHS = (DIMENSION, 32, 32, CLASSES)
-BLOCKS = ("dense1", "dense2", "head")  # from bottom to top, as the library's functions want them
+BLOCKS = ("dense1", "dense2", "head")  # from bottom to top, as the library's functions expect them
 REPEATS = 3  # the paper's N, of Table 1
-# The highest layer that is kept in each round of Table 4. "Only the top layer in the last round" is
-# reinitialised there, which is what lies above the second.
+# The highest layer that is kept in each of the five rounds of Table 4: "above the first one in the first two
+# rounds, above the second layer in the next two rounds, and only the top layer in the last round". The top layer
+# is the third, which is what lies above the second.
 PENALTY_ROUNDS = (1, 1, 2, 2, 2)
-# By the paper's names, those of jax.nn.initializers, whose distributions are Keras's.
+# Names in the paper, and in `jax.nn.initializers`, whose distributions are those of Keras.
 INITIALISERS = {"he": "he_normal", "glorot": "glorot_uniform"}
 PAPER = {table: load("LW", f"Table {table}") for table in ("1", "4")}
 # The rows are signal strengths in Table 1 and L2 penalties in Table 4; the columns are methods.
 ROWS = {table: tuple(float(row) for (row,) in paper.rows) for table, paper in PAPER.items()}
 METHODS = {table: paper.columns for table, paper in PAPER.items()}
-# What an event reinitialises besides the layers above a block.
+# What an event reinitialises in addition to the layers above a block; indices into the masks of `selection`.
 NOTHING, FIXED_SUBSET, NEW_SUBSET, SMALLEST = range(4)
 
 
@@ -53,10 +55,10 @@ NOTHING, FIXED_SUBSET, NEW_SUBSET, SMALLEST = range(4)
 class Settings:
     """What all trainings of a table share: hyperparameters, and answers to what the paper leaves open.
 
-    ``HELP`` says what the fields are that the command offers. In more words: with ``first_round``
-    "train" LW's first event follows a first round of training (section 1.1), with "algorithm" it
-    precedes all training (Algorithm 1); the rounds are as many, so "train" leaves the last event out.
-    ``fc`` "two" is LW with K = 1. ``epsilon`` is added to the normalisers' standard deviation.
+    ``HELP`` describes the fields that the command offers. In addition: with ``first_round`` "train" LW's
+    first event follows a first round of training (section 1.1), with "algorithm" it precedes all training
+    (Algorithm 1); the number of rounds is the same, so "train" omits the last event. ``fc`` "two" is LW
+    with K = 1. ``epsilon`` is added to the standard deviation in the normalisers.
     """
 
     train_size: int = 256
@@ -94,6 +96,7 @@ class Settings:
             )
         check_number("share", self.share, lambda value: 0 < value < 1, "lie between 0 and 1")
         check_number("seed", self.seed, lambda value: 0 <= value < 2**32, "lie in [0, 2**32)")
+        # The choices of a field are its `Literal` type; other types have no arguments.
         for field, kind in get_type_hints(Settings).items():
             value, choices = getattr(self, field), get_args(kind)
             if choices and value not in choices:
@@ -128,13 +131,13 @@ def check_least(field: str, value: int) -> None:
 
 
 class Event(NamedTuple):
-    """What happens before a round of training, in this order; each an int, or ``[rounds]`` of them.
+    """What happens before a round of training, in this order; each an int, or ints ``[rounds]``.
 
     Attributes:
-      rescale: kernels of blocks 1 to this one get their initial Frobenius norms back; 0 for none.
+      rescale: kernels of blocks 1 to this one are scaled to their initial Frobenius norms; 0 for none.
       normalise: the block whose normaliser is measured; 0 for none.
       keep: everything above this block is reinitialised; 3, the number of blocks, for nothing.
-      part: what is reinitialised besides, of all kernels: ``NOTHING``, ``FIXED_SUBSET``, ...
+      part: what else is reinitialised, in all kernels: ``NOTHING``, ``FIXED_SUBSET``, ...
     """
 
     rescale: Any
@@ -153,7 +156,7 @@ class Plan(NamedTuple):
       alpha: signal strength.
       initialiser: index into ``INITIALISERS``.
       penalty: factor of the sum of squares of the weights in the objective.
-      events: before each round, an :class:`Event` of ``[rounds]``.
+      events: what happens before each round, an :class:`Event` of ``[rounds]``.
     """
 
     alpha: Any
@@ -171,8 +174,10 @@ def events(table: str, settings: Settings) -> dict[str, Event]:
     References:
       Alabdulmohsin et al. (2022), Algorithm 1.
     """
+    # How many rounds of plain training precede the first event of LW and Rescaling; of the others it is one.
     layers, lw_wait = len(BLOCKS), 1 if settings.first_round == "train" else 0
     if table == "1":
+        # Algorithm 1's block of each round: 1 1 1 2 2 2 3 3 3. With 3, the head, nothing is above it.
         k = np.repeat(np.arange(1, layers + 1), REPEATS)
         normalised = layers if settings.head == "normalised" else layers - 1
     else:
@@ -180,7 +185,8 @@ def events(table: str, settings: Settings) -> dict[str, Event]:
         normalised = {"none": 0, "hidden": layers - 1, "all": layers}[settings.table4_normaliser]
 
     def rounds(event: Event, wait: int = 1) -> Event:
-        """Return an event before each round but the first ``wait``, which follow plain training."""
+        """Return an event before each round except the first ``wait``, which have none."""
+        # Shifted, not stretched: every method has the same number of rounds, so the last events are cut off.
         fields = []
         for value, idle in zip(event, IDLE, strict=True):
             waited = np.concatenate([np.full(wait, idle), np.broadcast_to(value, k.shape)])
@@ -189,6 +195,7 @@ def events(table: str, settings: Settings) -> dict[str, Event]:
 
     lw = Event(rescale=k, normalise=np.where(k <= normalised, k, 0), keep=k, part=NOTHING)
     if table == "1":
+        # All layers here are dense; FC reinitialises the uppermost ones.
         fc_keeps = layers - {"two": 2, "one": 1}[settings.fc]
         return {
             "BL": rounds(IDLE),
@@ -198,7 +205,7 @@ def events(table: str, settings: Settings) -> dict[str, Event]:
             "FC": rounds(IDLE._replace(keep=fc_keeps)),
             "LW": rounds(lw, lw_wait),
         }
-    # Appendix A rescales "all weights", whatever the round's block.
+    # Appendix A scales back "all weights" in every round, not only those up to its block.
     return {
         "Baseline": rounds(IDLE),
         "Rescaling": rounds(IDLE._replace(rescale=layers), lw_wait),
@@ -208,6 +215,7 @@ def events(table: str, settings: Settings) -> dict[str, Event]:
 
 def cells(table: str, initialisers: Sequence[str]) -> Iterator[tuple[str, float, str]]:
     """Return the cells of a table: initialiser, row (signal strength or penalty) and method."""
+    # The one order of plans and of results: `plans` and `lw_tables.make_cells` both follow it.
     return itertools.product(initialisers, ROWS[table], METHODS[table])
 
 
@@ -218,8 +226,10 @@ def plans(table: str, settings: Settings, initialisers: Sequence[str]) -> Plan:
     (18,)
     """
     by_method = events(table, settings)
+    # "L2 penalty" may be the factor of the sum of squares (Keras) or of half of it.
     factor = 0.5 if settings.penalty == "half" else 1.0
     by_cell = [
+        # NumPy scalars of one dtype, so that stacked plans are arrays that the program traces.
         Plan(
             alpha=np.float32(row if table == "1" else 0.5),
             initialiser=np.int32(list(INITIALISERS).index(initialiser)),
@@ -254,6 +264,7 @@ def sample(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """
     label_key, noise_key = jax.random.split(key)
     labels = jax.random.randint(label_key, (size,), 0, CLASSES)
+    # [3, size]; `>>` binds tighter than `&`.
     bits = labels[None] >> jnp.arange(SIGNAL)[::-1, None] & 1
     noise = jax.random.normal(noise_key, (DIMENSION - SIGNAL, size))
     return jnp.concatenate([2.0 * bits - 1.0, noise]), labels
@@ -261,6 +272,7 @@ def sample(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 
 def examples(settings: Settings, seed: jax.Array) -> tuple[Any, Any]:
     """Draw the training and the test examples of a seed."""
+    # All methods and signal strengths of a seed have the same examples: their differences are paired.
     data_seed = jnp.zeros_like(seed) if settings.data == "shared" else seed
     keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), data_seed))
     return sample(keys[0], settings.train_size), sample(keys[1], settings.test_size)
@@ -269,11 +281,12 @@ def examples(settings: Settings, seed: jax.Array) -> tuple[Any, Any]:
 def batch(
     settings: Settings, key: jax.Array, step: jax.Array, inputs: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the examples of a step of a round; an epoch's incomplete last batch is left out."""
+    """Return the examples of a step of a round; an incomplete last batch of an epoch is left out."""
     size = settings.batch_size
     if size in (0, settings.train_size):
         return inputs, labels
     steps_per_epoch = settings.train_size // size
+    # The whole order is drawn again in every step of its epoch: 256 numbers, and no state to carry.
     epoch_key = jax.random.fold_in(key, step // steps_per_epoch)
     order = jax.random.permutation(epoch_key, settings.train_size)
     chosen = jax.lax.dynamic_slice(order, (step % steps_per_epoch * size,), (size,))
@@ -281,10 +294,11 @@ def batch(
 
 
 def init(key: jax.Array, initialiser: jax.Array | int) -> dict[str, dict[str, jax.Array]]:
-    """Draw the network: kernels by one of ``INITIALISERS`` (an index, may be traced), biases 0."""
+    """Return initial parameters: kernels by one of ``INITIALISERS`` (an index, may be traced), biases 0."""
     params = {}
     keys = jax.random.split(key, len(BLOCKS))
     for name, layer_key, shape in zip(BLOCKS, keys, itertools.pairwise(WIDTHS), strict=True):
+        # By both, then one is selected: the choice is data. Kernels are [out, in], hence the axes.
         drawn = [
             getattr(jax.nn.initializers, law)(in_axis=-1, out_axis=-2)(layer_key, shape[::-1])
             for law in INITIALISERS.values()
@@ -301,13 +315,14 @@ def forward(
 
     Args:
       params: from :func:`init`.
-      normalisers: mean and scale of each block, ``[3, 2]``; (0, 1) where none is inserted yet.
+      normalisers: mean and scale of each block, ``[3, 2]``; (0, 1) before one is inserted.
       inputs: ``[128, examples]``.
       alpha: signal strength.
       position: the normalisers' place, "after" the ReLU or "before" it.
 
     Returns:
-      The outputs of the blocks before their normalisers, and the logits, ``[8, examples]``.
+      The outputs of the blocks before their normalisers, ``[width, examples]`` each, and the logits,
+      ``[8, examples]``.
     """
     # The signal strength multiplies the first kernel's columns instead of the inputs, so that
     # trainings on the same examples share one matrix.
@@ -330,6 +345,7 @@ def insert_normaliser(
     normalisers: jax.Array, outputs: Sequence[jax.Array], block: Any, epsilon: float
 ) -> jax.Array:
     """Return the normalisers with that of ``block`` (from 1; 0 for none) measured on its outputs."""
+    # All are measured and one is taken, since the block is data; the others keep their values.
     measured = jnp.array(
         [layerwise.normaliser(*layerwise.statistics(output), epsilon) for output in outputs]
     )
@@ -340,10 +356,11 @@ def selection(
     settings: Settings, params: Any, event: Event, fixed_key: jax.Array, new_key: jax.Array
 ) -> Any:
     """Return what the event of one round reinitialises, a tree of bool like ``params``."""
+    # Every mask is computed and one is selected, since the kind of event is data.
     above = layerwise.above(params, BLOCKS, event.keep)
     if settings.biases == "kept":
         above = {name: {**flags, "bias": jnp.array(False)} for name, flags in above.items()}
-    parts = {  # of the kernels; biases stay
+    parts = {  # of the kernels: `selections` leaves biases alone
         NOTHING: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params),
         FIXED_SUBSET: selections.random_subset(fixed_key, params, settings.share),
         NEW_SUBSET: selections.random_subset(new_key, params, settings.share),
@@ -372,6 +389,7 @@ class Results(NamedTuple):
 
 def train(settings: Settings, plan: Plan, key: jax.Array, data: Any, test: Any) -> Results:
     """Train once by a plan; return the measurements of its rounds, ``[rounds]`` each."""
+    # The fixed key is that of WELS, whose subset is the same in all rounds.
     optimizer = {"gd": optax.sgd, "adam": optax.adam}[settings.optimiser](settings.learning_rate)
     first_key, fixed_key, round_key = jax.random.split(key, 3)
     init_fn = functools.partial(init, initialiser=plan.initialiser)
@@ -396,10 +414,11 @@ def train(settings: Settings, plan: Plan, key: jax.Array, data: Any, test: Any) 
 
     def one_round(carry, indexed_event):
         params, normalisers = carry
+        # By the round's index: no key is carried, and equal rounds of two methods reinitialise alike.
         index, event = indexed_event
         fresh_key, new_key, batch_key = jax.random.split(jax.random.fold_in(round_key, index), 3)
-        # The order of Algorithm 1: the statistics are those of the rescaled kernels, and taken
-        # before anything above the block is reinitialised.
+        # The order of Algorithm 1, lines 4 to 12: the statistics are those of the rescaled kernels, taken
+        # before anything above the block is reinitialised. The sample is the whole training set.
         params = layerwise.rescale(params, norms, BLOCKS, event.rescale)
         outputs, _ = network(params, normalisers, data[0])
         normalisers = insert_normaliser(normalisers, outputs, event.normalise, settings.epsilon)
@@ -413,7 +432,7 @@ def train(settings: Settings, plan: Plan, key: jax.Array, data: Any, test: Any) 
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        # Every round starts with a fresh optimizer state.
+        # Every round starts with a fresh optimizer state: it is not part of the outer carry.
         (params, _), _ = jax.lax.scan(
             step, (params, optimizer.init(params)), jnp.arange(settings.steps)
         )
@@ -430,12 +449,12 @@ def train(settings: Settings, plan: Plan, key: jax.Array, data: Any, test: Any) 
 
 
 def train_all(settings: Settings, plans: Plan, seeds: int, *, progress: bool = False) -> Results:
-    """Train by every plan with every seed, several seeds at a time on all devices.
+    """Train each plan with each seed, several seeds at a time on all devices.
 
     Args:
       settings: what all trainings share.
       plans: the plans, their fields stacked.
-      seeds: how many times, each with its own weights and, unless shared, its own examples.
+      seeds: number of seeds; each has other initial weights and, unless shared, other examples.
       progress: whether to show a bar, if stderr is a terminal.
 
     Returns:
@@ -445,14 +464,15 @@ def train_all(settings: Settings, plans: Plan, seeds: int, *, progress: bool = F
 
     check_least("seeds", seeds)
     devices = jax.devices()[:seeds]
-    # On a CPU one seed fills the cache of a core; an accelerator wants all there are.
+    # One seed at a time fills the cache of a CPU core; an accelerator is given all seeds at once.
     per_device = 1 if devices[0].platform == "cpu" else -(-seeds // len(devices))
     mesh = jax.sharding.Mesh(np.array(devices), ("seed",))
     plans = jax.tree.map(jnp.asarray, plans)
     results = []
     with tqdm.tqdm(total=seeds, unit="seed", disable=None if progress else True) as bar:
         for first in range(0, seeds, per_device * len(devices)):
-            # The last chunk trains more seeds than asked for: one shape, one compilation.
+            # The last chunk may train more seeds than asked for, which are cut off below: one shape needs
+            # one compilation.
             chunk = jnp.arange(first, first + per_device * len(devices), dtype=jnp.uint32)
             results.append(jax.device_get(_train_chunk(settings, mesh, plans, chunk)))
             bar.update(min(len(chunk), seeds - first))
@@ -464,6 +484,7 @@ def _train_chunk(settings: Settings, mesh: jax.sharding.Mesh, plans: Plan, seeds
     def train_seed(plans, seed):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), seed), 2)
         data, test = examples(settings, seed)
+        # The examples are not mapped over: all plans share them.
         return jax.vmap(lambda plan: train(settings, plan, key, data, test))(plans)
 
     over_seeds = jax.P("seed")

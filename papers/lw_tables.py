@@ -1,4 +1,4 @@
-"""Tables 1 and 4 of the layerwise paper with ours beside: as text, CSV and plot, and the search."""
+"""Tables 1 and 4 of the layerwise paper beside ours, as text, CSV and plot, and the search over settings."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from seal_jax.papers import Number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WITHIN = 2  # standard deviations of the paper
+# How far a cell may be from the paper's, in standard deviations that the paper gives, to agree with it.
+WITHIN = 2
 TITLES = {"1": "Table 1: test accuracy (%)", "4": "Table 4: test accuracy (%) at alpha 0.5"}
 ROW_NAMES = {"1": "alpha", "4": "L2 penalty"}
 
 
 class Cell(NamedTuple):
-    """A cell of a table: ours, and the paper's where it has one.
+    """A cell of a table: our result, and the paper's where it has one.
 
     Attributes:
       table: "1" or "4".
       row: the signal strength, or the penalty.
-      method: by the paper's name.
+      method: the paper's name of the method.
       initialiser: "he" or "glorot".
       rounds: test accuracy at the end of every round in %, ``[seeds, rounds]``.
       paper: mean and, in Table 1, standard deviation over seeds in %; None where it cannot be read.
@@ -60,20 +61,20 @@ class Cell(NamedTuple):
 
     @property
     def distance(self) -> float | None:
-        """The distance from the paper's mean, in its standard deviations."""
+        """The signed distance from the paper's mean, in the paper's standard deviations."""
         if self.paper is None or self.paper.spread is None:
             return None
         return (self.mean - self.paper.mean) / self.paper.spread
 
     @property
     def within(self) -> bool:
-        """Whether that is two at most."""
+        """Whether that distance is two at most."""
         return self.distance is not None and abs(self.distance) <= WITHIN
 
 
 def make_cells(table: str, test: Any, initialisers: Sequence[str]) -> list[Cell]:
     """Return the cells of a table from ``Results.test`` of its plans, ``[seeds, plans, rounds]``."""
-    by_plan = 100 * np.asarray(test, np.float64).swapaxes(0, 1)
+    by_plan = 100 * np.asarray(test, np.float64).swapaxes(0, 1)  # [plans, seeds, rounds], in %
     return [
         Cell(table, row, method, initialiser, rounds, PAPER[table].get(f"{row:g}", column=method))
         for (initialiser, row, method), rounds in zip(
@@ -89,7 +90,7 @@ def by_initialiser(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 
 def comparison(cells: Sequence[Cell]) -> Table:
-    """Return the table that is printed: the paper's rows with ours below, and what agrees."""
+    """Return the printed table: the paper's rows with ours below, and what agrees."""
     number, seeds = cells[0].table, len(cells[0].accuracies)
     count = "1 seed" if seeds == 1 else f"{seeds} seeds"
     title = f"{TITLES[number]}, mean (standard deviation) of {count}"
@@ -99,7 +100,7 @@ def comparison(cells: Sequence[Cell]) -> Table:
     for row in ROWS[number]:
         in_row = [cell for cell in cells if cell.row == row]
         groups = list(by_initialiser(in_row))
-        # The blank is the place of the asterisk.
+        # A blank where our rows may have an asterisk, so that the numbers align.
         paper = [
             f"{'unreadable' if cell.paper is None else _number(*cell.paper)} "
             for cell in groups[0][1]
@@ -125,12 +126,14 @@ def _number(mean: float, std: float | None) -> str:
 def agreement(cells: Sequence[Cell]) -> list[str]:
     """Return how many cells of Table 1 agree with the paper, and which pairs of methods do not."""
     lines = []
+    # "Known" are cells whose deviation can be read in our copy of the paper.
     for initialiser, group in by_initialiser(cells):
         known = [cell for cell in group if cell.distance is not None]
         lines.append(
             f"{initialiser}: {sum(cell.within for cell in known)} of {len(known)} cells within "
             f"{WITHIN} of the paper's standard deviations."
         )
+    # The paper does not name its initialiser, so a cell that agrees with either one counts.
     known_cells = {(cell.row, cell.method) for cell in cells if cell.distance is not None}
     agreeing = {(cell.row, cell.method) for cell in cells if cell.within}
     missing = [f"{method} at {alpha:g}" for alpha, method in sorted(known_cells - agreeing)]
@@ -145,7 +148,7 @@ def agreement(cells: Sequence[Cell]) -> list[str]:
 
 
 def _order(cells: Sequence[Cell], initialiser: str, alpha: float) -> Iterator[str]:
-    """Compare the order of the methods with the paper's, the pairs that differ by name."""
+    """Yield the order of the methods and how it compares with the paper's, with the pairs that differ."""
     ranked = sorted(cells, key=lambda cell: -cell.mean)
     yield f"{initialiser}, alpha {alpha:g}: {' > '.join(cell.method for cell in ranked)}"
     pairs = _pairs(cells)
@@ -153,7 +156,8 @@ def _order(cells: Sequence[Cell], initialiser: str, alpha: float) -> Iterator[st
     for high, low in pairs:
         if high.mean >= low.mean:
             continue
-        difference = low.accuracies - high.accuracies  # paired: the seeds share their examples
+        # [seeds]; paired, since the methods of a seed have the same examples and initial weights.
+        difference = low.accuracies - high.accuracies
         error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else np.inf
         doubt = "" if difference.mean() > 2 * error else ", less than two standard errors"
         differing.append(f"{low.method} over {high.method} (by {difference.mean():.1f}{doubt})")
@@ -165,13 +169,13 @@ def _order(cells: Sequence[Cell], initialiser: str, alpha: float) -> Iterator[st
 
 
 def pairs_in_order(cells: Sequence[Cell]) -> int:
-    """Return how many pairs of methods, at the same signal strength, are in the paper's order."""
+    """Return how many pairs of methods with the same signal strength are in the paper's order."""
     rows = ([cell for cell in cells if cell.row == alpha] for alpha in ROWS["1"])
     return sum(high.mean >= low.mean for row in rows for high, low in _pairs(row))
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Return the pairs of cells that the paper has, its better one first."""
+    """Return the pairs of cells that the paper has, the better one in the paper first."""
     known = [(cell.paper.mean, cell) for cell in cells if cell.paper is not None]
     ranked = [cell for _, cell in sorted(known, key=lambda pair: -pair[0])]
     return list(itertools.combinations(ranked, 2))
@@ -218,6 +222,7 @@ def draw(path: Path, cells: Sequence[Cell], steps: int) -> None:
     table4 = [cell for cell in cells if cell.table == "4"]
     rows = len(table1) + bool(table4)
     figure = Figure(figsize=(11.0, 3.2 * rows), dpi=150, layout="constrained")
+    # Three columns serve both tables: Table 1 has three signal strengths and Table 4 three methods.
     grid = figure.subplots(rows, len(ROWS["1"]), squeeze=False)
     for row, (initialiser, group) in enumerate(table1):
         for axes, alpha in zip(grid[row], ROWS["1"], strict=True):
@@ -242,13 +247,14 @@ def _draw_rounds(axes: Axes, cells: Sequence[Cell], steps: int) -> None:
         look, mean = plots.style(index), cell.rounds.mean(0)
         axes.plot(ends, mean, label=cell.method, marker=".", markersize=5, linewidth=1.4, **look)
         if len(cell.rounds) > 1:
-            # The deviation, not the interval of the mean: it is what the paper gives.
+            # The standard deviation and not the interval of the mean, unlike in other plots: the paper
+            # gives it.
             std = cell.rounds.std(0, ddof=1)
             axes.fill_between(
                 ends, mean - std, mean + std, color=look["color"], alpha=0.12, linewidth=0
             )
         if cell.paper is not None:
-            # Side by side: some of the paper's numbers are nearly the same.
+            # Beside one another, right of the last round: some of the paper's numbers nearly coincide.
             axes.errorbar(
                 ends[-1] * (1.06 + 0.035 * index),
                 cell.paper.mean,
@@ -269,6 +275,7 @@ def _draw_rounds(axes: Axes, cells: Sequence[Cell], steps: int) -> None:
 
 def _draw_penalties(axes: Axes, cells: Sequence[Cell]) -> None:
     """Draw a method's column of Table 4: the paper's dashed, ours by initialiser."""
+    # Evenly spaced: a log axis has no place for the penalty 0.
     positions = np.arange(len(ROWS["4"]))
     groups = list(by_initialiser(cells))
     paper = [np.nan if cell.paper is None else cell.paper.mean for cell in groups[0][1]]
@@ -284,7 +291,7 @@ def _draw_penalties(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.legend(fontsize=7, loc="lower right")
 
 
-# What the search tries. Table 1: one departure from the given settings at a time.
+# The settings that the search tries. Table 1: one departure from the given settings at a time.
 DEPARTURES: tuple[dict[str, Any], ...] = (
     {},
     {"first_round": "algorithm"},
@@ -296,7 +303,8 @@ DEPARTURES: tuple[dict[str, Any], ...] = (
     {"share": 0.3, "dsd": "global"},
     {"data": "shared"},
 )
-# Table 4: gradient descent as in Table 1, and Adam, each with every one of CHOICES_4.
+# Table 4: optimizer, learning rate and steps per round, each with every one of CHOICES_4. The first is gradient
+# descent as in Table 1, where 1,800 steps over five rounds are 360.
 TRAININGS: tuple[tuple[str, float, int], ...] = (
     ("gd", 0.05, 360),
     ("adam", 0.001, 360),
@@ -314,7 +322,7 @@ CHOICES_4: tuple[dict[str, Any], ...] = tuple(
 
 
 def search1(settings: Settings, initialisers: Sequence[str], seeds: int) -> Iterator[str]:
-    """Yield a line for each departure: for each initialiser, the cells that agree, and the pairs."""
+    """Yield a line for each departure: by initialiser, the number of cells and of pairs that agree."""
     yield "Cells within two of the paper's standard deviations; pairs of methods in its order"
     for departure in DEPARTURES:
         departed = dataclasses.replace(settings, **departure)
@@ -336,7 +344,7 @@ def search4(settings: Settings, initialisers: Sequence[str], seeds: int) -> Iter
     for optimiser, learning_rate, steps in TRAININGS:
         training = {"optimiser": optimiser, "learning_rate": learning_rate, "steps": steps}
         trained = dataclasses.replace(settings, **training)  # type: ignore[arg-type]
-        # One program for all choices: plans are data.
+        # One program serves all choices, since plans are data; only a new training compiles.
         plans = [
             lw_synthetic.plans("4", dataclasses.replace(trained, **choice), initialisers)
             for choice in CHOICES_4

@@ -1,10 +1,10 @@
-"""Record what a checkout computes and prints, and compare two such recordings: a net under a restructuring.
+"""Record what a checkout computes and prints, and compare two such recordings: a safety net for refactoring.
 
     python tools/compare_checkouts.py record CHECKOUT FOLDER   # about ten minutes on two cores
     python tools/compare_checkouts.py compare FOLDER OTHER
 
-Trains small digits variants with the command line of ``CHECKOUT``, runs every evaluation on them at its smallest,
-compares the runs and prints the lists. ``compare`` reports every number that differs (metrics and results are
+Trains small digits variants with the command line of ``CHECKOUT``, runs every evaluation on them at its smallest
+size, compares the runs and prints the lists. ``compare`` reports every number that differs (metrics and results are
 expected to agree bit for bit) and every line of text that does.
 """
 
@@ -19,6 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+# One for each way in which a method enters the training, in an order in which pof and fast find the runs that
+# they start from.
 VARIANTS = (
     "normal",
     "sam",
@@ -34,7 +36,9 @@ VARIANTS = (
     "born_again",
     "foca",
 )
+# Two generations have one forgetting event, and a quarter of four epochs, the ascent, is one.
 SHORT = "--config.train.generations=2 --config.train.epochs_per_generation=4"
+# LW needs K N generations: one round for each of two blocks. IMP rewinds to a later step than the initialisation.
 SMALLER = {"lw": "--config.method.rounds=1", "imp": "--config.method.rewind_step=2"}
 EVALUATIONS = {
     "linear_probe": "--epochs=2 --datasets=digits",
@@ -66,6 +70,7 @@ COMMANDS = (
     "compare runs/normal runs/seal runs/llf runs/lw runs/fast --output=runs/report",
     "compare runs/resnet8",
     "slim runs/kels --output=runs/slim",
+    # Lists, errors and help.
     "methods",
     "datasets",
     "train --config=configs/digits.py:seal --workdir=runs/x --config.method.threshold=dense9",
@@ -79,7 +84,9 @@ VOLATILE = re.compile(r"\d+(\.\d+)? ?(s|min|h|seconds|minutes|steps/s|it/s)\b")
 
 
 def record(checkout: Path, folder: Path) -> None:
-    """Run all commands with the code of ``checkout``; their files and output go to ``folder``."""
+    """Run all commands with the code of ``checkout``; write their files and output into ``folder``."""
+    # Every command runs in `folder` with relative paths: the paths that it prints are the same in all
+    # recordings. COLUMNS is the width to which argparse wraps help.
     folder.mkdir(parents=True)
     (folder / "configs").symlink_to(checkout.resolve() / "configs")
     (folder / "printed").mkdir()
@@ -91,6 +98,7 @@ def record(checkout: Path, folder: Path) -> None:
     for number, command in enumerate(COMMANDS):
         words = [sys.executable, "-m", "seal_jax", *command.split()]
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        # Of a failure the last line: tracebacks name files of the checkout.
         errors = "" if done.returncode == 0 else "\n".join(done.stderr.splitlines()[-1:])
         text = f"$ {command}\n{done.stdout}\n{errors}\nexit {done.returncode}\n"
         (folder / "printed" / f"{number:02}.txt").write_text(VOLATILE.sub("<time>", text))
@@ -105,6 +113,7 @@ def compare(folder: Path, other: Path) -> int:
         a, b = folder / name, other / name
         if not (a.exists() and b.exists()):
             lines = [f"only in {folder if a.exists() else other}"]
+        # JSON by value and not by text, so that a difference is named by its place.
         elif name.suffix in (".json", ".jsonl"):
             first, second = ([json.loads(line) for line in _documents(path)] for path in (a, b))
             lines = list(_differences(first, second, ""))
@@ -123,6 +132,7 @@ def compare(folder: Path, other: Path) -> int:
 
 
 def _files(root: Path) -> list[Path]:
+    # Neither pictures nor checkpoints: the numbers that they are made from are in metrics and results.
     wanted = {".json", ".jsonl", ".csv", ".txt", ".html", ".md"}
     skip = {"data", "checkpoints", "configs"}
     return [
@@ -138,6 +148,7 @@ def _documents(path: Path) -> list[str]:
 
 
 def _plain(text: str) -> list[str]:
+    # Pictures within a page, times, and the width of columns that a time widens.
     text = re.sub(r'data:image/png;base64,[^"]+', "<png>", text)
     return [re.sub(r" +", " ", line).strip() for line in VOLATILE.sub("<time>", text).splitlines()]
 

@@ -2,8 +2,8 @@
 
     python -m tools.generate_docs
 
-A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. A method that docs/methods.md does
-not have yet gets a section at the end of the methods; what is below the generated part is yours to write.
+A part is between ``<!-- generated: NAME -->`` and ``<!-- end -->``. A method that docs/methods.md does not have
+yet gets a section at the end of the methods; the text below the generated part is written by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def table(*rows: Iterable[str]) -> str:
-    """Return a table in Markdown, its header first."""
+    """Return a table in Markdown; the first row is its header."""
+    # Markdown would take a bar in a cell for the end of the cell.
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     rule = "| --- " * (lines[0].count(" | ") + 1) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
@@ -31,7 +32,7 @@ def table(*rows: Iterable[str]) -> str:
 
 def configs(variant: Variant, folder: str) -> str:
     """Return links to the configs of a system, with the names of its variants there."""
-    variants: dict[str, list[str]] = {}
+    variants: dict[str, list[str]] = {}  # by file, which is linked once
     for config in (variant.config, *variant.also):
         file, _, names = config.partition(":")
         variants.setdefault(file, []).extend(names.split(",") if names else [])
@@ -53,7 +54,7 @@ def methods_table() -> str:
 
 
 def method_section(name: str) -> str:
-    """Return the head of a method's section: what it does, its systems and its options."""
+    """Return the generated head of a method's section: what it does, its systems and its options."""
     summary = methods.summary(name)
     parts = [f"## {name}", f"{summary[0].upper()}{summary[1:]}."]
     parts.append(
@@ -76,7 +77,9 @@ def method_section(name: str) -> str:
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """Return what the docstring of a class says of its attributes, as Markdown."""
+    """Return what the docstring of a class says about its attributes, as Markdown by name."""
+    # `evaluators/options.py` reads the help of the command line in the same way: the docstring is the one
+    # place where an option is described.
     text = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     return {
         field: " ".join(meaning.split()).rstrip(".").replace("``", "`")
@@ -85,7 +88,9 @@ def attributes(kind: type) -> dict[str, str]:
 
 
 def commands_table() -> str:
-    """Return the table of the commands, with what each of them requires."""
+    """Return the table of the commands, with the arguments that each of them requires."""
+    # The parser itself is asked, so that a new command is in the table. argparse has no public way to its
+    # subparsers.
     (commands,) = (
         action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
     )
@@ -111,10 +116,12 @@ def evaluations_table() -> str:
 
 def generate() -> dict[Path, str]:
     """Return the whole text of each file with generated parts, up to date."""
+    # Writes nothing: a test compares the texts with the files.
     sections = {name: method_section(name) for name in methods.NAMES}
     page = ROOT / "docs" / "methods.md"
     text = page.read_text()
     for name in sections:
+        # The marker of a new method, before the chapter that follows the methods.
         if f"<!-- generated: {name} -->" not in text:
             first, mark, rest = text.partition("## Where this differs")
             text = f"{first}<!-- generated: {name} -->\n<!-- end -->\n\n{mark}{rest}"
@@ -129,7 +136,7 @@ def generate() -> dict[Path, str]:
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """Return ``text`` with these parts between their markers."""
+    """Return ``text`` with each part between its markers."""
     for name, part in parts.items():
         before, mark, rest = text.partition(f"<!-- generated: {name} -->\n")
         assert mark, f"no marker for {name}"

@@ -1,4 +1,4 @@
-"""Between config files and settings: the only place, with ``configs/``, that knows ml_collections."""
+"""Turns config files into settings: the only place, with ``configs/``, that knows ml_collections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from seal_jax.schedules import PRESETS
 
 
 def base(method: str = "normal") -> ConfigDict:
-    """Return the default settings with the options of ``method``, for a config file to change.
+    """Return the default settings with the default options of ``method``, for a config file to change.
 
     >>> config = base("seal")
     >>> config.method.ascent_scale, config.train.batch_size
@@ -28,7 +28,7 @@ def base(method: str = "normal") -> ConfigDict:
     """
     config = ConfigDict(settings_lib.as_dict(Settings()))
     config.method = ConfigDict({"name": method, **dataclasses.asdict(methods.options(method))})
-    # ml_collections takes a field's type from its value, and None has none.
+    # ml_collections takes the type of a field from its value, and None has none: a placeholder keeps it.
     for section, fields in _optional_fields(method).items():
         for field, kind in fields.items():
             config[section][field] = config_dict.placeholder(kind)
@@ -36,7 +36,7 @@ def base(method: str = "normal") -> ConfigDict:
 
 
 def _optional_fields(method: str) -> dict[str, dict[str, type]]:
-    """Return the fields that may be ``None`` by section, with their type otherwise."""
+    """Return the fields that may be ``None``, by section, with the type that they have otherwise."""
     kinds = {
         "model": settings_lib.Model,
         "train": settings_lib.Train,
@@ -58,13 +58,14 @@ def use_preset(config: ConfigDict, name: str) -> None:
         config.optimizer[field] = getattr(preset, field)
     for field in ("batch_size", "epochs_per_generation", "generations"):
         config.train[field] = getattr(preset, field)
+    # A preset holds for all methods of the paper; these two fields are SEAL's.
     if config.method.name == "seal":
         config.method.ascent_scale = preset.ascent_scale
         config.method.ascent_weight_decay_factor = preset.ascent_weight_decay_factor
 
 
 def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
-    """Set settings by their names in a :class:`seal_jax.methods.Variant`.
+    """Set settings named as in a :class:`seal_jax.methods.Variant`: without a dot, an option of the method.
 
     >>> config = base("seal")
     >>> set_fields(config, {"fit": "freeze", "train.seeds": 4})
@@ -81,15 +82,16 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
 
     Args:
       config: ``path/to/file.py`` or ``path/to/file.py:variant``; the file has ``get_config``.
-      overrides: ``--config.section.field=value`` each.
+      overrides: strings ``--config.section.field=value``.
 
     Raises:
-      UsageError: no such file or variant, or an override that does not exist or has another type.
+      UsageError: there is no such file or variant, the file raises an error, or an override names no
+        setting or has a value of another type.
     """
     path, _, variant = config.partition(":")
     module = _module(path)
     known = _variants(path, module)
-    # Before get_config sees it, which may take any name for its default.
+    # Before `get_config` is called, which may treat any unknown name as its default.
     if variant and variant not in known:
         some = f"one of {', '.join(known)}" if known else "left out: the file has none"
         raise UsageError(f"--config={config}: the variant must be {some}{nearest(variant, known)}")
@@ -101,7 +103,8 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
         raise _in_file(path, error) from error
     if not isinstance(values, ConfigDict):
         raise UsageError(f"--config={path}: get_config must return a ConfigDict, see configs/")
-    for section in dataclasses.fields(Settings):  # which overrides are looked up in
+    # Checked here and not by `read` below, since overrides are looked up in the sections before.
+    for section in dataclasses.fields(Settings):
         if not isinstance(values.get(section.name, ConfigDict()), ConfigDict):
             value = shown(values[section.name])
             raise UsageError(
@@ -126,17 +129,20 @@ def _variants(path: str, module: types.ModuleType) -> tuple[str, ...]:
 
 
 def _module(name: str) -> types.ModuleType:
-    """Run a config file."""
+    """Return the module of a config file, after running it."""
     path = Path(name)
+    # The spec is None for a name that does not end in .py.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UsageError(f"--config={path} is not a Python file; the configs are in configs/")
     module = importlib.util.module_from_spec(spec)
     try:
-        # Not by its loader: that leaves a __pycache__, which an edit within a second does not renew.
+        # Not by the spec's loader: it caches bytecode in __pycache__ by time in seconds and size, so an edit
+        # within a second could run the old file.
         exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except SyntaxError as error:
         raise UsageError(f"--config={path}, line {error.lineno}: {error.msg}") from None
+    # `main.exit_code` says which package to install.
     except ModuleNotFoundError:
         raise
     except Exception as error:
@@ -145,8 +151,8 @@ def _module(name: str) -> types.ModuleType:
 
 
 def _in_file(path: str | Path, error: Exception) -> UsageError:
-    """Return one line that says where in a config file an error arose, and what it was."""
-    # The innermost line of the config file itself, not of a function that it calls.
+    """Return an error of one line that says where in a config file another arose, and what it was."""
+    # The innermost line of the config file, not of a function that it calls.
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)]
     kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
@@ -154,7 +160,8 @@ def _in_file(path: str | Path, error: Exception) -> UsageError:
 
 
 def _override(config: ConfigDict, override: str) -> None:
-    """Apply ``--config.section.field=value``, with the value read as the field's type."""
+    """Apply ``--config.section.field=value``, with the value read as the type of the field."""
+    # Walked field by field, so that an error can name near fields and settings that were renamed.
     path, _, text = override.removeprefix("--config.").partition("=")
     node: Any = config
     for field in path.split("."):
@@ -167,6 +174,7 @@ def _override(config: ConfigDict, override: str) -> None:
     if isinstance(node, ConfigDict):
         raise UsageError(f"{path} is a section; set one of {', '.join(node)}")
     value: Any = text
+    # Only where the field allows it: elsewhere "none" is text, or an error.
     if text.lower() == "none" and _may_be_none(config, path):
         value = None
     elif kind is bool:

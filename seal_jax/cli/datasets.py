@@ -1,4 +1,4 @@
-"""The list of the papers' data sets: SEAL Table 3 and LW Table 5 beside what is prepared here."""
+"""List of the papers' data sets: SEAL Table 3 and LW Table 5 beside what is prepared on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seal_jax.data.preparation import prepare_command
 from seal_jax.errors import UsageError
 
 _HEADER = ("data set", "classes", "train", "valid", "test", "papers", "--dataset=", "prepared")
-_NUMBERS = range(1, 5)
+_NUMBERS = range(1, 5)  # the columns that are aligned to the right
 
 
 def as_text(data_dir: str | os.PathLike | None) -> str:
@@ -21,10 +21,12 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
     Raises:
       UsageError: the folder is remote, or does not exist.
     """
+    # TFDS's own default, without importing it.
     default = os.environ.get("TFDS_DATA_DIR") or str(Path.home() / "tensorflow_datasets")
     folder = default if data_dir is None else os.fspath(data_dir)
     if "://" in folder:
         raise UsageError(f"data_dir={folder} is remote: copy it into a local folder and give that")
+    # Only a folder that was named must exist: without the default one, nothing is prepared yet.
     if data_dir is not None and not os.path.isdir(data_dir):
         raise UsageError(f"--data-dir={folder} is not a folder; give that of the prepared data")
     rows: list[tuple[str, ...]] = [_HEADER]
@@ -36,6 +38,7 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
         if data_set.note:
             notes.append(f"  {data_set.paper}: {data_set.note}")
         if not _is_usable(prepared):
+            # Under the first name, if a data set has several.
             command = f"  {prepare_command(data_set.names[0], folder)}"
             if files := data_set.manual_dir:
                 from_files += [f"  # {data_set.paper}: FOLDER is {files}", command]
@@ -55,7 +58,7 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
 
 
 def _find(data_set: DatasetInfo, folder: Path) -> tuple[str, Prepared | None]:
-    """Return the name under which a data set is prepared, else its first one and None."""
+    """Return the name under which a data set is prepared and what is there, else its first name and None."""
     for name in data_set.names:
         prepared = catalogue.prepared(name, folder)
         if prepared is not None:
@@ -64,6 +67,7 @@ def _find(data_set: DatasetInfo, folder: Path) -> tuple[str, Prepared | None]:
 
 
 def _is_usable(prepared: Prepared | None) -> bool:
+    # Other formats of TFDS need TensorFlow to be read.
     return prepared is not None and prepared.file_format == "array_record"
 
 

@@ -1,6 +1,6 @@
 """The commands: their options, what they do, and one line with an exit code for what users can fix.
 
-Imports happen inside the commands, so that ``compare`` does not wait for what ``train`` needs.
+Imports are inside the commands, so that ``compare`` does not wait for what ``train`` needs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code."""
 
     def command() -> int:
+        # In two passes: the options of `evaluate` depend on --kind.
         kind = _kind(arguments)
         options, overrides = parse(parser(kind, evaluate="evaluate" in arguments), arguments)
         return options.run(options, overrides)
@@ -38,7 +39,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Call a command; return its exit code, that of an error after one line about it on stderr."""
+    """Call a command; return its exit code, or that of an error after one line about it on stderr."""
+    # A warning without the line of code that raised it.
     warnings.showwarning = _one_line_warning
     try:
         return command()
@@ -47,10 +49,12 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read the output has left, as `head` does; Python would complain at its exit too.
+        # The reader of the output has ended, as `head` does. Python flushes stdout at its exit and would
+        # complain again, so let it write to nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CRASHED
     except ModuleNotFoundError as error:
+        # A missing module of this package is a defect and keeps its traceback.
         if error.name and error.name.split(".")[0] == "seal_jax":
             raise
         return _fail(
@@ -71,7 +75,8 @@ def _one_line_warning(message, category, filename, lineno, file=None, line=None)
 
 def _kind(arguments: Sequence[str]) -> str | None:
     """Return what ``--kind`` says: the options of ``evaluate`` depend on it."""
-    # A parser of its own, before the real one can be built; it accepts whatever else is there.
+    # A small parser, before the real one can be built. Anything else on the line is left to that one, and
+    # so are errors: a --kind without a value is None here.
     before = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     before.add_argument("--kind", nargs="?")
     return before.parse_known_args(list(arguments))[0].kind if "evaluate" in arguments else None
@@ -81,7 +86,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str):
-        """Raise the error; ``argparse`` would print the usage and leave."""
+        """Raise a ``UsageError``; ``argparse`` would print the usage and exit."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
@@ -89,6 +94,7 @@ def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of a command, and overrides of settings if it takes a config."""
+    # Settings are not options of the parser: which ones exist is known when the config is loaded.
     options, overrides = parser.parse_known_args(list(arguments))
     takes_config = hasattr(options, "config")
     for override in overrides:
@@ -105,7 +111,7 @@ def parse(
 def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.ArgumentParser:
     """Return the parser of all commands, ``evaluate`` with the options of this kind.
 
-    Without ``evaluate`` that command has no options: to list the kinds imports all evaluators.
+    Without ``evaluate`` that command has no options, since listing the kinds imports all evaluators.
     """
     from seal_jax.evaluators import command as evaluation
 
@@ -115,10 +121,11 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(run: Callable[..., int], epilog: str = "") -> argparse.ArgumentParser:
+        # The function declares the command: its name, and its docstring as the help.
         name, summary = run.__name__.removeprefix("_"), str(run.__doc__).rstrip(".")
         summary = " ".join(summary.split())
         summary = summary[0].lower() + summary[1:]
-        # No abbreviations: --conf=x must not pass for --config=x, nor for an override.
+        # No abbreviations: --conf=x must be an error, neither --config=x nor an override.
         added = commands.add_parser(
             name, help=summary, description=summary, epilog=epilog, allow_abbrev=False
         )
@@ -184,11 +191,15 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     variants = configs.variants(options.config)
     if not variants:
         raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
-    for variant in variants:  # every error before any training
+    # All errors of settings come before any training.
+    for variant in variants:
         configs.load(f"{options.config}:{variant}", overrides)
     _start_jax(options)
+    # In the order of VARIANTS: a later one may start from the run of an earlier one, as PoF from SAM.
     for variant in variants:
         code = _train_one(f"{options.config}:{variant}", overrides, root / variant)
+        # A stop or a full disk ends the sweep. The same command finds the finished variants done and resumes
+        # this one.
         if code:
             return code
     if _is_main_process():
@@ -216,9 +227,11 @@ def _cache_programs() -> None:
     """Keep compiled programs on disk, so that a resumed run does not compile again."""
     import jax
 
+    # A folder that the user has chosen wins, with JAX's settings for it.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "seal_jax" / "xla"))
+        # JAX's default of a second would leave out the many small programs.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -241,15 +254,16 @@ def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
     try:
         outcome = loop.train(settings, workdir, dataset)
     except OSError as error:  # a full disk, or a folder that went away
+        # Of stdout, not of the folder: `exit_code` handles it.
         if isinstance(error, BrokenPipeError):
             raise
         code = _fail(str(error), UNWRITABLE)
         if jax.process_count() > 1:
-            # The others wait for this process in the step, and a normal exit would wait for them.
+            # The other processes wait for this one in the step, and a normal exit would wait for them.
             sys.stdout.flush()
             os._exit(code)
         return code
-    # A run stopped within its first epoch has no row to draw.
+    # A run that stopped within its first epoch has no row to draw.
     if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
         reports.draw_run(workdir)
     if not outcome.finished:

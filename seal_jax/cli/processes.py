@@ -1,4 +1,4 @@
-"""Joins the processes of a run that is trained on several hosts."""
+"""Joining the processes of a run that is trained on several hosts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ WAIT_SECONDS = 300  # for the other processes of a run to start
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Join the other processes of a run, if there are any, within ``WAIT_SECONDS``.
 
-    The ``coordinator`` is ``HOST:PORT`` of process 0, or "auto" where the cluster tells how many
-    processes there are and which this is; None joins nothing.
+    The ``coordinator`` is ``HOST:PORT`` of process 0, or "auto" where the cluster says how many
+    processes there are and which this is. With None nothing is joined.
 
     Raises:
       UsageError: arguments that do not fit, or processes that cannot be joined.
@@ -30,6 +30,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     where = f"--coordinator={coordinator}"
     if coordinator == "auto":
         others = "the cluster of this machine (is it in one? else give HOST:PORT, N and I)"
+        # JAX then asks the environment: Cloud TPU's metadata, Slurm, and others.
         arguments: tuple[str | None, int | None, int | None] = (None, None, None)
     else:
         if processes is None or process is None:
@@ -51,9 +52,11 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             file=sys.stderr,
             flush=True,
         )
+        # Not `sys.exit`: this is the timer's thread, and the main one is stuck inside JAX.
         os._exit(USAGE)
 
-    # Not by jax's own time limit: that ends the process with a stack trace of C++.
+    # Not by JAX's time limit, which ends the process with a stack trace of C++. It is set to twice as long,
+    # so that the timer is first.
     timer = threading.Timer(WAIT_SECONDS, give_up)
     timer.daemon = True
     timer.start()

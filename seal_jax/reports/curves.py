@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from seal_jax.core import files, plots
 from seal_jax.reports.runs import PathLike, Run, read_all
 
-# Matplotlib is imported inside the functions: the tables do without it. Its figures are made as
-# objects, without pyplot, so that nothing of the caller's state changes.
+# Matplotlib is imported inside the functions: tables do not need it. Figures are created as objects,
+# without pyplot, which would change the caller's backend and current figure.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,10 +20,10 @@ DPI = 150
 WIDTH = 11.0  # inches
 HEIGHT = 3.0  # inches of a whole panel
 LEGEND, LEGEND_RUN = 2.0, 0.42  # inches of the legend, and of a run in it
-KEY = "#444444"  # what stands for any run in the legend
+KEY = "#444444"  # colour of legend entries that stand for any run
 
-# A panel each, if any run has it. Test has its own, since its differences are small beside the
-# falls of training and validation where something is forgotten.
+# One panel for each, if any run has it. Test accuracy is apart from the others: its differences between
+# runs are small beside the drop of training and validation accuracy at a forgetting event.
 ACCURACIES = {
     "train/accuracy": "training accuracy (%)",
     "validation/accuracy": "validation accuracy (%)",
@@ -32,6 +32,7 @@ ACCURACIES = {
 LOSSES = {"train/loss": "-", "validation/loss": "--"}
 MARKERSIZE = {"last": 4.5, "best": 8.0}
 SHADE = "#777777"
+# Of vertical lines; more of them would merge into a grey area.
 MOST_BOUNDARIES = 60
 
 
@@ -40,8 +41,8 @@ def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
 
     Lines are means over the seeds and bands their 95 % intervals. Test accuracy is marked
     where generations end: filled for the last weights, hollow for those with the best validation
-    accuracy of the generation. Vertical lines are the starts of generations, shades the ascents.
-    Without a validation split, or a finished generation, there is a panel of 450 rows less.
+    accuracy of the generation. Vertical lines mark the starts of generations, shades the ascents.
+    Without a validation split, or a finished generation, the picture is one panel (450 rows) shorter.
 
     Args:
       workdirs: the run folders.
@@ -78,13 +79,17 @@ def png(runs: Sequence[Run], *, losses: bool = False) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    # At least one panel: `read_all` refuses runs without train/accuracy.
     shown = [key for key in ACCURACIES if _has(runs, key)]
+    # Relative to `HEIGHT`: the accuracies, then loss and the lower learning rate of `draw_run`.
     heights = [1.0] * len(shown) + [1, 0.5] * losses
+    # The legend may be longer than the panels are high.
     height = max(HEIGHT * sum(heights), LEGEND + LEGEND_RUN * len(runs))
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     ratios = {"height_ratios": heights}
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw=ratios)
     axes: list[Axes] = list(grid[:, 0])
+    # Not strict: with losses, two panels are left over for them.
     for panel, key in zip(axes, shown, strict=False):
         panel.set_ylabel(ACCURACIES[key])
         for run in runs:
@@ -93,6 +98,7 @@ def png(runs: Sequence[Run], *, losses: bool = False) -> bytes:
             else:
                 curve(panel, run, key, scale=100, **plots.style(run.index))
     if losses:
+        # `draw_run` has one run, so the dashes are free to tell training from validation.
         colour = plots.style(0)["color"]
         for key, dashes in LOSSES.items():
             curve(axes[-2], runs[0], key, color=colour, linestyle=dashes)
@@ -100,13 +106,14 @@ def png(runs: Sequence[Run], *, losses: bool = False) -> bytes:
         curve(axes[-1], runs[0], "learning_rate", color=colour)
         axes[-1].set_ylabel("learning rate")
     method = f"{runs[0].setting('method.name').upper()}: " if len(runs) == 1 else ""
-    # No mathematics in names: a folder's may hold a dollar sign.
+    # Without mathtext: the name of a folder may contain a dollar sign.
     axes[0].set_title(method + subjects_of(runs), fontsize=14, pad=10, parse_math=False)
     for panel in axes:
         _phases(panel, runs)
         plots.tidy(panel)
         panel.set_axisbelow(True)
         panel.margins(x=0)
+    # The panels share the axis. It ends at the longest training so far, not at its planned end.
     axes[-1].set_xlim(0, max(run.epochs_done for run in runs))
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("epochs trained")
@@ -120,14 +127,14 @@ def _has(runs: Sequence[Run], key: str) -> bool:
 
 
 def subjects_of(runs: Sequence[Run], most: int = 3) -> str:
-    """Return the models and data sets, at most so many of them."""
+    """Return the models and data sets of the runs, at most ``most`` of them by name."""
     every = list(dict.fromkeys(run.subject for run in runs))
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
 
 
 def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> None:
-    """Put the runs, and below them what is common to all, to the right of the panels."""
+    """Draw the legend right of the panels: the runs, below them what is common to all."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -136,6 +143,7 @@ def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> No
         left = "" if run.finished else ", unfinished"
         line = Line2D([], [], linewidth=2.5, **plots.style(run.index))
         entries.append((line, f"{plots.drawable(run.name)}\n({run.seeds_text}{left})"))
+    # An empty line between the runs and the rest.
     entries.append((Line2D([], [], linestyle="none"), ""))
     if any(run.seeds > 1 for run in runs):
         band = (Patch(color=KEY, alpha=0.25, linewidth=0), Line2D([], [], color=KEY))
@@ -158,12 +166,13 @@ def _legend(figure: Figure, runs: Sequence[Run], lines: Mapping[str, Any]) -> No
 
 
 def curve(axes: Axes, run: Run, key: str, *, scale: float = 1, **line: Any) -> None:
-    """Draw the mean over the seeds, and a band of its 95 % interval; of two seeds, of both values."""
-    epochs, values = run.series(key)
+    """Draw the mean over the seeds with a band of its 95 % interval; of two seeds, both values."""
+    epochs, values = run.series(key)  # [n], [n, seeds]
     if not len(epochs):
         return
     if len(epochs) == 1:  # a line needs two points to be seen
         line |= {"marker": ".", "markersize": 8, "clip_on": False}
+    # The t interval of an accuracy near 1 would reach past it.
     limits = (0, scale) if key.endswith("/accuracy") else None
     plots.line_with_band(axes, epochs, values * scale, limits=limits, **line)
 
@@ -182,10 +191,10 @@ def marks(axes: Axes, weights: str, x: Any, values: Any, look: Mapping[str, Any]
     Those of the last weights are joined and have bars of the mean's 95 % interval.
     """
     mean, low, high = plots.over_seeds(values)
-    # The last is drawn over the best and is smaller: where they agree both are seen.
+    # The mark of the last weights is smaller and drawn above that of the best: where they agree, both show.
     zorder = 5 if weights == "last" else 4
     axes.plot(x, mean, **mark(weights, look["color"]), zorder=zorder)
-    # For the last only: at the same place the two bars would hide one another.
+    # For the last weights only: two bars at the same x would hide one another.
     if weights == "last":
         axes.plot(x, mean, linewidth=1.4, **look)
         bar: dict[str, Any] = {"colors": look["color"], "linewidth": 1.0, "clip_on": False}
@@ -209,7 +218,6 @@ def _phases(axes: Axes, runs: Sequence[Run]) -> None:
     """Mark where generations start, and shade where a run ascends."""
     end = max(run.epochs_done for run in runs)
     starts = sorted({start for run in runs for start in _starts(run, end)})
-    # So many would be a grey area and not lines.
     for epoch in starts if len(starts) <= MOST_BOUNDARIES else []:
         axes.axvline(epoch, color="#8c8c8c", linewidth=0.7, zorder=0.5)
     for colour, spans in shades(runs):
@@ -218,8 +226,9 @@ def _phases(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[tuple[float, float], ...]]]:
-    """Return the spans of ascent with their colour: one grey for all runs, or each run's own."""
+    """Return the spans of ascent with their colour: grey if all agree, otherwise that of each run."""
     end = max(run.epochs_done for run in runs)
+    # [(colour, ((start, end), ...))] of the runs that ascend.
     of_runs = [(plots.style(run.index)["color"], ascents(run, end)) for run in runs]
     of_runs = [(colour, spans) for colour, spans in of_runs if spans]
     alike = len({spans for _, spans in of_runs}) == 1
@@ -227,7 +236,7 @@ def shades(runs: Sequence[Run]) -> list[tuple[str, tuple[tuple[float, float], ..
 
 
 def ascents(run: Run, end: int) -> tuple[tuple[float, float], ...]:
-    """Return the spans of epochs, up to ``end``, in which a run ascends; generation 0 does not."""
+    """Return the spans of epochs, up to ``end``, in which a run ascends; generation 0 has none."""
     k = run.ascent_epochs
     return tuple((start, min(start + k, end)) for start in _starts(run, end)) if k else ()
 

@@ -1,4 +1,4 @@
-"""The evaluations that were made of runs, as sections of the report."""
+"""Results of evaluations of runs, as sections of the report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from seal_jax.errors import UsageError
 from seal_jax.reports.page import Section
 from seal_jax.reports.runs import Run
 
-# Evaluators are imported inside the functions: runs that were not evaluated need nothing of them.
+# Evaluators are imported inside the functions: they load Flax, which the report of runs that were not
+# evaluated does without.
 if TYPE_CHECKING:
     from seal_jax.evaluators.evaluator import Evaluator
 
 FOLDER, RESULTS = "evaluations", "results.json"
+# Marks the name of a run whose results are not of its newest checkpoint.
 STALE = "†"
 
 
@@ -28,16 +30,19 @@ class Results:
 
     @property
     def step(self) -> int:
-        """The newest checkpoint that was evaluated."""
+        """The step of the newest checkpoint that was evaluated, -1 if the rows have no step."""
         return max((int(row.get("step", -1)) for row in self.record["rows"]), default=-1)
 
     @property
     def stale(self) -> bool:
-        """Whether the run's newest checkpoint is another."""
+        """Whether the run has a newer checkpoint than the one evaluated."""
+        # Without checkpoints there is nothing to compare with: they may have been deleted.
         return self.run.newest_checkpoint not in (None, self.step)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows under the run's name in this report, which is marked if they are stale."""
+        """Return the rows under the run's name in this report, marked if the results are stale."""
+        # The evaluation wrote another name, that of the folder when it was evaluated alone. The index
+        # gives the run the colour that it has in all other plots of the report.
         name = self.run.name + (STALE if self.stale else "")
         return [{**row, "run": name, "index": self.run.index} for row in self.record["rows"]]
 
@@ -47,7 +52,7 @@ class Results:
 
 
 def read(runs: Sequence[Run]) -> tuple[dict[str, list[Results]], list[str]]:
-    """Return the results by evaluator, in the evaluators' order, and a sentence for each broken one."""
+    """Return the results by evaluator, in the registry's order, and a sentence for each broken file."""
     results: dict[str, list[Results]] = {}
     broken = []
     for run in runs:
@@ -65,6 +70,7 @@ def read(runs: Sequence[Run]) -> tuple[dict[str, list[Results]], list[str]]:
                 broken.append(f"{run.name}: {error}")
             else:
                 results.setdefault(evaluator, []).append(Results(run, record))
+    # Before the import below: the registry loads every evaluator.
     if not results:
         return {}, broken
     from seal_jax.evaluators import registry
@@ -77,7 +83,7 @@ def sections(
 ) -> tuple[list[Section], list[str]]:
     """Return a section for each evaluator, and a sentence for each result that cannot be shown.
 
-    Those are taken out of ``results``.
+    Results that cannot be shown are removed from ``results``.
     """
     made, broken = [], []
     for name, of_runs in results.items():
@@ -88,7 +94,8 @@ def sections(
             made.append(section(evaluator, of_runs, runs).drawn())
             continue
         except evaluators.UNFIT:
-            # One of them is unfit. Only now look for it: drawing takes a while.
+            # One of the results is unfit. Search for it only now, since drawing takes a while. Each is
+            # tried together with the usable ones before it: the section shows them together.
             usable: list[Results] = []
         for result in of_runs:
             try:
@@ -99,6 +106,7 @@ def sections(
                     f"{result.run.name}: its results of {name} cannot be shown "
                     f"({type(error).__name__}: {error}); evaluate again with --overwrite"
                 )
+        # In place: the caller passes what is left to the studies.
         of_runs[:] = usable
         if usable:
             made.append(drawn)
@@ -108,6 +116,7 @@ def sections(
 def section(evaluator: Evaluator, results: Sequence[Results], runs: Sequence[Run]) -> Section:
     """Return the evaluator's table and plot of all runs together."""
     rows = [row for result in results for row in result.rows()]
+    # Names are escaped for matplotlib in the plot only: a table shows them as they are.
     shown = [{**row, "run": drawable(row["run"])} for row in rows]
     summary = evaluator.summary[:1].upper() + evaluator.summary[1:]
     return Section(
@@ -125,7 +134,7 @@ def section(evaluator: Evaluator, results: Sequence[Results], runs: Sequence[Run
 def _warnings(
     evaluator: Evaluator, results: Sequence[Results], runs: Sequence[Run]
 ) -> Iterable[str]:
-    """Yield sentences: stale results, options that differ between runs, runs without results."""
+    """Yield warnings of stale results, options that differ between runs, and runs without results."""
     from seal_jax.evaluators.options import shown
 
     for result in results:
@@ -135,7 +144,7 @@ def _warnings(
                 f"checkpoint is of step {result.run.newest_checkpoint}: evaluate "
                 f"--kind={evaluator.name} again, with --overwrite."
             )
-    names: dict[str, dict[str, list[str]]] = {}
+    names: dict[str, dict[str, list[str]]] = {}  # of runs, by option and its value
     for result in results:
         for option, value in (result.record.get("options") or {}).items():
             text = shown(tuple(value) if isinstance(value, list) else value)

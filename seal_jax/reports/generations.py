@@ -19,7 +19,8 @@ from seal_jax.reports.runs import PathLike, Run
 MOST_ROWS = 12
 UNFINISHED = "*"
 
-# What is measured of each generation, as the table calls it, and its field in the metrics.
+# Names in the table of what is measured at the end of a generation, and its field in the metrics. The
+# order is that of the CSV file's columns.
 ACCURACIES = {
     "last": "test_last/accuracy",
     "best": "test_best/accuracy",
@@ -27,7 +28,8 @@ ACCURACIES = {
     "top-5 best": "test_best/top5_accuracy",
 }
 
-# Runs that differ in these are not quite comparable.
+# Runs that differ in one of these are warned of. The method and its options are not among them: they are
+# what is compared.
 _TO_AGREE = (
     "data.name",
     "data.validation_fraction",
@@ -39,12 +41,12 @@ _TO_AGREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One run in the table; generations count from 0, as in its metrics.
+    """One run in the table; generations are counted from 0, as in its metrics.
 
     Attributes:
       run: the run.
-      accuracy: test accuracy by generation, for each of ``ACCURACIES``; none of the best weights
-        without a validation split, and no top-5 accuracy where the run did not score it.
+      accuracy: test accuracy by generation, for each of ``ACCURACIES``; empty for the best weights
+        without a validation split, and for top-5 accuracy where the run did not score it.
       chosen: the generation whose best validation accuracy, as a mean over the seeds, is highest;
         ``None`` without a validation split or before the first generation has ended.
       paper: the paper's column for this setting, if it has one.
@@ -57,12 +59,12 @@ class Column:
 
     @property
     def last(self) -> dict[int, Spread]:
-        """Test accuracy of the weights at a generation's end, by generation."""
+        """Test accuracy of the weights at the end of each generation."""
         return self.accuracy["last"]
 
     @property
     def best(self) -> dict[int, Spread]:
-        """That of the weights with the generation's best validation accuracy."""
+        """Test accuracy of the weights with the best validation accuracy of each generation."""
         return self.accuracy["best"]
 
 
@@ -93,12 +95,13 @@ class Comparison:
         every = self.generations
         if len(every) <= MOST_ROWS:
             return every
+        # Gen=1, 3 and 10 of the papers' tables are 0, 2 and 9 here.
         chosen = {column.chosen for column in self.columns if column.chosen is not None}
         last = {max(column.last) for column in self.columns if column.last}
         return sorted({0, 2, 9, *chosen, *last} & set(every))
 
     def table(self, *, top5: bool = False) -> Table:
-        """Return the generations that are shown, the columns of a run under its name, and the legend.
+        """Return the table of the shown generations, each run's columns under its name, with a legend.
 
         Args:
           top5: whether to show top-5 accuracy too, where it was scored.
@@ -107,7 +110,8 @@ class Comparison:
         rows = [[str(generation + 1)] for generation in self.shown]
         for column in self.columns:
             run = column.run
-            # A run without a validation split has no column "best", rather than an empty one.
+            # A run without a validation split has no column "best" instead of an empty one. "last" stays
+            # while no generation has finished, so that every run has a column.
             measured = {
                 name: stats
                 for name, stats in column.accuracy.items()
@@ -175,6 +179,8 @@ class Comparison:
 
     def csv_table(self) -> Table:
         """Return the content of the CSV file; a missing value is ``None``."""
+        # The order of `ACCURACIES`. Top-5 accuracy was added last and is written at the end, so that
+        # the columns before it keep their places.
         names = ("last", "best", "last_top5", "best_top5")
         means = [f"{name}_{statistic}" for name in names for statistic in ("mean", "std")]
         header = (
@@ -188,7 +194,7 @@ class Comparison:
             identity += [run.setting(f"{section}.name") for section in ("data", "model", "method")]
             for generation in sorted(column.last):
                 published = paper.accuracy.get(generation + 1) if paper else None
-                numbers: list[float | None] = []
+                numbers: list[float | None] = []  # mean and std of each of `ACCURACIES`
                 for stats in column.accuracy.values():
                     numbers += stats[generation][:2] if generation in stats else (None, None)
                 rows.append(
@@ -205,8 +211,8 @@ class Comparison:
 def compare(workdirs: PathLike | Sequence[PathLike]) -> Comparison:
     """Return the generations table of the runs in these folders.
 
-    Each cell has the test accuracy of the last weights of a generation and that of the best, by
-    validation accuracy: the test split never chooses anything. Runs need not be finished.
+    Each cell has the test accuracy of the last weights of a generation and of the best by validation
+    accuracy: the test split never chooses anything. Runs need not be finished.
 
     Args:
       workdirs: the run folders, with different names or parents.
@@ -230,6 +236,7 @@ def stat(values: Any) -> Spread:
 def _column(run: Run) -> Column:
     for field in ("data.name", "model.name", "method.name", "train.seeds"):
         run.setting(field)  # an error that names the field, before anything needs it
+    # Only the last row of a generation has test accuracy.
     ends = [row for row in run.rows if "test_last/accuracy" in row]
     accuracy = {
         name: {int(row["generation"]): stat(row[key]) for row in ends if key in row}
@@ -240,14 +247,17 @@ def _column(run: Run) -> Column:
 
 
 def _chosen(run: Run, finished: dict[int, Spread]) -> int | None:
-    """Choose a finished generation by the seeds' mean of the best validation accuracy within it."""
+    """Choose the finished generation with the highest best validation accuracy, a mean over seeds."""
     scores: dict[int, float] = {}
     for generation in finished:
+        # [epochs, seeds]. The best epoch is of each seed alone: a seed keeps its best weights whenever
+        # they come.
         rows = [
             runs.per_seed(row["validation/accuracy"])
             for row in run.rows
             if row["generation"] == generation and "validation/accuracy" in row
         ]
+        # A diverged seed makes the mean NaN, and `max` over NaN depends on the order.
         if rows and np.isfinite(rows).all():
             scores[generation] = float(np.max(rows, axis=0).mean())
     return max(scores, key=lambda generation: scores[generation], default=None)
@@ -264,6 +274,7 @@ def _disagreements(compared: Sequence[Run]) -> Iterator[str]:
 
 
 def _paper_notes(columns: Sequence[Column]) -> list[str]:
+    # Runs compared with the same paper, or that depart alike from its setting, share a sentence.
     sources: dict[str, list[str]] = {}
     departures: dict[tuple[str, ...], list[str]] = {}
     for column in columns:

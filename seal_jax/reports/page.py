@@ -21,17 +21,17 @@ class Section(NamedTuple):
     """One section of the report.
 
     Attributes:
-      name: of its files and its anchor: letters, digits and underscores.
-      title: its heading.
-      summary: what it shows and where in the papers that is from.
+      name: name of its files and its anchor: letters, digits and underscores.
+      title: heading.
+      summary: what it shows and its source in the papers.
       tables: shown one below the other.
-      data: the table that is written to ``name.csv``; the first of ``tables`` if there is none.
-      draw: draws onto a figure, for the page and ``name.png``.
-      size: of that figure, in inches.
-      describe: the figure in words, for those who cannot see it.
-      text: preformatted, shown above the figure.
+      data: the table that is written to ``name.csv``; the first of ``tables`` if it is None.
+      draw: function that draws onto a figure, for the page and ``name.png``.
+      size: size of that figure in inches.
+      describe: the figure in words, for readers who cannot see it.
+      text: preformatted text, shown above the figure.
       picture: the figure as a PNG, once it is drawn.
-      warnings: sentences that stand out.
+      warnings: sentences that are highlighted.
     """
 
     name: str
@@ -55,6 +55,8 @@ class Section(NamedTuple):
 
     def drawn(self) -> Section:
         """Return the section with its picture."""
+        # Separate from making the section: results of an evaluation may turn out unfit while they are
+        # drawn, and the report then drops them.
         if self.draw is None or self.picture:
             return self
         from matplotlib.figure import Figure
@@ -65,7 +67,7 @@ class Section(NamedTuple):
 
 
 def data_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """Return records, of the same fields each, as the table of a section's CSV file."""
+    """Return records, all with the same fields, as the table of a section's CSV file."""
     return Table("", list(records[0]), [list(record.values()) for record in records])
 
 
@@ -73,8 +75,8 @@ class Missing(NamedTuple):
     """A section that these runs do not allow.
 
     Attributes:
-      title: its heading.
-      reason: what is missing: "needs ...".
+      title: heading.
+      reason: what is missing, as "needs ...".
     """
 
     title: str
@@ -88,15 +90,16 @@ def page(
     warnings: Sequence[str],
     version: str,
 ) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
-      title: its heading.
+      title: heading.
       sections: what it shows, with their pictures.
-      missing: what it does not, and why.
-      warnings: sentences above everything.
-      version: of seal_jax, for the last line.
+      missing: what it does not show, and why.
+      warnings: sentences above all sections.
+      version: version of seal_jax, for the last line.
     """
+    # Everything is inlined, the style here and pictures as data URLs: the file can be mailed alone.
     links = [(section.name, section.title) for section in sections]
     if missing:
         links.append(("not-shown", "Not shown"))
@@ -122,6 +125,7 @@ def _section(section: Section) -> str:
     parts = [f'<section id="{section.name}">', f"<h2>{html.escape(section.title)}</h2>"]
     if section.summary:
         parts.append(f"<p>{html.escape(section.summary)}</p>")
+    # Before the picture and the tables: a warning says what not to read from them.
     parts.append(_warnings(section.warnings))
     if section.text:
         parts.append(f"<pre>{html.escape(section.text)}</pre>")

@@ -17,7 +17,7 @@ from seal_jax.reports.studies import budget, scatter, significance, size, speed,
 from seal_jax.reports.studies.settings import entries
 
 PAGE = "report.html"
-# Runs that can be told apart by colour and dashes; of more, generations and curves show the first.
+# How many runs colour and dashes can tell apart. Of more, generations and curves show the first ones.
 MOST = len(plots.COLOURS) * len(plots.DASHES)
 
 
@@ -25,12 +25,12 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
     """Write the report of runs into a folder; return its generations table.
 
     ``report.html`` has everything; beside it are ``generations.csv``, ``curves.png``, and the numbers
-    and plot of every other section under its name. Results of evaluations are read from
+    and plot of every other section, named after it. Results of evaluations are read from
     ``RUN/evaluations/KIND/results.json``.
 
     Args:
       workdirs: the run folders.
-      output: made if it does not exist.
+      output: folder, created if it does not exist.
 
     Raises:
       UsageError: no folder, the same one twice, one that holds no epoch of a run, or an output that
@@ -47,13 +47,15 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
         raise UsageError(f"{folder} cannot be written: {error.strerror}") from None
     results, broken = evaluations.read(runs)
     evaluated, failed = evaluations.sections(results, runs)
-    # Of results of an older checkpoint the studies would compare what is not comparable.
+    # The studies compare final networks, so stale results, of an older checkpoint, are left out. By now
+    # `results` lacks those that could not be shown.
     margins = {
         result.run.name: result.newest_rows()
         for result in results.get("margins", ())
         if not result.stale
     }
     compared = entries(runs)
+    # The order of the page.
     made = [
         *_of_runs(comparison),
         *evaluated,
@@ -66,6 +68,7 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
     if not evaluated:
         why = "needs the results of python -m seal_jax evaluate --kind=KIND --checkpoint=RUN"
         missing.insert(0, Missing("Evaluations", why))
+    # The page comes last: when it exists, so do the files that it names.
     for section in sections:
         for name, content in section.files.items():
             files.write(folder / name, content)
@@ -82,6 +85,7 @@ def _of_runs(comparison: Comparison) -> list[Section]:
     few = comparison
     more: list[str] = []  # the beginning of a warning
     if len(runs) > MOST:
+        # Without the warnings, which name runs that the cut table does not show.
         few = dataclasses.replace(comparison, columns=comparison.columns[:MOST], warnings=())
         more = [f"The first {MOST} of {len(runs)} runs"]
     sections = [
@@ -110,6 +114,7 @@ def _of_runs(comparison: Comparison) -> list[Section]:
 
 def _runs(columns: Sequence[Column]) -> Table:
     def end(stats: Mapping[int, Spread]) -> str:
+        """Return the accuracy of the newest finished generation."""
         return stats[max(stats)].text() if stats else MISSING
 
     records = [

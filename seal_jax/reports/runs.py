@@ -18,9 +18,9 @@ from seal_jax.training import workdir as workdirs
 
 PathLike = str | Path
 
-# How an experiment is run and where its data is stored are no part of it.
+# How an experiment is run and where its data is stored do not belong to the experiment.
 _OUTSIDE = ("run.", "data.data_dir")
-# Stands for a setting that a run does not have.
+# Stands for a setting that a run does not have. Not None, which is the value of some settings.
 ABSENT = object()
 
 
@@ -30,10 +30,10 @@ class Run:
 
     Attributes:
       path: the folder.
-      name: short, and different from those of the other runs.
+      name: short name, unique among the runs that were read together.
       config: the settings, nested.
       rows: the metrics of each epoch, in order.
-      index: its place among the runs that were read together, which gives it one colour in all plots.
+      index: place among the runs that were read together, which gives the run one colour in all plots.
     """
 
     path: Path
@@ -59,32 +59,34 @@ class Run:
 
     @property
     def generations(self) -> int:
-        """G, of the whole run."""
+        """G, the number of generations of the whole run."""
         return int(self.setting("train.generations"))
 
     @property
     def epochs_per_generation(self) -> int:
-        """E."""
+        """E, the number of epochs in a generation."""
         return int(self.setting("train.epochs_per_generation"))
 
     @property
     def epochs(self) -> int:
-        """G times E."""
+        """G times E, the number of epochs of the whole run."""
         return self.generations * self.epochs_per_generation
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps of an epoch."""
+        """Number of training steps in an epoch."""
+        # From the first row: the settings do not hold the number of training images. A row is written
+        # where an epoch ends, and `step` counts the steps done by then.
         return int(self.rows[0]["step"]) // (int(self.rows[0]["epoch"]) + 1)
 
     @property
     def seeds(self) -> int:
-        """Trainings in this run."""
+        """Number of trainings in this run."""
         return int(self.setting("train.seeds"))
 
     @property
     def seeds_text(self) -> str:
-        """Their number in words: "1 seed", "2 seeds"."""
+        """The number of seeds in words: "1 seed", "2 seeds"."""
         return f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
 
     @property
@@ -94,20 +96,22 @@ class Run:
 
     @property
     def ascent_epochs(self) -> float:
-        """k, of methods that ascend; otherwise 0."""
+        """k, the epochs of ascent in a generation; 0 for methods that do not ascend."""
         if self.setting("method.name") != "seal":
             return 0
+        # SEAL's default is k = E / 4. The options of methods are not read by their class here, which would
+        # import Flax.
         k = self.config["method"].get("ascent_epochs")
         return self.epochs_per_generation / 4 if k is None else float(k)
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that have been trained and scored."""
+        """Number of epochs that have been trained and scored."""
         return int(self.rows[-1]["epoch"]) + 1
 
     @property
     def finished(self) -> bool:
-        """Whether the run has reached its end; validation may have ended its last generation."""
+        """Whether the run has reached its end; early stopping may have ended its last generation."""
         last = self.rows[-1]
         ended = last["generation"] == self.generations - 1 and "test_last/accuracy" in last
         return ended or self.epochs_done >= self.epochs
@@ -118,15 +122,15 @@ class Run:
         folder = self.path / workdirs.CHECKPOINTS
         if not folder.is_dir():
             return None
-        # What is being written, or was set aside as damaged, has another name.
+        # A checkpoint that is being written, or was set aside as damaged, has another name.
         names = [path.name for path in folder.iterdir()]
         return max((int(name) for name in names if name.isdigit()), default=None)
 
     @functools.cached_property
     def experiment(self) -> dict[str, Any]:
-        """What the run's experiment is, by the settings' whole names.
+        """The settings that define the experiment, by their full names.
 
-        A setting that is younger than the folder was at its default when the folder was made.
+        A setting that was introduced after the folder was written had its default value there.
         """
         values = {**_defaults(), **flat(self.config)}
         return {name: value for name, value in values.items() if not name.startswith(_OUTSIDE)}
@@ -136,6 +140,7 @@ class Run:
 
         A quantity with one value for all seeds has a second axis of length 1.
         """
+        # Rows without the key are normal: test accuracy is in the last row of a generation alone.
         rows = [row for row in self.rows if key in row]
         epochs = np.array([row["epoch"] + 1 for row in rows], dtype=int)
         values = np.array([per_seed(row[key]) for row in rows], dtype=float)
@@ -143,7 +148,7 @@ class Run:
 
 
 def per_seed(value: Any) -> np.ndarray:
-    """Return one float a seed; what is not finite is NaN."""
+    """Return one float per seed, ``[seeds]``; values that are not finite are NaN."""
     return np.atleast_1d(np.asarray(value, dtype=float))
 
 
@@ -161,6 +166,7 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
         if path.resolve() in resolved:
             raise UsageError(f"{path} is given twice; give each run folder once")
         resolved.add(path.resolve())
+    # In two steps, since reading rows needs the settings: their ends and number of seeds are checked.
     return [
         dataclasses.replace(run, rows=_rows(run))
         for index, (path, name) in enumerate(zip(paths, short_names(paths), strict=True))
@@ -169,7 +175,6 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    # Here and not above: it loads TensorBoard's event format, which a report has no use for.
     from seal_jax.training import metrics
 
     path = run.path / workdirs.METRICS
@@ -178,12 +183,15 @@ def _rows(run: Run) -> list[dict[str, Any]]:
         raise UsageError(
             f"{path} holds no finished epoch yet; wait for the first, or train the run"
         )
+    # What follows trusts these: generations index the table, and lists have one value per seed. A folder
+    # may have been edited, or put together from two runs.
     ends = {"epoch": run.epochs, "generation": run.generations}
     listed: dict[str, bool] = {}
     for row in rows:
         where = f"{path}: the row of step {row['step']} has"
         for field, end in ends.items():
             value = row.get(field)
+            # True and False are integers in Python.
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
                 raise UsageError(
                     f"{where} {field} = {value!r}; it must be a whole number below {end}: give a "
@@ -210,7 +218,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings by their whole names.
+    """Return nested settings by their full names.
 
     >>> flat({"train": {"seeds": 2}})
     {'train.seeds': 2}
@@ -220,12 +228,13 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             values |= {f"{name}.{field}": inner for field, inner in flat(value).items()}
         else:
+            # JSON has no tuples; values are compared in sets, which lists cannot enter.
             values[name] = tuple(value) if isinstance(value, list) else value
     return values
 
 
 def differing(settings: Sequence[Mapping[str, Any]], *, present: bool = False) -> list[str]:
-    """Return the names of settings in which mappings differ; ``present`` ignores those without one.
+    """Return the names of settings that differ; ``present`` ignores mappings that lack a setting.
 
     >>> differing([{"a": 1, "b": 2}, {"a": 3}]), differing([{"a": 1, "b": 2}, {"a": 3}], present=True)
     (['a', 'b'], ['a'])
@@ -240,7 +249,8 @@ def differing(settings: Sequence[Mapping[str, Any]], *, present: bool = False) -
 
 
 def differences(runs: Sequence[Run]) -> Table | None:
-    """Return the settings in which the runs differ, a row for each run; ``None`` if there are none."""
+    """Return the settings in which the runs differ, one row per run; ``None`` if there are none."""
+    # Only among runs that have a setting: otherwise every option of two methods would be listed.
     names = differing([run.experiment for run in runs], present=True)
     if not names:
         return None

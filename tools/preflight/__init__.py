@@ -1,8 +1,8 @@
-"""What a program costs on a TPU, from the real TPU compiler and with no TPU at hand.
+"""The cost of a program on a TPU, from the real TPU compiler, on a machine without a TPU.
 
 Call ``prepare_environment`` first, before JAX starts a backend; lower the program over the mesh of
-``mesh_for`` (or one of your own over ``devices_for``) with abstract arguments; hand the compiled
-result to ``analyse``.
+``mesh_for`` (or another mesh of ``devices_for``) with abstract arguments; pass the compiled result to
+``analyse``.
 """
 
 from tools.preflight.report import Report, analyse

@@ -4,6 +4,6 @@ import sys
 
 from tools.preflight.command import run
 
-# The compiler's process imports this file too.
+# The guard is needed: the compiler's process, which is spawned, imports this file too.
 if __name__ == "__main__":
     sys.exit(run(sys.argv[1:]))

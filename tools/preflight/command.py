@@ -1,4 +1,4 @@
-"""The command: a config's real train program, compiled for chips that are not there.
+"""The command: compile a config's real train program for TPU chips that this machine does not have.
 
 python -m tools.preflight --config=configs/digits.py:seal --topology=v5e:2x4
 """
@@ -18,8 +18,8 @@ from seal_jax.core.settings import Settings
 from seal_jax.data.catalogue import RECORDS
 from seal_jax.errors import UsageError
 
-# (train, test, image shape, classes) of the data sets of the papers, so that a program can be
-# compiled where its data is not.
+# (train, test, image shape, classes) of the data sets of the papers: a program depends on the shapes of its
+# data alone, so it is compiled without the data.
 KNOWN = {
     name: (int(info.train), int(info.test or 0), info.image_shape, info.classes)
     for info in RECORDS
@@ -60,18 +60,20 @@ def _run(arguments: Sequence[str]) -> int:
     settings = configs.load(config, overrides)
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise UsageError(f"--json={output} must be a file in a folder that exists")
-    # In a process of its own: the compiler may crash, and then nothing else should.
+    # In another process: the compiler may crash, which ends its process without an exception. Spawned, since
+    # JAX's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(settings, topology, sender))
     child.start()
+    # With this end open here, `recv` would wait for ever after a crash instead of raising EOFError.
     sender.close()
     try:
         kind, text, record = receiver.recv()
     except EOFError:
         child.join()
-        code = child.exitcode or 0
-        if code >= 0:  # an error of our own, which the child has printed
+        code = child.exitcode or 0  # negative: the signal that ended it
+        if code >= 0:  # an exception, which the child has printed
             raise RuntimeError(f"preflight of {config} failed, see above") from None
         raise UsageError(
             f"the TPU compiler died ({signal.Signals(-code).name}) on {config} for "
@@ -89,7 +91,9 @@ def _run(arguments: Sequence[str]) -> int:
 def _child(settings: Settings, topology: str, sender: Any) -> None:
     from tools.preflight.topology import prepare_environment
 
+    # What the user can fix is sent as text. Any other exception ends this process, which prints its traceback.
     try:
+        # Before JAX starts its backends.
         prepare_environment(topology)
         sender.send(("report", *_report(settings, topology)))
     except UsageError as error:
@@ -116,11 +120,13 @@ def _report(settings: Settings, topology: str) -> tuple[str, dict]:
     train_size, test_size, image_shape, classes = KNOWN[settings.data.name]
     if settings.data.image_size:
         image_shape = (settings.data.image_size, settings.data.image_size, image_shape[2])
+    # As the trainer splits and lays out its data, but with shapes alone.
     held_out = round(train_size * settings.data.validation_fraction)
     shape = experiments.DataShape(train_size - held_out, held_out, test_size, image_shape, classes)
     mesh = meshes.make(settings, devices_for(topology))
     experiment = experiments.build(settings, shape, mesh)
     replicated = NamedSharding(experiment.mesh, meshes.REPLICATED)
+    # The training images are on every device, whole.
     train = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
         experiment.abstract_data(),
@@ -128,6 +134,7 @@ def _report(settings: Settings, topology: str) -> tuple[str, dict]:
     state = experiment.abstract_state(settings.train.seeds)
     compiled = experiment.train.lower(state, train).compile()
     report = analyse(compiled, steps=experiment.steps_per_call)
+    # Not arguments of the train program, so the compiler does not count them.
     beside = (shape.validation + shape.test) * row_bytes(image_shape) / 2**20
     summary = (
         f"{experiment.summary()}\nnot counted below: validation and test images, {beside:,.1f} MiB "

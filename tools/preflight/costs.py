@@ -1,4 +1,4 @@
-"""What a compiled program does in one call: the compiler's cycles, and the collectives."""
+"""The work of one call of a compiled program: the compiler's estimated cycles, and the collectives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tools.preflight.hlo import Instruction, Module, array_bytes, trip_count
 
-# Instructions that cost nothing, or whose cost is that of what they wrap.
+# Instructions that cost nothing, or whose cost is that of the instructions that they wrap.
 _FREE = {
     "parameter",
     "constant",
@@ -37,7 +37,7 @@ _COLLECTIVES = {
     "ragged-all-to-all",
     "collective-broadcast",
 }
-# The `jax.named_scope`s of the train step; a collective is put down to the innermost of them.
+# The `jax.named_scope`s of the train step; a collective is attributed to the innermost of them.
 SCOPES = (
     "gradient_reduce",
     "batch_norm",
@@ -48,7 +48,7 @@ SCOPES = (
     "optimizer",
     "forget",
 )
-# Path elements that say how a program was built up, not what for.
+# Elements of an op's path that say how the program was traced, not what an op is for.
 _PLUMBING = re.compile(r"jit\(.*\)|pjit|shard_map|while|body|cond|closed_call|checkpoint|remat")
 
 
@@ -60,8 +60,8 @@ class Visit:
       instruction: the instruction.
       runs: how often a call runs it; a loop of unknown length counts as one run.
       loops: names of the ``while`` loops around it, outermost first.
-      fused: it is part of a fusion, whose own estimate covers it.
-      taken: it is on the costliest branch of every conditional around it.
+      fused: whether it is part of a fusion, whose estimate includes it.
+      taken: whether it is on the costliest branch of every conditional around it.
       trips: how often a ``while`` loop runs its body; ``None`` if unknown.
     """
 
@@ -78,8 +78,9 @@ def walk(module: Module, computation: str | None = None) -> Iterator[Visit]:
 
     Args:
       module: the program.
-      computation: where to start; by default where the program does.
+      computation: the computation to start from; by default the program's entry.
     """
+    # The instruction is a placeholder: `_walk` replaces it and hands on what is around.
     start = Visit(Instruction("", "", "", "", "", "", "", None), 1, (), False, True)
     return _walk(module, computation or module.entry, start)
 
@@ -91,8 +92,10 @@ def _walk(module: Module, name: str, around: Visit) -> Iterator[Visit]:
         if instruction.opcode == "while":
             trips = trip_count(module, computation, instruction)
             yield dataclasses.replace(here, trips=trips)
+            # Nested loops multiply. One of unknown length counts once, and the report says "at least".
             runs = here.runs * (1 if trips is None else trips)
             inner = dataclasses.replace(here, runs=runs, loops=(*here.loops, instruction.name))
+            # The condition runs once more than the body; of a compare of two integers that is nothing.
             for called in instruction.called("condition", "body"):
                 yield from _walk(module, called, inner)
             continue
@@ -100,12 +103,14 @@ def _walk(module: Module, name: str, around: Visit) -> Iterator[Visit]:
         if instruction.opcode == "conditional":
             roles = ("branch_computations", "true_computation", "false_computation")
             branches = instruction.called(*roles)
+            # Which branch runs is known at run time alone: the costliest is the bound to plan with. Yet all
+            # are walked, since collectives on any of them are reported.
             costs = [_cycles_of(module, branch) for branch in branches]
             for index, branch in enumerate(branches):
                 taken = here.taken and index == costs.index(max(costs))
                 yield from _walk(module, branch, dataclasses.replace(here, taken=taken))
         elif instruction.opcode in ("call", "async-start", "fusion"):
-            # A fusion, and an async operation with an estimate of its own, cover what they wrap.
+            # The estimate of a fusion, or of an async operation that has one, includes what it wraps.
             estimated = instruction.opcode == "fusion" or instruction.cycles is not None
             inner = dataclasses.replace(here, fused=here.fused or estimated)
             for called in instruction.called("to_apply", "calls", "called_computations"):
@@ -152,8 +157,8 @@ class Cycles:
       total: cycles; a lower bound if ``unknown`` is not empty.
       loops: every ``while`` loop.
       costliest: the ten costliest instructions.
-      unestimated: how often a call runs instructions that carry no estimate, by opcode and, for
-        fusions, the primitive. Gathers of rows, sorts and collectives are among them.
+      unestimated: how often a call runs instructions without an estimate, by opcode and, for fusions,
+        the primitive. Gathers of rows, sorts and collectives are among them.
       conditionals: how many conditionals there are; the costliest branch of each counts.
     """
 
@@ -173,6 +178,7 @@ class Cycles:
 
         Without ``steps`` it is the costliest loop that no other loop contains.
         """
+        # How often the body of a loop runs in a call is `runs` times `trips`.
         candidates = [
             loop
             for loop in self.loops
@@ -181,18 +187,19 @@ class Cycles:
         return max(candidates, key=lambda loop: loop.cycles, default=None)
 
     def serial_loops(self, steps: int | None) -> tuple[Loop, ...]:
-        """Return the loops other than the step scan and those around it."""
+        """Return the loops except the scan over steps and those around it."""
         scan = self.step_loop(steps)
         spared = (scan.name, *scan.around) if scan else ()
         return tuple(loop for loop in self.loops if loop.name not in spared)
 
 
 def add_up(module: Module) -> Cycles:
-    """Add the estimates up.
+    """Add up the estimates.
 
-    Only instructions that the program schedules count: a fusion brings its own estimate, and what
-    it contains is not counted again.
+    Only instructions that the program schedules count: a fusion has an estimate, and what it contains
+    is not counted again.
     """
+    # By the name of an instruction, since a computation that is called from several places is walked in each.
     costs: collections.Counter[str] = collections.Counter()
     runs: collections.Counter[str] = collections.Counter()
     inside: collections.Counter[str] = collections.Counter()
@@ -217,6 +224,7 @@ def add_up(module: Module) -> Cycles:
         instructions[instruction.name] = instruction
         costs[instruction.name] += cycles
         runs[instruction.name] += visit.runs
+        # To every loop around it, so that an outer loop includes the inner ones.
         inside.update(dict.fromkeys(visit.loops, cycles))
     return Cycles(
         total=costs.total(),
@@ -244,19 +252,21 @@ def add_up(module: Module) -> Cycles:
 def _kind(instruction: Instruction) -> str:
     if instruction.opcode not in ("fusion", "custom-call"):
         return instruction.opcode
+    # The opcode of a fusion says nothing; the last element of its path is JAX's primitive.
     primitive = instruction.op_name.rpartition("/")[2]
     return f"{instruction.opcode} ({primitive})" if primitive else instruction.opcode
 
 
 def _is_free(instruction: Instruction) -> bool:
-    # A few bytes are a loop's bookkeeping, on the scalar core; the start stands for its done.
+    # A result of a few bytes is the bookkeeping of a loop, on the scalar core. Of an async pair the start
+    # counts.
     done = instruction.opcode.endswith("-done")
     return instruction.opcode in _FREE or done or sum(array_bytes(instruction.shape)) <= 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives alike in operation, axis, cause and being in a loop.
+    """Collectives with the same operation, axis and cause, all in a loop or all outside.
 
     Attributes:
       operation: such as ``"all-reduce"``; the two halves of an async one count once.
@@ -317,9 +327,10 @@ def cause(op_name: str, scopes: frozenset[str]) -> str:
     >>> cause("jit(f)/shard_map/while/body/closed_call/eval/psum", frozenset())
     'eval/psum'
     """
+    # Not at a slash within parentheses: wrapped names may contain paths.
     parts = re.split(r"/(?![^(]*\))", op_name)
     for part in reversed(parts):
-        # Differentiation wraps a scope: transpose(jvp(name)).
+        # Differentiation wraps the name of a scope, as in transpose(jvp(name)).
         bare = re.sub(r"^(?:\w+\()+|\)+$", "", part)
         if bare in scopes:
             return bare
@@ -337,6 +348,7 @@ def axis_of(instruction: Instruction, axes: Mapping[str, int] | None) -> str:
         return "unknown"
     varying = set()
     for group in groups:
+        # The coordinates of the group's devices in the mesh, an array for each axis.
         places = np.unravel_index(np.array(group) % devices, tuple(axes.values()))
         varying |= {name for name, place in zip(axes, places, strict=True) if np.ptp(place)}
     if len(varying) == len(axes) == 2:
@@ -346,20 +358,24 @@ def axis_of(instruction: Instruction, axes: Mapping[str, int] | None) -> str:
 
 def _groups(attributes: str, devices: int) -> list[list[int]] | None:
     """Read the groups of devices in any of the forms that HLO writes; ``None`` where it has none."""
+    # {{0,1},{2,3}}: listed; {} are all devices in one group.
     listed = re.search(
         r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}", attributes
     )
     if listed:
         groups = [_integers(group) for group in re.findall(r"\{([\d,]*)\}", listed[1])]
         return groups or [list(range(devices))]
+    # mesh['seed'=2,'data'=4] {'data'}: by the names of a mesh's axes, as the newest compiler writes them.
     named = re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',?)*)\}", attributes)
     if named:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         along = re.findall(r"'(\w+)'", named[2])
-        # The axes that vary within a group go last; the sort keeps the order of the others.
+        # The axes that vary within a group go last. False sorts before True, and the sort is stable.
         order = sorted(range(len(sizes)), key=lambda axis: list(sizes)[axis] in along)
         width = math.prod(sizes[name] for name in along)
         return _tiles(list(sizes.values()), order, width)
+    # [2,4]<=[8] or [4,2]<=[2,4]T(1,0): the devices 0, 1, ... laid out in the second shape, transposed, and cut
+    # into the rows of the first.
     tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if tiled is None:
         return None
@@ -385,6 +401,7 @@ def _payload(instruction: Instruction, operation: str, axes: Mapping[str, int] |
         # Operands, results, then 4-byte contexts.
         count = len(instruction.operands)
         return sizes[count : 2 * count]
+    # What a chip contributes is larger than its result by the size of the group.
     if operation == "reduce-scatter":
         groups = _groups(instruction.attributes, math.prod(axes.values()) if axes else 1)
         return [size * (len(groups[0]) if groups else 1) for size in sizes]

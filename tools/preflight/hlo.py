@@ -1,4 +1,4 @@
-"""Optimised HLO text as computations and instructions, and how often its loops run."""
+"""Parser of optimised HLO text into computations and instructions, and the trip counts of its loops."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import functools
 import math
 import re
 
+# The text is not a stable format: what follows reads only what the reports need, and tests hold excerpts of it.
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 _HEAD = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLS = re.compile(r"\b(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})")
+# Of types whose name has no number of bits. A bool takes a byte.
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 
@@ -21,14 +23,14 @@ class Instruction:
     """One line of HLO.
 
     Attributes:
-      name: its name, without the percent sign.
-      shape: the text of its result's shape, a tuple's in parentheses.
+      name: name, without the percent sign.
+      shape: text of the shape of its result, in parentheses for a tuple.
       opcode: such as ``"fusion"``.
       argument: the text between the parentheses after the opcode.
       attributes: the text after them.
       op_name: the scope path that JAX gave it, or ``""``.
       source: ``"file:line"``, or ``""``.
-      cycles: the compiler's own estimate, or ``None``.
+      cycles: the compiler's estimate, or ``None``.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Instruction:
 
     def called(self, *roles: str) -> tuple[str, ...]:
         """Return the computations named by the attributes ``roles``, in the order of the text."""
+        # The metadata is cut off: a path in it may look like an attribute.
         return tuple(
             name
             for role, single, several in _CALLS.findall(self.attributes.partition("metadata=")[0])
@@ -78,9 +81,10 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     entry = root = name = ""
     table: dict[int, str] | None = None
-    body: dict[str, Instruction] | None = None
+    body: dict[str, Instruction] | None = None  # None outside of a computation
     for line in text.splitlines():
         if body is None:
+            # Before the computations are tables of numbered rows to which the metadata refers.
             if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
                 table = tables.setdefault(line, {})
             elif table is not None and (row := _ROW.match(line)):
@@ -107,6 +111,7 @@ def array_bytes(shape: str) -> list[int]:
     sizes = []
     for kind, dims in _ARRAY.findall(shape):
         count = math.prod(int(size) for size in dims.split(",") if size)
+        # The first number in the type's name: 32 of f32, 16 of bf16, 8 of f8e4m3.
         digits = re.search(r"\d+", kind)
         bits = _BITS[kind] if kind in _BITS else int(digits[0]) if digits else 0
         sizes.append(-(-count * bits // 8))
@@ -114,6 +119,8 @@ def array_bytes(shape: str) -> list[int]:
 
 
 def _instruction(name: str, rest: str, tables: dict[str, dict[int, str]]) -> Instruction:
+    # "SHAPE OPCODE(ARGUMENT), ATTRIBUTES". Parentheses are matched and not searched for: shapes of tuples,
+    # layouts and quoted paths contain them too.
     cut = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     opcode = _OPCODE.match(rest, cut)
     if opcode is None:
@@ -150,6 +157,7 @@ def _closing(text: str, start: int) -> int:
 
 def _source(attributes: str, tables: dict[str, dict[int, str]]) -> str:
     """Return the innermost frame outside installed packages, else the innermost one."""
+    # The metadata has file and line, or the number of a row of the table `StackFrames`.
     direct = re.search(r'source_file="([^"]*)"(?: source_line=(\d+))?', attributes)
     if direct:
         return f"{direct[1]}:{direct[2] or 0}"
@@ -172,7 +180,7 @@ def _fields(row: str) -> dict[str, int]:
     return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)}
 
 
-# A loop-carried integer as `carried element + offset`; the element is None for a constant.
+# An integer as `element of what the loop carries + offset`; the element is None for a constant.
 _Affine = tuple[int | None, int]
 _TRANSPARENT = ("copy", "bitcast", "convert", "copy-start", "copy-done", "reshape")
 _SWAPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
@@ -181,9 +189,9 @@ _SWAPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
 def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | None:
     """Return how often a ``while`` loop runs its body, or ``None`` where the text leaves it open.
 
-    The compiler's own ``known_trip_count`` wins. The TPU compiler writes none, so a counter is
-    looked for: compared with a constant in the condition, moved by a constant in the body and set
-    to a constant before the loop. Whatever departs from that is unknown.
+    The compiler's ``known_trip_count`` is used where there is one. The TPU compiler writes none: then the
+    loop must have a counter that is compared with a constant in the condition, moved by a constant in the
+    body and set to a constant before the loop. All other loops are unknown.
     """
     known = re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes)
     if known:
@@ -201,6 +209,7 @@ def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | 
     compare = direction[1]
     if counter is not None and counter[0] is None:  # the constant is on the left
         counter, bound, compare = bound, counter, _SWAPPED[compare]
+    # A counter with an offset, as in `i + 1 < n`, counts as unknown.
     if counter is None or bound is None or counter[0] is None or counter[1]:
         return None
 
@@ -222,10 +231,12 @@ def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | 
     if start is None or moved is None or moved[0] != counter[0] or not moved[1]:
         return None
     step = moved[1]
+    # `i != n` ends only if the steps reach n exactly.
     if compare == "NE":
         compare = "LT" if step > 0 else "GT"
         if (stop - start) % step:
             return None
+    # A counter that moves away from its bound: no loop, or one without an end.
     if (step > 0) != (compare in ("LT", "LE")):
         return None
     if compare in ("LE", "GE"):
@@ -242,7 +253,7 @@ def _element(computation: Computation, name: str | None, index: int) -> str | No
 
 
 def _affine(computation: Computation, name: str | None) -> _Affine | None:
-    """Trace an integer back to a constant or to an element of what the loop carries."""
+    """Trace an integer back to a constant or to an element of the loop's carry, plus an offset."""
     instruction = computation.instructions.get(name or "")
     if instruction is None:
         return None
@@ -258,6 +269,7 @@ def _affine(computation: Computation, name: str | None) -> _Affine | None:
         return int(index[1]), 0
     if opcode in _TRANSPARENT and operands:
         return _affine(computation, operands[0])
+    # At most one side may be an element of the carry: a sum of two is no counter.
     if opcode in ("add", "subtract"):
         left, right = (_affine(computation, operand) for operand in operands)
         if left is None or right is None:

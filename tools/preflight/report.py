@@ -1,4 +1,4 @@
-"""What a compiled program costs, read off the compiler's own figures."""
+"""The cost of a compiled program, as the compiler reports it: memory, cycles and collectives."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of chip: ``hbm`` in bytes, ``clock`` in Hz or ``None`` where none is assumed."""
+    """One kind of chip: ``hbm`` in bytes, ``clock`` in Hz or ``None`` where it is not known."""
 
     name: str
     hbm: int
     clock: float | None
 
 
-# By `jax.Device.device_kind`. The v5e's clock is the one at which its four 128x128 multipliers make
-# its published 197 bf16 TFLOP/s; no clock is assumed of the others.
+# By `jax.Device.device_kind`. The clock of the v5e is the one at which its four 128x128 multipliers give its
+# published 197 bf16 TFLOP/s; the others have none here.
 CHIPS = {
     "TPU v4": Chip("v4", 32 * GIB, None),
     "TPU v5 lite": Chip("v5e", 16 * GIB, 1.5e9),
@@ -37,8 +37,8 @@ CHIPS = {
 class Memory:
     """Bytes on one device.
 
-    ``total`` is arguments + outputs - donated + temporaries + code. ``peak`` is the compiler's own
-    figure, or ``None``.
+    ``total`` is arguments + outputs - donated + temporaries + code. ``peak`` is the compiler's figure, or
+    ``None``.
     """
 
     arguments: int
@@ -50,12 +50,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All kinds together; a donated argument and its output share their bytes."""
+        """The sum of all kinds; a donated argument and its output share their bytes."""
         return self.arguments + self.outputs - self.donated + self.temporaries + self.code
 
     @property
     def needed(self) -> int:
-        """The larger of ``total`` and ``peak``."""
+        """The larger of ``total`` and ``peak``, the bytes that a device must have."""
         return max(self.total, self.peak or 0)
 
 
@@ -64,16 +64,16 @@ class Report:
     """The cost of one call of a compiled program; ``None`` is what is unknown.
 
     Attributes:
-      collectives: by operation, axis, cause and being in a loop.
-      cycles: the compiler's estimate for one call of one device.
+      collectives: the collectives, grouped by operation, axis, cause and whether they are in a loop.
+      cycles: the compiler's estimate for one call on one device.
       axes: lengths of the mesh axes.
-      steps: training steps in one call.
+      steps: number of training steps in one call.
       device_kind: such as ``"TPU v5 lite"``.
-      memory: bytes on one device.
-      hbm: bytes of memory of one device.
-      flops: of one device, every loop body counted once, as the TPU compiler counts.
-      bytes_accessed: likewise.
-      clock: Hz assumed.
+      memory: bytes that the program takes on one device.
+      hbm: bytes of memory that one device has.
+      flops: flops of one device, every loop body counted once, as the TPU compiler counts.
+      bytes_accessed: bytes read and written, counted likewise.
+      clock: assumed clock in Hz.
     """
 
     collectives: tuple[Collective, ...]
@@ -96,7 +96,7 @@ class Report:
 
     @property
     def cycles_per_step(self) -> float | None:
-        """Cycles of one call over its steps."""
+        """Cycles of one call divided by its steps."""
         return None if self.steps is None else self.cycles.total / self.steps
 
     @property
@@ -106,11 +106,12 @@ class Report:
 
     @property
     def serial_loops(self) -> tuple[Loop, ...]:
-        """The ``while`` loops other than the scan over steps: they betray serial gathers."""
+        """The ``while`` loops other than the scan over steps, such as gathers that became serial."""
         return self.cycles.serial_loops(self.steps)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, fit for JSON."""
+        # Properties are no fields; what they compute is added.
         fields = dataclasses.asdict(self)
         if self.memory is not None:
             fields["memory"] |= {"total": self.memory.total, "needed": self.memory.needed}
@@ -137,14 +138,14 @@ def analyse(
     scopes: Iterable[str] = SCOPES,
     clock: float | None = None,
 ) -> Report:
-    """Read what a compiled program costs.
+    """Return the cost of a compiled program.
 
     Args:
       compiled: a ``jax.stages.Compiled``; the mesh is taken from its arguments' shardings.
       steps: training steps in one call, to report cycles a step and to tell the scan over steps from
         other loops; without it the costliest outermost loop is taken for that scan.
-      scopes: ``jax.named_scope`` names to which collectives are put down.
-      clock: Hz to turn cycles into seconds; without it the chip kind's, where one is known.
+      scopes: ``jax.named_scope`` names to which collectives are attributed.
+      clock: Hz to turn cycles into seconds; by default that of the kind of chip, where it is known.
 
     Returns:
       The report, of one device and one call.
@@ -159,6 +160,7 @@ def analyse(
             raise UsageError(f"{name}={value} must be positive, or None if unknown")
     axes: dict[str, int] | None = None
     devices: list[jax.Device] = []
+    # A compiled program does not hold its mesh. A sharding without one still tells the devices.
     for sharding in jax.tree.leaves((compiled.input_shardings, compiled.output_shardings)):
         devices = devices or list(sharding.device_set)
         if isinstance(sharding, jax.sharding.NamedSharding):
@@ -166,7 +168,7 @@ def analyse(
             break
     kind = devices[0].device_kind if devices else None
     chip = CHIPS.get(kind or "")
-    # Without megacore a chip's memory is shared by the devices on it.
+    # Without megacore the devices of a chip share its memory: places are chips.
     places = {
         (device.process_index, *getattr(device, "coords", (device.id,))) for device in devices
     }
@@ -189,7 +191,7 @@ def analyse_text(
     steps: int | None = None,
     scopes: Iterable[str] = SCOPES,
 ) -> Report:
-    """Read the part of the report that optimised HLO text alone gives."""
+    """Return the part of the report that follows from optimised HLO text alone."""
     module = parse(text)
     return Report(
         collectives=collect(walk(module), axes, scopes),
@@ -256,12 +258,14 @@ def _memory_text(report: Report) -> str:
 
 def _compute_text(report: Report) -> str:
     cycles = report.cycles
+    # A loop of unknown length was counted as one trip.
     bound = "at least " if cycles.unknown else ""
 
     def with_time(count: float) -> str:
         time = "" if report.clock is None else f" = {count / report.clock * 1e3:,.4g} ms"
         return f"{bound}{count:,.0f}{time}"
 
+    # XLA's cost analysis multiplies by no trip counts, unlike the cycles below it.
     once = ", each loop body counted once"
     lines = ["Compute of one device (the compiler's estimates)"]
     if report.flops is not None:

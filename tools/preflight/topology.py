@@ -1,4 +1,4 @@
-"""A mesh of TPU devices that are not there, to compile for."""
+"""Meshes of TPU devices to compile for, on a machine without them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ACCELERATORS = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v
 
 
 def prepare_environment(topology: str) -> None:
-    """Set the variables that the TPU compiler wants on a host without a TPU; existing ones stay.
+    """Set the variables that the TPU compiler needs on a host without a TPU; existing ones stay.
 
-    Call it before JAX starts a backend: ``jax.devices()``, any array, any compilation.
+    Call it before JAX starts a backend, which ``jax.devices()``, any array and any compilation do.
 
     Args:
         topology: kind and shape, such as ``"v5e:2x4"``.
@@ -35,13 +35,13 @@ def prepare_environment(topology: str) -> None:
     prefix, units = _ACCELERATORS.get(kind, (kind, 1))
     defaults = {
         "JAX_PLATFORMS": "cpu",
-        # Neither the metadata server nor the other hosts of a pod exist here. The compiler's answer
-        # does not depend on the three values; without them it searches and complains on stderr.
+        # Neither the metadata server nor the other hosts of a pod exist here. The compiler's result does
+        # not depend on the next three values; without them it searches and complains on stderr.
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": f"{prefix}-{units * math.prod(shape)}",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        # libtpu otherwise takes /tmp/libtpu_lockfile and a second process at the same time aborts:
-        # right for a chip, which has one owner, and needless for a compiler.
+        # Otherwise libtpu takes /tmp/libtpu_lockfile and a second process at the same time aborts. That is
+        # right for a chip, which has one owner, but not needed for a compiler.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     for name, value in defaults.items():
@@ -49,19 +49,19 @@ def prepare_environment(topology: str) -> None:
     if "jax" in sys.modules:
         import jax
 
-        # JAX reads JAX_PLATFORMS on import, which may be behind us.
+        # JAX reads JAX_PLATFORMS on import, which may have happened already.
         if not getattr(jax.config, "jax_platforms", None):
             jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
 def devices_for(topology: str) -> list[jax.Device]:
-    """Return the devices of a described TPU slice, good for ahead-of-time compilation only.
+    """Return the devices of a TPU slice that is only described, for ahead-of-time compilation.
 
     Args:
         topology: kind and shape, such as ``"v5e:2x4"`` (8 chips on two hosts).
 
     Raises:
-        UsageError: unknown topology, or there is no libtpu.
+        UsageError: the topology is unknown, or libtpu is not installed.
     """
     kind, shape = _parse(topology)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
@@ -73,7 +73,7 @@ def devices_for(topology: str) -> list[jax.Device]:
 
     from jax.experimental import topologies
 
-    # A host is taken to hold 2x2 chips, except in the one-chip slices.
+    # By default a host is assumed to hold 2x2 chips, which a slice of one chip does not have.
     options = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
     try:
         described = topologies.get_topology_desc(
@@ -88,7 +88,7 @@ def devices_for(topology: str) -> list[jax.Device]:
 
 
 def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
-    """Return a mesh over a described TPU slice, good for ``jit(...).lower(...).compile()`` only.
+    """Return a mesh over a TPU slice that is only described, for ``jit(...).lower(...).compile()``.
 
     The devices are ordered by ``jax.make_mesh``, as on the machine itself.
 
@@ -101,9 +101,10 @@ def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
         A mesh with the axes ``("seed", "data")``, both of type ``Auto``.
 
     Raises:
-        UsageError: unknown topology, ``seed * data`` is not its number of devices, or there is no
-            libtpu.
+        UsageError: the topology is unknown, ``seed * data`` is not its number of devices, or libtpu is
+            not installed.
     """
+    # Before libtpu is asked for, so that a misspelled topology is reported as such.
     _parse(topology)
     for name, value in (("seed", seed), ("data", data)):
         if value < 1:
@@ -122,7 +123,7 @@ def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
         )
     types = (jax.sharding.AxisType.Auto,) * 2
     if chips != len(devices):
-        # jax.make_mesh refuses several devices a chip; libtpu describes a v4 so, without megacore.
+        # `jax.make_mesh` refuses several devices per chip, which is how libtpu describes a v4 (no megacore).
         return jax.sharding.Mesh(
             np.array(devices).reshape(seed, data), ("seed", "data"), axis_types=types
         )

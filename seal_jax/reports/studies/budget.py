@@ -20,13 +20,13 @@ ACROSS = 2
 
 
 class Panel(NamedTuple):
-    """One experiment in so many rounds, with several budgets.
+    """One experiment in a fixed number of rounds, with several budgets.
 
     Attributes:
-      title: what the experiment is.
-      rounds: their number.
-      scores: accuracies of the seeds by method, weights, steps per round and steps in all, in the
-        order of the steps.
+      title: describes the experiment.
+      rounds: number of rounds.
+      scores: accuracies of the seeds by method, weights, steps per round and steps in all, ordered by
+        the steps per round.
     """
 
     title: str
@@ -35,7 +35,8 @@ class Panel(NamedTuple):
 
 
 def section(entries: Sequence[Entry]) -> Section | Missing:
-    """Plot test accuracy at the end against steps per round, in experiments that differ in these."""
+    """Plot test accuracy at the end against steps per round, in experiments that differ only in these."""
+    # The total of epochs is part of a setting. Without it, runs of several budgets come together.
     groups: dict[Setting, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(grouping.without(entry.setting, EPOCHS), []).append(entry)
@@ -76,12 +77,16 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
 
 def _panels(name: str, members: Sequence[Entry]) -> Iterator[Panel]:
     """Yield a panel for each number of rounds in which some method has several budgets."""
+    # The x axis is in steps per round, so runs of different numbers of rounds cannot share a panel. A run
+    # of one round has nothing between rounds.
     others = {entry.method for entry in members if entry.name != BASELINE}
     rounds = {entry.run.generations: None for entry in members if entry.name != BASELINE}
     rounds.pop(1, None)
     for count in rounds:
         scores: dict[tuple[str, str, float, int], list[float]] = {}
         for entry in members:
+            # "For the baseline, the test accuracy is plotted over the same total number of steps as
+            # reinitialization" (Figure 4): it is in every panel, its steps divided by the rounds there.
             if entry.name == BASELINE or entry.run.generations == count:
                 total = entry.run.epochs * entry.run.steps_per_epoch
                 for weights in grouping.WEIGHTS:
@@ -90,6 +95,7 @@ def _panels(name: str, members: Sequence[Entry]) -> Iterator[Panel]:
                     if of_seeds := list(entry.scores(weights).values()):
                         scores.setdefault(key, []).extend(of_seeds)
         budgets = {(method, steps) for method, _, steps, _ in scores if method in others}
+        # More budgets than methods: at least one method has two.
         if len(budgets) > len({method for method, _ in budgets}):  # a method has two
             title = name if len(rounds) == 1 else f"{name}, {count} rounds"
             ordered = sorted(scores.items(), key=lambda item: item[0][2])
@@ -99,7 +105,7 @@ def _panels(name: str, members: Sequence[Entry]) -> Iterator[Panel]:
 def _draw(figure: Figure, panels: Sequence[Panel], styles: Mapping[str, Mapping[str, Any]]) -> None:
     from matplotlib.lines import Line2D
 
-    keys = [key[:2] for panel in panels for key in panel.scores]
+    keys = [key[:2] for panel in panels for key in panel.scores]  # method and weights
     methods = list(dict.fromkeys(method for method, _ in keys))
     for axes, panel in zip(plots.panel_grid(figure, len(panels), ACROSS), panels, strict=True):
         for method in methods:
@@ -109,6 +115,7 @@ def _draw(figure: Figure, panels: Sequence[Panel], styles: Mapping[str, Mapping[
                     for key, scores in panel.scores.items()
                     if key[:2] == (method, weights)
                 }
+                # By steps per round, [n][seeds]; budgets may have different numbers of seeds.
                 if points:
                     percent = [[100 * score for score in scores] for scores in points.values()]
                     curves.marks(axes, weights, list(points), percent, styles[method])
@@ -119,6 +126,7 @@ def _draw(figure: Figure, panels: Sequence[Panel], styles: Mapping[str, Mapping[
         (Line2D([], [], linewidth=2, **styles[method]), plots.drawable(method))
         for method in methods
     ]
+    # The marks need explaining only where both kinds of weights are drawn.
     if len({weights for _, weights in keys}) > 1:
         entries += [
             (Line2D([], [], **curves.mark(weights, curves.KEY)), label)

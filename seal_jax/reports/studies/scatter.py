@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "One method against another"
-LEAST = 2
+LEAST = 2  # settings in a panel
 ACROSS = 3
-MARKERS = "os^Dv"  # after each round of colours
+MARKERS = "os^Dv"  # the next one after all colours are used
 
 
 class Panel(NamedTuple):
@@ -33,18 +33,21 @@ class Panel(NamedTuple):
 
 
 def section(entries: Sequence[Entry]) -> Section | Missing:
-    """Plot every method against the baseline, or the first method if no run is a baseline."""
+    """Plot every method against the baseline, or against the first method if there is no baseline."""
+    # The baselines come first in this list.
     methods = grouping.methods_of(entries)
     panels = []
     for weights in grouping.available(entries):
         scores = grouping.by_setting(entries, weights)
         for other in methods[1:]:
+            # By setting, over the seeds that both have: the difference is then paired.
             points = grouping.means(scores, (methods[0], other))
             percent = {setting: [100 * value for value in pair] for setting, pair in points.items()}
             if len(points) >= LEAST:
                 panels.append(Panel(weights, methods[0], other, percent))
     if not panels:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
+    # Names and colours are chosen once for all panels, so that a point is found again in another.
     settings = list(dict.fromkeys(setting for panel in panels for setting in panel.points))
     names = grouping.describe(settings)
     records = [
@@ -90,9 +93,10 @@ def _summary(panels: Sequence[Panel]) -> Table:
 
 
 def _draw(figure: Figure, panels: Sequence[Panel], settings: Sequence[Setting]) -> None:
-    """Draw a panel for each pair; the model and data set give a point its colour and marker."""
+    """Draw a panel for each pair; a point's colour and marker stand for model and data set."""
     from matplotlib.lines import Line2D
 
+    # Not the colour of a run: a point stands for a setting, with runs of two methods.
     subjects = list(dict.fromkeys(map(grouping.subject, settings)))
     looks: list[dict[str, Any]] = [
         {
@@ -107,7 +111,7 @@ def _draw(figure: Figure, panels: Sequence[Panel], settings: Sequence[Setting]) 
         (Line2D([], [], **look), plots.drawable(name))
         for look, name in zip(looks, subjects, strict=True)
     ]
-    # Hollow points are told from filled ones only where there are both.
+    # Hollow points mean no augmentation, but only where settings with and without it are compared.
     if len(set(map(augmented, settings))) > 1:
         hollow: dict[str, Any] = {"markerfacecolor": "white"}
         styles = {
@@ -125,12 +129,13 @@ def _draw(figure: Figure, panels: Sequence[Panel], settings: Sequence[Setting]) 
 
 
 def _points(axes: Axes, panel: Panel, styles: dict[Setting, dict[str, Any]]) -> None:
-    values = np.array(list(panel.points.values()))
+    values = np.array(list(panel.points.values()))  # [settings, 2], in %
     low, high = float(np.min(values)), float(np.max(values))
     room = max(0.06 * (high - low), 0.5)
     axes.axline((low, low), slope=1, color="#888888", linewidth=0.8, zorder=1)
     for setting, (x, y) in panel.points.items():
         axes.plot(x, y, markersize=5.5, zorder=2, **styles[setting])
+    # One range and scale for both axes, so that the diagonal is at 45 degrees.
     axes.set_xlim(low - room, high + room)
     axes.set_ylim(low - room, high + room)
     axes.set_aspect("equal")

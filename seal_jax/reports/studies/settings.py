@@ -14,8 +14,8 @@ from seal_jax.reports.runs import ABSENT, Run, differing, per_seed, show
 BASELINE = "normal"
 WEIGHTS = {"last": "last weights", "best": "best weights by validation"}
 
-# How a method spends its epochs is its own: a baseline trains in one round for as long as another
-# method in all of its rounds (LW paper, Table 2).
+# How the epochs are divided belongs to the method: the baseline of LW paper's Table 2 trains in one round
+# as long as the other methods in all of their rounds together. Their product is in a setting, as `EPOCHS`.
 _OWN = ("train.generations", "train.epochs_per_generation", "optimizer.schedule")
 _SEEDS = ("train.seed", "train.seeds")
 EPOCHS = "epochs in all"
@@ -30,11 +30,11 @@ class Entry:
 
     Attributes:
       run: the run.
-      name: of its method.
-      method: the same, with the options that tell it from others in the same setting.
-      setting: all that must agree for methods to be compared: everything but the method, what is
-        its own, and seeds.
-      seeds: of those trainings that no run before it in the list has done already.
+      name: name of its method.
+      method: the name with the options that tell it from others in the same setting.
+      setting: all that must agree for methods to be compared: everything except the method, how it
+        divides its epochs, and the seeds.
+      seeds: seeds of its trainings that no earlier run in the list has too.
     """
 
     run: Run
@@ -49,6 +49,7 @@ class Entry:
         Args:
           weights: "last" or "best", a key of ``WEIGHTS``.
         """
+        # Trainings of a run have seeds `train.seed`, `train.seed` + 1, ... A diverged one has no score.
         row, key = self.run.rows[-1], f"test_{weights}/accuracy"
         if not self.run.finished or key not in row:
             return {}
@@ -57,7 +58,8 @@ class Entry:
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
-    """Return what the studies need of each run; runs without a seed of their own are left out."""
+    """Return what the studies need of each run; runs whose seeds are all in earlier runs are left out."""
+    # A training that is in two runs would count twice in a mean or a test.
     taken: dict[tuple[Setting, str], set[int]] = {}
     kept = []
     for run, label in zip(runs, _labels(runs), strict=True):
@@ -77,7 +79,8 @@ def setting_of(run: Run) -> Setting:
         for name, value in run.experiment.items()
         if not name.startswith("method.") and name not in (*_OWN, *_SEEDS)
     }
-    # "single" is one cosine over all epochs, which is what "restart" is in a single round.
+    # "single" is one cosine over all epochs, and "restart" is the same where there is one generation: a
+    # baseline may be trained either way.
     schedule = run.experiment["optimizer.schedule"]
     kept |= {EPOCHS: run.epochs, "optimizer.schedule": schedule.replace("single", "restart")}
     return frozenset(kept.items())
@@ -89,7 +92,7 @@ def without(setting: Setting, *names: str) -> Setting:
 
 
 def describe(settings: Sequence[Setting]) -> dict[Setting, str]:
-    """Return what tells each setting from the others, after its model and data set.
+    """Return a name for each setting: model and data set, then what tells it from the others.
 
     >>> plain = frozenset({("model.name", "scnn"), ("data.name", "digits"), ("data.flip", True)})
     >>> describe([plain])[plain]
@@ -124,6 +127,8 @@ def means(table: Scores, methods: Sequence[str]) -> dict[Setting, list[float]]:
 
     Settings that lack a method, or a common seed, are left out.
     """
+    # Over common seeds only: a seed stands for the same initial weights and order of the data in every
+    # method, so part of its noise cancels in a comparison.
     averages = {}
     for setting, scores in table.items():
         common = set.intersection(*(set(scores.get(method, ())) for method in methods))
@@ -136,7 +141,8 @@ def means(table: Scores, methods: Sequence[str]) -> dict[Setting, list[float]]:
 
 
 def styles(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
-    """Return the style of each method: that of its first run in the other plots."""
+    """Return the style of each method, which is that of its first run in the other plots."""
+    # Reversed: the first run of a method is written last.
     return {entry.method: plots.style(entry.run.index) for entry in reversed(entries)}
 
 
@@ -147,7 +153,7 @@ def methods_of(entries: Sequence[Entry]) -> list[str]:
 
 
 def available(entries: Sequence[Entry]) -> list[str]:
-    """Return which weights there are scores of."""
+    """Return the kinds of weights that have scores, "last" first."""
     return [weights for weights in WEIGHTS if any(entry.scores(weights) for entry in entries)]
 
 
@@ -156,7 +162,7 @@ def _first_seed(run: Run) -> int:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """Name each run's method, with options only where one setting has the method more than once."""
+    """Return the name of each run's method, with options if a setting has the method more than once."""
     options = [
         {
             name: value
@@ -168,6 +174,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     groups: dict[tuple[Setting, str], list[dict[str, Any]]] = {}
     for run, values in zip(runs, options, strict=True):
         groups.setdefault((setting_of(run), run.setting("method.name")), []).append(values)
+    # The options in which a method's runs differ within some setting. Options that differ only between
+    # settings, such as those tuned for each data set, would split a method that should be compared as one.
     telling: dict[str, dict[str, None]] = {}  # by method, in their order
     for (_, name), members in groups.items():
         telling.setdefault(name, {}).update(dict.fromkeys(differing(members)))

@@ -32,12 +32,13 @@ KEY = (
 
 
 def section(entries: Sequence[Entry]) -> Section | Missing:
-    """Test every pair of methods over the settings that both were trained in."""
+    """Test every pair of methods over the settings in which both were trained."""
     methods = grouping.methods_of(entries)
     tables, records = [], []
     panels: dict[str, tuple[Comparisons, Table]] = {}
     for weights in grouping.available(entries):
         scores = grouping.by_setting(entries, weights)
+        # Table 3 has a part for each model. With a single one, that of all models would be the same.
         models = list(dict.fromkeys(dict(setting)["model.name"] for setting in scores))
         for model in [EVERY, *models] if len(models) > 1 else models:
             part = {
@@ -53,8 +54,9 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
             records += _records(comparisons, weights, model)
     if not tables:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
+    # The key once, below the last table.
     tables[-1] = tables[-1]._replace(notes=[KEY, significance.rules()])
-    # Those of one kind of weights stand in a row, if they are not many.
+    # Panels of one kind of weights share a row, if there are at most five of them.
     kinds = len({title.rpartition(", ")[2] for title in panels})
     across = min(len(panels) // kinds, 5)
     return Section(
@@ -75,9 +77,10 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
 def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
     """Test each pair over the settings that both have; ``None`` if no pair shares two.
 
-    Of the methods, those without such a pair are left out. Holm's correction is over the pairs that
-    share two settings.
+    Methods that share two settings with no other are left out. Holm's correction is over the pairs
+    that share two settings.
     """
+    # Not `significance.compare` on all methods at once: that needs every method in every setting.
     shared = {
         pair: np.array(list(grouping.means(scores, pair).values()))
         for pair in itertools.combinations(methods, 2)
@@ -88,10 +91,12 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
         return None
     wins = np.zeros((len(kept), len(kept)), int)
     p_values = np.full(wins.shape, np.nan)
+    # Rows and columns [methods, methods]: [i, j] is about j being better than i, as in Table 3.
     for pair, values in shared.items():
         compared = significance.compare(pair, values, level=LEVEL)
         cells = np.ix_(*2 * [[kept.index(name) for name in pair]])
         wins[cells], p_values[cells] = compared.wins, compared.p_values
+    # While pairs that were not tested are NaN: `correct` leaves them out of the number of tests.
     corrected = significance.correct(p_values, LEVEL)
     p_values = np.nan_to_num(p_values, nan=1.0)
     return significance.Comparisons(
@@ -126,13 +131,15 @@ def _records(comparisons: Comparisons, weights: str, model: str) -> list[dict[st
 
 
 def _draw(figure: Figure, panels: Mapping[str, tuple[Comparisons, Table]], across: int) -> None:
-    """Draw the share of settings that each column wins, violet where it does, orange where it loses."""
+    """Draw the share of settings that each column wins: violet where it wins, orange where it loses."""
     grid = plots.panel_grid(figure, len(panels), across, grid=None)
     for axes, (title, (comparisons, table)) in zip(grid, panels.items(), strict=True):
         trials = comparisons.wins + comparisons.wins.T
+        # Ties count for neither, so the trials are wins of either side; 0.5, the middle of the colours,
+        # where there are none.
         share = np.where(trials > 0, comparisons.wins / np.maximum(trials, 1), 0.5)
         share[np.eye(len(share), dtype=bool)] = np.nan
-        # Pale, for the numbers to be read on it.
+        # The range of colours is wider than 0 to 1, so that they are pale and numbers on them readable.
         axes.set_facecolor("#eeeeee")
         axes.imshow(share, cmap="PuOr", vmin=-0.8, vmax=1.8)
         for row, column in np.argwhere(trials > 0):

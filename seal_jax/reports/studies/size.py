@@ -1,4 +1,4 @@
-"""Size of the weights beside the baseline's: LW paper, Figure 7."""
+"""Size of the weights relative to the baseline: LW paper, Figure 7."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 TITLE = "Size of the weights"
 FIELDS = ("method", "weights", "setting", "seed", "size", "size of the baseline", "ratio")
-LEAST = 2  # ratios, for a deviation
+LEAST = 2  # ratios, for a standard deviation
 
 
 def section(entries: Sequence[Entry], margins: Mapping[str, Sequence[Record]]) -> Section | Missing:
-    """Plot the density of the ratio of the size of the weights to the baseline's.
+    """Plot the density of the ratio of the size of the weights to that of the baseline.
 
-    The size is in the rows of each run's evaluation of margins, ``margins``, all of one step.
+    ``margins`` has the rows of each run's evaluation of margins, by its name, all of one step: they
+    hold the size.
     """
     groups = {
         key: records
@@ -69,19 +70,22 @@ def section(entries: Sequence[Entry], margins: Mapping[str, Sequence[Record]]) -
 
 def ratios(entries: Sequence[Entry], margins: Mapping[str, Sequence[Record]]) -> list[Record]:
     """Return a record for each network that has a baseline of the same weights, setting and seed."""
-    sizes: dict[tuple[Any, ...], float] = {}
+    sizes: dict[tuple[Any, ...], float] = {}  # by method, weights, setting and seed
     for entry in entries:
         for row in margins.get(entry.run.name, ()):
             key = (entry.method, row["weights"], entry.setting, row["seed"])
+            # Only seeds that no earlier run has: a network counts once.
             if row["seed"] in entry.seeds and np.isfinite(row["size_of_weights"]):
                 sizes[key] = float(row["size_of_weights"])
     names = grouping.describe(list(dict.fromkeys(setting for _, _, setting, _ in sizes)))
+    # There may be several baselines, told apart by options; the first that has the network counts.
     others = {entry.method for entry in entries if entry.name != BASELINE}
     baselines = [method for method in grouping.methods_of(entries) if method not in others]
     records: list[Record] = []
     for (method, weights, setting, seed), size in sizes.items():
         network = (weights, setting, seed)
         base = next((sizes[name, *network] for name in baselines if (name, *network) in sizes), 0)
+        # A size of 0 is no baseline to divide by.
         if method in others and base:
             values = (method, weights, names[setting], seed, size, base, size / base)
             records.append(dict(zip(FIELDS, values, strict=True)))
@@ -108,8 +112,9 @@ def _draw(
 
 def _density(axes: Axes, values: np.ndarray, label: str, look: Mapping[str, Any]) -> None:
     mean, std = values.mean(), values.std(ddof=1)
+    # "A Gaussian approximation to the ratio" (appendix D); the ratios themselves are ticks on the axis.
     axes.plot(values, np.zeros(len(values)), "|", color=look["color"], markersize=8, clip_on=False)
-    if std == 0:  # all of the density is in one place
+    if std == 0:  # the density would be infinite
         axes.axvline(mean, label=label, **look)
         return
     x = np.linspace(mean - 4 * std, mean + 4 * std, 201)

@@ -1,4 +1,4 @@
-"""How fast training goes within a round, in the first, middle and last: LW paper, Figure 8."""
+"""Speed of training within the first, middle and last round: LW paper, Figure 8."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 
 TITLE = "Training speed within generations"
 KEY = "train/accuracy"
-SHARE = 0.9
+SHARE = 0.9  # of the first generation's best accuracy: the goal
 ACROSS = 3
-MOST = 21  # runs that are shown; the CSV file has all
+MOST = 21  # runs in the plot and the table; the CSV file has all
 
 
 def section(runs: Sequence[Run]) -> Section | Missing:
     """Plot training accuracy against the epochs of a generation."""
+    # By run and generation, [epochs, seeds]. One generation alone cannot be compared.
     by_run = {run.name: rounds for run in runs if len(rounds := chosen(run)) > 1}
     if not by_run:
         return Missing(TITLE, "needs a run that has come to its second generation")
     shown = dict(list(by_run.items())[:MOST])
     summary, records = [], []
     for name, rounds in by_run.items():
+        # The first generation sets the goal for all: the question is how soon later ones get there.
         goal = SHARE * float(np.max(next(iter(rounds.values())).mean(1)))
         for generation, values in rounds.items():
             mean = values.mean(1)
@@ -72,7 +74,7 @@ def section(runs: Sequence[Run]) -> Section | Missing:
 def chosen(run: Run) -> dict[int, np.ndarray]:
     """Return training accuracy ``[epochs, seeds]`` of the first, middle and last generation.
 
-    An unfinished last generation counts from its first epoch on.
+    An unfinished last generation is included from its first epoch on.
     """
     rows: dict[int, list[np.ndarray]] = {}
     for row in run.rows:
@@ -81,6 +83,7 @@ def chosen(run: Run) -> dict[int, np.ndarray]:
     every = sorted(rows)
     if not every:
         return {}
+    # Of an even number of generations the lower middle; of two, first and middle are the same key.
     ends_and_middle = (every[0], every[(len(every) - 1) // 2], every[-1])
     return {generation: np.array(rows[generation]) for generation in ends_and_middle}
 
@@ -90,7 +93,8 @@ def _draw(
 ) -> None:
     panels = plots.panel_grid(figure, len(by_run), ACROSS, sharey=True)
     for axes, (name, rounds) in zip(panels, by_run.items(), strict=True):
-        # The run's colour, and the last of its generations as a solid line.
+        # Lines have the run's colour. The dashes are counted from the end, so that the last generation is
+        # always solid, also in a run of two.
         dashes = plots.DASHES[len(rounds) - 1 :: -1]
         for linestyle, (generation, values) in zip(dashes, rounds.items(), strict=True):
             line: dict[str, Any] = {"color": colours[name], "linestyle": linestyle}

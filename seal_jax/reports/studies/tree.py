@@ -1,4 +1,4 @@
-"""When each method is best: LW paper, Figure 3."""
+"""Which method is best for which design of experiment: LW paper, Figure 3."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Decision tree"
-# Where the papers count other classes than TFDS has (which adds background, and healthy leaves). A data
-# set that is in no paper is known from the run's checkpoints.
+# Classes by name of the data set; for one that is in no paper they are read from the run's checkpoints.
 CLASSES = {name: info.classes for info in DATA_SETS for name in info.names}
+# In caltech101 and cassava TFDS has one class more than the papers count: background, and healthy leaves.
 CLASSES |= {"caltech101": 102, "cassava": 5, "digits": 10, "mnist": 10}
 
 
 def section(entries: Sequence[Entry]) -> Section | Missing:
     """Fit a tree that predicts the best method from the design of the experiment."""
+    # One kind of weights only: a setting must not count twice.
     weights = "best" if "best" in grouping.available(entries) else "last"
     least = 2 * decision_tree.MIN_LEAF
     methods, scores = _complete(entries, weights, least)
+    # Any run of a setting will do: what the tree asks is the same in all of them.
     runs = {entry.setting: entry.run for entry in entries}
     designs = {setting: design(runs[setting], setting) for setting in scores}
     unknown = [setting for setting, values in designs.items() if None in values.values()]
@@ -46,6 +48,7 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
             f"{decision_tree.MIN_LEAF}) with known numbers of classes; here are {len(used)}",
         )
     features = {name: [designs[setting][name] for setting in used] for name in designs[used[0]]}
+    # Of equal scores `argmax` takes the first method, which is the baseline if there is one.
     best = [methods[int(np.argmax(scores[setting]))] for setting in used]
     root = decision_tree.fit(features, best)
     names = grouping.describe(used)
@@ -91,10 +94,11 @@ def _complete(
 ) -> tuple[list[str], dict[Setting, list[float]]]:
     """Return as many methods as have ``least`` settings in common, with their scores in these.
 
-    Methods that were trained in few settings would leave too little of the others.
+    A method that was trained in few settings would leave too few settings to the others.
     """
     table = grouping.by_setting(entries, weights)
     methods = grouping.methods_of(entries)
+    # The methods with the most settings first; the last one is dropped until enough settings remain.
     ordered = sorted(methods, key=lambda name: -sum(name in scores for scores in table.values()))
     while True:
         kept = [name for name in methods if name in ordered]
@@ -105,10 +109,11 @@ def _complete(
 
 
 def design(run: Run, setting: Setting) -> dict[str, Any]:
-    """Return what the tree can ask; the number of classes is ``None`` where it cannot be known.
+    """Return the features of the tree; the number of classes is ``None`` where it is not known.
 
-    The training set size is the number of images that an epoch goes through.
+    The training set size is the number of images in the batches of an epoch.
     """
+    # The six features of the paper's Figure 3.
     values = dict(setting)
     return {
         "training images": run.steps_per_epoch * values["train.batch_size"],
@@ -121,7 +126,8 @@ def design(run: Run, setting: Setting) -> dict[str, Any]:
 
 
 def classes_in_checkpoint(run: Run) -> int | None:
-    """Return the number of the classifier's outputs, from the description beside the newest weights."""
+    """Return the number of the classifier's outputs, from the metadata of the newest checkpoint."""
+    # Read as JSON and not restored: a report does not load Orbax.
     step = run.newest_checkpoint
     if step is None:
         return None
@@ -129,6 +135,7 @@ def classes_in_checkpoint(run: Run) -> int | None:
     try:
         leaves = json.loads(path.read_text(encoding="utf-8"))["leaves"]
         return int(leaves["weights/params/fc/kernel"]["shape"][-1])
+    # A damaged checkpoint, or one of another layout: the setting is left out with a warning.
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -146,8 +153,9 @@ def _place(axes: Axes, node: Node, start: int, depth: int) -> tuple[float, int]:
     """Draw a node and what is below it, its leaves from column ``start`` on.
 
     Returns:
-      The node's own place and the first column that is free.
+      The column of the node and the first free column.
     """
+    # Every leaf takes a column, and a node is centred above its two children.
     if node.yes is None or node.no is None:
         place, end = float(start), start + 1
         names = " or\n".join(node.top)
