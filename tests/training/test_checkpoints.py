@@ -347,6 +347,7 @@ for step in itertools.count(restored.step + 1 if restored else 1):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     root = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}

@@ -1,6 +1,8 @@
-"""Runs of the command line in processes of their own, on a task of a second."""
+"""Runs of the command line on a task of a second, in processes of their own where it matters."""
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -9,10 +11,15 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
+
+from seal_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, LAST = 8, 32  # two generations of 4 epochs of 4 steps
@@ -91,11 +98,30 @@ class Runs:
         )
 
     def finish(self, workdir, *arguments, code=0, **options):
-        """Train until the process ends; return what it printed on stderr."""
+        """Train to the end; return what was printed on stderr.
+
+        In this process and on its first device, unless the options want other devices or a signal.
+        """
+        if "signalled_at" not in options and options.get("devices", 1) == 1:
+            return self._here(workdir, *arguments, code=code, **options)
         process = self.start(workdir, *arguments, **options)
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == code, stderr
         return stderr
+
+    def _here(self, workdir, *arguments, code, method="seal", devices=1):
+        device, stderr = jax.devices()[:devices], io.StringIO()
+        config = f"--config={self.config}:{method}"
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stderr(stderr),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("default")  # printed, as on the command line, and no error
+            patch.setattr(jax, "devices", lambda: device)
+            ended = main.run(["train", config, f"--workdir={workdir}", *arguments])
+        assert ended == code, stderr.getvalue()
+        return stderr.getvalue()
 
     def reference(self, *arguments, method="seal", devices=1):
         """Return the folder of a run that nothing interrupted, to look at and not to change."""
