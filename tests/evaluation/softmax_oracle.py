@@ -28,6 +28,16 @@ def loss(features, labels, matrix, smoothing=0.0):
     return float((sums - (targets * logits).sum(1)).mean())
 
 
+def losses_along(features, labels, matrix, direction, distances, smoothing=0.0):
+    """The losses at ``matrix - t * direction`` for every distance t."""
+    start, slope = (inputs_of(features) @ part for part in (matrix, direction))
+    logits = start - distances[:, None, None] * slope
+    top = logits.max(2)
+    sums = np.log(np.exp(logits - top[..., None]).sum(2)) + top
+    targets = targets_of(labels, matrix.shape[1], smoothing)
+    return (sums - (targets * logits).sum(2)).mean(1)
+
+
 def derivatives(features, labels, matrix, smoothing=0.0):
     """The gradient, and x x' times diag(p) - p p', both over the flat matrix."""
     inputs, classes = inputs_of(features), matrix.shape[1]

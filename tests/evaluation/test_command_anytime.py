@@ -192,6 +192,7 @@ def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(folder, digits_dir,
     )
 
 
+@pytest.mark.slow
 def test_a_generation_that_ends_early(folder, digits_dir, evaluated, tmp_path):
     """All rest after the first of three epochs: what follows has the state of its end."""
     shutil.copytree(folder / "source", tmp_path / "source")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from softmax_oracle import derivatives, inputs_of, loss, matrix_of
+from softmax_oracle import derivatives, inputs_of, loss, losses_along, matrix_of
 
 from seal_jax import UsageError, evaluators, weak_classifiers
 from seal_jax.core import plots
@@ -77,7 +77,7 @@ def minima(features, labels, matrix, batches):
         x, y = features[rows], labels[rows]
         slope = derivatives(x, y, matrix, SMOOTHING)[0].reshape(matrix.shape)
         unit = slope / np.linalg.norm(slope)
-        along = [loss(x, y, matrix - t * unit, SMOOTHING) for t in grid]
+        along = losses_along(x, y, matrix, unit, grid, SMOOTHING)
         distances += [grid[np.argmin(along)]] if np.argmin(along) < 2400 else []
     return distances
 

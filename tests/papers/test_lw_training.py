@@ -132,6 +132,7 @@ def test_normalisers_before_the_relu():
         np.testing.assert_allclose(actual[1], layer[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds():
     # What the test of the command runs too, so that it is compiled once.
     settings = Settings(**QUICK)
