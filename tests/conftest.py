@@ -29,6 +29,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 MOST_MEMORY, MOST_MAPS = 1_500_000, 20_000
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder that the processes of a test session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def digits_dir(shared_folder):
+    """Where digits is prepared, by the first test that needs it, for all."""
+    folder = shared_folder / "digits"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _few_programs_at_a_time():
     """Forget compiled programs between modules before a worker runs out of room for them."""

@@ -36,15 +36,10 @@ BASE = "from seal_jax.cli.configs import base\ndef get_config():\n    config = b
 PLAIN = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict"
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
 @pytest.fixture
-def config(tmp_path, data_dir):
+def config(tmp_path, digits_dir):
     path = tmp_path / "tiny.py"
-    path.write_text(CONFIG.format(data_dir=str(data_dir)))
+    path.write_text(CONFIG.format(data_dir=str(digits_dir)))
     return path
 
 

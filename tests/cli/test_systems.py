@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from seal_jax import data, methods
+from seal_jax import methods
 from seal_jax.cli import configs, main
 from seal_jax.training import loop
 
@@ -28,11 +28,10 @@ SMALLER = {"lw": ["--config.method.rounds=1"], "kels": ["--config.train.seeds=2"
 class Systems:
     """Trains variants of the config in one folder, which the processes of a session share."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, digits_dir):
         self.folder = folder
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        self.data = f"--config.data.data_dir={folder / 'data'}"
-        self.once("data", lambda: data.load("digits", data_dir=str(folder / "data")))
+        folder.mkdir(exist_ok=True)
+        self.data = f"--config.data.data_dir={digits_dir}"
 
     def once(self, name, action):
         with (self.folder / f"{name}.lock").open("w") as lock:
@@ -68,12 +67,10 @@ def generations(variant):
 
 
 @pytest.fixture
-def systems(tmp_path_factory, monkeypatch):
+def systems(shared_folder, digits_dir, monkeypatch):
     # Batches of ten images do not divide among the eight devices of the tests.
     monkeypatch.setattr(loop, "train", functools.partial(loop.train, devices=1))
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    return Systems(folder / "systems")
+    return Systems(shared_folder / "systems", digits_dir)
 
 
 def rows(workdir):

@@ -19,7 +19,7 @@ def get_config(method="normal"):
     config.data.validation_fraction = 0.8
     config.model.name = "mlp"
     config.train.generations = 2
-    config.train.epochs_per_generation = 4
+    config.train.epochs_per_generation = 2
     config.train.seeds = 8  # one for each of the tests' devices
     if method == "seal":
         config.method.threshold = "dense2"
@@ -28,10 +28,9 @@ def get_config(method="normal"):
 
 
 @pytest.fixture
-def config(tmp_path):
-    (tmp_path / "data").mkdir()
+def config(tmp_path, digits_dir):
     path = tmp_path / "tiny.py"
-    path.write_text(CONFIG.format(data_dir=str(tmp_path / "data")))
+    path.write_text(CONFIG.format(data_dir=str(digits_dir)))
     return path
 
 
@@ -40,7 +39,7 @@ def test_train_evaluate_compare(config, tmp_path, capsys):
     assert main.run(["sweep", f"--config={config}", f"--workdir={runs}"]) == OK
     assert "Test accuracy (%) by generation" in capsys.readouterr().out
     for name in ("normal", "seal"):
-        assert [row["epoch"] for row in metrics.read(runs / name)] == list(range(8))
+        assert [row["epoch"] for row in metrics.read(runs / name)] == list(range(4))
         evaluate = ["evaluate", "--kind=margins", f"--checkpoint={runs / name}", "--sample=20"]
         assert main.run(evaluate) == OK
     assert "margin" in capsys.readouterr().out

@@ -24,16 +24,9 @@ def settings(data_dir, method="normal", **train):
 
 
 @pytest.fixture(scope="session")
-def digits_dir(tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp().parent / "digits"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory, digits_dir):
+def trained(shared_folder, digits_dir):
     """``trained(name, **settings)``: a run's folder, trained once for all processes of a session."""
-    root = tmp_path_factory.getbasetemp().parent / "evaluated"
+    root = shared_folder / "evaluated"
     root.mkdir(exist_ok=True)
 
     def train(name, **options):

@@ -326,8 +326,9 @@ def test_prediction_depth_equals_scikit_learn(run, loaded_run, evaluated, monkey
     train, test = loaded_run.dataset.train.rows(np.arange(120)), loaded_run.dataset.test
     test = test.rows(np.arange(120))
     network = loaded_run.networks[0]
-    layers = loaded_run.model.features(network.variables, loaded_run.normalise(train.images))
-    there = loaded_run.model.features(network.variables, loaded_run.normalise(test.images))
+    features = jax.jit(loaded_run.model.features)
+    layers = features(network.variables, loaded_run.normalise(train.images))
+    there = features(network.variables, loaded_run.normalise(test.images))
     row = rows[0]
     assert (row["step"], row["seed"]) == (12, 0)
     assert row["layers"] == ["stem", *loaded_run.model.round_blocks]

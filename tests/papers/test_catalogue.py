@@ -2,7 +2,6 @@
 
 import fcntl
 import functools
-import os
 import re
 import shlex
 from pathlib import Path
@@ -135,12 +134,10 @@ class Commands:
 
 
 @pytest.fixture
-def commands(tmp_path_factory, monkeypatch):
+def commands(shared_folder, monkeypatch):
     monkeypatch.setattr(loop, "train", functools.partial(loop.train, devices=1))
     monkeypatch.chdir(ROOT)
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    return Commands(folder / "catalogue")
+    return Commands(shared_folder / "catalogue")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Runs of two real processes, which talk over the loopback interface."""
 
-import os
 import signal
 
 import pytest
@@ -22,9 +21,8 @@ SELDOM = "--config.run.checkpoint_every_epochs=2"
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp()
-    return Runs(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+def runs(shared_folder):
+    return Runs(shared_folder)
 
 
 def start(runs, workdir, *arguments):

@@ -32,9 +32,8 @@ CALLS = "--config.run.steps_per_call=2"
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp()
-    return Runs(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+def runs(shared_folder):
+    return Runs(shared_folder)
 
 
 def snapshot(folder):

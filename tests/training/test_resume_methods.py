@@ -142,13 +142,11 @@ def get_config(method):
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    runs = Runs(folder)
-    runs.config = folder / "methods.py"
-    part = folder / f"methods.{os.getpid()}"
-    part.write_text(CONFIG.format(data_dir=str(folder / "data")))
+def runs(shared_folder):
+    runs = Runs(shared_folder)
+    runs.config = shared_folder / "methods.py"
+    part = shared_folder / f"methods.{os.getpid()}"
+    part.write_text(CONFIG.format(data_dir=str(shared_folder / "digits")))
     part.rename(runs.config)
     return runs
 

@@ -76,10 +76,10 @@ class Runs:
         self.config = folder / "tiny.py"
         with (folder / "config.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "data").mkdir(exist_ok=True)
+            (folder / "digits").mkdir(exist_ok=True)
             if not self.config.exists():
                 part = folder / "tiny.part"
-                part.write_text(CONFIG.format(data_dir=str(folder / "data")))
+                part.write_text(CONFIG.format(data_dir=str(folder / "digits")))
                 part.rename(self.config)
 
     def start(self, workdir, *arguments, method="seal", devices=1, signalled_at=None):
