@@ -12,6 +12,9 @@ SETTINGS = {
     "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
     # Lowering writes the Python stack of every operation into the program otherwise.
     "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+    # Two workers share the cores; with a thread for every core each, NumPy and PyTorch wait for one another.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
     "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "seal_jax-tests-xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -21,6 +21,7 @@ SMALL = {
     "mask": ("fc",),
     "eigenvalues": 3,
     "tolerance": 1e-4,
+    "max_products": 200,
     "probes": 2,
     "density_steps": 24,
     "trace_products": 30,

@@ -1,6 +1,7 @@
 """The compiled programs of a run, on up to eight fake devices."""
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -72,25 +73,29 @@ def test_train_equals_a_plain_flax_and_optax_loop(dataset):
     opt_state = tx.init(params)
 
     @jax.jit
-    def gradient(params, stats, images, labels):
+    def update(params, stats, opt_state, images, labels, step, rate):
+        draws = augment.draw(stream_key(0, Stream.AUGMENT, step), 16, spec, (8, 8, 1))
+        images = augment.apply(images, draws, spec)
+
         def loss(params):
             variables = {"params": params, "batch_stats": stats}
             logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
             targets = 0.9 * jax.nn.one_hot(labels, 4) + 0.1 / 4
             return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), changed["batch_stats"]
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), stats, opt_state, value
 
     losses = []
     for epoch in range(2):
         order, _ = epoch_order(stream_key(0, Stream.ORDER, epoch), 90, 16)
         for number, rows in enumerate(np.asarray(order)):
             step = epoch * 5 + number
-            draws = augment.draw(stream_key(0, Stream.AUGMENT, step), 16, spec, (8, 8, 1))
-            images = augment.apply(jnp.asarray(dataset.train.images[rows]), draws, spec)
-            (loss, stats), grads = gradient(params, stats, images, dataset.train.labels[rows])
-            updates, opt_state = tx.update(grads, opt_state, params)
-            params = jax.tree.map(lambda p, u, rate=rates[epoch]: p - rate * u, params, updates)
+            batch = dataset.train.images[rows], dataset.train.labels[rows]
+            params, stats, opt_state, loss = update(
+                params, stats, opt_state, *batch, step, rates[epoch]
+            )
             losses.append(float(loss))
     trainer.run(2)
     np.testing.assert_allclose(np.concatenate(trainer.losses, 1)[0], losses, rtol=1e-4)
@@ -174,7 +179,7 @@ def test_llf_event_draws_later_layers_from_the_models_own_initialisation(dataset
     after = jax.device_get(
         trainer.experiment.start_generation(trainer.state, trainer.splits["train"])
     )
-    fresh = trainer.experiment.model.init(stream_key(0, Stream.EVENT, 1))["params"]
+    fresh = jax.jit(trainer.experiment.model.init)(stream_key(0, Stream.EVENT, 1))["params"]
     for name in ("conv1", "bn1", "layer1", "layer2"):
         assert_same(after.weights.params[name], before.weights.params[name])
     old, new = before.weights.params["layer3"]["block0"], after.weights.params["layer3"]["block0"]
@@ -242,10 +247,8 @@ def test_scores_equal_numpy(dataset):
     weights = jax.tree.map(lambda leaf: leaf[0], jax.device_get(state.weights))
     spec = trainer.experiment.batches.augmentation
     images = (dataset.validation.images / 255 - np.array(spec.mean)) / np.array(spec.std)
-    logits = trainer.experiment.model.module.apply(
-        weights._asdict(), jnp.asarray(images, jnp.float32), train=False
-    )
-    logits = np.asarray(logits, np.float64)
+    infer = jax.jit(functools.partial(trainer.experiment.model.module.apply, train=False))
+    logits = np.asarray(infer(weights._asdict(), np.float32(images)), np.float64)
     top = logits.max(-1, keepdims=True)
     log_total = (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[:, 0]
     labels = dataset.validation.labels
