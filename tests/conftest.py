@@ -1,6 +1,8 @@
 """Eight CPU devices for every test, programs compiled in a hurry, and one cache of them for all processes."""
 
+import ctypes
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,8 +10,6 @@ from pathlib import Path
 SETTINGS = {
     # Compiling takes most of the time of tests; what is computed is the same up to rounding.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    # The older emitters compile small programs in half the time of the new ones.
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
     # Lowering writes the Python stack of every operation into the program otherwise.
     "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
     # Two workers share the cores; with a thread for every core each, NumPy and PyTorch wait for one another.
@@ -57,3 +57,6 @@ def _few_programs_at_a_time():
     resident = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
     if int(resident.split()[1]) > MOST_MEMORY or maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+        # glibc keeps what was freed; then every later module would begin beyond the bound and without programs.
+        if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
