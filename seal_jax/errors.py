@@ -134,10 +134,11 @@ def check_key(field: str, value: Any, *, optional: bool = False) -> Any:
 
     if value is None and optional:
         return jax.random.key(0)
-    # Typed keys have a dtype of their own; keys of the old style are uint32 with the key along the last axis.
+    # Typed keys have a dtype of their own; those of the old style are two numbers (threefry) or four (rbg).
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
     if dtype is None or not (
-        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == "uint32" and shape[-1:])
+        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        or (dtype == "uint32" and shape in ((2,), (4,)))
     ):
         raise UsageError(f"{field} = {shown(value)} must be a random key: jax.random.key(0)")
     return value

@@ -232,7 +232,7 @@ def forget_state(
     >>> float(state.trace["conv"]), float(state.trace["fc"])
     (1.0, 0.0)
     """
-    check_choice("optimizer_state", policy, get_args(StatePolicy))
+    check_choice("policy", policy, get_args(StatePolicy))
     # Only the structure is compared, so ``tx.init`` need not run.
     check_tree("opt_state", opt_state, jax.eval_shape(tx.init, params), "tx.init(params)")
     if policy == "keep":
@@ -248,7 +248,7 @@ def forget_state(
         )
         if optimizer_state.shares(memory, params, flags):
             raise UsageError(
-                "optimizer_state = 'zero' needs a count of its own for the masked parameters: "
+                "policy = 'zero' needs a count of its own for the masked parameters: "
                 "use seal_jax.transforms.split_state(optimizer, mask) as the optimizer, or 'fresh'"
             )
     else:

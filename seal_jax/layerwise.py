@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seal_jax import forgetting, paths
+from seal_jax import forgetting, layers, paths
 from seal_jax.errors import UsageError, check_integer, check_number, nearest
 
 PyTree = Any
@@ -47,10 +47,10 @@ def kernel_norms(params: PyTree, *, vectors: bool = False) -> PyTree:
     (0.0, 6.0)
     """
 
-    def norm(path, leaf):
-        return _norm(leaf) if vectors or jnp.ndim(leaf) >= 2 else jnp.zeros((), jnp.float32)
+    def norm(path, leaf, role):
+        return _norm(leaf) if vectors or role == "kernel" else jnp.zeros((), jnp.float32)
 
-    return paths.map_named(norm, params)
+    return paths.map_named(norm, params, layers.roles(params))
 
 
 def _norm(leaf: jax.Array) -> jax.Array:

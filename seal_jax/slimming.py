@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seal_jax import paths
+from seal_jax import layers, paths
 from seal_jax.errors import UsageError, check_number, nearest
 from seal_jax.selections import check_fraction
 
@@ -59,16 +59,16 @@ def kernel_slices(
     check_fraction("keep", keep)
     # In floats 0.07 * 100 is above 7, and its ceiling 8.
     ratio = Fraction(float(keep)).limit_denominator(10**9)
-    kernels = [
-        path for path, leaf in paths.named_leaves(params) if len(getattr(leaf, "shape", ())) >= 2
-    ]
+    roles = layers.roles(params)
+    leaves = zip(paths.named_leaves(params), roles, strict=True)
+    kernels = [path for (path, _), role in leaves if role == "kernel"]
     for field, layer in (("first", first), ("head", head)):
         if not any(paths.below(path, layer) for path in kernels):
             near = nearest(str(layer), paths.with_parents(kernels))
             raise UsageError(f"{field} = {layer!r} is no layer with a kernel{near}")
     flattened_channels = _flattened_channels(params, flattened)
 
-    def outside(path, leaf):
+    def outside(path, leaf, role):
         shape, rank = leaf.shape, len(leaf.shape)
         cut = jnp.zeros(shape, bool)
         if rank == 0:
@@ -78,7 +78,7 @@ def kernel_slices(
         if not paths.below(path, head):
             axes.append(rank - 1)
         # The first layer keeps its inputs, the channels of the image.
-        if rank >= 2 and not paths.below(path, first):
+        if role == "kernel" and not paths.below(path, first):
             axes.append(rank - 2)
         # A depthwise kernel has one input, which the ceiling keeps.
         for axis in axes:
@@ -90,7 +90,7 @@ def kernel_slices(
             cut |= index % size >= math.ceil(ratio * size)
         return cut
 
-    return paths.map_named(outside, params)
+    return paths.map_named(outside, params, roles)
 
 
 def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = None) -> PyTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ def write(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
@@ -41,8 +44,8 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     def names() -> list[str]:
         return ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
 
-    # Paths that differ come apart once enough of their parents are named.
-    while len(set(names())) < len(paths):
+    # Paths that differ come apart once enough of their parents are named; equal ones are numbered below.
+    while len(set(names())) < len(set(parts)):
         named = names()
         for index, name in enumerate(named):
             if named.count(name) > 1:

@@ -215,7 +215,7 @@ _BOUNDS = (
     ("be at least 1", "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
     ("lie in [0, 1)", "optimizer", "label_smoothing"),
     ("lie in [0, 1]", "train", "until_accuracy"),
-    ("lie in (0, 1)", "optimizer", "plateau_factor"),
+    ("lie in (0, 1)", "optimizer", "decay_factor plateau_factor"),
 )
 
 
@@ -252,8 +252,9 @@ class Settings:
                 'data.selection = "test_best" chooses by the test split; set '
                 "data.validation_fraction = 0"
             )
-        if self.optimizer.decay_epochs:
-            boundaries(self.optimizer.decay_epochs)  # whatever the schedule is
+        # Whatever the schedule is.
+        if self.optimizer.decay_epochs or self.optimizer.schedule == "steps":
+            boundaries(self.optimizer.decay_epochs, "optimizer.decay_epochs")
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")
         # Here only that JSON can hold them; the method checks names and types of its options where it is built.

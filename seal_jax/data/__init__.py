@@ -1,7 +1,7 @@
 """Data sets: TFDS builders and sources, host arrays, augmentation."""
 
 from seal_jax.data.augment import Augmentation, AugmentationParams, apply, check_image_shape, draw
-from seal_jax.data.catalogue import STATISTICS, find_info, statistics
+from seal_jax.data.catalogue import STATISTICS, find_info, normalisation, statistics
 from seal_jax.data.dataset import Dataset, Split, from_arrays, stratified_split
 from seal_jax.data.preparation import prepare
 from seal_jax.data.sources import load, load_labelled
@@ -19,6 +19,7 @@ __all__ = [
     "from_arrays",
     "load",
     "load_labelled",
+    "normalisation",
     "prepare",
     "statistics",
     "stratified_split",

@@ -181,7 +181,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     ) -> tuple[int | None, Any, dict[int, str]]:
         """Return the newest readable step, what ``read`` made of it, and why newer ones failed."""
         damaged: dict[int, str] = {}
-        for step in reversed(_same_everywhere(self.steps()) if steps is None else steps):
+        for step in reversed(same_everywhere(self.steps()) if steps is None else steps):
             try:
                 return step, read(self._folder / str(step)), damaged
             except _Damaged as error:
@@ -233,7 +233,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._good = _same_everywhere(self.steps())
+        self._good = same_everywhere(self.steps())
 
     def _attempt(self, step: int, action: Callable[[], Any]) -> None:
         """Run ``action``, part of saving ``step``; turn its failure into one clear line."""
@@ -267,7 +267,7 @@ def read_leaves(
       UsageError: there are checkpoints and none can be read, or none of that step.
     """
     checkpoints = Checkpoints(directory)
-    steps = _same_everywhere(checkpoints.steps())
+    steps = same_everywhere(checkpoints.steps())
     if step is not None and step not in steps:
         raise UsageError(
             f"{directory} has no checkpoint of step {step}, only of {', '.join(map(str, steps))}"
@@ -289,7 +289,7 @@ def read_leaves(
     return leaves
 
 
-def _same_everywhere(steps: list[int]) -> list[int]:
+def same_everywhere(steps: list[int]) -> list[int]:
     """Return the first process's list: a network file system can show each another one."""
     if jax.process_count() == 1:
         return steps

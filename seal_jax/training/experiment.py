@@ -41,11 +41,11 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raise if the training split lacks what the settings need of it, or a device has no room."""
-    # Every device holds all three splits whole. CPU devices report no limit.
+    # Every device holds all splits whole, one that stands for two once. CPU devices report no limit.
     device = jax.local_devices()[0]
-    needed = row_bytes(dataset.image_shape) * sum(
-        map(len, (dataset.train, dataset.validation, dataset.test))
-    )
+    validation = () if dataset.validation is dataset.test else dataset.validation
+    images = sum(map(len, (dataset.train, validation, dataset.test)))
+    needed = images * row_bytes(dataset.image_shape)
     room = (device.memory_stats() or {}).get("bytes_limit", needed)
     if needed > room:
         raise UsageError(
@@ -188,8 +188,8 @@ def augmentation_of(settings: Settings, image_shape: tuple[int, int, int]) -> An
     """Return the augmentation that ``settings.data`` ask for."""
     fields = settings.data
     # Data sets whose statistics are not known take ImageNet's.
-    by_name = fields.name if fields.name in data.STATISTICS else "imagenet"
-    statistics = data.statistics(fields.normalisation or by_name)
+    name = fields.normalisation or data.normalisation(fields.name) or "imagenet"
+    statistics = data.statistics(name)
     spec = data.Augmentation(
         mean=statistics.mean,
         std=statistics.std,

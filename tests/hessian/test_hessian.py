@@ -149,6 +149,11 @@ def test_a_repeated_eigenvalue_counts_once_from_one_vector():
     assert result.values[1] < 4
 
 
+def test_data_of_the_host_is_transferred_once():
+    op = hessian.operator(lambda x, batch: jnp.mean(batch) * x**2, np.float32(1), np.ones((3, 2)))
+    assert isinstance(op.data, jax.Array)
+
+
 def test_padding_of_weight_zero_changes_nothing(problem):
     """40 examples in batches of 16, the last one filled up, against one batch of 40."""
     params, (images, labels) = problem

@@ -76,6 +76,11 @@ def test_bad_arguments(problem, options, message):
         hessian.batch_eigenvalues(loss, params, data, **options)
 
 
+def test_without_batches(problem):
+    with pytest.raises(UsageError, match="data must have batches"):
+        hessian.batch_eigenvalues(loss, problem[0], None)
+
+
 def test_a_broken_model(problem):
     params, data = problem
     broken = jax.tree.map(lambda leaf: leaf * np.nan, params)

@@ -5,9 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax.data import Split
+from seal_jax.core.settings import Data, Settings
+from seal_jax.data import STATISTICS, Split
 from seal_jax.errors import UsageError
 from seal_jax.training.batches import epoch_order, flatten, padded_batches, steps_per_epoch, take
+from seal_jax.training.experiment import augmentation_of
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("svhn_cropped", "svhn"), ("cifar10:3.0.2", "cifar10"), ("cassava", "imagenet")],
+)
+def test_the_statistics_are_those_of_the_data_set(name, key):
+    spec = augmentation_of(Settings(data=Data(name=name)), (32, 32, 3))
+    assert (spec.mean, spec.std) == STATISTICS[key]
 
 
 def test_taken_rows_are_the_images():

@@ -236,7 +236,8 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         for column in columns:
             if not (row[column] or "").strip():
                 raise UsageError(
-                    f"{path}, line {reader.line_num}: {column!r} is empty: restore the original"
+                    f"{path}: {column!r} is empty in the row of {row[columns[0]]!r}: restore the "
+                    "original"
                 )
         yield {column: row[column].strip() for column in columns}
 
@@ -408,7 +409,7 @@ class MitIndoor67(ListedImages):
             label, slash, name = line.partition("/")
             if not (label and slash and name):
                 raise UsageError(f"{listed}: {line!r} is not <class>/<file>: restore the original")
-            return root / "Images" / label / name, label
+            return listed.parent / "Images" / label / name, label
 
         return _from_lists(root, {"train": "TrainImages.txt", "test": "TestImages.txt"}, parse)
 
