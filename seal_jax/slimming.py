@@ -21,6 +21,16 @@ from seal_jax.selections import check_fraction
 PyTree = Any
 
 
+def kept(keep: float, size: int) -> int:
+    """Return how many of ``size`` channels are fit: ``keep * size`` rounded up, without rounding errors.
+
+    >>> kept(0.5, 3), kept(0.07, 100), 0.07 * 100
+    (2, 7, 7.000000000000001)
+    """
+    # The simple fraction that the decimal stood for.
+    return math.ceil(Fraction(float(keep)).limit_denominator(10**9) * size)
+
+
 def kernel_slices(
     params: PyTree,
     keep: float,
@@ -57,8 +67,6 @@ def kernel_slices(
     ([[False, False, True, True]], [False, False, True, True])
     """
     check_fraction("keep", keep)
-    # In floats 0.07 * 100 is above 7, and its ceiling 8.
-    ratio = Fraction(float(keep)).limit_denominator(10**9)
     roles = layers.roles(params)
     leaves = zip(paths.named_leaves(params), roles, strict=True)
     kernels = [path for (path, _), role in leaves if role == "kernel"]
@@ -87,7 +95,7 @@ def kernel_slices(
             if axis == max(rank - 2, 0):  # the axis that a flatten makes
                 size = flattened_channels.get(path, size)
             # Channels are the fastest part of a flattened axis, so they repeat along it.
-            cut |= index % size >= math.ceil(ratio * size)
+            cut |= index % size >= kept(keep, size)
         return cut
 
     return paths.map_named(outside, params, roles)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError, check_key, check_number
+from seal_jax.errors import UsageError, check_integer, check_key
 from seal_jax.hessian import krylov
 from seal_jax.hessian.lanczos import order_by, rounding
 from seal_jax.hessian.operator import Operator, batch_weights, operator
@@ -101,8 +101,7 @@ def batch_eigenvalues(
     krylov.check_wanted(k, size, tolerance)
     steps = min(size, 4 * k + 20 if steps is None else steps)
     least = min(size, k + 1)
-    must = f"be at least {least} for k = {k}"
-    check_number("steps", steps, lambda value: value >= least, must, whole=True)
+    check_integer("steps", steps, least, bounds=f"of at least {least} for k = {k}")
     keys = jax.random.split(check_key("key", key, optional=True), count)
     mesh, inputs = None, (op, keys, batches)
     if devices is not None and len(devices) > 1:
@@ -114,7 +113,7 @@ def batch_eigenvalues(
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
     # In float64 on the host, all batches at once.
-    values, vectors = np.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
+    values, vectors = np.linalg.eigh(projected)
     order = np.stack([order_by(batch, "LM")[:k] for batch in values])
     ends = np.take_along_axis(vectors[:, -1, :], order, axis=1)
     values = np.take_along_axis(values, order, axis=1)

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax import masks
+from seal_jax import masks, paths
 from seal_jax.errors import (
     UsageError,
     check_choice,
     check_number,
-    check_tree,
     nonnegative,
     positive,
     require_params,
@@ -67,7 +66,7 @@ def leafwise(
         trees = (updates,)
         if with_params:
             require_params(params)
-            check_tree("updates", updates, params)
+            paths.check_tree("updates", updates, params)
             trees = (updates, params)
         # A rule that reads the parameters resolves the mask on them, any other on the updates.
         flags = jax.tree.map(lambda _: False, updates) if mask is None else mask(trees[-1])

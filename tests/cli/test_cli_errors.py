@@ -92,7 +92,7 @@ def run(capfd):
         ("optimizer.label_smoothing=1", "optimizer.label_smoothing = 1 must lie in [0, 1)"),
         ("optimizer.warmup_epochs=9", "warmup_epochs = 9"),
         ("model.name=resnet9", "'resnet9' is unknown; nearest: resnet8"),
-        ("model.width=0", "width=0: use an integer of at least 1"),
+        ("model.width=0", "width = 0 must be a whole number of at least 1"),
         ("model.stem=cifar", "resnet8 has no such option"),
         (
             "data.name=dijits",

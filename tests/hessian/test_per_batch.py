@@ -65,8 +65,8 @@ def test_a_program_serves_all_networks(problem):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k = 0 must lie in 1..88"),
-        ({"steps": 4}, "steps = 4 must be at least 6 for k = 5"),
+        ({"k": 0}, "k = 0 must be a whole number in 1..88"),
+        ({"steps": 4}, "steps = 4 must be a whole number of at least 6 for k = 5"),
         ({"mask": "three"}, "matches no parameter path"),
     ],
 )

@@ -211,7 +211,7 @@ def test_more_that_cannot_be():
         with pytest.raises(UsageError, match=f"repeats = {repeats} must be"):
             layerwise.round_of(0, repeats)
     norms = layerwise.kernel_norms({**params, "extra": jnp.ones((2, 2))})
-    with pytest.raises(UsageError, match="'extra' is in one of them only"):
+    with pytest.raises(UsageError, match="they differ in extra"):
         rescaled(params, norms, 1)
     with pytest.raises(UsageError, match="eps = -1 must be 0 or positive"):
         layerwise.normaliser(0.0, 1.0, eps=-1)

@@ -268,7 +268,7 @@ def test_reinitialise_keeps_the_dtype_of_the_parameters():
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        (lambda key: {"conv1": 0.0}, "must return a tree like the parameters"),
+        (lambda key: {"conv1": 0.0}, "result of init_fn must be a tree like"),
         (lambda key: {**draw(key), "fc": {"kernel": jnp.ones(3), "bias": 0.0}}, "shape"),
         ("he_normal", "'he_normal' must be a function of a key"),
         (None, "None must be a function of a key"),

@@ -91,7 +91,7 @@ def test_equinox_and_narrow_types():
         ({"shrink": float("nan")}, "shrink = nan must lie"),
         ({"perturb": -0.1}, "perturb = -0.1 must be 0 or positive"),
         ({"mask": "fx"}, "matches no parameter path; nearest: fc"),
-        ({"init_fn": lambda key: {"fc": 0.0}}, "must return a tree like the parameters"),
+        ({"init_fn": lambda key: {"fc": 0.0}}, "result of init_fn must be a tree like"),
     ],
 )
 def test_arguments_that_cannot_be(options, message):
