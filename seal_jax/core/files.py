@@ -19,15 +19,20 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       UsageError: it cannot be written.
     """
-    # In the same folder: os.replace is atomic only within a file system.
-    partial = path.with_name(f".{path.name}.partial")
+    beside = partial(path)
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(partial, path)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(beside, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def partial(path: Path) -> Path:
+    """Return the file that :func:`write` writes first, which a killed process leaves behind."""
+    # In the same folder: os.replace is atomic only within a file system.
+    return path.with_name(f".{path.name}.partial")
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -273,11 +273,6 @@ def check_steps(train: Train, steps_per_epoch: int) -> None:
         )
 
 
-def as_dict(settings: Settings) -> dict[str, Any]:
-    """Return the settings as nested dictionaries, ready for JSON."""
-    return dataclasses.asdict(settings)
-
-
 def optional_fields(kind: type) -> dict[str, type]:
     """Return the fields of a dataclass that may be ``None``, with their type otherwise.
 

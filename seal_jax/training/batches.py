@@ -72,7 +72,7 @@ def steps_per_epoch(n: int, batch: int, drop_last: bool = True) -> int:
     """
     if not 1 <= batch <= n:
         raise UsageError(
-            f"train.batch_size={batch} must lie in 1..{n}, the number of training examples: lower it"
+            f"train.batch_size = {batch} must lie in 1..{n}, the number of training examples: lower it"
         )
     return n // batch if drop_last else -(-n // batch)
 

@@ -78,7 +78,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         # Made by the first `save`: the manager creates the folder and clears it, which reading must not.
         self._manager: ocp.CheckpointManager | None = None
         self._pending: int | None = None  # the step whose save is under way
-        self._good: list[int] = []
+        self._last = -1  # the step of the newest complete checkpoint
         self._damaged: list[int] = []
         _quiet_orbax()
 
@@ -116,9 +116,9 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             self._attempt(step, self._open)
         assert self._manager is not None
         manager = self._manager
-        if self._good and step <= self._good[-1]:
+        if step <= self._last:
             raise UsageError(
-                f"checkpoint {step} is not newer than {self._good[-1]} in {self._folder}: "
+                f"checkpoint {step} is not newer than {self._last} in {self._folder}: "
                 "restore that one first, or use an empty folder"
             )
         sums, description = checksums(leaves), _description(leaves)
@@ -195,7 +195,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         # Cleared first: `close` must not report a failed save a second time.
         step, self._pending = self._pending, None
         self._attempt(step, self._manager.wait_until_finished)
-        self._good.append(step)
+        self._last = step
 
     def close(self) -> None:
         """Wait for the save under way and stop; raises CheckpointError if it failed."""
@@ -233,7 +233,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._good = same_everywhere(self.steps())
+        self._last = max(same_everywhere(self.steps()), default=-1)
 
     def _attempt(self, step: int, action: Callable[[], Any]) -> None:
         """Run ``action``, part of saving ``step``; turn its failure into one clear line."""
@@ -296,7 +296,7 @@ def same_everywhere(steps: list[int]) -> list[int]:
     # Broadcast arrays must have one shape in all processes, so the length goes first. What the others pass then is
     # ignored and only has to have that length.
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-    padded = np.resize(np.array([*steps, 0], np.int32), count)
+    padded = np.resize(np.array(steps, np.int32), count)
     return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
 
 

@@ -74,11 +74,6 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
       UsageError: settings that do not fit the data, the model, the devices or each other.
     """
     train = settings.train
-    if train.batch_size > shape.train:
-        raise UsageError(
-            f"train.batch_size = {train.batch_size} is larger than the training split of "
-            f"{settings.data.name}, {shape.train} images"
-        )
     steps = steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     # Checked again: Settings assumes one step per epoch, only the data tells how many there are.
     settings_lib.check_steps(train, steps)

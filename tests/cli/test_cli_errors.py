@@ -78,7 +78,7 @@ def run(capfd):
         ("train.seeds=0", "train.seeds = 0 must be at least 1"),
         ("train.generations=0", "train.generations = 0 must be at least 1"),
         ("train.seed=4294967295 train.seeds=2", "train.seed = 4294967295"),
-        ("train.batch_size=1000", "train.batch_size = 1000 is larger than the training split"),
+        ("train.batch_size=1000", "train.batch_size = 1000 must lie in 1.."),
         ("train.batch_size=33", "train.batch_size = 33 is no multiple of the 8 devices"),
         ("run.seed_devices=3", "run.seed_devices = 3"),
         ("run.steps_per_call=3", "run.steps_per_call = 3 does not divide the 4 steps"),

@@ -72,7 +72,7 @@ def test_orders_differ_by_key_alone():
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 11), (10, 0), (0, 1)])
 def test_batch_must_fit(n, batch):
-    with pytest.raises(UsageError, match=f"train.batch_size={batch} must lie in 1..{n}"):
+    with pytest.raises(UsageError, match=f"train.batch_size = {batch} must lie in 1..{n}"):
         steps_per_epoch(n, batch)
     with pytest.raises(UsageError, match=r"train.batch_size"):
         epoch_order(jax.random.key(0), n, batch)

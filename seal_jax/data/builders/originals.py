@@ -348,13 +348,16 @@ def _from_lists(
     splits = {}
     for split, name in files.items():
         listed = _find(root, name)
-        splits[split] = [parse(line, listed) for line in _lines(listed)]
-        for image, _ in splits[split]:
-            if not image.is_file():
-                raise UsageError(
-                    f"{image} is missing, which {listed.name} lists: restore the original"
-                )
+        examples = [parse(line, listed) for line in _lines(listed)]
+        splits[split] = [(_existing(image, listed), label) for image, label in examples]
     return Listing(root, splits)
+
+
+def _existing(image: Path, listed: Path) -> Path:
+    """Return the file ``image``, which the file ``listed`` lists; raise where it does not exist."""
+    if not image.is_file():
+        raise UsageError(f"{image} is missing, which {listed.name} lists: restore the original")
+    return image
 
 
 class FgvcAircraft(ListedImages):
@@ -414,15 +417,6 @@ class MitIndoor67(ListedImages):
         return _from_lists(root, {"train": "TrainImages.txt", "test": "TestImages.txt"}, parse)
 
 
-def _require(root: Path, *parts: str) -> Path:
-    path = root.joinpath(*parts)
-    if not path.exists():
-        raise UsageError(
-            f"manual_dir={root} lacks {'/'.join(parts)}: give the unpacked tiny-imagenet-200 folder"
-        )
-    return path
-
-
 class TinyImagenet(ListedImages):
     """Images uint8 ``(64, 64, 3)`` of the original Tiny-ImageNet folder; splits train and validation.
 
@@ -446,32 +440,27 @@ class TinyImagenet(ListedImages):
     @staticmethod
     def scan(root: Path) -> Listing:
         """List the training images by class and name, the validation images as annotated."""
-        if not root.is_dir():
-            raise UsageError(
-                f"manual_dir={root} is not a folder: give the unpacked tiny-imagenet-200"
-            )
-        wnids = _lines(_require(root, "wnids.txt"), may_be_empty=True)
+        listed = _find(root, "wnids.txt")
+        root, wnids = listed.parent, _lines(listed, may_be_empty=True)
         if not wnids or len(set(wnids)) != len(wnids):
-            raise UsageError(
-                f"{root}/wnids.txt must list each WordNet id once: restore the original"
-            )
+            raise UsageError(f"{listed} must list each WordNet id once: restore the original")
         train: list[tuple[Path, str]] = []
         for wnid in wnids:
-            images = sorted(_require(root, "train", wnid, "images").glob("*.JPEG"))
+            images = sorted((root / "train" / wnid / "images").glob("*.JPEG"))
             if not images:
                 raise UsageError(
                     f"{root}/train/{wnid}/images has no .JPEG file: restore the original"
                 )
             train.extend((path, wnid) for path in images)
 
-        annotations = _require(root, "val", "val_annotations.txt")
+        annotations = root / "val" / "val_annotations.txt"
         validation = []
         for line in _lines(annotations, may_be_empty=True):
             # Filled up, so that a line without a tab is one of an unknown class, an error below.
             name, wnid, *_ = [*line.split("\t"), "", ""]
             if wnid not in wnids:
                 raise UsageError(f"{annotations}: {name} has class {wnid!r}, which wnids.txt lacks")
-            validation.append((_require(root, "val", "images", name), wnid))
+            validation.append((_existing(root / "val" / "images" / name, annotations), wnid))
 
         words = {}
         if (root / "words.txt").exists():
