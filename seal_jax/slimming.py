@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from seal_jax import layers, paths
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_integer, nearest
 from seal_jax.selections import check_fraction
 
 PyTree = Any
@@ -163,12 +163,7 @@ def _flattened_channels(params: PyTree, flattened: Mapping[str, int] | None) -> 
     shapes = {path: getattr(leaf, "shape", ()) for path, leaf in paths.named_leaves(params)}
     by_path: dict[str, int] = {}
     for layer, channels in (flattened or {}).items():
-        check_number(
-            f"flattened[{layer!r}]",
-            channels,
-            lambda value: value >= 1 and value == int(value),
-            "be a number of channels",
-        )
+        check_integer(f"flattened[{layer!r}]", channels, 1, bounds="of channels")
         sizes = {
             path: shape[max(len(shape) - 2, 0)]
             for path, shape in shapes.items()

@@ -200,7 +200,6 @@ _CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "be 0 or positive": nonnegative,
     "be at least 0": lambda value: value >= 0,
     "be at least 1": lambda value: value >= 1,
-    "lie between 0 and 1": lambda value: 0 < value < 1,
     "lie in (0, 1)": lambda value: 0 < value < 1,
     "lie in [0, 1]": lambda value: 0 <= value <= 1,
     "lie in [0, 1)": lambda value: 0 <= value < 1,

@@ -15,7 +15,7 @@ import numpy as np
 
 from seal_jax.data.dataset import Dataset, Split, hold_out
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer
 
 # Records that a thread asks for in one read.
 _CHUNK = 256
@@ -67,7 +67,6 @@ def load(
         prepares it) or cannot be read, images of differing sizes without ``image_size``, a crop
         larger than the images, and what :func:`seal_jax.data.stratified_split` raises.
     """
-    size = _checked_size(image_size, channels, crop)
     builder = open_prepared(name, data_dir)
     test_split = test_split or default_test_split(builder)
     if test_split is None and test_fraction is None:
@@ -78,7 +77,7 @@ def load(
         )
     if test_split == train_split:
         raise UsageError(f"test_split={test_split!r} is the training split: choose other examples")
-    decoder = make_decoder(builder.info, label, size, channels, crop)
+    decoder = make_decoder(builder.info, label, image_size, channels, crop)
     whole = _decode(builder, train_split, decoder, "train_split", progress)
     if test_split is not None:
         test = _decode(builder, test_split, decoder, "test_split", progress)
@@ -115,9 +114,8 @@ def load_labelled(
     Raises:
       UsageError: as :func:`load`, and where a given split has an unlabelled example.
     """
-    size = _checked_size(image_size, channels, crop)
     builder = open_prepared(name, data_dir)
-    decoder = make_decoder(builder.info, label, size, channels, crop)
+    decoder = make_decoder(builder.info, label, image_size, channels, crop)
     wanted = split or "+".join(
         part for part, info in builder.info.splits.items() if info.num_examples
     )
@@ -149,7 +147,7 @@ def _checked_size(
     if channels not in (None, 1, 3):
         raise UsageError(f"channels={channels!r} must be 1 (grey) or 3 (red, green and blue)")
     if crop is not None:
-        check_number("crop", crop, lambda side: side >= 1 and side == int(side), "be a whole side")
+        check_integer("crop", crop, 1)
         if size is not None and crop > min(size):
             raise UsageError(f"crop={crop} is larger than data.image_size={image_size}: lower it")
     return size
@@ -202,13 +200,14 @@ class Decoder:
 def make_decoder(
     info: Any,
     label: str | None,
-    size: tuple[int, int] | None,
+    image_size: int | Sequence[int] | None,
     channels: int | None = None,
     crop: int | None = None,
 ) -> Decoder:
     """Return the decoder for a TFDS ``DatasetInfo``; raise where image and label are not plain."""
     import tensorflow_datasets as tfds
 
+    size = _checked_size(image_size, channels, crop)
     features, supervised = info.features, info.supervised_keys
     image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
     label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")

@@ -112,7 +112,6 @@ def take(
         name: leaf
         for name, leaf in paths.named_leaves(abstract_state)
         if not paths.is_placeholder(leaf)  # of an optimizer in parts
-        and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     }
     taken = {}
     for name, leaf in abstract.items():

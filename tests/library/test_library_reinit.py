@@ -352,7 +352,7 @@ def test_torch_default_of_other_layouts():
         fresh = forgetting.torch_default(jax.random.key(0), params, layout=layout)
         for leaf in fresh.values():
             assert 0.95 < np.abs(leaf).max() * np.sqrt(fan_in) <= 1 + 1e-6
-    with pytest.raises(UsageError, match="layout = 'HWIO' must be one of in_out, out_in, or None"):
+    with pytest.raises(UsageError, match="layout = 'HWIO' must be one of in_out, out_in, None"):
         forgetting.torch_default(jax.random.key(0), params, layout="HWIO")
 
 

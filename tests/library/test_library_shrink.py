@@ -121,7 +121,7 @@ def test_the_method_draws_from_the_model():
     ("values", "optimizer", "message"),
     [
         ({"shrink": 2.0}, {}, "method.shrink = 2 must lie"),
-        ({"perturb": -1.0}, {}, "method.perturb = -1 must not be negative"),
+        ({"perturb": -1.0}, {}, "method.perturb = -1 must be 0 or positive"),
         ({"noise": 0.1}, {}, "method.noise is not a setting"),
         ({}, {"schedule": "single"}, "does not go with method 'shrink_perturb'"),
     ],

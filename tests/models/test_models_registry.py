@@ -44,7 +44,7 @@ from seal_jax.errors import UsageError
         ({"num_classes": 1}, "at least 2"),
         ({"num_classes": True}, "at least 2"),
         ({"dtype": "float23"}, "nearest: float32"),
-        ({"dtype": jnp.int32}, "float32 or bfloat16"),
+        ({"dtype": jnp.int32}, "one of float32, bfloat16"),
         ({"image_shape": (16, 64, 3)}, "at least 32, or stem='cifar'"),
         ({"image_shape": (64, 64)}, "(height, width, channels)"),
         ({"name": "resnet8", "image_shape": (3, 3, 1)}, "at least 4"),
