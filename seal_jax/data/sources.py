@@ -67,6 +67,7 @@ def load(
         prepares it) or cannot be read, images of differing sizes without ``image_size``, a crop
         larger than the images, and what :func:`seal_jax.data.stratified_split` raises.
     """
+    size = _checked_size(image_size, channels, crop)
     builder = open_prepared(name, data_dir)
     test_split = test_split or default_test_split(builder)
     if test_split is None and test_fraction is None:
@@ -77,7 +78,7 @@ def load(
         )
     if test_split == train_split:
         raise UsageError(f"test_split={test_split!r} is the training split: choose other examples")
-    decoder = make_decoder(builder.info, label, image_size, channels, crop)
+    decoder = make_decoder(builder.info, label, size, channels, crop)
     whole = _decode(builder, train_split, decoder, "train_split", progress)
     if test_split is not None:
         test = _decode(builder, test_split, decoder, "test_split", progress)
@@ -114,8 +115,9 @@ def load_labelled(
     Raises:
       UsageError: as :func:`load`, and where a given split has an unlabelled example.
     """
+    size = _checked_size(image_size, channels, crop)
     builder = open_prepared(name, data_dir)
-    decoder = make_decoder(builder.info, label, image_size, channels, crop)
+    decoder = make_decoder(builder.info, label, size, channels, crop)
     wanted = split or "+".join(
         part for part, info in builder.info.splits.items() if info.num_examples
     )
@@ -200,14 +202,13 @@ class Decoder:
 def make_decoder(
     info: Any,
     label: str | None,
-    image_size: int | Sequence[int] | None,
+    size: tuple[int, int] | None,
     channels: int | None = None,
     crop: int | None = None,
 ) -> Decoder:
     """Return the decoder for a TFDS ``DatasetInfo``; raise where image and label are not plain."""
     import tensorflow_datasets as tfds
 
-    size = _checked_size(image_size, channels, crop)
     features, supervised = info.features, info.supervised_keys
     image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
     label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")

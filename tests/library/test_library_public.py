@@ -175,7 +175,7 @@ AT_THE_DOOR = {
         (lambda: hessian.trace(hessian_of_three(), probes=1.5), "probes = 1.5 must be a whole"),
         (lambda: hessian.density(hessian_of_three(), probes=1.5), "probes = 1.5 must be a whole"),
         (lambda: hessian.density(hessian_of_three(), steps=1.5), "steps = 1.5 must be a whole"),
-        (lambda: prediction_depth.knn(*SPLIT, FEATURES, k=1.5), "k = 1.5 must lie in 1..40"),
+        (lambda: prediction_depth.knn(*SPLIT, FEATURES, k=1.5), "k = 1.5 must "),
         (lambda: hessian.eigenpairs(hessian_of_three(), 1, max_products=0), "max_products = 0 must"),
         (lambda: hessian.eigenpairs(hessian_of_three(), 1, max_products=math.nan), "max_products ="),
         (lambda: hessian.power_iteration(hessian_of_three(), 1, max_products=0), "max_products = 0"),
