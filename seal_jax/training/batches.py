@@ -18,7 +18,7 @@ from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Train
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import Split, augment
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer
 from seal_jax.methods import Method
 from seal_jax.models import Model
 
@@ -148,8 +148,7 @@ def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
       >>> rows.tolist(), weights.tolist()
       ([[0, 1, 2], [3, 4, 0]], [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     """
-    if batch < 1:
-        raise UsageError(f"batch={batch} must be at least 1")
+    check_integer("batch", batch, 1)
     steps = -(-n // batch)
     index = np.arange(steps * batch)
     rows = (index % max(n, 1)).astype(np.int32)

@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from seal_jax import paths, records
 from seal_jax.core.state import EARLIER_FIELDS
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
 
@@ -66,8 +66,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
-        if keep < 1:
-            raise UsageError(f"keep={keep} leaves no checkpoint: use 1 or more")
+        check_integer("keep", keep, 1)
         folder = os.fspath(directory)
         if glob.has_magic(folder):
             # Orbax would find no part of what it wrote, and leave checkpoints that nobody can read.

@@ -86,5 +86,5 @@ def test_evaluation_weighs_each_example_once(n, batch):
     assert weights.dtype == np.float32
     assert rows[weights == 1].tolist() == list(range(n))
     assert (rows < max(n, 1)).all()
-    with pytest.raises(UsageError, match="batch=0"):
+    with pytest.raises(UsageError, match="batch = 0"):
         padded_batches(n, 0)
