@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
+import jax
+
 # Exit codes of the command line. 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h, 130 is
 # 128 + SIGINT, as shells report it.
 OK, CRASHED, USAGE, UNWRITABLE, STOPPED, INTERRUPTED = 0, 1, 2, 74, 75, 130
@@ -63,9 +65,7 @@ def known_zero(value: Any) -> bool:
     return not hasattr(value, "aval") and not callable(value) and value == 0
 
 
-def check_number(
-    field: str, value: Any, holds: Callable[[Any], bool], must: str, *, whole: bool = False
-) -> None:
+def check_number(field: str, value: Any, holds: Callable[[Any], bool], must: str) -> None:
     """Raise unless ``value`` is a number for which ``holds``; arrays, traced or not, pass unread.
 
     NaN fails every comparison, so ``holds`` must say what is allowed, not what is refused.
@@ -78,11 +78,9 @@ def check_number(
     # A traced array has no value to compare, and reading a concrete one makes the host wait for the device.
     if hasattr(value, "aval"):
         return
-    kind = Integral if whole else Real
-    # True is an Integral to Python, and never a sensible number here.
-    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
-        must = must if isinstance(value, kind) or not whole else f"be whole and {must}"
-        number = isinstance(value, Real) and not isinstance(value, bool)
+    # True is a number to Python, and never a sensible one here.
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not holds(value):
         text = f"{float(value):g}" if number else shown(value)
         raise UsageError(f"{field} = {text} must {must}")
 
@@ -112,7 +110,7 @@ def check_seed(field: str, value: Any) -> int:
     return check_integer(field, value, 0, 2**32 - 1)
 
 
-def check_choice(field: str, value: Any, choices: Iterable[str], *, suggest: bool = False) -> None:
+def check_choice(field: str, value: Any, choices: Iterable[Any], *, suggest: bool = False) -> None:
     """Raise unless ``value`` is one of ``choices``; ``suggest`` adds the nearest ones.
 
     >>> check_choice("scope", "tree", ("tensor", "global"))
@@ -120,7 +118,8 @@ def check_choice(field: str, value: Any, choices: Iterable[str], *, suggest: boo
     ...
     seal_jax.errors.UsageError: scope = 'tree' must be one of tensor, global
     """
-    if value not in (names := tuple(choices)):
+    if value not in (known := tuple(choices)):
+        names = [str(choice) for choice in known]
         near = nearest(str(value), names) if suggest else ""
         raise UsageError(f"{field} = {value!r} must be one of {', '.join(names)}{near}")
 
@@ -130,32 +129,16 @@ def check_key(field: str, value: Any, *, optional: bool = False) -> Any:
 
     Where it is ``optional``, None stands for a fixed key.
     """
-    import jax
-
     if value is None and optional:
         return jax.random.key(0)
-    # Typed keys have a dtype of their own; keys of the old style are uint32 with the key along the last axis.
+    # Typed keys have a dtype of their own; those of the old style are two numbers (threefry) or four (rbg).
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
     if dtype is None or not (
-        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == "uint32" and shape[-1:])
+        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        or (dtype == "uint32" and shape in ((2,), (4,)))
     ):
         raise UsageError(f"{field} = {shown(value)} must be a random key: jax.random.key(0)")
     return value
-
-
-def check_tree(field: str, tree: Any, like: Any, name: str = "the parameters") -> None:
-    """Raise unless ``tree`` has the structure of ``like``, which messages call ``name``."""
-    import jax
-
-    structures: list[Any] = [jax.tree.structure(node) for node in (tree, like)]
-    if structures[0] != structures[1]:
-        paths, expected = (
-            {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(node)}
-            for node in (tree, like)
-        )
-        # The paths can agree where the nodes differ, such as a list and a tuple of the same length.
-        differ = ", ".join(sorted(paths ^ expected)[:3]) or "another kind of node"
-        raise UsageError(f"{field} must be a tree like {name}; they differ in {differ}")
 
 
 def check_labels(field: str, value: Any, count: int) -> None:

@@ -16,14 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import layers, masks, optimizer_state, paths, pruning, selections
-from seal_jax.errors import (
-    UsageError,
-    check_choice,
-    check_key,
-    check_number,
-    check_tree,
-    nonnegative,
-)
+from seal_jax.errors import UsageError, check_choice, check_key, check_number, nonnegative
 
 PyTree = Any
 Initialiser = Callable[[jax.Array], PyTree] | Literal["torch_default"]
@@ -197,7 +190,7 @@ def shrink_and_perturb(
 
 def check_like(fresh: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
-    for path, new, old in paths.aligned("init_fn must return", fresh, params):
+    for path, new, old in paths.aligned("the result of init_fn", fresh, params):
         if jnp.shape(new) != jnp.shape(old):
             raise UsageError(
                 f"init_fn returns shape {jnp.shape(new)} for {path!r}, expected {jnp.shape(old)}"
@@ -232,9 +225,9 @@ def forget_state(
     >>> float(state.trace["conv"]), float(state.trace["fc"])
     (1.0, 0.0)
     """
-    check_choice("optimizer_state", policy, get_args(StatePolicy))
+    check_choice("policy", policy, get_args(StatePolicy))
     # Only the structure is compared, so ``tx.init`` need not run.
-    check_tree("opt_state", opt_state, jax.eval_shape(tx.init, params), "tx.init(params)")
+    paths.check_tree("opt_state", opt_state, jax.eval_shape(tx.init, params), "tx.init(params)")
     if policy == "keep":
         return opt_state
     # Zeros can be given to some parameters only if no leaf counts for masked and other parameters together.
@@ -248,7 +241,7 @@ def forget_state(
         )
         if optimizer_state.shares(memory, params, flags):
             raise UsageError(
-                "optimizer_state = 'zero' needs a count of its own for the masked parameters: "
+                "policy = 'zero' needs a count of its own for the masked parameters: "
                 "use seal_jax.transforms.split_state(optimizer, mask) as the optimizer, or 'fresh'"
             )
     else:

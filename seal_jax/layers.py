@@ -11,7 +11,7 @@ import re
 from typing import Any, Literal, get_args
 
 from seal_jax import paths
-from seal_jax.errors import UsageError
+from seal_jax.errors import check_choice
 
 PyTree = Any
 Layout = Literal["in_out", "out_in"]
@@ -69,9 +69,7 @@ def fans(path: str, shape: tuple[int, ...], layout: Layout | None = None) -> tup
     >>> fans("conv/kernel", (3, 3, 8, 16)), fans("conv/weight", (16, 8, 3, 3))
     ((72, 16), (72, 16))
     """
-    if layout not in (None, *get_args(Layout)):
-        choices = ", ".join(get_args(Layout))
-        raise UsageError(f"layout = {layout!r} must be one of {choices}, or None")
+    check_choice("layout", layout, (*get_args(Layout), None))
     if layout is None:
         # Recurrent cells have several kernels: ``weight_ih``, ``weight_hh``.
         torch = re.fullmatch(r"weight(_.*)?", path.rpartition("/")[2])

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seal_jax import forgetting, paths
+from seal_jax import forgetting, layers, paths
 from seal_jax.errors import UsageError, check_integer, check_number, nearest
 
 PyTree = Any
@@ -47,10 +47,10 @@ def kernel_norms(params: PyTree, *, vectors: bool = False) -> PyTree:
     (0.0, 6.0)
     """
 
-    def norm(path, leaf):
-        return _norm(leaf) if vectors or jnp.ndim(leaf) >= 2 else jnp.zeros((), jnp.float32)
+    def norm(path, leaf, role):
+        return _norm(leaf) if vectors or role == "kernel" else jnp.zeros((), jnp.float32)
 
-    return paths.map_named(norm, params)
+    return paths.map_named(norm, params, layers.roles(params))
 
 
 def _norm(leaf: jax.Array) -> jax.Array:
@@ -79,17 +79,9 @@ def rescale(
     >>> float(new["a"][0, 0]), float(new["b"][0, 0])
     (2.0, 8.0)
     """
-    named_norms = paths.named_leaves(norms)
-    names, others = ([path for path, _ in paths.named_leaves(tree)] for tree in (params, norms))
-    if names != others:
-        odd = next(path for path in [*names, *others] if path not in names or path not in others)
-        raise UsageError(
-            f"norms must be a tree like the parameters; {odd!r} is in one of them only"
-        )
+    paths.check_tree("norms", norms, params)
 
-    named_above = paths.named_leaves(above(params, order, k, blocks=blocks))
-
-    def one(path, leaf, is_above, norm):
+    def one(leaf, is_above, norm):
         now, norm = _norm(leaf), jnp.asarray(norm, jnp.float32)
         # `where` and no branch: k may be traced, so that one program serves all rounds.
         possible = ~is_above & (now > 0) & (norm > 0)
@@ -97,8 +89,7 @@ def rescale(
         factor = norm / jnp.where(now > 0, now, 1.0)
         return jnp.where(possible, (leaf * factor).astype(leaf.dtype), leaf)
 
-    values = ([value for _, value in named] for named in (named_above, named_norms))
-    return paths.map_named(one, params, *values)
+    return jax.tree.map(one, params, above(params, order, k, blocks=blocks), norms)
 
 
 def above(

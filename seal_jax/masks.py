@@ -56,9 +56,7 @@ def resolve(mask: Mask, params: PyTree) -> PyTree:
     # An error, not a warning: a mask that silently matches nothing trains plainly and looks like a result.
     if not any(flags) or all(flags):
         amount = "every parameter" if flags[0] else "no parameter"
-        text = " ".join(repr(mask).split())
-        text = text if len(text) <= 80 else f"{text[:77]}..."
-        raise UsageError(f"mask {text} selects {amount}; it must split {top_levels(params)}")
+        raise UsageError(f"mask {shown(mask)} selects {amount}; it must split {top_levels(params)}")
     return paths.map_named(lambda path, leaf, flag: flag, params, flags)
 
 

@@ -106,17 +106,19 @@ def map_named(function: Callable[..., Any], tree: PyTree, *values: Iterable) -> 
     )
 
 
-def aligned(subject: str, tree: PyTree, params: PyTree) -> list[tuple[str, Any, Any]]:
-    """Return ``(name, leaf, param)`` of all that is not hidden; raise if the structures differ.
-
-    ``subject`` begins the message.
-    """
-    structures: list[Any] = [jax.tree.structure(node) for node in (tree, params)]
+def check_tree(field: str, tree: Any, like: Any, name: str = "the parameters") -> None:
+    """Raise unless ``tree`` has the structure of ``like``, which messages call ``name``."""
+    structures: list[Any] = [jax.tree.structure(node) for node in (tree, like)]
     if structures[0] != structures[1]:
-        names, expected = ([path for path, _ in named_leaves(node)][:4] for node in (tree, params))
-        raise UsageError(
-            f"{subject} a tree like the parameters: got leaves {names}, expected {expected}"
-        )
+        names, expected = ({path for path, _ in named_leaves(node)} for node in (tree, like))
+        # The names can agree where the nodes differ, such as a list and a tuple of the same length.
+        differ = ", ".join(sorted(names ^ expected)[:3]) or "another kind of node"
+        raise UsageError(f"{field} must be a tree like {name}; they differ in {differ}")
+
+
+def aligned(field: str, tree: PyTree, params: PyTree) -> list[tuple[str, Any, Any]]:
+    """Return ``(name, leaf, param)`` of all that is not hidden; raise if the structures differ."""
+    check_tree(field, tree, params)
     pairs = zip(named_leaves(tree), named_leaves(params), strict=True)
     return [(path, leaf, param) for (path, leaf), (_, param) in pairs if not is_placeholder(leaf)]
 

@@ -74,10 +74,11 @@ def is_state(node: Any) -> bool:
     return isinstance(node, PruneState)
 
 
-def check_prunable(fraction: float) -> None:
-    """Raise unless ``fraction`` is one that an event can prune."""
-    selections.check_fraction("fraction", fraction)
-    check_number("fraction", fraction, lambda value: value >= 1 / 30_000, "be at least 1/30000")
+def check_prunable(fraction: float, field: str = "fraction") -> None:
+    """Raise unless ``fraction``, which messages call ``field``, is one that an event can prune."""
+    selections.check_fraction(field, fraction)
+    # `portion` resolves no finer ones.
+    check_number(field, fraction, lambda value: value >= 1 / 30_000, "be at least 1/30000")
 
 
 def pruned_further(

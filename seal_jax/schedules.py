@@ -54,8 +54,8 @@ def cosine(
     return schedule
 
 
-def boundaries(decay_epochs: str) -> list[int]:
-    """Return the epochs at which :func:`steps` falls, in ascending order.
+def boundaries(decay_epochs: str, field: str = "decay_epochs") -> list[int]:
+    """Return the epochs at which :func:`steps` falls, in ascending order; messages name the ``field``.
 
     >>> boundaries("60,120")
     [60, 120]
@@ -66,7 +66,7 @@ def boundaries(decay_epochs: str) -> list[int]:
         epochs = []
     if not epochs or min(epochs) < 1:
         raise UsageError(
-            f"optimizer.decay_epochs = {decay_epochs!r} must be epochs separated by commas: 60,120,160"
+            f"{field} = {decay_epochs!r} must be epochs separated by commas: 60,120,160"
         )
     return epochs
 
@@ -92,8 +92,7 @@ def steps(
     check_number("learning_rate", learning_rate, positive, "be positive and finite")
     check_integer("steps_per_epoch", steps_per_epoch, 1)
     epochs = boundaries(decay_epochs)
-    if not 0 < factor < 1:
-        raise UsageError(f"optimizer.decay_factor = {factor:g} must lie in (0, 1)")
+    check_number("factor", factor, lambda value: 0 < value < 1, "lie in (0, 1)")
 
     def schedule(step: Step) -> Any:
         epoch = jnp.asarray(step) // steps_per_epoch

@@ -52,7 +52,7 @@ def eligible(params: PyTree, among: masks.Mask | None = None) -> list[bool]:
 
 def check(selection: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``selection`` is one for ``params``."""
-    for path, leaf, param in paths.aligned("selection must be", selection, params):
+    for path, leaf, param in paths.aligned("selection", selection, params):
         shape = jnp.shape(param)
         if jnp.result_type(leaf) != jnp.bool_ or jnp.shape(leaf) not in ((), shape):
             raise UsageError(

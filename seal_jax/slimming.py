@@ -14,11 +14,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seal_jax import paths
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax import layers, paths
+from seal_jax.errors import UsageError, check_integer, nearest
 from seal_jax.selections import check_fraction
 
 PyTree = Any
+
+
+def kept(keep: float, size: int) -> int:
+    """Return how many of ``size`` channels are fit: ``keep * size`` rounded up, without rounding errors.
+
+    >>> kept(0.5, 3), kept(0.07, 100), 0.07 * 100
+    (2, 7, 7.000000000000001)
+    """
+    # The simple fraction that the decimal stood for.
+    return math.ceil(Fraction(float(keep)).limit_denominator(10**9) * size)
 
 
 def kernel_slices(
@@ -57,18 +67,16 @@ def kernel_slices(
     ([[False, False, True, True]], [False, False, True, True])
     """
     check_fraction("keep", keep)
-    # In floats 0.07 * 100 is above 7, and its ceiling 8.
-    ratio = Fraction(float(keep)).limit_denominator(10**9)
-    kernels = [
-        path for path, leaf in paths.named_leaves(params) if len(getattr(leaf, "shape", ())) >= 2
-    ]
+    roles = layers.roles(params)
+    leaves = zip(paths.named_leaves(params), roles, strict=True)
+    kernels = [path for (path, _), role in leaves if role == "kernel"]
     for field, layer in (("first", first), ("head", head)):
         if not any(paths.below(path, layer) for path in kernels):
             near = nearest(str(layer), paths.with_parents(kernels))
             raise UsageError(f"{field} = {layer!r} is no layer with a kernel{near}")
     flattened_channels = _flattened_channels(params, flattened)
 
-    def outside(path, leaf):
+    def outside(path, leaf, role):
         shape, rank = leaf.shape, len(leaf.shape)
         cut = jnp.zeros(shape, bool)
         if rank == 0:
@@ -78,7 +86,7 @@ def kernel_slices(
         if not paths.below(path, head):
             axes.append(rank - 1)
         # The first layer keeps its inputs, the channels of the image.
-        if rank >= 2 and not paths.below(path, first):
+        if role == "kernel" and not paths.below(path, first):
             axes.append(rank - 2)
         # A depthwise kernel has one input, which the ceiling keeps.
         for axis in axes:
@@ -87,10 +95,10 @@ def kernel_slices(
             if axis == max(rank - 2, 0):  # the axis that a flatten makes
                 size = flattened_channels.get(path, size)
             # Channels are the fastest part of a flattened axis, so they repeat along it.
-            cut |= index % size >= math.ceil(ratio * size)
+            cut |= index % size >= kept(keep, size)
         return cut
 
-    return paths.map_named(outside, params)
+    return paths.map_named(outside, params, roles)
 
 
 def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = None) -> PyTree:
@@ -155,12 +163,7 @@ def _flattened_channels(params: PyTree, flattened: Mapping[str, int] | None) -> 
     shapes = {path: getattr(leaf, "shape", ()) for path, leaf in paths.named_leaves(params)}
     by_path: dict[str, int] = {}
     for layer, channels in (flattened or {}).items():
-        check_number(
-            f"flattened[{layer!r}]",
-            channels,
-            lambda value: value >= 1 and value == int(value),
-            "be a number of channels",
-        )
+        check_integer(f"flattened[{layer!r}]", channels, 1, bounds="of channels")
         sizes = {
             path: shape[max(len(shape) - 2, 0)]
             for path, shape in shapes.items()

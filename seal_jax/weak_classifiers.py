@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seal_jax import layers, paths
 from seal_jax.errors import UsageError, check_choice, check_integer, check_number, nonnegative
 from seal_jax.line_search import minimise
 
@@ -263,7 +264,7 @@ def foca(
 ) -> PyTree:
     r"""Return a weak classifier of FOCA: a few steps of gradient descent from a random start.
 
-    Kernels start at :math:`N(0, \sigma^2)`, biases (arrays of one dimension) at 0. The PoF paper
+    Kernels start at :math:`N(0, \sigma^2)`, biases at 0 (see :func:`seal_jax.layers.roles`). The PoF paper
     describes it at the end of section 3.1.
 
     Args:
@@ -287,22 +288,22 @@ def foca(
     for field, value in (("learning_rate", learning_rate), ("sigma", sigma)):
         check_number(field, value, nonnegative, "be 0 or positive")
     features = jax.lax.stop_gradient(features)
-    # The values of the head are not used: FOCA's classifiers start at random for every batch.
-    leaves, structure = jax.tree.flatten(head)
 
-    def draw(index, leaf):
+    # The values of the head are not used: FOCA's classifiers start at random for every batch.
+    def draw(path, leaf, index, role):
         noise = jax.random.normal(jax.random.fold_in(key, index), leaf.shape)
         # Zeros, too, are derived from the key, to vary over a mesh just as it does.
-        return ((sigma if leaf.ndim > 1 else 0.0) * noise).astype(leaf.dtype)
+        return ((sigma if role == "kernel" else 0.0) * noise).astype(leaf.dtype)
 
-    start = [draw(index, leaf) for index, leaf in enumerate(leaves)]
+    roles = layers.roles(head)
+    start = paths.map_named(draw, head, range(len(roles)), roles)
     descend = jax.grad(lambda head: loss(classify(head, features), labels))
 
     # A scan, so that one step is compiled, however many there are.
     def step(weak, _):
         return _moved(weak, descend(weak), learning_rate), None
 
-    weak, _ = jax.lax.scan(step, jax.tree.unflatten(structure, start), length=steps)
+    weak, _ = jax.lax.scan(step, start, length=steps)
     return jax.lax.stop_gradient(weak)
 
 

@@ -26,7 +26,7 @@ def base(method: str = "normal") -> ConfigDict:
     >>> config.method.ascent_scale, config.train.batch_size
     (0.01, 32)
     """
-    config = ConfigDict(settings_lib.as_dict(Settings()))
+    config = ConfigDict(dataclasses.asdict(Settings()))
     config.method = ConfigDict({"name": method, **dataclasses.asdict(methods.options(method))})
     # ml_collections takes the type of a field from its value, and None has none: a placeholder keeps it.
     for section, fields in _optional_fields(method).items():

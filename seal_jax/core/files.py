@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,20 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       UsageError: it cannot be written.
     """
-    # In the same folder: os.replace is atomic only within a file system.
-    partial = path.with_name(f".{path.name}.partial")
+    beside = partial(path)
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(partial, path)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(beside, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def partial(path: Path) -> Path:
+    """Return the file that :func:`write` writes first, which a killed process leaves behind."""
+    # In the same folder: os.replace is atomic only within a file system.
+    return path.with_name(f".{path.name}.partial")
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -41,8 +49,8 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     def names() -> list[str]:
         return ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
 
-    # Paths that differ come apart once enough of their parents are named.
-    while len(set(names())) < len(paths):
+    # Paths that differ come apart once enough of their parents are named; equal ones are numbered below.
+    while len(set(names())) < len(set(parts)):
         named = names()
         for index, name in enumerate(named):
             if named.count(name) > 1:

@@ -200,7 +200,6 @@ _CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "be 0 or positive": nonnegative,
     "be at least 0": lambda value: value >= 0,
     "be at least 1": lambda value: value >= 1,
-    "lie between 0 and 1": lambda value: 0 < value < 1,
     "lie in (0, 1)": lambda value: 0 < value < 1,
     "lie in [0, 1]": lambda value: 0 <= value <= 1,
     "lie in [0, 1)": lambda value: 0 <= value < 1,
@@ -215,7 +214,7 @@ _BOUNDS = (
     ("be at least 1", "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
     ("lie in [0, 1)", "optimizer", "label_smoothing"),
     ("lie in [0, 1]", "train", "until_accuracy"),
-    ("lie in (0, 1)", "optimizer", "plateau_factor"),
+    ("lie in (0, 1)", "optimizer", "decay_factor plateau_factor"),
 )
 
 
@@ -252,8 +251,9 @@ class Settings:
                 'data.selection = "test_best" chooses by the test split; set '
                 "data.validation_fraction = 0"
             )
-        if self.optimizer.decay_epochs:
-            boundaries(self.optimizer.decay_epochs)  # whatever the schedule is
+        # Whatever the schedule is.
+        if self.optimizer.decay_epochs or self.optimizer.schedule == "steps":
+            boundaries(self.optimizer.decay_epochs, "optimizer.decay_epochs")
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")
         # Here only that JSON can hold them; the method checks names and types of its options where it is built.
@@ -270,11 +270,6 @@ def check_steps(train: Train, steps_per_epoch: int) -> None:
             f"train.generations = {train.generations} and at least {steps_per_epoch} steps an epoch: "
             "steps are counted in 32 bits"
         )
-
-
-def as_dict(settings: Settings) -> dict[str, Any]:
-    """Return the settings as nested dictionaries, ready for JSON."""
-    return dataclasses.asdict(settings)
 
 
 def optional_fields(kind: type) -> dict[str, type]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,7 @@ class Augmentation:
 
     def __post_init__(self):
         for name in ("crop_padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise UsageError(
-                    f"data.{name}={getattr(self, name)} must not be negative: 0 is off"
-                )
+            check_integer(f"data.{name}", getattr(self, name), 0)
         if not self.mean or len(self.mean) != len(self.std):
             raise UsageError(
                 f"mean has {len(self.mean)} channels and std has {len(self.std)}: "

@@ -168,6 +168,16 @@ STATISTICS = {
 }
 
 
+def normalisation(name: str) -> str:
+    """Return what ``data.normalisation`` calls the statistics of the data set ``name``, "" if unknown.
+
+    >>> normalisation("svhn_cropped"), normalisation("cifar10:3.0.2"), normalisation("cassava")
+    ('svhn', 'cifar10', '')
+    """
+    info = find_info(name)
+    return info.normalisation or info.names[0] if info and info.statistics else ""
+
+
 def statistics(name: str) -> Statistics:
     """Return the statistics that ``data.normalisation`` calls ``name``.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,7 @@ def stratified_split(
         )
     if not 0.0 <= fraction < 1.0:
         raise UsageError(f"{field}={fraction!r} must lie in [0, 1): 0.1 holds out a tenth")
-    if seed < 0:
-        raise UsageError(f"data.validation_seed={seed} must not be negative")
+    check_integer("data.validation_seed", seed, 0)
     rows = np.arange(len(labels), dtype=np.int64)
     if fraction == 0.0:
         return rows, rows[:0]

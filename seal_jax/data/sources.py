@@ -15,7 +15,7 @@ import numpy as np
 
 from seal_jax.data.dataset import Dataset, Split, hold_out
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer
 
 # Records that a thread asks for in one read.
 _CHUNK = 256
@@ -149,7 +149,7 @@ def _checked_size(
     if channels not in (None, 1, 3):
         raise UsageError(f"channels={channels!r} must be 1 (grey) or 3 (red, green and blue)")
     if crop is not None:
-        check_number("crop", crop, lambda side: side >= 1 and side == int(side), "be a whole side")
+        check_integer("crop", crop, 1)
         if size is not None and crop > min(size):
             raise UsageError(f"crop={crop} is larger than data.image_size={image_size}: lower it")
     return size

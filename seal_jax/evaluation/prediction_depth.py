@@ -88,7 +88,7 @@ def knn(
     check_choice("metric", metric, get_args(Metric))
     bank, queries = as_rows(bank), as_rows(queries)
     most = bank.number - exclude_self
-    check_number("k", k, lambda value: 1 <= value <= most, f"lie in 1..{most}", whole=True)
+    check_number("k", k, lambda value: value in range(1, most + 1), f"lie in 1..{most}")
     if bank.size != queries.size:
         raise UsageError(f"bank {bank[:2]} and queries {queries[:2]} differ in width")
     check_labels("bank_labels", bank_labels, bank.number)

@@ -114,11 +114,10 @@ def settings_of(
 
 def _normalisation(target: data.Dataset, source: Settings) -> str:
     """Return the name of the channel statistics: the target's own if there are any, else the source's."""
-    statistics = data.STATISTICS.get(target.name)
-    if statistics is not None and len(statistics.mean) == target.image_shape[-1]:
-        return target.name
-    fields = source.data
-    return fields.normalisation or (fields.name if fields.name in data.STATISTICS else "imagenet")
+    name = data.normalisation(target.name)
+    if name and len(data.statistics(name).mean) == target.image_shape[-1]:
+        return name
+    return source.data.normalisation or data.normalisation(source.data.name) or "imagenet"
 
 
 def system_of(settings: Settings) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer, check_number
 from seal_jax.hessian import trees
 
 PyTree = Any
@@ -31,7 +31,7 @@ NOT_FINITE = (
 
 def check_wanted(k: int, size: int, tolerance: float) -> None:
     """Raise unless an operator with ``size`` rows has k eigenvalues and the tolerance is positive."""
-    check_number("k", k, lambda value: 1 <= value <= size, f"lie in 1..{size}", whole=True)
+    check_integer("k", k, 1, size)
     check_number("tolerance", tolerance, lambda value: value > 0, "be positive")
 
 

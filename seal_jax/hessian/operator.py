@@ -178,10 +178,12 @@ def operator(
         raise UsageError(f'outer must be given with mode = "gauss_newton" alone, not {mode!r}')
     check_number("weight_decay", weight_decay, nonnegative, "be 0 or positive")
     # On the device once, not with every product.
-    params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, params)
+    params, data = jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, (params, data)
+    )
     per_batch = None
     if data is not None:
-        per_batch = jnp.asarray(_batch_weights(data, weights))
+        per_batch = jnp.asarray(batch_weights(data, weights))
     elif weights is not None:
         raise UsageError("weights are those of batches: give data too")
     flags: tuple[bool, ...] = (True,) * len(jax.tree.leaves(params))
@@ -191,7 +193,7 @@ def operator(
     return Operator(params, data, per_batch, decay, loss, outer, flags, mode, precision)
 
 
-def _batch_weights(data: PyTree, weights: Any) -> Any:
+def batch_weights(data: PyTree, weights: Any = None) -> Any:
     """Return the weight of each batch, float32 ``[batches]``, all 1 by default."""
     counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(counts) != 1 or counts == {()} or counts == {(0,)}:
@@ -325,7 +327,7 @@ def streamed(
     (2, 5.0)
     """
     part = operator(loss, params, **options)
-    per_batch = np.asarray(_batch_weights(data, weights))
+    per_batch = np.asarray(batch_weights(data, weights))
     leaves = jax.tree.leaves(data)
     batch = sum(math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype).itemsize for leaf in leaves) + 4
     check_number(

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seal_jax.errors import UsageError, check_key, check_number
+from seal_jax.errors import UsageError, check_integer, check_key
 from seal_jax.hessian import krylov
 from seal_jax.hessian.lanczos import order_by, rounding
-from seal_jax.hessian.operator import Operator, operator
+from seal_jax.hessian.operator import Operator, batch_weights, operator
 
 PyTree = Any
 _AXIS = "batches"
@@ -94,25 +94,26 @@ def batch_eigenvalues(
     >>> pool.values.round(4).tolist(), round(pool.max, 4), pool.negative_share
     ([[3.0], [-2.0]], 3.0, 0.5)
     """
-    op = operator(loss, params, batches, **options)
-    size, count = op.size, len(op.weights) if op.weights is not None else 0
+    count = len(batch_weights(batches))
+    # With one of the batches in it, whose place each of them takes in turn.
+    op = operator(loss, params, jax.tree.map(lambda leaf: leaf[:1], batches), **options)
+    size = op.size
     krylov.check_wanted(k, size, tolerance)
     steps = min(size, 4 * k + 20 if steps is None else steps)
     least = min(size, k + 1)
-    must = f"be at least {least} for k = {k}"
-    check_number("steps", steps, lambda value: value >= least, must, whole=True)
+    check_integer("steps", steps, least, bounds=f"of at least {least} for k = {k}")
     keys = jax.random.split(check_key("key", key, optional=True), count)
-    mesh, inputs = None, (op, keys, op.data)
+    mesh, inputs = None, (op, keys, batches)
     if devices is not None and len(devices) > 1:
         mesh = jax.make_mesh((len(devices),), (_AXIS,), (AxisType.Auto,), devices=list(devices))
-        inputs = _divide(op, keys, mesh)
+        inputs = _divide(op, keys, batches, mesh)
     results = _in_turn(*inputs, steps, mesh)
     # [batches, steps, steps] and [batches], without the batches that padded the devices' shares.
     projected, last = (np.asarray(result, np.float64)[:count] for result in results)
     if not (np.isfinite(projected).all() and np.isfinite(last).all()):
         raise UsageError(krylov.NOT_FINITE)
     # In float64 on the host, all batches at once.
-    values, vectors = np.linalg.eigh((projected + projected.transpose(0, 2, 1)) / 2)
+    values, vectors = np.linalg.eigh(projected)
     order = np.stack([order_by(batch, "LM")[:k] for batch in values])
     ends = np.take_along_axis(vectors[:, -1, :], order, axis=1)
     values = np.take_along_axis(values, order, axis=1)
@@ -144,13 +145,13 @@ def _in_turn(
     return in_turn(op, keys, batches)
 
 
-def _divide(op: Operator, keys: jax.Array, mesh: Mesh) -> tuple[Operator, jax.Array, PyTree]:
+def _divide(
+    op: Operator, keys: jax.Array, batches: PyTree, mesh: Mesh
+) -> tuple[Operator, jax.Array, PyTree]:
     """Divide keys and batches over the devices, which do not communicate."""
     # Padded with the first batches, so that every device has as many.
     rows = np.arange(-(-len(keys) // mesh.size) * mesh.size) % len(keys)
     everywhere, spread = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), _SPREAD))
     # Straight from the host, if that is where the batches are: no device holds them all.
-    batches = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], op.data), spread)
-    # The operator holds the data, which must not go to every device with it: one batch takes its place.
-    one = op.of_batch(jax.tree.map(lambda leaf: leaf[0], op.data))
-    return jax.device_put(one, everywhere), jax.device_put(keys[rows], spread), batches
+    batches = jax.device_put(jax.tree.map(lambda leaf: leaf[rows], batches), spread)
+    return jax.device_put(op, everywhere), jax.device_put(keys[rows], spread), batches

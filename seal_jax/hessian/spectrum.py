@@ -5,7 +5,7 @@ from typing import NamedTuple, get_args
 import jax
 import numpy as np
 
-from seal_jax.errors import check_choice, check_key, check_number
+from seal_jax.errors import check_choice, check_integer, check_key
 from seal_jax.hessian import krylov
 from seal_jax.hessian.krylov import Basis, LinearOperator
 from seal_jax.hessian.lanczos import rounding
@@ -127,8 +127,8 @@ def density(
       Ghorbani, Krishnan & Xiao, `An Investigation into Neural Net Optimization via Hessian
       Eigenvalue Density`, 2019.
     """
-    check_number("probes", probes, lambda value: value >= 1, "be at least 1", whole=True)
-    check_number("steps", steps, lambda value: value >= 1, "be at least 1", whole=True)
+    check_integer("probes", probes, 1)
+    check_integer("steps", steps, 1)
     check_choice("basis", basis, get_args(Basis))
     size = krylov.rows(op)
     steps = min(steps, size)

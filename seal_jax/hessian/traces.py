@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from seal_jax.errors import UsageError, check_choice, check_key, check_number
+from seal_jax.errors import UsageError, check_choice, check_integer, check_key
 from seal_jax.hessian import krylov, trees
 from seal_jax.hessian.krylov import LinearOperator
 
@@ -62,7 +62,7 @@ def trace(
     """
     check_choice("method", method, get_args(Method))
     least = 2 if method == "hutchinson" else 6
-    check_number("probes", probes, lambda value: value >= least, f"be at least {least}", whole=True)
+    check_integer("probes", probes, least)
     key = check_key("key", key, optional=True)
     # One zero vector, which takes nothing away: Hutchinson's estimate is Hutch++ without a sketch.
     basis, inside = trees.empty_basis(op.like, 1), 0.0

@@ -79,7 +79,9 @@ def build(options: Options, context: Context) -> Method:
 
     def graduate(hook: HookContext) -> HookContext:
         fresh = context.model.init(hook.key)
-        student = hook.weights._replace(params=fresh["params"], batch_stats=fresh["batch_stats"])
+        # Those that LW inserted into the network training started from belong to the teacher's blocks.
+        normalisers = context.model.empty_normalisers() if hook.weights.normalisers else {}
+        student = Weights(fresh["params"], fresh["batch_stats"], normalisers)
         # The last weights, not the best: every method's next generation starts from those. The momentum is
         # reset by the clock of `tx`.
         teacher = Teacher(hook.weights, jnp.ones((), bool))

@@ -28,7 +28,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return DSD over several rounds."""
-    check_options(options, "lie between 0 and 1", "fraction")
+    check_options(options, "lie in (0, 1)", "fraction")
 
     def choose(hook):
         # Of the weights as the generation ends, so that each round may choose others.

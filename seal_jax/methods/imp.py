@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import optax
-
 from seal_jax import pruning, selections
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError
 from seal_jax.methods.method import Context, HookContext, Method, Variant
-from seal_jax.transforms import make_normal_tx
-from seal_jax.transforms.imp import hold_pruned
+from seal_jax.transforms import make_imp_tx
 
 ORDER = 24
 VARIANTS = {
@@ -41,12 +38,7 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return IMP; pruned weights stay exactly zero, and the masks are stored in the optimizer's state."""
     context.require_restarts("imp")
-    check_number(
-        "method.fraction",
-        options.fraction,
-        lambda f: 1 / 30_000 <= f < 1,  # `portion` resolves no finer ones
-        "lie between 1/30000 and 1",
-    )
+    pruning.check_prunable(options.fraction, "method.fraction")
     most = context.clock.steps_per_generation
     if not 0 <= options.rewind_step < most:
         raise UsageError(
@@ -57,10 +49,7 @@ def build(options: Options, context: Context) -> Method:
             f"method.rewind_step = {options.rewind_step} does not go with train.patience or "
             "train.until_accuracy, which may end generation 0 before it"
         )
-    # Behind the optimizer, whose momentum and weight decay would move pruned weights off zero.
-    tx = optax.chain(
-        make_normal_tx(**context.arguments()), hold_pruned(rewind_step=options.rewind_step)
-    )
+    tx = make_imp_tx(rewind_step=options.rewind_step, events=False, **context.arguments())
 
     def forget(hook: HookContext) -> HookContext:
         # Weights and optimizer state together: the masks in the state say which weights were just zeroed.

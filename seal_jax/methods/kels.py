@@ -27,7 +27,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return KELS; the kept network is the same in all generations."""
-    check_options(options, "lie between 0 and 1", "keep")
+    check_options(options, "lie in (0, 1)", "keep")
     model = context.model
 
     def choose(hook):

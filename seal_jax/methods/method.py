@@ -62,11 +62,9 @@ class StepContext:
     method_state: PyTree  # what the method keeps
     key: jax.Array | None  # of this step, the same on every device; None unless Method.random
     progress: jax.Array  # fraction of the training that is done, in [0, 1)
-    # i -> (images, labels): this device's part of another batch of Method.extra_batch_size training
-    # images, for i below Method.extra_batches.
-    extra_batch: Callable[[Any], tuple[jax.Array, jax.Array]]
     # (params, i) -> (features, labels), batch_stats: the classifier's input, float32 [n, C], of the
-    # whole of that batch, and the statistics after a training pass over this device's part of it.
+    # whole of another batch of Method.extra_batch_size training images, and the statistics after a
+    # training pass over this device's part of it; for i below Method.extra_batches.
     # A weak classifier is made of the batch of all devices, so that it is the same on each.
     extra_features: Callable[[PyTree, Any], tuple[PyTree, PyTree]]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from seal_jax import forgetting
-from seal_jax.errors import check_number
 from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
 VARIANTS = {"shrink_perturb": Variant("Shrink and perturb", "Ash & Adams 2020", "ke_cifar100.py")}
@@ -29,7 +27,7 @@ def build(options: Options, context: Context) -> Method:
     """Return plain training whose weights are shrunk and perturbed where a generation starts."""
     context.require_restarts("shrink_perturb")
     check_options(options, "lie in [0, 1]", "shrink")
-    check_number("method.perturb", options.perturb, lambda v: 0 <= v < math.inf, "not be negative")
+    check_options(options, "be 0 or positive", "perturb")
 
     # All parameters, norms and biases too; BatchNorm's running statistics stay.
     def forget(hook: HookContext) -> HookContext:

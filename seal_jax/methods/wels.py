@@ -42,7 +42,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return WELS, whose choice is made before the first step and kept, or WELSR."""
-    check_options(options, "lie between 0 and 1", "fraction")
+    check_options(options, "lie in (0, 1)", "fraction")
 
     def choose(hook: HookContext):
         # Not the hook's own key: which weights are chosen must not depend on what replaces them.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_choice, check_number, nearest
 from seal_jax.models.network import Entry, Structure
 
 _COMMON_OPTIONS = ("norm", "initialiser", "dropout", "head_bias")
@@ -264,11 +264,8 @@ def _families() -> tuple[ModuleType, ...]:
 
 def _checked_dtype(dtype: Any) -> Any:
     try:
-        checked = jnp.dtype(dtype)
+        name = jnp.dtype(dtype).name
     except TypeError:
-        checked = None
-    if checked is None or checked.name not in _DTYPES:
-        raise UsageError(
-            f"dtype={dtype!r}: use {' or '.join(_DTYPES)}{nearest(str(dtype), _DTYPES)}"
-        )
-    return checked
+        name = str(dtype)
+    check_choice("dtype", name, _DTYPES, suggest=True)
+    return jnp.dtype(name)

@@ -6,7 +6,6 @@ an even image and so shifts the sampling grid. A layer that a normalisation foll
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -14,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_choice, check_integer, check_number
 from seal_jax.models.convolution import CONVOLUTIONS
+from seal_jax.slimming import kept
 
 NORMS = ("batch", "layer")
 
@@ -351,14 +351,14 @@ class Network(Layered, kw_only=True):
     def __post_init__(self) -> None:
         """Check the fields when the module is made, where the line to fix is still in sight."""
         for field, known in {**_CHOICES, **self.choices}.items():
-            one_of(field, getattr(self, field), known)
-        at_least("num_classes", self.num_classes, 2)
+            check_choice(field, getattr(self, field), known, suggest=True)
+        check_integer("num_classes", self.num_classes, 2)
         check_number("dropout", self.dropout, lambda rate: 0 <= rate < 1, "lie in [0, 1)")
         for field in self.width_fields:
             if isinstance(getattr(type(self), field), tuple):  # its default
                 setattr(self, field, positive(field, getattr(self, field)))
             else:
-                at_least(field, getattr(self, field), 1)
+                check_integer(field, getattr(self, field), 1)
         super().__post_init__()
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
@@ -386,7 +386,7 @@ class Network(Layered, kw_only=True):
     def slim(self, keep: float) -> Self:
         """Return the network with ``ceil(keep * width)`` for every width; raise where that cannot fit."""
         widths: dict[str, Any] = {name: getattr(self, name) for name in self.width_fields}
-        return self.clone(**jax.tree.map(lambda width: slim_width(keep, width), widths))
+        return self.clone(**jax.tree.map(lambda width: kept(keep, width), widths))
 
 
 class Entry(NamedTuple):
@@ -421,18 +421,9 @@ def within(blocks: Sequence[str], *layers: str) -> tuple[str, ...]:
     return tuple(f"{block}/{layer}" for block in blocks for layer in layers)
 
 
-def slim_width(keep: float, width: int) -> int:
-    """Return ``keep * width`` rounded up, except for rounding errors of the product.
-
-    >>> slim_width(0.5, 3), slim_width(0.07, 100), 0.07 * 100
-    (2, 7, 7.000000000000001)
-    """
-    return math.ceil(keep * width - 1e-9)
-
-
 def slim_stages(keep: float, width: int) -> int:
     """Return ``keep * width``; raise unless it is whole, so that multiples of it stay multiples."""
-    slim = slim_width(keep, width)
+    slim = kept(keep, width)
     if abs(slim - keep * width) > 1e-6:
         raise UsageError(
             f"method.keep = {keep:g} leaves {keep * width:g} of {width} channels, and the stages "
@@ -441,18 +432,11 @@ def slim_stages(keep: float, width: int) -> int:
     return slim
 
 
-def one_of(field: str, value: Any, known: Any) -> None:
-    """Raise ``UsageError`` unless ``value`` is one of ``known``."""
-    if value not in known:
-        choices = " or ".join(repr(name) for name in known)
-        near = nearest(str(value), [str(name) for name in known])
-        raise UsageError(f"{field}={value!r}: use {choices}{near}")
-
-
-def at_least(field: str, value: Any, least: int) -> None:
-    """Raise ``UsageError`` unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{field}={value!r}: use an integer of at least {least}")
+def check_depth(depth: int, rest: int) -> None:
+    """Raise unless ``depth`` is 6n + ``rest`` with n of at least 1."""
+    if depth < 6 + rest or depth % 6 != rest:
+        below = max(6, (depth - rest) // 6 * 6) + rest
+        raise UsageError(f"depth = {depth!r} is not 6n + {rest}: use {below} or {below + 6}")
 
 
 def positive(field: str, values: Sequence[int], count: int | None = None) -> tuple[int, ...]:
@@ -460,6 +444,4 @@ def positive(field: str, values: Sequence[int], count: int | None = None) -> tup
     if isinstance(values, (str, int)) or not values or len(values) != (count or len(values)):
         many = "some integers" if count is None else f"{count} integers"
         raise UsageError(f"{field}={values!r}: give {many}, one for each")
-    for value in values:
-        at_least(field, value, 1)
-    return tuple(values)
+    return tuple(check_integer(field, value, 1) for value in values)

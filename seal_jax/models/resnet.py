@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from seal_jax.errors import UsageError
 from seal_jax.models import network as net
 
 # Factor by which each stem shrinks the image.
@@ -165,9 +164,7 @@ def cifar_resnet(
     >>> cifar_resnet(20, 10).stage_sizes
     (3, 3, 3)
     """
-    if depth < 8 or depth % 6 != 2:
-        below = max(8, (depth - 2) // 6 * 6 + 2)
-        raise UsageError(f"depth={depth!r} is not 6n + 2: use {below} or {below + 6}")
+    net.check_depth(depth, 2)
     return ResNet(
         num_classes=num_classes,
         stage_sizes=((depth - 2) // 6,) * 3,

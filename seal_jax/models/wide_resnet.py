@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from seal_jax.errors import UsageError
 from seal_jax.models import network as net
+from seal_jax.slimming import kept
 
 
 class WideBlock(net.Layered, kw_only=True):
@@ -80,9 +81,7 @@ class WideResNet(net.Network, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        if self.depth < 10 or self.depth % 6 != 4:
-            below = max(10, (self.depth - 4) // 6 * 6 + 4)
-            raise UsageError(f"depth={self.depth!r} is not 6n + 4: use {below} or {below + 6}")
+        net.check_depth(self.depth, 4)
         super().__post_init__()
 
     @nn.compact
@@ -120,12 +119,12 @@ class WideResNet(net.Network, kw_only=True):
 
     def slim(self, keep: float) -> Self:
         """Return the network with ``keep * width`` channels, which must be whole."""
-        stem_width, width = net.slim_width(keep, self.stem_width), net.slim_stages(keep, self.width)
+        stem_width, width = kept(keep, self.stem_width), net.slim_stages(keep, self.width)
         # A stem as wide as the first stage leaves no work for the 1x1 convolution of its shortcut.
         fitting = next(
             other
             for other in range(width, self.width + 1)
-            if (net.slim_width(other / self.width, self.stem_width) == other)
+            if (kept(other / self.width, self.stem_width) == other)
             == (self.stem_width == self.width)
         )
         if fitting != width:

@@ -214,7 +214,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    return flat(settings_lib.as_dict(settings_lib.Settings()))
+    return flat(dataclasses.asdict(settings_lib.Settings()))
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Train
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import Split, augment
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer
 from seal_jax.methods import Method
 from seal_jax.models import Model
 
@@ -72,7 +72,7 @@ def steps_per_epoch(n: int, batch: int, drop_last: bool = True) -> int:
     """
     if not 1 <= batch <= n:
         raise UsageError(
-            f"train.batch_size={batch} must lie in 1..{n}, the number of training examples: lower it"
+            f"train.batch_size = {batch} must lie in 1..{n}, the number of training examples: lower it"
         )
     return n // batch if drop_last else -(-n // batch)
 
@@ -148,8 +148,7 @@ def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
       >>> rows.tolist(), weights.tolist()
       ([[0, 1, 2], [3, 4, 0]], [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     """
-    if batch < 1:
-        raise UsageError(f"batch={batch} must be at least 1")
+    check_integer("batch", batch, 1)
     steps = -(-n // batch)
     index = np.arange(steps * batch)
     rows = (index % max(n, 1)).astype(np.int32)

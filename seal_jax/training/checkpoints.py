@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from seal_jax import paths, records
 from seal_jax.core.state import EARLIER_FIELDS
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
 
@@ -66,8 +66,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
-        if keep < 1:
-            raise UsageError(f"keep={keep} leaves no checkpoint: use 1 or more")
+        check_integer("keep", keep, 1)
         folder = os.fspath(directory)
         if glob.has_magic(folder):
             # Orbax would find no part of what it wrote, and leave checkpoints that nobody can read.
@@ -78,7 +77,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         # Made by the first `save`: the manager creates the folder and clears it, which reading must not.
         self._manager: ocp.CheckpointManager | None = None
         self._pending: int | None = None  # the step whose save is under way
-        self._good: list[int] = []
+        self._last = -1  # the step of the newest complete checkpoint
         self._damaged: list[int] = []
         _quiet_orbax()
 
@@ -116,9 +115,9 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             self._attempt(step, self._open)
         assert self._manager is not None
         manager = self._manager
-        if self._good and step <= self._good[-1]:
+        if step <= self._last:
             raise UsageError(
-                f"checkpoint {step} is not newer than {self._good[-1]} in {self._folder}: "
+                f"checkpoint {step} is not newer than {self._last} in {self._folder}: "
                 "restore that one first, or use an empty folder"
             )
         sums, description = checksums(leaves), _description(leaves)
@@ -181,7 +180,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     ) -> tuple[int | None, Any, dict[int, str]]:
         """Return the newest readable step, what ``read`` made of it, and why newer ones failed."""
         damaged: dict[int, str] = {}
-        for step in reversed(_same_everywhere(self.steps()) if steps is None else steps):
+        for step in reversed(same_everywhere(self.steps()) if steps is None else steps):
             try:
                 return step, read(self._folder / str(step)), damaged
             except _Damaged as error:
@@ -195,7 +194,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         # Cleared first: `close` must not report a failed save a second time.
         step, self._pending = self._pending, None
         self._attempt(step, self._manager.wait_until_finished)
-        self._good.append(step)
+        self._last = step
 
     def close(self) -> None:
         """Wait for the save under way and stop; raises CheckpointError if it failed."""
@@ -233,7 +232,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._good = _same_everywhere(self.steps())
+        self._last = max(same_everywhere(self.steps()), default=-1)
 
     def _attempt(self, step: int, action: Callable[[], Any]) -> None:
         """Run ``action``, part of saving ``step``; turn its failure into one clear line."""
@@ -267,7 +266,7 @@ def read_leaves(
       UsageError: there are checkpoints and none can be read, or none of that step.
     """
     checkpoints = Checkpoints(directory)
-    steps = _same_everywhere(checkpoints.steps())
+    steps = same_everywhere(checkpoints.steps())
     if step is not None and step not in steps:
         raise UsageError(
             f"{directory} has no checkpoint of step {step}, only of {', '.join(map(str, steps))}"
@@ -289,14 +288,14 @@ def read_leaves(
     return leaves
 
 
-def _same_everywhere(steps: list[int]) -> list[int]:
+def same_everywhere(steps: list[int]) -> list[int]:
     """Return the first process's list: a network file system can show each another one."""
     if jax.process_count() == 1:
         return steps
     # Broadcast arrays must have one shape in all processes, so the length goes first. What the others pass then is
     # ignored and only has to have that length.
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-    padded = np.resize(np.array([*steps, 0], np.int32), count)
+    padded = np.resize(np.array(steps, np.int32), count)
     return multihost_utils.broadcast_one_to_all(padded).tolist() if count else []
 
 

@@ -41,11 +41,11 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raise if the training split lacks what the settings need of it, or a device has no room."""
-    # Every device holds all three splits whole. CPU devices report no limit.
+    # Every device holds all splits whole, one that stands for two once. CPU devices report no limit.
     device = jax.local_devices()[0]
-    needed = row_bytes(dataset.image_shape) * sum(
-        map(len, (dataset.train, dataset.validation, dataset.test))
-    )
+    validation = () if dataset.validation is dataset.test else dataset.validation
+    images = sum(map(len, (dataset.train, validation, dataset.test)))
+    needed = images * row_bytes(dataset.image_shape)
     room = (device.memory_stats() or {}).get("bytes_limit", needed)
     if needed > room:
         raise UsageError(
@@ -74,11 +74,6 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
       UsageError: settings that do not fit the data, the model, the devices or each other.
     """
     train = settings.train
-    if train.batch_size > shape.train:
-        raise UsageError(
-            f"train.batch_size = {train.batch_size} is larger than the training split of "
-            f"{settings.data.name}, {shape.train} images"
-        )
     steps = steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     # Checked again: Settings assumes one step per epoch, only the data tells how many there are.
     settings_lib.check_steps(train, steps)
@@ -188,8 +183,8 @@ def augmentation_of(settings: Settings, image_shape: tuple[int, int, int]) -> An
     """Return the augmentation that ``settings.data`` ask for."""
     fields = settings.data
     # Data sets whose statistics are not known take ImageNet's.
-    by_name = fields.name if fields.name in data.STATISTICS else "imagenet"
-    statistics = data.statistics(fields.normalisation or by_name)
+    name = fields.normalisation or data.normalisation(fields.name) or "imagenet"
+    statistics = data.statistics(name)
     spec = data.Augmentation(
         mean=statistics.mean,
         std=statistics.std,

@@ -22,7 +22,7 @@ from seal_jax.training import experiment as experiments
 from seal_jax.training import pretrained
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays, place
-from seal_jax.training.checkpoints import Checkpoints
+from seal_jax.training.checkpoints import Checkpoints, same_everywhere
 from seal_jax.training.experiment import Experiment
 from seal_jax.training.metrics import MetricsLog
 from seal_jax.training.progress import Progress
@@ -126,7 +126,7 @@ def train(
         # LW's normalisers are a part of the state that only the other run, or a checkpoint, tells of.
         saved_leaves = checkpoints.abstract_leaves()
         # A resumed run has all of it in its checkpoint; the other run may be gone by now.
-        if not checkpoints.steps():
+        if not same_everywhere(checkpoints.steps()):
             source = pretrained.read(settings, workdir)
             momentum = experiment.method.continues_momentum
             init_from = pretrained.take(settings, source, abstract, momentum=momentum)
@@ -158,8 +158,12 @@ def train(
         log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
         train_data = place(mesh, dataset.train)
-        validation_data = place(mesh, dataset.validation) if len(dataset.validation) else None
         test_data = place(mesh, dataset.test)
+        validation_data = None
+        if dataset.validation is dataset.test:  # data.selection = "test_best"
+            validation_data = test_data
+        elif len(dataset.validation):
+            validation_data = place(mesh, dataset.validation)
         if restored:
             state = restored.state
         else:
@@ -188,7 +192,7 @@ def train(
             if due or stopping or call.ended_early:
                 # A finite loss is not enough: it was computed before the last update.
                 if not fetch(experiment.finite(state)).all():
-                    _diverged(experiment, checkpoints, step - 1, saved)
+                    _diverged(experiment, checkpoints, call.trained - 1, saved)
                 checkpoints.save(step, state, {"epoch": int(clock.epoch(step))})
                 saved = step
             if stopping:

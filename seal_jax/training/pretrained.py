@@ -16,6 +16,7 @@ from seal_jax import methods, paths
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
+from seal_jax.models.network import HEAD
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import read_leaves
 
@@ -111,7 +112,6 @@ def take(
         name: leaf
         for name, leaf in paths.named_leaves(abstract_state)
         if not paths.is_placeholder(leaf)  # of an optimizer in parts
-        and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     }
     taken = {}
     for name, leaf in abstract.items():
@@ -124,10 +124,13 @@ def take(
         # Without the seeds' axis: `for_seeds` makes that fit.
         if candidate is not None and candidate.shape[1:] == leaf.shape[1:]:
             taken[name] = candidate
-    kernels = {name for name in abstract if re.fullmatch("weights/.*/kernel", name)}
-    missing = [name for name in abstract if name in kernels - taken.keys()]
-    # One kernel may be missing, the classifier's, if there are others.
-    if len(missing) > min(1, len(kernels) - 1):
+    kernels = [name for name in abstract if re.fullmatch("weights/.*/kernel", name)]
+    # The classifier's kernel may be missing, if there are others.
+    classifier = f"weights/params/{HEAD}/kernel"
+    missing = [
+        name for name in kernels if name not in taken and (name != classifier or len(kernels) == 1)
+    ]
+    if missing:
         raise UsageError(
             f"{source.label} is of another network: nothing there fits "
             f"{missing[0].removeprefix('weights/')}{nearest(missing[0], source.leaves)}"

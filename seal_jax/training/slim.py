@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from seal_jax import paths, slimming
+from seal_jax.core import files
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.state import Weights
@@ -95,13 +96,11 @@ def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
 
 def _write(output: Path, weights: Weights, record: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in paths.named_leaves(weights)}
+    archive = io.BytesIO()
+    np.savez(archive, **arrays)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        # NumPy adds .npz to a path without it, so it is given an open file.
-        partial = output / ".slim.npz.partial"
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(partial, output / "slim.npz")
-        (output / "slim.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from None
+    files.write(output / "slim.npz", archive.getvalue())
+    files.write(output / "slim.json", json.dumps(record, indent=2) + "\n")

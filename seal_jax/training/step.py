@@ -103,11 +103,9 @@ class Experiment:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, for the log."""
-        # Schedules are functions of the step within a generation; "single" is one cosine over all of them.
-        if self.settings.optimizer.schedule != "single":
-            step = self.clock.step_in_generation(step)
-        rate = self.method.rate or self.context.schedule()
-        return float(rate(step))
+        # As the transformation's own clock restarts it.
+        clock = Clock(self.context.steps_per_epoch, self.context.epochs)
+        return float(clock.restart(self.method.rate or self.context.schedule())(step))
 
     def summary(self) -> str:
         """Return a few lines that say what will be trained, and what the mask selects."""
@@ -332,15 +330,12 @@ class Experiment:
             return losses.sum() / total, Auxiliary(statistics, sums, features)
 
         # The index may be traced: PoF takes further batches in a while_loop until one is accepted.
-        def extra_batch(index: Any) -> tuple[jax.Array, jax.Array]:
+        def extra_features(params: Any, index: Any) -> tuple[Any, Any]:
             batch = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), step.extra
             )
             rows, _, augmentation = batches.part(batch, method.extra_batch_size)
-            return batches.images(data, rows, augmentation)
-
-        def extra_features(params: Any, index: Any) -> tuple[Any, Any]:
-            images, labels = extra_batch(index)
+            images, labels = batches.images(data, rows, augmentation)
             # No mask: further batches are always full.
             _, features, statistics = forward(params, images, extra_dropout, None)
             whole = jax.lax.all_gather((features, labels), meshes.DATA, tiled=True)
@@ -359,7 +354,6 @@ class Experiment:
             method_state=jax.lax.pcast(state.method_state, meshes.DATA, to="varying"),
             key=key,
             progress=state.step / self.total_steps,
-            extra_batch=extra_batch,
             extra_features=extra_features,
         )
 
@@ -440,7 +434,7 @@ class Experiment:
 
         # The carry of a scan must vary over the same axes as what the body returns.
         zero = jax.lax.pcast(MetricSums.zero(measures), (meshes.SEED, meshes.DATA), to="varying")
-        sums, _ = jax.lax.scan(score, zero, jax.tree.map(np.asarray, order))
+        sums, _ = jax.lax.scan(score, zero, order)
         return jax.lax.psum(sums, meshes.DATA)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
 from seal_jax import records
+from seal_jax.core import files
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
@@ -29,7 +29,7 @@ def claim(workdir: Path, settings: Settings) -> None:
     Raises:
       UsageError: the folder belongs to another experiment, cannot be read or cannot be written.
     """
-    record = settings_lib.as_dict(settings)
+    record = dataclasses.asdict(settings)
     path = workdir / CONFIG
     if path.exists():
         old = read(workdir)
@@ -42,14 +42,13 @@ def claim(workdir: Path, settings: Settings) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")  # left by a start that was killed
-        if any(entry != partial for entry in workdir.iterdir()):
-            raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
-        # Moved into place: a kill leaves either no config, and so no run, or a whole one.
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(partial, path)
+        foreign = any(entry != files.partial(path) for entry in workdir.iterdir())
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    if foreign:
+        raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
+    # A kill leaves either no config, and so no run, or a whole one.
+    files.write(path, json.dumps(record, indent=2) + "\n")
 
 
 @contextmanager
@@ -97,7 +96,7 @@ def read(workdir: Path) -> dict[str, Any]:
         raise UsageError(f"{workdir} holds no run: {path} is missing")
     remedy = "give the folder of a run"
     record: dict[str, Any] = records.load(path, _Record, remedy)
-    defaults = settings_lib.as_dict(Settings())
+    defaults = dataclasses.asdict(Settings())
     # An older version may have written settings that this one does not know.
     known = {
         section: {field: value for field, value in record[section].items() if field in values}
@@ -141,7 +140,7 @@ def _experiment(record: dict[str, Any]) -> dict[str, Any]:
     """
     from seal_jax import methods  # reports read run folders and need no Flax
 
-    defaults = settings_lib.as_dict(Settings())
+    defaults = dataclasses.asdict(Settings())
     name = record.get("method", {}).get("name")
     # A method that this version lacks has no defaults here; its name makes the difference that is reported.
     defaults["method"] = dataclasses.asdict(methods.options(name)) if name in methods.NAMES else {}

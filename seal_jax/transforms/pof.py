@@ -86,7 +86,8 @@ def make_pof_tx(
         Clock(steps_per_epoch, epochs_per_generation),
         learning_rate,
         momentum=momentum,
-        nesterov=nesterov,
+        # True is this function's default, not a choice of the caller's: it gives way to an optimizer.
+        nesterov=nesterov and optimizer is None,
         weight_decay=weight_decay,
         reset_momentum="never",
         optimizer=optimizer,

@@ -97,10 +97,10 @@ def anneal(
     def update_fn(updates, state, params=None, *, value=None, key=None, **extra_args):
         del params, extra_args
         if value is None:
-            raise ValueError("make_sa_gd_tx needs value: call update(..., value=loss)")
+            raise ValueError("update needs value: call update(..., value=loss)")
         if key is None and state.key is None:
             raise ValueError(
-                "make_sa_gd_tx needs key: call update(..., key=...), or make it with key=..."
+                "update needs key: call update(..., key=...), or make the transformation with key=..."
             )
         # Derived from the count, so that a resumed run draws what the uninterrupted one does.
         step_key = jax.random.fold_in(state.key, state.count) if key is None else key

@@ -120,7 +120,7 @@ def sharpness_aware(
         if not known_zero(rho):
             require_params(params)
             if grad_fn is None:
-                raise ValueError("make_sam_tx needs grad_fn: call update(..., grad_fn=...)")
+                raise ValueError("update needs grad_fn: call update(..., grad_fn=...)")
             second = grad_fn(perturb(params, updates, rho, **options))
             updates = _unless_zero(rho, second, updates)
         return wrapped.update(updates, state, params, grad_fn=grad_fn, **extra_args)
@@ -194,7 +194,8 @@ def make_sam_tx(
       steps_per_epoch: S.
       epochs_per_generation: E; the whole training where nothing is to restart.
       weight_decay: coupled L2, at the parameters themselves.
-      nesterov: whether the momentum is Nesterov's; without effect together with ``preconditioner``.
+      nesterov: whether the momentum is Nesterov's; without effect together with ``preconditioner``
+        or ``optimizer``.
       decay_in_perturbation: whether the perturbation follows the decay as well as the loss.
       **options: of momentum SGD, see :func:`make_normal_tx`.
 
@@ -220,8 +221,10 @@ def make_sam_tx(
             Clock(steps_per_epoch, epochs_per_generation),
             learning_rate,
             weight_decay=weight_decay,
-            # True is this function's default, not a choice of the caller's: with a preconditioner it gives way.
-            nesterov=nesterov and options.get("preconditioner") is None,
+            # True is this function's default, not a choice of the caller's: it gives way to what replaces momentum.
+            nesterov=nesterov
+            and options.get("preconditioner") is None
+            and options.get("optimizer") is None,
             default_rate=0.1,
             **options,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
@@ -145,6 +146,16 @@ def make_seal_tx(
         raise UsageError(
             "ascent_epochs = 0 leaves no ascent; use make_normal_tx for plain training"
         )
+    # Equation 3 negates the update, not the look-ahead.
+    if options.get("nesterov"):
+        raise UsageError("nesterov = True is not defined for SEAL; set it to False")
+    # The update is negated at the end, so a positive factor would drive the weights to ever larger norms (section 3).
+    check_number(
+        "ascent_weight_decay_factor",
+        ascent_weight_decay_factor,
+        lambda value: -math.inf < value <= 0,
+        "not be positive, the weights would diverge; use -1 (paper) or 0 (released code)",
+    )
     check_number("ascent_scale", ascent_scale, positive, "be positive; the paper uses 0.01")
     check_choice("fit_in_ascent", fit_in_ascent, get_args(FitInAscent))
     mask = masks.fixed(mask)

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seal_jax import masks
+from seal_jax import masks, paths
 from seal_jax.errors import (
     UsageError,
     check_choice,
     check_number,
-    check_tree,
     nonnegative,
     positive,
     require_params,
@@ -67,7 +66,7 @@ def leafwise(
         trees = (updates,)
         if with_params:
             require_params(params)
-            check_tree("updates", updates, params)
+            paths.check_tree("updates", updates, params)
             trees = (updates, params)
         # A rule that reads the parameters resolves the mask on them, any other on the updates.
         flags = jax.tree.map(lambda _: False, updates) if mask is None else mask(trees[-1])
@@ -93,7 +92,7 @@ def decay_weights(
       weight_decay: :math:`\lambda`, at least 0.
       mask: the parameters to which ``factor`` applies; ``None`` means none.
       when: maps the (traced) count of updates to a bool.
-      factor: f, at most 0 where a mask is given.
+      factor: f.
 
     >>> tx = decay_weights(0.1, mask="conv", when=lambda count: count < 1, factor=-1.0)
     >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
@@ -102,15 +101,7 @@ def decay_weights(
     >>> round(float(updates["conv"]), 3), round(float(updates["fc"]), 3)
     (-0.1, 0.1)
     """
-    # Only where a subtree ascends: there the update is negated at the end, so that a positive factor would drive the
-    # weights to ever larger norms (SEAL paper, section 3).
-    if mask is not None:
-        check_number(
-            "ascent_weight_decay_factor",
-            factor,
-            lambda value: -math.inf < value <= 0,
-            "not be positive, the weights would diverge; use -1 (paper) or 0 (released code)",
-        )
+    check_number("factor", factor, math.isfinite, "be finite")
     check_number("weight_decay", weight_decay, nonnegative, "be 0 or positive")
 
     def rule(count):
@@ -295,6 +286,7 @@ def descent(
         learning_rate=(learning_rate, default_rate),
         momentum=(momentum, 0.9),
         weight_decay=(weight_decay, 5e-4),
+        nesterov=(nesterov, False),
     )
     # Its schedules are inside it and count its own updates: those clocks restart with the generation.
     return reset_state(optimizer, when, restart=clock.starts_generation, **wrapping)

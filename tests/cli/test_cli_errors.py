@@ -73,7 +73,7 @@ def run(capfd):
         ("train.seeds=0", "train.seeds = 0 must be at least 1"),
         ("train.generations=0", "train.generations = 0 must be at least 1"),
         ("train.seed=4294967295 train.seeds=2", "train.seed = 4294967295"),
-        ("train.batch_size=1000", "train.batch_size = 1000 is larger than the training split"),
+        ("train.batch_size=1000", "train.batch_size = 1000 must lie in 1.."),
         ("train.batch_size=33", "train.batch_size = 33 is no multiple of the 8 devices"),
         ("run.seed_devices=3", "run.seed_devices = 3"),
         ("run.steps_per_call=3", "run.steps_per_call = 3 does not divide the 4 steps"),
@@ -87,7 +87,7 @@ def run(capfd):
         ("optimizer.label_smoothing=1", "optimizer.label_smoothing = 1 must lie in [0, 1)"),
         ("optimizer.warmup_epochs=9", "warmup_epochs = 9"),
         ("model.name=resnet9", "'resnet9' is unknown; nearest: resnet8"),
-        ("model.width=0", "width=0: use an integer of at least 1"),
+        ("model.width=0", "width = 0 must be a whole number of at least 1"),
         ("model.stem=cifar", "resnet8 has no such option"),
         (
             "data.name=dijits",

@@ -130,8 +130,8 @@ def test_statistics():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"crop_padding": -1}, "crop_padding=-1 must not be negative"),
-        ({"cutout": -2}, "cutout=-2 must not be negative"),
+        ({"crop_padding": -1}, "crop_padding = -1 must be a whole number"),
+        ({"cutout": -2}, "cutout = -2 must be a whole number"),
         ({"std": (1.0,)}, "mean has 3 channels and std has 1"),
         ({"std": (0.2, 0.0, 0.2)}, "must be positive"),
     ],

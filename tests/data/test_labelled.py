@@ -117,8 +117,8 @@ def test_few_shot_protocol(colours):
     ("options", "message"),
     [
         ({"channels": 2}, "channels=2 must be 1 .grey. or 3"),
-        ({"crop": 0}, "crop = 0 must be a whole side"),
-        ({"crop": 2.5}, "crop = 2.5 must be a whole side"),
+        ({"crop": 0}, "crop = 0 must be a whole number"),
+        ({"crop": 2.5}, "crop = 2.5 must be a whole number"),
         ({"crop": 9, "image_size": 8}, "crop=9 is larger than data.image_size=8: lower it"),
         ({"crop": 9, "image_size": (12, 8)}, "crop=9 is larger than data.image_size="),
         ({"crop": 7}, r"crop=7 is larger than an image .9x6.: set data.image_size, or lower it"),

@@ -170,7 +170,7 @@ BAD = [
     ("isic2018", edit("*/*.csv", "1.0", "0.0"), "ISIC_0000000 has 0.0, 0.0, .*not a single one"),
     ("isic2018", edit("*/*.csv", "0.0", "1.0"), "ISIC_0000000 has 1.0, 1.0, .*not a single one"),
     ("isic2018", edit("*/*.csv", "0.0", "x"), "ISIC_0000000 has 1.0, x, .*not a single one"),
-    ("isic2018", edit("*/*.csv", "0.0", ""), "line 2: 'NV' is empty"),
+    ("isic2018", edit("*/*.csv", "0.0", ""), "'NV' is empty in the row of 'ISIC_"),
     ("isic2018", edit("*/*.csv", "0000007", "0000001"), "lists NV/ISIC_0000001.jpg twice"),
     ("isic2018", remove("*/*_0000003.jpg"), "lacks the image ISIC_0000003.jpg, which ISIC2018_T"),
     ("chestx", edit("*.csv", "Finding Labels", "Findings"), "lacks the column 'Finding Labels'"),
@@ -219,6 +219,14 @@ def test_unusable_folder(tmp_path, name, damage, message):
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("data/*"))  # nothing half-done is left
     assert not list(tmp_path.glob("data/.*"))
+
+
+def test_the_folder_above_will_do(tmp_path):
+    root = tmp_path / "original"
+    root.mkdir()
+    splits = LAYOUTS["mit_indoor67"][0](root)
+    listing = tfds.builder_cls("mit_indoor67").scan(tmp_path)
+    assert listing.counts == {split: len(listed) for split, listed in splits.items()}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_zero_holds_out_nothing():
         ([0, 1], float("nan"), 0, "must lie"),
         ([0] * 4, 0.1, 0, "holds out no example of 4"),
         ([0] * 10 + [3], 0.6, 0, r"class 3 \(1 examples\) without a training example"),
-        ([0] * 10, 0.5, -1, "validation_seed=-1"),
+        ([0] * 10, 0.5, -1, "validation_seed = -1"),
         ([0.5] * 10, 0.5, 0, "dtype float64"),
         ([[0, 1]], 0.5, 0, r"shape \(1, 2\)"),
     ],

@@ -98,7 +98,7 @@ def _truncate(path: Path) -> None:
     [
         (lambda root: (root / "wnids.txt").unlink(), "lacks wnids.txt"),
         (lambda root: (root / "wnids.txt").write_text("n01\nn01\n"), "each WordNet id once"),
-        (lambda root: shutil.rmtree(root / "train" / "n01"), "lacks train/n01/images"),
+        (lambda root: shutil.rmtree(root / "train" / "n01"), "train/n01/images has no .JPEG"),
         (
             lambda root: [p.unlink() for p in (root / "train/n01/images").iterdir()],
             "train/n01/images has no .JPEG",

@@ -27,11 +27,12 @@ def test_links():
     ("file", "number"), [("forgetting.py", 0), ("methods/shrink_perturb.py", 1)]
 )
 def test_the_worked_example_is_the_code(file, number):
-    """Docstrings apart, the lines shown stand in the file, in this order and together."""
+    """Docstrings and comments apart, the lines shown stand in the file, in this order and together."""
     page = (ROOT / "docs" / "adding_a_method.md").read_text()
     shown = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[number]
     code = (ROOT / "seal_jax" / file).read_text()
     code = re.sub(r'\n +r?""".*?"""', "", code, flags=re.DOTALL)
+    code = re.sub(r"\n +#.*", "", code)
 
     def lines(text):
         return "\n".join(line for line in text.splitlines() if line.strip())

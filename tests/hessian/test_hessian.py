@@ -149,6 +149,11 @@ def test_a_repeated_eigenvalue_counts_once_from_one_vector():
     assert result.values[1] < 4
 
 
+def test_data_of_the_host_is_transferred_once():
+    op = hessian.operator(lambda x, batch: jnp.mean(batch) * x**2, np.float32(1), np.ones((3, 2)))
+    assert isinstance(op.data, jax.Array)
+
+
 def test_padding_of_weight_zero_changes_nothing(problem):
     """40 examples in batches of 16, the last one filled up, against one batch of 40."""
     params, (images, labels) = problem
@@ -356,8 +361,8 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda op: hessian.eigenpairs(op, 0), "k = 0 must lie in 1..4"),
-        (lambda op: hessian.eigenpairs(op, 5), "k = 5 must lie in 1..4"),
+        (lambda op: hessian.eigenpairs(op, 0), "k = 0 must be a whole number in 1..4"),
+        (lambda op: hessian.eigenpairs(op, 5), "k = 5 must be a whole number in 1..4"),
         (lambda op: hessian.eigenpairs(op, 1, "XX"), "which = 'XX' must be one of LA, SA, LM, BE"),
         (lambda op: hessian.eigenpairs(op, 2, basis_size=2), "basis_size = 2 must be at least 4"),
         (lambda op: hessian.eigenpairs(op, 2, tolerance=0), "tolerance = 0 must be positive"),
@@ -366,9 +371,9 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
             lambda op: hessian.eigenpairs(op, 1, basis_size=3, byte_budget=100),
             "basis_size and byte_budget are both given",
         ),
-        (lambda op: hessian.density(op, steps=0), "steps = 0 must be at least 1"),
-        (lambda op: hessian.power_iteration(op, 0), "k = 0 must lie in 1..4"),
-        (lambda op: hessian.power_iteration(op, 5), "k = 5 must lie in 1..4"),
+        (lambda op: hessian.density(op, steps=0), "steps = 0 must be a whole number"),
+        (lambda op: hessian.power_iteration(op, 0), "k = 0 must be a whole number in 1..4"),
+        (lambda op: hessian.power_iteration(op, 5), "k = 5 must be a whole number in 1..4"),
         (
             lambda op: hessian.power_iteration(op, 1, max_products=0),
             "max_products = 0 must be a whole",

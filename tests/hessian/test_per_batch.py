@@ -65,8 +65,8 @@ def test_a_program_serves_all_networks(problem):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k = 0 must lie in 1..88"),
-        ({"steps": 4}, "steps = 4 must be at least 6 for k = 5"),
+        ({"k": 0}, "k = 0 must be a whole number in 1..88"),
+        ({"steps": 4}, "steps = 4 must be a whole number of at least 6 for k = 5"),
         ({"mask": "three"}, "matches no parameter path"),
     ],
 )
@@ -74,6 +74,11 @@ def test_bad_arguments(problem, options, message):
     params, data = problem
     with pytest.raises(UsageError, match=message):
         hessian.batch_eigenvalues(loss, params, data, **options)
+
+
+def test_without_batches(problem):
+    with pytest.raises(UsageError, match="data must have batches"):
+        hessian.batch_eigenvalues(loss, problem[0], None)
 
 
 def test_a_broken_model(problem):

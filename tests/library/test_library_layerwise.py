@@ -211,7 +211,18 @@ def test_more_that_cannot_be():
         with pytest.raises(UsageError, match=f"repeats = {repeats} must be"):
             layerwise.round_of(0, repeats)
     norms = layerwise.kernel_norms({**params, "extra": jnp.ones((2, 2))})
-    with pytest.raises(UsageError, match="'extra' is in one of them only"):
+    with pytest.raises(UsageError, match="they differ in extra"):
         rescaled(params, norms, 1)
     with pytest.raises(UsageError, match="eps = -1 must be 0 or positive"):
         layerwise.normaliser(0.0, 1.0, eps=-1)
+
+
+def test_a_bias_of_several_dimensions_is_no_kernel():
+    """A convolution as Equinox shapes it, and a LayerNorm over two axes."""
+    ones = {
+        "conv": {"weight": (4, 1, 3, 3), "bias": (4, 1, 1)},
+        "norm": dict.fromkeys(["weight", "bias"], (2, 2)),
+    }
+    ones = jax.tree.map(jnp.ones, ones, is_leaf=lambda node: isinstance(node, tuple))
+    norms = layerwise.kernel_norms(ones)
+    assert norms == {"conv": {"weight": 6, "bias": 0}, "norm": {"weight": 0, "bias": 0}}

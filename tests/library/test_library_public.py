@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import seal_jax
-from seal_jax import forgetting, hessian
+from seal_jax import forgetting, hessian, schedules
 from seal_jax.evaluation import few_shot, gradients, linear_probe, margins, prediction_depth
 
 HEAVY = (
@@ -108,6 +108,11 @@ PARAMS = {"conv": jnp.ones((2, 2)), "fc": jnp.ones((2, 2))}
         ({"optimizer": optax.adam(1.0), "learning_rate": 0.1}, "learning_rate has no effect"),
         ({"optimizer": optax.adam(1.0), "learning_rate": lambda t: 0.1}, "learning_rate has no"),
         ({"optimizer": optax.adam(1.0), "weight_decay": jnp.ones(2)}, "weight_decay has no effect"),
+        (
+            {"optimizer": optax.adam(1.0), "nesterov": True},
+            "nesterov = True is not defined for SEAL",
+        ),
+        ({"nesterov": True}, "nesterov = True is not defined for SEAL; set it to False"),
         ({"mask": "cnv"}, "matches no parameter path; nearest: conv"),
         ({"mask": "re:.*"}, "selects every parameter"),
         ({"mask": {"stem": True, "head": False}}, "no entry for the parameter 'conv'"),
@@ -152,16 +157,25 @@ AT_THE_DOOR = {
         (lambda: seal_jax.masked_reinit("fc", fresh, bool, key=0), "key = 0 must be a random key"),
         (lambda: seal_jax.transforms.wels(HALF, 3), "key = 3 must be a random key"),
         (lambda: seal_jax.heads.initialise(0, {"kernel": jnp.ones((2, 2))}), "key = 0 must be"),
+        (lambda: seal_jax.heads.initialise(jnp.zeros(5, jnp.uint32), PARAMS), "must be a random key"),
         (lambda: hessian.trace(hessian_of_three(), key=0), "key = 0 must be a random key"),
         (lambda: hessian.eigenpairs(hessian_of_three(), 1, key="k"), "key = 'k' must be a random"),
     ],
+    "argument": [
+        (lambda: schedules.steps(0.1, "x", factor=0.5, steps_per_epoch=1), "decay_epochs = 'x' must be"),
+        (lambda: schedules.steps(0.1, "1", factor=2, steps_per_epoch=1), "factor = 2 must lie in (0, 1)"),
+        (lambda: forgetting.forget_state(optax.adam(0.1), None, PARAMS, "fc", "drop"),
+         "policy = 'drop' must be one of"),
+        (lambda: seal_jax.make_normal_tx(steps_per_epoch=1, optimizer=optax.sgd(1.0), nesterov=True),
+         "nesterov has no effect beside optimizer="),
+    ],
     "whole": [
-        (lambda: hessian.eigenpairs(hessian_of_three(), 1.5), "k = 1.5 must be whole and lie in 1"),
-        (lambda: hessian.power_iteration(hessian_of_three(), 1.5), "k = 1.5 must be whole and lie"),
-        (lambda: hessian.trace(hessian_of_three(), probes=1.5), "probes = 1.5 must be whole and be"),
-        (lambda: hessian.density(hessian_of_three(), probes=1.5), "probes = 1.5 must be whole and"),
-        (lambda: hessian.density(hessian_of_three(), steps=1.5), "steps = 1.5 must be whole and"),
-        (lambda: prediction_depth.knn(*SPLIT, FEATURES, k=1.5), "k = 1.5 must be whole and lie in"),
+        (lambda: hessian.eigenpairs(hessian_of_three(), 1.5), "k = 1.5 must be a whole number"),
+        (lambda: hessian.power_iteration(hessian_of_three(), 1.5), "k = 1.5 must be a whole"),
+        (lambda: hessian.trace(hessian_of_three(), probes=1.5), "probes = 1.5 must be a whole"),
+        (lambda: hessian.density(hessian_of_three(), probes=1.5), "probes = 1.5 must be a whole"),
+        (lambda: hessian.density(hessian_of_three(), steps=1.5), "steps = 1.5 must be a whole"),
+        (lambda: prediction_depth.knn(*SPLIT, FEATURES, k=1.5), "k = 1.5 must "),
         (lambda: hessian.eigenpairs(hessian_of_three(), 1, max_products=0), "max_products = 0 must"),
         (lambda: hessian.eigenpairs(hessian_of_three(), 1, max_products=math.nan), "max_products ="),
         (lambda: hessian.power_iteration(hessian_of_three(), 1, max_products=0), "max_products = 0"),
@@ -196,7 +210,7 @@ AT_THE_DOOR = {
     ],
     "tree": [
         (lambda: update({"conv": jnp.ones((2, 2))}),
-         "updates must be a tree like the parameters; they differ in ['fc']"),
+         "updates must be a tree like the parameters; they differ in fc"),
         (lambda: forget("fresh"), "opt_state must be a tree like tx.init(params); they differ in"),
         (lambda: forget("zero"), "opt_state must be a tree like tx.init(params); they differ in"),
         (lambda: forget("keep"), "opt_state must be a tree like tx.init(params); they differ in"),

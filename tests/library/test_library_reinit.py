@@ -268,7 +268,7 @@ def test_reinitialise_keeps_the_dtype_of_the_parameters():
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        (lambda key: {"conv1": 0.0}, "must return a tree like the parameters"),
+        (lambda key: {"conv1": 0.0}, "result of init_fn must be a tree like"),
         (lambda key: {**draw(key), "fc": {"kernel": jnp.ones(3), "bias": 0.0}}, "shape"),
         ("he_normal", "'he_normal' must be a function of a key"),
         (None, "None must be a function of a key"),
@@ -352,7 +352,7 @@ def test_torch_default_of_other_layouts():
         fresh = forgetting.torch_default(jax.random.key(0), params, layout=layout)
         for leaf in fresh.values():
             assert 0.95 < np.abs(leaf).max() * np.sqrt(fan_in) <= 1 + 1e-6
-    with pytest.raises(UsageError, match="layout = 'HWIO' must be one of in_out, out_in, or None"):
+    with pytest.raises(UsageError, match="layout = 'HWIO' must be one of in_out, out_in, None"):
         forgetting.torch_default(jax.random.key(0), params, layout="HWIO")
 
 

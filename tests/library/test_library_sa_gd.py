@@ -241,7 +241,7 @@ def test_errors(options, words):
 def test_update_says_what_it_lacks():
     w = jnp.ones(2)
     tx = sa_gd(key=None)
-    with pytest.raises(ValueError, match=r"make_sa_gd_tx needs value: call update\(\.\.\., value="):
+    with pytest.raises(ValueError, match=r"update needs value: call update\(\.\.\., value="):
         tx.update(w, tx.init(w), w)
-    with pytest.raises(ValueError, match=r"make_sa_gd_tx needs key: call update\(\.\.\., key="):
+    with pytest.raises(ValueError, match=r"update needs key: call update\(\.\.\., key="):
         tx.update(w, tx.init(w), w, value=1.0)

@@ -247,7 +247,7 @@ def test_kernel_slices_round_up_what_is_exact_in_decimals():
         ({"head": "norm"}, "head = 'norm' is no layer with a kernel"),
         ({"flattened": {"dens": 10}}, "flattened names 'dens', which is no layer .*nearest: dense"),
         ({"flattened": {"dense": 7}}, r"flattened\['dense'\] = 7 does not divide the axis of 40"),
-        ({"flattened": {"dense": 0}}, "must be a number of channels"),
+        ({"flattened": {"dense": 0}}, "must be a whole number of channels"),
         ({"keep": 1.0}, "keep = 1 must lie between 0 and 1"),
         ({"keep": math.nan}, "keep = nan must"),
         ({"keep": jnp.float32(0.5)}, "keep must be a number of Python"),

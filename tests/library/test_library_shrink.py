@@ -91,7 +91,7 @@ def test_equinox_and_narrow_types():
         ({"shrink": float("nan")}, "shrink = nan must lie"),
         ({"perturb": -0.1}, "perturb = -0.1 must be 0 or positive"),
         ({"mask": "fx"}, "matches no parameter path; nearest: fc"),
-        ({"init_fn": lambda key: {"fc": 0.0}}, "must return a tree like the parameters"),
+        ({"init_fn": lambda key: {"fc": 0.0}}, "result of init_fn must be a tree like"),
     ],
 )
 def test_arguments_that_cannot_be(options, message):
@@ -121,7 +121,7 @@ def test_the_method_draws_from_the_model():
     ("values", "optimizer", "message"),
     [
         ({"shrink": 2.0}, {}, "method.shrink = 2 must lie"),
-        ({"perturb": -1.0}, {}, "method.perturb = -1 must not be negative"),
+        ({"perturb": -1.0}, {}, "method.perturb = -1 must be 0 or positive"),
         ({"noise": 0.1}, {}, "method.noise is not a setting"),
         ({}, {"schedule": "single"}, "does not go with method 'shrink_perturb'"),
     ],

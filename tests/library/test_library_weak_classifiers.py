@@ -456,6 +456,14 @@ def test_foca_is_gradient_descent_from_its_start(steps):
     np.testing.assert_allclose(flat(weak(steps)), theta, rtol=1e-5, atol=1e-6)
 
 
+def test_a_bias_of_two_dimensions_starts_at_zero():
+    head = {"weight": jnp.ones((2, 3)), "bias": jnp.ones((2, 1))}
+    classify, loss = lambda head, features: head["weight"], lambda logits, labels: logits.mean()
+    weak = foca(jax.random.key(0), head, 0.0, 0, classify, loss, steps=0, learning_rate=0.1)
+    assert not weak["bias"].any()
+    assert weak["weight"].all()
+
+
 def test_foca_starts_at_random():
     like = {"kernel": jnp.ones((100, 50)), "bias": jnp.ones(50)}
 

@@ -11,6 +11,7 @@ import pytest
 
 from seal_jax import reports
 from seal_jax.cli import main
+from seal_jax.core import files
 from seal_jax.core.files import NAME_LENGTH, short_names
 from seal_jax.errors import UsageError
 from seal_jax.reports.runs import read_all
@@ -166,6 +167,21 @@ def test_names_are_short_and_different():
     assert names[2:] == ["x/run", "a/y/run", "b/y/run"]
     assert len(set(names)) == 5
     assert max(map(len, names)) <= NAME_LENGTH
+
+
+def test_equal_folders_are_numbered():
+    assert short_names([Path("a/run"), Path("a/run"), Path("b/run")]) == [
+        "a/run",
+        "a/run2",
+        "b/run",
+    ]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(UsageError, match=r"results\.json cannot be written"):
+        files.write(tmp_path / "results.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_series(seal):

@@ -1,5 +1,7 @@
 """The compiled programs of a run without its files: what the tests of step and methods share."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -27,7 +29,7 @@ SHAPE = experiments.data_shape(STRIPES)
 
 
 def settings(method=None, **sections):
-    values = settings_lib.as_dict(settings_lib.Settings())
+    values = dataclasses.asdict(settings_lib.Settings())
     values["model"] |= {"name": "resnet8", "width": 4}
     values["data"] |= {"crop_padding": 1, "flip": True, "normalisation": "digits"}
     values["optimizer"] |= {"learning_rate": 0.05}

@@ -5,9 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax.data import Split
+from seal_jax.core.settings import Data, Settings
+from seal_jax.data import STATISTICS, Split
 from seal_jax.errors import UsageError
 from seal_jax.training.batches import epoch_order, flatten, padded_batches, steps_per_epoch, take
+from seal_jax.training.experiment import augmentation_of
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("svhn_cropped", "svhn"), ("cifar10:3.0.2", "cifar10"), ("cassava", "imagenet")],
+)
+def test_the_statistics_are_those_of_the_data_set(name, key):
+    spec = augmentation_of(Settings(data=Data(name=name)), (32, 32, 3))
+    assert (spec.mean, spec.std) == STATISTICS[key]
 
 
 def test_taken_rows_are_the_images():
@@ -61,7 +72,7 @@ def test_orders_differ_by_key_alone():
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 11), (10, 0), (0, 1)])
 def test_batch_must_fit(n, batch):
-    with pytest.raises(UsageError, match=f"train.batch_size={batch} must lie in 1..{n}"):
+    with pytest.raises(UsageError, match=f"train.batch_size = {batch} must lie in 1..{n}"):
         steps_per_epoch(n, batch)
     with pytest.raises(UsageError, match=r"train.batch_size"):
         epoch_order(jax.random.key(0), n, batch)
@@ -75,5 +86,5 @@ def test_evaluation_weighs_each_example_once(n, batch):
     assert weights.dtype == np.float32
     assert rows[weights == 1].tolist() == list(range(n))
     assert (rows < max(n, 1)).all()
-    with pytest.raises(UsageError, match="batch=0"):
+    with pytest.raises(UsageError, match="batch = 0"):
         padded_batches(n, 0)

@@ -269,7 +269,7 @@ def test_another_model_is_not_damage(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(UsageError, match="keep=0"):
+    with pytest.raises(UsageError, match="keep = 0"):
         Checkpoints(tmp_path, keep=0)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(UsageError, match=r"state leaf a/0 is a float: .* jnp\.array"):

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_mlp as oracle
-from programs import STRIPES, Trainer, assert_same, differ, host, mlp, seed_of
+from programs import SHAPE, STRIPES, Trainer, assert_same, differ, host, mlp, seed_of
 
-from seal_jax.core.state import Stream, stream_key
+from seal_jax.core import mesh as meshes
+from seal_jax.core.state import Stream, Weights, stream_key
 from seal_jax.data import augment
+from seal_jax.methods.method import HookContext
+from seal_jax.training import experiment as experiments
 from seal_jax.training.batches import epoch_order
 
 TRAIN = {"generations": 3, "epochs_per_generation": 1}
@@ -91,3 +94,15 @@ def test_students_learn_from_the_last_generation_on_the_same_images():
         trainer.calls(4)
         assert_same(trainer.state.method_state.weights, teacher)
         assert differ(trainer.state.weights, student.weights)
+
+
+def test_a_student_does_not_have_the_normalisers_of_its_teacher():
+    """A training may start from a run of LW, which inserted them."""
+    config = mlp({"name": "born_again"})
+    experiment = experiments.build(config, SHAPE, meshes.make(config, jax.devices()[:1]))
+    normalisers = jax.tree.map(lambda leaf: leaf + 2, experiment.model.empty_normalisers())
+    weights = Weights(experiment.model.init(jax.random.key(0))["params"], {}, normalisers)
+    hook = HookContext(jax.random.key(1), 1, weights, None, (), None)
+    after = experiment.method.on_generation_start(hook)
+    assert_same(after.weights.normalisers, experiment.model.empty_normalisers())
+    assert after.method_state.weights is weights

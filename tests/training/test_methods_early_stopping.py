@@ -12,6 +12,7 @@ from trainer_runs import assert_same_run, leaves
 
 from seal_jax.core.state import EarlyStoppingState
 from seal_jax.training import loop
+from seal_jax.training.experiment import Experiment
 
 SEAL = {"name": "seal", "threshold": "dense2", "ascent_scale": 0.2}
 
@@ -177,7 +178,7 @@ def test_a_generation_that_ends_early_goes_on_with_the_next():
     assert int(trainer.experiment.end_generation(trainer.state).step[0]) == 40
 
 
-def test_a_run_with_early_ends_is_taken_up_where_it_stopped(tmp_path):
+def test_a_run_with_early_ends_is_taken_up_where_it_stopped(tmp_path, monkeypatch):
     """Every generation ends after its first epoch; a run cut off after the first ends the same."""
     config = mlp({**SEAL, "ascent_epochs": 1.0}, train={"until_accuracy": 0.01})
     assert loop.train(config, tmp_path / "whole", STRIPES, devices=1).step == 60
@@ -194,3 +195,8 @@ def test_a_run_with_early_ends_is_taken_up_where_it_stopped(tmp_path):
         shutil.rmtree(tmp_path / "cut/checkpoints" / str(step))
     assert loop.train(config, tmp_path / "cut", STRIPES, devices=1).finished
     assert_same_run(tmp_path / "cut", tmp_path / "whole", epochs=3, last=60)
+
+    # A step that was skipped cannot be the one that diverged.
+    monkeypatch.setattr(Experiment, "finite", lambda self, state: np.zeros(1, bool))
+    with pytest.raises(loop.NonFiniteError, match=r"at step 4 \(generation 0, epoch 0\)"):
+        loop.train(config, tmp_path / "diverged", STRIPES, devices=1)

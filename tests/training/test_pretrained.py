@@ -114,6 +114,21 @@ def test_methods_that_would_lose_the_normalisers(lw, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_only_the_classifier_may_be_missing(lw, tmp_path):
+    config = mlp(train={"pretrained": str(lw), "seeds": 2})
+    run = pretrained.read(config, tmp_path)
+    abstract = Trainer(STRIPES, config).experiment.abstract_state(2)
+    for layer, allowed in (("fc", True), ("dense2/linear", False)):
+        kernel = f"weights/params/{layer}/kernel"
+        partial = {name: leaf for name, leaf in run.leaves.items() if name != kernel}
+        source = run._replace(leaves=partial)
+        if allowed:
+            assert kernel not in pretrained.take(config, source, abstract, momentum=False)
+            continue
+        with pytest.raises(UsageError, match="another network: nothing there fits params/dense2"):
+            pretrained.take(config, source, abstract, momentum=False)
+
+
 def test_rank_equals_a_stable_sort():
     random = np.random.default_rng(0)
     logits = random.integers(0, 4, (200, 9)).astype(np.float32)  # many ties

@@ -146,7 +146,7 @@ def test_finished_run_is_left_alone(runs, tmp_path):
 
 
 def test_a_start_that_was_killed_while_it_wrote_the_settings(tmp_path):
-    (tmp_path / "config.partial").write_text('{"data": ')
+    (tmp_path / ".config.json.partial").write_text('{"data": ')
     workdirs.claim(tmp_path, Settings())
     assert workdirs.read(tmp_path)["train"]["generations"] == Settings().train.generations
     assert os.listdir(tmp_path) == ["config.json"]

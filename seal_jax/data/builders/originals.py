@@ -236,7 +236,8 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         for column in columns:
             if not (row[column] or "").strip():
                 raise UsageError(
-                    f"{path}, line {reader.line_num}: {column!r} is empty: restore the original"
+                    f"{path}: {column!r} is empty in the row of {row[columns[0]]!r}: restore the "
+                    "original"
                 )
         yield {column: row[column].strip() for column in columns}
 
@@ -347,13 +348,16 @@ def _from_lists(
     splits = {}
     for split, name in files.items():
         listed = _find(root, name)
-        splits[split] = [parse(line, listed) for line in _lines(listed)]
-        for image, _ in splits[split]:
-            if not image.is_file():
-                raise UsageError(
-                    f"{image} is missing, which {listed.name} lists: restore the original"
-                )
+        examples = [parse(line, listed) for line in _lines(listed)]
+        splits[split] = [(_existing(image, listed), label) for image, label in examples]
     return Listing(root, splits)
+
+
+def _existing(image: Path, listed: Path) -> Path:
+    """Return the file ``image``, which the file ``listed`` lists; raise where it does not exist."""
+    if not image.is_file():
+        raise UsageError(f"{image} is missing, which {listed.name} lists: restore the original")
+    return image
 
 
 class FgvcAircraft(ListedImages):
@@ -408,18 +412,9 @@ class MitIndoor67(ListedImages):
             label, slash, name = line.partition("/")
             if not (label and slash and name):
                 raise UsageError(f"{listed}: {line!r} is not <class>/<file>: restore the original")
-            return root / "Images" / label / name, label
+            return listed.parent / "Images" / label / name, label
 
         return _from_lists(root, {"train": "TrainImages.txt", "test": "TestImages.txt"}, parse)
-
-
-def _require(root: Path, *parts: str) -> Path:
-    path = root.joinpath(*parts)
-    if not path.exists():
-        raise UsageError(
-            f"manual_dir={root} lacks {'/'.join(parts)}: give the unpacked tiny-imagenet-200 folder"
-        )
-    return path
 
 
 class TinyImagenet(ListedImages):
@@ -445,32 +440,27 @@ class TinyImagenet(ListedImages):
     @staticmethod
     def scan(root: Path) -> Listing:
         """List the training images by class and name, the validation images as annotated."""
-        if not root.is_dir():
-            raise UsageError(
-                f"manual_dir={root} is not a folder: give the unpacked tiny-imagenet-200"
-            )
-        wnids = _lines(_require(root, "wnids.txt"), may_be_empty=True)
+        listed = _find(root, "wnids.txt")
+        root, wnids = listed.parent, _lines(listed, may_be_empty=True)
         if not wnids or len(set(wnids)) != len(wnids):
-            raise UsageError(
-                f"{root}/wnids.txt must list each WordNet id once: restore the original"
-            )
+            raise UsageError(f"{listed} must list each WordNet id once: restore the original")
         train: list[tuple[Path, str]] = []
         for wnid in wnids:
-            images = sorted(_require(root, "train", wnid, "images").glob("*.JPEG"))
+            images = sorted((root / "train" / wnid / "images").glob("*.JPEG"))
             if not images:
                 raise UsageError(
                     f"{root}/train/{wnid}/images has no .JPEG file: restore the original"
                 )
             train.extend((path, wnid) for path in images)
 
-        annotations = _require(root, "val", "val_annotations.txt")
+        annotations = root / "val" / "val_annotations.txt"
         validation = []
         for line in _lines(annotations, may_be_empty=True):
             # Filled up, so that a line without a tab is one of an unknown class, an error below.
             name, wnid, *_ = [*line.split("\t"), "", ""]
             if wnid not in wnids:
                 raise UsageError(f"{annotations}: {name} has class {wnid!r}, which wnids.txt lacks")
-            validation.append((_require(root, "val", "images", name), wnid))
+            validation.append((_existing(root / "val" / "images" / name, annotations), wnid))
 
         words = {}
         if (root / "words.txt").exists():
