@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     protocol = Protocol(epochs=2) if options.quick else Protocol()
     table, labels = features()
     drawn = [
-        few_shot.episode(labels, SIZE, protocol, seed=0, number=number)
+        few_shot.draw(few_shot.check(labels, protocol), SIZE, protocol, seed=0, number=number)
         for number in range(options.rounds * sample)
     ]
     accuracies: dict[int, float] = {}

@@ -148,6 +148,9 @@ def increment(
 
     # Value and slope come of one program, which also serves all points of the search.
     at_weights, initial_slope = map(float, _line(loss, weights, direction, data, jnp.float32(0)))
+    unbounded = Increment(math.nan, math.nan, False, at_weights)
+    if not math.isfinite(at_weights + initial_slope):
+        return unbounded
     if initial_slope == 0:  # nothing falls: it is the minimum itself
         return Increment(0.0, 0.0, True, at_weights)
     # From here on distances are positive, on the side where the loss falls.
@@ -178,7 +181,7 @@ def increment(
     while end < _FARTHEST and not above(end):
         end *= 2
     # At either limit the loops have ended without a bracket.
-    if math.isfinite(initial_slope) and _NEAREST < end < _FARTHEST:
+    if _NEAREST < end < _FARTHEST:
         shift = optimize.brentq(
             lambda t: at(t)[1] if t else -abs(initial_slope), 0, end, xtol=1e-4 * end, rtol=1e-4
         )
@@ -190,7 +193,7 @@ def increment(
         # A minimum above the weights' loss, by more than rounding, belongs to another basin.
         if gained >= -1e-4 * abs(at_weights):
             return Increment(max(gained, 0.0), side * shift, True, at_weights)
-    return Increment(math.nan, math.nan, False, at_weights)
+    return unbounded
 
 
 @partial(jax.jit, static_argnames=("loss",))

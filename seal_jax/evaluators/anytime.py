@@ -105,8 +105,6 @@ class Options:
                 raise UsageError(
                     f"--systems={name} must be of {', '.join(SYSTEMS)}{nearest(name, SYSTEMS)}"
                 )
-        if len(set(self.systems)) < len(self.systems):
-            raise UsageError(f"--systems={','.join(self.systems)} names a system twice")
         rules: list[tuple[str, Callable[[float], bool], str]] = [
             ("max_steps seeds batch_size image_size", lambda v: v >= 0, "be 0 or more"),
             ("alpha beta sigma", lambda v: 0 < v < math.inf, "be positive"),
@@ -391,8 +389,8 @@ def _labels(rows: Sequence[Record]) -> dict[tuple[Any, ...], str]:
     """Return a name for each group, with the fields alone in which groups differ."""
     groups = list(grouped(rows, GROUP))
     differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
-    # Different runs may have ended at different steps: with one group each, their names suffice.
-    several_steps = differ[1] and len({run for run, *_ in groups}) < len(groups)
+    # Different runs may have ended at different steps: where each has one, their names suffice.
+    several_steps = len({group[:2] for group in groups}) > len({run for run, *_ in groups})
     labels = {}
     for run, step, weights, system in groups:
         parts = [str(run)] if differ[0] else []

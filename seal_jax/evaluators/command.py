@@ -162,12 +162,11 @@ def write(
     figure = Figure(figsize=evaluator.size(rows), dpi=120, layout="constrained")
     evaluator.draw(figure, [{**row, "run": plots.drawable(row["run"])} for row in rows])
     picture = plots.as_png(figure)
-    record = {**json.loads(json.dumps(header)), "rows": list(rows)}
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from None
-    files.write(output / RESULTS, json.dumps(record, indent=1) + "\n")
+    files.write(output / RESULTS, json.dumps({**header, "rows": list(rows)}, indent=1) + "\n")
     # Lists, such as all margins, are left to the JSON file.
     names = list(dict.fromkeys(name for row in rows for name in row))
     names = [name for name in names if not any(isinstance(row.get(name), list) for row in rows)]

@@ -97,7 +97,7 @@ class Options:
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return a work item for every chunk of episodes, data sets outermost."""
-    height, width, _ = transfer_data.image_shape(loaded_run, options.image_size)
+    height, width, _ = transfer_data.model_for(loaded_run, options.image_size).image_shape
     if height != width:
         raise UsageError(
             f"the run's images are {height}x{width}, and those of episodes are square: "

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PyTree = Any
 PARTS = ("eigenvalues", "trace", "density", "batches")
+# Numbers of the random keys; those of the density's probes count up from its own.
+_EIGENVALUES, _TRACE, _DENSITY, _BATCHES, _AUGMENTATION = 0, 1, 2, 1 << 20, (1 << 20) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +216,7 @@ class Measurement:
             return Batches(split, rows, weights, None)
         # Drawn once: the Hessian is that of one fixed set of augmented images, the same in every product.
         count, batch = rows.shape
-        keys = jax.random.split(self._key(1), count)
+        keys = jax.random.split(self._key(_AUGMENTATION), count)
         shape: Any = split.images.shape[1:]
         # each leaf [batches, batch, ...]; on the host, since the data may be larger than the device
         draws = jax.vmap(lambda key: data.draw(key, batch, augmentation, shape))(keys)
@@ -291,7 +293,7 @@ class Measurement:
             byte_budget=self.half_budget,
             basis=options.basis,
             max_products=options.max_products,
-            key=self._key(0),
+            key=self._key(_EIGENVALUES),
         )
         half = options.eigenvalues
         return {
@@ -310,7 +312,7 @@ class Measurement:
             self.operator(network),
             probes=self.options.trace_products,
             method=self.options.trace_method,
-            key=self._key(1),
+            key=self._key(_TRACE),
         )
         return {"trace": estimate.value, "trace_error": estimate.error}
 
@@ -321,7 +323,7 @@ class Measurement:
             probes=1,
             steps=self.options.density_steps,
             basis=self.options.basis,
-            key=self._key(2 + probe),
+            key=self._key(_DENSITY + probe),
         )
         # Relative to the largest eigenvalue in magnitude: most eigenvalues are too near zero to have a sure sign.
         clear = -self.options.threshold * np.abs(density.nodes).max()
@@ -348,7 +350,7 @@ class Measurement:
             tolerance=options.batch_tolerance,
             mask=mask,
             weight_decay=self.weight_decay,
-            key=jax.random.fold_in(self._key(1 << 20), start),
+            key=jax.random.fold_in(self._key(_BATCHES), start),
             devices=jax.local_devices(),
         )
         # Without the batches that only filled up the last chunk.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from seal_jax import hessian
+from seal_jax import data, hessian
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Column, Record, Table, cell, grouped, seed_mean, shared
 from seal_jax.errors import UsageError
@@ -95,30 +95,35 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         for name in ("train", "test")
     }
 
-    @functools.cache
-    def batches(name: str) -> Any:
-        split = splits[name]
+    def batches(split: data.Split) -> Any:
         rows, weights = batching.weighted_rows(len(split), min(options.batch_size, len(split)))
         return split.images[rows], split.labels[rows], weights
 
+    @functools.lru_cache(maxsize=1)  # a network's parts and eigenvectors are measured in a row
+    def placed(index: int) -> tuple[Any, Any, Any]:
+        """Return a network's variables, and the batches of training and test images."""
+        # Together, so that all are on the same devices.
+        variables, batches_of = batching.place(
+            loaded_run.networks[index].variables,
+            {name: batches(split) for name, split in splits.items()},
+        )
+        return variables, batches_of["train"], batches_of["test"]
+
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are computed together
-    def eigenpairs(index: int, part: str) -> tuple[hessian.Eigenpairs, Any, Any]:
-        """Return the eigenpairs, and variables and training batches as they were placed."""
-        variables, train = batching.place(loaded_run.networks[index].variables, batches("train"))
+    def eigenpairs(index: int, part: str) -> hessian.Eigenpairs:
+        variables, train, _ = placed(index)
         # The parts are data, and directions have zeros elsewhere: one program for all of them.
         op = hessian.operator(loss, variables, train, mask=masks[WHOLE])
-        pairs = hessian.eigenpairs(
+        return hessian.eigenpairs(
             op.block(masks[part]),
             options.eigenvectors,
             tolerance=options.tolerance,
             max_products=options.max_products,
         )
-        return pairs, variables, train
 
     def measure(index: int, part: str, rank: int) -> dict[str, Any]:
         network = loaded_run.networks[index]
-        pairs, variables, train = eigenpairs(index, part)
-        _, test = batching.place({}, batches("test"))
+        (variables, train, test), pairs = placed(index), eigenpairs(index, part)
         # vectors have the rank as their first axis
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         eigenvalue = float(pairs.values[rank])

@@ -38,7 +38,7 @@ class Options:
       side: windows along each side, for adaptive pooling.
       relu: a residual block's output after its last ReLU, or before.
       layers: which blocks; none for all of them and the stem.
-      images: training images in the bank, and test images, the first so many; 0 for all.
+      images: training images in the bank, and test images, a random sample of so many; 0 for all.
       byte_budget: bytes of features and distances held at a time.
       batch_size: images per step of the network.
     """
@@ -62,7 +62,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     model = loaded_run.model
     outputs = model.before_relu if options.relu == "before" else model.features
     train, test = (
-        split.rows(np.arange(options.images)) if 0 < options.images < len(split) else split
+        batching.subset(split, options.images, 0)
         for split in (loaded_run.dataset.train, loaded_run.dataset.test)
     )
     # Shapes alone, so nothing is computed: which layers there are, and how many numbers each gives.
@@ -212,20 +212,21 @@ def _draw_over_layers(figure: Figure, rows: Sequence[Record]) -> Axes:
 def _draw_over_steps(figure: Figure, rows: Sequence[Record]) -> Axes:
     """Draw a panel for each run: the accuracy of every layer at every checkpoint (Figure 3)."""
     # The best weights may be the same in several checkpoints; the last ones show the course.
-    weights = "last" if any(row["weights"] == "last" for row in rows) else "best"
-    runs = grouped([row for row in rows if row["weights"] == weights], ("run",))
+    runs = grouped(rows, ("run",))
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, ((run,), of_run) in zip(panels, runs.items(), strict=True):
-        by_step = sorted(grouped(of_run, ("step",)).items())
+        weights = "last" if any(row["weights"] == "last" for row in of_run) else "best"
+        shown = [row for row in of_run if row["weights"] == weights]
+        by_step = sorted(grouped(shown, ("step",)).items())
         steps = [step for (step,), _ in by_step]
         accuracies = [[row["accuracies"] for row in seeds] for _, seeds in by_step]
         means = 100 * np.array([np.mean(seeds, axis=0) for seeds in accuracies])
         for index, layer in enumerate(of_run[0]["layers"]):
             axes.plot(steps, means[:, index], label=layer, marker=".", **plots.style(index))
-        axes.set_title(run)
+        axes.set_title(f"{run}, {weights} weights")
         axes.set_xlabel("training step")
         plots.tidy(axes, grid=None)
-    panels[0].set_ylabel(f"k-NN accuracy, %, {weights} weights")
+    panels[0].set_ylabel("k-NN accuracy, %")
     return panels[0]
 
 

@@ -45,20 +45,21 @@ class ResultCache:
         """
         self.records[key] = dict(record)
         try:
-            if not self._begun:
+            if self._begun:
+                path, mode, lines = self._path, "a", [_line(key, record)]
+            else:
                 # The readable lines are written again: the last may have been cut off by a kill.
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                partial = self._path.with_suffix(".partial")
+                path, mode = self._path.with_suffix(".partial"), "w"
                 lines = [json.dumps(self._header), *starmap(_line, self.records.items())]
-                partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-                os.replace(partial, self._path)
-                self._begun = True
-                return
-            # From then on a line is appended and synced: a kill loses the work item in progress, and no other.
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{_line(key, record)}\n")
+            # From then on a line is appended. Synced: a kill loses the work item in progress, and no other.
+            with path.open(mode, encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
+            if not self._begun:
+                os.replace(path, self._path)
+                self._begun = True
         except OSError as error:
             raise UsageError(f"{self._path} cannot be written: {error.strerror}") from None
 

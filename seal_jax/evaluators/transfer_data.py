@@ -13,7 +13,7 @@ from seal_jax.data import sources
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import shown
+from seal_jax.models import Model
 
 PAPER_LABEL = "SEAL paper, the same method"
 
@@ -125,14 +125,14 @@ def transfer_set(
     )
 
 
-def image_shape(loaded_run: LoadedRun, side: int | None) -> tuple[int, int, int]:
-    """Return the shape of images of ``--image-size``, the run's own by default, if the network takes it."""
-    shape = loaded_run.model.image_shape if side is None else (side, side, loaded_run.channels)
+def model_for(loaded_run: LoadedRun, side: int | None) -> Model:
+    """Return the network for images of ``--image-size``, by default for those of the run."""
+    if side is None:
+        return loaded_run.model
     try:
-        resized(loaded_run.model, shape)
+        return resized(loaded_run.model, (side, side, loaded_run.channels))
     except UsageError as error:
-        raise UsageError(f"--image-size={shown(side)}: {error}") from None
-    return shape
+        raise UsageError(f"--image-size={side}: {error}") from None
 
 
 Normalise = Callable[[jax.Array], jax.Array]

@@ -53,7 +53,7 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
             records += _records(comparisons, weights, model)
     if not tables:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
-    tables[-1] = tables[-1]._replace(notes=[KEY, significance.rules()])
+    tables[-1] = tables[-1]._replace(notes=[KEY, significance.RULES])
     # Those of one kind of weights stand in a row, if they are not many.
     kinds = len({title.rpartition(", ")[2] for title in panels})
     across = min(len(panels) // kinds, 5)
@@ -94,9 +94,7 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
         wins[cells], p_values[cells] = compared.wins, compared.p_values
     corrected = significance.correct(p_values, LEVEL)
     p_values = np.nan_to_num(p_values, nan=1.0)
-    return significance.Comparisons(
-        tuple(kept), wins, p_values, p_values <= LEVEL, corrected, significance.rules()
-    )
+    return Comparisons(tuple(kept), wins, p_values, p_values <= LEVEL, corrected)
 
 
 def _table(comparisons: Comparisons, where: str) -> Table:
