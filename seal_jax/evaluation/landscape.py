@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seal_jax.hessian import trees
+
 PyTree = Any
 Loss = Callable[[PyTree, PyTree], jax.Array]
 
@@ -31,12 +33,7 @@ def moved(whole: PyTree, direction: PyTree, distance: Any) -> PyTree:
     {'conv': 1.0, 'fc': 1.5}
     """
     # Weights outside the direction are returned as they are; to add zeros would compute on all of them.
-    return jax.tree.map(
-        lambda step, leaf: leaf if step is None else leaf + distance * step,
-        direction,
-        whole,
-        is_leaf=lambda step: step is None,
-    )
+    return trees.merge(whole, direction, lambda leaf, step: leaf + distance * step)
 
 
 def exact(loss: Loss) -> Loss:

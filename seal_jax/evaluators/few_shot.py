@@ -113,7 +113,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         )
     for name in options.datasets:
         # From the labels alone: all data sets are checked before an image of the first is decoded.
-        labels = transfer_data.episode_labels(loaded_run, name)
+        labels = transfer_data.episode_data(loaded_run, name, height, images=False).labels
         try:
             # The most shots need the most images of each class.
             few_shot.check(labels, options.protocol(max(options.shots)))
@@ -123,7 +123,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     # Work items are ordered by data set and then by network, so one of each is enough to keep in memory.
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Split:
-        return transfer_data.episode_images(loaded_run, name, height)
+        return transfer_data.episode_data(loaded_run, name, height)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         # LoadedRun.apply normalises as the run did; other channel statistics come on top of that.

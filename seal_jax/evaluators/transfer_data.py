@@ -55,10 +55,11 @@ def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(settings))
 
 
-def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
+def episode_data(loaded_run: LoadedRun, name: str, side: int, *, images: bool = True) -> data.Split:
     """Return all labelled images, resized and cropped as in the public few-shot protocol.
 
-    The square that is 1.15 times as wide, then its centre: 257 and 224 in the protocol.
+    The square that is 1.15 times as wide, then its centre: 257 and 224 in the protocol. Without
+    ``images`` no image is decoded, and the labels alone come in a hundredth of the time.
     """
     split, _ = data.load_labelled(
         name,
@@ -67,40 +68,9 @@ def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
         image_size=int(1.15 * side),
         crop=side,
         channels=loaded_run.channels,
+        images=images,
     )
     return split
-
-
-def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
-    """Return the labels of :func:`episode_images` in a hundredth of its time: no image is decoded."""
-    import tensorflow_datasets as tfds
-
-    from seal_jax.data.preparation import first_line, open_prepared
-
-    builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
-    decoder = sources.make_decoder(builder.info, None, None)
-    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
-    # Records are parsed by the decoder's features, the image and the label alone; the image stays encoded.
-    skip = {decoder.image: tfds.decode.SkipDecoding()}
-    labels = []
-    try:
-        source = builder.as_data_source(
-            getattr(data.find_info(name), "episode_split", None) or "+".join(splits),
-            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-            file_format="array_record",
-        )
-        # In blocks of one call each, as when images are decoded.
-        for start in range(0, len(source), 256):
-            rows = list(range(start, min(start + 256, len(source))))
-            for record in source.__getitems__(rows):
-                example = decoder.features.deserialize_example_np(record, decoders=skip)
-                labels.append(int(example[decoder.label]))
-    # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
-    except Exception as error:
-        raise UsageError(f"{name} cannot be read ({first_line(error)}): prepare it again") from None
-    # As load_labelled does: -1 is TFDS's mark of an example without a label.
-    known = np.array(labels, np.int32)
-    return known[known >= 0]
 
 
 def has_test_split(loaded_run: LoadedRun, name: str) -> bool:

@@ -19,7 +19,6 @@ from seal_jax.cli import main
 from seal_jax.evaluation.prediction_depth import pool
 from seal_jax.evaluators import batching, command, options, prediction_depth
 from seal_jax.evaluators.loaded_run import LoadedRun
-from seal_jax.evaluators.result_cache import ResultCache
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.metrics import read as read_metrics
 
@@ -179,7 +178,7 @@ def test_every_option_of_every_evaluator_is_described():
 
 def test_a_result_cache_is_resumed_where_it_was_cut_off(tmp_path, monkeypatch):
     path = tmp_path / "units.jsonl"
-    cache = ResultCache(path, {"options": {"k": 1}})
+    cache = command.ResultCache(path, {"options": {"k": 1}})
     calls, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda *given: (calls.append("fsync"), fsync(*given)))
     monkeypatch.setattr(os, "replace", lambda *given: (calls.append("replace"), replace(*given)))
@@ -189,22 +188,25 @@ def test_a_result_cache_is_resumed_where_it_was_cut_off(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]
     monkeypatch.undo()
     path.write_text(path.read_text()[:-4])
-    cache = ResultCache(path, {"options": {"k": 1}})
+    cache = command.ResultCache(path, {"options": {"k": 1}})
     assert cache.records == {"a": {"x": 1}}
     cache.keep("b", {"x": 3})
-    assert ResultCache(path, {"options": {"k": 1}}).records == {"a": {"x": 1}, "b": {"x": 3}}
+    assert command.ResultCache(path, {"options": {"k": 1}}).records == {
+        "a": {"x": 1},
+        "b": {"x": 3},
+    }
     with pytest.raises(UsageError, match=r"holds another evaluation \(options.k: 1 -> 2\)"):
-        ResultCache(path, {"options": {"k": 2}})
-    assert ResultCache(path, {"options": {"k": 2}}, overwrite=True).records == {}
+        command.ResultCache(path, {"options": {"k": 2}})
+    assert command.ResultCache(path, {"options": {"k": 2}}, overwrite=True).records == {}
     for garbage in ("", "5\n", "[]\n", "[" * 10_000):
         path.write_text(garbage)
         with pytest.raises(UsageError, match="cannot be read"):
-            ResultCache(path, {})
+            command.ResultCache(path, {})
     deep = '{"key": "a", "record": {"x": ' + "[" * 10_000 + "]" * 10_000 + "}}"
     entries = ('{"key": "a", "record": 5}', '{"key": "a", "record": {}}', "7", deep)
     for entry in (*entries, '{"key": 1, "record": {"x": 1}}', '{"key": ["a"], "record": {"x": 1}}'):
         path.write_text(f"{{}}\n{entry}\n")
-        assert ResultCache(path, {}).records == {}
+        assert command.ResultCache(path, {}).records == {}
 
 
 def test_margins_on_the_command_line(run, tmp_path, capfd):
