@@ -172,9 +172,8 @@ def over_chunks(
 
     All calls have one shape, a multiple of the devices; the last is padded with its last episode.
     """
-    for field, value in (("episodes", episodes), ("chunk", chunk)):
-        if value < 1:
-            raise UsageError(f"{field} = {value} must be at least 1")
+    check_integer("episodes", episodes, 1)
+    check_integer("chunk", chunk, 1)
     # Rounded up to whole devices. A shorter last call would be another shape, and compile again.
     size = -(-min(chunk, episodes) // mesh.size) * mesh.size
     results = []

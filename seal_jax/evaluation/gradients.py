@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from seal_jax import masks
-from seal_jax.errors import check_number, check_seed
+from seal_jax.errors import check_integer, check_seed
 from seal_jax.evaluation.landscape import Loss, PyTree, curvature, exact
 from seal_jax.hessian import trees
 
@@ -31,14 +31,9 @@ def mini_batches(examples: int, batch_size: int, count: int, *, seed: int = 0) -
     >>> rows.shape, len(set(rows[:2].ravel().tolist())), len(set(rows[2:].ravel().tolist()))
     ((4, 3), 6, 6)
     """
-    check_number(
-        "batch_size",
-        batch_size,
-        lambda value: 1 <= value <= examples,
-        f"lie in 1..{examples}, the number of examples",
-        whole=True,
-    )
-    check_number("batches", count, lambda value: value >= 1, "be at least 1", whole=True)
+    bounds = f"in 1..{examples}, the number of examples"
+    check_integer("batch_size", batch_size, 1, examples, bounds=bounds)
+    check_integer("batches", count, 1)
     check_seed("seed", seed)
     per_epoch = examples // batch_size
     # Every epoch has its own generator, so batch i is the same however many are asked for.

@@ -13,6 +13,7 @@ import numpy as np
 from seal_jax.errors import (
     UsageError,
     check_features,
+    check_integer,
     check_key,
     check_labels,
     check_number,
@@ -79,7 +80,7 @@ def flatness(
     """
     for sigma in sigmas:
         check_number("sigmas", sigma, nonnegative, "be 0 or positive")
-    check_number("draws", draws, lambda value: value >= 1, "be at least 1", whole=True)
+    check_integer("draws", draws, 1)
     keys = jax.random.split(check_key("key", key, optional=True), draws)
     # Both [sigmas * draws]: each deviation with every key.
     grid = (jnp.repeat(jnp.asarray(sigmas, jnp.float32), draws), jnp.tile(keys, len(sigmas)))

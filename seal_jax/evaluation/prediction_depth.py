@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax.core import mesh as meshes
 from seal_jax.data.sources import available_memory
-from seal_jax.errors import UsageError, check_choice, check_labels, check_number, kind_of
+from seal_jax.errors import UsageError, check_choice, check_integer, check_labels, kind_of
 
 Metric = Literal["l2", "cosine"]
 Pooling = Literal["flatten", "gap", "adaptive"]
@@ -90,8 +90,7 @@ def knn(
     """
     check_choice("metric", metric, get_args(Metric))
     bank, queries = as_rows(bank), as_rows(queries)
-    most = bank.number - exclude_self
-    check_number("k", k, lambda value: 1 <= value <= most, f"lie in 1..{most}", whole=True)
+    check_integer("k", k, 1, bank.number - exclude_self)
     if bank.size != queries.size:
         raise UsageError(f"bank {bank[:2]} and queries {queries[:2]} differ in width")
     check_labels("bank_labels", bank_labels, bank.number)

@@ -152,7 +152,7 @@ def test_bad_input(images):
         ((features, labels, Protocol(shots=16)), {}, "shots .* = 31 is more than the 30 images"),
         ((features * np.nan, labels), {}, "features hold NaN"),
         ((features, labels[1:]), {}, "labels is .* must be an array of"),
-        ((features, labels), {"episodes": 0}, "episodes = 0 must be at least 1"),
+        ((features, labels), {"episodes": 0}, "episodes = 0 must be a whole number of at least 1"),
     ]:
         with pytest.raises(UsageError, match=message):
             few_shot.linear(*arguments, **options)

@@ -102,7 +102,7 @@ def test_mini_batches_go_through_the_data_in_epochs():
     np.testing.assert_array_equal(rows[:3], gradients.mini_batches(10, 4, 3, seed=3))
     assert (rows != gradients.mini_batches(10, 4, 5, seed=4)).any()
     assert sorted(gradients.mini_batches(10, 10, 1).ravel().tolist()) == list(range(10))
-    with pytest.raises(UsageError, match=r"batch_size = 11 must lie in 1\.\.10"):
+    with pytest.raises(UsageError, match=r"batch_size = 11 must be a whole number in 1\.\.10"):
         gradients.mini_batches(10, 11, 1)
     with pytest.raises(UsageError, match="batches = 0 must be"):
         gradients.mini_batches(10, 2, 0)

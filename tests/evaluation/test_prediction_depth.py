@@ -110,7 +110,7 @@ def test_depth_of_cases_made_by_hand():
 def test_bad_input(points):
     features, labels = points
     for arguments, options, message in [
-        ((features, labels, features), {"k": 231}, r"k = 231 must lie in 1\.\.230"),
+        ((features, labels, features), {"k": 231}, r"k = 231 must be a whole number in 1\.\.230"),
         ((features, labels, features), {"k": 230, "exclude_self": True}, r"in 1\.\.229"),
         ((features, labels, features[:, :2]), {}, "queries .* differ"),
         (
