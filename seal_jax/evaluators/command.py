@@ -159,7 +159,7 @@ class ResultCache:
     Its first line says what is evaluated and how; a file that begins with another is refused.
 
     Args:
-      path: the file; its folder is made when the first record is kept.
+      path: the file, which is made when the first record is kept.
       header: JSON values, nested by name.
       overwrite: start again and discard the file's records.
 
@@ -188,7 +188,6 @@ class ResultCache:
                 path, mode, lines = self._path, "a", [_line(key, record)]
             else:
                 # The readable lines are written again: the last may have been cut off by a kill.
-                self._path.parent.mkdir(parents=True, exist_ok=True)
                 path, mode = self._path.with_suffix(".partial"), "w"
                 lines = [json.dumps(self._header), *starmap(_line, self.records.items())]
             # From then on a line is appended. Synced: a kill loses the work item in progress, and no other.
@@ -240,17 +239,13 @@ def _line(key: str, record: Mapping[str, Any]) -> str:
 def write(
     evaluator: Evaluator, header: Mapping[str, Any], rows: Sequence[Record], output: Path
 ) -> None:
-    """Write ``results.json``, ``results.csv`` and the plot, each file atomically."""
+    """Write ``results.json``, ``results.csv`` and the plot into a folder, each file atomically."""
     from matplotlib.figure import Figure
 
     # Drawn before the first file is written: records that do not fit fail here, and earlier results stay whole.
     figure = Figure(figsize=evaluator.size(rows), dpi=120, layout="constrained")
     evaluator.draw(figure, [{**row, "run": plots.drawable(row["run"])} for row in rows])
     picture = plots.as_png(figure)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}") from None
     files.write(output / RESULTS, json.dumps({**header, "rows": list(rows)}, indent=1) + "\n")
     # Lists, such as all margins, are left to the JSON file.
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -98,8 +98,14 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     # Work items have the data sets outermost, so one at a time is enough.
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Dataset:
-        size = model.image_shape[:2]
-        return transfer_data.transfer_set(loaded_run, name, size, options.test_fraction)
+        return data.load(
+            name,
+            data_dir=loaded_run.settings.data.data_dir or None,
+            image_size=model.image_shape[:2],
+            channels=loaded_run.channels,
+            test_fraction=options.test_fraction,
+            validation_fraction=0.0,
+        )
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         outputs = model.features(variables, renormalise(images))[options.features]

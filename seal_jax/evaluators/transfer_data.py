@@ -81,20 +81,6 @@ def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
     return sources.default_test_split(builder) is not None
 
 
-def transfer_set(
-    loaded_run: LoadedRun, name: str, size: tuple[int, int], test_fraction: float | None = None
-) -> data.Dataset:
-    """Return training and test images of ``(height, width)``, with nothing held out for validation."""
-    return data.load(
-        name,
-        data_dir=loaded_run.settings.data.data_dir or None,
-        image_size=size,
-        channels=loaded_run.channels,
-        test_fraction=test_fraction,
-        validation_fraction=0.0,
-    )
-
-
 def model_for(loaded_run: LoadedRun, side: int | None) -> Model:
     """Return the network for images of ``--image-size``, by default for those of the run."""
     if side is None:

@@ -21,7 +21,7 @@ SMALL = {"datasets": ("digits",), "learning_rates": (0.1, 0.01), "epochs": 2}
 
 @pytest.fixture(scope="module")
 def digits(loaded_run):
-    return transfer_data.transfer_set(loaded_run, "digits", (8, 8))
+    return data.load("digits", data_dir=loaded_run.settings.data.data_dir, validation_fraction=0.0)
 
 
 def test_accuracies_are_those_of_the_library(run, loaded_run, digits, evaluated):
