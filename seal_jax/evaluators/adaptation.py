@@ -215,6 +215,7 @@ class Replay:
     """
 
     experiment: Experiment
+    _source_experiment: Experiment
 
     def __init__(
         self,
