@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from seal_jax.hessian import trees
 
@@ -218,11 +217,3 @@ def curvature(loss: Loss, weights: PyTree, direction: PyTree, data: PyTree) -> j
     return jax.jvp(
         lambda t: _line(loss, weights, direction, data, t)[1], (jnp.float32(0),), (jnp.float32(1),)
     )[1]
-
-
-def oriented(direction: PyTree, shift: Any) -> PyTree:
-    """Return the direction, negated if ``shift`` is: the minimum is then at a positive distance.
-
-    An eigenvector's sign is arbitrary; so oriented, slices of several trainings agree.
-    """
-    return optax.tree.scale(jnp.where(jnp.asarray(shift) < 0, -1.0, 1.0), direction)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seal_jax import data, hessian
@@ -130,12 +131,13 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         # Both searches get their curvature, which saves a third of the evaluations.
         curvature = float(library.curvature(loss, variables, direction, test))
         on_test = library.increment(loss, variables, direction, test, second_derivative=curvature)
-        if on_test.bounded:  # towards the test minimum, so that slices of all seeds agree
-            direction = library.oriented(direction, on_test.shift)
+        # An eigenvector's sign is arbitrary: towards the test minimum, slices of all seeds agree.
+        if on_test.shift < 0:
+            direction = jax.tree.map(jnp.negative, direction)
         on_train = library.increment(
             loss, variables, direction, train, second_derivative=eigenvalue
         )
-        # The direction was oriented by the sign of the shift.
+        # The direction has been given the sign of the shift.
         shift = abs(on_test.shift) if on_test.bounded else 0.0
         along = (loss, variables, direction)
         # Where a parabola of the larger curvature has risen by 0.5, and past the test minimum.
