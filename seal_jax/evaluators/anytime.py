@@ -363,8 +363,7 @@ def _shown(rows: Sequence[Record]) -> list[int]:
 
 def _paper(row: Record) -> str:
     """Return Table 1's numbers for this target, system and rate."""
-    # The paper's table names the data set alone, without TFDS's config or version.
-    name = str(row["target"]).partition("/")[0].partition(":")[0]
+    name = papers.dataset(row["target"])
     for (target, system, alpha), numbers in papers.load("FAST", "Table 1").rows.items():
         same_rate = alpha == "-" or np.isclose(float(alpha), row["alpha"])
         if (target, system) == (name, row["system"]) and same_rate:

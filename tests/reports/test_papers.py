@@ -55,6 +55,7 @@ def test_same_setting(config, model, method, table, heading, accuracy):
 def test_the_papers_configs_differ_in_nothing_but_what_they_hold_out():
     for name, heading in (("seal_paper", "Ours"), ("llf_paper", "LLF"), ("normal_paper", "Normal")):
         config = settings_lib.as_dict(configs.load(f"configs/seal_tiny_imagenet.py:{name}"))
+        config["data"]["name"] += ":1.0.0"
         found = papers.comparable_column(config)
         assert (found.table, found.heading) == ("Table 2", heading)
         assert found.differences == ("data.validation_fraction 0.1 (paper 0)",)
