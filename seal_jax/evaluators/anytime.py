@@ -13,13 +13,13 @@ import numpy as np
 from seal_jax import papers
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_number
 from seal_jax.evaluation import anytime as library
 from seal_jax.evaluators import adaptation
 from seal_jax.evaluators.adaptation import SYSTEMS, Replay, Trace
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import flag
+from seal_jax.evaluators.options import check_names, flag
 from seal_jax.training import experiment, metrics, pretrained
 
 if TYPE_CHECKING:
@@ -99,12 +99,7 @@ class Options:
     flip: bool = True
 
     def __post_init__(self):
-        # Options may also be made in Python, past the checks of the command line.
-        for name in self.systems:
-            if name not in SYSTEMS:
-                raise UsageError(
-                    f"--systems={name} must be of {', '.join(SYSTEMS)}{nearest(name, SYSTEMS)}"
-                )
+        check_names("systems", self.systems, SYSTEMS)
         rules: list[tuple[str, Callable[[float], bool], str]] = [
             ("max_steps seeds batch_size image_size", lambda v: v >= 0, "be 0 or more"),
             ("alpha beta sigma", lambda v: 0 < v < math.inf, "be positive"),

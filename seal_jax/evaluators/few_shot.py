@@ -15,12 +15,12 @@ import numpy as np
 from seal_jax import data, papers
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Column, Record, Table, grouped
-from seal_jax.errors import UsageError, nearest
+from seal_jax.errors import UsageError
 from seal_jax.evaluation import affines, few_shot
 from seal_jax.evaluators import transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least
+from seal_jax.evaluators.options import check_least, check_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,11 +77,7 @@ class Options:
     batch_size: int = 256
 
     def __post_init__(self):
-        for head in self.heads:
-            if head not in HEADS:
-                raise UsageError(
-                    f"--heads={head} must be one of {', '.join(HEADS)}{nearest(head, HEADS)}"
-                )
+        check_names("heads", self.heads, HEADS)
         counts = ("episodes", "chunk", "affines_chunk", "together", "image_size", "batch_size")
         check_least(self, **dict.fromkeys(counts, 1))
         # Built for its checks alone: what the library refuses is an error before any work.

@@ -19,7 +19,7 @@ from seal_jax.errors import UsageError
 from seal_jax.evaluators import batching, transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least, flag
+from seal_jax.evaluators.options import check_least, check_names, flag
 from seal_jax.hessian import trees
 from seal_jax.hessian.krylov import Basis
 from seal_jax.hessian.lanczos import choose_basis_size
@@ -104,9 +104,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
-        for part in self.parts:
-            if part not in PARTS:
-                raise UsageError(f"--parts={part} must be one of {', '.join(PARTS)}")
+        check_names("parts", self.parts, PARTS)
         positive = ("eigenvalues", "max_products", "probes", "density_steps", "batch_eigenvalues")
         sizes = ("batch_size", "chunk", "data_batch_size", "byte_budget")
         # For products and steps: with fewer the estimators are not defined.

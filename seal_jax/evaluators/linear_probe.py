@@ -14,12 +14,12 @@ import numpy as np
 from seal_jax import data, papers
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Column, Record, Table, grouped
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_number
 from seal_jax.evaluation import linear_probe
 from seal_jax.evaluators import transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least
+from seal_jax.evaluators.options import check_least, check_names
 from seal_jax.training.batches import padded_batches
 
 if TYPE_CHECKING:
@@ -85,11 +85,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     model = transfer_data.model_for(loaded_run, options.image_size)
     _, renormalise = transfer_data.normalisation(loaded_run, options.normalisation)
     known = ("features", *model.round_blocks)
-    if options.features not in known:
-        raise UsageError(
-            f"--features={options.features} is not one of {', '.join(known)}"
-            f"{nearest(options.features, known)}"
-        )
+    check_names("features", (options.features,), known)
     augmentation = _augmentation(options, model.image_shape)
     # Also opens every data set, so one that was not prepared is an error before the work on the first.
     complete = {name: transfer_data.has_test_split(loaded_run, name) for name in options.datasets}

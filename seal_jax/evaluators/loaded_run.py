@@ -19,6 +19,7 @@ from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
+from seal_jax.evaluators.options import check_names
 from seal_jax.generations import Clock
 from seal_jax.models import Model
 from seal_jax.training import experiment as experiments
@@ -83,9 +84,7 @@ class LoadedRun:
             raise UsageError(
                 f"--checkpoint={run} is not the folder of a run: it has no {workdirs.CONFIG}"
             )
-        unknown = [name for name in weights if name not in SOURCES]
-        if unknown:
-            raise UsageError(f"--weights={unknown[0]} must be one of {', '.join(SOURCES)}")
+        check_names("weights", weights, SOURCES)
         if len(set(weights)) < len(weights):
             raise UsageError(f"--weights={','.join(weights)} names one twice; name each once")
         self.run = run

@@ -13,12 +13,12 @@ import numpy as np
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Record, Table, grouped
 from seal_jax.data import Split
-from seal_jax.errors import UsageError, nearest
+from seal_jax.errors import UsageError
 from seal_jax.evaluation import prediction_depth as library
 from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least
+from seal_jax.evaluators.options import check_least, check_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,16 +69,11 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     sample = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
     known = jax.eval_shape(outputs, loaded_run.networks[0].variables, sample)
     layers = [name for name in (STEM, *model.round_blocks) if name in known]
-    for layer in options.layers or ():
-        if layer not in layers:
-            raise UsageError(
-                f"--layers={layer} is no block of {model.name}, which has {', '.join(layers)}"
-                f"{nearest(layer, layers)}"
-            )
-    # In the network's order, in whatever order they were asked for: depth counts from the bottom.
-    layers = [layer for layer in layers if options.layers is None or layer in options.layers]
     if not layers:
         raise UsageError(f"{model.name} declares no blocks to probe; take another network")
+    check_names("layers", options.layers or (), layers)
+    # In the network's order, in whatever order they were asked for: depth counts from the bottom.
+    layers = [layer for layer in layers if options.layers is None or layer in options.layers]
     if options.k > len(train):
         raise UsageError(f"--k={options.k} is more than the {len(train)} images in the bank")
 

@@ -305,7 +305,7 @@ def test_bad_input(folder, run, given, says):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"systems": ("fst",)}, "--systems=fst must be of .*nearest: fast"),
+        ({"systems": ("fst",)}, "--systems=fst must be one of .*nearest: fast"),
         ({"alpha": float("nan")}, "--alpha = nan must be positive"),
         ({"beta": 0.0}, "--beta = 0 must be positive"),
         ({"max_steps": -1}, "--max-steps = -1 must be 0 or more"),

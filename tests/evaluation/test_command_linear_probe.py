@@ -150,7 +150,7 @@ def test_augmentation_trains_on_other_images_in_every_epoch(loaded_run, digits, 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"features": "layer9/block0"}, "--features=layer9/block0 is not one of features, layer1"),
+        ({"features": "layer9/block0"}, "--features=layer9/block0 must be one of features, layer1"),
         ({"image_size": 2}, "too small for resnet8"),
         ({"normalisation": "cifar10"}, "--normalisation=cifar10 has 3 channels"),
         ({"augmentation": "crop_flip", "crop_padding": 8}, "--crop-padding=8 must be smaller"),

@@ -389,7 +389,7 @@ def test_prediction_depth_before_the_relu(loaded_run):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"layers": ("layer9",)}, "--layers=layer9 is no block"),
+        ({"layers": ("layer9",)}, "--layers=layer9 must be one of stem, layer1"),
         ({"k": 10_000}, "--k=10000 is more than"),
         ({"byte_budget": 100}, "byte_budget = 100 is too small .* give at least"),
     ],
