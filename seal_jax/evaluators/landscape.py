@@ -96,25 +96,24 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         for name in ("train", "test")
     }
 
-    def batches(split: data.Split) -> Any:
-        rows, weights = batching.weighted_rows(len(split), min(options.batch_size, len(split)))
-        return split.images[rows], split.labels[rows], weights
+    @functools.cache
+    def batches() -> Any:
+        """Return the batches of both splits, placed together, so that they are on the same devices."""
+
+        def of(split: data.Split) -> Any:
+            rows, weights = batching.weighted_rows(len(split), min(options.batch_size, len(split)))
+            return split.images[rows], split.labels[rows], weights
+
+        return batching.place({}, {name: of(split) for name, split in splits.items()})[1]
 
     @functools.lru_cache(maxsize=1)  # a network's parts and eigenvectors are measured in a row
-    def placed(index: int) -> tuple[Any, Any, Any]:
-        """Return a network's variables, and the batches of training and test images."""
-        # Together, so that all are on the same devices.
-        variables, batches_of = batching.place(
-            loaded_run.networks[index].variables,
-            {name: batches(split) for name, split in splits.items()},
-        )
-        return variables, batches_of["train"], batches_of["test"]
+    def variables_of(index: int) -> Any:
+        return batching.place(loaded_run.networks[index].variables, batches())[0]
 
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are computed together
     def eigenpairs(index: int, part: str) -> hessian.Eigenpairs:
-        variables, train, _ = placed(index)
         # The parts are data, and directions have zeros elsewhere: one program for all of them.
-        op = hessian.operator(loss, variables, train, mask=masks[WHOLE])
+        op = hessian.operator(loss, variables_of(index), batches()["train"], mask=masks[WHOLE])
         return hessian.eigenpairs(
             op.block(masks[part]),
             options.eigenvectors,
@@ -124,7 +123,8 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
     def measure(index: int, part: str, rank: int) -> dict[str, Any]:
         network = loaded_run.networks[index]
-        (variables, train, test), pairs = placed(index), eigenpairs(index, part)
+        variables, pairs = variables_of(index), eigenpairs(index, part)
+        train, test = batches()["train"], batches()["test"]
         # vectors have the rank as their first axis
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         eigenvalue = float(pairs.values[rank])

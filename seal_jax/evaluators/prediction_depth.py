@@ -39,7 +39,8 @@ class Options:
       relu: a residual block's output after its last ReLU, or before.
       layers: which blocks; none for all of them and the stem.
       images: training images in the bank, and test images, a random sample of so many; 0 for all.
-      byte_budget: bytes of features and distances held at a time.
+      byte_budget: bytes of features and distances on the devices at a time; the features of the test
+        images stay in the host's memory where they fit.
       batch_size: images per step of the network.
     """
 
