@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from seal_jax import forgetting, layerwise, selections
-from seal_jax.errors import check_choice, check_integer, check_number, check_seed, positive
+from seal_jax.errors import check_choice, check_integer, check_number, positive
 from seal_jax.losses import mean_cross_entropy
 from seal_jax.papers import load
 
@@ -86,7 +86,7 @@ class Settings:
         for field in ("learning_rate", "epsilon"):
             check_number(field, getattr(self, field), positive, "be positive")
         check_number("share", self.share, lambda value: 0 < value < 1, "lie between 0 and 1")
-        check_seed("seed", self.seed)
+        check_number("seed", self.seed, lambda value: 0 <= value < 2**32, "lie in [0, 2**32)")
         for field, kind in get_type_hints(Settings).items():
             value, choices = getattr(self, field), get_args(kind)
             if choices:
