@@ -23,6 +23,7 @@ from seal_jax import data
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
+from seal_jax.core.tables import aligned
 from seal_jax.training import experiment as experiments
 from seal_jax.training.batches import Arrays, place
 from seal_jax.training.experiment import Experiment
@@ -129,15 +130,7 @@ class Report:
         """Return the table, its columns aligned."""
         columns = list(self.rows[0])
         cells = [columns, *([_cell(row[column]) for column in columns] for row in self.rows)]
-        widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if index == 0 else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
-        return "\n".join([self.title, *lines])
+        return "\n".join([self.title, *aligned(cells, right=range(1, len(columns)))])
 
 
 def _cell(value: Any) -> str:

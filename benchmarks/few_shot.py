@@ -83,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     episodes, sample = (6, 2) if options.quick else (600, SAMPLE)
     protocol = Protocol(epochs=2) if options.quick else Protocol()
     table, labels = features()
+    images_of_class = few_shot.check(labels, protocol)
     drawn = [
-        few_shot.episode(labels, SIZE, protocol, seed=0, number=number)
+        few_shot.draw(images_of_class, SIZE, protocol, seed=0, number=number)
         for number in range(options.rounds * sample)
     ]
     accuracies: dict[int, float] = {}

@@ -18,7 +18,7 @@ from papers import catalogue, lw_synthetic, lw_tables
 from papers.lw_synthetic import Settings
 from seal_jax.cli import main
 from seal_jax.core import files
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, check_integer
 
 OUTPUT = "runs/reproduce_lw_synthetic"
 PLOT = "lw_synthetic.png"
@@ -103,7 +103,7 @@ def _lw_synthetic(options: argparse.Namespace) -> int:
         list(lw_synthetic.INITIALISERS) if options.initialiser == "both" else [options.initialiser]
     )
     if options.seeds is not None:
-        lw_synthetic.check_least("seeds", options.seeds)
+        check_integer("seeds", options.seeds, 1)
     tables = ["1", "4"] if options.table == "all" else [options.table]
     if options.search:
         for table in tables:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -28,7 +27,7 @@ import numpy as np
 import optax
 
 from seal_jax import forgetting, layerwise, selections
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import check_choice, check_integer, check_number, positive
 from seal_jax.losses import mean_cross_entropy
 from seal_jax.papers import load
 
@@ -83,25 +82,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in ("train_size", "test_size", "steps"):
-            check_least(field, getattr(self, field))
-        check_number(
-            "batch_size",
-            self.batch_size,
-            lambda value: 0 <= value <= self.train_size,
-            f"lie in 0..{self.train_size}, the training examples",
-        )
+            check_integer(field, getattr(self, field), 1)
+        bounds = f"in 0..{self.train_size}, the training examples"
+        check_integer("batch_size", self.batch_size, 0, self.train_size, bounds=bounds)
         for field in ("learning_rate", "epsilon"):
-            check_number(
-                field, getattr(self, field), lambda value: 0 < value < math.inf, "be positive"
-            )
+            check_number(field, getattr(self, field), positive, "be positive")
         check_number("share", self.share, lambda value: 0 < value < 1, "lie between 0 and 1")
         check_number("seed", self.seed, lambda value: 0 <= value < 2**32, "lie in [0, 2**32)")
         # The choices of a field are its `Literal` type; other types have no arguments.
         for field, kind in get_type_hints(Settings).items():
             value, choices = getattr(self, field), get_args(kind)
-            if choices and value not in choices:
-                close = nearest(str(value), choices)
-                raise UsageError(f"{field} = {value!r} must be one of {', '.join(choices)}{close}")
+            if choices:
+                check_choice(field, value, choices, suggest=True)
 
 
 HELP = {
@@ -123,11 +115,6 @@ HELP = {
     "test_size": "test examples of a seed (default: 2048)",
     "seed": "what all randomness comes from (default: 0)",
 }
-
-
-def check_least(field: str, value: int) -> None:
-    """Raise unless ``value`` is at least 1."""
-    check_number(field, value, lambda value: value >= 1, "be at least 1")
 
 
 class Event(NamedTuple):
@@ -462,7 +449,7 @@ def train_all(settings: Settings, plans: Plan, seeds: int, *, progress: bool = F
     """
     import tqdm
 
-    check_least("seeds", seeds)
+    check_integer("seeds", seeds, 1)
     devices = jax.devices()[:seeds]
     # One seed at a time fills the cache of a CPU core; an accelerator is given all seeds at once.
     per_device = 1 if devices[0].platform == "cpu" else -(-seeds // len(devices))

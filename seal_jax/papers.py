@@ -82,6 +82,15 @@ def load(paper: str, table: str) -> PaperTable:
     return PaperTable(record["caption"], keys[0], columns, rows)
 
 
+def dataset(name: str) -> str:
+    """Return the name of a data set as the tables have it, without TFDS's config and version.
+
+    >>> dataset("mnist_corrupted/fog"), dataset("cifar10:3.0.2")
+    ('mnist_corrupted', 'cifar10')
+    """
+    return re.split("[/:]", name)[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class PaperColumn:
     """A column of a paper's table that is comparable with a run.
@@ -111,7 +120,9 @@ def comparable_column(config: Mapping[str, Any]) -> PaperColumn | None:
 
 
 def _seal_column(config: Mapping[str, Any]) -> PaperColumn | None:
-    if config["data"]["name"] != "tiny_imagenet" or config["model"].get("width", 64) != 64:
+    # A width that was left open is the network's own, 64.
+    known_width = config["model"].get("width") in (None, 64)
+    if dataset(config["data"]["name"]) != "tiny_imagenet" or not known_width:
         return None
     for name in _GENERATIONS_TABLES:
         table = load("SEAL", name)
@@ -147,8 +158,7 @@ def _lw_column(config: Mapping[str, Any]) -> PaperColumn | None:
         return None
     redrawn = method["name"] == "wels" and method.get("redraw")
     heading = {"normal": "BL"}.get(method["name"], "WELSR" if redrawn else method["name"].upper())
-    dataset = data["name"].partition("/")[0]
-    number = load("LW", name).get(dataset, model["name"], column=heading)
+    number = load("LW", name).get(dataset(data["name"]), model["name"], column=heading)
     if number is None:
         return None
     expected = dict(_data()["LW"]["settings"])

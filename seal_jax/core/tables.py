@@ -124,33 +124,6 @@ class Table(NamedTuple):
         columns = iter(list(zip(self.header, *self.rows, strict=True))[1:])
         return [(title, list(itertools.islice(columns, n))) for title, n in self.groups]
 
-    def as_markdown(self, *, literal: bool = False) -> str:
-        """Return the table in Markdown.
-
-        Cells and notes may be Markdown themselves, unless they are ``literal``: then what Markdown takes
-        for emphasis, code or HTML is escaped, since the names of folders may hold it.
-        """
-
-        def escaped(text: str) -> str:
-            for character in "\\|*_`<" if literal else "|":
-                text = text.replace(character, f"\\{character}")
-            return text
-
-        def line(cells: Iterable[str]) -> str:
-            return f"| {' | '.join(cells)} |"
-
-        # A table in Markdown has one header line, so a group's title stands above the name of each of its columns.
-        titles = [f"{escaped(title)}<br>" for title, count in self.groups for _ in range(count)]
-        titles = ["", *(titles or [""] * (len(self.header) - 1))]
-        header = [a + escaped(b) for a, b in zip(titles, self.header, strict=True)]
-        rule = ["---:" if self.groups else "---", *("---:" for _ in self.header[1:])]
-        table = [line(header), line(rule), *(line(map(escaped, row)) for row in self.rows)]
-        # A note's bar is part of no table.
-        notes = [f"- {escaped(note) if literal else note}" for note in self.notes]
-        title = escaped(self.title) if literal else self.title
-        heading = "\n\n".join([f"**{title}**", *self.meaning])
-        return "\n".join([heading, "", *table, *([""] if notes else []), *notes])
-
     def as_html(self) -> str:
         """Return a ``<table>`` and its notes, all text escaped."""
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)

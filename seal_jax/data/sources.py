@@ -99,6 +99,7 @@ def load_labelled(
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     crop: int | None = None,
+    images: bool = True,
     progress: bool = True,
 ) -> tuple[Split, tuple[str, ...]]:
     """Load all labelled images of a prepared data set as one split, as few-shot episodes need them.
@@ -108,6 +109,8 @@ def load_labelled(
         and ``progress``.
       split: a TFDS split, such as ``train`` or ``train+test``; None is all splits in a row, without
         the examples whose label is -1, TFDS's mark of an unlabelled one.
+      images: whether to decode images; without, they have no pixels, and labels come a hundred times
+        as fast.
 
     Returns:
       The split and the names of the classes.
@@ -118,6 +121,7 @@ def load_labelled(
     size = _checked_size(image_size, channels, crop)
     builder = open_prepared(name, data_dir)
     decoder = make_decoder(builder.info, label, size, channels, crop)
+    decoder = dataclasses.replace(decoder, decode_images=images)
     wanted = split or "+".join(
         part for part, info in builder.info.splits.items() if info.num_examples
     )
@@ -165,6 +169,7 @@ class Decoder:
     channels: int
     size: tuple[int, int] | None
     crop: int | None = None
+    decode_images: bool = True
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -179,6 +184,8 @@ class Decoder:
         # TFDS leaves the image encoded: Pillow decodes it, and converts and resizes it as well.
         skip = {self.image: tfds.decode.SkipDecoding()}
         example = self.features.deserialize_example_np(record, decoders=skip)
+        if not self.decode_images:
+            return np.empty((0, 0, self.channels), np.uint8), int(example[self.label])
         with Image.open(io.BytesIO(example[self.image])) as stored:
             mode = _MODES[self.channels]
             image = stored.convert(mode) if stored.mode != mode else stored.copy()

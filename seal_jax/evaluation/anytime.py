@@ -72,24 +72,6 @@ def deployed(
     return np.stack([np.argmax(scores[..., :count], axis=-1) for count in counts], axis=-1)
 
 
-def performance(
-    checkpoints: Sequence[int],
-    validated: Sequence[int],
-    accuracy: np.ndarray,
-    test_accuracy: np.ndarray,
-) -> np.ndarray:
-    """Return the Anytime Deployment Performance ``[..., t]`` of a full trace.
-
-    It is the ``test_accuracy [..., v]`` of the states that :func:`deployed` returns.
-
-    >>> trace = np.array([0.1, 0.3, 0.2]), np.array([0.15, 0.25, 0.35])
-    >>> performance([0, 8], [0, 1, 4], *trace).tolist()
-    [0.15, 0.25]
-    """
-    index = deployed(checkpoints, validated, accuracy)
-    return np.take_along_axis(np.asarray(test_accuracy), index, axis=-1)
-
-
 def sizes(params: PyTree, start: PyTree, head: str) -> tuple[jax.Array, jax.Array]:
     r"""Return :math:`\|W\|_F` and :math:`\|\theta - \theta_s\|_2` (Table 1, Figure 4).
 

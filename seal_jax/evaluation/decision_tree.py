@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seal_jax.errors import UsageError, check_number
+from seal_jax.errors import UsageError, check_integer
 
 MAX_DEPTH = 4
 MIN_LEAF = 7
@@ -131,8 +131,8 @@ def fit(
     """
     from sklearn.tree import DecisionTreeClassifier
 
-    check_number("max_depth", max_depth, lambda value: value >= 1, "be at least 1")
-    check_number("min_leaf", min_leaf, lambda value: value >= 1, "be at least 1")
+    check_integer("max_depth", max_depth, 1)
+    check_integer("min_leaf", min_leaf, 1)
     for name, values in features.items():
         if len(values) != len(best):
             raise UsageError(f"feature {name} has {len(values)} values for {len(best)} settings")

@@ -87,24 +87,6 @@ class Episode(NamedTuple):
     orders: np.ndarray
 
 
-def episode(
-    labels: np.ndarray, features: int, protocol: Protocol, *, seed: int, number: int
-) -> Episode:
-    """Draw an episode: classes without replacement, then images of each without replacement.
-
-    Args:
-      labels: ``[n]``, class numbers.
-      features: length of a feature vector.
-      protocol: what an episode is.
-      seed: of the evaluation.
-      number: of the episode.
-
-    Raises:
-      UsageError: too few classes, or too few images in a class.
-    """
-    return draw(check(labels, protocol), features, protocol, seed=seed, number=number)
-
-
 def check(labels: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
     """Return the rows of each class of ``labels [n]``; raise if they are too few for an episode."""
     check_labels("labels", labels, np.size(labels))
@@ -132,7 +114,15 @@ def draw(
     seed: int,
     number: int,
 ) -> Episode:
-    """Draw an episode from the rows of each class; see :func:`episode` and :func:`check`."""
+    """Draw an episode: classes without replacement, then images of each without replacement.
+
+    Args:
+      images_of_class: the rows of each class, see :func:`check`.
+      features: length of a feature vector.
+      protocol: what an episode is.
+      seed: of the evaluation.
+      number: of the episode.
+    """
     needed = protocol.shots + protocol.queries
     # All that is random in an episode comes from this generator, in this order: to draw in another order, or another
     # amount, changes every episode and ends the comparison with earlier results.
@@ -182,9 +172,8 @@ def over_chunks(
 
     All calls have one shape, a multiple of the devices; the last is padded with its last episode.
     """
-    for field, value in (("episodes", episodes), ("chunk", chunk)):
-        if value < 1:
-            raise UsageError(f"{field} = {value} must be at least 1")
+    check_integer("episodes", episodes, 1)
+    check_integer("chunk", chunk, 1)
     # Rounded up to whole devices. A shorter last call would be another shape, and compile again.
     size = -(-min(chunk, episodes) // mesh.size) * mesh.size
     results = []
@@ -302,9 +291,9 @@ def _solve_one(protocol: Protocol, features: jax.Array, drawn: Episode) -> jax.A
         a_grad = (protocol.weight_decay * a).at[rows].add(error)
         # As torch: the first gradient enters the momentum undamped.
         undamped = jnp.where(number == 0, 1.0, 1 - protocol.dampening)
-        momentum = jnp.where(number == 0, 0.0, protocol.momentum)
-        c_momentum = momentum * c_momentum + undamped * c_grad
-        a_momentum = momentum * a_momentum + undamped * a_grad
+        # Momentum is zero before the first step, so its factor does not matter there.
+        c_momentum = protocol.momentum * c_momentum + undamped * c_grad
+        a_momentum = protocol.momentum * a_momentum + undamped * a_grad
         rate = protocol.learning_rate
         new = (c - rate * c_momentum, a - rate * a_momentum, c_momentum, a_momentum, number + 1)
         return new, None

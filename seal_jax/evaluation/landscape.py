@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from seal_jax.hessian import trees
 
 PyTree = Any
 Loss = Callable[[PyTree, PyTree], jax.Array]
@@ -31,12 +32,7 @@ def moved(whole: PyTree, direction: PyTree, distance: Any) -> PyTree:
     {'conv': 1.0, 'fc': 1.5}
     """
     # Weights outside the direction are returned as they are; to add zeros would compute on all of them.
-    return jax.tree.map(
-        lambda step, leaf: leaf if step is None else leaf + distance * step,
-        direction,
-        whole,
-        is_leaf=lambda step: step is None,
-    )
+    return trees.merge(whole, direction, lambda leaf, step: leaf + distance * step)
 
 
 def exact(loss: Loss) -> Loss:
@@ -148,6 +144,9 @@ def increment(
 
     # Value and slope come of one program, which also serves all points of the search.
     at_weights, initial_slope = map(float, _line(loss, weights, direction, data, jnp.float32(0)))
+    unbounded = Increment(math.nan, math.nan, False, at_weights)
+    if not math.isfinite(at_weights + initial_slope):
+        return unbounded
     if initial_slope == 0:  # nothing falls: it is the minimum itself
         return Increment(0.0, 0.0, True, at_weights)
     # From here on distances are positive, on the side where the loss falls.
@@ -178,7 +177,7 @@ def increment(
     while end < _FARTHEST and not above(end):
         end *= 2
     # At either limit the loops have ended without a bracket.
-    if math.isfinite(initial_slope) and _NEAREST < end < _FARTHEST:
+    if _NEAREST < end < _FARTHEST:
         shift = optimize.brentq(
             lambda t: at(t)[1] if t else -abs(initial_slope), 0, end, xtol=1e-4 * end, rtol=1e-4
         )
@@ -190,7 +189,7 @@ def increment(
         # A minimum above the weights' loss, by more than rounding, belongs to another basin.
         if gained >= -1e-4 * abs(at_weights):
             return Increment(max(gained, 0.0), side * shift, True, at_weights)
-    return Increment(math.nan, math.nan, False, at_weights)
+    return unbounded
 
 
 @partial(jax.jit, static_argnames=("loss",))
@@ -218,11 +217,3 @@ def curvature(loss: Loss, weights: PyTree, direction: PyTree, data: PyTree) -> j
     return jax.jvp(
         lambda t: _line(loss, weights, direction, data, t)[1], (jnp.float32(0),), (jnp.float32(1),)
     )[1]
-
-
-def oriented(direction: PyTree, shift: Any) -> PyTree:
-    """Return the direction, negated if ``shift`` is: the minimum is then at a positive distance.
-
-    An eigenvector's sign is arbitrary; so oriented, slices of several trainings agree.
-    """
-    return optax.tree.scale(jnp.where(jnp.asarray(shift) < 0, -1.0, 1.0), direction)

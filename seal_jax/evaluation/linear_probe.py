@@ -104,8 +104,7 @@ def fit(
     features, labels = train
     if not callable(features):
         _check("train", (features, labels), num_classes)
-        _check("test", test, num_classes, features.shape[1])
-    _check("test", test, num_classes)
+    _check("test", test, num_classes, None if callable(features) else features.shape[1])
     check_seed("seed", seed)
     # Passed as an array, and replaced by one value in the static protocol: other rates share the program.
     rates = jnp.asarray(protocol.learning_rates, jnp.float32)

@@ -6,16 +6,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from seal_jax import masks
 from seal_jax.evaluation.landscape import Loss, PyTree, exact
 from seal_jax.hessian import trees
-from seal_jax.transforms.sam import check_radius
+from seal_jax.transforms import sam
 from seal_jax.weak_classifiers import Classify, perturbation
-
-_EPSILON = 1e-12  # the same as in seal_jax.transforms.sam
 
 
 class Steps(NamedTuple):
@@ -66,13 +63,14 @@ def steps(
     References:
       Sato et al., `PoF`, section 4.2 ("Perturbation range") and Figure 6.
 
+    >>> import jax.numpy as jnp
     >>> loss = lambda w, batch: 3 * w["conv"] + 4 * w["fc"] * batch.mean()
     >>> weights, batches = {"conv": jnp.float32(0), "fc": jnp.float32(0)}, jnp.ones((1, 1))
     >>> sizes = steps(loss, weights, batches, head="fc", learning_rate=0.25, rho=0.5)
     >>> round(float(sizes.sgd[0]), 5), round(float(sizes.sam[0]), 5)
     (1.0, 0.4)
     """
-    check_radius(rho, eta)
+    sam.check_radius(rho, eta)
     rates = (learning_rate, rho, eta, weight_decay)
     return _steps(loss, weights, batches, rates, head, trained, adaptive)
 
@@ -97,17 +95,8 @@ def _steps(loss, weights, batches, rates, head, trained, adaptive):
     def sizes(batch: PyTree) -> Steps:
         # One gradient gives both sizes. SGD's is without decay and momentum, as the paper measures it.
         gradient = jax.grad(lambda part: exact(loss)(trees.merge(weights, part), batch))(part)
-        slopes = jax.tree.map(lambda g, w: g + weight_decay * w, gradient, part)
-        # ASAM scales twice, T^2 g / |T g|: the norm is taken in between.
-        if adaptive:
-            slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
-        norm = optax.tree.norm(slopes)
-        if adaptive:
-            slopes = jax.tree.map(lambda g, w: (jnp.abs(w) + eta) * g, slopes, part)
-        return Steps(
-            learning_rate * head_norm(gradient),
-            rho * head_norm(slopes) / (norm + _EPSILON),
-        )
+        slopes, norm = sam.uphill(part, gradient, adaptive, eta, weight_decay)
+        return Steps(learning_rate * head_norm(gradient), rho * head_norm(slopes) / (norm + 1e-12))
 
     # One mini-batch at a time: its gradient is of the whole network, with all activations.
     return jax.lax.map(sizes, batches)
@@ -146,6 +135,7 @@ def searches(
     References:
       Sato et al., `PoF`, eq. 2 and 3, Figures 2 b and 6.
 
+    >>> import jax.numpy as jnp
     >>> head, labels = jnp.zeros((1, 1)), jnp.zeros((2, 1), jnp.int32)
     >>> classify = lambda head, features: features @ head
     >>> loss = lambda z, y: jnp.mean((z - 1.0) ** 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax.core import mesh as meshes
-from seal_jax.errors import UsageError, check_choice, check_labels, check_number, kind_of
+from seal_jax.data.sources import available_memory
+from seal_jax.errors import UsageError, check_choice, check_integer, check_labels, kind_of
 
 Metric = Literal["l2", "cosine"]
 Pooling = Literal["flatten", "gap", "adaptive"]
@@ -69,11 +71,12 @@ def knn(
       bank: float ``[n, ...]``, flattened from the second axis on, or :class:`Rows`, which are read
         once; a chunk at a time is on the devices.
       bank_labels: integers ``[n]``.
-      queries: float ``[m, ...]``, or :class:`Rows`, which are read once for every chunk of the bank.
+      queries: float ``[m, ...]``, or :class:`Rows`, which are read once where they fit in a quarter of
+        the host's free memory, and otherwise for every chunk of the bank.
       k: neighbours; 5 in the SEAL paper, 30 in Baldock et al.
       metric: "l2" or "cosine".
       exclude_self: query i is bank row i, and no neighbour of itself.
-      byte_budget: bytes in use at a time: chunks of bank and queries, and their distances.
+      byte_budget: bytes of the devices in use at a time: chunks of bank and queries, and their distances.
 
     Raises:
       UsageError: k larger than the bank, shapes that do not fit, or values that are not finite.
@@ -87,8 +90,7 @@ def knn(
     """
     check_choice("metric", metric, get_args(Metric))
     bank, queries = as_rows(bank), as_rows(queries)
-    most = bank.number - exclude_self
-    check_number("k", k, lambda value: value in range(1, most + 1), f"lie in 1..{most}")
+    check_integer("k", k, 1, bank.number - exclude_self)
     if bank.size != queries.size:
         raise UsageError(f"bank {bank[:2]} and queries {queries[:2]} differ in width")
     check_labels("bank_labels", bank_labels, bank.number)
@@ -103,6 +105,14 @@ def knn(
     starts = range(0, queries.number, rows)
     nearest = [(jnp.full((rows, k), jnp.inf), jnp.zeros((rows, k), jnp.int32)) for _ in starts]
     centre = np.zeros(bank.size)
+
+    def prepared_queries(start: int) -> np.ndarray:
+        part = queries.read(start, min(start + rows, queries.number))
+        return _prepared(part, rows, centre, metric)
+
+    # There may be hundreds of chunks of the bank, and to read the queries may mean to compute them.
+    if 4 * queries.number * queries.size <= (available_memory() or 0) // 4:
+        prepared_queries = functools.cache(prepared_queries)
     # The bank is the outer loop: its chunks are read and placed once. Between chunks only the nearest so far are
     # kept, k distances and labels for each query.
     for first in range(0, bank.number, columns):
@@ -116,10 +126,9 @@ def knn(
         chunk_codes = np.zeros(columns, np.int32)
         chunk_codes[: len(raw)] = codes[first : first + len(raw)]
         for index, start in enumerate(starts):
-            part = queries.read(start, min(start + rows, queries.number))
             nearest[index] = _merge(
                 *nearest[index],
-                _prepared(part, rows, centre, metric),
+                prepared_queries(start),
                 chunk,
                 chunk_codes,
                 len(raw),

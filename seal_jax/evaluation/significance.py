@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
-from seal_jax.errors import UsageError, check_choice
+from seal_jax.errors import UsageError
 
-Ties = Literal["split", "drop"]
-Family = Literal["pairs", "ordered"]
+# The note for a table of :func:`compare`.
+RULES = (
+    "One-sided exact binomial test, ties count half for each method (Demsar); Holm's correction over "
+    "all unordered pairs, two-sided."
+)
 
 
 class Comparisons(NamedTuple):
@@ -22,7 +25,6 @@ class Comparisons(NamedTuple):
       p_values: of the exact one-sided binomial test.
       significant: at the level asked for, a star in the LW paper's Table 3.
       corrected: significant after Holm's step-down correction too, a circle there.
-      rules: how ties count and what the correction is over, for a table's caption.
     """
 
     methods: tuple[str, ...]
@@ -30,46 +32,28 @@ class Comparisons(NamedTuple):
     p_values: np.ndarray
     significant: np.ndarray
     corrected: np.ndarray
-    rules: str
 
     def marks(self, significant: str = "*", corrected: str = "o", neither: str = "") -> np.ndarray:
         """Return the mark of each pair, strings ``[m, m]``."""
         marks = np.where(self.significant, significant, neither)
         return np.where(self.corrected, corrected, marks)
 
-    def as_text(self) -> str:
-        """Return the table as the paper prints it: ``*`` significant, ``o`` after the correction."""
-        width = max(map(len, self.methods))
-        lines = [" " * width + "  " + "  ".join(name.rjust(width) for name in self.methods)]
-        for name, marks in zip(self.methods, self.marks(neither="."), strict=True):
-            lines.append(f"{name:{width}}  " + "  ".join(mark.rjust(width) for mark in marks))
-        return "\n".join([*lines, self.rules])
 
-
-def compare(
-    methods: Sequence[str],
-    scores: np.ndarray,
-    *,
-    level: float = 0.05,
-    ties: Ties = "split",
-    family: Family = "pairs",
-) -> Comparisons:
+def compare(methods: Sequence[str], scores: np.ndarray, *, level: float = 0.05) -> Comparisons:
     """Test every pair of methods over settings.
 
-    Under the null hypothesis each of two methods wins a setting with probability 1/2.
+    Under the null hypothesis each of two methods wins a setting with probability 1/2. Settings in
+    which two methods are equal support it, so each method gets half of them (Demsar; an odd one is
+    ignored), and the test is conservative. The paper does not say; the marks of its Table 3 that its
+    Tables 2, 6 and 7 give are the same without the ties.
 
     Args:
       methods: names, m of them.
       scores: ``[settings, m]``, larger is better.
       level: of significance.
-      ties: settings in which two methods are equal support the null hypothesis, so "split" gives
-        each method half of them (Demsar; an odd one is ignored), and the test is conservative.
-        "drop" leaves them all out, the test conditional on the settings that differ. The paper does
-        not say; the marks of its Table 3 that its Tables 2, 6 and 7 give are the same by both.
-      family: what :func:`correct` corrects over.
 
     Raises:
-      UsageError: scores that do not fit the methods or are not finite, or an unknown option.
+      UsageError: scores that do not fit the methods or are not finite, or a level that is none.
 
     References:
       Alabdulmohsin et al. 2022, Table 3; Demsar, `Statistical Comparisons of Classifiers over Multiple
@@ -87,55 +71,43 @@ def compare(
         raise UsageError("scores hold NaN or infinity: leave out settings that did not finish")
     if not 0 < level < 1:
         raise UsageError(f"level = {level:g} must lie between 0 and 1")
-    check_choice("ties", ties, get_args(Ties))
-    check_choice("family", family, get_args(Family))
     # [row, column]: settings in which the column's method is better
     wins = (scores[:, None, :] > scores[:, :, None]).sum(0)
     # What is neither a win nor a loss is a tie; of an odd number Demsar ignores one.
-    halves = (len(scores) - wins - wins.T) // 2 if ties == "split" else np.zeros_like(wins)
+    halves = (len(scores) - wins - wins.T) // 2
     p_values = np.ones(wins.shape)
     for row, column in np.argwhere(~np.eye(len(methods), dtype=bool)):
         better, worse = (wins + halves)[row, column], (wins + halves)[column, row]
-        # Without a setting that differs there is nothing to test, and p stays 1.
+        # Of a single setting that is a tie nothing is left, and p stays 1.
         if better + worse:
             test = stats.binomtest(int(better), int(better + worse), alternative="greater")
             p_values[row, column] = test.pvalue
-    corrected, significant = correct(p_values, level, family), p_values <= level
-    return Comparisons(tuple(methods), wins, p_values, significant, corrected, rules(ties, family))
+    return Comparisons(tuple(methods), wins, p_values, p_values <= level, correct(p_values, level))
 
 
-def rules(ties: Ties = "split", family: Family = "pairs") -> str:
-    """Return the note for a table of :func:`compare`: how ties count, and Holm's family."""
-    counted = "ties count half for each method (Demsar)" if ties == "split" else "ties are left out"
-    over = "unordered pairs, two-sided" if family == "pairs" else "ordered pairs, one-sided"
-    return f"One-sided exact binomial test, {counted}; Holm's correction over all {over}."
-
-
-def correct(p_values: np.ndarray, level: float = 0.05, family: Family = "pairs") -> np.ndarray:
+def correct(p_values: np.ndarray, level: float = 0.05) -> np.ndarray:
     """Return which differences are significant after Holm's correction, bool ``[m, m]``.
 
-    "pairs" has one hypothesis for each two methods, that they are equally good, which the smaller of
-    their two p-values, doubled, tests: 15 of six methods. "ordered" has one for each direction, 30;
-    it is valid too, but rejects less.
+    There is one hypothesis for each two methods, that they are equally good, which the smaller of
+    their two p-values, doubled, tests: 15 of six methods. One for each direction, 30, would be valid
+    too, but reject less.
 
     Args:
       p_values: one-sided ``[m, m]`` of all ordered pairs; NaN for those that were not tested. The
         diagonal is ignored.
       level: the probability of any false rejection.
-      family: see above.
 
     >>> p_values = np.array([[1, 0.008, 0.012], [1, 1, 0.2], [1, 0.9, 1]])
-    >>> correct(p_values)[0].tolist(), correct(p_values, family="ordered")[0].tolist()
-    ([False, True, True], [False, True, False])
+    >>> correct(p_values)[0].tolist()
+    [False, True, True]
     """
     tested = np.isfinite(p_values) & ~np.eye(len(p_values), dtype=bool)
-    if family == "pairs":
-        # The direction with the smaller p-value; of equals, which are never significant, the upper one.
-        upper = np.triu(np.ones(p_values.shape, bool))
-        tested &= (p_values < p_values.T) | (upper & (p_values == p_values.T))
+    # The direction with the smaller p-value; of equals, which are never significant, the upper one.
+    upper = np.triu(np.ones(p_values.shape, bool))
+    tested &= (p_values < p_values.T) | (upper & (p_values == p_values.T))
     rejected = np.zeros(p_values.shape, bool)
     # The smaller of two one-sided p-values, doubled, is the two-sided one: the binomial with 1/2 is symmetric.
-    rejected[tested] = holm((2 if family == "pairs" else 1) * p_values[tested], level)
+    rejected[tested] = holm(2 * p_values[tested], level)
     return rejected
 
 

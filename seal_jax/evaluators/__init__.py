@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from seal_jax.errors import UsageError, nearest
+from seal_jax.evaluators.options import check_names
 
 if TYPE_CHECKING:
     from seal_jax.evaluators.evaluator import Evaluator
@@ -35,9 +35,5 @@ def load(name: str) -> Evaluator:
     Raises:
       UsageError: there is none.
     """
-    evaluators = registry()
-    if name not in evaluators:
-        raise UsageError(
-            f"--kind={name} must be one of {', '.join(evaluators)}{nearest(name, evaluators)}"
-        )
-    return evaluators[name]
+    check_names("kind", (name,), registry())
+    return registry()[name]

@@ -214,6 +214,7 @@ class Replay:
     """
 
     experiment: Experiment
+    _source_experiment: Experiment
 
     def __init__(
         self,
@@ -246,7 +247,10 @@ class Replay:
         self.head = self.experiment.model.head
         self._source = source
         self.init_from()  # raises for a source that does not fit, before any work
-        self._source_experiment, self._source_head = _source_task(self.experiment, source, task)
+        self._source_experiment = (
+            scorer._source_experiment if scorer else _source_task(self.experiment, source, task)
+        )
+        self._source_head = _source_head(self._source_experiment, self.experiment, source, task)
         self._sizes = jax.jit(jax.vmap(functools.partial(anytime.sizes, head=self.head)))
         self._splits = {
             "train": dataset.train,
@@ -294,6 +298,8 @@ class Replay:
                 sums = jax.device_get(call.state.metric_sums)
                 trace.train_loss[call.trained] = _mean(sums.loss, sums)
             trace.observe(call.state.weights, call.step)
+        # On the device, and a trace is kept for the records of all its seeds.
+        del trace._best, trace._source
         return trace
 
     def split(self, name: str) -> Arrays:
@@ -447,8 +453,8 @@ def _mesh(settings: Settings) -> Mesh:
 
 def _source_task(
     adaptation: Experiment, source: pretrained.Source, task: data.Dataset
-) -> tuple[Experiment, PyTree]:
-    """Return the compiled steps that score the source's task, and the head for it, per seed."""
+) -> Experiment:
+    """Return the compiled steps that score the source's task."""
     settings = dataclasses.replace(
         source.settings,
         method={"name": "normal"},
@@ -457,9 +463,14 @@ def _source_task(
         optimizer=settings_lib.Optimizer(),
         run=adaptation.settings.run,
     )
-    mesh, train = adaptation.mesh, adaptation.settings.train
-    experiment = experiments.build(settings, experiments.data_shape(task), mesh)
-    head = experiment.model.head
+    return experiments.build(settings, experiments.data_shape(task), adaptation.mesh)
+
+
+def _source_head(
+    experiment: Experiment, adaptation: Experiment, source: pretrained.Source, task: data.Dataset
+) -> PyTree:
+    """Return the source's head for its own task, per seed of the adaptation."""
+    head, train = experiment.model.head, adaptation.settings.train
     prefix = f"{pretrained.SOURCES[train.pretrained_weights]}params/"
     # The source's features must be those of the adapted network, and its head must have the task's classes.
     adapted = {name: leaf.shape for name, leaf in paths.named_leaves(adaptation.context.params)}
@@ -477,10 +488,9 @@ def _source_task(
                 f"{source.label}: its {name} is {list(leaf.shape)}, and that of "
                 f"the adaptation {list(adapted.get(name, ()))}; the source task cannot be scored"
             )
-    source_head = jax.tree_util.tree_map_with_path(
+    return jax.tree_util.tree_map_with_path(
         lambda path, leaf: pretrained.for_seeds(
             source.leaves[f"{prefix}{head}/{paths.name(path)}"], train.seeds, source.label
         ),
         experiment.context.params[head],
     )
-    return experiment, source_head

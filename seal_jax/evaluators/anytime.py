@@ -13,13 +13,13 @@ import numpy as np
 from seal_jax import papers
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_number
 from seal_jax.evaluation import anytime as library
 from seal_jax.evaluators import adaptation
 from seal_jax.evaluators.adaptation import SYSTEMS, Replay, Trace
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import flag
+from seal_jax.evaluators.options import check_names, flag
 from seal_jax.training import experiment, metrics, pretrained
 
 if TYPE_CHECKING:
@@ -99,14 +99,7 @@ class Options:
     flip: bool = True
 
     def __post_init__(self):
-        # Options may also be made in Python, past the checks of the command line.
-        for name in self.systems:
-            if name not in SYSTEMS:
-                raise UsageError(
-                    f"--systems={name} must be of {', '.join(SYSTEMS)}{nearest(name, SYSTEMS)}"
-                )
-        if len(set(self.systems)) < len(self.systems):
-            raise UsageError(f"--systems={','.join(self.systems)} names a system twice")
+        check_names("systems", self.systems, SYSTEMS)
         rules: list[tuple[str, Callable[[float], bool], str]] = [
             ("max_steps seeds batch_size image_size", lambda v: v >= 0, "be 0 or more"),
             ("alpha beta sigma", lambda v: 0 < v < math.inf, "be positive"),
@@ -365,8 +358,7 @@ def _shown(rows: Sequence[Record]) -> list[int]:
 
 def _paper(row: Record) -> str:
     """Return Table 1's numbers for this target, system and rate."""
-    # The paper's table names the data set alone, without TFDS's config or version.
-    name = str(row["target"]).partition("/")[0].partition(":")[0]
+    name = papers.dataset(row["target"])
     for (target, system, alpha), numbers in papers.load("FAST", "Table 1").rows.items():
         same_rate = alpha == "-" or np.isclose(float(alpha), row["alpha"])
         if (target, system) == (name, row["system"]) and same_rate:
@@ -391,8 +383,8 @@ def _labels(rows: Sequence[Record]) -> dict[tuple[Any, ...], str]:
     """Return a name for each group, with the fields alone in which groups differ."""
     groups = list(grouped(rows, GROUP))
     differ = [len(set(names)) > 1 for names in zip(*groups, strict=True)]
-    # Different runs may have ended at different steps: with one group each, their names suffice.
-    several_steps = differ[1] and len({run for run, *_ in groups}) < len(groups)
+    # Different runs may have ended at different steps: where each has one, their names suffice.
+    several_steps = len({group[:2] for group in groups}) > len({run for run, *_ in groups})
     labels = {}
     for run, step, weights, system in groups:
         parts = [str(run)] if differ[0] else []

@@ -16,13 +16,12 @@ from seal_jax.core import mesh as meshes
 from seal_jax.core.tables import Record
 from seal_jax.data import Split
 from seal_jax.errors import UsageError
-from seal_jax.evaluators.loaded_run import LoadedRun
+from seal_jax.evaluators.loaded_run import BATCH, LoadedRun
 from seal_jax.evaluators.options import flag
 from seal_jax.losses import cross_entropy
 from seal_jax.training.batches import padded_batches
 
 PyTree = Any
-BATCH = "batch"
 NETWORK = ("run", "weights", "step", "seed")  # the fields that identify a row's network
 
 

@@ -15,12 +15,12 @@ import numpy as np
 from seal_jax import data, papers
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Column, Record, Table, grouped
-from seal_jax.errors import UsageError, nearest
+from seal_jax.errors import UsageError
 from seal_jax.evaluation import affines, few_shot
 from seal_jax.evaluators import transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least
+from seal_jax.evaluators.options import check_least, check_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,11 +77,7 @@ class Options:
     batch_size: int = 256
 
     def __post_init__(self):
-        for head in self.heads:
-            if head not in HEADS:
-                raise UsageError(
-                    f"--heads={head} must be one of {', '.join(HEADS)}{nearest(head, HEADS)}"
-                )
+        check_names("heads", self.heads, HEADS)
         counts = ("episodes", "chunk", "affines_chunk", "together", "image_size", "batch_size")
         check_least(self, **dict.fromkeys(counts, 1))
         # Built for its checks alone: what the library refuses is an error before any work.
@@ -97,7 +93,7 @@ class Options:
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return a work item for every chunk of episodes, data sets outermost."""
-    height, width, _ = transfer_data.image_shape(loaded_run, options.image_size)
+    height, width, _ = transfer_data.model_for(loaded_run, options.image_size).image_shape
     if height != width:
         raise UsageError(
             f"the run's images are {height}x{width}, and those of episodes are square: "
@@ -113,7 +109,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         )
     for name in options.datasets:
         # From the labels alone: all data sets are checked before an image of the first is decoded.
-        labels = transfer_data.episode_labels(loaded_run, name)
+        labels = transfer_data.episode_data(loaded_run, name, height, images=False).labels
         try:
             # The most shots need the most images of each class.
             few_shot.check(labels, options.protocol(max(options.shots)))
@@ -123,7 +119,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     # Work items are ordered by data set and then by network, so one of each is enough to keep in memory.
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Split:
-        return transfer_data.episode_images(loaded_run, name, height)
+        return transfer_data.episode_data(loaded_run, name, height)
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         # LoadedRun.apply normalises as the run did; other channel statistics come on top of that.

@@ -19,7 +19,7 @@ from seal_jax.errors import UsageError
 from seal_jax.evaluators import batching, transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least, flag
+from seal_jax.evaluators.options import check_least, check_names, flag
 from seal_jax.hessian import trees
 from seal_jax.hessian.krylov import Basis
 from seal_jax.hessian.lanczos import choose_basis_size
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PyTree = Any
 PARTS = ("eigenvalues", "trace", "density", "batches")
+# Numbers of the random keys; those of the density's probes count up from its own.
+_EIGENVALUES, _TRACE, _DENSITY, _BATCHES, _AUGMENTATION = 0, 1, 2, 1 << 20, (1 << 20) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +104,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
-        for part in self.parts:
-            if part not in PARTS:
-                raise UsageError(f"--parts={part} must be one of {', '.join(PARTS)}")
+        check_names("parts", self.parts, PARTS)
         positive = ("eigenvalues", "max_products", "probes", "density_steps", "batch_eigenvalues")
         sizes = ("batch_size", "chunk", "data_batch_size", "byte_budget")
         # For products and steps: with fewer the estimators are not defined.
@@ -214,7 +214,7 @@ class Measurement:
             return Batches(split, rows, weights, None)
         # Drawn once: the Hessian is that of one fixed set of augmented images, the same in every product.
         count, batch = rows.shape
-        keys = jax.random.split(self._key(1), count)
+        keys = jax.random.split(self._key(_AUGMENTATION), count)
         shape: Any = split.images.shape[1:]
         # each leaf [batches, batch, ...]; on the host, since the data may be larger than the device
         draws = jax.vmap(lambda key: data.draw(key, batch, augmentation, shape))(keys)
@@ -291,7 +291,7 @@ class Measurement:
             byte_budget=self.half_budget,
             basis=options.basis,
             max_products=options.max_products,
-            key=self._key(0),
+            key=self._key(_EIGENVALUES),
         )
         half = options.eigenvalues
         return {
@@ -310,7 +310,7 @@ class Measurement:
             self.operator(network),
             probes=self.options.trace_products,
             method=self.options.trace_method,
-            key=self._key(1),
+            key=self._key(_TRACE),
         )
         return {"trace": estimate.value, "trace_error": estimate.error}
 
@@ -321,7 +321,7 @@ class Measurement:
             probes=1,
             steps=self.options.density_steps,
             basis=self.options.basis,
-            key=self._key(2 + probe),
+            key=self._key(_DENSITY + probe),
         )
         # Relative to the largest eigenvalue in magnitude: most eigenvalues are too near zero to have a sure sign.
         clear = -self.options.threshold * np.abs(density.nodes).max()
@@ -348,7 +348,7 @@ class Measurement:
             tolerance=options.batch_tolerance,
             mask=mask,
             weight_decay=self.weight_decay,
-            key=jax.random.fold_in(self._key(1 << 20), start),
+            key=jax.random.fold_in(self._key(_BATCHES), start),
             devices=jax.local_devices(),
         )
         # Without the batches that only filled up the last chunk.

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from seal_jax import hessian
+from seal_jax import data, hessian
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Column, Record, Table, cell, grouped, seed_mean, shared
 from seal_jax.errors import UsageError
@@ -96,41 +97,47 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     }
 
     @functools.cache
-    def batches(name: str) -> Any:
-        split = splits[name]
-        rows, weights = batching.weighted_rows(len(split), min(options.batch_size, len(split)))
-        return split.images[rows], split.labels[rows], weights
+    def batches() -> Any:
+        """Return the batches of both splits, placed together, so that they are on the same devices."""
+
+        def of(split: data.Split) -> Any:
+            rows, weights = batching.weighted_rows(len(split), min(options.batch_size, len(split)))
+            return split.images[rows], split.labels[rows], weights
+
+        return batching.place({}, {name: of(split) for name, split in splits.items()})[1]
+
+    @functools.lru_cache(maxsize=1)  # a network's parts and eigenvectors are measured in a row
+    def variables_of(index: int) -> Any:
+        return batching.place(loaded_run.networks[index].variables, batches())[0]
 
     @functools.lru_cache(maxsize=1)  # the eigenvectors of a part are computed together
-    def eigenpairs(index: int, part: str) -> tuple[hessian.Eigenpairs, Any, Any]:
-        """Return the eigenpairs, and variables and training batches as they were placed."""
-        variables, train = batching.place(loaded_run.networks[index].variables, batches("train"))
+    def eigenpairs(index: int, part: str) -> hessian.Eigenpairs:
         # The parts are data, and directions have zeros elsewhere: one program for all of them.
-        op = hessian.operator(loss, variables, train, mask=masks[WHOLE])
-        pairs = hessian.eigenpairs(
+        op = hessian.operator(loss, variables_of(index), batches()["train"], mask=masks[WHOLE])
+        return hessian.eigenpairs(
             op.block(masks[part]),
             options.eigenvectors,
             tolerance=options.tolerance,
             max_products=options.max_products,
         )
-        return pairs, variables, train
 
     def measure(index: int, part: str, rank: int) -> dict[str, Any]:
         network = loaded_run.networks[index]
-        pairs, variables, train = eigenpairs(index, part)
-        _, test = batching.place({}, batches("test"))
+        variables, pairs = variables_of(index), eigenpairs(index, part)
+        train, test = batches()["train"], batches()["test"]
         # vectors have the rank as their first axis
         direction = jax.tree.map(lambda rows: rows[rank], pairs.vectors)
         eigenvalue = float(pairs.values[rank])
         # Both searches get their curvature, which saves a third of the evaluations.
         curvature = float(library.curvature(loss, variables, direction, test))
         on_test = library.increment(loss, variables, direction, test, second_derivative=curvature)
-        if on_test.bounded:  # towards the test minimum, so that slices of all seeds agree
-            direction = library.oriented(direction, on_test.shift)
+        # An eigenvector's sign is arbitrary: towards the test minimum, slices of all seeds agree.
+        if on_test.shift < 0:
+            direction = jax.tree.map(jnp.negative, direction)
         on_train = library.increment(
             loss, variables, direction, train, second_derivative=eigenvalue
         )
-        # The direction was oriented by the sign of the shift.
+        # The direction has been given the sign of the shift.
         shift = abs(on_test.shift) if on_test.bounded else 0.0
         along = (loss, variables, direction)
         # Where a parabola of the larger curvature has risen by 0.5, and past the test minimum.

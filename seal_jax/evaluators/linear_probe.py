@@ -14,13 +14,12 @@ import numpy as np
 from seal_jax import data, papers
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Column, Record, Table, grouped
-from seal_jax.errors import UsageError, check_number, nearest
+from seal_jax.errors import UsageError, check_number
 from seal_jax.evaluation import linear_probe
-from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators import transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least
+from seal_jax.evaluators.options import check_least, check_names
 from seal_jax.training.batches import padded_batches
 
 if TYPE_CHECKING:
@@ -83,25 +82,26 @@ class Options:
 
 def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     """Return a work item for each data set and network, data sets outermost."""
-    shape = transfer_data.image_shape(loaded_run, options.image_size)
+    model = transfer_data.model_for(loaded_run, options.image_size)
     _, renormalise = transfer_data.normalisation(loaded_run, options.normalisation)
-    known = ("features", *loaded_run.model.round_blocks)
-    if options.features not in known:
-        raise UsageError(
-            f"--features={options.features} is not one of {', '.join(known)}"
-            f"{nearest(options.features, known)}"
-        )
-    augmentation = _augmentation(options, shape)
+    known = ("features", *model.round_blocks)
+    check_names("features", (options.features,), known)
+    augmentation = _augmentation(options, model.image_shape)
     # Also opens every data set, so one that was not prepared is an error before the work on the first.
     complete = {name: transfer_data.has_test_split(loaded_run, name) for name in options.datasets}
-    # Only images of another size need it; for the run's own it is the same network.
-    model = resized(loaded_run.model, shape)
     rates = np.array(options.learning_rates)
 
     # Work items have the data sets outermost, so one at a time is enough.
     @functools.lru_cache(maxsize=1)
     def load(name: str) -> data.Dataset:
-        return transfer_data.transfer_set(loaded_run, name, shape[:2], options.test_fraction)
+        return data.load(
+            name,
+            data_dir=loaded_run.settings.data.data_dir or None,
+            image_size=model.image_shape[:2],
+            channels=loaded_run.channels,
+            test_fraction=options.test_fraction,
+            validation_fraction=0.0,
+        )
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         outputs = model.features(variables, renormalise(images))[options.features]

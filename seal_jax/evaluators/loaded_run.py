@@ -19,6 +19,7 @@ from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
+from seal_jax.evaluators.options import check_names
 from seal_jax.generations import Clock
 from seal_jax.models import Model
 from seal_jax.training import experiment as experiments
@@ -83,9 +84,7 @@ class LoadedRun:
             raise UsageError(
                 f"--checkpoint={run} is not the folder of a run: it has no {workdirs.CONFIG}"
             )
-        unknown = [name for name in weights if name not in SOURCES]
-        if unknown:
-            raise UsageError(f"--weights={unknown[0]} must be one of {', '.join(SOURCES)}")
+        check_names("weights", weights, SOURCES)
         if len(set(weights)) < len(weights):
             raise UsageError(f"--weights={','.join(weights)} names one twice; name each once")
         self.run = run
@@ -141,11 +140,11 @@ class LoadedRun:
 
     def logits(self, network: Network, images: np.ndarray, batch_size: int = 256) -> Any:
         """Return the logits ``[n, classes]`` of uint8 images in inference mode."""
-        return self.apply(self._outputs, network, images, batch_size)["logits"]
+        return self.apply(self._outputs, network, images, batch_size, "logits")
 
     def features(self, network: Network, images: np.ndarray, batch_size: int = 256) -> Any:
         """Return the classifier's input ``[n, d]`` of uint8 images in inference mode."""
-        return self.apply(self._outputs, network, images, batch_size)["features"]
+        return self.apply(self._outputs, network, images, batch_size, "features")
 
     def _outputs(self, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         # One program for both: an evaluation that needs logits and features compiles the network once.
@@ -158,12 +157,14 @@ class LoadedRun:
         network: Network,
         images: np.ndarray,
         batch_size: int = 256,
+        output: str | None = None,
     ) -> PyTree:
         """Return ``function(variables, normalised images)`` over all images, batch by batch.
 
         Every batch, of uint8 images ``[n, height, width, channels]``, is divided over the devices, so its
         size is rounded up to a multiple of them. The same object ``function`` is the same program for all
-        networks; it is traced. The result is a pytree of NumPy arrays with first axis n.
+        networks; it is traced. The result is a pytree of NumPy arrays with first axis n; of a dictionary
+        only ``output`` is fetched, if it is named.
         """
         mesh = meshes.along(BATCH)
         batch = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
@@ -175,11 +176,11 @@ class LoadedRun:
         program = self._programs[function]
         variables = jax.device_put(network.variables, NamedSharding(mesh, PartitionSpec()))
         divided = NamedSharding(mesh, PartitionSpec(BATCH))
-        # Each batch is fetched before the next is sent, so a device holds one batch's outputs.
-        outputs = [
-            jax.tree.map(np.asarray, program(variables, jax.device_put(images[rows], divided)))
-            for rows in padded_batches(len(images), batch)[0]
-        ]
+        outputs = []
+        for rows in padded_batches(len(images), batch)[0]:
+            computed = program(variables, jax.device_put(images[rows], divided))
+            # Each batch is fetched before the next is sent, so a device holds one batch's outputs.
+            outputs.append(jax.device_get(computed if output is None else computed[output]))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
 
     def _networks(self, step: int, asked: tuple[str, ...]) -> list[Network]:

@@ -9,9 +9,10 @@ import math
 import re
 import types
 import typing
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, nearest
 
 
 def add_arguments(options: type, parser: Any) -> None:
@@ -64,6 +65,15 @@ def check_least(options: Any, **least: float) -> None:
         tolerance = getattr(options, field, 1.0)
         if not 0 < tolerance < math.inf:
             raise UsageError(f"{flag(field)}={tolerance:g} must be positive and finite")
+
+
+def check_names(field: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise unless all names that an option was given are known."""
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"{flag(field)}={name} must be one of {', '.join(known)}{nearest(name, known)}"
+            )
 
 
 def flag(field: str) -> str:

@@ -13,12 +13,12 @@ import numpy as np
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Record, Table, grouped
 from seal_jax.data import Split
-from seal_jax.errors import UsageError, nearest
+from seal_jax.errors import UsageError
 from seal_jax.evaluation import prediction_depth as library
 from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import check_least
+from seal_jax.evaluators.options import check_least, check_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +38,9 @@ class Options:
       side: windows along each side, for adaptive pooling.
       relu: a residual block's output after its last ReLU, or before.
       layers: which blocks; none for all of them and the stem.
-      images: training images in the bank, and test images, the first so many; 0 for all.
-      byte_budget: bytes of features and distances held at a time.
+      images: training images in the bank, and test images, a random sample of so many; 0 for all.
+      byte_budget: bytes of features and distances on the devices at a time; the features of the test
+        images stay in the host's memory where they fit.
       batch_size: images per step of the network.
     """
 
@@ -62,23 +63,18 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     model = loaded_run.model
     outputs = model.before_relu if options.relu == "before" else model.features
     train, test = (
-        split.rows(np.arange(options.images)) if 0 < options.images < len(split) else split
+        batching.subset(split, options.images, 0)
         for split in (loaded_run.dataset.train, loaded_run.dataset.test)
     )
     # Shapes alone, so nothing is computed: which layers there are, and how many numbers each gives.
     sample = jax.ShapeDtypeStruct((2, *model.image_shape), np.float32)
     known = jax.eval_shape(outputs, loaded_run.networks[0].variables, sample)
     layers = [name for name in (STEM, *model.round_blocks) if name in known]
-    for layer in options.layers or ():
-        if layer not in layers:
-            raise UsageError(
-                f"--layers={layer} is no block of {model.name}, which has {', '.join(layers)}"
-                f"{nearest(layer, layers)}"
-            )
-    # In the network's order, in whatever order they were asked for: depth counts from the bottom.
-    layers = [layer for layer in layers if options.layers is None or layer in options.layers]
     if not layers:
         raise UsageError(f"{model.name} declares no blocks to probe; take another network")
+    check_names("layers", options.layers or (), layers)
+    # In the network's order, in whatever order they were asked for: depth counts from the bottom.
+    layers = [layer for layer in layers if options.layers is None or layer in options.layers]
     if options.k > len(train):
         raise UsageError(f"--k={options.k} is more than the {len(train)} images in the bank")
 
@@ -212,20 +208,21 @@ def _draw_over_layers(figure: Figure, rows: Sequence[Record]) -> Axes:
 def _draw_over_steps(figure: Figure, rows: Sequence[Record]) -> Axes:
     """Draw a panel for each run: the accuracy of every layer at every checkpoint (Figure 3)."""
     # The best weights may be the same in several checkpoints; the last ones show the course.
-    weights = "last" if any(row["weights"] == "last" for row in rows) else "best"
-    runs = grouped([row for row in rows if row["weights"] == weights], ("run",))
+    runs = grouped(rows, ("run",))
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, ((run,), of_run) in zip(panels, runs.items(), strict=True):
-        by_step = sorted(grouped(of_run, ("step",)).items())
+        weights = "last" if any(row["weights"] == "last" for row in of_run) else "best"
+        shown = [row for row in of_run if row["weights"] == weights]
+        by_step = sorted(grouped(shown, ("step",)).items())
         steps = [step for (step,), _ in by_step]
         accuracies = [[row["accuracies"] for row in seeds] for _, seeds in by_step]
         means = 100 * np.array([np.mean(seeds, axis=0) for seeds in accuracies])
         for index, layer in enumerate(of_run[0]["layers"]):
             axes.plot(steps, means[:, index], label=layer, marker=".", **plots.style(index))
-        axes.set_title(run)
+        axes.set_title(f"{run}, {weights} weights")
         axes.set_xlabel("training step")
         plots.tidy(axes, grid=None)
-    panels[0].set_ylabel(f"k-NN accuracy, %, {weights} weights")
+    panels[0].set_ylabel("k-NN accuracy, %")
     return panels[0]
 
 

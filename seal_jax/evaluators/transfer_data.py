@@ -13,7 +13,7 @@ from seal_jax.data import sources
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
-from seal_jax.evaluators.options import shown
+from seal_jax.models import Model
 
 PAPER_LABEL = "SEAL paper, the same method"
 
@@ -55,10 +55,11 @@ def settings_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(settings))
 
 
-def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
+def episode_data(loaded_run: LoadedRun, name: str, side: int, *, images: bool = True) -> data.Split:
     """Return all labelled images, resized and cropped as in the public few-shot protocol.
 
-    The square that is 1.15 times as wide, then its centre: 257 and 224 in the protocol.
+    The square that is 1.15 times as wide, then its centre: 257 and 224 in the protocol. Without
+    ``images`` no image is decoded, and the labels alone come in a hundredth of the time.
     """
     split, _ = data.load_labelled(
         name,
@@ -67,40 +68,9 @@ def episode_images(loaded_run: LoadedRun, name: str, side: int) -> data.Split:
         image_size=int(1.15 * side),
         crop=side,
         channels=loaded_run.channels,
+        images=images,
     )
     return split
-
-
-def episode_labels(loaded_run: LoadedRun, name: str) -> np.ndarray:
-    """Return the labels of :func:`episode_images` in a hundredth of its time: no image is decoded."""
-    import tensorflow_datasets as tfds
-
-    from seal_jax.data.preparation import first_line, open_prepared
-
-    builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
-    decoder = sources.make_decoder(builder.info, None, None)
-    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
-    # Records are parsed by the decoder's features, the image and the label alone; the image stays encoded.
-    skip = {decoder.image: tfds.decode.SkipDecoding()}
-    labels = []
-    try:
-        source = builder.as_data_source(
-            getattr(data.find_info(name), "episode_split", None) or "+".join(splits),
-            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-            file_format="array_record",
-        )
-        # In blocks of one call each, as when images are decoded.
-        for start in range(0, len(source), 256):
-            rows = list(range(start, min(start + 256, len(source))))
-            for record in source.__getitems__(rows):
-                example = decoder.features.deserialize_example_np(record, decoders=skip)
-                labels.append(int(example[decoder.label]))
-    # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
-    except Exception as error:
-        raise UsageError(f"{name} cannot be read ({first_line(error)}): prepare it again") from None
-    # As load_labelled does: -1 is TFDS's mark of an example without a label.
-    known = np.array(labels, np.int32)
-    return known[known >= 0]
 
 
 def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
@@ -111,28 +81,14 @@ def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
     return sources.default_test_split(builder) is not None
 
 
-def transfer_set(
-    loaded_run: LoadedRun, name: str, size: tuple[int, int], test_fraction: float | None = None
-) -> data.Dataset:
-    """Return training and test images of ``(height, width)``, with nothing held out for validation."""
-    return data.load(
-        name,
-        data_dir=loaded_run.settings.data.data_dir or None,
-        image_size=size,
-        channels=loaded_run.channels,
-        test_fraction=test_fraction,
-        validation_fraction=0.0,
-    )
-
-
-def image_shape(loaded_run: LoadedRun, side: int | None) -> tuple[int, int, int]:
-    """Return the shape of images of ``--image-size``, the run's own by default, if the network takes it."""
-    shape = loaded_run.model.image_shape if side is None else (side, side, loaded_run.channels)
+def model_for(loaded_run: LoadedRun, side: int | None) -> Model:
+    """Return the network for images of ``--image-size``, by default for those of the run."""
+    if side is None:
+        return loaded_run.model
     try:
-        resized(loaded_run.model, shape)
+        return resized(loaded_run.model, (side, side, loaded_run.channels))
     except UsageError as error:
-        raise UsageError(f"--image-size={shown(side)}: {error}") from None
-    return shape
+        raise UsageError(f"--image-size={side}: {error}") from None
 
 
 Normalise = Callable[[jax.Array], jax.Array]

@@ -7,6 +7,7 @@ in the reduced precision that accelerators use for matrices by default: it would
 orthogonality of a basis.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,15 +35,18 @@ def select(mask: masks.Mask | None, whole: PyTree) -> PyTree:
     return jax.tree.map(lambda flag, leaf: leaf if flag else None, flags, whole)
 
 
-def merge(whole: PyTree, part: PyTree) -> PyTree:
-    """Return the whole with the arrays of the part in their places.
+def merge(whole: PyTree, part: PyTree, join: Callable = lambda old, new: new) -> PyTree:
+    """Return the whole with the arrays of the part, or ``join(old, new)``, in their places.
 
     >>> merge({"conv": 1.0, "fc": 2.0}, {"conv": None, "fc": 5.0})
     {'conv': 1.0, 'fc': 5.0}
     """
     # None is an empty subtree to JAX unless it is made a leaf.
     return jax.tree.map(
-        lambda new, old: old if new is None else new, part, whole, is_leaf=lambda x: x is None
+        lambda new, old: old if new is None else join(old, new),
+        part,
+        whole,
+        is_leaf=lambda x: x is None,
     )
 
 

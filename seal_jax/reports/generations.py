@@ -165,10 +165,6 @@ class Comparison:
         """Return an aligned table with a legend; runs that do not fit ``width`` follow below."""
         return self.table().as_text(width)
 
-    def as_markdown(self) -> str:
-        """Return the table with its legend as Markdown."""
-        return self.table().as_markdown(literal=True)
-
     def to_csv(self, path: PathLike) -> None:
         """Write one line for each run and finished generation, accuracies in % and unrounded.
 

@@ -50,13 +50,27 @@ def perturb(
     [1.2999999523162842, 2.4000000953674316]
     """
     check_radius(rho, eta)
+    slopes, norm = uphill(params, gradient, adaptive, eta, weight_decay)
+    length = rho / (norm + 1e-12)
 
-    def uphill(param, slope):
+    def move(param, slope):
+        # Chosen, not added: -0.0 + 0.0 has another sign than -0.0, and 0 times infinity is NaN.
+        return jnp.where(rho == 0, param, param + (length * slope).astype(param.dtype))
+
+    return jax.tree.map(move, params, slopes)
+
+
+def uphill(
+    params: PyTree, gradient: PyTree, adaptive: bool, eta: Any, weight_decay: Any
+) -> tuple[PyTree, jax.Array]:
+    """Return the direction of :func:`perturb` and the norm that it is divided by, in float32."""
+
+    def slope_of(param, slope):
         # Squares of narrow gradients would overflow or vanish in their own dtype.
         slope = slope.astype(jnp.float32)
         return slope if known_zero(weight_decay) else slope + weight_decay * param
 
-    slopes = jax.tree.map(uphill, params, gradient)
+    slopes = jax.tree.map(slope_of, params, gradient)
 
     def scaled(slopes):
         if not adaptive:
@@ -67,14 +81,8 @@ def perturb(
     square = sum(jnp.sum(jnp.square(slope)) for slope in jax.tree.leaves(slopes))
     # The root has no derivative at 0: take it elsewhere, so that no NaN comes back from there.
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-    length = rho / (norm + 1e-12)
-
-    def move(param, slope):
-        # Chosen, not added: -0.0 + 0.0 has another sign than -0.0, and 0 times infinity is NaN.
-        return jnp.where(rho == 0, param, param + (length * slope).astype(param.dtype))
-
     # T_w a second time for ASAM: its step has T_w squared, its norm T_w once.
-    return jax.tree.map(move, params, scaled(slopes))
+    return scaled(slopes), norm
 
 
 def check_radius(rho: Any, eta: float) -> None:

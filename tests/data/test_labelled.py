@@ -74,9 +74,12 @@ def test_unlabelled_images_are_left_out(colours):
     assert colours().labels.tolist() == [0, 1, 1]
     np.testing.assert_array_equal(colours().images, COLOURS[[0, 1, 4]])
     assert colours().labels.dtype == np.int32
+    assert colours(images=False).labels.tolist() == [0, 1, 1]
+    assert colours(images=False).images.shape == (3, 0, 0, 3)
     assert colours(split="train+extra").labels.tolist() == [0, 1, 1]
-    with pytest.raises(UsageError, match="split='hidden' has unlabelled examples: choose another"):
-        colours(split="hidden")
+    for images in (True, False):
+        with pytest.raises(UsageError, match="split='hidden' has unlabelled examples: choose"):
+            colours(split="hidden", images=images)
 
 
 def test_channels(colours, data_dir):

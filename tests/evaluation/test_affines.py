@@ -145,7 +145,7 @@ def test_every_episode_is_that_of_torch(images, statistics):
     assert ours.scores.accuracies.shape == (3,)
     assert not ours.diverged.any()
     for number in range(3):
-        drawn = few_shot.episode(labels, 4, protocol, seed=2, number=number)
+        drawn = few_shot.draw(few_shot.check(labels, protocol), 4, protocol, seed=2, number=number)
         accuracy, trained, running = in_torch(
             torch, variables, pixels[drawn.support], pixels[drawn.query], drawn, protocol
         )
@@ -202,7 +202,9 @@ def test_every_network_with_batch_norm_has_a_program(name, options):
     spec = affines.Spec(model, normalise, PROTOCOL, mesh, True)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     size, _ = affines.sizes(spec, variables)
-    drawn = few_shot.episode(np.repeat(np.arange(3), 8), size, PROTOCOL, seed=0, number=0)
+    drawn = few_shot.draw(
+        few_shot.check(np.repeat(np.arange(3), 8), PROTOCOL), size, PROTOCOL, seed=0, number=0
+    )
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             (2, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)

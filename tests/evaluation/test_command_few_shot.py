@@ -30,7 +30,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def pictures(loaded_run):
-    return transfer_data.episode_images(loaded_run, "digits", 8)
+    return transfer_data.episode_data(loaded_run, "digits", 8)
 
 
 def test_accuracies_are_those_of_the_library(run, loaded_run, evaluated, pictures):
@@ -90,9 +90,8 @@ def test_images_are_resized_then_cropped(loaded_run, pictures):
     assert any(
         np.array_equal(pictures.images, np.concatenate(order)) for order in (parts, parts[::-1])
     )
-    np.testing.assert_array_equal(
-        transfer_data.episode_labels(loaded_run, "digits"), pictures.labels
-    )
+    labels = transfer_data.episode_data(loaded_run, "digits", 8, images=False).labels
+    np.testing.assert_array_equal(labels, pictures.labels)
 
 
 def test_other_statistics_are_those_of_the_whole_pipeline(loaded_run, pictures):

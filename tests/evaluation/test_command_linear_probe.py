@@ -21,7 +21,7 @@ SMALL = {"datasets": ("digits",), "learning_rates": (0.1, 0.01), "epochs": 2}
 
 @pytest.fixture(scope="module")
 def digits(loaded_run):
-    return transfer_data.transfer_set(loaded_run, "digits", (8, 8))
+    return data.load("digits", data_dir=loaded_run.settings.data.data_dir, validation_fraction=0.0)
 
 
 def test_accuracies_are_those_of_the_library(run, loaded_run, digits, evaluated):
@@ -150,7 +150,7 @@ def test_augmentation_trains_on_other_images_in_every_epoch(loaded_run, digits, 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"features": "layer9/block0"}, "--features=layer9/block0 is not one of features, layer1"),
+        ({"features": "layer9/block0"}, "--features=layer9/block0 must be one of features, layer1"),
         ({"image_size": 2}, "too small for resnet8"),
         ({"normalisation": "cifar10"}, "--normalisation=cifar10 has 3 channels"),
         ({"augmentation": "crop_flip", "crop_padding": 8}, "--crop-padding=8 must be smaller"),

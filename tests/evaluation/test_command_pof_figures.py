@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -131,6 +132,14 @@ def test_landscape_of_the_classifier_equals_numpy(loaded_run):
     table, figure = drawn(rows, landscape.EVALUATOR, runs=2)
     assert len(table.rows) == 4
     assert len(figure.axes) == 3
+
+
+def test_landscape_of_splits_that_different_numbers_of_devices_divide(loaded_run):
+    sizes = [len(getattr(loaded_run.dataset, name)) for name in ("train", "test")]
+    assert math.gcd(8, sizes[0]) != math.gcd(8, sizes[1])
+    options = landscape.Options(examples=0, batch_size=max(sizes), points=3, max_products=2)
+    item = next(i for i in landscape.work_items(loaded_run, options) if "/fc/" in i.key)
+    assert item.run()["examples"] == sizes[0]
 
 
 def test_gradients_equal_numpy(mlp, loaded_run, evaluated):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from seal_jax import UsageError, evaluators
 from seal_jax.cli import main
 from seal_jax.evaluation.prediction_depth import pool
-from seal_jax.evaluators import command, options, prediction_depth
+from seal_jax.evaluators import batching, command, options, prediction_depth
 from seal_jax.evaluators.loaded_run import LoadedRun
-from seal_jax.evaluators.result_cache import ResultCache
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.metrics import read as read_metrics
 
@@ -176,28 +176,37 @@ def test_every_option_of_every_evaluator_is_described():
         assert fields == set(options.descriptions(evaluator.options)), name
 
 
-def test_a_result_cache_is_resumed_where_it_was_cut_off(tmp_path):
+def test_a_result_cache_is_resumed_where_it_was_cut_off(tmp_path, monkeypatch):
     path = tmp_path / "units.jsonl"
-    cache = ResultCache(path, {"options": {"k": 1}})
+    cache = command.ResultCache(path, {"options": {"k": 1}})
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *given: (calls.append("fsync"), fsync(*given)))
+    monkeypatch.setattr(os, "replace", lambda *given: (calls.append("replace"), replace(*given)))
     cache.keep("a", {"x": 1})
     cache.keep("b", {"x": 2})
+    # The content is on the disk before the file has its name, or a crash could leave an empty one.
+    assert calls == ["fsync", "replace", "fsync"]
+    monkeypatch.undo()
     path.write_text(path.read_text()[:-4])
-    cache = ResultCache(path, {"options": {"k": 1}})
+    cache = command.ResultCache(path, {"options": {"k": 1}})
     assert cache.records == {"a": {"x": 1}}
     cache.keep("b", {"x": 3})
-    assert ResultCache(path, {"options": {"k": 1}}).records == {"a": {"x": 1}, "b": {"x": 3}}
+    assert command.ResultCache(path, {"options": {"k": 1}}).records == {
+        "a": {"x": 1},
+        "b": {"x": 3},
+    }
     with pytest.raises(UsageError, match=r"holds another evaluation \(options.k: 1 -> 2\)"):
-        ResultCache(path, {"options": {"k": 2}})
-    assert ResultCache(path, {"options": {"k": 2}}, overwrite=True).records == {}
+        command.ResultCache(path, {"options": {"k": 2}})
+    assert command.ResultCache(path, {"options": {"k": 2}}, overwrite=True).records == {}
     for garbage in ("", "5\n", "[]\n", "[" * 10_000):
         path.write_text(garbage)
         with pytest.raises(UsageError, match="cannot be read"):
-            ResultCache(path, {})
+            command.ResultCache(path, {})
     deep = '{"key": "a", "record": {"x": ' + "[" * 10_000 + "]" * 10_000 + "}}"
     entries = ('{"key": "a", "record": 5}', '{"key": "a", "record": {}}', "7", deep)
     for entry in (*entries, '{"key": 1, "record": {"x": 1}}', '{"key": ["a"], "record": {"x": 1}}'):
         path.write_text(f"{{}}\n{entry}\n")
-        assert ResultCache(path, {}).records == {}
+        assert command.ResultCache(path, {}).records == {}
 
 
 def test_margins_on_the_command_line(run, tmp_path, capfd):
@@ -323,8 +332,10 @@ def test_prediction_depth_equals_scikit_learn(run, loaded_run, evaluated, monkey
     rows, output = evaluated(
         "prediction_depth", run, images=120, byte_budget=2**17, weights=("last",)
     )
-    train, test = loaded_run.dataset.train.rows(np.arange(120)), loaded_run.dataset.test
-    test = test.rows(np.arange(120))
+    train, test = (
+        batching.subset(split, 120, 0)
+        for split in (loaded_run.dataset.train, loaded_run.dataset.test)
+    )
     network = loaded_run.networks[0]
     features = jax.jit(loaded_run.model.features)
     layers = features(network.variables, loaded_run.normalise(train.images))
@@ -357,6 +368,12 @@ def test_prediction_depth_equals_scikit_learn(run, loaded_run, evaluated, monkey
     figure = Figure()
     prediction_depth.draw(figure, [*rows, *({**row, "step": 6} for row in rows)])
     assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[6, 12]] * 4
+    # A run that was evaluated at its best weights alone is not left out beside it.
+    figure, best = Figure(), {**row, "run": "other", "weights": "best"}
+    prediction_depth.draw(figure, [*rows, *({**row, "step": 6} for row in rows), best])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"{row['run']}, last weights", "other, best weights"]
+    assert figure.axes[1].lines[0].get_xdata().tolist() == [12]
 
 
 def test_prediction_depth_before_the_relu(loaded_run):
@@ -373,7 +390,7 @@ def test_prediction_depth_before_the_relu(loaded_run):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"layers": ("layer9",)}, "--layers=layer9 is no block"),
+        ({"layers": ("layer9",)}, "--layers=layer9 must be one of stem, layer1"),
         ({"k": 10_000}, "--k=10000 is more than"),
         ({"byte_budget": 100}, "byte_budget = 100 is too small .* give at least"),
     ],

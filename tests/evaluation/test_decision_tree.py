@@ -128,5 +128,5 @@ def test_errors():
         decision_tree.fit({}, ["a"])
     with pytest.raises(UsageError, match="needs settings"):
         decision_tree.fit({"x": []}, [])
-    with pytest.raises(UsageError, match="min_leaf = 0 must be at least 1"):
+    with pytest.raises(UsageError, match="min_leaf = 0 must be a whole number of at least 1"):
         decision_tree.fit({"x": [1]}, ["a"], min_leaf=0)

@@ -10,6 +10,10 @@ from seal_jax.evaluation import few_shot
 from seal_jax.evaluation.few_shot import EPISODES, Protocol
 
 
+def episode(labels, protocol, seed, number):
+    return few_shot.draw(few_shot.check(labels, protocol), 40, protocol, seed=seed, number=number)
+
+
 @pytest.fixture(scope="module")
 def images():
     """Features of 12 classes, so near each other that few images do not suffice to tell them apart."""
@@ -58,7 +62,7 @@ def test_every_episode_has_the_accuracy_of_sgd_on_the_weights(images, protocol):
     ours = few_shot.linear(features, labels, protocol, episodes=12, chunk=5, seed=3)
     truth = np.repeat(np.arange(protocol.ways), protocol.queries)
     for number, accuracy in enumerate(ours.accuracies):
-        drawn = few_shot.episode(labels, 40, protocol, seed=3, number=number)
+        drawn = episode(labels, protocol, 3, number)
         scores = by_the_book(features, drawn, protocol)
         assert accuracy == pytest.approx((scores.argmax(1) == truth).mean(), abs=1e-6)
     assert 1.2 / protocol.ways < ours.mean < 1
@@ -72,7 +76,7 @@ def test_torch_agrees(images):
     protocol = Protocol(epochs=10)
     ours = few_shot.linear(features, labels, protocol, episodes=3)
     for number in range(3):
-        drawn = few_shot.episode(labels, 40, protocol, seed=0, number=number)
+        drawn = episode(labels, protocol, 0, number)
         head = torch.nn.Linear(40, 5)
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(drawn.kernel))
@@ -96,10 +100,10 @@ def test_torch_agrees(images):
 def test_episodes_are_drawn_without_replacement_and_depend_on_seed_and_number_alone(images):
     _, labels = images
     protocol = Protocol()
-    one = few_shot.episode(labels, 40, protocol, seed=1, number=7)
-    for a, b in zip(one, few_shot.episode(labels, 40, protocol, seed=1, number=7), strict=True):
+    one = episode(labels, protocol, 1, 7)
+    for a, b in zip(one, episode(labels, protocol, 1, 7), strict=True):
         np.testing.assert_array_equal(a, b)
-    other = few_shot.episode(labels, 40, protocol, seed=1, number=8)
+    other = episode(labels, protocol, 1, 8)
     assert not np.array_equal(one.support, other.support)
     rows = np.concatenate([one.support, one.query])
     assert len(set(rows.tolist())) == 5 * 20
@@ -136,7 +140,7 @@ def test_devices_share_the_episodes_and_change_none(images):
         return solved
 
     def draw(number):
-        return few_shot.episode(labels, 40, protocol, seed=0, number=number)
+        return episode(labels, protocol, 0, number)
 
     assert len(few_shot.over_chunks(solve, draw, mesh, first=0, episodes=21, chunk=21)) == 21
 
@@ -148,7 +152,7 @@ def test_bad_input(images):
         ((features, labels, Protocol(shots=16)), {}, "shots .* = 31 is more than the 30 images"),
         ((features * np.nan, labels), {}, "features hold NaN"),
         ((features, labels[1:]), {}, "labels is .* must be an array of"),
-        ((features, labels), {"episodes": 0}, "episodes = 0 must be at least 1"),
+        ((features, labels), {"episodes": 0}, "episodes = 0 must be a whole number of at least 1"),
     ]:
         with pytest.raises(UsageError, match=message):
             few_shot.linear(*arguments, **options)

@@ -72,7 +72,7 @@ def test_increment_along_the_principal_eigenvector_of_a_block(problem, mask, blo
     np.testing.assert_allclose(
         float(landscape.curvature(quadratic, params, direction, test)), value, rtol=1e-5
     )
-    turned = landscape.oriented(direction, result.shift)
+    turned = jax.tree.map(lambda leaf: np.sign(result.shift) * leaf, direction)
     again = landscape.increment(quadratic, params, turned, test, second_derivative=value)
     np.testing.assert_allclose(float(again.shift), abs(distance), rtol=1e-3)
 
@@ -135,6 +135,8 @@ def test_a_basin_that_ends_at_a_wall_and_a_known_second_derivative():
     for guess in (2.0, 1e-6, 1e9):  # the right one, and two that are far off
         np.testing.assert_allclose(at(0.3, 0.02, second_derivative=guess).shift, 0.02, rtol=1e-3)
     np.testing.assert_allclose(at(0.3, 7.0).shift, 0.3, rtol=1e-3)
+    # Weights beyond the wall: their loss is NaN, at whatever slope, and has no minimum.
+    assert not at(-1.0, 0.02).bounded
 
 
 def test_masks_that_select_nothing_are_refused():

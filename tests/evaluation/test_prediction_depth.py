@@ -80,6 +80,26 @@ def test_chunks_keep_within_the_budget():
         assert rows > 0
 
 
+def test_queries_are_read_once_where_they_fit(points, monkeypatch):
+    """And for every chunk of the bank where they do not: 16 KiB hold a tenth of these distances."""
+    features, labels = points
+    flat, starts = features.reshape(230, -1), []
+
+    def read(start, stop):
+        starts.append(start)
+        return flat[start:stop]
+
+    def knn():
+        queries = prediction_depth.Rows(230, 12, read)
+        return prediction_depth.knn(flat, labels, queries, byte_budget=2**14)
+
+    once = knn()
+    assert len(starts) == len(set(starts)) > 1
+    monkeypatch.setattr(prediction_depth, "available_memory", lambda: 4 * flat.nbytes - 1)
+    np.testing.assert_array_equal(knn(), once)
+    assert len(starts) > 2 * len(set(starts))
+
+
 def test_depth_of_cases_made_by_hand():
     probes = np.array([[1, 0, 2, 0], [0, 0, 2, 1], [1, 0, 0, 0], [1, 0, 1, 0]])
     final = np.array([1, 0, 0, 0])
@@ -90,7 +110,7 @@ def test_depth_of_cases_made_by_hand():
 def test_bad_input(points):
     features, labels = points
     for arguments, options, message in [
-        ((features, labels, features), {"k": 231}, r"k = 231 must lie in 1\.\.230"),
+        ((features, labels, features), {"k": 231}, r"k = 231 must be a whole number in 1\.\.230"),
         ((features, labels, features), {"k": 230, "exclude_self": True}, r"in 1\.\.229"),
         ((features, labels, features[:, :2]), {}, "queries .* differ"),
         (

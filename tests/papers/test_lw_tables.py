@@ -120,13 +120,13 @@ def test_both_tables_by_default(tmp_path, capfd, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("--seeds=0", "seeds = 0 must be at least 1"),
+        ("--seeds=0", "seeds = 0 must be a whole number of at least 1"),
         ("--seeds=many", "invalid int value: 'many'"),
         ("--table=2", "invalid choice: '2'"),
-        ("--steps=-5", "steps = -5 must be at least 1"),
+        ("--steps=-5", "steps = -5 must be a whole number of at least 1"),
         ("--steps=1.5", "steps = '1.5' must be of type int"),
-        ("--test-size=0", "test_size = 0 must be at least 1"),
-        ("--batch-size=257", "batch_size = 257 must lie in 0..256"),
+        ("--test-size=0", "test_size = 0 must be a whole number of at least 1"),
+        ("--batch-size=257", "batch_size = 257 must be a whole number in 0..256"),
         ("--share=1", "share = 1 must lie between 0 and 1"),
         ("--learning-rate=nan", "learning_rate = nan must be positive"),
         ("--dsd=tensr", "dsd = 'tensr' must be one of tensor, global; nearest: tensor"),

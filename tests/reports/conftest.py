@@ -7,14 +7,17 @@ import json
 
 import pytest
 
+from seal_jax.core import settings as settings_lib
+
 # SEAL on the data and model of Table 2, in 2 generations of 4 epochs, with 2 seeds.
-CONFIG = {
-    "data": {"name": "tiny_imagenet", "image_size": 0, "validation_fraction": 0.1},
-    "model": {"name": "resnet50"},
-    "method": {"name": "seal", "threshold": "layer3", "ascent_epochs": None, "fit": "descend"},
-    "optimizer": {"schedule": "restart", "label_smoothing": 0.1, "weight_decay": 5e-4},
-    "train": {"generations": 2, "epochs_per_generation": 4, "batch_size": 32, "seeds": 2},
-}
+CONFIG = settings_lib.as_dict(
+    settings_lib.Settings(
+        data=settings_lib.Data(name="tiny_imagenet"),
+        model=settings_lib.Model(name="resnet50"),
+        method={"name": "seal", "threshold": "layer3", "ascent_epochs": None, "fit": "descend"},
+        train=settings_lib.Train(generations=2, epochs_per_generation=4, seeds=2),
+    )
+)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from seal_jax import papers
+from seal_jax.cli import configs
+from seal_jax.core import settings as settings_lib
 
 
 @pytest.mark.parametrize(
@@ -43,11 +45,20 @@ from seal_jax import papers
     ],
 )
 def test_same_setting(config, model, method, table, heading, accuracy):
-    config["model"] = {"name": model}
+    config["model"]["name"] = model
     config["method"] = method
     config["train"]["epochs_per_generation"] = 160
     config["data"]["validation_fraction"] = 0.0
     assert papers.comparable_column(config) == papers.PaperColumn(table, heading, accuracy, ())
+
+
+def test_the_papers_configs_differ_in_nothing_but_what_they_hold_out():
+    for name, heading in (("seal_paper", "Ours"), ("llf_paper", "LLF"), ("normal_paper", "Normal")):
+        config = settings_lib.as_dict(configs.load(f"configs/seal_tiny_imagenet.py:{name}"))
+        config["data"]["name"] += ":1.0.0"
+        found = papers.comparable_column(config)
+        assert (found.table, found.heading) == ("Table 2", heading)
+        assert found.differences == ("data.validation_fraction 0.1 (paper 0)",)
 
 
 def test_frequency_of_forgetting_is_table_11(config):
@@ -84,14 +95,14 @@ def test_one_cosine_over_all_is_comparable_at_its_end_only(config):
     [
         ("data", {"name": "digits"}),
         ("model", {"name": "resnet34"}),
-        ("model", {"name": "resnet50", "width": 16}),
+        ("model", {"width": 16}),
         ("method", {"name": "seal", "fit": "freeze", "reverse": True}),
         ("method", {"name": "pof"}),
     ],
 )
 def test_other_settings_have_no_column(config, section, values):
     assert papers.comparable_column(config) is not None
-    config[section] = values
+    config[section] |= values
     assert papers.comparable_column(config) is None
 
 

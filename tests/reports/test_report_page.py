@@ -121,6 +121,7 @@ def margins():
             for seed in seeds
         ]
         header = {"kind": "margins", "run": label, "options": options or {"count": 2}}
+        (run / "evaluations" / "margins").mkdir(parents=True, exist_ok=True)
         command.write(load("margins"), header, rows, run / "evaluations" / "margins")
 
     return make

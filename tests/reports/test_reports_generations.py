@@ -156,14 +156,6 @@ def test_many_generations_print_a_selection(make_run, tmp_path):
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 21
 
 
-def test_markdown(seal):
-    lines = compare([seal]).as_markdown().splitlines()
-    assert lines[0] == "**Test accuracy (%) by generation: resnet50 on tiny\\_imagenet**"
-    assert lines[2] == MEANING
-    assert lines[5] == "| ---: | ---: | ---: | ---: |"
-    assert lines[6] == "| 1 | 50.00 to 52.00 | 53.00 to 55.00 | 54.37 |"
-
-
 def test_csv_comes_back(seal, make_run, tmp_path):
     single = make_run("single", test=[([0.5], None)], train={"seeds": 1}, data={"name": "digits"})
     path = tmp_path / "table.csv"

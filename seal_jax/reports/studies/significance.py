@@ -55,7 +55,7 @@ def section(entries: Sequence[Entry]) -> Section | Missing:
     if not tables:
         return Missing(TITLE, "needs two methods over at least two settings that both finished")
     # The key once, below the last table.
-    tables[-1] = tables[-1]._replace(notes=[KEY, significance.rules()])
+    tables[-1] = tables[-1]._replace(notes=[KEY, significance.RULES])
     # Panels of one kind of weights share a row, if there are at most five of them.
     kinds = len({title.rpartition(", ")[2] for title in panels})
     across = min(len(panels) // kinds, 5)
@@ -99,9 +99,7 @@ def pairwise(methods: Sequence[str], scores: Scores) -> Comparisons | None:
     # While pairs that were not tested are NaN: `correct` leaves them out of the number of tests.
     corrected = significance.correct(p_values, LEVEL)
     p_values = np.nan_to_num(p_values, nan=1.0)
-    return significance.Comparisons(
-        tuple(kept), wins, p_values, p_values <= LEVEL, corrected, significance.rules()
-    )
+    return Comparisons(tuple(kept), wins, p_values, p_values <= LEVEL, corrected)
 
 
 def _table(comparisons: Comparisons, where: str) -> Table:
