@@ -135,7 +135,14 @@ def in_torch(torch, variables, support, query, drawn, protocol):
     return accuracy, trained, running
 
 
-@pytest.mark.parametrize("statistics", ["batch", "batch_only", "running"])
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        "batch",
+        pytest.param("batch_only", marks=pytest.mark.slow),
+        pytest.param("running", marks=pytest.mark.slow),
+    ],
+)
 def test_every_episode_is_that_of_torch(images, statistics):
     torch = pytest.importorskip("torch")
     pixels, labels = images
@@ -184,6 +191,7 @@ def test_an_evaluation_can_be_taken_up(images):
     np.testing.assert_array_equal(whole.scores.accuracies[3:], rest.scores.accuracies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -140,6 +140,7 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
     assert "test_top5,source,distance,head_norm,deployed" in (output / "results.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(
     folder, digits_dir, evaluated, monkeypatch
 ):

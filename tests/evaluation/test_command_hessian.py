@@ -162,7 +162,7 @@ def test_other_options_reach_the_loss(loaded_run, run, evaluated):
     assert "max (batches)" in header
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_loss_of_a_network_with_batch_norm(train):
     """Running statistics or the batch's own; filling counts for nothing in the mean."""
     model = models.create("resnet8", num_classes=10, image_shape=(8, 8, 1), width=4)

@@ -121,13 +121,21 @@ def test_no_scale_underflows(scale):
     assert (result.residuals < 1e-3 * scale).all()
 
 
-@pytest.mark.parametrize("basis", ["device", "bfloat16", "host"])
+@pytest.mark.parametrize(
+    "basis",
+    [
+        "device",
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        pytest.param("host", marks=pytest.mark.slow),
+    ],
+)
 def test_zero_has_the_eigenvalue_zero(basis):
     zeros = hessian.eigenpairs(of_matrix(np.zeros((40, 40))), 3, "BE", basis=basis)
     assert zeros.converged
     np.testing.assert_array_equal(zeros.values, 0)
 
 
+@pytest.mark.slow
 def test_bounds_hold_after_many_restarts():
     """Rounding accumulates with every restart: residuals are those of products."""
     matrix = rotated(np.array([9, 6, 5, *np.linspace(-1, 4.9, 200)]))
@@ -199,6 +207,7 @@ def test_power_iteration_finds_the_same(problem):
     assert fast.products < slow.products
 
 
+@pytest.mark.slow
 def test_an_invariant_subspace_does_not_end_the_search():
     """The identity is exhausted after one step, a matrix of two eigenvalues after two."""
     np.testing.assert_allclose(hessian.eigenpairs(diagonal([2.0] * 6), 3).values, 2.0, rtol=1e-6)
@@ -284,7 +293,7 @@ def test_the_error_of_a_share_is_that_of_random_vectors():
     assert share_error([0.3, 0.3], 30, 1) == pytest.approx(shares.std(), rel=0.02)
 
 
-@pytest.mark.parametrize("steps", [16, 64, 600])
+@pytest.mark.parametrize("steps", [16, 64, pytest.param(600, marks=pytest.mark.slow)])
 def test_bounds_of_the_negative_mass_hold_the_truth(steps):
     """Where the nodes' own weights below zero are 55 % at 64 steps, and 71 % at 32."""
     values = half_near_zero()

@@ -85,6 +85,7 @@ def regression():
     return op, flat.T @ flat / len(flat)
 
 
+@pytest.mark.slow
 def test_everything_takes_a_streamed_operator(regression):
     op, matrix = regression
     exact = np.linalg.eigvalsh(matrix)
@@ -131,7 +132,9 @@ def test_bfloat16_does_not_claim_what_rounding_forbids():
     assert np.linalg.norm(matrix @ vector - result.values[0] * vector) <= result.residuals[0]
 
 
-@pytest.mark.parametrize(("size", "k"), [(6, 1), (40, 3), (300, 3)])
+@pytest.mark.parametrize(
+    ("size", "k"), [(6, 1), (40, 3), pytest.param(300, 3, marks=pytest.mark.slow)]
+)
 def test_bfloat16_is_judged_by_products(size, k):
     """Rank 1: rounding takes the Ritz vectors apart with every restart."""
     direction = np.random.default_rng(0).normal(size=size)

@@ -10,7 +10,13 @@ from seal_jax.models.convolution import conv_as_matmul
 
 @pytest.mark.parametrize(
     ("size", "stride", "side", "groups"),
-    [(3, 1, 6, 1), (3, 2, 7, 1), (1, 2, 6, 1), (7, 2, 9, 1), (3, 2, 6, 3)],
+    [
+        (3, 2, 7, 1),
+        (1, 2, 6, 1),
+        pytest.param(3, 1, 6, 1, marks=pytest.mark.slow),
+        pytest.param(7, 2, 9, 1, marks=pytest.mark.slow),
+        (3, 2, 6, 3),
+    ],
 )
 def test_equals_native_convolution_with_derivatives(size, stride, side, groups):
     images = jax.random.normal(jax.random.key(0), (2, side, side, 3))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.slow
 def test_extract_and_classify_are_the_network(family):
     model, variables, images = family
     extract = jax.jit(model.extract, static_argnames="train")

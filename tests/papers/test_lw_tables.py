@@ -86,6 +86,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capfd):
     assert command.run([*QUICKLY, "--table=1", "--seeds=8", f"--output={tmp_path}"]) == OK
     assert "Table 1" in capfd.readouterr().out

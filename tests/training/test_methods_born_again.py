@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_mlp as oracle
+import pytest
 from programs import SHAPE, STRIPES, Trainer, assert_same, differ, host, mlp, seed_of
 
 from seal_jax.core import mesh as meshes
@@ -16,6 +17,7 @@ from seal_jax.training.batches import epoch_order
 TRAIN = {"generations": 3, "epochs_per_generation": 1}
 
 
+@pytest.mark.slow
 def test_without_the_teacher_fresh_students_train_on_the_labels():
     trainer = Trainer(STRIPES, mlp({"name": "born_again", "weight": 0.0}, train=TRAIN))
     plain = Trainer(STRIPES, mlp(train=TRAIN))

@@ -93,9 +93,13 @@ NEVER = {"reset_momentum": "never"}
     ("method", "optimizer"),
     [
         ({"name": "normal"}, {**NEVER, "name": "adam", "learning_rate": 0.01}),
-        ({"name": "llf", "threshold": "dense2", "optimizer_state": "keep"}, {}),
+        pytest.param(
+            {"name": "llf", "threshold": "dense2", "optimizer_state": "keep"},
+            {},
+            marks=pytest.mark.slow,
+        ),
         ({"name": "llf", "threshold": "dense2", "optimizer_state": "zero"}, {}),
-        ({"name": "sa_gd", "temperature": 0.01}, NEVER),
+        pytest.param({"name": "sa_gd", "temperature": 0.01}, NEVER, marks=pytest.mark.slow),
     ],
 )
 def test_stopped_seeds_do_not_see_how_long_a_third_goes_on(method, optimizer):

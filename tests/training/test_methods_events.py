@@ -51,6 +51,7 @@ def replaced(before, after, fresh, seed=0):
 VECTORS = {"dense1/norm/bias", "dense1/norm/scale", "dense2/norm/bias", "dense2/norm/scale"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("redraw", "exact"), [(False, True), (True, True), (True, False)])
 def test_wels_draws_the_same_weights_in_all_generations_and_welsr_others(redraw, exact):
     method = {"name": "wels", "fraction": 0.3, "redraw": redraw, "exact": exact}

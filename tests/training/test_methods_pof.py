@@ -280,7 +280,7 @@ def test_features_of_foca_do_not_see_the_own_classifier():
     assert oracle.norm(oracle.add(after["fc"], -1, other)) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["pof", "foca"])
+@pytest.mark.parametrize("name", ["pof", pytest.param("foca", marks=pytest.mark.slow)])
 def test_weak_batches_pass_through_dropout(name):
     """Their dropout has keys of its own, which follow from the seed and the step."""
     config = mlp(

@@ -50,7 +50,7 @@ def sam_loop(params, config, steps, *, parts=1, adaptive=False):
     [
         ({"rho": 0.3}, 1, 1),
         ({"rho": 1.0, "adaptive": True}, 1, 1),
-        ({"rho": 0.3}, 8, 1),
+        pytest.param({"rho": 0.3}, 8, 1, marks=pytest.mark.slow),
         ({"rho": 0.3, "sharpness": "device"}, 8, 8),
     ],
 )
@@ -100,6 +100,7 @@ def test_statistics_are_those_of_the_first_pass(sharpness):
     assert np.abs(first - second).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_sa_gd_without_ascent_is_plain_training_bit_for_bit(plain):
     sa_gd = Trainer(STRIPES, mlp({"name": "sa_gd", "ascent_cap": 0.0})).run(3)
     assert_same(sa_gd.state.weights, plain.state.weights)

@@ -91,6 +91,7 @@ def test_an_optimizer_in_two_parts_starts_from_another_run(lw, tmp_path):
     assert moments >= set(kernels)
 
 
+@pytest.mark.slow
 def test_a_run_from_lw_is_resumed_without_the_folder_it_started_from(lw, tmp_path):
     train = {"pretrained": "../lw", "generations": 1, "epochs_per_generation": 2, "seeds": 2}
     config, here = mlp(train=train), tmp_path / "run"
@@ -142,6 +143,7 @@ def test_rank_equals_a_stable_sort():
     assert nothing.tolist() == [9]
 
 
+@pytest.mark.slow
 def test_top5_accuracy_where_there_are_more_than_five_classes(tmp_path):
     random = np.random.default_rng(0)
     images = random.integers(0, 255, (100, 4, 4, 1)).astype(np.uint8)

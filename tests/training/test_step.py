@@ -203,7 +203,10 @@ def test_filled_batches_count_every_image_once(dataset):
     assert float(trainer.state.metric_sums.weight[0]) == 90
 
 
-@pytest.mark.parametrize(("devices", "batch_norm"), [(1, "global"), (8, "global"), (8, "device")])
+@pytest.mark.parametrize(
+    ("devices", "batch_norm"),
+    [pytest.param(1, "global", marks=pytest.mark.slow), (8, "global"), (8, "device")],
+)
 def test_images_that_fill_a_batch_up_enter_nothing(dataset, devices, batch_norm):
     """The last batch has 26 of 32 images: of eight devices one gets half its part, one nothing."""
     config = mlp(
