@@ -168,10 +168,11 @@ def _order(cells: Sequence[Cell], initialiser: str, alpha: float) -> Iterator[st
         yield "  the order of the paper"
 
 
-def pairs_in_order(cells: Sequence[Cell]) -> int:
-    """Return how many pairs of methods with the same signal strength are in the paper's order."""
+def pairs_in_order(cells: Sequence[Cell]) -> tuple[int, int]:
+    """Return how many pairs of methods with the same signal strength are in the paper's order, of how many."""
     rows = ([cell for cell in cells if cell.row == alpha] for alpha in ROWS["1"])
-    return sum(high.mean >= low.mean for row in rows for high, low in _pairs(row))
+    pairs = [high.mean >= low.mean for row in rows for high, low in _pairs(row)]
+    return sum(pairs), len(pairs)
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
@@ -329,8 +330,12 @@ def search1(settings: Settings, initialisers: Sequence[str], seeds: int) -> Iter
         plans = lw_synthetic.plans("1", departed, initialisers)
         cells = make_cells("1", lw_synthetic.train_all(departed, plans, seeds).test, initialisers)
         counts = [
-            f"{initialiser} {sum(cell.within for cell in group)} of 17, "
-            f"{pairs_in_order(group)} of 40 pairs"
+            "{} {} of {}, {} of {} pairs".format(
+                initialiser,
+                sum(cell.within for cell in group),
+                sum(cell.distance is not None for cell in group),
+                *pairs_in_order(group),
+            )
             for initialiser, group in by_initialiser(cells)
         ]
         either = {(cell.row, cell.method) for cell in cells if cell.within}
@@ -343,6 +348,7 @@ def search4(settings: Settings, initialisers: Sequence[str], seeds: int) -> Iter
     yield "Root mean square difference from Table 4, and of each of its columns"
     for optimiser, learning_rate, steps in TRAININGS:
         training = {"optimiser": optimiser, "learning_rate": learning_rate, "steps": steps}
+        # A dict of values of several types, which mypy cannot match to the fields.
         trained = dataclasses.replace(settings, **training)  # type: ignore[arg-type]
         # One program serves all choices, since plans are data; only a new training compiles.
         plans = [

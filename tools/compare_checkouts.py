@@ -119,11 +119,8 @@ def compare(folder: Path, other: Path) -> int:
             lines = list(_differences(first, second, ""))
         else:
             before, after = (_plain(path.read_text(errors="replace")) for path in (a, b))
-            lines = [
-                line
-                for line in difflib.unified_diff(before, after, lineterm="", n=0)
-                if line[:3] not in ("---", "+++")
-            ]
+            # The first two lines are the names of the files, which are given none.
+            lines = list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]
         if lines:
             different += 1
             print(f"{name}: {len(lines)} difference(s)", *lines[:12], sep="\n    ")

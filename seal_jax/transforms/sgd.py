@@ -217,7 +217,8 @@ def takes_options_of(source: Callable[..., Any]) -> Callable[[Factory], Factory]
             for name, parameter in inspect.signature(source).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY and name not in signature.parameters
         ]
-        # Not a wrapper around the function, which doctest would take for one of this module.
+        # Not a wrapper around the function, which doctest would take for one of this module. To mypy a
+        # Callable has no such attribute.
         function.__signature__ = signature.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
         return function
 
