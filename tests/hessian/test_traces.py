@@ -48,8 +48,8 @@ def test_hutch_errs_less_where_few_eigenvalues_rule():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probes": 1}, "probes = 1 must be at least 2"),
-        ({"probes": 5, "method": "hutch++"}, "probes = 5 must be at least 6"),
+        ({"probes": 1}, "probes = 1 must be a whole number of at least 2"),
+        ({"probes": 5, "method": "hutch++"}, "probes = 5 must be a whole number of at least 6"),
         ({"method": "xtrace"}, r"method = 'xtrace' must be one of hutchinson, hutch\+\+"),
     ],
 )

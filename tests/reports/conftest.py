@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from seal_jax.core import settings as settings_lib
 
 # SEAL on the data and model of Table 2, in 2 generations of 4 epochs, with 2 seeds.
-CONFIG = settings_lib.as_dict(
+CONFIG = dataclasses.asdict(
     settings_lib.Settings(
         data=settings_lib.Data(name="tiny_imagenet"),
         model=settings_lib.Model(name="resnet50"),

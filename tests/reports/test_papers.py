@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 
 from seal_jax import papers
 from seal_jax.cli import configs
-from seal_jax.core import settings as settings_lib
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_same_setting(config, model, method, table, heading, accuracy):
 
 def test_the_papers_configs_differ_in_nothing_but_what_they_hold_out():
     for name, heading in (("seal_paper", "Ours"), ("llf_paper", "LLF"), ("normal_paper", "Normal")):
-        config = settings_lib.as_dict(configs.load(f"configs/seal_tiny_imagenet.py:{name}"))
+        config = dataclasses.asdict(configs.load(f"configs/seal_tiny_imagenet.py:{name}"))
         config["data"]["name"] += ":1.0.0"
         found = papers.comparable_column(config)
         assert (found.table, found.heading) == ("Table 2", heading)
