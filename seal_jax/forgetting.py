@@ -209,7 +209,7 @@ def forget_state(
     Args:
       tx: the optimizer.
       opt_state: its state. Clocks (the steps of schedules, of generations) are kept by every policy,
-        and so is the masks and the snapshot of pruning, which are no memory of past gradients.
+        and so are the masks and the snapshot of pruning, which are no memory of past gradients.
       params: the parameters after the event.
       mask: the parameters that were reinitialized.
       policy: "fresh" resets the memory of ALL parameters to that of a new optimizer (the released

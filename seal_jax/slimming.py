@@ -163,7 +163,7 @@ def _flattened_channels(params: PyTree, flattened: Mapping[str, int] | None) -> 
     shapes = {path: getattr(leaf, "shape", ()) for path, leaf in paths.named_leaves(params)}
     by_path: dict[str, int] = {}
     for layer, channels in (flattened or {}).items():
-        check_integer(f"flattened[{layer!r}]", channels, 1, bounds="of channels")
+        check_integer(f"flattened[{layer!r}]", channels, 1, bounds="of channels, at least 1")
         sizes = {
             path: shape[max(len(shape) - 2, 0)]
             for path, shape in shapes.items()

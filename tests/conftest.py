@@ -35,10 +35,16 @@ MOST_MEMORY, MOST_MAPS = 1_500_000, 20_000
 def pytest_configure(config):
     """Compile small programs in two thirds of the time, where XLA still has its older emitters.
 
-    Slow tests are compiled as users' programs are: some of them compare two programs bit for bit.
+    Slow tests keep XLA's own emitters: some of them compare two programs bit for bit.
     """
     if config.option.markexpr == "not slow" and jax.__version_info__ < (0, 11):
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+
+@pytest.fixture(scope="session")
+def rounding():
+    """By how much, relatively, two programs may round apart: not at all, unless older emitters made them."""
+    return 1e-5 if "fusion_emitters=false" in os.environ.get("XLA_FLAGS", "") else 0.0
 
 
 @pytest.fixture(scope="session")

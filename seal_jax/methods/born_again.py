@@ -79,7 +79,7 @@ def build(options: Options, context: Context) -> Method:
 
     def graduate(hook: HookContext) -> HookContext:
         fresh = context.model.init(hook.key)
-        # Those that LW inserted into the network training started from belong to the teacher's blocks.
+        # Normalisers that LW inserted into the starting network are the teacher's: a student starts without.
         normalisers = context.model.empty_normalisers() if hook.weights.normalisers else {}
         student = Weights(fresh["params"], fresh["batch_stats"], normalisers)
         # The last weights, not the best: every method's next generation starts from those. The momentum is

@@ -39,7 +39,7 @@ def make_pof_tx(
       head: the classifier, in any form of :mod:`seal_jax.masks`.
       learning_rate: of the features; a float, or a schedule of the step within the generation.
       momentum: of SGD, undamped, as in PyTorch; never reset.
-      nesterov: whether the momentum is Nesterov's.
+      nesterov: whether the momentum is Nesterov's; without effect together with ``optimizer``.
       weight_decay: coupled L2 on the features.
       classifier_learning_rate: if positive, the classifier follows plain SGD at this rate, against
         a drift of the minimum away from it (the paper saw no gain): give it its gradient at

@@ -170,7 +170,7 @@ BAD = [
     ("isic2018", edit("*/*.csv", "1.0", "0.0"), "ISIC_0000000 has 0.0, 0.0, .*not a single one"),
     ("isic2018", edit("*/*.csv", "0.0", "1.0"), "ISIC_0000000 has 1.0, 1.0, .*not a single one"),
     ("isic2018", edit("*/*.csv", "0.0", "x"), "ISIC_0000000 has 1.0, x, .*not a single one"),
-    ("isic2018", edit("*/*.csv", "0.0", ""), "'NV' is empty in the row of 'ISIC_"),
+    ("isic2018", edit("*/*.csv", "0.0", ""), "'NV' is empty in row 1 below the header .'ISIC_"),
     ("isic2018", edit("*/*.csv", "0000007", "0000001"), "lists NV/ISIC_0000001.jpg twice"),
     ("isic2018", remove("*/*_0000003.jpg"), "lacks the image ISIC_0000003.jpg, which ISIC2018_T"),
     ("chestx", edit("*.csv", "Finding Labels", "Findings"), "lacks the column 'Finding Labels'"),

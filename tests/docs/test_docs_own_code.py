@@ -21,8 +21,10 @@ def run(code, first_line, path, namespace):
     exec(compile("\n" * (first_line - 1) + code, path, "exec"), namespace)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("page", "least"), [("own_code.md", 11), ("evaluations.md", 1)])
+@pytest.mark.parametrize(
+    ("page", "least"),
+    [pytest.param("own_code.md", 11, marks=pytest.mark.slow), ("evaluations.md", 1)],
+)
 def test_own_code(page, least):
     path = ROOT / "docs" / page
     blocks = list(python_blocks(path))

@@ -139,7 +139,7 @@ def in_torch(torch, variables, support, query, drawn, protocol):
     "statistics",
     [
         "batch",
-        pytest.param("batch_only", marks=pytest.mark.slow),
+        "batch_only",
         pytest.param("running", marks=pytest.mark.slow),
     ],
 )

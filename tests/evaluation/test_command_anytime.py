@@ -140,6 +140,25 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
     assert "test_top5,source,distance,head_norm,deployed" in (output / "results.csv").read_text()
 
 
+def test_two_systems_adapted_in_memory(folder, evaluated):
+    rows, _ = evaluated(
+        "anytime",
+        folder / "source",
+        weights=("last",),
+        systems=("fast", "feature_extraction"),
+        flip=False,
+        max_steps=3,
+    )
+    by_system = {name: [row for row in rows if row["system"] == name] for name in SYSTEMS}
+    for seed in (0, 1):
+        fast = [row for row in by_system["fast"] if row["seed"] == seed]
+        assert fast[0]["head_norm"] == 0 < fast[1]["head_norm"]
+        # A zero head sends nothing back: after one step only it has moved.
+        assert fast[0]["distance"] == fast[1]["distance"] == 0 < fast[-1]["distance"]
+    assert all(row["distance"] == 0 for row in by_system["feature_extraction"])
+    assert {row["tau"] for row in rows} == {0, 1, 2, 3}
+
+
 @pytest.mark.slow
 def test_a_run_adapted_in_memory_equals_a_run_of_the_trainer(
     folder, digits_dir, evaluated, monkeypatch

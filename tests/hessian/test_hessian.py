@@ -207,7 +207,6 @@ def test_power_iteration_finds_the_same(problem):
     assert fast.products < slow.products
 
 
-@pytest.mark.slow
 def test_an_invariant_subspace_does_not_end_the_search():
     """The identity is exhausted after one step, a matrix of two eigenvalues after two."""
     np.testing.assert_allclose(hessian.eigenpairs(diagonal([2.0] * 6), 3).values, 2.0, rtol=1e-6)

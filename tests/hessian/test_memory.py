@@ -85,7 +85,6 @@ def regression():
     return op, flat.T @ flat / len(flat)
 
 
-@pytest.mark.slow
 def test_everything_takes_a_streamed_operator(regression):
     op, matrix = regression
     exact = np.linalg.eigvalsh(matrix)

@@ -37,13 +37,14 @@ def events(method, generations=(1, 2), seeds=1, **sections):
     return trainer, seen
 
 
-def replaced(before, after, fresh, seed=0):
-    """Return by name where weights changed; they must then be the fresh draw's, bit for bit."""
+def replaced(before, after, fresh, seed=0, rounding=0.0):
+    """Return by name where weights changed; they must then be the fresh draw's."""
     old, new = (named(seed_of(weights.params, seed)) for weights in (before, after))
     chosen = {}
     for name, drawn in named(fresh).items():
         chosen[name] = new[name] != old[name]
-        np.testing.assert_array_equal(new[name], np.where(chosen[name], drawn, old[name]))
+        expected = np.where(chosen[name], drawn, old[name])
+        np.testing.assert_allclose(new[name], expected, rtol=rounding)
     assert_same(after.batch_stats, before.batch_stats)
     return chosen
 
@@ -51,15 +52,17 @@ def replaced(before, after, fresh, seed=0):
 VECTORS = {"dense1/norm/bias", "dense1/norm/scale", "dense2/norm/bias", "dense2/norm/scale"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("redraw", "exact"), [(False, True), (True, True), (True, False)])
-def test_wels_draws_the_same_weights_in_all_generations_and_welsr_others(redraw, exact):
+@pytest.mark.parametrize(
+    ("redraw", "exact"),
+    [(False, True), (True, True), pytest.param(True, False, marks=pytest.mark.slow)],
+)
+def test_wels_draws_the_same_weights_in_all_generations_and_welsr_others(redraw, exact, rounding):
     method = {"name": "wels", "fraction": 0.3, "redraw": redraw, "exact": exact}
     _, seen = events(method, seeds=2, norm="batch")
     masks = {}
     for generation, (before, after, fresh) in enumerate(seen):
         for seed in range(2):
-            chosen = replaced(before, after.weights, fresh[seed], seed)
+            chosen = replaced(before, after.weights, fresh[seed], seed, rounding)
             for name, mask in chosen.items():
                 if name in VECTORS or name == "fc/bias":
                     assert not mask.any()

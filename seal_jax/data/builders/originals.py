@@ -232,12 +232,12 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
             f"{path} lacks the column {missing[0]!r} (it has {', '.join(header[:8])}): "
             "restore the original"
         )
-    for row in reader:
+    for number, row in enumerate(reader, 1):
         for column in columns:
             if not (row[column] or "").strip():
                 raise UsageError(
-                    f"{path}: {column!r} is empty in the row of {row[columns[0]]!r}: restore the "
-                    "original"
+                    f"{path}: {column!r} is empty in row {number} below the header "
+                    f"({row[columns[0]]!r}): restore the original"
                 )
         yield {column: row[column].strip() for column in columns}
 
