@@ -109,8 +109,7 @@ def load_labelled(
         and ``progress``.
       split: a TFDS split, such as ``train`` or ``train+test``; None is all splits in a row, without
         the examples whose label is -1, TFDS's mark of an unlabelled one.
-      images: whether to decode images; without, they have no pixels, and labels come a hundred times
-        as fast.
+      images: whether to decode images; without, they have no pixels, and only labels are read.
 
     Returns:
       The split and the names of the classes.
