@@ -50,6 +50,6 @@ def get_config(variant="fast"):
         config.method.alpha = 1e-3
         config.method.beta = 1e-4
     # The warm-up ends by validation accuracy within some ten steps, so it is scored more often than once an epoch.
-    if variant == "warmup":
+    if config.method.get("warmup"):
         config.train.validate_every = 5
     return config

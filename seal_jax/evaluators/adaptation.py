@@ -137,7 +137,7 @@ def system_of(settings: Settings) -> str:
         kind = changes.get("optimizer.name", "sgd")
         if traits == _traits(changes, kind, changes.get("optimizer.nesterov", False)):
             return name
-    head, _, _, warmup, kind = traits
+    head, *_, warmup, _, kind = traits
     return f"{head} warmup {kind}" if warmup else f"{head} {kind}"
 
 
@@ -147,7 +147,8 @@ def _traits(options: Mapping[str, Any], optimizer: str, nesterov: bool) -> tuple
     # Both are FAST's head: exactly 0, or normal with deviation 1e-8.
     head = "zero" if options["head"] == "tiny" else options["head"]
     kind = "nesterov" if optimizer == "sgd" and nesterov else optimizer
-    return head, options["alpha"] != 0, options["beta"] != 0, options["warmup"], kind
+    learns = (options["alpha"] != 0, options["beta"] != 0)
+    return head, *learns, options["warmup"], options["warmup_statistics"], kind
 
 
 def source_of(loaded_run: LoadedRun, networks: Sequence[Network]) -> pretrained.Source:

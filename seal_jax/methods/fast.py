@@ -64,6 +64,12 @@ VARIANTS = {
         # In steps; the paper's rule counts ten.
         **{"train.validate_every": 5},
     ),
+    "warmup_statistics": _system(
+        "Warm-up, updated statistics",
+        "6.4, Figure 7",
+        {"head": "kaiming_fan_in", "warmup": True, "warmup_statistics": True},
+        **{"train.validate_every": 5},
+    ),
 }
 
 
@@ -110,9 +116,9 @@ class Warmup(NamedTuple):
 
 
 def defaults(options: Options) -> dict[str, dict[str, Any]]:
-    """Return the paper's choices: a head without bias, and frozen statistics in feature extraction."""
-    # Section 3: in feature extraction the features stay what they were, BatchNorm's statistics too.
-    statistics = "frozen" if options.beta == 0 else "batch"
+    """Return the paper's choices: a head without bias, and a feature extractor in inference mode."""
+    # Section 5.3.3. Figure 7 has curves with updated statistics, to tell their influence apart.
+    statistics = "batch" if options.warmup_statistics else "frozen"
     return {"model": {"head_bias": False}, "train": {"batch_statistics": statistics}}
 
 

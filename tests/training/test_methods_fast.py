@@ -99,7 +99,7 @@ def test_the_head_has_no_bias_unless_asked_for():
 
 
 def test_a_run_records_what_the_method_chose(tmp_path):
-    config = fast({"beta": 0.0}, norm="batch", train={"epochs_per_generation": 1})
+    config = fast(norm="batch", train={"epochs_per_generation": 1})
     model = dataclasses.replace(config.model, head_bias=None)
     train = dataclasses.replace(config.train, batch_statistics=None)
     left_open = dataclasses.replace(config, model=model, train=train)
@@ -214,7 +214,8 @@ def test_rule_of_the_warm_up():
 def test_features_wait_for_the_warm_up(statistics):
     method = {"head": "kaiming_fan_in", "warmup": True, "warmup_gain": 0.3, "warmup_steps": 3}
     method["warmup_statistics"] = statistics
-    trainer = Trainer(STRIPES, fast(method, norm="batch", train={"validate_every": 1}))
+    train = {"validate_every": 1, "batch_statistics": "batch"}
+    trainer = Trainer(STRIPES, fast(method, norm="batch", train=train))
     seen, warm = [host(moved_statistics(trainer))], []
     for _ in range(10):
         trainer.calls(1)
