@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import io
 import math
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from seal_jax.data.dataset import Dataset, Split, hold_out
+from seal_jax.data.decoding import MODES, decode
 from seal_jax.data.preparation import first_line, open_prepared
 from seal_jax.errors import UsageError, check_integer
 
@@ -21,8 +21,6 @@ from seal_jax.errors import UsageError, check_integer
 _CHUNK = 256
 # Decoding holds the interpreter's lock half of the time: more threads would only wait for it.
 _THREADS = min(os.cpu_count() or 1, 4)
-# Pillow's modes by number of channels.
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # A bar appears only where decoding takes longer than this, in seconds.
 _BAR_DELAY = 2.0
 
@@ -178,31 +176,14 @@ class Decoder:
     def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
         """Return the image, uint8 ``[height, width, channels]``, and the label."""
         import tensorflow_datasets as tfds
-        from PIL import Image
 
-        # TFDS leaves the image encoded: Pillow decodes it, and converts and resizes it as well.
+        # TFDS leaves the image encoded, since it would need TensorFlow to decode some of them.
         skip = {self.image: tfds.decode.SkipDecoding()}
         example = self.features.deserialize_example_np(record, decoders=skip)
+        label = int(example[self.label])
         if not self.decode_images:
-            return np.empty((0, 0, self.channels), np.uint8), int(example[self.label])
-        with Image.open(io.BytesIO(example[self.image])) as stored:
-            mode = _MODES[self.channels]
-            image = stored.convert(mode) if stored.mode != mode else stored.copy()
-        # Pillow's sizes are (width, height).
-        if self.size is not None and image.size != self.size[::-1]:
-            image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
-        if self.crop is not None:
-            width, height = image.size
-            if self.crop > min(width, height):
-                raise UsageError(
-                    f"crop={self.crop} is larger than an image ({height}x{width}): "
-                    "set data.image_size, or lower it"
-                )
-            # Half a pixel is rounded to the even side, as torchvision does.
-            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-            image = image.crop((left, top, left + self.crop, top + self.crop))
-        pixels = np.asarray(image)
-        return pixels.reshape(*pixels.shape[:2], self.channels), int(example[self.label])
+            return np.empty((0, 0, self.channels), np.uint8), label
+        return decode(example[self.image], self.channels, self.size, self.crop), label
 
 
 def make_decoder(
@@ -221,7 +202,7 @@ def make_decoder(
     image = features[image_key]
     # Where TFDS leaves the number of channels open, the decoder converts all images to RGB.
     stored = image.shape[-1] or 3
-    if image.np_dtype != np.uint8 or stored not in _MODES:
+    if image.np_dtype != np.uint8 or stored not in MODES:
         raise UsageError(
             f"{info.name} has images of dtype {image.np_dtype} and {stored} channels: "
             "choose a data set of 8-bit images with 1, 3 or 4 channels"

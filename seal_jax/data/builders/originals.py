@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from seal_jax.data.decoding import CorruptImageError, decode
 from seal_jax.errors import UsageError
 
 SUFFIXES = frozenset(
@@ -135,7 +136,7 @@ class ListedImages(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, examples: Examples, labels: Mapping[str, int]):
         height, width = self.SIZE
-        size = None if height is None or width is None else (width, height)
+        size = None if height is None or width is None else (height, width)
         for path, label in examples:
             # Encoded, since TFDS would need TensorFlow to encode an array.
             image = io.BytesIO(encoded(path, size))
@@ -146,35 +147,33 @@ def encoded(path: Path, size: tuple[int, int] | None = None) -> bytes:
     """Return the image as JPEG or PNG: the file's own bytes if they are that, else PNG of its pixels.
 
     Raises:
-      UsageError: where it does not decode, has more than 8 bits per channel, or another ``size`` than
-        ``(width, height)``.
+      UsageError: where it does not decode, or has another ``size`` than ``(height, width)``.
     """
     from PIL import Image
 
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            # Opening reads the header only; damage further on shows where the pixels are loaded.
-            image.load()
-            # Pillow's modes of 16 and 32 bits per channel.
-            if image.mode.startswith(("I", "F")):
-                raise UsageError(f"{path} has more than 8 bits a channel: convert it to 8")
-            if size is not None and image.size != size:
-                raise UsageError(
-                    f"{path} is {image.size[0]}x{image.size[1]}, not {size[0]}x{size[1]}: "
-                    "restore the original"
-                )
-            if image.format in ("JPEG", "MPO", "PNG"):  # MPO: cameras' JPEG
-                return content
-            png = io.BytesIO()
-            image.convert("L" if image.mode in ("1", "L") else "RGB").save(png, format="PNG")
-            return png.getvalue()
-    # UsageError is a ValueError, which the clause below would catch.
-    except UsageError:
-        raise
-    # Pillow reports damage by several types, SyntaxError one of them.
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"{path} is not a readable image: restore the original file") from error
+        # Decoded whatever is stored: otherwise damage would show in a training long after.
+        pixels = decode(content, 3)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): restore the original"
+        ) from None
+    except CorruptImageError as error:
+        raise UsageError(
+            f"{path} is not a readable image ({error}): restore the original file"
+        ) from error
+    if size is not None and pixels.shape[:2] != size:
+        height, width = pixels.shape[:2]
+        raise UsageError(
+            f"{path} is {height}x{width}, not {size[0]}x{size[1]}: restore the original"
+        )
+    with Image.open(io.BytesIO(content)) as image:
+        if image.format in ("JPEG", "MPO", "PNG"):  # MPO: cameras' JPEG
+            return content
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, format="PNG")
+    return png.getvalue()
 
 
 def is_image(name: str) -> bool:
