@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +11,12 @@ from seal_jax.errors import UsageError, check_integer
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels in host memory; other shapes or dtypes are a ``UsageError``."""
+    """Images and labels; other shapes or dtypes are a ``UsageError``.
 
-    images: np.ndarray  # uint8 [n, height, width, channels]
+    The images are an array, or :class:`seal_jax.data.StoredImages` that are decoded when indexed.
+    """
+
+    images: Any  # uint8 [n, height, width, channels]
     labels: np.ndarray  # int32 [n]
 
     def __post_init__(self):
@@ -37,7 +41,13 @@ class Split:
 
     def rows(self, rows: np.ndarray) -> "Split":
         """Return the split of these rows, in their order."""
-        return Split(self.images[rows], self.labels[rows])
+        images = self.images.take(rows) if self.streamed else self.images[rows]
+        return Split(images, self.labels[rows])
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are not in memory, but decoded when they are indexed."""
+        return not isinstance(self.images, np.ndarray)
 
 
 @dataclass(frozen=True)

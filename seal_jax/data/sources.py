@@ -1,28 +1,25 @@
-"""Load a prepared data set by name into host memory: its records decoded by threads, without TensorFlow."""
+"""Load a data set by name, without TensorFlow: into host memory, or as images that stay encoded."""
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from seal_jax.data.dataset import Dataset, Split, hold_out
-from seal_jax.data.decoding import MODES, decode
-from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.errors import UsageError, check_integer
+from seal_jax.data.preparation import first_line
+from seal_jax.data.readers import Opened, Reader, open_data
+from seal_jax.data.streaming import CHUNK, THREADS, Decoder, StoredImages, differing, labels_of
+from seal_jax.errors import UsageError, check_choice, check_integer
 
-# Records that a thread asks for in one read.
-_CHUNK = 256
-# Decoding holds the interpreter's lock half of the time: more threads would only wait for it.
-_THREADS = min(os.cpu_count() or 1, 4)
 # A bar appears only where decoding takes longer than this, in seconds.
 _BAR_DELAY = 2.0
+Placement = Literal["device", "stream", "auto"]
 
 
 def load(
@@ -38,14 +35,18 @@ def load(
     crop: int | None = None,
     validation_fraction: float = 0.1,
     validation_seed: int = 0,
+    placement: Placement = "device",
+    room: int | None = None,
     progress: bool = True,
 ) -> Dataset:
-    """Load a prepared TFDS data set and hold out a validation split.
+    """Load a data set and hold out a validation split.
 
     Args:
       name: ``digits`` (prepared where it is missing), ``tiny_imagenet``, ``image_folder/NAME`` or any
-        TFDS name (``name/config:version``) of images with a class label, prepared as array_record.
-      data_dir: the folder of all data sets; None is TFDS's default (``TFDS_DATA_DIR``).
+        TFDS name (``name/config:version``) of images with a class label, prepared as array_record;
+        or ``folder/NAME`` or ``hf/NAME``, a folder of images or of a Hugging Face data set as it is.
+      data_dir: the folder of all data sets; None is TFDS's default (``TFDS_DATA_DIR``). For the last
+        two the folder itself.
       train_split: a TFDS split, such as ``train`` or ``train[:10%]``.
       test_split: the same; by default ``test`` where there is one, else ``validation``.
       test_fraction: part of the training split to test on, stratified by class and always the same,
@@ -58,6 +59,9 @@ def load(
         few-shot protocol is ``image_size=int(1.15 * side), crop=side``.
       validation_fraction: part of the training split to hold out, stratified by class.
       validation_seed: seed of that split.
+      placement: ``device`` decodes all images now, into arrays; ``stream`` leaves them encoded, as
+        :class:`seal_jax.data.StoredImages`; ``auto`` chooses by ``room`` and the host's memory.
+      room: bytes that all images may take before ``auto`` streams; None is no limit but the host's.
       progress: whether a progress bar may appear on standard error where decoding takes a while.
 
     Raises:
@@ -65,27 +69,39 @@ def load(
         prepares it) or cannot be read, images of differing sizes without ``image_size``, a crop
         larger than the images, and what :func:`seal_jax.data.stratified_split` raises.
     """
+    check_choice("data.placement", placement, ("device", "stream", "auto"))
     size = _checked_size(image_size, channels, crop)
-    builder = open_prepared(name, data_dir)
-    test_split = test_split or default_test_split(builder)
+    opened = open_data(name, data_dir, label)
+    test_split = test_split or opened.test_split
     if test_split is None and test_fraction is None:
         raise UsageError(
             f"{name} has neither a test nor a validation split: set train_split and test_split to "
-            f"parts of {', '.join(builder.info.splits) or 'another data set'}, such as train[:80%] "
+            f"parts of {', '.join(opened.counts) or 'another data set'}, such as train[:80%] "
             "and train[80%:]"
         )
     if test_split == train_split:
         raise UsageError(f"test_split={test_split!r} is the training split: choose other examples")
-    decoder = make_decoder(builder.info, label, size, channels, crop)
-    whole = _decode(builder, train_split, decoder, "train_split", progress)
+    readers = [opened.reader(train_split, "train_split")]
     if test_split is not None:
-        test = _decode(builder, test_split, decoder, "test_split", progress)
-    else:
+        readers.append(opened.reader(test_split, "test_split"))
+    parts = [_stored(opened, reader, size, channels, crop) for reader in readers]
+    streamed = placement == "stream"
+    if placement == "auto":
+        needed = sum(math.prod(part.shape) for part in parts)
+        free = available_memory()
+        streamed = needed > (needed if room is None else room) or 2 * needed > (free or 2 * needed)
+    whole, *tests = (
+        Split(part, labels_of(part.reader, opened.location))
+        if streamed
+        else _decode(part, opened, progress)
+        for part in parts
+    )
+    if not tests:
         # Seed 0 and not validation_seed: whatever is validated on, the test images stay the same.
-        whole, test = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
+        whole, *tests = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
     train, validation = hold_out(whole, validation_fraction, validation_seed)
-    class_names = decoder.class_names
-    return Dataset(name, len(class_names), class_names, train, validation, test)
+    class_names = opened.class_names
+    return Dataset(name, len(class_names), class_names, train, validation, tests[0])
 
 
 def load_labelled(
@@ -100,7 +116,7 @@ def load_labelled(
     images: bool = True,
     progress: bool = True,
 ) -> tuple[Split, tuple[str, ...]]:
-    """Load all labelled images of a prepared data set as one split, as few-shot episodes need them.
+    """Load all labelled images of a data set as one split, as few-shot episodes need them.
 
     Args:
       name: as for :func:`load`, like ``data_dir``, ``label``, ``image_size``, ``channels``, ``crop``
@@ -116,24 +132,20 @@ def load_labelled(
       UsageError: as :func:`load`, and where a given split has an unlabelled example.
     """
     size = _checked_size(image_size, channels, crop)
-    builder = open_prepared(name, data_dir)
-    decoder = make_decoder(builder.info, label, size, channels, crop)
-    decoder = dataclasses.replace(decoder, decode_images=images)
-    wanted = split or "+".join(
-        part for part, info in builder.info.splits.items() if info.num_examples
-    )
-    whole = _decode(builder, wanted, decoder, "split", progress)
+    opened = open_data(name, data_dir, label)
+    wanted = split or "+".join(part for part, count in opened.counts.items() if count)
+    reader = opened.reader(wanted, "split")
+    if images:
+        whole = _decode(_stored(opened, reader, size, channels, crop), opened, progress)
+    else:
+        none = np.empty((len(reader), 0, 0, channels or opened.channels), np.uint8)
+        whole = Split(none, labels_of(reader, opened.location))
     labelled = whole.labels >= 0
     if not labelled.all():
         if split is not None or not labelled.any():
             raise UsageError(f"{name}: split={wanted!r} has unlabelled examples: choose another")
         whole = whole.rows(np.flatnonzero(labelled))
-    return whole, decoder.class_names
-
-
-def default_test_split(builder: Any) -> str | None:
-    """Return the split that a prepared data set is tested on, ``None`` if it has none."""
-    return next((split for split in ("test", "validation") if split in builder.info.splits), None)
+    return whole, opened.class_names
 
 
 def _checked_size(
@@ -156,145 +168,74 @@ def _checked_size(
     return size
 
 
-@dataclasses.dataclass(frozen=True)
-class Decoder:
-    """Turns records of one data set into images and labels, as the arguments of :func:`load` say."""
-
-    features: Any  # TFDS's, of the image and the label only
-    image: str  # their keys
-    label: str
-    channels: int
-    size: tuple[int, int] | None
-    crop: int | None = None
-    decode_images: bool = True
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in label order."""
-        return tuple(self.features[self.label].names)
-
-    def __call__(self, record: bytes) -> tuple[np.ndarray, int]:
-        """Return the image, uint8 ``[height, width, channels]``, and the label."""
-        import tensorflow_datasets as tfds
-
-        # TFDS leaves the image encoded, since it would need TensorFlow to decode some of them.
-        skip = {self.image: tfds.decode.SkipDecoding()}
-        example = self.features.deserialize_example_np(record, decoders=skip)
-        label = int(example[self.label])
-        if not self.decode_images:
-            return np.empty((0, 0, self.channels), np.uint8), label
-        return decode(example[self.image], self.channels, self.size, self.crop), label
+@contextlib.contextmanager
+def _reading(opened: Opened) -> Any:
+    """Turn what missing or damaged files raise into one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    # Any error of array_record, protobuf, TFDS, pyarrow or the file system.
+    except Exception as error:
+        raise UsageError(
+            f"{opened.location} cannot be read ({first_line(error)}): {opened.remedy}"
+        ) from error
 
 
-def make_decoder(
-    info: Any,
-    label: str | None,
+def _stored(
+    opened: Opened,
+    reader: Reader,
     size: tuple[int, int] | None,
-    channels: int | None = None,
-    crop: int | None = None,
-) -> Decoder:
-    """Return the decoder for a TFDS ``DatasetInfo``; raise where image and label are not plain."""
-    import tensorflow_datasets as tfds
-
-    features, supervised = info.features, info.supervised_keys
-    image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
-    label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")
-    image = features[image_key]
-    # Where TFDS leaves the number of channels open, the decoder converts all images to RGB.
-    stored = image.shape[-1] or 3
-    if image.np_dtype != np.uint8 or stored not in MODES:
-        raise UsageError(
-            f"{info.name} has images of dtype {image.np_dtype} and {stored} channels: "
-            "choose a data set of 8-bit images with 1, 3 or 4 channels"
-        )
-    # Not tfds.decode.PartialDecoding, which imports TensorFlow.
-    chosen = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
-    return Decoder(chosen, image_key, label_key, channels or stored, size, crop)
+    channels: int | None,
+    crop: int | None,
+) -> StoredImages:
+    """Return the images of a part; its first one tells the shape of all where ``size`` does not."""
+    channels = channels or opened.channels
+    decoder = Decoder(channels, size, crop, opened.remedy)
+    shape: tuple[int, ...]
+    if size is not None:
+        shape = (*(size if crop is None else (crop, crop)), channels)
+        _check_memory(reader.name, (1, *size, channels))  # before the crop
+    else:
+        with _reading(opened):
+            [(encoded, _)] = reader.read([0])
+            shape = decoder(reader, 0, encoded).shape
+    height, width, channels = shape
+    return StoredImages(reader, decoder, np.arange(len(reader)), (height, width, channels))
 
 
-def _choose(features: Any, kind: type, wanted: str | None, supervised: Any, field: str) -> str:
-    """Return the key of the one feature of this kind: the wanted, TFDS's supervised, or the only."""
-    keys = sorted(key for key, feature in features.items() if isinstance(feature, kind))
-    if wanted is not None:
-        if wanted not in keys:
-            raise UsageError(f"{field}={wanted!r} is not one of {', '.join(keys) or 'none'}")
-        return wanted
-    preferred = [key for key in keys if key in (supervised or ())]
-    for candidates in (preferred, keys):
-        if len(candidates) == 1:
-            return candidates[0]
-    if not keys:
-        raise UsageError(
-            f"the data set has no {kind.__name__} feature: choose one to classify images"
-        )
-    raise UsageError(f"{field} must choose one of {', '.join(keys)}")
-
-
-def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bool) -> Split:
-    """Read and decode a split of a prepared data set; ``field`` is what messages call the split."""
-    import tensorflow_datasets as tfds
+def _decode(stored: StoredImages, opened: Opened, progress: bool) -> Split:
+    """Read and decode all images of a part, and their labels in the same pass."""
     from tqdm import tqdm
 
-    try:
-        count = builder.info.splits[split].num_examples
-    except (KeyError, ValueError) as error:
-        raise UsageError(
-            f"{field}={split!r}: {first_line(error)}; the splits are {', '.join(builder.info.splits)}"
-        ) from error
-    if count < 1:  # TFDS counts those of train[5:2] as -3
-        raise UsageError(f"{field}={split!r} has no example: choose a larger part")
-
-    # With a size given, memory is checked before anything is read.
-    if decoder.size is not None:
-        side = decoder.size if decoder.crop is None else (decoder.crop, decoder.crop)
-        _check_memory(split, (count, *side, decoder.channels))
-        _check_memory(split, (1, *decoder.size, decoder.channels))  # before the crop
-    labels = np.empty(count, np.int32)
+    reader, count, shape = stored.reader, len(stored), stored.image_shape
+    # Before anything is read.
+    _check_memory(reader.name, stored.shape)
+    images, labels = np.empty(stored.shape, np.uint8), np.empty(count, np.int32)
     bar = tqdm(
         total=count,
-        desc=f"{builder.name} {split}",
+        desc=reader.name,
         unit=" images",
         delay=_BAR_DELAY,
         disable=not progress,
         # A log file gets a line now and then, a terminal a moving bar.
         mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 15.0,
     )
-    with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            source = builder.as_data_source(
-                split,
-                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-                file_format="array_record",
-            )
-            # Only the first image tells the stored size, and so the memory that all of them take.
-            shape = decoder(source[0])[0].shape
-            _check_memory(split, (count, *shape))
-            images = np.empty((count, *shape), np.uint8)
 
-            def fill(start: int) -> int:
-                """Decode one chunk into its rows of the arrays; return its length."""
-                chunk = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
-                # Threads write disjoint rows, so nothing is locked.
-                for row, record in enumerate(chunk, start):
-                    image, labels[row] = decoder(record)
-                    if image.shape != shape:
-                        raise UsageError(
-                            f"{builder.name} has images of differing sizes ({shape[:2]}, "
-                            f"{image.shape[:2]}): set data.image_size"
-                        )
-                    images[row] = image
-                return len(chunk)
+    def fill(start: int) -> int:
+        """Decode one chunk into its rows of the arrays; return its length."""
+        chunk = reader.read(range(start, min(start + CHUNK, count)))
+        # Threads write disjoint rows, so nothing is locked.
+        for row, (encoded, labels[row]) in enumerate(chunk, start):
+            image = stored.decoder(reader, row, encoded)
+            if image.shape != shape:
+                raise differing(reader.name, shape, image.shape)
+            images[row] = image
+        return len(chunk)
 
-            for decoded in pool.map(fill, range(0, count, _CHUNK)):
-                bar.update(decoded)
-        except UsageError:
-            raise
-        # Missing or damaged files surface as any error of array_record, protobuf, TFDS or Pillow.
-        except Exception as error:
-            raise UsageError(
-                f"{builder.data_dir} cannot be read ({first_line(error)}): "
-                "delete it and prepare it again"
-            ) from error
+    with bar, concurrent.futures.ThreadPoolExecutor(THREADS) as pool, _reading(opened):
+        for decoded in pool.map(fill, range(0, count, CHUNK)):
+            bar.update(decoded)
     return Split(images, labels)
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from seal_jax import data
-from seal_jax.data import sources
+from seal_jax.data.readers import open_data
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
@@ -75,10 +75,8 @@ def episode_data(loaded_run: LoadedRun, name: str, side: int, *, images: bool = 
 
 def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
     """Return whether a data set has a test split; without, a part of its images is held out."""
-    from seal_jax.data.preparation import open_prepared
-
-    builder = open_prepared(name, loaded_run.settings.data.data_dir or None)
-    return sources.default_test_split(builder) is not None
+    opened = open_data(name, loaded_run.settings.data.data_dir or None)
+    return opened.test_split is not None
 
 
 def model_for(loaded_run: LoadedRun, side: int | None) -> Model:

@@ -158,7 +158,7 @@ def test_images_that_do_not_fit_the_memory(digits, monkeypatch):
     # Where the stored size is kept, it is known from the first image on.
     monkeypatch.setattr(sources, "available_memory", lambda: 2 * 1437 * 8 * 8 - 1)
     with pytest.raises(
-        UsageError, match=r"1437 images of 8x8x1 in 'train' .* lower data.image_size"
+        UsageError, match=r"1437 images of 8x8x1 in 'digits train' .* lower data.image_size"
     ):
         load("digits", data_dir=digits.parents[1])
     monkeypatch.undo()

@@ -1,0 +1,335 @@
+"""Where encoded images with labels are read from: TFDS's array_record, a folder of files, Hugging Face.
+
+A :class:`Reader` reads any of them by number, in any order, without TensorFlow. It can be pickled, so
+that worker processes read as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from seal_jax.data.preparation import first_line, open_prepared
+from seal_jax.errors import UsageError
+
+# Read where they are, without being prepared: ``folder/NAME`` and ``hf/NAME``, at ``data.data_dir``.
+IN_PLACE = ("folder", "hf")
+
+
+class Reader(Protocol):
+    """Encoded images of one part of a data set, with their labels."""
+
+    name: str  # what messages call the part
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+        """Return the encoded images of these numbers, with their labels."""
+        ...
+
+    def labels(self) -> np.ndarray | None:
+        """Return all labels, int32 ``[n]``; ``None`` where only reading all records tells them."""
+        ...
+
+    def where(self, number: int) -> str:
+        """Return what messages call one image."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A data set whose parts can be read.
+
+    Attributes:
+      name: as it was asked for.
+      location: where it is, for messages.
+      counts: images by split.
+      class_names: in label order.
+      channels: of the stored images, 1, 3 or 4.
+      part: returns the reader of a checked split such as ``train[:10%]``.
+      remedy: what to do about data that cannot be read.
+    """
+
+    name: str
+    location: str
+    counts: Mapping[str, int]
+    class_names: tuple[str, ...]
+    channels: int
+    part: Callable[[str], Reader]
+    remedy: str
+
+    def reader(self, split: str, field: str) -> Reader:
+        """Return the reader of a split; ``field`` is what messages call the split.
+
+        Raises:
+          UsageError: there is no such split, or it is empty.
+        """
+        try:
+            reader = self.part(split)
+        except (KeyError, ValueError) as error:
+            raise UsageError(
+                f"{field}={split!r}: {first_line(error)}; the splits are {', '.join(self.counts)}"
+            ) from error
+        if len(reader) < 1:  # TFDS counts those of train[5:2] as -3
+            raise UsageError(f"{field}={split!r} has no example: choose a larger part")
+        return reader
+
+    @property
+    def test_split(self) -> str | None:
+        """The split that it is tested on, ``None`` if it has none."""
+        return next((split for split in ("test", "validation") if split in self.counts), None)
+
+
+def open_data(name: str, data_dir: str | os.PathLike | None, label: str | None = None) -> Opened:
+    """Open a data set by name, where it is prepared or lies.
+
+    Args:
+      name: ``folder/NAME``, ``hf/NAME``, or any name of TFDS, whose data must be prepared as
+        array_record; ``digits`` is prepared where it is missing.
+      data_dir: the folder of all prepared data sets, or, for the first two, of this one.
+      label: which class label, where there are several.
+
+    Raises:
+      UsageError: unknown, not prepared, or not images with a class label.
+    """
+    kind = name.split("/")[0]
+    if kind not in IN_PLACE:
+        return _open_prepared(name, data_dir, label)
+    if not data_dir:
+        raise UsageError(
+            f"data.name={name!r} is read where it lies: set data.data_dir to its folder"
+        )
+    return (_open_folder if kind == "folder" else _open_hugging_face)(name, data_dir, label)
+
+
+class _Prepared:
+    """Reads a part of TFDS's array_record files."""
+
+    def __init__(self, name: str, source: Any, features: Any, image: str, label: str):
+        self.name, self._source, self._features = name, source, features
+        self._image, self._label = image, label
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+        import tensorflow_datasets as tfds
+
+        # TFDS leaves the image encoded.
+        skip = {self._image: tfds.decode.SkipDecoding()}
+        examples = (
+            self._features.deserialize_example_np(record, decoders=skip)
+            for record in self._source.__getitems__([int(number) for number in numbers])
+        )
+        return [(example[self._image], int(example[self._label])) for example in examples]
+
+    def labels(self) -> np.ndarray | None:
+        return None
+
+    def where(self, number: int) -> str:
+        return f"example {number} of {self.name}"
+
+
+def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | None) -> Opened:
+    import tensorflow_datasets as tfds
+
+    builder = open_prepared(name, data_dir)
+    info = builder.info
+    features, supervised = info.features, info.supervised_keys
+    image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
+    label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")
+    image = features[image_key]
+    # Where TFDS leaves the number of channels open, images are converted to RGB.
+    stored = image.shape[-1] or 3
+    if image.np_dtype != np.uint8 or stored not in (1, 3, 4):
+        raise UsageError(
+            f"{info.name} has images of dtype {image.np_dtype} and {stored} channels: "
+            "choose a data set of 8-bit images with 1, 3 or 4 channels"
+        )
+    # Not tfds.decode.PartialDecoding, which imports TensorFlow.
+    chosen = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
+
+    def part(split: str) -> Reader:
+        if info.splits[split].num_examples < 1:
+            return _Prepared(split, (), chosen, image_key, label_key)
+        try:
+            source = builder.as_data_source(
+                split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format="array_record",
+            )
+        # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
+        except Exception as error:
+            raise UsageError(
+                f"{builder.data_dir} cannot be read ({first_line(error)}): "
+                "delete it and prepare it again"
+            ) from error
+        return _Prepared(f"{builder.name} {split}", source, chosen, image_key, label_key)
+
+    return Opened(
+        name,
+        str(builder.data_dir),
+        {split: int(value.num_examples) for split, value in info.splits.items()},
+        tuple(features[label_key].names),
+        stored,
+        part,
+        "delete it and prepare it again",
+    )
+
+
+def _choose(features: Any, kind: type, wanted: str | None, supervised: Any, field: str) -> str:
+    """Return the key of the one feature of this kind: the wanted, TFDS's supervised, or the only."""
+    keys = sorted(key for key, feature in features.items() if isinstance(feature, kind))
+    if wanted is not None:
+        if wanted not in keys:
+            raise UsageError(f"{field}={wanted!r} is not one of {', '.join(keys) or 'none'}")
+        return wanted
+    preferred = [key for key in keys if key in (supervised or ())]
+    for candidates in (preferred, keys):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not keys:
+        raise UsageError(
+            f"the data set has no {kind.__name__} feature: choose one to classify images"
+        )
+    raise UsageError(f"{field} must choose one of {', '.join(keys)}")
+
+
+def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, slice]]:
+    """Return the ranges that a split in TFDS's syntax selects.
+
+    >>> _ranges("train[:10%]+test", {"train": 50, "test": 7})
+    [('train', slice(0, 5, None)), ('test', slice(0, 7, None))]
+    """
+    import tensorflow_datasets as tfds
+
+    infos = {
+        # What TFDS asks of its own records of splits.
+        name: types.SimpleNamespace(num_examples=count)
+        for name, count in counts.items()
+    }
+    absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    return [
+        (part.splitname, slice(*slice(part.from_, part.to).indices(counts[part.splitname])))
+        for part in absolute
+    ]
+
+
+class _Files:
+    """Reads files below a folder."""
+
+    def __init__(self, name: str, root: str, files: np.ndarray, labels: np.ndarray):
+        # Relative paths as bytes of one length: a million of them are pickled in a moment.
+        self.name, self._root, self._files, self._labels = name, root, files, labels
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+        from etils import epath
+
+        return [
+            (epath.Path(self.where(number)).read_bytes(), int(self._labels[number]))
+            for number in numbers
+        ]
+
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
+    def where(self, number: int) -> str:
+        return f"{self._root}/{self._files[number].decode()}"
+
+
+def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
+    from etils import epath
+
+    from seal_jax.data.builders.image_folder import ImageFolder
+
+    if label is not None:
+        raise UsageError(f"data.label={label!r}: {name} has one label, its folders; leave it out")
+    root = epath.Path(data_dir)
+    listing = ImageFolder.scan(root)
+    numbers = {class_name: index for index, class_name in enumerate(listing.classes)}
+
+    def part(split: str) -> Reader:
+        chosen = [
+            example
+            for split_name, rows in _ranges(split, listing.counts)
+            for example in listing.splits[split_name][rows]
+        ]
+        files = np.array([os.fsencode(path.relative_to(root)) for path, _ in chosen], np.bytes_)
+        labels = np.array([numbers[class_name] for _, class_name in chosen], np.int32)
+        return _Files(f"{name} {split}", os.fspath(root), files, labels)
+
+    remedy = "replace the file, or move it away"
+    return Opened(name, str(root), listing.counts, tuple(listing.classes), 3, part, remedy)
+
+
+class _HuggingFace:
+    """Reads rows of a Hugging Face data set, which is mapped into memory."""
+
+    def __init__(self, name: str, rows: Any, image: str, label: str):
+        self.name, self._rows, self._image, self._label = name, rows, image, label
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+        chosen = self._rows[[int(number) for number in numbers]]
+        return [
+            (self._bytes(image), int(label))
+            for image, label in zip(chosen[self._image], chosen[self._label], strict=True)
+        ]
+
+    @staticmethod
+    def _bytes(image: Mapping[str, Any]) -> bytes:
+        from etils import epath
+
+        return image["bytes"] or epath.Path(image["path"]).read_bytes()
+
+    def labels(self) -> np.ndarray | None:
+        return np.asarray(self._rows.with_format("numpy")[self._label][:], np.int32)
+
+    def where(self, number: int) -> str:
+        return f"row {number} of {self.name}"
+
+
+def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError(
+            f"data.name={name!r} needs the package datasets: pip install datasets"
+        ) from None
+    try:
+        stored = datasets.load_from_disk(os.fspath(data_dir))
+    except Exception as error:
+        raise UsageError(
+            f"data.data_dir={data_dir} is no Hugging Face data set on disk ({first_line(error)}): make one "
+            'by datasets.load_dataset("OWNER/NAME").save_to_disk(FOLDER)'
+        ) from error
+    splits = dict(stored) if isinstance(stored, datasets.DatasetDict) else {"train": stored}
+    features = next(iter(splits.values())).features
+    image = _choose(features, datasets.Image, None, (), "the image")
+    label = _choose(features, datasets.ClassLabel, label, ("label",), "data.label")
+    # Left encoded, as in TFDS.
+    encoded = {
+        split: rows.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
+        for split, rows in splits.items()
+    }
+    counts = {split: len(rows) for split, rows in encoded.items()}
+
+    def part(split: str) -> Reader:
+        chosen = [
+            encoded[split_name].select(range(rows.start, rows.stop))
+            for split_name, rows in _ranges(split, counts)
+        ]
+        return _HuggingFace(f"{name} {split}", datasets.concatenate_datasets(chosen), image, label)
+
+    remedy = "make the folder again"
+    return Opened(name, os.fspath(data_dir), counts, tuple(features[label].names), 3, part, remedy)

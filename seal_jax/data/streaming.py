@@ -1,0 +1,267 @@
+"""Images that stay encoded where they are stored, and are decoded when they are needed.
+
+:class:`StoredImages` stands in the place of an array of images. :func:`stream` decodes batches ahead of
+their use, in worker processes that Grain runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seal_jax.core import files
+from seal_jax.data.decoding import CorruptImageError, decode
+from seal_jax.data.readers import Reader
+from seal_jax.errors import UsageError
+
+# Decoding holds the interpreter's lock half of the time: more threads would only wait for it.
+THREADS = min(os.cpu_count() or 1, 4)
+# Records that are asked for in one read.
+CHUNK = 256
+# Decoded batches that wait in each worker process.
+_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """How stored images become pixels: see :func:`seal_jax.data.decoding.decode`.
+
+    Attributes:
+      remedy: what to do about an image that cannot be decoded, for the message.
+    """
+
+    channels: int
+    size: tuple[int, int] | None = None
+    crop: int | None = None
+    remedy: str = "replace it"
+
+    def __call__(self, reader: Reader, number: int, encoded: bytes) -> np.ndarray:
+        """Return an image's pixels, uint8 ``[height, width, channels]``."""
+        try:
+            return decode(encoded, self.channels, self.size, self.crop)
+        except CorruptImageError as error:
+            raise UsageError(
+                f"{reader.where(number)} cannot be decoded: {error}; {self.remedy}"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, as programs know it
+class StoredImages:
+    """Encoded images in the place of an array uint8 ``[n, height, width, channels]``.
+
+    Indexing decodes: by a number, a slice, or an integer array of any shape, as of an array's first
+    axis. It can be pickled.
+
+    Attributes:
+      reader: of the part of a data set that holds them.
+      decoder: what makes pixels of them.
+      rows: their numbers there, int64 ``[n]``.
+      image_shape: ``(height, width, channels)`` of every image.
+    """
+
+    reader: Reader
+    decoder: Decoder
+    rows: np.ndarray
+    image_shape: tuple[int, int, int]
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(n, height, width, channels)``."""
+        return (len(self), *self.image_shape)
+
+    def take(self, rows: np.ndarray) -> StoredImages:
+        """Return these images, still encoded."""
+        return dataclasses.replace(self, rows=self.rows[rows])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        numbers = self.rows[index]
+        flat = np.reshape(numbers, -1)
+        # Threads where many are asked for: the decoders of files hold no lock.
+        parts = np.array_split(flat, min(THREADS, max(len(flat) // 8, 1)))
+        run = map if len(parts) == 1 else _threads().map
+        pixels = np.concatenate(list(run(self._decoded, parts)))
+        return pixels.reshape(*np.shape(numbers), *self.image_shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Decode all images."""
+        del copy
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return images ``[..., height, width, channels]`` like indexing, without threads."""
+        pixels = self._decoded(self.rows[np.reshape(rows, -1)])
+        return pixels.reshape(*np.shape(rows), *self.image_shape)
+
+    def _decoded(self, numbers: np.ndarray) -> np.ndarray:
+        images = np.empty((len(numbers), *self.image_shape), np.uint8)
+        for start in range(0, len(numbers), CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            for row, (encoded, _) in enumerate(self.reader.read(chunk), start):
+                image = self.decoder(self.reader, numbers[row], encoded)
+                if image.shape != self.image_shape:
+                    raise differing(self.reader.name, self.image_shape, image.shape)
+                images[row] = image
+        return images
+
+
+def differing(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> UsageError:
+    """Return the error of a part whose images have different shapes."""
+    return UsageError(
+        f"{name} has images of differing sizes ({one[:2]}, {other[:2]}): set data.image_size"
+    )
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
+
+
+def labels_of(reader: Reader, location: str) -> np.ndarray:
+    """Return all labels of a part, int32 ``[n]``.
+
+    Where only reading every record tells them, as in array_record, they are kept in the user's cache
+    for the next time; ``location`` is where the data is.
+    """
+    labels = reader.labels()
+    if labels is not None:
+        return labels
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seal_jax" / "labels"
+    kept = cache / f"{_digest(reader, location)}.npy"
+    # A file that is damaged or cannot be read is made again.
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        labels = np.load(kept, allow_pickle=False)
+        if labels.shape == (len(reader),) and labels.dtype == np.int32:
+            return labels
+    labels = np.empty(len(reader), np.int32)
+    for start in range(0, len(labels), CHUNK):
+        chunk = range(start, min(start + CHUNK, len(labels)))
+        labels[chunk] = [label for _, label in reader.read(chunk)]
+    # Without a cache the labels are read again: slower, and as good.
+    with contextlib.suppress(OSError, UsageError):
+        cache.mkdir(parents=True, exist_ok=True)
+        files.write(kept, _npy(labels))
+    return labels
+
+
+def _npy(array: np.ndarray) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _digest(reader: Reader, location: str) -> str:
+    """Return what changes when the prepared data does: its place, part, and all metadata."""
+    from etils import epath
+
+    digest = hashlib.sha256(f"{location}\n{reader.name}\n{len(reader)}\n".encode())
+    for path in sorted(epath.Path(location).iterdir()):
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.length} {stat.mtime}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+# The images of a batch as flat bytes ``[..., height * width * channels]``, from the batch's number.
+Rows = Callable[[int], np.ndarray]
+
+
+@dataclasses.dataclass
+class _Batches:
+    """The batches as Grain asks for them, in the process that decodes them."""
+
+    images: StoredImages
+    rows: Rows
+    count: int
+    processes: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        rows = self.rows(number)
+        # Beside other worker processes, threads would only wait for each other.
+        pixels = self.images.read(rows) if self.processes else self.images[rows]
+        return pixels.reshape(*rows.shape, -1)
+
+
+def stream(
+    images: StoredImages, rows: Rows, start: int, stop: int, processes: int
+) -> Iterator[np.ndarray]:
+    """Decode the batches ``start .. stop-1`` in order, ahead of their use.
+
+    Args:
+      images: what is decoded.
+      rows: the rows of a batch, an integer array of any shape, by its number; it is called in the
+        worker processes, so it must be a pure function that can be pickled.
+      start: the first batch.
+      stop: the one after the last.
+      processes: worker processes; 0 decodes in threads of this one.
+
+    Yields:
+      uint8 ``[*rows.shape, height * width * channels]``.
+
+    Raises:
+      UsageError: an image cannot be decoded.
+    """
+    import grain
+
+    source = _Batches(images, rows, stop, processes)
+    dataset = grain.MapDataset.source(source)[start:]
+    if processes:
+        options = grain.MultiprocessingOptions(processes, per_worker_buffer_size=_AHEAD)
+        reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        batches = dataset.to_iter_dataset(reading).mp_prefetch(options, worker_init_fn=_worker)
+    else:
+        # One thread decodes batch after batch, with the help of the others.
+        batches = dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
+        )
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def batches(images: Any, order: Sequence[np.ndarray], processes: int = 0) -> Iterator[np.ndarray]:
+    """Yield ``images[rows]`` for each ``rows`` of an order; stored images are decoded ahead.
+
+    ``images`` is an array or :class:`StoredImages`, ``[n, height, width, channels]``.
+    """
+    if not isinstance(images, StoredImages):
+        yield from (images[rows] for rows in order)
+        return
+    flat = stream(images, order.__getitem__, 0, len(order), processes)
+    for pixels in flat:
+        yield pixels.reshape(*pixels.shape[:-1], *images.image_shape)
+
+
+def _worker(index: int, count: int) -> None:
+    """End a worker process when the process that started it is gone, even if that was killed."""
+    del index, count
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
