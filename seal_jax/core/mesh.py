@@ -18,6 +18,8 @@ SEED, DATA = "seed", "data"
 # Every leaf of a training state has the seeds as its first axis.
 BY_SEED = PartitionSpec(SEED)
 REPLICATED = PartitionSpec()
+# Arrays over batches, [batches, batch, ...].
+BATCHES = PartitionSpec(None, DATA)
 
 
 def layout(settings: Settings, devices: int) -> tuple[int, int]:
@@ -60,6 +62,36 @@ def make(settings: Settings, devices: list[Any]) -> Mesh:
     return jax.make_mesh(shape, (SEED, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def place_part(
+    mesh: Mesh, shape: tuple[int, ...], spec: PartitionSpec, part: np.ndarray
+) -> jax.Array:
+    """Put on the mesh what :func:`local_part` of a global array this process has in host memory."""
+    sharding, offsets = NamedSharding(mesh, spec), local_part(mesh, shape, spec)
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        return part[
+            tuple(
+                slice(*(bound - offset.start for bound in axis.indices(size)[:2]))
+                for axis, offset, size in zip(index, offsets, shape, strict=True)
+            )
+        ]
+
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def local_part(mesh: Mesh, shape: tuple[int, ...], spec: PartitionSpec) -> tuple[slice, ...]:
+    """Return the smallest block of a global array that holds all shards of this process's devices."""
+    indices = NamedSharding(mesh, spec).addressable_devices_indices_map(shape).values()
+    bounds = [
+        [axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)]
+        for index in indices
+    ]
+    return tuple(
+        slice(min(start for start, _ in axis), max(stop for _, stop in axis))
+        for axis in zip(*bounds, strict=True)
+    )
+
+
 def along(axis: str, devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of one axis over ``devices``, by default over all of this process."""
     devices = jax.local_devices() if devices is None else list(devices)
@@ -74,22 +106,35 @@ def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> ja
     )
 
 
-def over_seeds(function: Callable, batching: str) -> Callable:
-    """Map a function of one seed's state (first argument) over all seeds of a device.
+def over_seeds(function: Callable, batching: str, by_seed: Sequence[bool]) -> Callable:
+    """Map a function of one seed over all seeds of a device.
 
-    A single seed keeps its program as it is; several run as one batched program ("vmap") or one
-    after the other ("map"). The other arguments are shared.
+    Of the arguments ``by_seed``, of which the first is one, every leaf has the seeds as its first axis;
+    the others are shared. A single seed keeps its program as it is; several run as one batched program
+    ("vmap") or one after the other ("map").
     """
 
-    def mapped(state: Any, *shared: Any) -> Any:
+    def mapped(*arguments: Any) -> Any:
         # Of one device: inside shard_map the leading axis has its own seeds only.
-        count = jax.tree.leaves(state)[0].shape[0]
-        if count == 1:
-            one = function(jax.tree.map(lambda leaf: leaf[0], state), *shared)
-            return jax.tree.map(lambda leaf: leaf[None], one)
-        if batching == "vmap":
-            return jax.vmap(function, in_axes=(0, *(None for _ in shared)))(state, *shared)
-        return jax.lax.map(lambda one_seed: function(one_seed, *shared), state)
+        count = jax.tree.leaves(arguments[0])[0].shape[0]
+        if count > 1 and batching == "vmap":
+            axes = tuple(0 if own else None for own in by_seed)
+            return jax.vmap(function, in_axes=axes[: len(arguments)])(*arguments)
+
+        def one_seed(own: list[Any]) -> Any:
+            remaining = iter(own)
+            return function(
+                *(
+                    next(remaining) if seeded else argument
+                    for argument, seeded in zip(arguments, by_seed, strict=False)
+                )
+            )
+
+        own = [argument for argument, seeded in zip(arguments, by_seed, strict=False) if seeded]
+        if count > 1:
+            return jax.lax.map(one_seed, own)
+        one = one_seed(jax.tree.map(lambda leaf: leaf[0], own))
+        return jax.tree.map(lambda leaf: leaf[None], one)
 
     return mapped
 

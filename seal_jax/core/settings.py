@@ -37,6 +37,9 @@ class Data:
         ImageNet's.
       selection: what the best weights are chosen by: "validation", or "test_best", the test split
         itself, as the papers' released codes do: a number for comparing with theirs, no estimate.
+      placement: where images are while a training runs: on every "device", or encoded where they are
+        stored, from which batches are decoded and a "stream" sends them; "auto" streams what takes
+        more than half of a device's free memory, or more than the host has. Results are the same.
     """
 
     name: str = "digits"
@@ -52,6 +55,7 @@ class Data:
     cutout: int = 0
     normalisation: str = ""
     selection: Literal["validation", "test_best"] = "validation"
+    placement: Literal["auto", "device", "stream"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +183,13 @@ class Run:
       seed_batching: how the seeds of one device run: together ("vmap"), one after the other ("map"),
         or "auto": together on accelerators, one after the other on CPU.
       steps_per_call: steps in one call of the compiled program, a divisor of the steps in an epoch;
-        0 for a whole epoch. A signal to stop is answered between calls.
+        0 for a whole epoch, or as many as fit 256 MB where images are streamed. A signal to stop is
+        answered between calls.
       eval_batch_size: images in a step of evaluation.
       checkpoint_every_epochs: epochs between checkpoints.
       keep_checkpoints: how many of the newest are kept.
+      data_workers: processes that decode streamed images; 0 chooses: all cores but one, or threads where
+        there are few images.
     """
 
     seed_devices: int = 0
@@ -192,6 +199,7 @@ class Run:
     eval_batch_size: int = 256
     checkpoint_every_epochs: int = 1
     keep_checkpoints: int = 3
+    data_workers: int = 0
 
 
 # By the words of the messages. Fields whose condition does not exclude infinity are integers.
@@ -210,7 +218,7 @@ _BOUNDS = (
     ("be at least 0", "optimizer", "warmup_epochs plateau_epochs"),
     ("be at least 0", "train", "patience validate_every seed"),
     ("be at least 1", "train", "generations epochs_per_generation batch_size seeds"),
-    ("be at least 0", "run", "seed_devices data_devices steps_per_call"),
+    ("be at least 0", "run", "seed_devices data_devices steps_per_call data_workers"),
     ("be at least 1", "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
     ("lie in [0, 1)", "optimizer", "label_smoothing"),
     ("lie in [0, 1]", "train", "until_accuracy"),

@@ -222,7 +222,11 @@ def stream(
       UsageError: an image cannot be decoded.
     """
     import grain
+    from absl import flags
 
+    # Grain asks for flags of absl in any program, also in one that has no absl command line.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
     source = _Batches(images, rows, stop, processes)
     dataset = grain.MapDataset.source(source)[start:]
     if processes:

@@ -313,7 +313,7 @@ class Replay:
     def validation_accuracy(self, weights: Weights) -> np.ndarray:
         """Return the accuracy ``[S]`` on the validation split."""
         # A compiled program belongs to one experiment object: with the scorer's, all systems share one.
-        score = self._scorer.experiment.score_validation
+        score = self._scorer.experiment.score
         sums = jax.device_get(score(weights, self.split("validation")))
         return _mean(sums.correct, sums)
 
@@ -321,10 +321,10 @@ class Replay:
         """Return accuracies ``[S]`` on both test splits, and the distance of ``weights`` from ``features``."""
         scorer = self._scorer
         head_norm, distance = jax.device_get(scorer._sizes(weights.params, features))
-        on_target = jax.device_get(scorer.experiment.test(weights, self.split("test")))
+        on_target = jax.device_get(scorer.experiment.score(weights, self.split("test")))
         # The source's task is scored under its own classifier.
         weights = weights._replace(params={**weights.params, self.head: source_head})
-        on_source = jax.device_get(scorer._source_experiment.test(weights, self.split("source")))
+        on_source = jax.device_get(scorer._source_experiment.score(weights, self.split("source")))
         return {
             "test": _mean(on_target.correct, on_target),
             # The top-5 accuracy, where there are more than five classes.

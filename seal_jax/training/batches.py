@@ -1,11 +1,13 @@
 """Batches of a training: which rows in which order, their random numbers, their images.
 
-The images are flat in device memory, and everything random is drawn inside the compiled program.
+The images are flat, in device memory or streamed to it, and everything random is drawn inside the
+compiled program.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from jax.sharding import Mesh
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Train
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import Split, augment
+from seal_jax.data import Split, StoredImages, augment
 from seal_jax.errors import UsageError, check_integer
 from seal_jax.methods import Method
 from seal_jax.models import Model
@@ -27,8 +29,8 @@ PyTree = Any
 LANES = 128  # of a TPU
 
 
-def flatten(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images as uint8 ``[n, row]`` and the labels as int32 ``[n]``.
+def flatten(split: Split) -> np.ndarray:
+    """Return the images as uint8 ``[n, row]``.
 
     A row is ``height*width*channels`` bytes, padded with zeros to a multiple of 128, a TPU's lanes.
     """
@@ -36,7 +38,7 @@ def flatten(split: Split) -> tuple[np.ndarray, np.ndarray]:
     # the cost of gathering flat rows.
     flat = split.images.reshape(len(split), -1)
     padding = row_bytes(split.images.shape[1:]) - flat.shape[1]
-    return np.pad(flat, ((0, 0), (0, padding))), split.labels
+    return np.pad(flat, ((0, 0), (0, padding)))
 
 
 def row_bytes(image_shape: tuple[int, ...]) -> int:
@@ -156,16 +158,44 @@ def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return rows.reshape(steps, batch), weights.reshape(steps, batch)
 
 
-class Arrays(NamedTuple):
-    """A split on the device: flat uint8 ``images [n, row]`` and int32 ``labels [n]``."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["images", "labels"],
+    meta_fields=["stored"],
+)
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A split on the device: flat uint8 ``images [n, row]`` and int32 ``labels [n]``.
 
-    images: jax.Array
+    Where images are streamed, they are ``stored`` elsewhere, and there are labels alone.
+    """
+
+    images: jax.Array | None
     labels: jax.Array
+    stored: StoredImages | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
 
 
 def place(mesh: Mesh, split: Split) -> Arrays:
-    """Return a split on every device of the mesh."""
-    return Arrays(*(meshes.place(mesh, part) for part in flatten(split)))
+    """Return a split on every device of the mesh; of one that is streamed only the labels."""
+    labels = meshes.place(mesh, split.labels)
+    if split.streamed:
+        return Arrays(None, labels, split.images)
+    return Arrays(meshes.place(mesh, flatten(split)), labels)
+
+
+class Pixels(NamedTuple):
+    """The streamed images of steps, flat uint8; of a device its part of each batch.
+
+    Attributes:
+      batch: ``[steps, b, height * width * channels]``.
+      extra: those of a method's further batches, ``[steps, extra_batches, b, ...]``, or ``None``.
+    """
+
+    batch: Any
+    extra: Any = None
 
 
 class DataShape(NamedTuple):
@@ -176,6 +206,7 @@ class DataShape(NamedTuple):
     test: int
     image_shape: tuple[int, int, int]
     num_classes: int
+    streamed: bool = False  # images come with every call of the programs
 
 
 class Batch(NamedTuple):
@@ -191,6 +222,7 @@ class Step(NamedTuple):
 
     batch: Batch
     extra: Batch | None  # the further batches of a method, each leaf [extra_batches, ...]
+    pixels: Pixels | None  # where images are streamed
     key: jax.Array | None  # of the step; None if nothing in it is random
 
     def key_for(self, stream: Stream) -> jax.Array | None:
@@ -215,52 +247,64 @@ class Batches:
         return not self.train.drop_last and self.shape.train % self.train.batch_size > 0
 
     def steps(
-        self, seed: jax.Array, first: jax.Array, count: int, per_epoch: int, labels: jax.Array
+        self,
+        seed: jax.Array,
+        first: jax.Array,
+        count: int,
+        per_epoch: int,
+        labels: jax.Array,
+        pixels: Pixels | None = None,
     ) -> Step:
         """Draw ``count`` steps of one epoch from step ``first`` on, ahead of the scan over them.
 
         In the step itself the random numbers would be many tiny kernels.
         """
-        size, batch_size = self.shape.train, self.train.batch_size
+        batch_size = self.train.batch_size
         epoch, start = first // per_epoch, first % per_epoch
         numbers = first + jnp.arange(count)
-        with jax.named_scope("shuffle"):
-            key = stream_key(seed, Stream.ORDER, epoch)
-            if self.train.sampling == "balanced":
-                order = balanced_order(key, labels, self.shape.num_classes, batch_size)
-            else:
-                order = epoch_order(key, size, batch_size, self.train.drop_last)
+
+        def cut(order: PyTree) -> PyTree:
             # A call may start anywhere in the epoch, whose order is a function of the epoch only.
-            rows, weights = (jax.lax.dynamic_slice_in_dim(part, start, count) for part in order)
+            return jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), order
+            )
+
+        with jax.named_scope("shuffle"):
+            rows, weights = cut(self.order(seed, epoch, labels))
         augmentation = self._augmentation(seed, Stream.AUGMENT, numbers, batch_size)
         extra = None
         if self.method.extra_batch_size:
-            extra = self._extra(seed, epoch, start, numbers)
+            with jax.named_scope("shuffle"):
+                extra_rows = cut(self.extra_order(seed, epoch, per_epoch))
+            # One draw for all further batches of a step: one for each would be many small kernels.
+            images = math.prod(extra_rows.shape[1:])
+            parameters = jax.tree.map(
+                lambda leaf: leaf.reshape(*extra_rows.shape, *leaf.shape[2:]),
+                self._augmentation(seed, Stream.EXTRA_AUGMENT, numbers, images),
+            )
+            extra = Batch(extra_rows, jnp.ones(extra_rows.shape, jnp.float32), parameters)
         keys = None
         if self.method.random or self.model.module.dropout:
             # By the step's number, not split off a key that is carried: a resumed run has the same.
             keys = jax.vmap(lambda step: stream_key(seed, Stream.STEP, step))(numbers)
-        return Step(Batch(rows, weights, augmentation), extra, keys)
+        return Step(Batch(rows, weights, augmentation), extra, pixels, keys)
 
-    def _extra(
-        self, seed: jax.Array, epoch: jax.Array, start: jax.Array, numbers: jax.Array
-    ) -> Batch:
-        """Cut further batches from a separate order, which starts over when it is used up."""
-        count = self.method.extra_batches
-        with jax.named_scope("shuffle"):
-            key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
-            order, _ = epoch_order(key, self.shape.train, self.method.extra_batch_size)
-            # Step s of the epoch takes the batches s * count, ..., s * count + count - 1: [steps, count].
-            index = (start + jnp.arange(numbers.shape[0])) * count
-            index = index[:, None] + jnp.arange(count)
-            rows = order[index % order.shape[0]]
-        # One draw for all further batches of a step: one for each would be many small kernels.
-        images = count * self.method.extra_batch_size
-        augmentation = jax.tree.map(
-            lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[2:]),
-            self._augmentation(seed, Stream.EXTRA_AUGMENT, numbers, images),
-        )
-        return Batch(rows, jnp.ones(rows.shape, jnp.float32), augmentation)
+    def order(
+        self, seed: jax.Array, epoch: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Draw the order of an epoch: rows and weights, both ``[steps, batch]``."""
+        batch_size, key = self.train.batch_size, stream_key(seed, Stream.ORDER, epoch)
+        if self.train.sampling == "balanced":
+            return balanced_order(key, labels, self.shape.num_classes, batch_size)
+        return epoch_order(key, self.shape.train, batch_size, self.train.drop_last)
+
+    def extra_order(self, seed: jax.Array, epoch: jax.Array, per_epoch: int) -> jax.Array:
+        """Draw the rows of an epoch's further batches, ``[steps, extra_batches, extra_batch_size]``."""
+        key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
+        order, _ = epoch_order(key, self.shape.train, self.method.extra_batch_size)
+        # A separate order, which starts over when it is used up.
+        index = jnp.arange(per_epoch * self.method.extra_batches).reshape(per_epoch, -1)
+        return order[index % order.shape[0]]
 
     def _augmentation(
         self, seed: jax.Array, stream: Stream, numbers: jax.Array, images: int
@@ -282,14 +326,23 @@ class Batches:
         return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), tree)
 
     def images(
-        self, data: Arrays, rows: jax.Array, augmentation: augment.AugmentationParams | None
+        self,
+        data: Arrays,
+        rows: jax.Array,
+        augmentation: augment.AugmentationParams | None,
+        pixels: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Return images ``[b, h, w, c]`` as the model takes them and labels ``[b]``.
 
-        Without parameters of the ``augmentation`` they are normalised only.
+        ``pixels``, flat ``[b, h * w * c]``, are those of the rows where images are streamed. Without
+        parameters of the ``augmentation`` images are normalised only.
         """
         with jax.named_scope("gather"):
-            images = take(data.images, rows, self.shape.image_shape)
+            if pixels is not None:
+                images = pixels.reshape(*rows.shape, *self.shape.image_shape)
+            else:
+                assert data.images is not None  # they are on the device
+                images = take(data.images, rows, self.shape.image_shape)
             labels = jnp.take(data.labels, rows, mode="clip")
         with jax.named_scope("augment"):
             images = augment.apply(images, augmentation, self.augmentation, self.model.module.dtype)
@@ -308,4 +361,12 @@ class Batches:
             )
         # The whole sample on every device: what a hook computes from it must be the same along the data axis.
         rows = jax.random.choice(key, size, (count,), replace=False)
-        return self.images(data, rows, None)[0]
+        pixels = None
+        if data.stored is not None:
+            # Few images, between generations: the host is asked from within the program.
+            shape = jax.ShapeDtypeStruct((count, *self.shape.image_shape), jnp.uint8)
+            stored = data.stored
+            pixels = jax.pure_callback(
+                lambda rows: stored[np.asarray(rows)], shape, rows, vmap_method="sequential"
+            )
+        return self.images(data, rows, None, pixels)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -16,13 +17,15 @@ from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
 from seal_jax.methods import Method
-from seal_jax.training import early_stopping
+from seal_jax.training import early_stopping, streaming
 from seal_jax.training.batches import Batches, DataShape, row_bytes, steps_per_epoch
 from seal_jax.training.step import Experiment
 
 
 def load_data(fields: settings_lib.Data) -> data.Dataset:
-    """Load the data set that the settings name into host memory."""
+    """Load the data set that the settings name, into host memory or to be streamed."""
+    stats = jax.local_devices()[0].memory_stats() or {}  # CPU devices report none
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
     dataset = data.load(
         fields.name,
         data_dir=fields.data_dir or None,
@@ -32,6 +35,9 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         image_size=fields.image_size or None,
         validation_fraction=fields.validation_fraction,
         validation_seed=fields.validation_seed,
+        placement=fields.placement,
+        # The other half is left to the network.
+        room=None if free is None else free // 2,
     )
     if fields.selection == "test_best":
         # The test split in the validation split's place: nothing below knows the difference.
@@ -45,12 +51,12 @@ def check_data(settings: Settings, dataset: data.Dataset) -> None:
     device = jax.local_devices()[0]
     validation = () if dataset.validation is dataset.test else dataset.validation
     images = sum(map(len, (dataset.train, validation, dataset.test)))
-    needed = images * row_bytes(dataset.image_shape)
+    needed = 0 if dataset.train.streamed else images * row_bytes(dataset.image_shape)
     room = (device.memory_stats() or {}).get("bytes_limit", needed)
     if needed > room:
         raise UsageError(
-            f"data.image_size: all images take {needed:,} bytes of each device, which has {room:,}: "
-            "lower data.image_size, or choose smaller splits"
+            f"data.placement: all images take {needed:,} bytes of each device, which has {room:,}: set it "
+            "to stream, lower data.image_size, or choose smaller splits"
         )
     if settings.train.sampling == "balanced":
         counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
@@ -64,7 +70,7 @@ def check_data(settings: Settings, dataset: data.Dataset) -> None:
 def data_shape(dataset: data.Dataset) -> DataShape:
     """Return the shape of a loaded data set."""
     sizes = (len(dataset.train), len(dataset.validation), len(dataset.test))
-    return DataShape(*sizes, dataset.image_shape, dataset.num_classes)
+    return DataShape(*sizes, dataset.image_shape, dataset.num_classes, dataset.train.streamed)
 
 
 def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
@@ -77,7 +83,6 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     steps = steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     # Checked again: Settings assumes one step per epoch, only the data tells how many there are.
     settings_lib.check_steps(train, steps)
-    steps_per_call = _steps_per_call(settings, steps, shape)
     balanced = train.sampling == "balanced"
     if balanced and not train.drop_last:
         raise UsageError(
@@ -106,6 +111,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     _check_extra_batches(method, shape, mesh)
+    steps_per_call = _steps_per_call(settings, steps, shape, method)
     augmentation = augmentation_of(settings, shape.image_shape)
     return Experiment(
         settings=settings,
@@ -140,7 +146,7 @@ def create_model(
     )
 
 
-def _steps_per_call(settings: Settings, steps: int, shape: DataShape) -> int:
+def _steps_per_call(settings: Settings, steps: int, shape: DataShape, method: Method) -> int:
     """Return how many steps a call of the train program has."""
     every = settings.train.validate_every
     if every and not shape.validation:
@@ -153,6 +159,10 @@ def _steps_per_call(settings: Settings, steps: int, shape: DataShape) -> int:
         )
     # A call must end wherever the host has something to do: at the end of an epoch, and at each validation.
     count = settings.run.steps_per_call or every or steps
+    if shape.streamed and not settings.run.steps_per_call:
+        images = settings.train.batch_size + method.extra_batches * method.extra_batch_size
+        step_bytes = settings.train.seeds * images * math.prod(shape.image_shape)
+        count = streaming.steps_per_call(step_bytes, count)
     if steps % count:
         raise UsageError(
             f"run.steps_per_call = {count} does not divide the {steps} steps of an epoch"

@@ -19,7 +19,7 @@ from seal_jax.core.settings import Settings
 from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
-from seal_jax.training import pretrained
+from seal_jax.training import pretrained, streaming
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays, place
 from seal_jax.training.checkpoints import Checkpoints, same_everywhere
@@ -63,27 +63,35 @@ def calls(
     """
     clock = experiment.clock
     validate_every = experiment.settings.train.validate_every
-    while step < end:
-        # A checkpoint is of the state BEFORE the event, so the event is repeated on resume.
-        if clock.starts_generation(step):
-            state = experiment.start_generation(state, train_data)
-        state, losses = experiment.train(state, train_data)
-        step += experiment.steps_per_call
-        trained, validation = step, None
-        epoch_ends = step % clock.steps_per_epoch == 0
-        if validation_data is not None and (
-            epoch_ends or (validate_every and step % validate_every == 0)
-        ):
-            state, validation = experiment.validate(state, validation_data)
-        # After the validation, whose best epoch the rules look at.
-        if epoch_ends and experiment.early_stopping is not None:
-            state = experiment.update_early_stopping(state)
-            stopped = fetch(state.early_stopping).stopped.all()
-            # A generation that has used up its budget has nothing to skip.
-            if stopped and step % clock.steps_per_generation:
-                state = experiment.end_generation(state)
-                step = (clock.generation(step - 1) + 1) * clock.steps_per_generation
-        yield Call(state, step, trained, losses, validation)
+    with ExitStack() as held:
+        feed = None
+        if train_data.stored is not None:
+            feed = held.enter_context(streaming.Feed(experiment, train_data, fetch(state.seed)))
+        while step < end:
+            # A checkpoint is of the state BEFORE the event, so the event is repeated on resume.
+            if clock.starts_generation(step):
+                state = experiment.start_generation(state, train_data)
+            streamed = () if feed is None else (feed.pixels(step),)
+            state, losses = experiment.train(state, train_data, *streamed)
+            step += experiment.steps_per_call
+            # The devices compute meanwhile.
+            if feed is not None and step < end:
+                feed.prepare(step)
+            trained, validation = step, None
+            epoch_ends = step % clock.steps_per_epoch == 0
+            if validation_data is not None and (
+                epoch_ends or (validate_every and step % validate_every == 0)
+            ):
+                state, validation = experiment.validate(state, validation_data)
+            # After the validation, whose best epoch the rules look at.
+            if epoch_ends and experiment.early_stopping is not None:
+                state = experiment.update_early_stopping(state)
+                stopped = fetch(state.early_stopping).stopped.all()
+                # A generation that has used up its budget has nothing to skip.
+                if stopped and step % clock.steps_per_generation:
+                    state = experiment.end_generation(state)
+                    step = (clock.generation(step - 1) + 1) * clock.steps_per_generation
+            yield Call(state, step, trained, losses, validation)
 
 
 class Outcome(NamedTuple):
@@ -224,9 +232,9 @@ def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any
         row |= {"rate_scale": stopping.rate_scale.tolist(), "stopped": stopping.stopped.tolist()}
     if call.step % clock.steps_per_generation == 0:
         # The test split is scored where a generation ends, never to choose anything.
-        row |= _means("test_last", fetch(experiment.test(state.weights, test_data)))
+        row |= _means("test_last", fetch(experiment.score(state.weights, test_data)))
         if state.best is not None:
-            row |= _means("test_best", fetch(experiment.test(state.best.weights, test_data)))
+            row |= _means("test_best", fetch(experiment.score(state.best.weights, test_data)))
             row["best_epoch"] = fetch(state.best.epoch).tolist()
     return row
 
@@ -234,7 +242,7 @@ def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any
 def _means(name: str, sums: Any) -> dict[str, list[float]]:
     """Return loss and accuracy per seed from the sums over a split."""
     totals = {"loss": sums.loss, "accuracy": sums.correct}
-    if "top5" in sums.measures:
+    if "top5" in sums.measures and name.startswith("test"):
         totals["top5_accuracy"] = sums.measures["top5"]
     return {f"{name}/{of}": (total / sums.weight).tolist() for of, total in totals.items()}
 

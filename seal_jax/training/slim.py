@@ -62,7 +62,7 @@ def export(run: Path, output: Path) -> str:
     )
     scores = {}
     for name, scored_by, weights in (("whole", experiment, whole), ("slim", slim_experiment, cut)):
-        sums = jax.device_get(scored_by.test(weights, test))
+        sums = jax.device_get(scored_by.score(weights, test))
         scores[name] = {
             # Of one seed.
             "parameters": sum(leaf[0].size for leaf in jax.tree.leaves(weights.params)),

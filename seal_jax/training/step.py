@@ -25,7 +25,8 @@ from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream
 from seal_jax.generations import Clock
 from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
-from seal_jax.training.batches import Arrays, Batches, Step, padded_batches, row_bytes
+from seal_jax.training import streaming
+from seal_jax.training.batches import Arrays, Batches, Pixels, Step, padded_batches, row_bytes
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 
@@ -40,26 +41,34 @@ class Start(NamedTuple):
     init_from: dict[str, jax.Array]
 
 
-def _compiled(*, shared: int = 0, donate: bool = False) -> Callable[[Any], Any]:
+def _compiled(*specs: Any, donate: bool = False) -> Callable[[Any], Any]:
     """Make of a method, written for one seed, a program over the mesh, built on first use.
 
-    Every leaf of the program's first argument and of its result has a leading axis of seeds; its
-    ``shared`` further arguments are the same for all seeds. With ``donate`` the first argument's
-    memory is reused for the result.
+    ``specs``, pytrees of PartitionSpec, say how each argument is divided over the devices; the last ones
+    may be left out in a call.
+    Every leaf of an argument that is divided along the seeds, and of the result, has a leading axis of
+    seeds. With ``donate`` the first argument's memory is reused.
     """
 
     def decorate(method: Callable[..., Any]) -> Any:
         def build(self: Experiment) -> Any:
-            batching = meshes.batching(self.settings, self.mesh)
-            # Results are divided along seeds alone. shard_map checks that nothing in them still varies along the data
-            # axis, hence the psum in every program.
-            mapped = jax.shard_map(
-                meshes.over_seeds(functools.partial(method, self), batching),
-                mesh=self.mesh,
-                in_specs=(meshes.BY_SEED, *(meshes.REPLICATED,) * shared),
-                out_specs=meshes.BY_SEED,
+            function = meshes.over_seeds(
+                functools.partial(method, self),
+                meshes.batching(self.settings, self.mesh),
+                [meshes.SEED in jax.tree.leaves(spec)[0] for spec in specs],
             )
-            return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+            def program(*arguments: Any) -> Any:
+                # Results are divided along seeds alone. shard_map checks that nothing in them still varies along the
+                # data axis, hence the psum in every program.
+                return jax.shard_map(
+                    function,
+                    mesh=self.mesh,
+                    in_specs=specs[: len(arguments)],
+                    out_specs=meshes.BY_SEED,
+                )(*arguments)
+
+            return jax.jit(program, donate_argnums=(0,) if donate else ())
 
         build.__doc__ = method.__doc__
         # It writes to the instance's __dict__, which a frozen dataclass allows.
@@ -158,7 +167,7 @@ class Experiment:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
         )
 
-    @_compiled(shared=1)
+    @_compiled(meshes.BY_SEED, meshes.REPLICATED)
     def init(self, start: Start, data: Arrays) -> State:
         """Return the state before the first step."""
         seed = start.seed
@@ -181,7 +190,7 @@ class Experiment:
             best=Best.none(state.weights) if self.batches.shape.validation else None,
         )
 
-    @_compiled(shared=1, donate=True)
+    @_compiled(meshes.BY_SEED, meshes.REPLICATED, donate=True)
     def start_generation(self, state: State, data: Arrays) -> State:
         """Apply the method's forgetting event, and start the generation's records."""
         generation, hook = self.clock.generation(state.step), self.method.on_generation_start
@@ -206,13 +215,15 @@ class Experiment:
             weights=after.weights, opt_state=after.opt_state, method_state=after.method_state
         )
 
-    @_compiled(shared=1, donate=True)
-    def train(self, state: State, data: Arrays) -> tuple[State, jax.Array]:
+    @_compiled(meshes.BY_SEED, meshes.REPLICATED, streaming.SPECS, donate=True)
+    def train(
+        self, state: State, data: Arrays, pixels: Pixels | None = None
+    ) -> tuple[State, jax.Array]:
         """Train for ``steps_per_call`` steps; return the state and the losses ``[steps_per_call]``."""
         # A call lies within one epoch, since steps_per_call divides it.
         per_epoch = self.clock.steps_per_epoch
         steps = self.batches.steps(
-            state.seed, state.step, self.steps_per_call, per_epoch, data.labels
+            state.seed, state.step, self.steps_per_call, per_epoch, data.labels, pixels
         )
         zero = MetricSums.zero(self.method.measures)
         # Not where an epoch ends: there the loop still reads the sums, for the epoch's row.
@@ -291,7 +302,8 @@ class Experiment:
         # Of the whole batch, not of this device's part: the losses of all parts add up to its mean.
         total = step.batch.weights.sum()
         rows, example_weights, augmentation = batches.part(step.batch, batches.train.batch_size)
-        images, labels = batches.images(data, rows, augmentation)
+        streamed = None if step.pixels is None else step.pixels.batch
+        images, labels = batches.images(data, rows, augmentation, streamed)
         # Outside of the objective, so that it is computed once and not differentiated.
         targets = None if method.targets is None else method.targets(state.method_state, images)
         # Images that only fill the batch up must not enter BatchNorm either.
@@ -331,11 +343,13 @@ class Experiment:
 
         # The index may be traced: PoF takes further batches in a while_loop until one is accepted.
         def extra_features(params: Any, index: Any) -> tuple[Any, Any]:
-            batch = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), step.extra
+            streamed = None if step.pixels is None else step.pixels.extra
+            batch, pixels = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
+                (step.extra, streamed),
             )
             rows, _, augmentation = batches.part(batch, method.extra_batch_size)
-            images, labels = batches.images(data, rows, augmentation)
+            images, labels = batches.images(data, rows, augmentation, pixels)
             # No mask: further batches are always full.
             _, features, statistics = forward(params, images, extra_dropout, None)
             whole = jax.lax.all_gather((features, labels), meshes.DATA, tiled=True)
@@ -357,10 +371,14 @@ class Experiment:
             extra_features=extra_features,
         )
 
-    @_compiled(shared=1, donate=True)
     def validate(self, state: State, data: Arrays) -> tuple[State, MetricSums]:
         """Score the validation split, and keep the weights if they are the best so far."""
-        sums = self._evaluate(state.weights, data, self.batches.shape.validation)
+        sums = self.score(state.weights, data)
+        return self.judge(state, sums), sums
+
+    @_compiled(meshes.BY_SEED, meshes.BY_SEED, donate=True)
+    def judge(self, state: State, sums: MetricSums) -> State:
+        """Keep the weights if their sums over the validation split are the best so far."""
         assert state.best is not None  # there is a validation split
         accuracy = sums.correct / sums.weight
         # Strictly better: of equal scores the earliest stays.
@@ -377,50 +395,64 @@ class Experiment:
                 method_state = _where(
                     state.early_stopping.stopped, state.method_state, method_state
                 )
-        return state._replace(best=best, method_state=method_state), sums
+        return state._replace(best=best, method_state=method_state)
 
-    @_compiled(donate=True)
+    @_compiled(meshes.BY_SEED, donate=True)
     def update_early_stopping(self, state: State) -> State:
         """Apply the rules of early stopping to the epoch that has just ended."""
         assert self.early_stopping is not None
         return self.early_stopping.update(state)
 
-    @_compiled(donate=True)
+    @_compiled(meshes.BY_SEED, donate=True)
     def end_generation(self, state: State) -> State:
         """Skip to the end of the running generation."""
         assert self.early_stopping is not None
         return self.early_stopping.end_generation(state)
 
-    @_compiled(shared=1)
-    def test(self, weights: Weights, data: Arrays) -> MetricSums:
-        """Score the test split; with more than five classes the measures include "top5"."""
-        measures = ("top5",) if self.model.num_classes > TOP else ()
-        return self._evaluate(weights, data, self.batches.shape.test, measures)
-
-    @_compiled(shared=1)
-    def score_validation(self, weights: Weights, data: Arrays) -> MetricSums:
-        """Score the validation split and nothing else."""
-        return self._evaluate(weights, data, self.batches.shape.validation)
-
-    @_compiled()
+    @_compiled(meshes.BY_SEED)
     def finite(self, state: State) -> jax.Array:
         """Tell whether all weights are finite."""
         leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.weights)]
         return jnp.all(jnp.stack(leaves))
 
-    def _evaluate(
-        self, weights: Weights, data: Arrays, size: int, measures: tuple[str, ...] = ()
-    ) -> MetricSums:
-        """Return sums over a split of ``size`` images in inference mode, and top-5 hits if asked."""
-        shards = self.mesh.shape[meshes.DATA]
+    def score(self, weights: Weights, data: Arrays) -> MetricSums:
+        """Return sums over a whole split; with more than five classes the measures include "top5"."""
+        size = len(data)
         batch = min(self.settings.run.eval_batch_size, size)
-        batch += -batch % shards  # a multiple of the shards
-        order = padded_batches(size, batch)
-        variables = weights._asdict()
+        batch += -batch % self.mesh.shape[meshes.DATA]  # a multiple of the shards
+        rows, example_weights = padded_batches(size, batch)
+        if data.stored is None:
+            return self.score_batches(weights, data, (rows, example_weights))
+        parts = streaming.evaluation(self.mesh, data.stored, rows, self.settings.run)
+        sums = None
+        # All parts have the same number of batches, those of weight 0 at the end included.
+        for start, pixels in parts:
+            stop = start + pixels.batch.shape[0]
+            chunk = tuple(
+                np.concatenate([of[start:stop], np.zeros_like(of[: max(stop - len(of), 0)])])
+                for of in (rows, example_weights)
+            )
+            scored = self.score_batches(weights, data, chunk, pixels)
+            sums = scored if sums is None else jax.tree.map(jnp.add, sums, scored)
+        assert sums is not None  # no split that is scored is empty
+        return sums
 
-        def score(sums, order):
-            rows, example_weights = self.batches.part(order, batch)
-            images, labels = self.batches.images(data, rows, None)
+    @_compiled(meshes.BY_SEED, meshes.REPLICATED, meshes.REPLICATED, meshes.BATCHES)
+    def score_batches(
+        self,
+        weights: Weights,
+        data: Arrays,
+        order: tuple[jax.Array, jax.Array],
+        pixels: Pixels | None = None,
+    ) -> MetricSums:
+        """Return sums over batches in inference mode, whose rows and weights ``order`` has."""
+        variables = weights._asdict()
+        measures = ("top5",) if self.model.num_classes > TOP else ()
+
+        def score(sums: MetricSums, batch: Any) -> tuple[MetricSums, None]:
+            order, pixels = batch
+            rows, example_weights = self.batches.part(order, order[0].shape[0])
+            images, labels = self.batches.images(data, rows, None, pixels and pixels.batch)
             logits = self.model.module.apply(variables, images, train=False)
             losses = cross_entropy(logits, labels)
             correct = (logits.argmax(-1) == labels) * example_weights
@@ -434,7 +466,7 @@ class Experiment:
 
         # The carry of a scan must vary over the same axes as what the body returns.
         zero = jax.lax.pcast(MetricSums.zero(measures), (meshes.SEED, meshes.DATA), to="varying")
-        sums, _ = jax.lax.scan(score, zero, order)
+        sums, _ = jax.lax.scan(score, zero, (order, pixels))
         return jax.lax.psum(sums, meshes.DATA)
 
 

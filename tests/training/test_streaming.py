@@ -1,0 +1,152 @@
+"""Streamed images: the same bits as with all images on the device, on any devices, from any step."""
+
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from programs import STRIPES, Trainer, assert_same, host, mlp
+
+from seal_jax import data
+from seal_jax.data.streaming import Decoder, StoredImages, batches, stream
+from seal_jax.errors import UsageError
+from seal_jax.training import loop, streaming
+
+
+class Encoded:
+    """A reader of PNG files that are held in memory."""
+
+    name = "stripes"
+
+    def __init__(self, split):
+        self.files, self.given = [], split.labels
+        for image in split.images:
+            file = io.BytesIO()
+            Image.fromarray(image[..., 0]).save(file, "PNG")
+            self.files.append(file.getvalue())
+
+    def __len__(self):
+        return len(self.files)
+
+    def read(self, numbers):
+        return [(self.files[number], int(self.given[number])) for number in numbers]
+
+    def labels(self):
+        return self.given
+
+    def where(self, number):
+        return f"image {number}"
+
+
+def stored(split):
+    images = StoredImages(Encoded(split), Decoder(1), np.arange(len(split)), split.images.shape[1:])
+    return data.Split(images, split.labels)
+
+
+STREAMED = dataclasses.replace(
+    STRIPES, **{part: stored(getattr(STRIPES, part)) for part in ("train", "validation", "test")}
+)
+
+
+def test_indexing_decodes_what_an_array_would_give():
+    images, pixels = STREAMED.train.images, STRIPES.train.images
+    assert (images.shape, images.dtype, images.ndim) == (pixels.shape, pixels.dtype, pixels.ndim)
+    rows = np.array([[3, 80, 3], [0, 1, 89]])
+    for index in (5, -1, slice(4, 60, 7), rows, rows[0], np.arange(90) % 3 == 1):
+        np.testing.assert_array_equal(images[index], pixels[index])
+    np.testing.assert_array_equal(images.read(rows), pixels[rows])
+    np.testing.assert_array_equal(np.asarray(images), pixels)
+    part = STREAMED.train.rows(np.array([7, 2, 50]))
+    np.testing.assert_array_equal(part.images[1:], pixels[[2, 50]])
+    assert part.streamed
+    assert not STRIPES.train.rows(np.array([7])).streamed
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stream_starts_anywhere(processes):
+    order = np.random.default_rng(0).integers(0, 90, (9, 2, 5))
+    images, pixels = STREAMED.train.images, STRIPES.train.images
+    streamed = list(stream(images, order.__getitem__, 3, 9, processes))
+    np.testing.assert_array_equal(np.stack(streamed), pixels[order[3:]].reshape(6, 2, 5, 64))
+    for taken, rows in zip(batches(images, order, processes), order, strict=True):
+        np.testing.assert_array_equal(taken, pixels[rows])
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_image_that_cannot_be_decoded_is_named(processes):
+    images = stored(STRIPES.test).images
+    images.reader.files[7] = images.reader.files[7][:40]
+    with pytest.raises(UsageError, match="image 7 cannot be decoded: .*; replace it"):
+        list(stream(images, np.arange(20).reshape(4, 5).__getitem__, 0, 4, processes))
+
+
+def trained(dataset, config, devices, calls):
+    """Train as the loop does; return the state, the losses and the last validation's sums."""
+    trainer = Trainer(dataset, config, devices)
+    steps = calls * trainer.experiment.steps_per_call
+    losses = []
+    splits = trainer.splits["train"], trainer.splits["validation"]
+    for call in loop.calls(trainer.experiment, trainer.state, 0, steps, *splits):
+        losses.append(np.asarray(call.losses))
+        trainer.state = call.state
+    return host(trainer), np.concatenate(losses, 1), trainer
+
+
+RUNS = {
+    "several_seeds_and_a_last_partial_batch": (
+        mlp(
+            {"name": "seal", "threshold": "dense2", "ascent_epochs": 1.0},
+            train={"seeds": 2, "drop_last": False, "generations": 2, "epochs_per_generation": 2},
+        ),
+        1,
+    ),
+    "balanced_on_four_devices": (
+        mlp(train={"sampling": "balanced", "seeds": 2, "batch_size": 8}),
+        4,
+    ),
+    "further_batches": (
+        mlp({"name": "pof", "weak_batch_size": 8}, train={"generations": 1, "pretrained": "a run"}),
+        2,
+    ),
+    "a_sample_between_generations": (
+        mlp(
+            {"name": "lw", "sample_size": 20, "blocks": 2},
+            train={"generations": 2, "epochs_per_generation": 2, "seeds": 2},
+        ),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_placements_give_the_same_bits(name):
+    config, devices = RUNS[name]
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps_per_call=0))
+    expected, losses, _ = trained(STRIPES, config, devices, 3)
+    found, streamed, trainer = trained(STREAMED, config, devices, 3)
+    np.testing.assert_array_equal(streamed, losses)
+    assert_same(found, expected)
+    assert trainer.splits["train"].images is None
+
+
+def test_a_call_has_no_more_steps_than_fit(monkeypatch):
+    monkeypatch.setattr(streaming, "CALL_BYTES", 16 * 64 * 3)
+    config = mlp(run={"steps_per_call": 0}, train={"batch_size": 15})
+    assert Trainer(STRIPES, config).experiment.steps_per_call == 6
+    found, losses, trainer = trained(STREAMED, config, 1, 2)
+    assert trainer.experiment.steps_per_call == 3
+    expected, whole, _ = trained(STRIPES, config, 1, 1)
+    np.testing.assert_array_equal(losses, whole)
+    # Scored in as many parts: 20 test images in one batch, which alone does not fit.
+    sums = trainer.experiment.score(trainer.state.weights, trainer.splits["test"])
+    assert float(sums.weight[0]) == 20
+
+
+def test_an_evaluation_in_parts_is_the_whole(monkeypatch):
+    config = mlp(run={"eval_batch_size": 6}, data={"normalisation": "digits"})
+    monkeypatch.setattr(streaming, "CALL_BYTES", 6 * 64 * 3)
+    of_arrays, of_stream = (Trainer(dataset, config, 2) for dataset in (STRIPES, STREAMED))
+    sums = [t.experiment.score(t.state.weights, t.splits["test"]) for t in (of_arrays, of_stream)]
+    assert_same(*jax.device_get(sums))
