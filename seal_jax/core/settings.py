@@ -37,6 +37,8 @@ class Data:
         ImageNet's.
       selection: what the best weights are chosen by: "validation", or "test_best", the test split
         itself, as the papers' released codes do: a number for comparing with theirs, no estimate.
+      corrupt: what is done with an image that cannot be decoded: "raise" an error that names it, or
+        "skip" it, which is counted and reported.
     """
 
     name: str = "digits"
@@ -52,6 +54,7 @@ class Data:
     cutout: int = 0
     normalisation: str = ""
     selection: Literal["validation", "test_best"] = "validation"
+    corrupt: Literal["raise", "skip"] = "raise"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,15 +6,17 @@ import dataclasses
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from seal_jax.data.dataset import Dataset, Split, hold_out
-from seal_jax.data.decoding import MODES, decode
+from seal_jax.data.decoding import MODES, CorruptImageError, decode
 from seal_jax.data.preparation import first_line, open_prepared
+from seal_jax.data.shards import damaged_shard, record_place
 from seal_jax.errors import UsageError, check_integer
 
 # Records that a thread asks for in one read.
@@ -38,6 +40,7 @@ def load(
     crop: int | None = None,
     validation_fraction: float = 0.1,
     validation_seed: int = 0,
+    corrupt: Literal["raise", "skip"] = "raise",
     progress: bool = True,
 ) -> Dataset:
     """Load a prepared TFDS data set and hold out a validation split.
@@ -58,6 +61,7 @@ def load(
         few-shot protocol is ``image_size=int(1.15 * side), crop=side``.
       validation_fraction: part of the training split to hold out, stratified by class.
       validation_seed: seed of that split.
+      corrupt: "raise" refuses an image that cannot be decoded, "skip" leaves it out and warns.
       progress: whether a progress bar may appear on standard error where decoding takes a while.
 
     Raises:
@@ -77,9 +81,9 @@ def load(
     if test_split == train_split:
         raise UsageError(f"test_split={test_split!r} is the training split: choose other examples")
     decoder = make_decoder(builder.info, label, size, channels, crop)
-    whole = _decode(builder, train_split, decoder, "train_split", progress)
+    whole = _decode(builder, train_split, decoder, "train_split", progress, corrupt)
     if test_split is not None:
-        test = _decode(builder, test_split, decoder, "test_split", progress)
+        test = _decode(builder, test_split, decoder, "test_split", progress, corrupt)
     else:
         # Seed 0 and not validation_seed: whatever is validated on, the test images stay the same.
         whole, test = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
@@ -98,13 +102,14 @@ def load_labelled(
     channels: int | None = None,
     crop: int | None = None,
     images: bool = True,
+    corrupt: Literal["raise", "skip"] = "raise",
     progress: bool = True,
 ) -> tuple[Split, tuple[str, ...]]:
     """Load all labelled images of a prepared data set as one split, as few-shot episodes need them.
 
     Args:
-      name: as for :func:`load`, like ``data_dir``, ``label``, ``image_size``, ``channels``, ``crop``
-        and ``progress``.
+      name: as for :func:`load`, like ``data_dir``, ``label``, ``image_size``, ``channels``, ``crop``,
+        ``corrupt`` and ``progress``.
       split: a TFDS split, such as ``train`` or ``train+test``; None is all splits in a row, without
         the examples whose label is -1, TFDS's mark of an unlabelled one.
       images: whether to decode images; without, they have no pixels, and only labels are read.
@@ -122,7 +127,7 @@ def load_labelled(
     wanted = split or "+".join(
         part for part, info in builder.info.splits.items() if info.num_examples
     )
-    whole = _decode(builder, wanted, decoder, "split", progress)
+    whole = _decode(builder, wanted, decoder, "split", progress, corrupt)
     labelled = whole.labels >= 0
     if not labelled.all():
         if split is not None or not labelled.any():
@@ -230,7 +235,9 @@ def _choose(features: Any, kind: type, wanted: str | None, supervised: Any, fiel
     raise UsageError(f"{field} must choose one of {', '.join(keys)}")
 
 
-def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bool) -> Split:
+def _decode(
+    builder: Any, split: str, decoder: Decoder, field: str, progress: bool, corrupt: str
+) -> Split:
     """Read and decode a split of a prepared data set; ``field`` is what messages call the split."""
     import tensorflow_datasets as tfds
     from tqdm import tqdm
@@ -249,7 +256,7 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
         side = decoder.size if decoder.crop is None else (decoder.crop, decoder.crop)
         _check_memory(split, (count, *side, decoder.channels))
         _check_memory(split, (1, *decoder.size, decoder.channels))  # before the crop
-    labels = np.empty(count, np.int32)
+    labels, damaged = np.empty(count, np.int32), dict[int, str]()
     bar = tqdm(
         total=count,
         desc=f"{builder.name} {split}",
@@ -266,8 +273,27 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
                 deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
                 file_format="array_record",
             )
+
+            def example(row: int, record: bytes) -> tuple[np.ndarray, int] | None:
+                """Decode a record; None for one that is skipped."""
+                try:
+                    return decoder(record)
+                except CorruptImageError as error:
+                    damaged[row] = f"{record_place(builder, split, row)}: {error}"
+                if corrupt == "raise":
+                    raise UsageError(
+                        f"{damaged[row]}: replace the image and prepare the data again, or leave it "
+                        'out by data.corrupt = "skip"'
+                    )
+                return None
+
             # Only the first image tells the stored size, and so the memory that all of them take.
-            shape = decoder(source[0])[0].shape
+            first = next(filter(None, (example(row, source[row]) for row in range(count))), None)
+            if first is None:
+                raise UsageError(
+                    f"{field}={split!r} has no image that can be decoded: {damaged[0]}; prepare it again"
+                )
+            shape = first[0].shape
             _check_memory(split, (count, *shape))
             images = np.empty((count, *shape), np.uint8)
 
@@ -276,7 +302,10 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
                 chunk = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
                 # Threads write disjoint rows, so nothing is locked.
                 for row, record in enumerate(chunk, start):
-                    image, labels[row] = decoder(record)
+                    pair = example(row, record)
+                    if pair is None:
+                        continue
+                    image, labels[row] = pair
                     if image.shape != shape:
                         raise UsageError(
                             f"{builder.name} has images of differing sizes ({shape[:2]}, "
@@ -292,10 +321,18 @@ def _decode(builder: Any, split: str, decoder: Decoder, field: str, progress: bo
         # Missing or damaged files surface as any error of array_record, protobuf, TFDS or Pillow.
         except Exception as error:
             raise UsageError(
-                f"{builder.data_dir} cannot be read ({first_line(error)}): "
-                "delete it and prepare it again"
+                f"{damaged_shard(builder, split)} cannot be read ({first_line(error)}): "
+                f"delete {builder.data_dir} and prepare it again"
             ) from error
-    return Split(images, labels)
+    if not damaged:
+        return Split(images, labels)
+    rows = sorted(damaged)
+    warnings.warn(
+        f"{len(rows)} of {count} images in {field}={split!r} cannot be decoded and are left out: "
+        f"{'; '.join(damaged[row] for row in rows[:3])}{'; ...' if len(rows) > 3 else ''}",
+        stacklevel=3,
+    )
+    return Split(images, labels).rows(np.setdiff1d(np.arange(count), rows))
 
 
 def _check_memory(split: str, shape: tuple[int, ...]) -> None:

@@ -32,6 +32,7 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         image_size=fields.image_size or None,
         validation_fraction=fields.validation_fraction,
         validation_seed=fields.validation_seed,
+        corrupt=fields.corrupt,
     )
     if fields.selection == "test_best":
         # The test split in the validation split's place: nothing below knows the difference.
