@@ -28,14 +28,16 @@ def record_place(builder: Any, split: str, row: int) -> str:
 def damaged_shard(builder: Any, split: str) -> str:
     """Return the first shard of a split that cannot be read whole, else the data set's folder."""
     for part in builder.info.splits[split].file_instructions:
-        for chunk in read(part.filename, part.examples_in_shard):
+        for _, chunk in read(part.filename, part.examples_in_shard):
             if isinstance(chunk, str):
                 return str(part.filename)
     return str(builder.data_dir)
 
 
-def read(path: str, count: int) -> Iterator[list[bytes] | str]:
-    """Yield the records of a shard by chunks; where some cannot be read, one line that says why.
+def read(path: str, count: int) -> Iterator[tuple[int, list[bytes] | str]]:
+    """Yield the records of a shard by chunks, each with the number of its first.
+
+    Where records cannot be read, or are not as many as there must be, one line that says so is in their place.
 
     Args:
       path: of the array_record file.
@@ -50,17 +52,18 @@ def read(path: str, count: int) -> Iterator[list[bytes] | str]:
             reader.close()
     # Missing, cut short or overwritten: array_record has no type of error of its own.
     except Exception as error:
-        yield f"{path} cannot be read ({_message(error)})"
+        yield 0, f"{path} cannot be read ({_message(error)})"
         return
     stored = reader.num_records()
     if stored != count:
-        yield f"{path} holds {stored:,} records, not {count:,}"
+        yield 0, f"{path} holds {stored:,} records, not {count:,}"
     for start in range(0, stored, CHUNK):
         stop = min(start + CHUNK, stored)
         try:
-            yield reader.read(start, stop)
+            yield start, reader.read(start, stop)
         except Exception as error:
-            yield f"records {start} to {stop - 1} of {path} cannot be read ({_message(error)})"
+            reason = f"cannot be read ({_message(error)})"
+            yield start, f"records {start} to {stop - 1} of {path} {reason}"
 
 
 def write_checksums(folder: Path) -> None:

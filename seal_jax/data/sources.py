@@ -22,9 +22,7 @@ from seal_jax.errors import UsageError, check_integer
 # Records that a thread asks for in one read.
 _CHUNK = 256
 # Decoding holds the interpreter's lock half of the time: more threads would only wait for it.
-_THREADS = min(os.cpu_count() or 1, 4)
-# A bar appears only where decoding takes longer than this, in seconds.
-_BAR_DELAY = 2.0
+THREADS = min(os.cpu_count() or 1, 4)
 
 
 def load(
@@ -261,12 +259,10 @@ def _decode(
         total=count,
         desc=f"{builder.name} {split}",
         unit=" images",
-        delay=_BAR_DELAY,
         disable=not progress,
-        # A log file gets a line now and then, a terminal a moving bar.
-        mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 15.0,
+        **bar_times(),
     )
-    with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    with bar, concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         try:
             source = builder.as_data_source(
                 split,
@@ -333,6 +329,12 @@ def _decode(
         stacklevel=3,
     )
     return Split(images, labels).rows(np.setdiff1d(np.arange(count), rows))
+
+
+def bar_times() -> dict[str, float]:
+    """Return tqdm's times in seconds for reading data: when its bar appears and how often it changes."""
+    # No bar where it takes a moment; a log file gets a line now and then, a terminal a moving bar.
+    return {"delay": 2.0, "mininterval": 0.2 if sys.stderr and sys.stderr.isatty() else 15.0}
 
 
 def _check_memory(split: str, shape: tuple[int, ...]) -> None:
