@@ -40,10 +40,10 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
         if not _is_usable(prepared):
             # Under the first name, if a data set has several.
             command = f"  {prepare_command(data_set.names[0], folder)}"
-            if files := data_set.manual_dir:
-                from_files += [f"  # {data_set.paper}: FOLDER is {files}", command]
-            else:
-                others.append(command)
+            commands = from_files if data_set.builder else others
+            if files := catalogue.original_files(data_set.names[0]):
+                commands.append(f"  # {data_set.paper}: FOLDER is {files}")
+            commands.append(command)
     heading = "To prepare from original files, without TensorFlow or network:"
     from_files = ["", heading, *from_files] if from_files else []
     heading = "To prepare by TFDS, which needs network and for many data sets TensorFlow:"

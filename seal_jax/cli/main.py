@@ -20,6 +20,8 @@ _EXIT_CODES = (
     f"{UNWRITABLE} the run's folder cannot be written any more (a full disk); "
     f"{STOPPED} stopped by SIGTERM or SIGINT after saving a checkpoint: the same command goes on"
 )
+# Lines of `prepare --verify`: data of another kind may have one for every image.
+_MOST_PROBLEMS = 20
 OVERRIDES = (
     "Any setting can be changed with --config.SECTION.FIELD=VALUE, such as "
     "--config.train.seeds=4 or --config.optimizer.learning_rate=0.05."
@@ -171,6 +173,8 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     to.add_argument("--dataset", required=True, metavar="NAME", help=help_text)
     to.add_argument("--data-dir", **data_dir)
     to.add_argument("--manual-dir", metavar="DIR", help="the folder of the original files")
+    help_text = "read prepared data whole and check counts, classes, images and checksums"
+    to.add_argument("--verify", action="store_true", help=help_text)
     return root
 
 
@@ -336,6 +340,23 @@ def _prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Prepare a data set for training, without TensorFlow."""
     from seal_jax import data
 
+    if options.verify:
+        return _verify(options)
     where = data.prepare(options.dataset, data_dir=options.data_dir, manual_dir=options.manual_dir)
     print(f"{options.dataset} is prepared in {where}")
     return OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from seal_jax.data import verification
+
+    if options.manual_dir:
+        raise UsageError("--verify checks data that is prepared; leave --manual-dir out")
+    found = verification.verify(options.dataset, data_dir=options.data_dir)
+    shown = found.problems[:_MOST_PROBLEMS]
+    for problem in shown:
+        print(f"error: {problem}", file=sys.stderr)
+    if len(found.problems) > len(shown):
+        print(f"error: and {len(found.problems) - len(shown):,} more", file=sys.stderr)
+    print(found.as_text())
+    return USAGE if found.problems else OK

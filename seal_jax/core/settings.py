@@ -40,6 +40,8 @@ class Data:
       placement: where images are while a training runs: on every "device", or encoded where they are
         stored, from which batches are decoded and a "stream" sends them; "auto" streams what takes
         more than half of a device's free memory, or more than the host has. Results are the same.
+      corrupt: what is done with an image that cannot be decoded: "raise" an error that names it, or
+        "skip" it, which is counted and reported.
     """
 
     name: str = "digits"
@@ -56,6 +58,7 @@ class Data:
     normalisation: str = ""
     selection: Literal["validation", "test_best"] = "validation"
     placement: Literal["auto", "device", "stream"] = "auto"
+    corrupt: Literal["raise", "skip"] = "raise"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,9 +36,12 @@ class DatasetInfo(NamedTuple):
       statistics: channel means and standard deviations, where they are known.
       normalisation: what ``data.normalisation`` calls the statistics; by default the first name.
       builder: TFDS's name of one in ``seal_jax.data.builders``, where TFDS has none in the papers' form.
-      manual_dir: the folder of original files that the builder reads; a builder without needs only
-        installed packages, and its small data is prepared where it is first used.
+      manual_dir: the folder of original files that the builder, ours or TFDS's, reads; a builder of ours
+        without needs only installed packages, and its small data is prepared where it is first used.
+      download: where the files of ``manual_dir`` come from.
       episode_split: split that few-shot episodes are drawn from; by default all images.
+      stored: images by TFDS's name of the split, where these are not ``train``, ``validation`` and ``test``.
+      stored_classes: where the source has more than the paper counts.
     """
 
     paper: str
@@ -54,13 +57,23 @@ class DatasetInfo(NamedTuple):
     normalisation: str = ""
     builder: str = ""
     manual_dir: str = ""
+    download: str = ""
     episode_split: str | None = None
+    stored: Mapping[str, int] | None = None
+    stored_classes: int | None = None
 
 
 _PROBE = "SEAL Table 3"
 _FEW_SHOT = "SEAL 4.1, few-shot"
 _LW = "LW Table 5"
 _CLASS_FOLDERS = "the folder with one subfolder a class, or with train and test folders of such"
+# The 15 of Hendrycks and Dietterich 2019, section 4.
+_CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
 
 # One data set a row, in the columns paper, names, classes, train, test, used.
 # fmt: off
@@ -78,6 +91,18 @@ DATA_SETS = (
         note="tested on its validation images; the original test images are unlabelled",
         image_shape=(64, 64, 3),
         builder="tiny_imagenet", manual_dir="the unpacked tiny-imagenet-200 folder",
+        download="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        stored={"train": 100_000, "validation": 10_000},
+    ),
+    DatasetInfo(
+        "Tiny-ImageNet-C", ("tiny_imagenet_c",), 200, "-", 10_000, "Hendrycks & Dietterich 2019",
+        note="a split for each of 15 corruptions and 5 severities, such as gaussian_noise_3",
+        builder="tiny_imagenet_c", manual_dir="the unpacked Tiny-ImageNet-C folder",
+        download="Tiny-ImageNet-C.tar of https://zenodo.org/records/2536630",
+        stored=dict.fromkeys(
+            (f"{corruption}_{severity}" for corruption in _CORRUPTIONS for severity in range(1, 6)),
+            10_000,
+        ),
     ),
     DatasetInfo(
         "CIFAR-100", ("cifar100",), 100, 50_000, 10_000, f"SEAL Tables 9, 10; {_LW}; PoF; FAST 6",
@@ -89,32 +114,38 @@ DATA_SETS = (
     DatasetInfo(
         "Aircraft", ("fgvc_aircraft",), 100, 3_334, 3_333, _PROBE, validation=3_333,
         builder="fgvc_aircraft", manual_dir="the unpacked fgvc-aircraft-2013b folder",
+        download="fgvc-aircraft-2013b.tar.gz of https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
     ),
     DatasetInfo(
         "MIT", ("mit_indoor67",), 67, 5_360, 1_340, _PROBE,
         builder="mit_indoor67",
         manual_dir="the folder of TrainImages.txt, TestImages.txt and Images",
+        download="indoorCVPR_09.tar and both lists of https://web.mit.edu/torralba/www/indoor.html",
     ),
     DatasetInfo("Dogs", ("stanford_dogs",), 120, 12_000, 8_580, f"{_PROBE}; {_LW}"),
     DatasetInfo(
         "ChestX", ("chestx",), 7, 25_848, None, _FEW_SHOT,
         builder="chestx",
         manual_dir="the folder of Data_Entry_2017.csv and the images of ChestX-ray8",
+        download="images_*.tar.gz and the table of https://nihcc.app.box.com/v/ChestXray-NIHCC",
     ),
     DatasetInfo(
         "ISIC", ("isic2018",), 7, 10_015, None, _FEW_SHOT,
         builder="isic2018",
         manual_dir="the folder of ISIC2018_Task3_Training_GroundTruth.csv and the images",
+        download="training data and ground truth of task 3, https://challenge.isic-archive.com/data/#2018",
     ),
     DatasetInfo(
         "EuroSAT", ("image_folder/eurosat", "eurosat"), 10, 27_000, None, _FEW_SHOT,
         builder="image_folder", manual_dir=_CLASS_FOLDERS,
+        download="EuroSAT_RGB.zip of https://zenodo.org/records/7711810",
     ),
     DatasetInfo(
-        "CropDisease", ("image_folder/cropdisease",), 38, 43_456, None, _FEW_SHOT,
+        "CropDisease", ("crop_disease", "image_folder/cropdisease"), 38, 43_456, None, _FEW_SHOT,
         note="episodes are drawn from its folder train alone",
         episode_split="train",  # Guo et al. 2020, appendix
-        builder="image_folder", manual_dir=_CLASS_FOLDERS,
+        builder="crop_disease", manual_dir="the unpacked plant-disease folder",
+        download="https://www.kaggle.com/datasets/saroz014/plant-disease",
     ),
     DatasetInfo(
         "CIFAR-10", ("cifar10",), 10, 50_000, 10_000, f"{_LW}; PoF",
@@ -136,26 +167,31 @@ DATA_SETS = (
     DatasetInfo(
         "CIFAR10-Cor", ("cifar10_corrupted",), 10, 50_000, 10_000, _LW,
         note="TFDS has a test split alone",
+        stored={"test": 10_000},
     ),
     DatasetInfo(
         "Caltech101", ("caltech101",), 101, 3_060, 6_084, _LW,
-        note="TFDS has 102 classes, the background one of them",
+        note="TFDS has 102 classes, the background one of them", stored_classes=102,
     ),
     DatasetInfo(
         "Cassava", ("cassava",), 4, 5_656, 1_885, _LW,
-        note="TFDS has 5 classes, healthy leaves one of them",
+        note="TFDS has 5 classes, healthy leaves one of them", stored_classes=5,
     ),
     DatasetInfo("CMATERdb", ("cmaterdb",), 10, 5_000, 1_000, _LW),
     DatasetInfo("Birds2010", ("caltech_birds2010",), 200, 3_000, 3_033, _LW),
     DatasetInfo("MNIST", ("mnist",), 10, 60_000, 10_000, "FAST 6.2", image_shape=(28, 28, 1)),
     DatasetInfo(
-        "Caltech-256", ("image_folder/caltech256",), 256, "80 %", "20 %", "FAST 6.7",
-        note="has no official split: train[:80%] and train[80%:]; remove the folder 257.clutter first",
-        builder="image_folder", manual_dir=_CLASS_FOLDERS,
+        "Caltech-256", ("caltech256", "image_folder/caltech256"), 256, 23_824, 5_956, "FAST 6.7",
+        note="a fixed split, stratified, since there is no official one; the paper's images are 74x74",
+        builder="caltech256", manual_dir="the unpacked 256_ObjectCategories folder",
+        download="256_ObjectCategories.tar of https://data.caltech.edu/records/nyy15-4j048",
     ),
     DatasetInfo(
         "ILSVRC-12", ("imagenet2012",), 1_000, 1_281_167, 50_000, "FAST 6, source task",
         note="the source of FAST's published weights; only their training needs it",
+        manual_dir="the folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
+        download="https://www.image-net.org/challenges/LSVRC/2012/, after registration",
+        stored={"train": 1_281_167, "validation": 50_000},
         normalisation="imagenet",
         statistics=Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
@@ -209,6 +245,33 @@ def builder_record(name: str) -> DatasetInfo | None:
     """
     base = re.split("[/:]", name, maxsplit=1)[0]
     return next((info for info in RECORDS if info.builder == base), None)
+
+
+def original_files(name: str) -> str:
+    """Return which folder of original files ``name`` is built from, and where they come from; "" for none.
+
+    >>> original_files("tiny_imagenet")
+    'the unpacked tiny-imagenet-200 folder (http://cs231n.stanford.edu/tiny-imagenet-200.zip)'
+    >>> original_files("image_folder/mine"), original_files("cifar10")
+    ('the folder with one subfolder a class, or with train and test folders of such', '')
+    """
+    info, builder = find_info(name), builder_record(name)
+    # A name of the user's choice has a builder, but no record of its own.
+    if info is None or not info.manual_dir:
+        return builder.manual_dir if builder else ""
+    return f"{info.manual_dir} ({info.download})"
+
+
+def expected_counts(info: DatasetInfo) -> dict[str, int]:
+    """Return how many images a whole data set has, by TFDS's name of the split, as far as it is known.
+
+    >>> expected_counts(DATA_SETS[0])
+    {'train': 100000, 'validation': 10000}
+    """
+    if info.stored is not None:
+        return dict(info.stored)
+    sizes = {"train": info.train, "validation": info.validation, "test": info.test}
+    return {split: size for split, size in sizes.items() if isinstance(size, int)}
 
 
 class Prepared(NamedTuple):

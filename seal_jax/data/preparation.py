@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
-from seal_jax.data.catalogue import RECORDS, builder_record
+from seal_jax.data import shards
+from seal_jax.data.catalogue import RECORDS, builder_record, original_files
 from seal_jax.errors import UsageError, nearest
 
 
@@ -49,7 +50,7 @@ def prepare(
     if record and record.manual_dir:
         if manual is None:
             raise UsageError(
-                f"{name} needs {record.manual_dir}: run `{prepare_command(name, root)}`"
+                f"{name} needs {original_files(name)}: run `{prepare_command(name, root)}`"
             )
         # Before anything is written: a folder that cannot be used is the likeliest mistake.
         builder.scan(Path(manual))
@@ -96,10 +97,12 @@ def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
         builder = find_builder(name, data_dir)
     if not _is_prepared(builder):
         root = builder.data_dir_root
+        files = original_files(name)
+        needs = f" with {files} as FOLDER" if files else ""
         hint = "" if record else f"; without network: {_elsewhere_hint(name, root)}"
         raise UsageError(
             f"{name} is not prepared in {builder.data_dir}: run `{prepare_command(name, root)}`"
-            f"{hint}"
+            f"{needs}{hint}"
         )
     _require_array_record(name, builder)
     return builder
@@ -135,8 +138,7 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
     """Return the shell command that prepares a data set."""
-    record = builder_record(name)
-    manual = " --manual-dir=FOLDER" if record and record.manual_dir else ""
+    manual = " --manual-dir=FOLDER" if original_files(name) else ""
     return (
         f"python -m seal_jax prepare --dataset={shlex.quote(name)}{manual} "
         f"--data-dir={shlex.quote(os.fspath(data_dir))}"
@@ -233,5 +235,7 @@ def _generate(builder: Any, manual_dir: str | None, progress: bool) -> None:
     try:
         with contextlib.redirect_stdout(report):
             builder.download_and_prepare(download_config=config, file_format="array_record")
+        # While the files are known to be right: `prepare --verify` compares them later.
+        shards.write_checksums(Path(builder.data_dir))
     finally:
         tfds.enable_progress_bar()

@@ -10,11 +10,13 @@ import dataclasses
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from seal_jax.data.preparation import first_line, open_prepared
+from seal_jax.data.shards import damaged_shard, record_place
 from seal_jax.errors import UsageError
 
 # Read where they are, without being prepared: ``folder/NAME`` and ``hf/NAME``, at ``data.data_dir``.
@@ -38,6 +40,10 @@ class Reader(Protocol):
 
     def where(self, number: int) -> str:
         """Return what messages call one image."""
+        ...
+
+    def damaged(self) -> str:
+        """Return the file or folder that cannot be read, after reading failed."""
         ...
 
 
@@ -110,9 +116,11 @@ def open_data(name: str, data_dir: str | os.PathLike | None, label: str | None =
 class _Prepared:
     """Reads a part of TFDS's array_record files."""
 
-    def __init__(self, name: str, source: Any, features: Any, image: str, label: str):
-        self.name, self._source, self._features = name, source, features
-        self._image, self._label = image, label
+    def __init__(self, folder: str, split: str, source: Any, features: Any, keys: tuple[str, str]):
+        self.name = f"{Path(folder).parent.name} {split}"
+        self._folder, self._split = folder, split
+        self._source, self._features = source, features
+        self._image, self._label = keys
 
     def __len__(self) -> int:
         return len(self._source)
@@ -132,7 +140,16 @@ class _Prepared:
         return None
 
     def where(self, number: int) -> str:
-        return f"example {number} of {self.name}"
+        return record_place(self._builder(), self._split, int(number))
+
+    def damaged(self) -> str:
+        return damaged_shard(self._builder(), self._split)
+
+    def _builder(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        # Opened only for a message: a builder is too much to send to every worker process.
+        return tfds.builder_from_directory(self._folder)
 
 
 def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | None) -> Opened:
@@ -155,8 +172,9 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
     chosen = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
 
     def part(split: str) -> Reader:
+        keys, folder = (image_key, label_key), os.fspath(builder.data_dir)
         if info.splits[split].num_examples < 1:
-            return _Prepared(split, (), chosen, image_key, label_key)
+            return _Prepared(folder, split, (), chosen, keys)
         try:
             source = builder.as_data_source(
                 split,
@@ -166,11 +184,11 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
         # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
         except Exception as error:
             raise UsageError(
-                f"{builder.data_dir} cannot be read ({first_line(error)}): "
-                "delete it and prepare it again"
+                f"{damaged_shard(builder, split)} cannot be read ({first_line(error)}): {remedy}"
             ) from error
-        return _Prepared(f"{builder.name} {split}", source, chosen, image_key, label_key)
+        return _Prepared(folder, split, source, chosen, keys)
 
+    remedy = f"delete {builder.data_dir} and prepare it again"
     return Opened(
         name,
         str(builder.data_dir),
@@ -178,7 +196,7 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
         tuple(features[label_key].names),
         stored,
         part,
-        "delete it and prepare it again",
+        remedy,
     )
 
 
@@ -244,6 +262,9 @@ class _Files:
     def where(self, number: int) -> str:
         return f"{self._root}/{self._files[number].decode()}"
 
+    def damaged(self) -> str:
+        return self._root
+
 
 def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
     from etils import epath
@@ -273,8 +294,9 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
 class _HuggingFace:
     """Reads rows of a Hugging Face data set, which is mapped into memory."""
 
-    def __init__(self, name: str, rows: Any, image: str, label: str):
-        self.name, self._rows, self._image, self._label = name, rows, image, label
+    def __init__(self, folder: str, name: str, rows: Any, image: str, label: str):
+        self.name, self._folder, self._rows = name, folder, rows
+        self._image, self._label = image, label
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -297,6 +319,9 @@ class _HuggingFace:
 
     def where(self, number: int) -> str:
         return f"row {number} of {self.name}"
+
+    def damaged(self) -> str:
+        return self._folder
 
 
 def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
@@ -329,7 +354,8 @@ def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None
             encoded[split_name].select(range(rows.start, rows.stop))
             for split_name, rows in _ranges(split, counts)
         ]
-        return _HuggingFace(f"{name} {split}", datasets.concatenate_datasets(chosen), image, label)
+        rows = datasets.concatenate_datasets(chosen)
+        return _HuggingFace(os.fspath(data_dir), f"{name} {split}", rows, image, label)
 
     remedy = "make the folder again"
     return Opened(name, os.fspath(data_dir), counts, tuple(features[label].names), 3, part, remedy)

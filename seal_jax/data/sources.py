@@ -2,24 +2,35 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from seal_jax.data.dataset import Dataset, Split, hold_out
+from seal_jax.data.decoding import CorruptImageError
 from seal_jax.data.preparation import first_line
 from seal_jax.data.readers import Opened, Reader, open_data
-from seal_jax.data.streaming import CHUNK, THREADS, Decoder, StoredImages, differing, labels_of
+from seal_jax.data.streaming import (
+    CHUNK,
+    THREADS,
+    Decoder,
+    StoredImages,
+    differing,
+    labels_of,
+    undecodable,
+)
 from seal_jax.errors import UsageError, check_choice, check_integer
 
-# A bar appears only where decoding takes longer than this, in seconds.
-_BAR_DELAY = 2.0
 Placement = Literal["device", "stream", "auto"]
+Corrupt = Literal["raise", "skip"]
 
 
 def load(
@@ -37,6 +48,7 @@ def load(
     validation_seed: int = 0,
     placement: Placement = "device",
     room: int | None = None,
+    corrupt: Corrupt = "raise",
     progress: bool = True,
 ) -> Dataset:
     """Load a data set and hold out a validation split.
@@ -62,6 +74,8 @@ def load(
       placement: ``device`` decodes all images now, into arrays; ``stream`` leaves them encoded, as
         :class:`seal_jax.data.StoredImages`; ``auto`` chooses by ``room`` and the host's memory.
       room: bytes that all images may take before ``auto`` streams; None is no limit but the host's.
+      corrupt: "raise" refuses an image that cannot be decoded, "skip" leaves it out and warns; to tell
+        which, images that are streamed are all decoded once.
       progress: whether a progress bar may appear on standard error where decoding takes a while.
 
     Raises:
@@ -81,21 +95,15 @@ def load(
         )
     if test_split == train_split:
         raise UsageError(f"test_split={test_split!r} is the training split: choose other examples")
-    readers = [opened.reader(train_split, "train_split")]
+    parts = [_stored(opened, train_split, "train_split", size, channels, crop, corrupt)]
     if test_split is not None:
-        readers.append(opened.reader(test_split, "test_split"))
-    parts = [_stored(opened, reader, size, channels, crop) for reader in readers]
+        parts.append(_stored(opened, test_split, "test_split", size, channels, crop, corrupt))
     streamed = placement == "stream"
     if placement == "auto":
         needed = sum(math.prod(part.shape) for part in parts)
         free = available_memory()
         streamed = needed > (needed if room is None else room) or 2 * needed > (free or 2 * needed)
-    whole, *tests = (
-        Split(part, labels_of(part.reader, opened.location))
-        if streamed
-        else _decode(part, opened, progress)
-        for part in parts
-    )
+    whole, *tests = (_split(opened, part, streamed, corrupt, progress) for part in parts)
     if not tests:
         # Seed 0 and not validation_seed: whatever is validated on, the test images stay the same.
         whole, *tests = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
@@ -114,13 +122,14 @@ def load_labelled(
     channels: int | None = None,
     crop: int | None = None,
     images: bool = True,
+    corrupt: Corrupt = "raise",
     progress: bool = True,
 ) -> tuple[Split, tuple[str, ...]]:
     """Load all labelled images of a data set as one split, as few-shot episodes need them.
 
     Args:
-      name: as for :func:`load`, like ``data_dir``, ``label``, ``image_size``, ``channels``, ``crop``
-        and ``progress``.
+      name: as for :func:`load`, like ``data_dir``, ``label``, ``image_size``, ``channels``, ``crop``,
+        ``corrupt`` and ``progress``.
       split: a TFDS split, such as ``train`` or ``train+test``; None is all splits in a row, without
         the examples whose label is -1, TFDS's mark of an unlabelled one.
       images: whether to decode images; without, they have no pixels, and only labels are read.
@@ -134,10 +143,11 @@ def load_labelled(
     size = _checked_size(image_size, channels, crop)
     opened = open_data(name, data_dir, label)
     wanted = split or "+".join(part for part, count in opened.counts.items() if count)
-    reader = opened.reader(wanted, "split")
     if images:
-        whole = _decode(_stored(opened, reader, size, channels, crop), opened, progress)
+        part = _stored(opened, wanted, "split", size, channels, crop, corrupt)
+        whole = _split(opened, part, False, corrupt, progress)
     else:
+        reader = opened.reader(wanted, "split")
         none = np.empty((len(reader), 0, 0, channels or opened.channels), np.uint8)
         whole = Split(none, labels_of(reader, opened.location))
     labelled = whole.labels >= 0
@@ -169,7 +179,7 @@ def _checked_size(
 
 
 @contextlib.contextmanager
-def _reading(opened: Opened) -> Any:
+def _reading(opened: Opened, reader: Reader) -> Any:
     """Turn what missing or damaged files raise into one line."""
     try:
         yield
@@ -178,65 +188,102 @@ def _reading(opened: Opened) -> Any:
     # Any error of array_record, protobuf, TFDS, pyarrow or the file system.
     except Exception as error:
         raise UsageError(
-            f"{opened.location} cannot be read ({first_line(error)}): {opened.remedy}"
+            f"{reader.damaged()} cannot be read ({first_line(error)}): {opened.remedy}"
         ) from error
 
 
 def _stored(
     opened: Opened,
-    reader: Reader,
+    split: str,
+    field: str,
     size: tuple[int, int] | None,
     channels: int | None,
     crop: int | None,
+    corrupt: Corrupt,
 ) -> StoredImages:
-    """Return the images of a part; its first one tells the shape of all where ``size`` does not."""
+    """Return the images of a split; the first one tells the shape of all where ``size`` does not."""
+    reader = opened.reader(split, field)
     channels = channels or opened.channels
-    decoder = Decoder(channels, size, crop, opened.remedy)
-    shape: tuple[int, ...]
+    stored = StoredImages(reader, Decoder(channels, size, crop), np.arange(len(reader)), (0, 0, 0))
     if size is not None:
-        shape = (*(size if crop is None else (crop, crop)), channels)
         _check_memory(reader.name, (1, *size, channels))  # before the crop
-    else:
-        with _reading(opened):
-            [(encoded, _)] = reader.read([0])
-            shape = decoder(reader, 0, encoded).shape
-    height, width, channels = shape
-    return StoredImages(reader, decoder, np.arange(len(reader)), (height, width, channels))
+        height, width = size if crop is None else (crop, crop)
+        return dataclasses.replace(stored, image_shape=(height, width, channels))
+    problem = None
+    with _reading(opened, reader):
+        for number in range(len(reader)):
+            [(encoded, _)] = reader.read([number])
+            try:
+                height, width, channels = stored.decoder(encoded).shape
+                return dataclasses.replace(stored, image_shape=(height, width, channels))
+            except CorruptImageError as error:
+                problem = problem or undecodable(reader, number, error)
+                if corrupt == "raise":
+                    break
+    raise problem or AssertionError("a reader has at least one image")
 
 
-def _decode(stored: StoredImages, opened: Opened, progress: bool) -> Split:
-    """Read and decode all images of a part, and their labels in the same pass."""
-    from tqdm import tqdm
-
-    reader, count, shape = stored.reader, len(stored), stored.image_shape
-    # Before anything is read.
-    _check_memory(reader.name, stored.shape)
-    images, labels = np.empty(stored.shape, np.uint8), np.empty(count, np.int32)
-    bar = tqdm(
-        total=count,
-        desc=reader.name,
-        unit=" images",
-        delay=_BAR_DELAY,
-        disable=not progress,
-        # A log file gets a line now and then, a terminal a moving bar.
-        mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 15.0,
-    )
+def _split(
+    opened: Opened, stored: StoredImages, streamed: bool, corrupt: Corrupt, progress: bool
+) -> Split:
+    """Return the images of a part with their labels; those that cannot be decoded are left out."""
+    reader = stored.reader
+    if streamed and corrupt == "raise":
+        with _reading(opened, reader):
+            return Split(stored, labels_of(reader, opened.location))
+    count, shape = len(stored), stored.image_shape
+    # Of images that are streamed it is only looked at which ones can be decoded.
+    if not streamed:
+        _check_memory(reader.name, stored.shape)
+    images = stored if streamed else np.empty(stored.shape, np.uint8)
+    labels, damaged = np.empty(count, np.int32), dict[int, str]()
+    bar = tqdm(total=count, desc=reader.name, unit=" images", disable=not progress, **bar_times())
 
     def fill(start: int) -> int:
         """Decode one chunk into its rows of the arrays; return its length."""
         chunk = reader.read(range(start, min(start + CHUNK, count)))
         # Threads write disjoint rows, so nothing is locked.
         for row, (encoded, labels[row]) in enumerate(chunk, start):
-            image = stored.decoder(reader, row, encoded)
+            try:
+                image = stored.decoder(encoded)
+            except CorruptImageError as error:
+                if corrupt == "raise":
+                    raise undecodable(reader, row, error) from error
+                damaged[row] = f"{reader.where(row)}: {error}"
+                continue
             if image.shape != shape:
                 raise differing(reader.name, shape, image.shape)
-            images[row] = image
+            if not streamed:
+                images[row] = image
         return len(chunk)
 
-    with bar, concurrent.futures.ThreadPoolExecutor(THREADS) as pool, _reading(opened):
+    with (
+        bar,
+        concurrent.futures.ThreadPoolExecutor(THREADS) as pool,
+        _reading(opened, reader),
+    ):
         for decoded in pool.map(fill, range(0, count, CHUNK)):
             bar.update(decoded)
-    return Split(images, labels)
+    split = Split(images, labels)
+    if not damaged:
+        return split
+    rows = sorted(damaged)
+    if len(rows) == count:
+        raise UsageError(
+            f"{reader.name} has no image that can be decoded: {damaged[0]}; choose another part"
+        )
+    warnings.warn(
+        f"{len(rows)} of {count} images in {reader.name} cannot be decoded and are left out: "
+        f"{'; '.join(damaged[row] for row in rows[:3])}{'; ...' if len(rows) > 3 else ''}",
+        stacklevel=4,
+    )
+    return split.rows(np.setdiff1d(np.arange(count), rows))
+
+
+def bar_times() -> dict[str, float]:
+    """Return tqdm's times in seconds for reading data: when its bar appears and how often it changes."""
+    # No bar where it takes a moment; a log file gets a line now and then, a terminal a moving bar.
+    return {"delay": 2.0, "mininterval": 0.2 if sys.stderr and sys.stderr.isatty() else 15.0}
 
 
 def _check_memory(split: str, shape: tuple[int, ...]) -> None:

@@ -35,25 +35,15 @@ _AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """How stored images become pixels: see :func:`seal_jax.data.decoding.decode`.
-
-    Attributes:
-      remedy: what to do about an image that cannot be decoded, for the message.
-    """
+    """How encoded images become pixels: the arguments of :func:`seal_jax.data.decoding.decode`."""
 
     channels: int
     size: tuple[int, int] | None = None
     crop: int | None = None
-    remedy: str = "replace it"
 
-    def __call__(self, reader: Reader, number: int, encoded: bytes) -> np.ndarray:
+    def __call__(self, encoded: bytes) -> np.ndarray:
         """Return an image's pixels, uint8 ``[height, width, channels]``."""
-        try:
-            return decode(encoded, self.channels, self.size, self.crop)
-        except CorruptImageError as error:
-            raise UsageError(
-                f"{reader.where(number)} cannot be decoded: {error}; {self.remedy}"
-            ) from error
+        return decode(encoded, self.channels, self.size, self.crop)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, as programs know it
@@ -114,11 +104,22 @@ class StoredImages:
         for start in range(0, len(numbers), CHUNK):
             chunk = numbers[start : start + CHUNK]
             for row, (encoded, _) in enumerate(self.reader.read(chunk), start):
-                image = self.decoder(self.reader, numbers[row], encoded)
+                try:
+                    image = self.decoder(encoded)
+                except CorruptImageError as error:
+                    raise undecodable(self.reader, numbers[row], error) from error
                 if image.shape != self.image_shape:
                     raise differing(self.reader.name, self.image_shape, image.shape)
                 images[row] = image
         return images
+
+
+def undecodable(reader: Reader, number: int, error: CorruptImageError) -> UsageError:
+    """Return the error of an image that cannot be decoded."""
+    return UsageError(
+        f"{reader.where(number)}: {error}: replace the image (what was prepared is prepared again), or "
+        'leave it out by data.corrupt = "skip"'
+    )
 
 
 def differing(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> UsageError:

@@ -195,6 +195,7 @@ def target(
         image_size=image_size or (height, width),
         channels=channels,
         validation_fraction=validation_fraction,
+        corrupt=fields.corrupt,
     )
 
 

@@ -59,7 +59,7 @@ class Options:
         "chestx",
         "isic2018",
         "image_folder/eurosat",
-        "image_folder/cropdisease",
+        "crop_disease",
     )
     heads: tuple[str, ...] = ("linear", "linear_affines")
     shots: tuple[int, ...] = (1, 5, 20, 50)

@@ -101,6 +101,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             channels=loaded_run.channels,
             test_fraction=options.test_fraction,
             validation_fraction=0.0,
+            corrupt=loaded_run.settings.data.corrupt,
         )
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:

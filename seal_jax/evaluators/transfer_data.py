@@ -69,6 +69,7 @@ def episode_data(loaded_run: LoadedRun, name: str, side: int, *, images: bool = 
         crop=side,
         channels=loaded_run.channels,
         images=images,
+        corrupt=loaded_run.settings.data.corrupt,
     )
     return split
 

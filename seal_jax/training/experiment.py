@@ -38,6 +38,7 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         placement=fields.placement,
         # The other half is left to the network.
         room=None if free is None else free // 2,
+        corrupt=fields.corrupt,
     )
     if fields.selection == "test_best":
         # The test split in the validation split's place: nothing below knows the difference.

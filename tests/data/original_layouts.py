@@ -108,9 +108,47 @@ def mit_indoor67(root):
     return splits
 
 
+def crop_disease(root):
+    return crops(root / "dataset")
+
+
+def caltech256(root):
+    objects = root / "256_ObjectCategories"
+    listed = {
+        picture(objects / label / f"{label[:3]}_{index:04}.jpg"): label
+        for label in ("001.ak47", "002.american-flag")
+        for index in range(1, 6)
+    }
+    # As in the original: files that are no images, a folder beside images, and the clutter.
+    (objects / "001.ak47" / "RENAME2").write_text("no image")
+    picture(objects / "002.american-flag" / "greg" / "002_0001.jpg")
+    picture(objects / "257.clutter" / "257_0001.jpg")
+    tested = ("001_0003.jpg", "002_0005.jpg")  # a fifth of each class, the same for ever
+    return {
+        "train": {path: label for path, label in listed.items() if path.name not in tested},
+        "test": {path: label for path, label in listed.items() if path.name in tested},
+    }
+
+
+def tiny_imagenet_c(root):
+    splits = {}
+    for corruption in ("fog", "jpeg_compression"):
+        for severity in (1, 5):
+            folder = root / "Tiny-ImageNet-C" / corruption / str(severity)
+            splits[f"{corruption}_{severity}"] = {
+                picture(folder / wnid / f"val_{severity}{index}.JPEG", side=64): wnid
+                for wnid in ("n01", "n02")
+                for index in range(2)
+            }
+    return splits
+
+
 LAYOUTS = {
     "image_folder/eurosat": (eurosat, ["AnnualCrop", "Forest"]),
     "image_folder/crops": (crops, ["Apple scab", "Rust"]),
+    "crop_disease": (crop_disease, ["Apple scab", "Rust"]),
+    "caltech256": (caltech256, ["001.ak47", "002.american-flag"]),
+    "tiny_imagenet_c": (tiny_imagenet_c, ["n01", "n02"]),
     "isic2018": (isic2018, SKIN),
     "chestx": (chestx, LUNGS),
     "fgvc_aircraft": (fgvc_aircraft, ["737-200", "Cessna 560", "DC-9-30"]),

@@ -62,11 +62,12 @@ def test_what_is_listed_is_loaded(tmp_path, name):
     assert as_pairs(whole) == from_files(everything, classes)
 
     # TFDS alone reads it, too, and the bytes are the files' own.
+    split = next(iter(splits))
     source = tfds.builder_from_directory(where).as_data_source(
-        "train", decoders={"image": tfds.decode.SkipDecoding()}
+        split, decoders={"image": tfds.decode.SkipDecoding()}
     )
     stored = sorted(source[index]["image"] for index in range(len(source)))
-    assert stored == sorted(path.read_bytes() for path in splits["train"])
+    assert stored == sorted(path.read_bytes() for path in splits[split])
 
 
 def test_the_order_depends_on_names_alone(tmp_path):
@@ -199,6 +200,38 @@ BAD = [
         "fgvc_aircraft",
         edit("data/*_test.txt", "DC-9-30", "A380"),
         "no training image of class 'A380'",
+    ),
+    (
+        "caltech256",
+        lambda root: (root / "256_ObjectCategories/ak47").mkdir(),
+        "ak47 is no folder of a class, such as 001.ak47: give the folder",
+    ),
+    ("caltech256", remove("*/001.ak47/*"), "001.ak47 has no image: restore it"),
+    (
+        "caltech256",
+        lambda root: shutil.rmtree(root / "256_ObjectCategories"),
+        "no folder of a class",
+    ),
+    (
+        "crop_disease",
+        lambda root: shutil.rmtree(root / "dataset/test"),
+        "no folders train and test",
+    ),
+    ("crop_disease", remove("dataset/train/Rust/*"), "train/Rust has no image: restore it"),
+    (
+        "tiny_imagenet_c",
+        lambda root: shutil.rmtree(root / "Tiny-ImageNet-C"),
+        "no folders CORRUPTION",
+    ),
+    (
+        "tiny_imagenet_c",
+        lambda root: (root / "Tiny-ImageNet-C/fog/1").rename(root / "Tiny-ImageNet-C/fog/6"),
+        "fog/6 is no severity, 1 to 5: give the folder",
+    ),
+    (
+        "tiny_imagenet_c",
+        lambda root: shutil.rmtree(root / "Tiny-ImageNet-C/fog/5/n02"),
+        "fog_5 has no image of class 'n02': restore it",
     ),
     ("mit_indoor67", remove("TestImages.txt"), "lacks TestImages.txt: give the folder"),
     (

@@ -48,6 +48,16 @@ class MixedSizes(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": png, "parity": index % 2, "height": height, "note": "x"}
 
 
+class Damaged(MixedSizes):
+    """The first and the sixth image are cut short, and stored like that."""
+
+    def _generate_examples(self):
+        for index, example in super()._generate_examples():
+            if index in (0, 5):
+                example["image"] = io.BytesIO(example["image"].getvalue()[:60])
+            yield index, example
+
+
 class Unlabelled(tfds.core.GeneratorBasedBuilder):
     """Text without images."""
 
@@ -67,7 +77,7 @@ class Unlabelled(tfds.core.GeneratorBasedBuilder):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    for name in ("digits", "mixed_sizes", "unlabelled"):
+    for name in ("digits", "mixed_sizes", "damaged", "unlabelled"):
         prepare(name, data_dir=folder)
     return folder
 
@@ -102,6 +112,27 @@ def test_label_is_chosen(data_dir):
     height = load("mixed_sizes", data_dir=data_dir, image_size=6, **(MIXED | {"label": "height"}))
     assert height.num_classes == 10
     assert height.train.labels.tolist() == HEIGHTS
+
+
+def test_damaged_images(data_dir):
+    options = {"data_dir": data_dir, "image_size": 6, **MIXED}
+    shard = r"damaged-train.array_record-00000-of-00001"
+    with pytest.raises(UsageError, match=rf"record 0 of .*{shard}: .*data.corrupt = \"skip\""):
+        load("damaged", **options)
+    # Rows are counted in the split, records in its file.
+    with pytest.raises(UsageError, match=rf"record 5 of .*{shard}: .*truncated"):
+        load("damaged", train_split="train[3:]", **options)
+    whole = load("mixed_sizes", **options)
+    with pytest.warns(UserWarning, match="2 of 8 images in ") as caught:
+        dataset = load("damaged", corrupt="skip", **options)
+    messages = [str(warning.message) for warning in caught]
+    assert [message.count("record ") for message in messages] == [2, 2]  # of train, and of extra
+    assert "in damaged train cannot be decoded and are left out: record 0 of" in messages[0]
+    rows = [1, 2, 3, 4, 6, 7]
+    np.testing.assert_array_equal(dataset.train.images, whole.train.images[rows])
+    np.testing.assert_array_equal(dataset.train.labels, whole.train.labels[rows])
+    with pytest.raises(UsageError, match=r"damaged train\[:1\] has no image that can be"):
+        load("damaged", corrupt="skip", train_split="train[:1]", **options)
 
 
 def test_parts_of_splits(data_dir):
@@ -206,10 +237,10 @@ TRAIN = "digits-train.array_record-00000-of-00001"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: _damage(folder / TRAIN, 40_000, None), "cannot be read .*prepare it again"),
-        (lambda folder: _damage(folder / TRAIN, 2_000, 4_000), "cannot be read .*prepare it again"),
-        (lambda folder: _damage(folder / TRAIN, 0, None), "cannot be read .*prepare it again"),
-        (lambda folder: (folder / TRAIN).unlink(), "cannot be read .*prepare it again"),
+        (lambda folder: _damage(folder / TRAIN, 40_000, None), f"{TRAIN} cannot be read .*prepare"),
+        (lambda folder: _damage(folder / TRAIN, 2_000, 4_000), f"{TRAIN} cannot be read .*prepare"),
+        (lambda folder: _damage(folder / TRAIN, 0, None), f"{TRAIN} cannot be read .*prepare"),
+        (lambda folder: (folder / TRAIN).unlink(), f"{TRAIN} cannot be read .*prepare it again"),
         (lambda folder: (folder / "dataset_info.json").unlink(), "lacks dataset_info.json"),
         (lambda folder: _damage(folder / "dataset_info.json", 90, None), "Failed to load JSON"),
         (

@@ -5,8 +5,8 @@ The layout is one of::
     <class>/*.jpg                one split, called train
     <split>/<class>/*.jpg        splits called train, val and test, or by one of their synonyms
 
-NAME is the user's choice and tells such data sets apart. EuroSAT (``EuroSAT_RGB``) and CropDisease
-(the folder of ``train`` and ``test``) come like this. Labels follow the sorted names of the classes.
+NAME is the user's choice and tells such data sets apart; EuroSAT (``EuroSAT_RGB``) comes like this. Labels follow the
+sorted names of the classes.
 """
 
 import re
@@ -40,34 +40,36 @@ def check_name(name: str) -> None:
         )
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders that may be classes or splits, by name."""
     return sorted(
         path for path in folder.iterdir() if path.is_dir() and originals.is_class_folder(path.name)
     )
 
 
-def _images(folder: Path) -> list[Path]:
+def images(folder: Path) -> list[Path]:
+    """Return the image files in a folder, by name."""
     files = (path for path in folder.iterdir() if originals.is_image(path.name))
     return sorted(path for path in files if path.is_file())
 
 
-def _examples(folder: Path) -> list[tuple[Path, str]]:
-    """Return ``(file, class)`` of every image below a folder of class folders."""
-    examples: list[tuple[Path, str]] = []
-    for part in _subfolders(folder):
-        images, below = _images(part), _subfolders(part)
+def examples(folder: Path) -> list[tuple[Path, str]]:
+    """Return ``(file, class)`` of every image below a folder of class folders; raise where one is empty."""
+    found: list[tuple[Path, str]] = []
+    for part in subfolders(folder):
+        files, below = images(part), subfolders(part)
         # Most likely a level too high was given, or splits by names that are not known.
-        if below and not images:
+        if below and not files:
             raise UsageError(
                 f"{part} holds folders, no image: give as manual_dir the folder whose subfolders "
                 "are the classes, or are train, val and test with the classes below them"
             )
         if below:
             raise UsageError(f"{part} holds {below[0].name}/ beside its images: move it elsewhere")
-        if not images:
+        if not files:
             raise UsageError(f"{part} has no image: restore it, or remove the empty folder")
-        examples.extend((path, part.name) for path in images)
-    return examples
+        found.extend((path, part.name) for path in files)
+    return found
 
 
 class ImageFolder(ListedImages):
@@ -81,14 +83,13 @@ class ImageFolder(ListedImages):
     def scan(root: Path) -> Listing:
         """List the images of a folder with one subfolder per class, or of its splits."""
         originals.require_folder(root)
-        parts = _subfolders(root)
+        parts = subfolders(root)
         # Classes may be called train and test, too: then they hold images.
         in_splits = parts and all(
-            part.name.lower() in SPLITS and _subfolders(part) and not _images(part)
-            for part in parts
+            part.name.lower() in SPLITS and subfolders(part) and not images(part) for part in parts
         )
         if not in_splits:
-            return Listing(root, {"train": _examples(root)})
+            return Listing(root, {"train": examples(root)})
         splits: dict[str, list[tuple[Path, str]]] = {}
         for part in parts:
             split = SPLITS[part.name.lower()]
@@ -96,7 +97,7 @@ class ImageFolder(ListedImages):
                 raise UsageError(
                     f"manual_dir={root} has two folders of the {split} split: keep one"
                 )
-            splits[split] = _examples(part)
+            splits[split] = examples(part)
         # train, validation, test, however the folders are called and sorted.
         order = dict.fromkeys(SPLITS.values())
         return Listing(root, {name: splits[name] for name in order if name in splits})
