@@ -33,10 +33,13 @@ class Data:
       crop_padding: zero padding of the random crop; 0 for no crop.
       flip: random horizontal flip.
       cutout: side of the square that is cut out; 0 for none.
-      normalisation: a key of ``seal_jax.data.STATISTICS``; empty for that of the data set, or
-        ImageNet's.
+      normalisation: a key of ``seal_jax.data.STATISTICS``, or means and deviations as
+        "0.5,0.5,0.5/0.5,0.5,0.5"; empty for that which the weights of ``train.pretrained`` want, where
+        these are a file; else that of the data set, or ImageNet's.
       selection: what the best weights are chosen by: "validation", or "test_best", the test split
         itself, as the papers' released codes do: a number for comparing with theirs, no estimate.
+      channels: 3 repeats grey images over red, green and blue, 1 turns these into grey; 0 leaves them as
+        they are.
     """
 
     name: str = "digits"
@@ -52,6 +55,7 @@ class Data:
     cutout: int = 0
     normalisation: str = ""
     selection: Literal["validation", "test_best"] = "validation"
+    channels: Literal[0, 1, 3] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +144,10 @@ class Train:
       until_accuracy: training accuracy of an epoch at which a training stops likewise; 0: never.
       validate_every: steps between scorings of the validation split, a divisor of the steps in an
         epoch; 0 for once an epoch.
-      pretrained: folder of a run whose weights the training starts from, where name and shape of a
-        parameter agree; one that begins with ".." is relative to the run's own folder, as in a
-        sweep; empty for none.
+      pretrained: what the training starts from: the folder of a run, where name and shape of a
+        parameter agree; or a file of weights, FILE.safetensors, a folder with one, FILE.pth or
+        hf://owner/name, whose tensors must all fit. A path that begins with ".." is relative to the run's
+        own folder, as in a sweep; empty for none.
       pretrained_weights: the "last" of that run, or the "best" of its last generation.
       seed: of the first training; the others have the seeds after it.
       seeds: trainings in this run, all in one program.
@@ -150,6 +155,10 @@ class Train:
       batch_norm: statistics over the whole batch ("global") or each device's part ("device").
       batch_statistics: what BatchNorm normalises with in training: "batch", its own statistics, or
         "frozen", the running ones, which then stay as they are; ``None`` is the method's own choice.
+      pretrained_head: "keep" takes the classifier of ``pretrained``; one for another number of classes is
+        left out of a run, and is an error in a file. "replace" starts with a new one, as FAST always does.
+      allow_pickle: whether ``pretrained`` may be a .pth, .pt or .bin file of PyTorch, a pickle; it is
+        read by ``torch.load(weights_only=True)``.
     """
 
     generations: int = 10
@@ -167,6 +176,8 @@ class Train:
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_norm: Literal["global", "device"] = "global"
     batch_statistics: Literal["batch", "frozen"] | None = None
+    pretrained_head: Literal["keep", "replace"] = "keep"
+    allow_pickle: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,6 +143,22 @@ class ResNet(net.Network, kw_only=True):
             smaller_stride=", or stem='cifar'" if self.stem == "imagenet" else "",
         )
 
+    def torch_layers(self) -> dict[str, dict[str, str]]:
+        """Return the names of the layers in torchvision and timm, whose networks have four stages."""
+        if len(self.stage_sizes) != 4 or self.shortcut != "B":
+            return {}
+        names = {layer: layer for layer in ("conv1", "bn1", net.HEAD)}
+        for block in net.staged(self.stage_sizes):
+            module = block.replace("/block", ".")
+            for number in range(1, len(BLOCKS[self.block]) + 1):
+                for layer in (f"conv{number}", f"bn{number}"):
+                    names[f"{block}/{layer}"] = f"{module}.{layer}"
+            # The first block of a stage changes the shape, but for that of basic blocks after the stem.
+            if block.endswith("/block0") and (self.block, block) != ("basic", "layer1/block0"):
+                names[f"{block}/downsample_conv"] = f"{module}.downsample.0"
+                names[f"{block}/downsample_bn"] = f"{module}.downsample.1"
+        return {"torchvision": names, "timm": names}
+
     def slim(self, keep: float) -> Self:
         """Return the network with ``keep * width`` channels, which must be whole."""
         return self.clone(width=net.slim_stages(keep, self.width))
