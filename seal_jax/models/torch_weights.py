@@ -9,6 +9,7 @@ which nothing reads, is dropped and written as 0. A variable is called by its pa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -54,6 +55,20 @@ def libraries(model: Model) -> tuple[str, ...]:
     return (*_layers(model), OWN)
 
 
+def tensor_names(model: Model, library: str) -> dict[str, str]:
+    """Return the name of each variable's tensor by the variable's path."""
+    if library == OWN:
+        return {path: path for path in _shapes(model)}
+    layers, names = _layers(model)[library], {}
+    for path in _shapes(model):
+        _, _, parameter = path.partition("/")
+        layer, _, leaf = parameter.rpartition("/")
+        # A parameter outside of a layer is declared itself.
+        module = layers.get(layer, "").removeprefix(_CONV)
+        names[path] = layers.get(parameter) or f"{module}.{_LEAVES[leaf]}"
+    return names
+
+
 def from_torch(
     model: Model, tensors: Mapping[str, np.ndarray], *, label: str, head: bool = True
 ) -> Imported:
@@ -78,7 +93,7 @@ def from_torch(
         {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
     )
     shapes = _shapes(model)
-    expected = {library: _names(model, library, shapes) for library in libraries(model)}
+    expected = {library: tensor_names(model, library) for library in libraries(model)}
     # Unknown names are reported as if they were meant as those that they are most like.
     library = min(expected, key=lambda key: len({*expected[key].values()} ^ {*tensors}))
     names, folded = expected[library], _folded(model, library)
@@ -172,7 +187,7 @@ def to_torch(
                 f"--names={library}: the network has normalisers inserted by LW, which {library}'s "
                 f"has not; use --names={OWN}"
             )
-    layers, names = _layers(model)[library], _names(model, library, _shapes(model))
+    layers, names = _layers(model)[library], tensor_names(model, library)
     tensors = {}
     for path, name in names.items():
         value = variables[path]
@@ -194,24 +209,10 @@ def _layers(model: Model) -> dict[str, dict[str, str]]:
     return getattr(model.module, "torch_layers", dict)()
 
 
+@functools.lru_cache(maxsize=8)
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     variables = jax.eval_shape(model.init, jax.random.key(0))
     return {path: leaf.shape for path, leaf in paths.named_leaves(variables)}
-
-
-def _names(model: Model, library: str, variables: Collection[str]) -> dict[str, str]:
-    """Return the name of each variable's tensor by its path."""
-    if library == OWN:
-        return {path: path for path in variables}
-    layers, names = _layers(model)[library], {}
-    for path in variables:
-        _, _, parameter = path.partition("/")
-        layer, _, leaf = parameter.rpartition("/")
-        # A parameter outside of a layer is declared itself.
-        names[path] = (
-            layers.get(parameter) or f"{layers[layer].removeprefix(_CONV)}.{_LEAVES[leaf]}"
-        )
-    return names
 
 
 def _folded(model: Model, library: str) -> dict[str, str]:
@@ -312,32 +313,33 @@ def _fix(
     misshaped: Mapping[str, tuple[int, ...]],
 ) -> str:
     """Return what to do about tensors that do not fit, most likely first."""
-    fixes = []
-    unexpected, head = problems["unexpected"], f"params/{model.head}/"
-    if any(name.endswith("running_mean") for name in unexpected):
-        fixes.append('model.norm = "batch"')
-    first = next(
-        (path for path in _shapes(model) if path in misshaped and len(misshaped[path]) == 4), ""
+    unexpected, missing = problems["unexpected"], problems["missing"]
+    shapes = _shapes(model)
+    if not any(path.startswith("batch_stats/") for path in shapes) and any(
+        name.endswith("running_mean") for name in unexpected
+    ):
+        return 'use model.norm = "batch"'
+    others = " or ".join(map(repr, _families_of(model, tensors)))
+    if others and (missing or unexpected):
+        return f"use model.name = {others}"
+    if len(unexpected) == 1 and not getattr(model.module, "head_bias", True):
+        return 'use model.head_bias = True, or train.pretrained_head = "replace"'
+    # The lowest layer of the network: its input are the images.
+    first = next((path for path in misshaped if path.endswith("/kernel")), "")
+    channels = (
+        misshaped[first][2 if library == OWN else 1] if len(misshaped.get(first, ())) == 4 else 0
     )
-    channels = misshaped[first][2 if library == OWN else 1] if first else 0
     if channels == 3 and model.image_shape[-1] == 1:
-        fixes.append("data.channels = 3, which repeats grey images over red, green and blue")
-    elif getattr(model.module, "stem", "imagenet") != "imagenet" and first:
-        fixes.append('model.stem = "imagenet"')
-    if {path.partition("/")[2] for path in misshaped} & {*model.flattened}:
-        fixes.append("square images")
-    if not fixes and (families := _families_of(model, tensors)):
-        fixes.append(f"model.name = {' or '.join(map(repr, families))}")
-    elif any(path.startswith(head) for path in misshaped):
-        fixes.append('train.pretrained_head = "replace" for a new classifier')
-    elif not getattr(model.module, "head_bias", True) and len(unexpected) == 1:
-        fixes.append('model.head_bias = True, or train.pretrained_head = "replace"')
-    if not fixes:
-        near = nearest(problems["missing"][0], unexpected) if problems["missing"] else ""
-        fixes.append(
-            f"the network and the options of model that the weights were trained with{near}"
-        )
-    return f"use {', '.join(fixes)}"
+        return "use data.channels = 3, which repeats grey images over red, green and blue"
+    if channels and getattr(model.module, "stem", "imagenet") != "imagenet":
+        return 'use model.stem = "imagenet"'
+    if misshaped and all(path.startswith(f"params/{model.head}/") for path in misshaped):
+        return 'use train.pretrained_head = "replace" for a new classifier'
+    near = nearest(missing[0], unexpected) if missing else ""
+    others = f"model.name = {others}, or " if others else ""
+    return (
+        f"use {others}the network and the options of model that the weights were trained with{near}"
+    )
 
 
 def _families_of(model: Model, tensors: Collection[str]) -> list[str]:

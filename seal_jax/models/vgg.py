@@ -75,7 +75,8 @@ class VGG(net.Network, kw_only=True):
 
     def torch_layers(self) -> dict[str, dict[str, str]]:
         """Return the names of the layers in torchvision's and timm's VGG with BatchNorm."""
-        names, index = {}, 0
+        names: dict[str, str] = {}
+        index = 0
         blocks = iter(self.structure.round_blocks)
         for size in self.group_sizes:
             for block in itertools.islice(blocks, size):
