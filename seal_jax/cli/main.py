@@ -165,6 +165,16 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     help_text = "where slim.npz and slim.json go"
     to.add_argument("--output", required=True, metavar="DIR", help=help_text)
 
+    to = command(_export)
+    to.add_argument("--checkpoint", required=True, metavar="RUN", help="the folder of the run")
+    help_text = "the safetensors file to write"
+    to.add_argument("--output", required=True, metavar="FILE", help=help_text)
+    help_text = '"last", the default, or "best" by validation'
+    to.add_argument("--weights", default="last", metavar="NAME", help=help_text)
+    to.add_argument("--seed", type=int, metavar="N", help="default: the first of the run")
+    help_text = '"torchvision", "timm" or "seal_jax"; default: the first that has the network'
+    to.add_argument("--names", metavar="NAME", help=help_text)
+
     data_dir: Any = {"metavar": "DIR", "help": "default: TFDS_DATA_DIR, or TFDS's own"}
     command(_datasets).add_argument("--data-dir", **data_dir)
 
@@ -325,6 +335,21 @@ def _slim(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if not options.output:
         raise UsageError("--output= is empty; name a folder")
     print(slim.export(Path(options.run_folder), Path(options.output)))
+    return OK
+
+
+def _export(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Write a trained network as safetensors, under the names of torchvision or timm where these have it."""
+    from seal_jax.cli import export
+
+    line = export.export(
+        Path(options.checkpoint),
+        Path(options.output),
+        weights=options.weights,
+        seed=options.seed,
+        names=options.names,
+    )
+    print(line)
     return OK
 
 

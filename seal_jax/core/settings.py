@@ -33,8 +33,9 @@ class Data:
       crop_padding: zero padding of the random crop; 0 for no crop.
       flip: random horizontal flip.
       cutout: side of the square that is cut out; 0 for none.
-      normalisation: a key of ``seal_jax.data.STATISTICS``; empty for that of the data set, or
-        ImageNet's.
+      normalisation: a key of ``seal_jax.data.STATISTICS``, or means and deviations as
+        "0.5,0.5,0.5/0.5,0.5,0.5"; empty for that which the weights of ``train.pretrained`` want, where
+        these are a file; else that of the data set, or ImageNet's.
       selection: what the best weights are chosen by: "validation", or "test_best", the test split
         itself, as the papers' released codes do: a number for comparing with theirs, no estimate.
       placement: where images are while a training runs: on every "device", or encoded where they are
@@ -42,6 +43,8 @@ class Data:
         more than half of a device's free memory, or more than the host has. Results are the same.
       corrupt: what is done with an image that cannot be decoded: "raise" an error that names it, or
         "skip" it, which is counted and reported.
+      channels: 3 repeats grey images over red, green and blue, 1 turns these into grey; 0 leaves them as
+        they are.
     """
 
     name: str = "digits"
@@ -59,6 +62,7 @@ class Data:
     selection: Literal["validation", "test_best"] = "validation"
     placement: Literal["auto", "device", "stream"] = "auto"
     corrupt: Literal["raise", "skip"] = "raise"
+    channels: Literal[0, 1, 3] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +157,10 @@ class Train:
       until_accuracy: training accuracy of an epoch at which a training stops likewise; 0: never.
       validate_every: steps between scorings of the validation split, a divisor of the steps in an
         epoch; 0 for once an epoch.
-      pretrained: folder of a run whose weights the training starts from, where name and shape of a
-        parameter agree; one that begins with ".." is relative to the run's own folder, as in a
-        sweep; empty for none.
+      pretrained: what the training starts from: the folder of a run, where name and shape of a
+        parameter agree; or a file of weights, FILE.safetensors, a folder with one, FILE.pth or
+        hf://owner/name, whose tensors must all fit. A path that begins with ".." is relative to the run's
+        own folder, as in a sweep; empty for none.
       pretrained_weights: the "last" of that run, or the "best" of its last generation.
       seed: of the first training; the others have the seeds after it.
       seeds: trainings in this run, all in one program.
@@ -165,6 +170,10 @@ class Train:
         "frozen", the running ones, which then stay as they are; ``None`` is the method's own choice.
       remat: whether the backward pass computes the activations of blocks again instead of keeping them:
         less memory for more computation; the same results up to rounding.
+      pretrained_head: "keep" takes the classifier of ``pretrained``; one for another number of classes is
+        left out of a run, and is an error in a file. "replace" starts with a new one, as FAST always does.
+      allow_pickle: whether ``pretrained`` may be a .pth, .pt or .bin file of PyTorch, a pickle; it is
+        read by ``torch.load(weights_only=True)``.
     """
 
     generations: int = 10
@@ -183,6 +192,8 @@ class Train:
     batch_norm: Literal["global", "device"] = "global"
     batch_statistics: Literal["batch", "frozen"] | None = None
     remat: bool = False
+    pretrained_head: Literal["keep", "replace"] = "keep"
+    allow_pickle: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,9 @@ from seal_jax.data.augment import apply as apply
 from seal_jax.data.augment import check_image_shape as check_image_shape
 from seal_jax.data.augment import draw as draw
 from seal_jax.data.catalogue import STATISTICS as STATISTICS
+from seal_jax.data.catalogue import Statistics as Statistics
 from seal_jax.data.catalogue import find_info as find_info
+from seal_jax.data.catalogue import name_of as name_of
 from seal_jax.data.catalogue import normalisation as normalisation
 from seal_jax.data.catalogue import statistics as statistics
 from seal_jax.data.dataset import Dataset as Dataset

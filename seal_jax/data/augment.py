@@ -71,7 +71,7 @@ def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> 
     if channels != len(spec.mean):
         raise UsageError(
             f"the mean has {len(spec.mean)} channels and the images have {channels}: "
-            "set data.normalisation to the statistics of this data set"
+            "set data.normalisation to the statistics of this data set, or data.channels"
         )
     side = min(height, width)
     for name in ("crop_padding", "cutout"):

@@ -215,17 +215,34 @@ def normalisation(name: str) -> str:
 
 
 def statistics(name: str) -> Statistics:
-    """Return the statistics that ``data.normalisation`` calls ``name``.
+    """Return the statistics that ``data.normalisation`` calls ``name``, or that it spells as ``MEAN/STD``.
 
     >>> statistics("fashion_mnist").mean
     (0.2859,)
+    >>> statistics("0.5,0.5,0.4/0.25,0.25,0.2")
+    Statistics(mean=(0.5, 0.5, 0.4), std=(0.25, 0.25, 0.2))
     """
-    if name not in STATISTICS:
+    if name in STATISTICS:
+        return STATISTICS[name]
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in name.split("/"))
+    except ValueError:
         raise UsageError(
             f"data.normalisation={name!r} is not one of {', '.join(STATISTICS)}"
-            f"{nearest(name, STATISTICS, count=1)}"
-        )
-    return STATISTICS[name]
+            f"{nearest(name, STATISTICS, count=1)}; means and deviations are written as "
+            "0.5,0.5,0.5/0.5,0.5,0.5"
+        ) from None
+    return Statistics(mean, std)
+
+
+def name_of(statistics: Statistics) -> str:
+    """Return what ``data.normalisation`` calls statistics.
+
+    >>> name_of(Statistics((0.5,) * 3, (0.25,) * 3)), name_of(STATISTICS["cifar100"])
+    ('0.5,0.5,0.5/0.25,0.25,0.25', 'cifar100')
+    """
+    names = [name for name, known in STATISTICS.items() if known == statistics]
+    return names[0] if names else "/".join(",".join(map(str, part)) for part in statistics)
 
 
 def find_info(name: str) -> DatasetInfo | None:

@@ -180,7 +180,11 @@ def build(options: Options, context: Context) -> Method:
 
     # The learning rate in the log is that of the features, where these learn.
     method = context.plain(
-        tx=tx, on_start=start, gradient=gradient, rate=context.schedule(beta or alpha)
+        tx=tx,
+        on_start=start,
+        gradient=gradient,
+        rate=context.schedule(beta or alpha),
+        replaces_head=True,
     )
     return _with_warmup(method, start, options) if options.warmup else method
 

@@ -464,6 +464,16 @@ class Network(Layered, kw_only=True):
         """The declared order of the parameters, from the fields alone; each network has its own."""
         raise NotImplementedError
 
+    def torch_layers(self) -> dict[str, dict[str, str]]:
+        """Return what "torchvision" and "timm" call the layers, where they have this network.
+
+        For each library the name of its module by the path of a layer here; a parameter outside of a layer
+        maps to its tensor. ``conv:NAME`` is a dense layer that is a convolution over the whole image
+        there. ``NORM/folded_bias`` maps to the bias of the convolution before a BatchNorm ``NORM``, which
+        is a part of the running mean here. See :mod:`seal_jax.models.torch_weights`.
+        """
+        return {}
+
     def slim(self, keep: float) -> Self:
         """Return the network with ``ceil(keep * width)`` for every width; raise where that cannot fit."""
         widths: dict[str, Any] = {name: getattr(self, name) for name in self.width_fields}

@@ -71,6 +71,31 @@ class VGG(net.Network, kw_only=True):
             flattened={"dense1/linear/kernel": self.widths[-1]},
         )
 
+    def torch_layers(self) -> dict[str, dict[str, str]]:
+        """Return the names of the layers in torchvision's and timm's VGG with BatchNorm."""
+        names: dict[str, str] = {}
+        index = 0
+        blocks = iter(self.structure.round_blocks)
+        for size in self.group_sizes:
+            for block in itertools.islice(blocks, size):
+                # Their convolutions have biases, though a normalisation follows.
+                names |= {
+                    f"{block}/conv": f"features.{index}",
+                    f"{block}/norm/folded_bias": f"features.{index}.bias",
+                    f"{block}/norm": f"features.{index + 1}",
+                }
+                index += 3  # the ReLU has a number too
+            index += 1  # and the pool
+        dense = ("dense1/linear", "dense2/linear", net.HEAD)
+        heads = {
+            "torchvision": ("classifier.0", "classifier.3", "classifier.6"),
+            "timm": ("conv:pre_logits.fc1", "conv:pre_logits.fc2", "head.fc"),
+        }
+        return {
+            library: names | dict(zip(dense, modules, strict=True))
+            for library, modules in heads.items()
+        }
+
 
 MODELS = {
     # Configurations D and E of table 1.

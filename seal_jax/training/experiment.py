@@ -39,6 +39,7 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         # The other half is left to the network.
         room=None if free is None else free // 2,
         corrupt=fields.corrupt,
+        channels=fields.channels or None,
     )
     if fields.selection == "test_best":
         # The test split in the validation split's place: nothing below knows the difference.
@@ -198,10 +199,13 @@ def augmentation_of(settings: Settings, image_shape: tuple[int, int, int]) -> An
     fields = settings.data
     # Data sets whose statistics are not known take ImageNet's.
     name = fields.normalisation or data.normalisation(fields.name) or "imagenet"
-    statistics = data.statistics(name)
+    # The statistics of one channel are those of three copies of it.
+    mean, std = (
+        part * image_shape[-1] if len(part) == 1 else part for part in data.statistics(name)
+    )
     spec = data.Augmentation(
-        mean=statistics.mean,
-        std=statistics.std,
+        mean=mean,
+        std=std,
         crop_padding=fields.crop_padding,
         flip=fields.flip,
         cutout=fields.cutout,

@@ -121,7 +121,7 @@ def train(
       NonFiniteError: the training diverged; the last good checkpoint stays.
     """
     # Before anything else: config.json must hold what the method chose for settings that were left open.
-    settings = methods.complete(settings)
+    settings = pretrained.complete(methods.complete(settings), workdir)
     mesh = meshes.make(settings, jax.devices()[:devices])
     # Built before the folder is claimed: settings that do not fit must leave nothing behind.
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
@@ -130,14 +130,19 @@ def train(
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
     abstract = experiment.abstract_state(settings.train.seeds)
     init_from: dict[str, np.ndarray] = {}
+    source = None
     if settings.train.pretrained:
         # LW's normalisers are a part of the state that only the other run, or a checkpoint, tells of.
         saved_leaves = checkpoints.abstract_leaves()
         # A resumed run has all of it in its checkpoint; the other run may be gone by now.
         if not same_everywhere(checkpoints.steps()):
-            source = pretrained.read(settings, workdir)
-            momentum = experiment.method.continues_momentum
-            init_from = pretrained.take(settings, source, abstract, momentum=momentum)
+            method = experiment.method
+            source = pretrained.read(
+                settings, workdir, experiment.model, replaces_head=method.replaces_head
+            )
+            init_from = pretrained.take(
+                settings, source, abstract, momentum=method.continues_momentum
+            )
         abstract = experiment.abstract_state(settings.train.seeds, {**saved_leaves, **init_from})
     with ExitStack() as held, checkpoints, _stop() as stop:
 
@@ -148,6 +153,8 @@ def train(
         _on_first_process(claim)
         if main:
             print(experiment.summary(), flush=True)
+            if source and source.note:
+                print(source.note, flush=True)
         restored = checkpoints.restore(abstract)
         step = restored.step if restored else 0
         if restored:

@@ -1,7 +1,8 @@
-"""Start a training from the weights of another run (``train.pretrained``)."""
+"""Start a training from the weights of another run, or of a file (``train.pretrained``)."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from seal_jax import methods, paths
+from seal_jax import data, methods, paths
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
+from seal_jax.models import Model, torch_weights
 from seal_jax.models.network import HEAD
+from seal_jax.training import weight_files
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import read_leaves
 
@@ -28,23 +31,102 @@ _WITHOUT_NORMALISERS = ("lw", "kels")
 
 
 class Source(NamedTuple):
-    """A run that a training starts from."""
+    """A run that a training starts from, or a file, as if it were the checkpoint of one with one seed."""
 
-    settings: Settings  # of its training
+    settings: Settings  # of its training; with a file, of that which starts
     leaves: Mapping[str, np.ndarray]  # of its state, by name, each with the seeds' axis
     label: str  # what messages call it, such as "train.pretrained = 'run'"
+    note: str = ""  # of a file: what to tell about it before the training
 
 
-def read(settings: Settings, workdir: Path) -> Source:
-    """Read the run that ``train.pretrained`` names; one that begins with ".." is relative to ``workdir``.
+def complete(settings: Settings, workdir: Path) -> Settings:
+    """Return the settings with the normalisation that a file of weights wants, where it was left open.
+
+    Where the file does not say it is ImageNet's, by which those of torchvision, and most of timm, were
+    trained. A run in ``workdir`` keeps what it was started with, whatever has become of the file.
 
     Raises:
-      UsageError: there is no such run, or it has no checkpoint.
+      UsageError: ``train.pretrained`` names a file that cannot be used.
     """
-    folder = Path(settings.train.pretrained)
-    if folder.parts[:1] == ("..",):
-        folder = Path(os.path.normpath(workdir / folder))
-    return read_run(folder, f"train.pretrained = {str(folder)!r}")
+    if settings.data.normalisation or not settings.train.pretrained:
+        return settings
+    if (workdir / workdirs.CONFIG).is_file():
+        started = settings_lib.read(Settings, workdirs.read(workdir))
+        # Of another experiment: `workdir.claim` says so.
+        if started.train.pretrained != settings.train.pretrained:
+            return settings
+        name = started.data.normalisation
+    else:
+        file = _file(settings, workdir)
+        name = data.name_of(file.statistics() or data.statistics("imagenet")) if file else ""
+    return dataclasses.replace(
+        settings, data=dataclasses.replace(settings.data, normalisation=name)
+    )
+
+
+def read(
+    settings: Settings, workdir: Path, model: Model | None = None, *, replaces_head: bool = False
+) -> Source:
+    """Read what ``train.pretrained`` names; a path that begins with ".." is relative to ``workdir``.
+
+    Args:
+      settings: of the training that starts.
+      workdir: its folder.
+      model: its network; None where only a run will do, with its settings and data.
+      replaces_head: whether the training starts with a new classifier whatever the settings say.
+
+    Raises:
+      UsageError: there is no such run or file, a run has no checkpoint, or a file's weights do not fit.
+    """
+    file = _file(settings, workdir)
+    if file is None:
+        path = _path(settings, workdir)
+        return read_run(Path(path), f"train.pretrained = {path!r}")
+    if model is None:
+        raise UsageError(f"{file.label} is a file of weights: this needs a run, which has data too")
+    train = settings.train
+    if train.pretrained_weights != "last":
+        raise UsageError(
+            f'train.pretrained_weights = "best" is for runs, and {file.label} is a file; use "last"'
+        )
+    head = train.pretrained_head == "keep" and not replaces_head
+    tensors, statistics, record = file.tensors(), file.statistics(), file.record()
+    try:
+        library, variables = torch_weights.from_torch(model, tensors, label=file.label, head=head)
+    except UsageError as error:
+        made_of = {k: v for k, v in record.get("model", {}).items() if v is not None}
+        of = ", ".join(f"model.{field} = {value!r}" for field, value in made_of.items())
+        raise UsageError(f"{error}; it was exported from {of}" if of else str(error)) from None
+    expected = data.name_of(statistics) if statistics else "imagenet"
+    classifier = "" if head else ", with a new classifier"
+    guess = "" if statistics else " (as most are; the file does not say)"
+    lines = [
+        f"pretrained: {len(tensors)} tensors by the names of {library}{classifier}; trained on images "
+        f"normalised by {expected}{guess}"
+    ]
+    if settings.data.normalisation != expected:
+        lines.append(
+            f"data.normalisation = {settings.data.normalisation!r} differs from that of the weights"
+        )
+    leaves = {f"weights/{name}": value[None] for name, value in variables.items()}
+    return Source(settings, leaves, file.label, "\n".join(lines))
+
+
+def _path(settings: Settings, workdir: Path) -> str:
+    name = settings.train.pretrained
+    relative = Path(name).parts[:1] == ("..",)
+    return os.path.normpath(workdir / name) if relative else name
+
+
+def _file(settings: Settings, workdir: Path) -> weight_files.WeightsFile | None:
+    """Return the file of weights that ``train.pretrained`` names, None for a run."""
+    path = _path(settings, workdir)
+    # A run comes first, even if weights were exported into its folder.
+    if (Path(path) / workdirs.CHECKPOINTS).is_dir():
+        return None
+    return weight_files.find(
+        path, f"train.pretrained = {path!r}", allow_pickle=settings.train.allow_pickle
+    )
 
 
 def read_run(folder: Path, label: str) -> Source:
@@ -68,8 +150,9 @@ def take(
     """Return what a training takes from another run, by the leaf's name in its own state.
 
     Parameters and BatchNorm statistics are taken where name and shape agree; a classifier for
-    another number of classes is not. The normalisers that LW inserted come with them, as constants.
-    Seed i starts from seed i of that run, or all from its only one.
+    another number of classes, or where ``train.pretrained_head`` is "replace", is not. The
+    normalisers that LW inserted come with them, as constants. Seed i starts from seed i of that run, or
+    all from its only one.
 
     Args:
       settings: of the training that starts.
@@ -117,6 +200,11 @@ def take(
     for name, leaf in abstract.items():
         candidate = None
         # The "best" weights have another prefix there than the weights that start here.
+        if (
+            name.startswith(f"weights/params/{HEAD}/")
+            and settings.train.pretrained_head == "replace"
+        ):
+            continue
         if name.startswith("weights/"):
             candidate = source.leaves.get(prefix + name.removeprefix("weights/"))
         elif name.startswith("opt_state/"):

@@ -33,7 +33,8 @@ def export(run: Path, output: Path) -> str:
     Raises:
       UsageError: the folder is not that of a KELS run, or has no checkpoint; or cannot be written.
     """
-    settings, leaves, _ = read_run(run, str(run))
+    source = read_run(run, str(run))
+    settings, leaves = source.settings, source.leaves
     if settings.method["name"] != "kels":
         raise UsageError(
             f"{run} was trained by {settings.method['name']!r}; only KELS has a slim network"

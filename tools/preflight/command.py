@@ -120,6 +120,7 @@ def _report(settings: Settings, topology: str) -> tuple[str, dict]:
     train_size, test_size, image_shape, classes = KNOWN[settings.data.name]
     if settings.data.image_size:
         image_shape = (settings.data.image_size, settings.data.image_size, image_shape[2])
+    image_shape = (*image_shape[:2], settings.data.channels or image_shape[2])
     # As the trainer splits and lays out its data, but with shapes alone.
     held_out = round(train_size * settings.data.validation_fraction)
     shape = experiments.DataShape(train_size - held_out, held_out, test_size, image_shape, classes)
