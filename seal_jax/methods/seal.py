@@ -54,6 +54,7 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return SEAL over the model's declared block order."""
     context.require_restarts("seal")
+    context.require_ascent("seal")
     # Equation 3 negates the update, not the look-ahead: SEAL is not defined with Nesterov's momentum.
     if context.optimizer.nesterov:
         raise UsageError(

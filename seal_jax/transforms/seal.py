@@ -162,7 +162,8 @@ def make_seal_tx(
     fit = masks.fixed(masks.invert(mask))
     factor = ascent_weight_decay_factor
 
-    def view(count, params):
+    def view(count, params, **extra_args):
+        del extra_args
         # The parameters as a whole optimizer sees them: its decay acts on f p, and its update is negated later.
         scale = jnp.where(clock.ascending(count), factor, 1.0)
         return jax.tree.map(
