@@ -18,7 +18,6 @@ from seal_jax.schedules import boundaries
 from seal_jax.transforms import aliases
 from seal_jax.transforms.preconditioners import Name
 
-
 # Ours, exact and with coupled decay; any other name is one of optax's.
 OPTIMIZERS = typing.get_args(Name)
 
@@ -171,7 +170,7 @@ class Train:
       pretrained: folder of a run whose weights the training starts from, where name and shape of a
         parameter agree; one that begins with ".." is relative to the run's own folder, as in a
         sweep; empty for none.
-      pretrained_weights: the "last" of that run, or the "best" of its last generation.
+      pretrained_weights: the "last" of that run, the "best" of its last generation, or their average, "ema".
       seed: of the first training; the others have the seeds after it.
       seeds: trainings in this run, all in one program.
       dtype: of the computation; parameters stay float32.
@@ -189,7 +188,7 @@ class Train:
     until_accuracy: float = 0.0
     validate_every: int = 0
     pretrained: str = ""
-    pretrained_weights: Literal["last", "best"] = "last"
+    pretrained_weights: Literal["last", "best", "ema"] = "last"
     seed: int = 0
     seeds: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -21,7 +21,9 @@ from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import read_leaves
 
 PyTree = Any
-SOURCES = {"last": "weights/", "best": "best/weights/"}
+SOURCES = {"last": "weights/", "best": "best/weights/", "ema": "ema/"}
+# What a run has to have for weights that not every run has.
+NEEDS = {"best": "a validation split", "ema": "an average of the weights (optimizer.ema)"}
 NORMALISERS = "weights/normalisers/"
 # LW inserts its own normalisers, and the slim network that KELS leaves behind has none.
 _WITHOUT_NORMALISERS = ("lw", "kels")
@@ -86,11 +88,11 @@ def take(
     if not any(name.startswith(prefix) for name in source.leaves):
         raise UsageError(
             f"train.pretrained_weights = {which!r}: {source.label} was trained without "
-            'a validation split; use "last"'
+            f'{NEEDS[which]}; use "last"'
         )
     normalisers = {
         # The best weights' are best/weights/normalisers/... there and weights/normalisers/... here.
-        name.removeprefix(prefix.removesuffix("weights/")): leaf
+        f"weights/{name.removeprefix(prefix)}": leaf
         for name, leaf in source.leaves.items()
         if name.startswith(f"{prefix}normalisers/")
     }
@@ -116,7 +118,7 @@ def take(
     taken = {}
     for name, leaf in abstract.items():
         candidate = None
-        # The "best" weights have another prefix there than the weights that start here.
+        # The "best" weights and the average have another prefix there than the weights that start here.
         if name.startswith("weights/"):
             candidate = source.leaves.get(prefix + name.removeprefix("weights/"))
         elif name.startswith("opt_state/"):
