@@ -152,6 +152,16 @@ CASES = [
     ),
     ("normal", {}, {"train": {"batch_statistics": "layer"}}, "train.batch_statistics"),
     ("fast", {"warmup": True, "beta": 0.0}, {}, "method.warmup"),
+    ("normal", {}, {"optimizer": {"accumulate": 3}}, "optimizer.accumulate"),
+    ("seal", {"threshold": "dense2"}, {"optimizer": {"name": "prodigy"}}, "optimizer.name"),
+    ("sa_gd", {}, {"optimizer": {"name": "madgrad"}}, "optimizer.name"),
+    ("pof", {}, {"train": GIVEN, "optimizer": {"name": "adamw"}}, "optimizer.name"),
+    (
+        "sam",
+        {"decay_in_perturbation": True},
+        {"optimizer": {"name": "adamw"}},
+        "method.decay_in_perturbation",
+    ),
     ("lw", {"epsilon": float("inf")}, {"train": {"generations": 2}}, "method.epsilon"),
 ]
 NEED_VALIDATION = [
