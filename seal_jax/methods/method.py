@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from seal_jax.losses import cross_entropy
 from seal_jax.models import Model
 from seal_jax.schedules import cosine, steps
 from seal_jax.transforms import aliases, make_normal_tx
-from seal_jax.transforms.preconditioners import preconditioner
+from seal_jax.transforms.preconditioners import Name, preconditioner
 
 PyTree = Any
 Init = Literal["model", "torch_default"]
@@ -201,7 +201,7 @@ class Context:
             "learning_rate": self.schedule(),
             "weight_decay": optimizer.weight_decay,
             "preconditioner": preconditioner(
-                optimizer.name, momentum=optimizer.momentum, nesterov=optimizer.nesterov
+                cast(Name, optimizer.name), momentum=optimizer.momentum, nesterov=optimizer.nesterov
             ),
         }
 

@@ -372,10 +372,9 @@ class Experiment:
             targets = targets_of(images)
             objective = functools.partial(loss_of, examples=whole, targets=targets)
         else:
-            parts = _Examples(
-                *accumulation.split((images, labels, example_weights), count),
-                jax.tree.map(lambda key: jax.random.split(key, count), dropout),
-            )
+            parts = accumulation.split(_Examples(images, labels, example_weights, {}), count)
+            keys = jax.tree.map(lambda key: jax.random.split(key, count), dropout)
+            parts = parts._replace(rngs=keys)
             objective = accumulation.accumulated(
                 lambda params, part: loss_of(params, part, targets_of(part.images)), parts, _merged
             )

@@ -36,6 +36,8 @@ _REFUSED = {
 MEASURES_PARAMS = frozenset(
     ("cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "momo", "momo_adam", "prodigy")
 )
+# Their steps are as long as norms of the parameters say, which must be seen, negated or not.
+SCALES_BY_NORM = frozenset(("adafactor", "fromage", "lamb", "lars"))
 
 
 def names() -> tuple[str, ...]:
@@ -115,7 +117,7 @@ def _aliases() -> dict[str, Alias]:
     # Not with this module: what trains with our own optimizers does not need it.
     from optax import contrib
 
-    found = {}
+    found: dict[str, Alias] = {}
     for namespace in (contrib, optax):
         for name, function in inspect.getmembers(namespace, inspect.isfunction):
             # A whole optimizer has a learning rate; its parts are called scale_by_...

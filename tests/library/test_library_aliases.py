@@ -95,17 +95,18 @@ def test_ascent_is_the_negated_step_and_decay_shrinks_all_the_while(name):
     make = functools.partial(aliases.make, name, lambda step: jnp.full((), 0.1))
     seal = functools.partial(make_seal_tx, "w", ascent_epochs=1, ascent_scale=0.5, **CLOCK)
     none = {argument: None if argument.endswith("rate") else 0.0 for argument in decays(name)}
-    tx, plain, params = seal(optimizer=make(none)), make(none), draw(0)
+    plain, params, gradient = make(none), draw(0), draw(1)
     if name == "fromage":
         params = zeros(params)  # its decay is no argument
-    state = tx.init(params)
-    for _ in range(E):
-        _, state = tx.update(zeros(params), state, params)
-    gradient = draw(1)
-    updates, _ = tx.update(gradient, state, params)  # the first of generation 1
     expected, _ = plain.update(gradient, plain.init(params), params)
-    assert_same(updates["w"], expected["w"], -0.5)
-    assert_same(updates["fc"], expected["fc"])
+    for factor in (-1.0,) if name in aliases.SCALES_BY_NORM else (-1.0, 0.0):
+        tx = seal(optimizer=make(none), ascent_weight_decay_factor=factor)
+        state = tx.init(params)
+        for _ in range(E):
+            _, state = tx.update(zeros(params), state, params)
+        updates, _ = tx.update(gradient, state, params)  # the first of generation 1
+        assert_same(updates["w"], expected["w"], -0.5)
+        assert_same(updates["fc"], expected["fc"])
     if decays(name):
         # Without a gradient the decay alone moves what is positive: in descent, a step of ascent and descent.
         tx = seal(optimizer=make(dict.fromkeys(decays(name), 0.2)))

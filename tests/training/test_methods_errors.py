@@ -154,6 +154,12 @@ CASES = [
     ("fast", {"warmup": True, "beta": 0.0}, {}, "method.warmup"),
     ("normal", {}, {"optimizer": {"accumulate": 3}}, "optimizer.accumulate"),
     ("seal", {"threshold": "dense2"}, {"optimizer": {"name": "prodigy"}}, "optimizer.name"),
+    (
+        "seal",
+        {"threshold": "dense2", "ascent_weight_decay_factor": 0.0},
+        {"optimizer": {"name": "lamb"}},
+        "method.ascent_weight_decay_factor",
+    ),
     ("sa_gd", {}, {"optimizer": {"name": "madgrad"}}, "optimizer.name"),
     ("pof", {}, {"train": GIVEN, "optimizer": {"name": "adamw"}}, "optimizer.name"),
     (
