@@ -16,6 +16,7 @@ from seal_jax import methods, records
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest, shown
+from seal_jax.records import Scalar
 from seal_jax.schedules import PRESETS
 
 
@@ -163,6 +164,11 @@ def _override(config: ConfigDict, override: str) -> None:
     """Apply ``--config.section.field=value``, with the value read as the type of the field."""
     # Walked field by field, so that an error can name near fields and settings that were renamed.
     path, _, text = override.removeprefix("--config.").partition("=")
+    section, _, argument = path.rpartition(".")
+    if section == "optimizer.args":
+        # Whatever arguments the optimizer has, and its name may follow: the settings check them.
+        config.optimizer.args[argument] = _scalar(text)
+        return
     node: Any = config
     for field in path.split("."):
         if not isinstance(node, ConfigDict) or field not in node:
@@ -172,7 +178,7 @@ def _override(config: ConfigDict, override: str) -> None:
             )
         kind, node = node.get_type(field), node.get_ref(field).get()
     if isinstance(node, ConfigDict):
-        raise UsageError(f"{path} is a section; set one of {', '.join(node)}")
+        raise UsageError(f"{path} is a section; set one of {', '.join(node) or 'its fields'}")
     value: Any = text
     # Only where the field allows it: elsewhere "none" is text, or an error.
     if text.lower() == "none" and _may_be_none(config, path):
@@ -187,6 +193,23 @@ def _override(config: ConfigDict, override: str) -> None:
         except ValueError:
             raise UsageError(f"{path} = {text!r} must be of type {kind.__name__}") from None
     config.update_from_flattened_dict({path: value})
+
+
+def _scalar(text: str) -> Scalar:
+    """Return text as the number, bool or None that it looks like, or as text.
+
+    >>> [_scalar(text) for text in ("0.99", "1e-8", "5", "true", "none", "bfloat16")]
+    [0.99, 1e-08, 5, True, None, 'bfloat16']
+    """
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _may_be_none(config: ConfigDict, path: str) -> bool:

@@ -15,6 +15,11 @@ from seal_jax.errors import UsageError, check_number, nonnegative, positive
 from seal_jax.records import Scalar, check
 from seal_jax.records import read as read
 from seal_jax.schedules import boundaries
+from seal_jax.transforms import aliases
+from seal_jax.transforms.preconditioners import Name
+
+# Ours, exact and with coupled decay; any other name is one of optax's.
+OPTIMIZERS = typing.get_args(Name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Data:
         itself, as the papers' released codes do: a number for comparing with theirs, no estimate.
       placement: where images are while a training runs: on every "device", or encoded where they are
         stored, from which batches are decoded and a "stream" sends them; "auto" streams what takes
-        more than half of a device's free memory, or more than the host has. Results are the same.
+        more than half of a device's free memory, or more than the host has. Batches are the same.
       corrupt: what is done with an image that cannot be decoded: "raise" an error that names it, or
         "skip" it, which is counted and reported.
       channels: 3 repeats grey images over red, green and blue, 1 turns these into grey; 0 leaves them as
@@ -107,25 +112,33 @@ class Optimizer:
     """The optimizer, its schedule and its loss.
 
     Attributes:
-      name: "sgd" with momentum, "adam" or "radam"; all with coupled weight decay.
+      name: "sgd" with momentum, "adam" or "radam", all with coupled weight decay; or any optimizer of
+        optax, such as "adamw", "lion", "lamb" or, of ``optax.contrib``, "muon", with ``args``.
       learning_rate: the peak.
       schedule: "restart" is a cosine in every generation, "single" one cosine over all generations,
         "steps" falls at ``decay_epochs`` of every generation, "constant" is no schedule.
       decay_epochs: epochs separated by commas, "60,120,160", for "steps".
       decay_factor: of each of these falls.
       warmup_epochs: linear warm-up by epochs at the start of each cosine.
-      momentum: of SGD; the decay of the first moment in Adam and RAdam.
-      nesterov: whether the momentum of SGD is Nesterov's.
-      weight_decay: coupled L2.
+      momentum: of "sgd"; the decay of the first moment in "adam" and "radam".
+      nesterov: whether the momentum of "sgd" is Nesterov's.
+      weight_decay: coupled L2, of "sgd", "adam" and "radam".
       reset_momentum: when the momentum is zeroed: "phase" (generation starts and the end of ascent),
         "generation", or "never".
       label_smoothing: spread over all classes.
       plateau_epochs: epochs without a better validation accuracy after which the learning rate is
         multiplied by ``plateau_factor`` for the rest of the generation; 0: never.
       plateau_factor: in (0, 1).
+      args: of an optimizer of optax: its arguments by name, but the learning rate, which is the schedule's;
+        those left out have optax's defaults.
+      clip_norm: the gradient is scaled down to this norm, over all parameters, wherever its own is larger;
+        0: never.
+      accumulate: parts that a batch is cut into, whose gradients are computed one after the other and
+        summed: activations take the memory of one part, and BatchNorm the statistics of each.
+      ema: decay of an average of the weights, which is evaluated beside them; 0 for none.
     """
 
-    name: Literal["sgd", "adam", "radam"] = "sgd"
+    name: str = "sgd"
     learning_rate: float = 0.01
     schedule: Literal["restart", "single", "steps", "constant"] = "restart"
     decay_epochs: str = ""
@@ -138,6 +151,20 @@ class Optimizer:
     label_smoothing: float = 0.1
     plateau_epochs: int = 0
     plateau_factor: float = 0.5
+    args: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+
+    @property
+    def of_optax(self) -> bool:
+        """Whether it is an optimizer of optax, by its name there, and not one of ours."""
+        return self.name not in OPTIMIZERS
+
+    @property
+    def coupled_decay(self) -> float:
+        """The coupled weight decay that the gradient has; an optimizer of optax has its own or none."""
+        return 0.0 if self.of_optax else self.weight_decay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +188,7 @@ class Train:
         parameter agree; or a file of weights, FILE.safetensors, a folder with one, FILE.pth or
         hf://owner/name, whose tensors must all fit. A path that begins with ".." is relative to the run's
         own folder, as in a sweep; empty for none.
-      pretrained_weights: the "last" of that run, or the "best" of its last generation.
+      pretrained_weights: the "last" of that run, the "best" of its last generation, or their average, "ema".
       seed: of the first training; the others have the seeds after it.
       seeds: trainings in this run, all in one program.
       dtype: of the computation; parameters stay float32.
@@ -185,7 +212,7 @@ class Train:
     until_accuracy: float = 0.0
     validate_every: int = 0
     pretrained: str = ""
-    pretrained_weights: Literal["last", "best"] = "last"
+    pretrained_weights: Literal["last", "best", "ema"] = "last"
     seed: int = 0
     seeds: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -243,7 +270,9 @@ _BOUNDS = (
     ("be at least 1", "train", "generations epochs_per_generation batch_size seeds"),
     ("be at least 0", "run", "seed_devices data_devices steps_per_call data_workers"),
     ("be at least 1", "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
-    ("lie in [0, 1)", "optimizer", "label_smoothing"),
+    ("be at least 1", "optimizer", "accumulate"),
+    ("be 0 or positive", "optimizer", "clip_norm"),
+    ("lie in [0, 1)", "optimizer", "label_smoothing ema"),
     ("lie in [0, 1]", "train", "until_accuracy"),
     ("lie in (0, 1)", "optimizer", "decay_factor plateau_factor"),
 )
@@ -285,11 +314,34 @@ class Settings:
         # Whatever the schedule is.
         if self.optimizer.decay_epochs or self.optimizer.schedule == "steps":
             boundaries(self.optimizer.decay_epochs, "optimizer.decay_epochs")
+        _check_optimizer(self.optimizer)
         if not isinstance(self.method.get("name"), str):
             raise UsageError("method.name must name the method")
         # Here only that JSON can hold them; the method checks names and types of its options where it is built.
         for option, value in self.method.items():
             check(Scalar, value, f"method.{option}")
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    """Raise unless the name is known and takes what is set."""
+    name, args = optimizer.name, optimizer.args
+    if not optimizer.of_optax:
+        if args:
+            raise UsageError(
+                f"optimizer.args.{next(iter(args))} is for optimizers of optax; {name} takes "
+                "optimizer.momentum, optimizer.nesterov and optimizer.weight_decay"
+            )
+        return
+    aliases.check(name, args)
+    # At their defaults they stand for nothing that was asked for.
+    default = Optimizer()
+    for field in ("momentum", "nesterov", "weight_decay"):
+        value = getattr(optimizer, field)
+        if value and value != getattr(default, field):
+            raise UsageError(
+                f"optimizer.{field} = {value} has no effect on {name}: set it to "
+                f"{type(value)()} and give {name}'s own in optimizer.args"
+            )
 
 
 def check_steps(train: Train, steps_per_epoch: int) -> None:

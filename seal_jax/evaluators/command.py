@@ -38,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str | None) -> None:
     )
     parser.add_argument(
         "--weights",
-        metavar="last,best",
-        help="the last weights, or the best by validation accuracy (default: both, apart)",
+        metavar="last,best,ema",
+        help="the last weights, the best by validation accuracy, or their average (default: those that the run "
+        "has, apart)",
     )
     parser.add_argument(
         "--steps",

@@ -176,7 +176,7 @@ class Measurement:
             loaded_run.model.module, self.augmentation, options.label_smoothing, options.train_mode
         )
         decay = options.weight_decay
-        self.weight_decay = settings.optimizer.weight_decay if decay is None else decay
+        self.weight_decay = settings.optimizer.coupled_decay if decay is None else decay
         # One half of the budget for the data, the other for the basis.
         self.half_budget = None if options.byte_budget is None else options.byte_budget // 2
 

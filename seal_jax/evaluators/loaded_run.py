@@ -26,7 +26,7 @@ from seal_jax.training import experiment as experiments
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import padded_batches, steps_per_epoch
 from seal_jax.training.checkpoints import Checkpoints, read_leaves
-from seal_jax.training.pretrained import SOURCES
+from seal_jax.training.pretrained import NEEDS, SOURCES
 
 PyTree = Any
 BATCH = "batch"
@@ -37,7 +37,7 @@ class Network:
     """One trained network.
 
     Attributes:
-      weights: "last", or the "best" of the running generation by validation accuracy.
+      weights: "last", the "best" of the running generation by validation accuracy, or their average, "ema".
       seed: of its training.
       step: of the checkpoint.
       variables: Flax collections of host arrays: params, batch_stats, and LW's normalisers.
@@ -67,7 +67,7 @@ class LoadedRun:
 
     Args:
       run: the run's folder.
-      weights: "last" and "best", or one of them; by default those that the run has.
+      weights: some of "last", "best" and "ema"; by default those that the run has.
       steps: "newest", "all", or steps separated by commas.
 
     Attributes:
@@ -195,14 +195,14 @@ class LoadedRun:
         generation = int(clock.generation(max(step - 1, 0)))
         networks = []
         for weights in asked or SOURCES:
+            missing = not any(name.startswith(SOURCES[weights]) for name in leaves)
             # An accuracy below 0: no validation split has been scored yet.
-            missing = "best/accuracy" not in leaves or np.min(leaves["best/accuracy"]) < 0
-            if weights == "best" and missing:
+            if missing or (weights == "best" and np.min(leaves["best/accuracy"]) < 0):
                 if not asked:
                     continue
                 raise UsageError(
-                    f"--weights=best: {self.run} has scored no validation split at step {step}; "
-                    "use --weights=last"
+                    f"--weights={weights} needs {NEEDS[weights]}, and {self.run} has scored none at step "
+                    f"{step}; use --weights=last"
                 )
             all_seeds = self._variables(leaves, SOURCES[weights], step)
             for index in range(train.seeds):

@@ -158,7 +158,7 @@ def _sam(loaded_run: LoadedRun, options: Options) -> dict[str, Any]:
         "rho": of_run("rho", 0.05) if options.rho is None else options.rho,
         "adaptive": of_run("adaptive", False),
         "eta": of_run("eta", 0.0),
-        "weight_decay": loaded_run.settings.optimizer.weight_decay if decays else 0.0,
+        "weight_decay": loaded_run.settings.optimizer.coupled_decay if decays else 0.0,
     }
 
 

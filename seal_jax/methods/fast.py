@@ -151,20 +151,26 @@ def build(options: Options, context: Context) -> Method:
             'method.warmup_statistics = True does not go with train.batch_statistics = "frozen"; use '
             '"batch"'
         )
-    # The library names Nesterov's momentum as an optimizer; Adam and RAdam have none.
-    nesterov = optimizer.name == "sgd" and optimizer.nesterov
+    if optimizer.of_optax:
+        descent: dict[str, Any] = {"optimizer": context.optax_optimizer}
+    else:
+        # The library names Nesterov's momentum as an optimizer; Adam and RAdam have none.
+        nesterov = optimizer.name == "sgd" and optimizer.nesterov
+        descent = {
+            "optimizer": "nesterov" if nesterov else optimizer.name,
+            "momentum": optimizer.momentum,
+            "damped_momentum": options.damped_momentum,
+            "weight_decay": optimizer.weight_decay,
+        }
     tx = make_fast_tx(
         head,
         # What is frozen has the number 0 as its rate: a schedule must be positive.
         context.schedule(alpha) if alpha else 0.0,
         context.schedule(beta) if beta else 0.0,
-        optimizer="nesterov" if nesterov else optimizer.name,
-        momentum=optimizer.momentum,
-        damped_momentum=options.damped_momentum,
-        weight_decay=optimizer.weight_decay,
         steps_per_epoch=context.steps_per_epoch,
         epochs_per_generation=context.epochs,
         reset_momentum=optimizer.reset_momentum,
+        **descent,
     )
     # What does not learn needs no backward pass.
     gradient: GradientFunction = plain_gradient

@@ -63,7 +63,8 @@ def build(options: Options, context: Context) -> Method:
         policy = "keep"
     if policy == "zero":
         # Adam's bias correction needs a count per part: that of the reinitialised part restarts.
-        arguments["preconditioner"] = split_state(arguments["preconditioner"], mask)
+        part = "optimizer" if context.optimizer.of_optax else "preconditioner"
+        arguments[part] = split_state(arguments[part], mask)
     # The hook resets the momentum, so that the transformation must not.
     tx = make_normal_tx(**{**arguments, "reset_momentum": "never"})
 

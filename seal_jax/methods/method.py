@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from seal_jax.generations import Clock, Schedule
 from seal_jax.losses import cross_entropy
 from seal_jax.models import Model
 from seal_jax.schedules import cosine, steps
-from seal_jax.transforms import make_normal_tx
-from seal_jax.transforms.preconditioners import preconditioner
+from seal_jax.transforms import aliases, make_normal_tx
+from seal_jax.transforms.preconditioners import Name, preconditioner
 
 PyTree = Any
 Init = Literal["model", "torch_default"]
@@ -190,16 +190,35 @@ class Context:
     def arguments(self) -> dict[str, Any]:
         """Return what the ``make_..._tx`` of most methods take, by name."""
         optimizer = self.optimizer
-        return {
-            "learning_rate": self.schedule(),
+        shared = {
             "steps_per_epoch": self.steps_per_epoch,
             "epochs_per_generation": self.epochs,
-            "weight_decay": optimizer.weight_decay,
             "reset_momentum": optimizer.reset_momentum,
+        }
+        if optimizer.of_optax:
+            # Of its own updates, as many as steps unless its state is reset: it restarts in either case.
+            schedule = Clock(self.steps_per_epoch, self.epochs).restart(self.schedule())
+            return {**shared, "optimizer": self.optax_optimizer(schedule)}
+        return {
+            **shared,
+            "learning_rate": self.schedule(),
+            "weight_decay": optimizer.weight_decay,
             "preconditioner": preconditioner(
-                optimizer.name, momentum=optimizer.momentum, nesterov=optimizer.nesterov
+                cast(Name, optimizer.name), momentum=optimizer.momentum, nesterov=optimizer.nesterov
             ),
         }
+
+    def optax_optimizer(self, learning_rate: Schedule) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer of optax that ``optimizer.name`` and ``optimizer.args`` describe."""
+        return aliases.make(self.optimizer.name, learning_rate, self.optimizer.args)
+
+    def require_ascent(self, name: str) -> None:
+        """Raise if method ``name`` cannot negate the updates of the optimizer."""
+        if self.optimizer.name in aliases.MEASURES_PARAMS:
+            raise UsageError(
+                f"optimizer.name = {self.optimizer.name!r} does not go with method {name!r}: its steps depend "
+                "on where the weights are, not on the gradient alone; use another, such as adamw"
+            )
 
     def init_params(self, key: jax.Array) -> PyTree:
         """Sample parameters from the model's initialisation."""

@@ -32,6 +32,7 @@ def build(options: Options, context: Context) -> Method:
     """Return SA-GD over the whole network."""
     check_options(options, "be positive", "temperature", "epsilon", "q")
     check_options(options, "lie in [0, 1]", "ascent_cap")
+    context.require_ascent("sa_gd")
     # The key of the step decides between descent and ascent, the same way on all devices.
     tx = make_sa_gd_tx(**dataclasses.asdict(options), **context.arguments())
     return context.plain(tx=tx, random=True)

@@ -57,6 +57,11 @@ def build(options: Options, context: Context) -> Method:
         raise UsageError(
             'method.decay_in_perturbation = True does not go with method.sharpness = "device"'
         )
+    if options.decay_in_perturbation and context.optimizer.of_optax:
+        raise UsageError(
+            "method.decay_in_perturbation = True needs the coupled decay of sgd, adam or radam, and "
+            f"optimizer.name is {context.optimizer.name!r}"
+        )
     decay = context.optimizer.weight_decay if options.decay_in_perturbation else 0.0
     perturbation: dict[str, Any] = {
         "rho": options.rho,

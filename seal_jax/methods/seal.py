@@ -9,6 +9,7 @@ from seal_jax import forgetting, masks
 from seal_jax.errors import UsageError
 from seal_jax.methods.method import Context, HookContext, Method, Variant
 from seal_jax.transforms import make_seal_tx
+from seal_jax.transforms.aliases import SCALES_BY_NORM
 
 ORDER = 12
 VARIANTS = {
@@ -54,6 +55,13 @@ class Options:
 def build(options: Options, context: Context) -> Method:
     """Return SEAL over the model's declared block order."""
     context.require_restarts("seal")
+    context.require_ascent("seal")
+    # With a factor of 0 an optimizer of optax sees weights of 0 in ascent.
+    if not options.ascent_weight_decay_factor and context.optimizer.name in SCALES_BY_NORM:
+        raise UsageError(
+            "method.ascent_weight_decay_factor = 0 does not go with optimizer.name = "
+            f"{context.optimizer.name!r}, whose steps scale with the weights; use -1"
+        )
     # Equation 3 negates the update, not the look-ahead: SEAL is not defined with Nesterov's momentum.
     if context.optimizer.nesterov:
         raise UsageError(

@@ -26,6 +26,7 @@ ACCURACIES = {
     "best": "test_best/accuracy",
     "top-5 last": "test_last/top5_accuracy",
     "top-5 best": "test_best/top5_accuracy",
+    "EMA": "test_ema/accuracy",
 }
 
 # Runs that differ in one of these are warned of. The method and its options are not among them: they are
@@ -175,9 +176,9 @@ class Comparison:
 
     def csv_table(self) -> Table:
         """Return the content of the CSV file; a missing value is ``None``."""
-        # The order of `ACCURACIES`. Top-5 accuracy was added last and is written at the end, so that
-        # the columns before it keep their places.
-        names = ("last", "best", "last_top5", "best_top5")
+        # The order of `ACCURACIES`. What was added later is written at the end, so that the columns
+        # before it keep their places.
+        names = ("last", "best", "last_top5", "best_top5", "ema")
         means = [f"{name}_{statistic}" for name in names for statistic in ("mean", "std")]
         header = (
             *("run", "workdir", "data", "model", "method", "seeds", "finished"),

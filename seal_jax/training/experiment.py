@@ -95,6 +95,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
             f"train.batch_size = {train.batch_size} must be a multiple of the {shape.num_classes} "
             f'classes of {settings.data.name} with train.sampling = "balanced"'
         )
+    _check_accumulation(settings, mesh)
     # On one device the batch is whole without communication.
     synchronised = train.batch_norm == "global" and mesh.shape[meshes.DATA] > 1
     model = create_model(
@@ -177,6 +178,17 @@ def _steps_per_call(settings: Settings, steps: int, shape: DataShape, method: Me
             f"run.steps_per_call = {count} does not divide train.validate_every = {every}"
         )
     return count
+
+
+def _check_accumulation(settings: Settings, mesh: Mesh) -> None:
+    """Raise unless each device's part of a batch can be cut into equal parts."""
+    count, batch = settings.optimizer.accumulate, settings.train.batch_size
+    shards = mesh.shape[meshes.DATA]
+    if batch % (shards * count):
+        raise UsageError(
+            f"optimizer.accumulate = {count} does not divide the {batch // shards} images of a batch on each of "
+            f"{shards} device(s): change it or train.batch_size"
+        )
 
 
 def _check_extra_batches(method: Method, shape: DataShape, mesh: Mesh) -> None:

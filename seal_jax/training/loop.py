@@ -199,7 +199,7 @@ def train(
             if call.trained % clock.steps_per_epoch == 0:
                 # The row must be on disk before the checkpoint: a run resumed at `step` keeps the
                 # rows up to there, and would miss this one.
-                log.append(_row(experiment, call, test_data))
+                log.append(_row(experiment, call, test_data, validation_data))
                 if call.ended_early:
                     progress.update(step)
             stopping = _any_process(stop.is_set())
@@ -216,7 +216,9 @@ def train(
         return Outcome(step, step == experiment.total_steps, state)
 
 
-def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any]:
+def _row(
+    experiment: Experiment, call: Call, test_data: Arrays, validation_data: Arrays | None
+) -> dict[str, Any]:
     """Return the metrics row of the epoch that has just ended, one value per seed each."""
     clock, state = experiment.clock, call.state
     # Of `trained` and not `step`, which is at the next generation where one ended early.
@@ -234,12 +236,17 @@ def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any
         row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
     if call.validation is not None:
         row |= _means("validation", fetch(call.validation))
+        if state.ema is not None:
+            sums = experiment.score(state.ema, validation_data)
+            row |= _means("validation_ema", fetch(sums))
     if state.early_stopping is not None:
         stopping = fetch(state.early_stopping)
         row |= {"rate_scale": stopping.rate_scale.tolist(), "stopped": stopping.stopped.tolist()}
     if call.step % clock.steps_per_generation == 0:
         # The test split is scored where a generation ends, never to choose anything.
         row |= _means("test_last", fetch(experiment.score(state.weights, test_data)))
+        if state.ema is not None:
+            row |= _means("test_ema", fetch(experiment.score(state.ema, test_data)))
         if state.best is not None:
             row |= _means("test_best", fetch(experiment.score(state.best.weights, test_data)))
             row["best_epoch"] = fetch(state.best.epoch).tolist()

@@ -24,7 +24,9 @@ from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import read_leaves
 
 PyTree = Any
-SOURCES = {"last": "weights/", "best": "best/weights/"}
+SOURCES = {"last": "weights/", "best": "best/weights/", "ema": "ema/"}
+# What a run has to have for weights that not every run has.
+NEEDS = {"best": "a validation split", "ema": "an average of the weights (optimizer.ema)"}
 NORMALISERS = "weights/normalisers/"
 # LW inserts its own normalisers, and the slim network that KELS leaves behind has none.
 _WITHOUT_NORMALISERS = ("lw", "kels")
@@ -169,11 +171,11 @@ def take(
     if not any(name.startswith(prefix) for name in source.leaves):
         raise UsageError(
             f"train.pretrained_weights = {which!r}: {source.label} was trained without "
-            'a validation split; use "last"'
+            f'{NEEDS[which]}; use "last"'
         )
     normalisers = {
         # The best weights' are best/weights/normalisers/... there and weights/normalisers/... here.
-        name.removeprefix(prefix.removesuffix("weights/")): leaf
+        f"weights/{name.removeprefix(prefix)}": leaf
         for name, leaf in source.leaves.items()
         if name.startswith(f"{prefix}normalisers/")
     }
@@ -199,7 +201,7 @@ def take(
     taken = {}
     for name, leaf in abstract.items():
         candidate = None
-        # The "best" weights have another prefix there than the weights that start here.
+        # The "best" weights and the average have another prefix there than the weights that start here.
         if (
             name.startswith(f"weights/params/{HEAD}/")
             and settings.train.pretrained_head == "replace"

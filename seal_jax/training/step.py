@@ -25,13 +25,22 @@ from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream
 from seal_jax.generations import Clock
 from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
-from seal_jax.training import streaming
+from seal_jax.training import accumulation, streaming
 from seal_jax.training.batches import Arrays, Batches, Pixels, Step, padded_batches, row_bytes
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 
 PyTree = Any
 TOP = 5
+
+
+class _Examples(NamedTuple):
+    """What the loss takes of a device's batch, or of a part of it."""
+
+    images: jax.Array
+    labels: jax.Array
+    weights: jax.Array  # 0 for those that only fill the batch up
+    rngs: dict[str, jax.Array]
 
 
 class Start(NamedTuple):
@@ -188,6 +197,7 @@ class Experiment:
         return state._replace(
             opt_state=merge(opt_state, start.init_from, "opt_state/"),
             best=Best.none(state.weights) if self.batches.shape.validation else None,
+            ema=self._ema(state.weights),
         )
 
     @_compiled(meshes.BY_SEED, meshes.REPLICATED, donate=True)
@@ -197,8 +207,14 @@ class Experiment:
         state = self._apply(hook, Stream.EVENT, generation, state, data)
         return state._replace(
             best=Best.none(state.weights) if state.best is not None else None,
+            # Of weights before the event it would remember what was to be forgotten.
+            ema=self._ema(state.weights),
             early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
+
+    def _ema(self, weights: Weights) -> Weights | None:
+        """Return the average of the weights where it starts, ``None`` if there is none."""
+        return weights if self.settings.optimizer.ema else None
 
     def _apply(
         self, hook: Any, stream: Stream, generation: Any, state: State, data: Arrays
@@ -250,6 +266,7 @@ class Experiment:
             # All in one psum, so that XLA can make one all-reduce of it.
             parts = (gradient, statistics, auxiliary.sums._replace(measures=measures))
             gradient, statistics, sums = jax.lax.psum(parts, meshes.DATA)
+        gradient = self._clipped(gradient)
 
         def gradient_at(params):
             """Return the gradient of the same batch at other parameters."""
@@ -257,7 +274,8 @@ class Experiment:
             params = jax.lax.pcast(params, meshes.DATA, to="varying")
             gradient = self.method.gradient(context, params).gradient
             with jax.named_scope("gradient_reduce"):
-                return jax.lax.psum(gradient, meshes.DATA)
+                gradient = jax.lax.psum(gradient, meshes.DATA)
+            return self._clipped(gradient)
 
         loss = sums.loss / sums.weight
         with jax.named_scope("optimizer"):
@@ -285,13 +303,27 @@ class Experiment:
             new = _where(stopping.stopped, state.weights, new)
             frozen_state = _where(stopping.stopped, state.opt_state, opt_state)
             opt_state = with_clocks(frozen_state, opt_state, params)
+        ema = state.ema
+        if ema is not None:
+            rate = 1 - self.settings.optimizer.ema
+            # By the difference, so that what does not change stays as it is.
+            moved = jax.tree.map(lambda mean, leaf: mean + rate * (leaf - mean), ema, new)
+            ema = moved if stopping is None else _where(stopping.stopped, ema, moved)
         after = state._replace(
             step=state.step + 1,
             weights=new,
+            ema=ema,
             opt_state=opt_state,
             metric_sums=jax.tree.map(jnp.add, state.metric_sums, sums),
         )
         return after, loss
+
+    def _clipped(self, gradient: PyTree) -> PyTree:
+        """Return the gradient of all parameters at no more than the norm that the settings allow."""
+        norm = self.settings.optimizer.clip_norm
+        if not norm:
+            return gradient
+        return optax.clip_by_global_norm(norm).update(gradient, optax.EmptyState())[0]
 
     def _context(self, state: State, weights: Weights, data: Arrays, step: Step) -> StepContext:
         """Return the loss of this device's shard of the step's batch, and what goes with it.
@@ -304,11 +336,10 @@ class Experiment:
         rows, example_weights, augmentation = batches.part(step.batch, batches.train.batch_size)
         streamed = None if step.pixels is None else step.pixels.batch
         images, labels = batches.images(data, rows, augmentation, streamed)
-        # Outside of the objective, so that it is computed once and not differentiated.
-        targets = None if method.targets is None else method.targets(state.method_state, images)
-        # Images that only fill the batch up must not enter BatchNorm either.
-        example_mask = example_weights if batches.fills else None
         frozen = method.frozen_statistics(state.method_state)
+
+        def targets_of(images: Any) -> Any:
+            return None if method.targets is None else method.targets(state.method_state, images)
 
         def rngs(stream: Stream) -> dict[str, jax.Array]:
             if not module.dropout:
@@ -334,12 +365,30 @@ class Experiment:
             features = changed["intermediates"]["features"][0]
             return logits, features, changed.get("batch_stats", {})
 
-        def objective(params: Any) -> tuple[jax.Array, Auxiliary]:
-            logits, features, statistics = forward(params, images, dropout, example_mask)
+        def loss_of(params: Any, examples: _Examples, targets: Any) -> tuple[jax.Array, Auxiliary]:
+            images, labels, example_weights, rngs = examples
+            # Images that only fill the batch up must not enter BatchNorm either.
+            mask = example_weights if batches.fills else None
+            logits, features, statistics = forward(params, images, rngs, mask)
             losses = example_weights * method.loss(logits, labels, targets)
             correct = example_weights * (logits.argmax(-1) == labels)
             sums = MetricSums(losses.sum(), correct.sum(), example_weights.sum(), {})
             return losses.sum() / total, Auxiliary(statistics, sums, features)
+
+        objective: Callable[[Any], tuple[jax.Array, Auxiliary]]
+        count = self.settings.optimizer.accumulate
+        if count == 1:
+            whole = _Examples(images, labels, example_weights, dropout)
+            # Outside of the objective, so that they are computed once and not differentiated.
+            targets = targets_of(images)
+            objective = functools.partial(loss_of, examples=whole, targets=targets)
+        else:
+            parts = accumulation.split(_Examples(images, labels, example_weights, {}), count)
+            keys = jax.tree.map(lambda key: jax.random.split(key, count), dropout)
+            parts = parts._replace(rngs=keys)
+            objective = accumulation.accumulated(
+                lambda params, part: loss_of(params, part, targets_of(part.images)), parts, _merged
+            )
 
         # The index may be traced: PoF takes further batches in a while_loop until one is accepted.
         def extra_features(params: Any, index: Any) -> tuple[Any, Any]:
@@ -473,6 +522,17 @@ class Experiment:
 def _where(condition: Any, this: PyTree, other: PyTree) -> PyTree:
     """Return the leaves of ``this`` where a condition holds, those of ``other`` elsewhere."""
     return jax.tree.map(functools.partial(jnp.where, condition), this, other)
+
+
+def _merged(parts: Auxiliary) -> Auxiliary:
+    """Return what the parts of a batch, each leaf ``[parts, ...]``, make together."""
+    # Each part counts by its images, as each device does; a device may have none at all.
+    shares = parts.sums.weight / jnp.maximum(parts.sums.weight.sum(), 1)
+    return Auxiliary(
+        jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1), parts.batch_stats),
+        jax.tree.map(lambda leaf: leaf.sum(0), parts.sums),
+        accumulation.join(parts.features),
+    )
 
 
 def rank(logits: jax.Array, labels: jax.Array) -> jax.Array:

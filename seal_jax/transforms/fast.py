@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -12,7 +14,13 @@ from seal_jax.errors import UsageError, check_choice, check_number, known_zero, 
 from seal_jax.generations import Clock, Schedule
 from seal_jax.transforms.preconditioners import preconditioner
 from seal_jax.transforms.reset_state import freeze_while, reset_state
-from seal_jax.transforms.sgd import ResetMomentum, decay_weights, leafwise, reset_condition
+from seal_jax.transforms.sgd import (
+    ResetMomentum,
+    check_untouched,
+    decay_weights,
+    leafwise,
+    reset_condition,
+)
 
 Optimizer = Literal["sgd", "nesterov", "adam", "radam"]
 
@@ -35,11 +43,7 @@ def scale_by_two_rates(
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, -0.5)
     """
-    for field, rate in (("alpha", alpha), ("beta", beta)):
-        if not callable(rate):
-            check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
-    if known_zero(alpha) and known_zero(beta):
-        raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
+    check_rates(alpha, beta)
     # By the flag of the mask: True is the head. A rate may be a schedule, which restarts with the generation.
     rates_at = {True: clock.restart(alpha), False: clock.restart(beta)}
 
@@ -56,12 +60,21 @@ def scale_by_two_rates(
     return leafwise(rule, head)
 
 
+def check_rates(alpha: float | Schedule, beta: float | Schedule) -> None:
+    """Raise unless both are rates, and one of them is positive."""
+    for field, rate in (("alpha", alpha), ("beta", beta)):
+        if not callable(rate):
+            check_number(field, rate, nonnegative, "be 0 (frozen), positive, or a schedule")
+    if known_zero(alpha) and known_zero(beta):
+        raise UsageError("alpha = 0 and beta = 0 leave nothing to train: make one of them positive")
+
+
 def make_fast_tx(
     head: masks.Mask,
     alpha: float | Schedule = 0.01,
     beta: float | Schedule = 0.001,
     *,
-    optimizer: Optimizer = "sgd",
+    optimizer: Optimizer | Callable[[Schedule], optax.GradientTransformation] = "sgd",
     momentum: float = 0.9,
     damped_momentum: bool = True,
     weight_decay: float = 0.0,
@@ -86,7 +99,9 @@ def make_fast_tx(
       alpha: the head's learning rate: a number, or a schedule of the step within the generation. At
         0 the head is frozen: neither momentum nor decay moves it.
       beta: the same for the features; not 0 together with ``alpha = 0``.
-      optimizer: "sgd" or "nesterov" (momentum), "adam", "radam".
+      optimizer: "sgd" or "nesterov" (momentum), "adam", "radam"; or a function of the learning rate, a
+        schedule, that returns a whole optax optimizer, such as ``optax.adamw``: head and features have
+        one each, and momentum and decay, which must be left alone, are theirs.
       momentum: M, or the decay of the first moment of "adam" and "radam".
       damped_momentum: whether the momentum of "sgd" and "nesterov" is an average, as in the paper.
         An undamped one needs rates 1 - M times as large, a tenth at M = 0.9.
@@ -106,9 +121,27 @@ def make_fast_tx(
     >>> round(float(updates["conv"]), 4), round(float(updates["fc"]), 4)
     (-0.001, -0.01)
     """
-    check_choice("optimizer", optimizer, get_args(Optimizer), suggest=True)
     clock = Clock(steps_per_epoch, epochs_per_generation)
     head = masks.fixed(head)
+    if callable(optimizer):
+        check_untouched("optimizer", momentum=(momentum, 0.9), weight_decay=(weight_decay, 0.0))
+        check_rates(alpha, beta)
+        # A part at rate 0 has no optimizer whose decay could move it.
+        parts = {
+            label: optax.set_to_zero() if known_zero(rate) else optimizer(clock.restart(rate))
+            for label, rate in (("head", alpha), ("features", beta))
+        }
+
+        def labels(tree):
+            return jax.tree.map(lambda flag: "head" if flag else "features", head(tree))
+
+        whole = reset_state(
+            optax.partition(parts, labels),
+            reset_condition(clock, reset_momentum),
+            restart=clock.starts_generation,
+        )
+        return freeze_while(masks.invert(head), whole)
+    check_choice("optimizer", optimizer, get_args(Optimizer), suggest=True)
     if optimizer in ("adam", "radam"):
         # Adam's moments are averages in any case: ``damped_momentum`` does not concern them.
         scale = preconditioner(optimizer, momentum=momentum)

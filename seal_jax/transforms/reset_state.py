@@ -71,7 +71,7 @@ def reset_state(
     restart: Callable[[Any], Any] = never,
     frozen: masks.Mask | None = None,
     frozen_when: Callable[[Any], Any] = never,
-    view: Callable[[Any, Any], Any] | None = None,
+    view: Callable[..., Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap ``inner`` so that its state is reinitialized before an update when a condition holds.
 
@@ -88,7 +88,8 @@ def reset_state(
       frozen: parameters whose memory an update leaves as it is while ``frozen_when(count)`` holds.
         Their updates are still ``inner``'s: zero them in a later link.
       frozen_when: maps the count of updates to a bool.
-      view: maps the count and the parameters to the parameters that ``inner.update`` is given.
+      view: maps the count, the parameters and the keyword arguments of ``update`` to the parameters that
+        ``inner.update`` is given.
 
     >>> tx = reset_state(optax.trace(decay=0.9), when=lambda count: count == 2)
     >>> params, state = jnp.zeros(()), tx.init(jnp.zeros(()))
@@ -125,7 +126,7 @@ def reset_state(
             restart=restart(state.count),
         )
         # `inner` sees its state after the reset, and the reset goes by the parameters as they are.
-        viewed = params if view is None else view(state.count, params)
+        viewed = params if view is None else view(state.count, params, **extra_args)
         updates, after = inner.update(updates, before, viewed, **extra_args)
         if frozen is not None:
             # The memory of frozen parameters is put back; clocks inside ``inner`` go on (``restart=False``).

@@ -163,4 +163,23 @@ def make_sa_gd_tx(
     """
     clock = Clock(steps_per_epoch, epochs_per_generation)
     annealing = anneal(clock, temperature, epsilon, q=q, ascent_cap=ascent_cap, key=key)
-    return optax.chain(descent(clock, learning_rate, **options), annealing)
+
+    def view(count, params, *, sign, **extra_args):
+        del count, extra_args
+        # The decay inside a whole optimizer acts on -p in an ascent, whose update is negated: it shrinks p.
+        return jax.tree.map(lambda param: (sign * param).astype(param.dtype), params)
+
+    inner = descent(clock, learning_rate, view=view, **options)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        inner_state, anneal_state = state
+        # Decided first, on a 1 in place of the updates: a whole optimizer must know whether it ascends.
+        sign, anneal_state = annealing.update(jnp.ones(()), anneal_state, params, **extra_args)
+        updates, inner_state = inner.update(updates, inner_state, params, sign=sign, **extra_args)
+        updates = jax.tree.map(lambda update: update * sign.astype(update.dtype), updates)
+        return updates, (inner_state, anneal_state)
+
+    # The state of ``optax.chain``.
+    return optax.GradientTransformationExtraArgs(
+        lambda params: (inner.init(params), annealing.init(params)), update_fn
+    )

@@ -113,7 +113,8 @@ def make_seal_tx(
       ascent_weight_decay_factor: f; -1 as in the paper, 0 as in the released code; not positive.
         A whole ``optimizer`` is given f p for p in ascent, so that any decay inside it has the factor.
         One that does something else with p than decay or norms (SAM, schedule-free averages, the
-        distances of DoG and Prodigy) does not go with ascent; put SAM around SEAL.
+        distances of DoG and Prodigy) does not go with ascent; put SAM around SEAL. With f = 0 norms of p
+        are 0 as well, and with them the scale of LAMB, LARS and Adafactor.
       fit_in_ascent: what the fit subtree does during ascent (Table 7): "descend"; "freeze", neither
         it nor the optimizer's memory of it changes; "reinit", it descends after being
         reinitialized where the generation starts.
@@ -162,7 +163,8 @@ def make_seal_tx(
     fit = masks.fixed(masks.invert(mask))
     factor = ascent_weight_decay_factor
 
-    def view(count, params):
+    def view(count, params, **extra_args):
+        del extra_args
         # The parameters as a whole optimizer sees them: its decay acts on f p, and its update is negated later.
         scale = jnp.where(clock.ascending(count), factor, 1.0)
         return jax.tree.map(

@@ -272,7 +272,7 @@ def descent(
                 'preconditioner("adam")'
             )
         else:
-            _check_untouched("preconditioner", momentum=(momentum, 0.9), nesterov=(nesterov, False))
+            check_untouched("preconditioner", momentum=(momentum, 0.9), nesterov=(nesterov, False))
         # Decay before the momentum, the rate after it, as PyTorch does: a schedule then scales what
         # the momentum already holds.
         return optax.chain(
@@ -282,7 +282,7 @@ def descent(
         )
     if preconditioner is not None:
         raise UsageError("preconditioner has no effect beside optimizer=: give one of the two")
-    _check_untouched(
+    check_untouched(
         "optimizer",
         learning_rate=(learning_rate, default_rate),
         momentum=(momentum, 0.9),
@@ -301,7 +301,7 @@ def reset_condition(clock: Clock, reset_momentum: ResetMomentum) -> Callable[[An
     return clock.starts_generation if reset_momentum == "generation" else never
 
 
-def _check_untouched(replaced_by: str, **values: tuple[Any, float]) -> None:
+def check_untouched(replaced_by: str, **values: tuple[Any, float]) -> None:
     """Raise unless every (value, default) is the default: ``replaced_by`` takes their place."""
     for field, (value, default) in values.items():
         if not isinstance(value, Real) or value != default:

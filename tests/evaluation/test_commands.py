@@ -54,6 +54,7 @@ def test_apply_is_the_same_in_any_batches(loaded_run):
     ("given", "says"),
     [
         ({"weights": ("newest",)}, "--weights=newest"),
+        ({"weights": ("ema",)}, "--weights=ema needs an average of the weights"),
         # Every seed would count twice in means and intervals.
         ({"weights": ("last", "last")}, "--weights=last,last names one twice"),
         ({"steps": "6,12,6"}, "--steps=6,12,6 names a checkpoint twice"),

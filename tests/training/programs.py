@@ -59,8 +59,8 @@ class Trainer:
     """
 
     def __init__(self, dataset, config, devices=1, init_from=None):
-        mesh = meshes.make(config, jax.devices()[:devices])
-        self.experiment = experiments.build(config, experiments.data_shape(dataset), mesh)
+        self.experiment = self.build(dataset, config, devices)
+        mesh = self.experiment.mesh
         self.splits = {
             name: place(mesh, getattr(dataset, name)) for name in ("train", "validation", "test")
         }
@@ -68,6 +68,11 @@ class Trainer:
         starts = self.experiment.starts(seeds, init_from(self.experiment) if init_from else None)
         self.state = self.experiment.init(starts, self.splits["train"])
         self.losses = []
+
+    @staticmethod
+    def build(dataset, config, devices=1):
+        mesh = meshes.make(config, jax.devices()[:devices])
+        return experiments.build(config, experiments.data_shape(dataset), mesh)
 
     def run(self, epochs):
         per_call = self.experiment.steps_per_call

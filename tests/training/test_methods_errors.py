@@ -152,6 +152,22 @@ CASES = [
     ),
     ("normal", {}, {"train": {"batch_statistics": "layer"}}, "train.batch_statistics"),
     ("fast", {"warmup": True, "beta": 0.0}, {}, "method.warmup"),
+    ("normal", {}, {"optimizer": {"accumulate": 3}}, "optimizer.accumulate"),
+    ("seal", {"threshold": "dense2"}, {"optimizer": {"name": "prodigy"}}, "optimizer.name"),
+    (
+        "seal",
+        {"threshold": "dense2", "ascent_weight_decay_factor": 0.0},
+        {"optimizer": {"name": "lamb"}},
+        "method.ascent_weight_decay_factor",
+    ),
+    ("sa_gd", {}, {"optimizer": {"name": "madgrad"}}, "optimizer.name"),
+    ("pof", {}, {"train": GIVEN, "optimizer": {"name": "adamw"}}, "optimizer.name"),
+    (
+        "sam",
+        {"decay_in_perturbation": True},
+        {"optimizer": {"name": "adamw"}},
+        "method.decay_in_perturbation",
+    ),
     ("lw", {"epsilon": float("inf")}, {"train": {"generations": 2}}, "method.epsilon"),
 ]
 NEED_VALIDATION = [
@@ -182,7 +198,7 @@ def test_images_that_do_not_fit_a_device(monkeypatch):
     devices_of(120 * 128)
     experiments.check_data(config, STRIPES)
     devices_of(120 * 128 - 1)
-    with pytest.raises(UsageError, match=r"data\.image_size: all images take 15,360 bytes of each"):
+    with pytest.raises(UsageError, match=r"data\.placement: all images take 15,360 bytes of each"):
         experiments.check_data(config, STRIPES)
 
 

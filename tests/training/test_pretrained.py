@@ -20,7 +20,8 @@ def lw(tmp_path_factory):
     """Two rounds of LW, one for each block, two seeds."""
     workdir = tmp_path_factory.mktemp("lw")
     train = {"generations": 2, "epochs_per_generation": 2, "seeds": 2}
-    assert loop.train(mlp({"name": "lw"}, train=train), workdir, STRIPES, devices=1).finished
+    config = mlp({"name": "lw"}, train=train, optimizer={"ema": 0.9})
+    assert loop.train(config, workdir, STRIPES, devices=1).finished
     return workdir
 
 
@@ -33,12 +34,12 @@ def numpy_logits(params, normalisers, images):
     return x @ params["fc"]["kernel"] + params["fc"]["bias"]
 
 
-@pytest.mark.parametrize("weights", ["last", "best"])
+@pytest.mark.parametrize("weights", ["last", "best", "ema"])
 def test_a_training_from_a_run_of_lw_starts_as_its_network(lw, weights, tmp_path):
     train = {"pretrained": str(lw), "pretrained_weights": weights, "seeds": 2}
     train |= {"generations": 1, "epochs_per_generation": 1}
     source = leaves(lw, 20)
-    prefix = {"last": "weights", "best": "best/weights"}[weights]
+    prefix = {"last": "weights", "best": "best/weights", "ema": "ema"}[weights]
 
     def of_source(seed):
         found = {}

@@ -33,6 +33,13 @@ METHODS = {name: {} for name in methods.NAMES if name != "seal"} | {
     "born_again": {"tolerance": 0.2, "tolerant_classes": 3},
 }
 NAMES = {"welsr": "wels"}
+# What is in the optimizer's state, or beside it, must outlive both stops too.
+OPTIMIZERS = {
+    "llf": {"name": "adamw", "args": {"b2": 0.99}, "ema": 0.9},
+    "fc": {"name": "muon", "accumulate": 2, "clip_norm": 1.0},
+    "sa_gd": {"name": "lion"},
+    "fast": {"name": "lamb", "args": {"weight_decay": 0.1}, "ema": 0.5},
+}
 STARTED = ("pof", "fast")  # from the weights of another run
 
 
@@ -85,7 +92,8 @@ def test_stopped_after_an_event(name, train, tmp_path):
     if name in STARTED:
         train(settings({"name": "normal"}, train={"generations": 1}), tmp_path / "start")
         start = {"train": {"pretrained": str(tmp_path / "start"), "validate_every": 1}}
-    config = settings({"name": NAMES.get(name, name), **METHODS[name]}, **start)
+    method = {"name": NAMES.get(name, name), **METHODS[name]}
+    config = settings(method, optimizer=OPTIMIZERS.get(name, {}), **start)
     reference, workdir = tmp_path / "reference", tmp_path / "run"
     assert train(config, reference).finished
     # Before the next checkpoint, so that the event is repeated; then after one in its epoch.

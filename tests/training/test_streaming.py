@@ -13,6 +13,7 @@ from seal_jax import data
 from seal_jax.data.streaming import Decoder, StoredImages, batches, stream
 from seal_jax.errors import UsageError
 from seal_jax.training import loop, streaming
+from seal_jax.training.batches import place
 
 
 class Encoded:
@@ -121,14 +122,38 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_both_placements_give_the_same_bits(name):
+def test_both_placements_train_alike(name, rounding):
     config, devices = RUNS[name]
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps_per_call=0))
     expected, losses, _ = trained(STRIPES, config, devices, 3)
     found, streamed, trainer = trained(STREAMED, config, devices, 3)
-    np.testing.assert_array_equal(streamed, losses)
-    assert_same(found, expected)
+    # The batches are the same bits; how XLA fuses what is done with them may differ.
+    np.testing.assert_allclose(streamed, losses, rtol=max(10 * rounding, 1e-5))
+    for part in ("params", "batch_stats"):
+        ours, theirs = (getattr(state.weights, part) for state in (found, expected))
+        assert_same(ours, theirs, rtol=1e-3, atol=1e-5)
     assert trainer.splits["train"].images is None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_call_is_given_the_images_that_its_steps_draw(name):
+    """Of every step, from any step on: for the devices what the order of the epoch says, bit for bit."""
+    config, devices = RUNS[name]
+    experiment = Trainer.build(STREAMED, config, devices)
+    batches, per_epoch = experiment.batches, experiment.clock.steps_per_epoch
+    arrays = place(experiment.mesh, STREAMED.train)
+    pixels = STRIPES.train.images.reshape(90, -1)
+    with streaming.Feed(experiment, arrays, experiment.seeds) as feed:
+        # One after the other, then back, then where a later epoch begins.
+        for step in (0, 1, 2, 1, per_epoch, per_epoch + 1):
+            given = feed.pixels(step)
+            epoch, number = divmod(step, per_epoch)
+            for index, seed in enumerate(experiment.seeds):
+                rows, _ = batches.order(seed, epoch, arrays.labels)
+                np.testing.assert_array_equal(given.batch[index, 0], pixels[rows[number]])
+                if batches.method.extra_batch_size:
+                    extra = batches.extra_order(seed, epoch, per_epoch)[number]
+                    np.testing.assert_array_equal(given.extra[index, 0], pixels[extra])
 
 
 def test_a_call_has_no_more_steps_than_fit(monkeypatch):
