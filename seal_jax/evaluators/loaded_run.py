@@ -178,8 +178,8 @@ class LoadedRun:
         variables = jax.device_put(network.variables, NamedSharding(mesh, PartitionSpec()))
         divided = NamedSharding(mesh, PartitionSpec(BATCH))
         outputs = []
-        for rows in padded_batches(len(images), batch)[0]:
-            computed = program(variables, jax.device_put(images[rows], divided))
+        for part in data.batches(images, padded_batches(len(images), batch)[0]):
+            computed = program(variables, jax.device_put(part, divided))
             # Each batch is fetched before the next is sent, so a device holds one batch's outputs.
             outputs.append(jax.device_get(computed if output is None else computed[output]))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)
