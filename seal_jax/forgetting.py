@@ -27,8 +27,9 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
     r"""Initialize parameters as PyTorch's layers do by default, and with them the released LLF code.
 
     Kernels and their biases are :math:`U(\pm 1/\sqrt{\text{fan in}})`, with the fan-in of the kernel;
-    in layers without a kernel ``bias``, ``b``, ``offset`` and ``beta`` are 0, all else is 1. See
-    :func:`seal_jax.layers.roles`. What is not floating-point is returned as it is.
+    in layers without a kernel ``bias``, ``b``, ``offset`` and ``beta`` are 0, all else is 1; class
+    tokens and position embeddings are 0. See :func:`seal_jax.layers.roles`. What is not floating-point
+    is returned as it is.
 
     Args:
       key: a random key.
@@ -56,6 +57,8 @@ def torch_default(key: jax.Array, params: PyTree, *, layout: layers.Layout | Non
         # PyTorch's normalisation layers start as the identity: scale 1, shift 0.
         if role == "norm":
             return jnp.full(leaf.shape, float(name not in layers.BIASES), leaf.dtype)
+        if layer not in fan_in:
+            return jnp.zeros(leaf.shape, leaf.dtype)
         bound = 1 / math.sqrt(fan_in[layer])
         # One key per leaf, so that two leaves of one shape do not get the same draws.
         leaf_key = jax.random.fold_in(key, index)

@@ -18,6 +18,8 @@ Layout = Literal["in_out", "out_in"]
 Role = Literal["kernel", "bias", "norm"]
 BIASES = ("bias", "b", "offset", "beta")
 SCALES = ("scale", "weight", "gamma")
+# Added to the tokens of a transformer: timm's names, and big_vision's.
+EMBEDDINGS = ("cls_token", "pos_embed", "cls", "pos_embedding")
 
 
 def roles(params: PyTree) -> list[Role]:
@@ -26,7 +28,7 @@ def roles(params: PyTree) -> list[Role]:
     A kernel has two or more dimensions. Any other leaf of a layer with a kernel is a bias, and so is one of
     more dimensions that has the name of a bias and one axis longer than 1 (``[C, 1, 1]``). The
     leaves of a layer without a kernel belong to a normalisation, and so do a scale and a bias of
-    equal shape (LayerNorm over several axes).
+    equal shape (LayerNorm over several axes). Class tokens and position embeddings are biases.
 
     >>> import numpy as np
     >>> roles({"bn": {"scale": np.ones(2)}, "fc": {"bias": np.ones(2), "kernel": np.ones((3, 2))}})
@@ -47,9 +49,11 @@ def roles(params: PyTree) -> list[Role]:
         vector = name in BIASES and sum(size > 1 for size in shape) <= 1
         partners = BIASES if name in SCALES else SCALES if name in BIASES else ()
         affine = any(shapes.get(partner) == shape for partner in partners)
-        return len(shape) >= 2 and not vector and not affine
+        return len(shape) >= 2 and not vector and not affine and name not in EMBEDDINGS
 
     def role(layer: str, name: str) -> Role:
+        if name in EMBEDDINGS:
+            return "bias"
         if is_kernel(name, layers[layer]):
             return "kernel"
         return "bias" if any(is_kernel(other, layers[layer]) for other in layers[layer]) else "norm"

@@ -64,16 +64,19 @@ class Model:
 
     Attributes:
       name: see ``seal_jax.models.names()``.
-      stem: "imagenet" or "cifar" (resnet18 to resnet101).
-      width: channels of the first stage.
+      stem: "imagenet" or "cifar" (resnet18 to resnet101, ResNeXt and DenseNet).
+      width: channels of the first stage, or of a ViT's tokens.
       shortcut: "A" or "B" (the CIFAR networks of depth 6n + 2).
-      norm: "batch" or "layer".
-      initialiser: "he" or "xavier".
+      norm: "batch", "layer" or "group".
+      initialiser: "he", "he_fan_out", "xavier" or "normal".
       dropout: rate of the networks that have it.
       head_bias: whether the classifier has a bias.
       stride_on: the convolution of a wide residual block that strides, "first" or "second".
       dense_width: units of the dense layers of scnn and VGG.
       pool: side of scnn's max-pools.
+      growth: channels that each dense layer of a DenseNet adds.
+      patch: side of a ViT's patches.
+      depth: blocks of a ViT.
     """
 
     name: str = "resnet18"
@@ -87,6 +90,9 @@ class Model:
     stride_on: str | None = None
     dense_width: int | None = None
     pool: int | None = None
+    growth: int | None = None
+    patch: int | None = None
+    depth: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +161,8 @@ class Train:
       batch_norm: statistics over the whole batch ("global") or each device's part ("device").
       batch_statistics: what BatchNorm normalises with in training: "batch", its own statistics, or
         "frozen", the running ones, which then stay as they are; ``None`` is the method's own choice.
+      remat: whether the backward pass computes the activations of blocks again instead of keeping them:
+        less memory for more computation; the same results up to rounding.
       pretrained_head: "keep" takes the classifier of ``pretrained``; one for another number of classes is
         left out of a run, and is an error in a file. "replace" starts with a new one, as FAST always does.
       allow_pickle: whether ``pretrained`` may be a .pth, .pt or .bin file of PyTorch, a pickle; it is
@@ -176,6 +184,7 @@ class Train:
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_norm: Literal["global", "device"] = "global"
     batch_statistics: Literal["batch", "frozen"] | None = None
+    remat: bool = False
     pretrained_head: Literal["keep", "replace"] = "keep"
     allow_pickle: bool = False
 

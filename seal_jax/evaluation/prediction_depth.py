@@ -228,9 +228,11 @@ def pool(outputs: jax.Array, pooling: Pooling = "flatten", side: int = 4) -> jax
     """Return ``[n, numbers]`` of a layer's output ``[n, ...]``.
 
     Args:
-      outputs: ``[n, height, width, channels]``, or ``[n, units]``, which stays as it is.
-      pooling: "flatten" keeps everything, "gap" averages over the image, "adaptive" averages it to
-        ``side`` by ``side`` windows, which overlap where ``side`` does not divide the image.
+      outputs: ``[n, height, width, channels]``, ``[n, tokens, channels]``, or ``[n, units]``, which
+        stays as it is.
+      pooling: "flatten" keeps everything, "gap" averages over the image or the tokens, "adaptive"
+        averages an image to ``side`` by ``side`` windows, which overlap where ``side`` does not divide
+        it, and leaves tokens, which have no sides, as they are.
       side: of "adaptive"; a smaller image keeps its own.
 
     >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
@@ -238,8 +240,8 @@ def pool(outputs: jax.Array, pooling: Pooling = "flatten", side: int = 4) -> jax
     ([[4.0]], [[2.0, 3.0, 5.0, 6.0]])
     """
     check_choice("pooling", pooling, get_args(Pooling))
-    if outputs.ndim == 4 and pooling == "gap":
-        return outputs.mean((1, 2))
+    if outputs.ndim > 2 and pooling == "gap":
+        return outputs.mean(tuple(range(1, outputs.ndim - 1)))
     if outputs.ndim == 4 and pooling == "adaptive":
         rows, columns = (_windows(length, side) for length in outputs.shape[1:3])
         outputs = jnp.einsum("nhwc,ih,jw->nijc", outputs, rows, columns, precision="highest")

@@ -105,8 +105,10 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
 
     def features_of(variables: Any, images: jax.Array) -> jax.Array:
         outputs = model.features(variables, renormalise(images))[options.features]
-        # A block's output is [n, height, width, channels]; the classifier's own input is already flat.
-        return outputs.mean((1, 2), dtype=jnp.float32) if outputs.ndim == 4 else outputs
+        # A block's output is [n, height, width, channels] or [n, tokens, channels]; the classifier's own
+        # input is already flat.
+        between = tuple(range(1, outputs.ndim - 1))
+        return outputs.mean(between, dtype=jnp.float32) if between else outputs
 
     def features(network: Network, images: np.ndarray) -> np.ndarray:
         return transfer_data.features(

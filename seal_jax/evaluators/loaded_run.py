@@ -98,6 +98,7 @@ class LoadedRun:
             self.dataset.num_classes,
             dtype="float32",
             on_cpu=jax.default_backend() == "cpu",
+            remat=self.settings.train.remat,
         )
         self.networks = [
             network for step in chosen for network in self._networks(step, tuple(weights))

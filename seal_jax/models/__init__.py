@@ -1,5 +1,6 @@
 """Flax networks and, next to each, the declared order of its parameters."""
 
+from seal_jax.models.densenet import DenseNet as DenseNet
 from seal_jax.models.mlp import MLP as MLP
 from seal_jax.models.mobilenet import MobileNet as MobileNet
 from seal_jax.models.model import Model as Model
@@ -12,4 +13,5 @@ from seal_jax.models.resnet import ResNet as ResNet
 from seal_jax.models.resnet import cifar_resnet as cifar_resnet
 from seal_jax.models.scnn import SimpleCNN as SimpleCNN
 from seal_jax.models.vgg import VGG as VGG
+from seal_jax.models.vit import ViT as ViT
 from seal_jax.models.wide_resnet import WideResNet as WideResNet

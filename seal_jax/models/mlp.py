@@ -34,7 +34,7 @@ class MLP(net.Network, kw_only=True):
         # [N, H, W, C] -> [N, H * W * C].
         x = x.reshape(len(x), -1)
         for name, width in zip(self.structure.round_blocks, self.hidden, strict=True):
-            x = self._drop(net.DenseBlock(width=width, name=name, **self.shared)(x, train), train)
+            x = self._drop(self._block(net.DenseBlock)(width=width, name=name)(x, train), train)
         return self._logits(x)
 
     @property

@@ -1,19 +1,22 @@
-"""A shallow MobileNetV1 (Howard et al. 2017, arXiv:1704.04861) of seven convolutional blocks.
+"""MobileNetV1 (Howard et al. 2017, arXiv:1704.04861): the whole one, and a shallow one of seven blocks.
 
-The layerwise reinitialisation paper (appendix B.1) says "the standard shallow MobileNet" and K = 7.
-Howard et al. call shallow (section 4.2) their table 1 without its five equal layers of 512 channels:
-nine blocks. Read here as seven: table 1 up to those five layers, one convolution and the separable
-blocks of 64, 128, 128, 256, 256 and 512 channels, then the mean over the image and the classifier.
-``MobileNet`` takes any other list of blocks: the whole table 1 has 4.23 million parameters, and
-without the five layers 2.9 million, as published.
+``mobilenetv1`` is their table 1 in the layout of timm's ``mobilenetv1_100``, with BatchNorm and with
+ReLUs that end at 6, as in the authors' code.
+
+``mobilenet`` is what the layerwise reinitialisation paper (appendix B.1) calls "the standard shallow
+MobileNet", with K = 7. Howard et al. call shallow (section 4.2) their table 1 without its five equal
+layers of 512 channels: nine blocks. Read here as seven: table 1 up to those five layers, one
+convolution and the separable blocks of 64, 128, 128, 256, 256 and 512 channels, then the mean over
+the image and the classifier. ``MobileNet`` takes any other list of blocks: without the five layers it
+has 2.9 million parameters, as published.
 
 Convolutions are padded symmetrically, also where they stride, and have no bias.
 """
 
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.errors import UsageError
@@ -28,6 +31,7 @@ class MobileNet(net.Network, kw_only=True):
     Attributes:
         widths: channels of each block.
         strides: of each block.
+        activation: ``"relu"``, or ``"relu6"``, which ends at 6.
 
     The other fields are those of ``Network`` and ``Layered``; ``norm`` is "layer" by default.
     """
@@ -35,7 +39,9 @@ class MobileNet(net.Network, kw_only=True):
     norm: str = "layer"
     widths: tuple[int, ...] = (32, 64, 128, 128, 256, 256, 512)
     strides: tuple[int, ...] = (2, 1, 2, 1, 2, 1, 2)
+    activation: str = "relu"
 
+    choices: ClassVar[dict[str, Any]] = {"activation": net.ACTIVATIONS}
     width_fields: ClassVar[tuple[str, ...]] = ("widths",)
 
     def __post_init__(self) -> None:
@@ -51,12 +57,10 @@ class MobileNet(net.Network, kw_only=True):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         for index, name in enumerate(self.structure.round_blocks):
-            kind = net.SeparableBlock if index else net.ConvBlock
-            width, stride = self.widths[index], self.strides[index]
-            x = kind(width=width, stride=stride, name=name, **self.shared)(x, train)
-        # In float32: a sum over the image in bfloat16 would lose digits.
-        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-        return self._logits(self._drop(x, train))
+            block = self._block(net.SeparableBlock if index else net.ConvBlock)
+            fields = {"width": self.widths[index], "stride": self.strides[index]}
+            x = block(**fields, activation=self.activation, name=name)(x, train)
+        return self._pooled_logits(x, train)
 
     @property
     def structure(self) -> net.Structure:
@@ -69,5 +73,29 @@ class MobileNet(net.Network, kw_only=True):
             total_stride=2 ** self.strides.count(2),
         )
 
+    def torch_layers(self) -> dict[str, dict[str, str]]:
+        """Return timm's names of the modules by our paths."""
+        first, *others = self.structure.round_blocks
+        names = {f"{first}/conv": "conv_stem", f"{first}/norm": "bn1", net.HEAD: "classifier"}
+        parts = {"depthwise": "conv_dw", "norm1": "bn1", "pointwise": "conv_pw", "norm2": "bn2"}
+        # A stage of timm's begins where a block strides; the first has the blocks below.
+        stage, index = 0, -1
+        for block, stride in zip(others, self.strides[1:], strict=True):
+            stage, index = (stage, index + 1) if stride == 1 else (stage + 1, 0)
+            for part, name in parts.items():
+                names[f"{block}/{part}"] = f"blocks.{stage}.{index}.{name}"
+        return {"timm": names}
 
-MODELS = {"mobilenet": net.Entry(MobileNet)}
+
+MODELS = {
+    "mobilenet": net.Entry(MobileNet),
+    "mobilenetv1": net.Entry(
+        functools.partial(
+            MobileNet,
+            norm="batch",
+            activation="relu6",
+            widths=(32, 64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024),
+            strides=(2, 1, 2, 1, 2, 1, 2, *(1,) * 5, 2, 1),
+        )
+    ),
+}

@@ -177,6 +177,12 @@ def from_module(module: Any, *, name: str, image_shape: tuple[int, int, int]) ->
             f"image_shape={shape!r} is too small for {name}, which shrinks images {least} times: "
             f"use a height and width of at least {least}{structure.smaller_stride}"
         )
+    multiple = structure.side_multiple
+    if shape[0] % multiple or shape[1] % multiple:
+        raise UsageError(
+            f"image_shape={shape!r} does not divide into the patches of {name}: use a height and width "
+            f"that are multiples of {multiple}, or another patch"
+        )
     return Model(
         name=name,
         module=module,
@@ -194,6 +200,7 @@ def create(
     dtype: Any = jnp.float32,
     bn_axis_name: str | None = None,
     convolution: str = "native",
+    remat: bool = False,
     **options: Any,
 ) -> Model:
     """Return the model called ``name``.
@@ -206,13 +213,15 @@ def create(
         bn_axis_name: named axis over which BatchNorm synchronises its statistics, or None.
         convolution: how a convolution is computed, "native" or "matmul" (for programs that train in
             a loop on CPU, see ``seal_jax.models.convolution``); equal up to rounding.
-        **options: fields of the module. All have ``norm`` ("batch" or "layer"; "none" too for the
-            MLP), ``initialiser`` ("he", "he_fan_out" or "xavier"), ``dropout`` (rate) and
-            ``head_bias``; what else a family has its ``MODELS`` say.
+        remat: whether the backward pass computes the activations of blocks again instead of keeping
+            them: less memory for more time; equal up to rounding.
+        **options: fields of the module. All have ``norm`` ("batch", "layer" or "group"; "none" too for
+            the MLP, "layer" alone for a ViT), ``initialiser`` ("he", "he_fan_out", "xavier" or
+            "normal"), ``dropout`` (rate) and ``head_bias``; what else a family has its ``MODELS`` say.
 
     Raises:
-        UsageError: unknown name or option, a value that a field does not have, or images smaller
-            than the network's total stride.
+        UsageError: unknown name or option, a value that a field does not have, images smaller than
+            the network's total stride, or images that its patches do not divide.
 
     >>> model = create("resnet50", num_classes=200, image_shape=(64, 64, 3))
     >>> model.layers[23 - 1]
@@ -232,6 +241,7 @@ def create(
         dtype=_checked_dtype(dtype),
         bn_axis_name=bn_axis_name,
         convolution=convolution,
+        remat=remat,
         **options,
     )
     return from_module(module, name=name, image_shape=image_shape)

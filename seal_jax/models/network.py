@@ -17,7 +17,7 @@ from seal_jax.errors import UsageError, check_choice, check_integer, check_numbe
 from seal_jax.models.convolution import CONVOLUTIONS
 from seal_jax.slimming import kept
 
-NORMS = ("batch", "layer")
+NORMS = ("batch", "layer", "group")
 
 # By name, functions of ``in_axis``, ``out_axis`` and ``batch_axis``. "he" is torch's
 # ``kaiming_normal_(mode="fan_in", nonlinearity="relu")``. ``initializers.he_normal`` is not that: it
@@ -26,7 +26,14 @@ INITIALISERS: dict[str, Callable[..., Any]] = {
     "he": functools.partial(nn.initializers.variance_scaling, 2.0, "fan_in", "normal"),
     "he_fan_out": functools.partial(nn.initializers.variance_scaling, 2.0, "fan_out", "normal"),
     "xavier": functools.partial(nn.initializers.variance_scaling, 1.0, "fan_avg", "uniform"),
+    # N(0, 0.02^2), whatever the fans are: timm's of transformers, whose cut at 2 is a hundred deviations away.
+    "normal": lambda **axes: nn.initializers.normal(0.02),
 }
+
+# Factor by which each stem shrinks the image.
+STEMS: dict[str, int] = {"imagenet": 4, "cifar": 1}
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, "relu6": nn.relu6}
 
 # Name of every classifier.
 HEAD = "fc"
@@ -135,17 +142,42 @@ def batch_statistics(
     return nn.intercept_methods(call)
 
 
+def norm_groups(channels: int) -> int:
+    """Return the number of groups of GroupNorm over so many channels.
+
+    32, as Wu and He (2018) have it and timm's ``resnet50_gn`` even where that leaves two channels each.
+    Below 64 channels groups keep four: one alone, of a vector, would be normalised to zero.
+
+    Raises:
+        UsageError: the groups would differ in size.
+
+    >>> norm_groups(256), norm_groups(64), norm_groups(16), norm_groups(3)
+    (32, 32, 4, 1)
+    """
+    groups = 32 if channels >= 64 else max(1, channels // 4)
+    if channels % groups:
+        fitting = 32 if channels >= 64 else 4
+        raise UsageError(
+            f"norm='group': {channels} channels do not divide into {groups} groups; use widths that "
+            f"leave multiples of {fitting}, such as {channels // fitting * fitting}, or another norm"
+        )
+    return groups
+
+
 class Layered(nn.Module, kw_only=True):
     """A module whose layers are made from options that a whole network shares.
 
     Attributes:
         dtype: dtype of the activations, float32 or bfloat16; parameters are float32.
         norm: ``"batch"``, or ``"layer"``: over height, width and channels, with a scale and a bias per
-            channel, the same in training and in inference.
+            channel, the same in training and in inference; or ``"group"``: the same over each of 32
+            groups of channels (Wu and He 2018, arXiv:1803.08494), or over groups of four channels in
+            layers of fewer than 64.
         initialiser: of the kernels, a key of ``INITIALISERS``.
         bn_axis_name: named axis over which BatchNorm synchronises its batch statistics in training
             mode; None leaves them to the batch that the module sees.
         convolution: how a convolution is computed, a key of ``CONVOLUTIONS``.
+        remat: whether the backward pass computes the blocks' activations again instead of keeping them.
     """
 
     dtype: Any = jnp.float32
@@ -153,6 +185,7 @@ class Layered(nn.Module, kw_only=True):
     initialiser: str = "he"
     bn_axis_name: str | None = None
     convolution: str = "native"
+    remat: bool = False
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -160,34 +193,55 @@ class Layered(nn.Module, kw_only=True):
         names = ("dtype", "norm", "initialiser", "bn_axis_name", "convolution")
         return {name: getattr(self, name) for name in names}
 
-    def _conv(
-        self, features: int, size: int, name: str, stride: int = 1, *, depthwise: bool = False
-    ) -> nn.Conv:
-        """Return a convolution with a kernel ``[size, size, in, features]``, padded by ``size // 2``.
+    def _block(self, kind: "type[Layered]", /, **fields: Any) -> Callable[..., nn.Module]:
+        """Return what makes blocks of a kind from their ``name`` and other fields, with ``remat`` if set.
 
-        A ``depthwise`` one convolves each channel on its own, with ``[size, size, 1, features]``.
+        A block is called with ``train`` as the second positional argument. Parameters, statistics
+        and what it sows have the same paths either way.
         """
-        # Each channel's kernel is drawn on its own, so both its fans are size**2; left to the
-        # default, fan_out would count all channels.
-        axes = {"out_axis": -2, "batch_axis": -1} if depthwise else {}
+        # The methods' argument 2 is `train`, after `self` and the images: a Python bool, never traced.
+        made = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
+        return functools.partial(made, **{**self.shared, **fields})
+
+    def _conv(
+        self,
+        features: int,
+        size: int,
+        name: str,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        padding: int | None = None,
+        bias: bool = False,
+    ) -> nn.Conv:
+        """Return a convolution with a kernel ``[size, size, in / groups, features]``.
+
+        ``padding`` is at every side; None for ``size // 2``.
+        """
+        # A depthwise convolution draws each channel's kernel on its own, so both its fans are size**2;
+        # left to the default, fan_out would count all channels. Groups of several count as in torch.
+        axes = {"out_axis": -2, "batch_axis": -1} if 1 < groups == features else {}
         return nn.Conv(
             features,
             (size, size),
             strides=(stride, stride),
-            padding=((size // 2, size // 2),) * 2,
-            feature_group_count=features if depthwise else 1,
-            use_bias=False,
+            padding=size // 2 if padding is None else padding,
+            feature_group_count=groups,
+            use_bias=bias,
             dtype=self.dtype,
             kernel_init=INITIALISERS[self.initialiser](**axes),
             conv_general_dilated=CONVOLUTIONS[self.convolution],
             name=name,
         )
 
-    def _norm(self, train: bool, name: str) -> BatchNorm | nn.GroupNorm:
-        if self.norm == "layer":
-            # One group is LayerNorm over the whole image; nn.LayerNorm would have a scale per pixel.
-            return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=self.dtype, name=name)
-        return BatchNorm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)
+    def _norm(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+        """Return ``[N, ..., C]`` normalised as ``norm`` says."""
+        if self.norm == "batch":
+            norm = BatchNorm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)
+            return norm(x)
+        # One group is LayerNorm over the whole image; nn.LayerNorm would have a scale per pixel.
+        groups = 1 if self.norm == "layer" else norm_groups(x.shape[-1])
+        return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=name)(x)
 
     def _finish(self, x: jax.Array) -> jax.Array:
         r"""Sow a block's ``output``, and return it or, where one is inserted, its normalised form.
@@ -209,34 +263,37 @@ class Layered(nn.Module, kw_only=True):
 
 
 class ConvBlock(Layered, kw_only=True):
-    """3x3 convolution ``conv``, normalisation ``norm``, ReLU."""
+    """3x3 convolution ``conv``, normalisation ``norm``, and an activation of ``ACTIVATIONS``."""
 
     width: int
     stride: int = 1
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
         x = self._conv(self.width, 3, "conv", self.stride)(x)
-        return self._finish(nn.relu(self._norm(train, "norm")(x)))
+        return self._finish(ACTIVATIONS[self.activation](self._norm(x, train, "norm")))
 
 
 class SeparableBlock(Layered, kw_only=True):
-    """Depthwise 3x3 and pointwise 1x1 convolution, each with normalisation and ReLU.
+    """Depthwise 3x3 and pointwise 1x1 convolution, each with normalisation and activation.
 
     Howard et al. 2017, figure 3 right: ``depthwise`` (which strides), ``norm1``, ``pointwise``, ``norm2``.
     """
 
     width: int
     stride: int = 1
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
-        x = self._conv(x.shape[-1], 3, "depthwise", self.stride, depthwise=True)(x)
-        x = nn.relu(self._norm(train, "norm1")(x))
+        activate, channels = ACTIVATIONS[self.activation], x.shape[-1]
+        x = self._conv(channels, 3, "depthwise", self.stride, groups=channels)(x)
+        x = activate(self._norm(x, train, "norm1"))
         x = self._conv(self.width, 1, "pointwise")(x)
-        return self._finish(nn.relu(self._norm(train, "norm2")(x)))
+        return self._finish(activate(self._norm(x, train, "norm2")))
 
 
 class DenseBlock(Layered, kw_only=True):
@@ -256,7 +313,7 @@ class DenseBlock(Layered, kw_only=True):
             name="linear",
         )(x)
         if not bare:
-            x = self._norm(train, "norm")(x)
+            x = self._norm(x, train, "norm")
         return self._finish(nn.relu(x))
 
 
@@ -301,14 +358,16 @@ class Structure:
         layers: weight layers, as papers count depth: without downsample convolutions. SEAL's
             (section 4) L = 23 in ResNet-50 is the 1-based index here of ``layer3/block0/conv1``.
         head: path of the classifier.
-        round_blocks: the K blocks of layerwise reinitialisation, each an entry of ``blocks``; empty
-            for a module that declares none.
+        round_blocks: the K blocks of layerwise reinitialisation, each an entry of ``blocks``, or the path
+            above several neighbours; empty for a module that declares none.
         dense_after_convs: the entries of ``blocks`` that are dense layers above the last convolution.
         flattened: channels by path of the kernels whose input axis is a flattened image. The axis runs
             over height, width and channels, the last fastest. Image channels, which no ``slim``
-            network has fewer of, do not count.
+            network has fewer of, do not count. Kernels of a grouped convolution have 1: the inputs
+            of a group stay, as the ``slim`` network has fewer groups.
         total_stride: factor by which the image has shrunk at the last convolution.
         smaller_stride: what else one may do about images smaller than that, for the error message.
+        side_multiple: what height and width of the images must be multiples of.
     """
 
     blocks: tuple[str, ...]
@@ -320,6 +379,7 @@ class Structure:
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
     total_stride: int = 1
     smaller_stride: str = ""
+    side_multiple: int = 1
 
 
 class Network(Layered, kw_only=True):
@@ -363,6 +423,27 @@ class Network(Layered, kw_only=True):
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
         return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def _stem(self, x: jax.Array, train: bool, stem: str, width: int) -> jax.Array:
+        """Apply ``conv1``, ``bn1``, ReLU and for "imagenet" a max-pool, and sow the result as ``stem``.
+
+        ``stem`` is "imagenet", a 7x7 convolution with stride 2 and a 3x3 max-pool with stride 2, or
+        "cifar", a 3x3 convolution that keeps the size.
+        """
+        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        x = self._conv(width, size, "conv1", stride)(x)
+        x = nn.relu(self._norm(x, train, "bn1"))
+        if stem == "imagenet":
+            # Padded as in torchvision; SAME would pad an even image on the far side only.
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        self.sow("intermediates", "stem", x)
+        return x
+
+    def _pooled_logits(self, x: jax.Array, train: bool) -> jax.Array:
+        """Return the logits of the mean over the image, with dropout in between."""
+        # In float32: a sum over the image in bfloat16 would lose digits.
+        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return self._logits(self._drop(x, train))
 
     def _logits(self, x: jax.Array) -> jax.Array:
         """Sow ``features`` and return the logits of ``[N, C]``, both float32."""
@@ -431,12 +512,12 @@ def within(blocks: Sequence[str], *layers: str) -> tuple[str, ...]:
     return tuple(f"{block}/{layer}" for block in blocks for layer in layers)
 
 
-def slim_stages(keep: float, width: int) -> int:
+def slim_stages(keep: float, width: int, of: str = "channels") -> int:
     """Return ``keep * width``; raise unless it is whole, so that multiples of it stay multiples."""
     slim = kept(keep, width)
     if abs(slim - keep * width) > 1e-6:
         raise UsageError(
-            f"method.keep = {keep:g} leaves {keep * width:g} of {width} channels, and the stages "
+            f"method.keep = {keep:g} leaves {keep * width:g} of {width} {of}, and the stages "
             f"would no longer fit each other: use {slim / width:.12g}"
         )
     return slim

@@ -1,6 +1,7 @@
-"""Residual networks (He et al. 2016, arXiv:1512.03385).
+"""Residual networks (He et al. 2016, arXiv:1512.03385) and ResNeXt (Xie et al. 2017, arXiv:1611.05431).
 
-ResNet-18, 34, 50 and 101 have torchvision's layout. Those of section 4.2, for 32x32 images, have a
+ResNet-18, 34, 50 and 101 have torchvision's layout, and so have ResNeXt-50 (32x4d) and 101 (32x8d),
+bottlenecks whose 3x3 convolutions have 32 groups. Those of section 4.2, for 32x32 images, have a
 depth of 6n + 2 weight layers: a 3x3 stem, three stages of n basic blocks with 16, 32 and 64 channels,
 the mean over the image and a classifier, with the parameter-free shortcut A. Where it puts the zero
 channels the paper does not say; here they come after the input's own.
@@ -24,10 +25,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from seal_jax.errors import UsageError, check_integer
 from seal_jax.models import network as net
 
-# Factor by which each stem shrinks the image.
-STEMS: dict[str, int] = {"imagenet": 4, "cifar": 1}
 # The kernel sizes of a block's convolutions (He et al. 2016, figure 5).
 BLOCKS: dict[str, tuple[int, ...]] = {"basic": (3, 3), "bottleneck": (1, 3, 1)}
 
@@ -41,6 +41,8 @@ class ResidualBlock(net.Layered, kw_only=True):
     Attributes:
         kind: a key of ``BLOCKS``.
         width: channels; a bottleneck's last convolution has four times as many.
+        inner_width: channels of the convolutions before the last.
+        groups: of the 3x3 convolution of a bottleneck.
         stride: 1 or 2, the factor by which the block shrinks the image.
         shortcut: what carries the input across a change of shape, He et al. 2016 section 3.3:
             ``"A"`` subsamples and appends zero channels, ``"B"`` is 1x1 convolution and norm.
@@ -48,6 +50,8 @@ class ResidualBlock(net.Layered, kw_only=True):
 
     kind: str
     width: int
+    inner_width: int
+    groups: int
     stride: int
     shortcut: str
 
@@ -60,10 +64,11 @@ class ResidualBlock(net.Layered, kw_only=True):
         for index, size in enumerate(sizes):
             # No ReLU after the last norm: the shortcut is added first.
             y = nn.relu(y) if index else y
-            width = out if index == len(sizes) - 1 else self.width
+            width = out if index == len(sizes) - 1 else self.inner_width
             stride = self.stride if index == sizes.index(3) else 1
-            y = self._conv(width, size, f"conv{index + 1}", stride)(y)
-            y = self._norm(train, f"bn{index + 1}")(y)
+            groups = self.groups if size == 3 else 1
+            y = self._conv(width, size, f"conv{index + 1}", stride, groups=groups)(y)
+            y = self._norm(y, train, f"bn{index + 1}")
         if self.stride != 1 or x.shape[-1] != out:
             # A has no parameters: every stride-th pixel, and zeros for the channels that the input lacks.
             if self.shortcut == "A":
@@ -71,7 +76,7 @@ class ResidualBlock(net.Layered, kw_only=True):
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out - x.shape[-1])))
             else:
                 x = self._conv(out, 1, "downsample_conv", self.stride)(x)
-                x = self._norm(train, "downsample_bn")(x)
+                x = self._norm(x, train, "downsample_bn")
         y = y + x
         self.sow("intermediates", "before_relu", y)
         return self._finish(nn.relu(y))
@@ -91,6 +96,9 @@ class ResNet(net.Network, kw_only=True):
         stem: ``"imagenet"``, a 7x7 convolution with stride 2 and a 3x3 max-pool with stride 2, or
             ``"cifar"``, a 3x3 convolution that keeps the size.
         shortcut: ``"A"`` or ``"B"`` of He et al. 2016 section 3.3; torchvision's is B.
+        groups: of the 3x3 convolutions of bottlenecks, the cardinality of ResNeXt.
+        width_per_group: where there are several, channels of each in the first stage, and twice as many
+            in each further one; without groups these convolutions have the stage's width.
 
     The other fields are those of ``Network`` and ``Layered``.
     """
@@ -100,32 +108,36 @@ class ResNet(net.Network, kw_only=True):
     width: int = 64
     stem: str = "imagenet"
     shortcut: str = "B"
+    groups: int = 1
+    width_per_group: int = 0
 
-    choices: ClassVar[dict[str, Any]] = {"block": BLOCKS, "stem": STEMS, "shortcut": ("A", "B")}
+    choices: ClassVar[dict[str, Any]] = {"block": BLOCKS, "stem": net.STEMS, "shortcut": ("A", "B")}
     width_fields: ClassVar[tuple[str, ...]] = ("width",)
 
     def __post_init__(self) -> None:
         """Check the fields."""
         self.stage_sizes = net.positive("stage_sizes", self.stage_sizes)
+        check_integer("groups", self.groups, 1)
+        if self.groups > 1 and (self.block == "basic" or not self.width_per_group):
+            raise UsageError(
+                f"groups={self.groups!r}: give width_per_group as well, and block='bottleneck'"
+            )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
-        size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = self._conv(self.width, size, "conv1", stride)(x)
-        x = nn.relu(self._norm(train, "bn1")(x))
-        if self.stem == "imagenet":
-            # Padded as in torchvision; SAME would pad an even image on the far side only.
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        self.sow("intermediates", "stem", x)
-        block = functools.partial(
-            ResidualBlock, kind=self.block, shortcut=self.shortcut, **self.shared
+        x = self._stem(x, train, self.stem, self.width)
+        make = self._block(
+            ResidualBlock, kind=self.block, shortcut=self.shortcut, groups=self.groups
         )
-        x = net.stages(x, train, self.stage_sizes, self.width, block)
-        # In float32: a sum over the image in bfloat16 would lose digits.
-        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-        return self._logits(self._drop(x, train))
+        inner = self.groups * self.width_per_group if self.groups > 1 else self.width
+
+        def block(*, width: int, **fields: Any) -> nn.Module:
+            # Inner widths double from stage to stage as the widths do.
+            return make(width=width, inner_width=width // self.width * inner, **fields)
+
+        return self._pooled_logits(net.stages(x, train, self.stage_sizes, self.width, block), train)
 
     @property
     def structure(self) -> net.Structure:
@@ -139,7 +151,10 @@ class ResNet(net.Network, kw_only=True):
                 net.HEAD,
             ),
             round_blocks=blocks,
-            total_stride=STEMS[self.stem] * 2 ** (len(self.stage_sizes) - 1),
+            flattened=dict.fromkeys(
+                net.within(blocks if self.groups > 1 else (), "conv2/kernel"), 1
+            ),
+            total_stride=net.STEMS[self.stem] * 2 ** (len(self.stage_sizes) - 1),
             smaller_stride=", or stem='cifar'" if self.stem == "imagenet" else "",
         )
 
@@ -160,8 +175,9 @@ class ResNet(net.Network, kw_only=True):
         return {"torchvision": names, "timm": names}
 
     def slim(self, keep: float) -> Self:
-        """Return the network with ``keep * width`` channels, which must be whole."""
-        return self.clone(width=net.slim_stages(keep, self.width))
+        """Return the network with ``keep * width`` channels, which must be whole, as must the groups."""
+        groups = net.slim_stages(keep, self.groups, "groups") if self.groups > 1 else 1
+        return self.clone(width=net.slim_stages(keep, self.width), groups=groups)
 
 
 def cifar_resnet(
@@ -192,8 +208,8 @@ def cifar_resnet(
     )
 
 
-def _of_table_1(block: str, *stage_sizes: int) -> net.Entry:
-    build = functools.partial(ResNet, block=block, stage_sizes=stage_sizes)
+def _of_table_1(block: str, *stage_sizes: int, **fields: Any) -> net.Entry:
+    build = functools.partial(ResNet, block=block, stage_sizes=stage_sizes, **fields)
     return net.Entry(build, ("stem", "width"))
 
 
@@ -202,6 +218,9 @@ MODELS = {
     "resnet34": _of_table_1("basic", 3, 4, 6, 3),
     "resnet50": _of_table_1("bottleneck", 3, 4, 6, 3),
     "resnet101": _of_table_1("bottleneck", 3, 4, 23, 3),
+    # Table 1 of Xie et al., and their largest.
+    "resnext50_32x4d": _of_table_1("bottleneck", 3, 4, 6, 3, groups=32, width_per_group=4),
+    "resnext101_32x8d": _of_table_1("bottleneck", 3, 4, 23, 3, groups=32, width_per_group=8),
     # 20 to 110 are the paper's of section 4.2; 8 and 14 are for tests and small images.
     **{
         f"resnet{depth}": net.Entry(functools.partial(cifar_resnet, depth), ("shortcut", "width"))

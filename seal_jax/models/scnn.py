@@ -41,11 +41,11 @@ class SimpleCNN(net.Network, kw_only=True):
         # With a margin of 1 a window of 3 halves an even image, as a window of 2 does without.
         margin = (self.pool - 1) // 2
         for index, name in enumerate(self.structure.round_blocks):
-            x = net.ConvBlock(width=self.widths[index], name=name, **self.shared)(x, train)
+            x = self._block(net.ConvBlock)(width=self.widths[index], name=name)(x, train)
             if index % 2 == 1:
                 x = nn.max_pool(x, (self.pool,) * 2, (2, 2), ((margin, margin),) * 2)
         x = x.reshape(len(x), -1)
-        x = net.DenseBlock(width=self.dense_width, name="dense", **self.shared)(x, train)
+        x = self._block(net.DenseBlock)(width=self.dense_width, name="dense")(x, train)
         return self._logits(self._drop(x, train))
 
     @property

@@ -49,15 +49,13 @@ class VGG(net.Network, kw_only=True):
         names = iter(self.structure.round_blocks)
         for size, width in zip(self.group_sizes, self.widths, strict=True):
             for name in itertools.islice(names, size):
-                x = net.ConvBlock(width=width, name=name, **self.shared)(x, train)
+                x = self._block(net.ConvBlock)(width=width, name=name)(x, train)
             if min(x.shape[1:3]) > 1:  # nothing would be left of a single row or column
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(len(x), -1)
         for name in ("dense1", "dense2"):
-            fields = {**self.shared, "norm": "none"}
-            x = self._drop(
-                net.DenseBlock(width=self.dense_width, name=name, **fields)(x, train), train
-            )
+            dense = self._block(net.DenseBlock, norm="none")(width=self.dense_width, name=name)
+            x = self._drop(dense(x, train), train)
         return self._logits(x)
 
     @property

@@ -43,11 +43,11 @@ class WideBlock(net.Layered, kw_only=True):
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
         first, second = (self.stride, 1) if self.stride_on == "first" else (1, self.stride)
         # Pre-activation: `y` feeds both branches where the shape changes, else the shortcut is `x` itself.
-        y = nn.relu(self._norm(train, "bn1")(x))
+        y = nn.relu(self._norm(x, train, "bn1"))
         if self.stride != 1 or x.shape[-1] != self.width:
             x = self._conv(self.width, 1, "downsample_conv", self.stride)(y)
         y = self._conv(self.width, 3, "conv1", first)(y)
-        y = nn.relu(self._norm(train, "bn2")(y))
+        y = nn.relu(self._norm(y, train, "bn2"))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return self._finish(x + self._conv(self.width, 3, "conv2", second)(y))
 
@@ -89,11 +89,9 @@ class WideResNet(net.Network, kw_only=True):
         """Return the logits, float32 ``[N, num_classes]``, of images ``[N, H, W, C]``."""
         x = self._conv(self.stem_width, 3, "conv1")(x)
         self.sow("intermediates", "stem", x)
-        block = functools.partial(
-            WideBlock, stride_on=self.stride_on, dropout=self.dropout, **self.shared
-        )
+        block = self._block(WideBlock, stride_on=self.stride_on, dropout=self.dropout)
         x = net.stages(x, train, self._stage_sizes, self.width, block)
-        x = nn.relu(self._norm(train, "bn")(x))
+        x = nn.relu(self._norm(x, train, "bn"))
         return self._logits(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
 
     @property

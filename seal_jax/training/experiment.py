@@ -98,6 +98,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         dtype=train.dtype,
         on_cpu=meshes.on_cpu(mesh),
         bn_axis_name=meshes.DATA if synchronised else None,
+        remat=train.remat,
     )
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     # A method is built from shapes only: preflight compiles without weights or data.
@@ -127,6 +128,7 @@ def create_model(
     dtype: str,
     on_cpu: bool,
     bn_axis_name: str | None = None,
+    remat: bool = False,
 ) -> models.Model:
     """Return the network that the settings name, for these images and classes."""
     options = {field: v for field, v in dataclasses.asdict(fields).items() if v is not None}
@@ -138,6 +140,7 @@ def create_model(
         bn_axis_name=bn_axis_name,
         # Steps run in loops, in which XLA's convolutions are slow on a CPU.
         convolution="matmul" if on_cpu else "native",
+        remat=remat,
     )
 
 

@@ -76,10 +76,11 @@ def export(run: Path, output: Path) -> str:
         + "  ".join(f"{100 * value:.2f} %" for value in score["test_accuracy"])
         for name, score in scores.items()
     ]
-    # BatchNorm's statistics are by channel; LayerNorm's are over all of them, zeros included.
-    if getattr(experiment.model.module, "norm", None) == "layer":
+    # BatchNorm's statistics are by channel; those of the others are over several, zeros included.
+    norm = getattr(experiment.model.module, "norm", None)
+    if norm in ("layer", "group"):
         lines.append(
-            "model.norm=layer: the slim network normalises over its own channels, which the whole one "
+            f"model.norm={norm}: the slim network normalises over its own channels, which the whole one "
             "with zeros elsewhere would not"
         )
     return "\n".join([*lines, f"weights: {output / 'slim.npz'}"])

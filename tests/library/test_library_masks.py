@@ -195,6 +195,7 @@ def test_roles_in_other_libraries():
         "twins": {"a": PARAMS["fc"]["kernel"]},
     }
     tree["twins"]["b"] = np.ones((4, 5))
+    tree |= {"cls_token": np.ones((1, 1, 4)), "pos_embed": np.ones((1, 5, 4))}
     everything = masks.restrict(lambda p: jax.tree.map(lambda _: True, p), biases=False)
     kernels = {"conv/weight", "haiku/w", "twins/a", "twins/b"}
     assert select(everything, tree) == kernels

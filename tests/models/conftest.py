@@ -38,7 +38,7 @@ class Forward:
     new_stats: dict[str, np.ndarray]
 
 
-def drawn(spec: Any, seed: int = 2) -> Any:
+def draw_variables(spec: Any, seed: int = 2) -> Any:
     """Draw arrays in the shapes of ``spec``.
 
     Norms are away from their initial 0 and 1, where a swapped or forgotten one would go unseen.
@@ -57,6 +57,12 @@ def drawn(spec: Any, seed: int = 2) -> Any:
     return traverse_util.path_aware_map(draw, spec)
 
 
+@pytest.fixture
+def drawn() -> Callable[..., Any]:
+    """What draws the variables of any network, from their shapes."""
+    return draw_variables
+
+
 @functools.cache
 def forward(block: str, stem: str, shortcut: str) -> Forward:
     module = ResNet(
@@ -68,7 +74,7 @@ def forward(block: str, stem: str, shortcut: str) -> Forward:
         functools.partial(module.init, train=False), jax.random.key(0), jnp.asarray(images)
     )
 
-    variables = drawn(spec)
+    variables = draw_variables(spec)
 
     @jax.jit
     def both(variables: Any, images: jax.Array) -> Any:
@@ -104,6 +110,10 @@ FAMILIES: dict[str, Any] = {
         models.VGG, group_sizes=(1, 2, 1, 1), widths=(3, 2, 4, 3), dense_width=5
     ),
     "mobilenet": functools.partial(models.MobileNet, widths=(3, 4, 5), strides=(2, 1, 2)),
+    "densenet": functools.partial(
+        models.DenseNet, block_sizes=(2, 1), growth=2, bottleneck=2, width=4, stem="cifar"
+    ),
+    "vit": functools.partial(models.ViT, patch=2, width=4, depth=2),
     "mlp": functools.partial(models.MLP, hidden=(5, 3)),
 }
 
@@ -120,8 +130,8 @@ class Family(NamedTuple):
 def make_family(family: str, **fields: Any) -> Family:
     module = FAMILIES[family](num_classes=3, **fields)
     model = models.from_module(module, name=family, image_shape=(8, 6, 3))
-    variables = drawn(jax.eval_shape(model.init, jax.random.key(0)))
-    variables["normalisers"] = drawn(jax.eval_shape(model.empty_normalisers), seed=3)
+    variables = draw_variables(jax.eval_shape(model.init, jax.random.key(0)))
+    variables["normalisers"] = draw_variables(jax.eval_shape(model.empty_normalisers), seed=3)
     images = np.random.default_rng(0).normal(size=(4, 8, 6, 3)).astype(np.float32)
     return Family(model, variables, images)
 

@@ -9,20 +9,22 @@ from seal_jax.models.convolution import conv_as_matmul
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "side", "groups"),
+    ("size", "stride", "side", "groups", "margin"),
     [
-        (3, 2, 7, 1),
-        (1, 2, 6, 1),
-        pytest.param(3, 1, 6, 1, marks=pytest.mark.slow),
-        pytest.param(7, 2, 9, 1, marks=pytest.mark.slow),
-        (3, 2, 6, 3),
+        (3, 2, 7, 1, 1),
+        (1, 2, 6, 1, 0),
+        pytest.param(3, 1, 6, 1, 1, marks=pytest.mark.slow),
+        pytest.param(7, 2, 9, 1, 3, marks=pytest.mark.slow),
+        (3, 2, 6, 6, 1),
+        (3, 2, 6, 3, 1),  # groups of two channels
+        (3, 3, 7, 1, 0),  # patches, and a rest
     ],
 )
-def test_equals_native_convolution_with_derivatives(size, stride, side, groups):
-    images = jax.random.normal(jax.random.key(0), (2, side, side, 3))
-    shape = (size, size, 3 // groups, 3 if groups > 1 else 4)
+def test_equals_native_convolution_with_derivatives(size, stride, side, groups, margin):
+    images = jax.random.normal(jax.random.key(0), (2, side, side + 1, 6))
+    shape = (size, size, 6 // groups, 6 if groups > 1 else 4)
     kernel = jax.random.normal(jax.random.key(1), shape)
-    geometry = ((stride, stride), ((size // 2, size // 2),) * 2)
+    geometry = ((stride, stride), ((margin, margin),) * 2)
 
     def native(images, kernel):
         return jax.lax.conv_general_dilated(

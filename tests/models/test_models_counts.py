@@ -7,7 +7,7 @@ import jax
 import pytest
 from flax import traverse_util
 
-from seal_jax import models
+from seal_jax import layerwise, models, paths
 
 
 @functools.cache
@@ -135,22 +135,26 @@ def test_scnn_count():
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"), [("scnn", 4), ("mobilenet", 7), ("vgg16", 13), ("resnet50", 16)]
+    ("name", "blocks"),
+    [("scnn", 4), ("mobilenet", 7), ("vgg16", 13), ("resnet50", 16), ("densenet201", 4)],
 )
 def test_blocks_of_layerwise_reinitialisation(name, blocks):
-    """K of the paper, appendix B.1."""
-    model = shapes(name)[0]
+    """K of the paper, appendix B.1; of DenseNet its dense blocks."""
+    model, found = shapes(name)
     assert len(model.round_blocks) == blocks
-    assert set(model.round_blocks) <= set(model.blocks)
+    params = traverse_util.unflatten_dict(found, sep="/")
+    levels = layerwise.block_levels(params, model.blocks, model.round_blocks)
+    assert set(levels) == set(range(1, blocks + 2))
 
 
 def depth(name):
     """Weight layers, as the declared order counts them, by the name of the network."""
-    own = {"scnn": 4 + 1 + 1, "mobilenet": 1 + 2 * 6 + 1, "mlp": 3}
+    own = {"scnn": 4 + 1 + 1, "mobilenet": 1 + 2 * 6 + 1, "mobilenetv1": 28, "mlp": 3}
+    own |= dict.fromkeys(("vit_small_patch16", "vit_base_patch16"), 1 + 4 * 12 + 1)
     wide = name.removeprefix("wrn").split("-")[0]
     # Depth 6n + 4 counts three 1x1 shortcuts and not the classifier.
     return own.get(name) or (
-        int(wide) - 2 if name.startswith("wrn") else int(name.lstrip("resntvg"))
+        int(wide) - 2 if name.startswith("wrn") else int(name.lstrip("resntxvgd").split("_")[0])
     )
 
 
@@ -158,10 +162,10 @@ def depth(name):
 def test_declared_order_fits_the_tree(name):
     model, found = shapes(name, 1000 if name in ("resnet34", "resnet101") else 10)
     for path in found:
-        owners = [block for block in model.blocks if path.startswith(f"{block}/")]
+        owners = [block for block in model.blocks if paths.below(path, block)]
         assert len(owners) == 1, path
     for block in model.blocks:
-        assert any(path.startswith(f"{block}/") for path in found), block
+        assert any(paths.below(path, block) for path in found), block
     kernels = {path.removesuffix("/kernel") for path in found if path.endswith("/kernel")}
     assert set(model.layers) == {path for path in kernels if "downsample" not in path}
     assert len(set(model.layers)) == len(model.layers) == depth(name)
@@ -172,9 +176,16 @@ def test_declared_order_fits_the_tree(name):
         for layer in model.layers
     ]
     assert owners == sorted(owners)
-    # Dense kernels have two axes, and all but those of the MLP lie above the convolutions.
+    # Dense kernels have two axes, and all lie above the convolutions, but where they are the body.
     dense = {path.split("/")[0] for path, shape in found.items() if len(shape) == 2}
-    assert set(model.dense_after_convs) == ({"fc"} if name == "mlp" else dense)
+    body = name == "mlp" or name.startswith("vit")
+    assert set(model.dense_after_convs) == ({"fc"} if body else dense)
+    # What the torch names map are the layers of the tree, each once.
+    mapped = getattr(model.module, "torch_layers", dict)()
+    tops = {path.rpartition("/")[0] or path for path in found}
+    for names in mapped.values():
+        assert set(names) == tops
+        assert len(set(names.values())) == len(names)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "wrn10-1"])

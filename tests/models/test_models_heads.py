@@ -46,7 +46,9 @@ def test_head_bias_is_optional(tiny_of):
     np.testing.assert_allclose(with_bias, features @ head["kernel"] + 1, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet", "wide_resnet", "scnn", "vgg", "mobilenet", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["resnet", "wide_resnet", "scnn", "vgg", "mobilenet", "mlp", "densenet", "vit"]
+)
 def test_dropout_needs_a_key_in_training_only(tiny_of, name):
     model, variables, images = tiny_of(name, dropout=0.5)
 

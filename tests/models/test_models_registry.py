@@ -18,7 +18,7 @@ from seal_jax.errors import UsageError
     [
         ({"name": "resnet19"}, "nearest: resnet1"),
         ({"name": "vgg"}, "nearest: vgg1"),
-        ({"name": "????"}, "known: mlp, mobilenet, resnet18"),
+        ({"name": "????"}, "known: densenet121, densenet201, mlp"),
         ({"name": "wrn27-10"}, "use 22 or 28"),
         ({"name": "wrn4-10"}, "use 10 or 16"),
         ({"name": "wrn10-0"}, "width = 0"),
@@ -33,7 +33,11 @@ from seal_jax.errors import UsageError
         ({"name": "mlp", "hidden": ()}, "give some integers"),
         ({"name": "mlp", "hidden": "32"}, "give some integers"),
         ({"name": "mlp", "hidden": (8, 0)}, "at least 1"),
-        ({"norm": "none"}, "one of batch, layer"),
+        ({"name": "vit_small_patch16", "image_shape": (72, 64, 3)}, "multiples of 16"),
+        ({"name": "vit_small_patch16", "width": 100}, "use 64 or 128"),
+        ({"name": "vit_small_patch16", "norm": "batch"}, "one of layer"),
+        ({"name": "densenet121", "image_shape": (16, 64, 3)}, "at least 32, or stem='cifar'"),
+        ({"norm": "none"}, "one of batch, layer, group"),
         ({"norm": "layers"}, "nearest: layer"),
         ({"initialiser": "xavir"}, "nearest: xavier"),
         ({"dropout": 1.0}, "lie in [0, 1)"),
@@ -71,6 +75,8 @@ def test_bad_module_fields():
         models.ResNet(num_classes=2, stage_sizes=())
     with pytest.raises(UsageError, match=r"strides=.*give 3 integers"):
         models.MobileNet(num_classes=2, widths=(1, 2, 3), strides=(1, 2))
+    with pytest.raises(UsageError, match="width_per_group"):
+        models.ResNet(num_classes=2, stage_sizes=(1,), block="bottleneck", groups=2)
     with pytest.raises(UsageError, match=r"strides=.*1 or 2"):
         models.MobileNet(num_classes=2, widths=(1, 2), strides=(1, 3))
 
