@@ -102,12 +102,16 @@ def fingerprint(folder: Path) -> str:
     Raises:
       UsageError: where the folder cannot be read.
     """
+    from etils import epath
+
+    # The data may be in a bucket.
+    folder = epath.Path(folder)
     try:
         if (folder / CHECKSUMS).exists():
             return f"sha256:{hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()}"
         digest = hashlib.sha256()
         for path in _files(folder):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update(f"{path.name} {path.stat().length}\n".encode())
             if path.suffix in (".json", ".txt"):
                 digest.update(path.read_bytes())
         return f"sizes:{digest.hexdigest()}"

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from seal_jax.data.dataset import Dataset, Split, hold_out
+from seal_jax.data.dataset import Dataset, Origin, Split, hold_out
 from seal_jax.data.decoding import MODES, CorruptImageError, decode
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.data.shards import damaged_shard, record_place
+from seal_jax.data.shards import damaged_shard, fingerprint, record_place
 from seal_jax.errors import UsageError, check_integer
 
 # Records that a thread asks for in one read.
@@ -87,7 +87,9 @@ def load(
         whole, test = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
     train, validation = hold_out(whole, validation_fraction, validation_seed)
     class_names = decoder.class_names
-    return Dataset(name, len(class_names), class_names, train, validation, test)
+    folder = os.fspath(builder.data_path)
+    origin = Origin(str(builder.version), folder, fingerprint(builder.data_path))
+    return Dataset(name, len(class_names), class_names, train, validation, test, origin)
 
 
 def load_labelled(
