@@ -58,11 +58,12 @@ def write(workdir: Path, settings: Settings, dataset: Any, mesh: Any, step: int)
     Raises:
       UsageError: where the file is not a manifest, or cannot be written.
     """
-    entry = _entry(workdir, settings, dataset, mesh)
+    entry = _entry(workdir, settings, dataset, mesh, step)
     entries = read(workdir)
     if entries:
         last = entries[-1]
-        if {**entry, "step": last["step"], "started": last["started"]} == last:
+        same = (field for field in entry if field not in ("step", "started"))
+        if all(entry.get(field) == last.get(field) for field in same):
             return
         # Data may have been moved. Nor is other data refused: the same images may have been prepared again.
         if {**entry["data"], "folder": None} != {**last["data"], "folder": None}:
@@ -70,9 +71,8 @@ def write(workdir: Path, settings: Settings, dataset: Any, mesh: Any, step: int)
                 f"the data is not that of the run's last start, see {workdir / MANIFEST}",
                 stacklevel=2,
             )
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entries = [*entries, {**entry, "step": step, "started": started}]
-    files.write(workdir / MANIFEST, json.dumps({"entries": entries}, indent=2) + "\n")
+    text = json.dumps({"entries": [*entries, entry]}, indent=2)
+    files.write(workdir / MANIFEST, text + "\n")
 
 
 def read(workdir: Path) -> list[Entry]:
@@ -98,7 +98,7 @@ def summary(workdir: Path) -> str | None:
     return f"jax {packages.get('jax')}, {devices['count']} x {devices['kind']}"
 
 
-def _entry(workdir: Path, settings: Settings, dataset: Any, mesh: Any) -> dict[str, Any]:
+def _entry(workdir: Path, settings: Settings, dataset: Any, mesh: Any, step: int) -> Entry:
     import jax
 
     from seal_jax.training.experiment import augmentation_of
@@ -106,6 +106,8 @@ def _entry(workdir: Path, settings: Settings, dataset: Any, mesh: Any) -> dict[s
     spec = augmentation_of(settings, dataset.image_shape)
     origin = dataset.origin
     return {
+        "step": step,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": hashlib.sha256((workdir / workdirs.CONFIG).read_bytes()).hexdigest(),
         "python": platform.python_version(),
         "packages": _versions(),
