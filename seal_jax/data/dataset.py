@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,9 +50,25 @@ class Split:
         return not isinstance(self.images, np.ndarray)
 
 
+class Origin(NamedTuple):
+    """The prepared data that a data set was loaded from.
+
+    Attributes:
+      version: TFDS's.
+      folder: of that version.
+      fingerprint: identifies its files; see :func:`seal_jax.data.shards.fingerprint`.
+    """
+
+    version: str
+    folder: str
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A named data set; ``validation`` was held out of the training split and may be empty.
+
+    ``origin`` is None where it was not loaded from prepared data.
 
     Raises:
       UsageError: where images of two splits have different shapes, a split has a label outside
@@ -65,6 +81,7 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    origin: Origin | None = None
 
     def __post_init__(self):
         if len(self.class_names) != self.num_classes:

@@ -49,17 +49,28 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raise if the training split lacks what the settings need of it, or a device has no room."""
-    # Every device holds all splits whole, one that stands for two once. CPU devices report no limit.
-    device = jax.local_devices()[0]
-    validation = () if dataset.validation is dataset.test else dataset.validation
-    images = sum(map(len, (dataset.train, validation, dataset.test)))
-    needed = 0 if dataset.train.streamed else images * row_bytes(dataset.image_shape)
-    room = (device.memory_stats() or {}).get("bytes_limit", needed)
-    if needed > room:
-        raise UsageError(
-            f"data.placement: all images take {needed:,} bytes of each device, which has {room:,}: set it "
-            "to stream, lower data.image_size, or choose smaller splits"
-        )
+    if dataset.train.streamed:
+        # Decoded, stacked and on their way to the devices, those of the next step beside those of this one.
+        images = settings.train.seeds * settings.train.batch_size
+        needed = 4 * images * math.prod(dataset.image_shape)
+        free = data.available_memory() or needed
+        if needed > free:
+            raise UsageError(
+                f"data.image_size: a step's {images} images of {'x'.join(map(str, dataset.image_shape))} "
+                f"take {needed:,} bytes to stream, and {free:,} are free: lower it, or train.batch_size"
+            )
+    else:
+        # Every device holds all splits whole, one that stands for two once. CPU devices report no limit.
+        device = jax.local_devices()[0]
+        validation = () if dataset.validation is dataset.test else dataset.validation
+        count = sum(map(len, (dataset.train, validation, dataset.test)))
+        needed = count * row_bytes(dataset.image_shape)
+        room = (device.memory_stats() or {}).get("bytes_limit", needed)
+        if needed > room:
+            raise UsageError(
+                f"data.placement: all images take {needed:,} bytes of each device, which has {room:,}: set "
+                "it to stream, lower data.image_size, or choose smaller splits"
+            )
     if settings.train.sampling == "balanced":
         counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
         if not counts.all():

@@ -19,7 +19,7 @@ from seal_jax.core.settings import Settings
 from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
-from seal_jax.training import pretrained, streaming
+from seal_jax.training import manifest, pretrained, streaming
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays, place
 from seal_jax.training.checkpoints import Checkpoints, same_everywhere
@@ -169,6 +169,7 @@ def train(
                 )
             if main:
                 print(f"resuming at step {step}", flush=True)
+        _on_first_process(lambda: manifest.write(workdir, settings, dataset, mesh, step))
         # Rows after the checkpoint are dropped: the epochs they tell of are trained again.
         log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
