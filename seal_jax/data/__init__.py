@@ -16,3 +16,5 @@ from seal_jax.data.dataset import stratified_split as stratified_split
 from seal_jax.data.preparation import prepare as prepare
 from seal_jax.data.sources import load as load
 from seal_jax.data.sources import load_labelled as load_labelled
+from seal_jax.data.studies import class_counts as class_counts
+from seal_jax.data.studies import study as study

@@ -136,6 +136,7 @@ def train(
         def claim() -> None:
             workdirs.claim(workdir, settings)
             held.enter_context(workdirs.locked(workdir / workdirs.CONFIG, "--workdir"))
+            workdirs.record_labels(workdir, dataset.label_record)
 
         _on_first_process(claim)
         if main:
@@ -217,6 +218,12 @@ def _row(experiment: Experiment, call: Call, test_data: Arrays) -> dict[str, Any
     }
     for name, total in metric_sums.measures.items():
         row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
+    if (noise := metric_sums.noise) is not None:
+        row["train/clean_accuracy"] = (noise.clean_correct / metric_sums.weight).tolist()
+        # A small epoch may have no image under a wrong label: 0 / 0, which the row has as null.
+        with np.errstate(invalid="ignore"):
+            row["train/memorised"] = (noise.memorised / noise.wrong).tolist()
+            row["train/corrected"] = (noise.corrected / noise.wrong).tolist()
     if call.validation is not None:
         row |= _means("validation", fetch(call.validation))
     if state.early_stopping is not None:
