@@ -21,3 +21,5 @@ from seal_jax.data.sources import load as load
 from seal_jax.data.sources import load_labelled as load_labelled
 from seal_jax.data.streaming import StoredImages as StoredImages
 from seal_jax.data.streaming import batches as batches
+from seal_jax.data.studies import class_counts as class_counts
+from seal_jax.data.studies import study as study

@@ -91,7 +91,7 @@ class LoadedRun:
         self.settings = settings_lib.read(Settings, workdirs.read(run))
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
         # The data before the network: images and classes determine its shape.
-        self.dataset = experiments.load_data(self.settings.data)
+        self.dataset = experiments.load_data(self.settings.data, run)
         self.model: Model = experiments.create_model(
             self.settings.model,
             self.dataset.image_shape,

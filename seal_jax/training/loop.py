@@ -149,6 +149,7 @@ def train(
         def claim() -> None:
             workdirs.claim(workdir, settings)
             held.enter_context(workdirs.locked(workdir / workdirs.CONFIG, "--workdir"))
+            workdirs.record_labels(workdir, dataset.label_record)
 
         _on_first_process(claim)
         if main:
@@ -235,6 +236,12 @@ def _row(
     }
     for name, total in metric_sums.measures.items():
         row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
+    if (noise := metric_sums.noise) is not None:
+        row["train/clean_accuracy"] = (noise.clean_correct / metric_sums.weight).tolist()
+        # A small epoch may have no image under a wrong label: 0 / 0, which the row has as null.
+        with np.errstate(invalid="ignore"):
+            row["train/memorised"] = (noise.memorised / noise.wrong).tolist()
+            row["train/corrected"] = (noise.corrected / noise.wrong).tolist()
     if call.validation is not None:
         row |= _means("validation", fetch(call.validation))
         if state.ema is not None:
