@@ -120,7 +120,7 @@ class State(NamedTuple):
     metric_sums: MetricSums  # of the running epoch
     best: Best | None  # of this generation; None without a validation split
     early_stopping: EarlyStoppingState | None  # None if neither it nor plateaus are on
-    ema: Weights | None = None  # the average of this generation's weights; None if it is off
+    ema: Weights | None = None  # the average of the weights; None if it is off
 
 
 # What three fields of the state were called in checkpoints of earlier versions.

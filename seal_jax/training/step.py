@@ -218,11 +218,12 @@ class Experiment:
     def start_generation(self, state: State, data: Arrays) -> State:
         """Apply the method's forgetting event, and start the generation's records."""
         generation, hook = self.clock.generation(state.step), self.method.on_generation_start
+        single = self.settings.optimizer.schedule == "single"
         state = self._apply(hook, Stream.EVENT, generation, state, data)
         return state._replace(
             best=Best.none(state.weights) if state.best is not None else None,
-            # Of weights before the event it would remember what was to be forgotten.
-            ema=self._ema(state.weights),
+            # Or it would remember what was to be forgotten. With one schedule for all generations nothing is.
+            ema=state.ema if single else self._ema(state.weights),
             early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
 
