@@ -134,7 +134,7 @@ def balanced_order(
     return rows, jnp.ones((steps, batch), jnp.float32)
 
 
-def repeated_order(key: jax.Array, rows: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def repeated_order(key: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw the order of one epoch of ``shape``, ``(steps, batch)``, that goes through few rows repeatedly.
 
     Every time in a new order, so that no row comes once more before all others have come as often.
@@ -196,8 +196,9 @@ class Arrays(NamedTuple):
 
 def place(mesh: Mesh, split: Split) -> Arrays:
     """Return a split on every device of the mesh."""
-    parts = (*flatten(split), split.clean_labels)
-    return Arrays(*(None if part is None else meshes.place(mesh, part) for part in parts))
+    images, labels = (meshes.place(mesh, part) for part in flatten(split))
+    clean = split.clean_labels
+    return Arrays(images, labels, None if clean is None else meshes.place(mesh, clean))
 
 
 class DataShape(NamedTuple):
@@ -317,8 +318,8 @@ class Batches:
         count = self.method.extra_batches
         with jax.named_scope("shuffle"):
             key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
-            order = epoch_order(key, self.shape.train, self.method.extra_batch_size)
-            order, _ = self._warm(seed, key, epoch, order)
+            whole = epoch_order(key, self.shape.train, self.method.extra_batch_size)
+            order, _ = self._warm(seed, key, epoch, whole)
             # Step s of the epoch takes the batches s * count, ..., s * count + count - 1: [steps, count].
             index = (start + jnp.arange(numbers.shape[0])) * count
             index = index[:, None] + jnp.arange(count)
