@@ -62,30 +62,36 @@ def draw(
 ) -> MixingParams:
     """Draw the mixing parameters of a whole (global) batch of images ``(height, width, channels)``."""
     # Always as many keys, so that each has its own whichever are on.
-    choice_key, mixup_key, area_key, centre_key = jax.random.split(key, 4)
-    share = outside = box = None
-    if spec.mixup:
-        drawn = jax.random.beta(mixup_key, spec.mixup, spec.mixup)
-        share = outside = jnp.maximum(drawn, 1 - drawn)
-    if spec.cutmix:
-        kept = jax.random.beta(area_key, spec.cutmix, spec.cutmix)
-        size = jnp.array(image_shape[:2], jnp.int32)
-        half = (size * jnp.sqrt(1 - kept)).astype(jnp.int32) // 2
-        centre = jax.random.randint(centre_key, (2,), 0, size, jnp.int32)
-        low, high = jnp.maximum(centre - half, 0), jnp.minimum(centre + half, size)
-        # As in the paper the share is that of the clipped box, not the one that was drawn.
-        area = jnp.prod((high - low) / size)
-        # A box of more than half of the image: its complement is pasted into the other image instead.
-        cut_share, cut_outside = jnp.maximum(area, 1 - area), jnp.where(area > 0.5, 0.0, 1.0)
-        box = jnp.concatenate([low, high])
-        if share is None:
-            share, outside = cut_share, cut_outside
-        else:
+    choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
+    if not spec.cutmix:
+        params = _draw_mixup(mixup_key, spec.mixup)
+    else:
+        params = _draw_cutmix(cutmix_key, spec.cutmix, image_shape)
+        if spec.mixup:
+            mixup = _draw_mixup(mixup_key, spec.mixup)._replace(box=jnp.zeros(4, jnp.int32))
             cut = jax.random.bernoulli(choice_key)
-            share, outside = jnp.where(cut, cut_share, share), jnp.where(cut, cut_outside, outside)
-            box = jnp.where(cut, box, 0)
-    params = MixingParams(share, outside, box)
+            params = jax.tree.map(lambda a, b: jnp.where(cut, a, b), params, mixup)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape)), params)
+
+
+def _draw_mixup(key: jax.Array, alpha: float) -> MixingParams:
+    share = jax.random.beta(key, alpha, alpha)
+    share = jnp.maximum(share, 1 - share)
+    return MixingParams(share, share, None)
+
+
+def _draw_cutmix(key: jax.Array, alpha: float, image_shape: tuple[int, int, int]) -> MixingParams:
+    area_key, centre_key = jax.random.split(key)
+    kept = jax.random.beta(area_key, alpha, alpha)
+    size = jnp.array(image_shape[:2], jnp.int32)
+    half = (size * jnp.sqrt(1 - kept)).astype(jnp.int32) // 2
+    centre = jax.random.randint(centre_key, (2,), 0, size, jnp.int32)
+    low, high = jnp.maximum(centre - half, 0), jnp.minimum(centre + half, size)
+    # As in the paper the share is that of the clipped box, not the one that was drawn.
+    area = jnp.prod((high - low) / size)
+    # Of a box of more than half of the image the image keeps the inside.
+    outside = jnp.where(area > 0.5, 0.0, 1.0)
+    return MixingParams(jnp.maximum(area, 1 - area), outside, jnp.concatenate([low, high]))
 
 
 def partners(array: jax.Array) -> jax.Array:

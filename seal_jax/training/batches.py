@@ -136,7 +136,7 @@ def balanced_order(
     return rows, jnp.ones((steps, batch), jnp.float32)
 
 
-def repeated_order(key: jax.Array, rows: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def repeated_order(key: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draw the order of one epoch of ``shape``, ``(steps, batch)``, that goes through few rows repeatedly.
 
     Every time in a new order, so that no row comes once more before all others have come as often.
@@ -208,10 +208,8 @@ class Arrays:
 
 def place(mesh: Mesh, split: Split) -> Arrays:
     """Return a split on every device of the mesh; of one that is streamed only the labels."""
-    labels, clean = (
-        None if part is None else meshes.place(mesh, part)
-        for part in (split.labels, split.clean_labels)
-    )
+    labels, clean = meshes.place(mesh, split.labels), split.clean_labels
+    clean = None if clean is None else meshes.place(mesh, clean)
     if split.streamed:
         return Arrays(None, labels, clean, split.images)
     return Arrays(meshes.place(mesh, flatten(split)), labels, clean)

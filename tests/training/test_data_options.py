@@ -11,7 +11,7 @@ from programs import SHAPE, STRIPES, Trainer, assert_same, host, mlp, normalised
 
 from seal_jax.core import mesh as meshes
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import Split, mixing
+from seal_jax.data import Split, augment, mixing
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, metrics
@@ -24,13 +24,16 @@ PLAIN = {"schedule": "constant", "momentum": 0.0, "weight_decay": 0.0}
 def test_a_step_on_mixed_images_equals_numpy_pixels_and_both_losses(name, devices):
     """FOCA's own classifier learns from the mixed labels as well, on the features of the same pass."""
     method = {"name": name} | ({"weak_batch_size": 16} if name == "foca" else {})
-    config = mlp(method, optimizer=PLAIN, data={"mixup": 1.0, "cutmix": 1.0})
+    config = mlp(method, optimizer=PLAIN, data={"mixup": 1.0, "cutmix": 1.0, "randaugment": 1})
     trainer = Trainer(STRIPES, config, devices=devices)
+    augmentation = trainer.experiment.batches.augmentation
     for step in range(2):
         before = seed_of(host(trainer).weights.params)
         trainer.calls(1)
         rows = np.asarray(epoch_order(stream_key(0, Stream.ORDER, 0), 90, 16)[0][step])
-        images, labels = normalised(STRIPES.train.images[rows]), STRIPES.train.labels[rows]
+        labels = STRIPES.train.labels[rows]
+        draws = augment.draw(stream_key(0, Stream.AUGMENT, step), 16, augmentation, (8, 8, 1))
+        images = np.asarray(augment.apply(STRIPES.train.images[rows], draws, augmentation))
         spec = mixing.Mixing(mixup=1.0, cutmix=1.0)
         params = mixing.draw(stream_key(0, Stream.MIX, step), 16, spec, (8, 8, 1))
         other = np.arange(16) ^ 1
