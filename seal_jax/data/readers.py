@@ -314,12 +314,18 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
     root = epath.Path(data_dir)
     listing = ImageFolder.scan(root)
     numbers = {class_name: index for index, class_name in enumerate(listing.classes)}
+    # In an order that depends on the names only, and mixes the classes: of those sorted by class, a part
+    # such as train[:80%] would have some classes and not the others. TFDS stores examples in such an order.
+    mixed = {
+        split: sorted(examples, key=lambda example: _hash(f"{example[1]}/{example[0].name}"))
+        for split, examples in listing.splits.items()
+    }
 
     def part(split: str) -> Reader:
         chosen = [
             example
             for split_name, rows in _ranges(split, listing.counts)
-            for example in listing.splits[split_name][rows]
+            for example in mixed[split_name][rows]
         ]
         files = np.array([os.fsencode(path.relative_to(root)) for path, _ in chosen], np.bytes_)
         labels = np.array([numbers[class_name] for _, class_name in chosen], np.int32)
@@ -373,6 +379,10 @@ class _HuggingFace:
 
     def damaged(self) -> str:
         return self._folder
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:

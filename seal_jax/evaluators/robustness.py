@@ -13,8 +13,7 @@ import numpy as np
 from seal_jax import data
 from seal_jax.core import plots, tables
 from seal_jax.core.tables import Record, Table, grouped
-from seal_jax.data import sources
-from seal_jax.data.preparation import open_prepared
+from seal_jax.data.readers import open_data
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import batching
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
@@ -51,11 +50,9 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     fields = loaded_run.settings.data
     sets = []
     for name in options.datasets:
-        builder = open_prepared(name, fields.data_dir or None)
-        test = sources.default_test_split(builder)
-        names = [test] if test else [*builder.info.splits]
-        decoder = sources.make_decoder(builder.info, None, None)
-        labels = class_labels(name, decoder.class_names, own.class_names)
+        opened = open_data(name, fields.data_dir or None)
+        names = [opened.test_split] if opened.test_split else [*opened.counts]
+        labels = class_labels(name, opened.class_names, own.class_names)
         sets += [(name, split, labels) for split in options.splits or names]
 
     # Work items have the test sets outermost, so one at a time is enough.
