@@ -165,7 +165,7 @@ def _override(config: ConfigDict, override: str) -> None:
     # Walked field by field, so that an error can name near fields and settings that were renamed.
     path, _, text = override.removeprefix("--config.").partition("=")
     section, _, argument = path.rpartition(".")
-    if section == "optimizer.args":
+    if section == "optimizer.args" and "args" in config.get("optimizer", ()):
         # Whatever arguments the optimizer has, and its name may follow: the settings check them.
         config.optimizer.args[argument] = _scalar(text)
         return

@@ -30,7 +30,9 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
     if data_dir is not None and not os.path.isdir(data_dir):
         raise UsageError(f"--data-dir={folder} is not a folder; give that of the prepared data")
     rows: list[tuple[str, ...]] = [_HEADER]
-    notes, from_files, others = [], [], []
+    notes: list[str] = []
+    from_files: list[str] = []
+    others: list[str] = []
     for data_set in DATA_SETS:
         name, prepared = _find(data_set, Path(folder))
         sizes = (data_set.classes, data_set.train, data_set.validation, data_set.test)

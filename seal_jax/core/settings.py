@@ -7,6 +7,7 @@ these. A field that does not exist or has the wrong type is an error that names 
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -50,6 +51,24 @@ class Data:
         "skip" it, which is counted and reported.
       channels: 3 repeats grey images over red, green and blue, 1 turns these into grey; 0 leaves them as
         they are.
+      label_noise: share of the training images whose label is replaced by one of another class, drawn
+        uniformly; validation and test labels stay as they are.
+      label_noise_seed: of that draw: the same for all seeds of training.
+      label_file: labels to train on, an integer for each image of ``train_split`` in stored order, as
+        ``.npy`` or as text; empty for the data set's own.
+      train_count: training images of each class; 0 for all that are not held out.
+      imbalance: images of the first class for one of the last, with an exponential profile between
+        them (Cao et al. 2019); 1 leaves the classes as they are.
+      subset_seed: of the images that ``train_count`` and ``imbalance`` keep: the same for all seeds of
+        training.
+      warm_share: share of the training images, drawn by each seed of training, that it sees in the
+        first ``warm_generations`` (Ash and Adams 2020).
+      warm_generations: generations with that share only; 0 for none.
+      mixup: α of the Beta distribution by which two images are mixed (Zhang et al. 2018); 0 for none.
+      cutmix: α of the Beta distribution of the area that is pasted from another image (Yun et al.
+        2019); 0 for none. With both, each batch draws one of the two.
+      randaugment: operations of RandAugment on each image (Cubuk et al. 2020); 0 for none.
+      randaugment_magnitude: of these, from 0 to 10, AutoAugment's strongest.
     """
 
     name: str = "digits"
@@ -68,6 +87,18 @@ class Data:
     placement: Literal["auto", "device", "stream"] = "auto"
     corrupt: Literal["raise", "skip"] = "raise"
     channels: Literal[0, 1, 3] = 0
+    label_noise: float = 0.0
+    label_noise_seed: int = 0
+    label_file: str = ""
+    train_count: int = 0
+    imbalance: float = 1.0
+    subset_seed: int = 0
+    warm_share: float = 0.5
+    warm_generations: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    randaugment: int = 0
+    randaugment_magnitude: float = 9.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,13 +290,21 @@ _CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "be 0 or positive": nonnegative,
     "be at least 0": lambda value: value >= 0,
     "be at least 1": lambda value: value >= 1,
+    "be finite, at least 1": lambda value: 1 <= value < math.inf,
     "lie in (0, 1)": lambda value: 0 < value < 1,
     "lie in [0, 1]": lambda value: 0 <= value <= 1,
     "lie in [0, 1)": lambda value: 0 <= value < 1,
+    "lie in [0, 10]": lambda value: 0 <= value <= 10,
 }
 # The options of methods are checked where a method is built, by the same function.
 _BOUNDS = (
-    ("be at least 0", "data", "image_size crop_padding cutout"),
+    ("be at least 0", "data", "image_size crop_padding cutout train_count randaugment"),
+    ("be at least 0", "data", "label_noise_seed subset_seed warm_generations"),
+    ("be 0 or positive", "data", "mixup cutmix"),
+    ("be finite, at least 1", "data", "imbalance"),
+    ("lie in [0, 1)", "data", "label_noise"),
+    ("lie in (0, 1)", "data", "warm_share"),
+    ("lie in [0, 10]", "data", "randaugment_magnitude"),
     ("be at least 0", "optimizer", "warmup_epochs plateau_epochs"),
     ("be at least 0", "train", "patience validate_every seed"),
     ("be at least 1", "train", "generations epochs_per_generation batch_size seeds"),
@@ -312,6 +351,24 @@ class Settings:
                 'data.selection = "test_best" chooses by the test split; set '
                 "data.validation_fraction = 0"
             )
+        if self.data.label_noise and self.data.label_file:
+            raise UsageError(
+                f"data.label_noise = {self.data.label_noise:g} does not go with data.label_file = "
+                f"{self.data.label_file!r}: set one of them"
+            )
+        if self.data.warm_generations > self.train.generations:
+            raise UsageError(
+                f"data.warm_generations = {self.data.warm_generations} is more than "
+                f"train.generations = {self.train.generations}: lower it"
+            )
+        if self.train.sampling == "balanced":
+            # The share may lack a class; neighbours in a balanced batch are always of the same two classes.
+            for field in ("warm_generations", "mixup", "cutmix"):
+                if value := getattr(self.data, field):
+                    raise UsageError(
+                        f'data.{field} = {value:g} does not go with train.sampling = "balanced"; use '
+                        '"shuffle"'
+                    )
         # Whatever the schedule is.
         if self.optimizer.decay_epochs or self.optimizer.schedule == "steps":
             boundaries(self.optimizer.decay_epochs, "optimizer.decay_epochs")

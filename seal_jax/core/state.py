@@ -32,6 +32,8 @@ class Stream(enum.Enum):
     EXTRA_DROPOUT = (5, 3)
     EXTRA_ORDER = (6,)
     EXTRA_AUGMENT = (7,)
+    WARM = (8,)
+    MIX = (9,)
 
     def within(self, key: jax.Array) -> jax.Array:
         """Return the key of this use from that of its step, ``stream_key(seed, STEP, step)``."""
@@ -60,6 +62,15 @@ class Weights(NamedTuple):
     normalisers: PyTree  # what LW inserts after its blocks; empty for every other method
 
 
+class NoiseSums(NamedTuple):
+    """Sums over images, float32, where some are trained on under another label than their own."""
+
+    clean_correct: jax.Array  # predicted as their own label says
+    wrong: jax.Array  # images under another label,
+    memorised: jax.Array  # those of them that are predicted as that says,
+    corrected: jax.Array  # and those that are predicted as their own says
+
+
 class MetricSums(NamedTuple):
     """Sums over a split, or over the epoch so far, float32: of weighted losses, hits and weights."""
 
@@ -67,12 +78,14 @@ class MetricSums(NamedTuple):
     correct: jax.Array
     weight: jax.Array
     measures: dict[str, jax.Array]  # a method's own by name, summed over steps
+    noise: NoiseSums | None = None  # None where every image has its own label
 
     @classmethod
-    def zero(cls, measures: Sequence[str] = ()) -> MetricSums:
+    def zero(cls, measures: Sequence[str] = (), *, noisy: bool = False) -> MetricSums:
         """Return the sums over nothing."""
-        loss, correct, weight = (jnp.zeros((), jnp.float32) for _ in range(3))
-        return cls(loss, correct, weight, {name: jnp.zeros((), jnp.float32) for name in measures})
+        loss, correct, weight, *noise = (jnp.zeros((), jnp.float32) for _ in range(7))
+        by_name = {name: jnp.zeros((), jnp.float32) for name in measures}
+        return cls(loss, correct, weight, by_name, NoiseSums(*noise) if noisy else None)
 
 
 class Best(NamedTuple):
@@ -107,7 +120,7 @@ class State(NamedTuple):
     metric_sums: MetricSums  # of the running epoch
     best: Best | None  # of this generation; None without a validation split
     early_stopping: EarlyStoppingState | None  # None if neither it nor plateaus are on
-    ema: Weights | None = None  # the average of this generation's weights; None if it is off
+    ema: Weights | None = None  # the average of the weights; None if it is off
 
 
 # What three fields of the state were called in checkpoints of earlier versions.

@@ -16,7 +16,10 @@ from seal_jax.data.dataset import Split as Split
 from seal_jax.data.dataset import from_arrays as from_arrays
 from seal_jax.data.dataset import stratified_split as stratified_split
 from seal_jax.data.preparation import prepare as prepare
+from seal_jax.data.sources import available_memory as available_memory
 from seal_jax.data.sources import load as load
 from seal_jax.data.sources import load_labelled as load_labelled
 from seal_jax.data.streaming import StoredImages as StoredImages
 from seal_jax.data.streaming import batches as batches
+from seal_jax.data.studies import class_counts as class_counts
+from seal_jax.data.studies import study as study

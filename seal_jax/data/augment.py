@@ -1,4 +1,4 @@
-"""Random crop, flip, cutout and normalisation of a batch, inside the compiled train step.
+"""Random crop, flip, RandAugment, cutout and normalisation of a batch, inside the compiled train step.
 
 The augmentation parameters are drawn for the whole global batch and applied separately, so that a
 device that holds a part of the batch slices its rows of :class:`AugmentationParams`, and any sharding
@@ -6,17 +6,18 @@ gives the same images.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from seal_jax.errors import UsageError, check_integer
+from seal_jax.data import randaugment
+from seal_jax.errors import UsageError, check_integer, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to a batch, in this order: crop, flip, cutout, normalise.
+    """What happens to a batch, in this order: crop, flip, RandAugment, normalise, cutout.
 
     Attributes:
       mean: channel means on the scale 0..1.
@@ -26,6 +27,8 @@ class Augmentation:
       flip: mirror left and right with probability one half.
       cutout: side of a square, centred on a random pixel and clipped at the border, that is set to 0
         after normalisation, which is the channel mean (DeVries and Taylor 2017); 0 for none.
+      randaugment: operations of RandAugment on each image; 0 for none.
+      randaugment_magnitude: of these, from 0 to 10.
     """
 
     mean: tuple[float, ...]
@@ -33,10 +36,18 @@ class Augmentation:
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
+    randaugment: int = 0
+    randaugment_magnitude: float = 9.0
 
     def __post_init__(self):
-        for name in ("crop_padding", "cutout"):
+        for name in ("crop_padding", "cutout", "randaugment"):
             check_integer(f"data.{name}", getattr(self, name), 0)
+        check_number(
+            "data.randaugment_magnitude",
+            self.randaugment_magnitude,
+            lambda value: 0 <= value <= randaugment.STRONGEST,
+            f"lie in [0, {randaugment.STRONGEST:g}]",
+        )
         if not self.mean or len(self.mean) != len(self.std):
             raise UsageError(
                 f"mean has {len(self.mean)} channels and std has {len(self.std)}: "
@@ -48,7 +59,7 @@ class Augmentation:
     @property
     def is_random(self) -> bool:
         """Whether any part of it needs :class:`AugmentationParams`."""
-        return bool(self.crop_padding or self.flip or self.cutout)
+        return bool(self.crop_padding or self.flip or self.cutout or self.randaugment)
 
 
 class AugmentationParams(NamedTuple):
@@ -58,11 +69,13 @@ class AugmentationParams(NamedTuple):
       offsets: int32 ``[batch, 2]``, row and column of the crop in the padded image.
       flips: bool ``[batch]``.
       cutout_centres: int32 ``[batch, 2]``, row and column.
+      operations: of RandAugment, each ``[batch, n]``.
     """
 
     offsets: jax.Array | None = None
     flips: jax.Array | None = None
     cutout_centres: jax.Array | None = None
+    operations: randaugment.Operations | None = None
 
 
 def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> None:
@@ -72,6 +85,11 @@ def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> 
         raise UsageError(
             f"the mean has {len(spec.mean)} channels and the images have {channels}: "
             "set data.normalisation to the statistics of this data set, or data.channels"
+        )
+    if spec.randaugment and channels not in (1, 3):
+        raise UsageError(
+            f"data.randaugment = {spec.randaugment} needs images of 1 or 3 channels, not {channels}: "
+            "set 0"
         )
     side = min(height, width)
     for name in ("crop_padding", "cutout"):
@@ -92,12 +110,15 @@ def draw(
     check_image_shape(spec, image_shape)
     # Always three keys, so that each augmentation has its own whichever are on.
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
+    # A fourth key for what came later, which must not change the others.
+    operations_key = jax.random.fold_in(key, 3)
     # A window has 2p + 1 places along each axis of an image that p pixels were added to on both sides.
     places, size = 2 * spec.crop_padding + 1, jnp.array(image_shape[:2], jnp.int32)
     return AugmentationParams(
         jax.random.randint(crop_key, (batch, 2), 0, places, jnp.int32) if places > 1 else None,
         jax.random.bernoulli(flip_key, 0.5, (batch,)) if spec.flip else None,
         jax.random.randint(cutout_key, (batch, 2), 0, size, jnp.int32) if spec.cutout else None,
+        randaugment.draw(operations_key, batch, spec.randaugment) if spec.randaugment else None,
     )
 
 
@@ -150,7 +171,7 @@ def apply(
     _, height, width, channels = images.shape
     check_image_shape(spec, (height, width, channels))
 
-    def drawn(name: str) -> jax.Array:
+    def drawn(name: str) -> Any:
         values = getattr(params, name)
         if values is None:
             raise UsageError(f"params.{name} is None: draw with the same Augmentation")
@@ -166,6 +187,8 @@ def apply(
     if params is not None and spec.flip:
         mirrored = jnp.flip(images, axis=2)
         images = jnp.where(drawn("flips")[:, None, None, None], mirrored, images)
+    if params is not None and spec.randaugment:
+        images = randaugment.apply(images, drawn("operations"), spec.randaugment_magnitude)
 
     mean, std = jnp.array(spec.mean, jnp.float32), jnp.array(spec.std, jnp.float32)
     normalised = (images.astype(jnp.float32) / 255.0 - mean) / std

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from seal_jax.errors import UsageError, check_integer
+from seal_jax.errors import UsageError, check_integer, check_labels
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Split:
 
     images: Any  # uint8 [n, height, width, channels]
     labels: np.ndarray  # int32 [n]
+    clean_labels: np.ndarray | None = None  # int32 [n], the images' own where some were replaced
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -35,6 +36,8 @@ class Split:
                 f"there are {len(self.images)} images but {len(self.labels)} labels: "
                 "give one label an image"
             )
+        if self.clean_labels is not None:
+            check_labels("clean_labels", self.clean_labels, len(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +45,8 @@ class Split:
     def rows(self, rows: np.ndarray) -> "Split":
         """Return the split of these rows, in their order."""
         images = self.images.take(rows) if self.streamed else self.images[rows]
-        return Split(images, self.labels[rows])
+        clean = None if self.clean_labels is None else self.clean_labels[rows]
+        return Split(images, self.labels[rows], clean)
 
     @property
     def streamed(self) -> bool:
@@ -50,9 +54,25 @@ class Split:
         return not isinstance(self.images, np.ndarray)
 
 
+class Origin(NamedTuple):
+    """The prepared data that a data set was loaded from.
+
+    Attributes:
+      version: TFDS's.
+      folder: of that version.
+      fingerprint: identifies its files; see :func:`seal_jax.data.shards.fingerprint`.
+    """
+
+    version: str
+    folder: str
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A named data set; ``validation`` was held out of the training split and may be empty.
+
+    ``origin`` is None where it was not loaded from prepared data.
 
     Raises:
       UsageError: where images of two splits have different shapes, a split has a label outside
@@ -65,6 +85,10 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    origin: Origin | None = None
+    # Where labels were replaced: those of the whole training split in stored order, int32, what is not trained on
+    # included. It is what ``data.label_file`` takes.
+    label_record: np.ndarray | None = None
 
     def __post_init__(self):
         if len(self.class_names) != self.num_classes:

@@ -7,6 +7,7 @@ that worker processes read as well.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from seal_jax.data.decoding import MODES
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.data.shards import damaged_shard, record_place
+from seal_jax.data.shards import damaged_shard, fingerprint, record_place
 from seal_jax.errors import UsageError
 
 # Read where they are, without being prepared: ``folder/NAME`` and ``hf/NAME``, at ``data.data_dir``.
@@ -57,6 +59,8 @@ class Opened:
       counts: images by split.
       class_names: in label order.
       channels: of the stored images, 1, 3 or 4.
+      version: TFDS's, "" where there is none.
+      fingerprint: identifies its files, without reading them whole.
       part: returns the reader of a checked split such as ``train[:10%]``.
       remedy: what to do about data that cannot be read.
     """
@@ -66,6 +70,8 @@ class Opened:
     counts: Mapping[str, int]
     class_names: tuple[str, ...]
     channels: int
+    version: str
+    fingerprint: str
     part: Callable[[str], Reader]
     remedy: str
 
@@ -113,28 +119,71 @@ def open_data(name: str, data_dir: str | os.PathLike | None, label: str | None =
     return (_open_folder if kind == "folder" else _open_hugging_face)(name, data_dir, label)
 
 
+@dataclasses.dataclass(frozen=True)
+class Parser:
+    """Takes a record of a TFDS data set apart.
+
+    Attributes:
+      features: TFDS's, of the image and the label only.
+      image: key of the image.
+      label: key of the label.
+      channels: of the stored images.
+    """
+
+    features: Any
+    image: str
+    label: str
+    channels: int
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in label order."""
+        return tuple(self.features[self.label].names)
+
+    def __call__(self, record: bytes) -> tuple[bytes, int]:
+        """Return the encoded image and its label."""
+        import tensorflow_datasets as tfds
+
+        # TFDS leaves the image encoded, since it would need TensorFlow to decode some of them.
+        skip = {self.image: tfds.decode.SkipDecoding()}
+        example = self.features.deserialize_example_np(record, decoders=skip)
+        return example[self.image], int(example[self.label])
+
+
+def make_parser(info: Any, label: str | None) -> Parser:
+    """Return the parser for a TFDS ``DatasetInfo``; raise where image and label are not plain."""
+    import tensorflow_datasets as tfds
+
+    features, supervised = info.features, info.supervised_keys
+    image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
+    label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")
+    image = features[image_key]
+    # Where TFDS leaves the number of channels open, images are converted to RGB.
+    stored = image.shape[-1] or 3
+    if image.np_dtype != np.uint8 or stored not in MODES:
+        raise UsageError(
+            f"{info.name} has images of dtype {image.np_dtype} and {stored} channels: "
+            "choose a data set of 8-bit images with 1, 3 or 4 channels"
+        )
+    # Not tfds.decode.PartialDecoding, which imports TensorFlow.
+    chosen = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
+    return Parser(chosen, image_key, label_key, stored)
+
+
 class _Prepared:
     """Reads a part of TFDS's array_record files."""
 
-    def __init__(self, folder: str, split: str, source: Any, features: Any, keys: tuple[str, str]):
+    def __init__(self, folder: str, split: str, source: Any, parser: Parser):
         self.name = f"{Path(folder).parent.name} {split}"
         self._folder, self._split = folder, split
-        self._source, self._features = source, features
-        self._image, self._label = keys
+        self._source, self._parser = source, parser
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
-        import tensorflow_datasets as tfds
-
-        # TFDS leaves the image encoded.
-        skip = {self._image: tfds.decode.SkipDecoding()}
-        examples = (
-            self._features.deserialize_example_np(record, decoders=skip)
-            for record in self._source.__getitems__([int(number) for number in numbers])
-        )
-        return [(example[self._image], int(example[self._label])) for example in examples]
+        records = self._source.__getitems__([int(number) for number in numbers])
+        return [self._parser(record) for record in records]
 
     def labels(self) -> np.ndarray | None:
         return None
@@ -156,25 +205,13 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
     import tensorflow_datasets as tfds
 
     builder = open_prepared(name, data_dir)
-    info = builder.info
-    features, supervised = info.features, info.supervised_keys
-    image_key = _choose(features, tfds.features.Image, None, supervised, "the image")
-    label_key = _choose(features, tfds.features.ClassLabel, label, supervised, "data.label")
-    image = features[image_key]
-    # Where TFDS leaves the number of channels open, images are converted to RGB.
-    stored = image.shape[-1] or 3
-    if image.np_dtype != np.uint8 or stored not in (1, 3, 4):
-        raise UsageError(
-            f"{info.name} has images of dtype {image.np_dtype} and {stored} channels: "
-            "choose a data set of 8-bit images with 1, 3 or 4 channels"
-        )
-    # Not tfds.decode.PartialDecoding, which imports TensorFlow.
-    chosen = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
+    info, parser = builder.info, make_parser(builder.info, label)
+    remedy = f"delete {builder.data_dir} and prepare it again"
 
     def part(split: str) -> Reader:
-        keys, folder = (image_key, label_key), os.fspath(builder.data_dir)
+        folder = os.fspath(builder.data_dir)
         if info.splits[split].num_examples < 1:
-            return _Prepared(folder, split, (), chosen, keys)
+            return _Prepared(folder, split, (), parser)
         try:
             source = builder.as_data_source(
                 split,
@@ -186,15 +223,16 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
             raise UsageError(
                 f"{damaged_shard(builder, split)} cannot be read ({first_line(error)}): {remedy}"
             ) from error
-        return _Prepared(folder, split, source, chosen, keys)
+        return _Prepared(folder, split, source, parser)
 
-    remedy = f"delete {builder.data_dir} and prepare it again"
     return Opened(
         name,
         str(builder.data_dir),
         {split: int(value.num_examples) for split, value in info.splits.items()},
-        tuple(features[label_key].names),
-        stored,
+        parser.class_names,
+        parser.channels,
+        str(builder.version),
+        fingerprint(builder.data_path),
         part,
         remedy,
     )
@@ -276,19 +314,38 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
     root = epath.Path(data_dir)
     listing = ImageFolder.scan(root)
     numbers = {class_name: index for index, class_name in enumerate(listing.classes)}
+    # In an order that depends on the names only, and mixes the classes: of those sorted by class, a part
+    # such as train[:80%] would have some classes and not the others. TFDS stores examples in such an order.
+    mixed = {
+        split: sorted(examples, key=lambda example: _hash(f"{example[1]}/{example[0].name}"))
+        for split, examples in listing.splits.items()
+    }
 
     def part(split: str) -> Reader:
         chosen = [
             example
             for split_name, rows in _ranges(split, listing.counts)
-            for example in listing.splits[split_name][rows]
+            for example in mixed[split_name][rows]
         ]
         files = np.array([os.fsencode(path.relative_to(root)) for path, _ in chosen], np.bytes_)
         labels = np.array([numbers[class_name] for _, class_name in chosen], np.int32)
         return _Files(f"{name} {split}", os.fspath(root), files, labels)
 
-    remedy = "replace the file, or move it away"
-    return Opened(name, str(root), listing.counts, tuple(listing.classes), 3, part, remedy)
+    names = hashlib.sha256()
+    for split, examples in listing.splits.items():
+        for path, class_name in examples:
+            names.update(f"{split}/{class_name}/{path.name}\n".encode())
+    return Opened(
+        name,
+        str(root),
+        listing.counts,
+        tuple(listing.classes),
+        3,
+        "",
+        f"names:{names.hexdigest()}",
+        part,
+        "replace the file, or move it away",
+    )
 
 
 class _HuggingFace:
@@ -324,6 +381,10 @@ class _HuggingFace:
         return self._folder
 
 
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
 def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
     try:
         import datasets
@@ -357,5 +418,16 @@ def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None
         rows = datasets.concatenate_datasets(chosen)
         return _HuggingFace(os.fspath(data_dir), f"{name} {split}", rows, image, label)
 
-    remedy = "make the folder again"
-    return Opened(name, os.fspath(data_dir), counts, tuple(features[label].names), 3, part, remedy)
+    # Of a data set, Hugging Face has a digest of how it was made.
+    made = " ".join(str(rows._fingerprint) for rows in splits.values())
+    return Opened(
+        name,
+        os.fspath(data_dir),
+        counts,
+        tuple(features[label].names),
+        3,
+        "",
+        f"hf:{hashlib.sha256(made.encode()).hexdigest()}",
+        part,
+        "make the folder again",
+    )

@@ -102,12 +102,15 @@ def fingerprint(folder: Path) -> str:
     Raises:
       UsageError: where the folder cannot be read.
     """
+    from etils import epath
+
+    anywhere = epath.Path(folder)  # the data may be in a bucket
     try:
-        if (folder / CHECKSUMS).exists():
-            return f"sha256:{hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()}"
+        if (anywhere / CHECKSUMS).exists():
+            return f"sha256:{hashlib.sha256((anywhere / CHECKSUMS).read_bytes()).hexdigest()}"
         digest = hashlib.sha256()
-        for path in _files(folder):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        for path in _files(anywhere):
+            digest.update(f"{path.name} {path.stat().length}\n".encode())
             if path.suffix in (".json", ".txt"):
                 digest.update(path.read_bytes())
         return f"sizes:{digest.hexdigest()}"
@@ -115,8 +118,8 @@ def fingerprint(folder: Path) -> str:
         raise UsageError(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def _files(folder: Path) -> list[Path]:
-    hidden = (CHECKSUMS, files.partial(folder / CHECKSUMS).name)
+def _files(folder: Any) -> list[Any]:
+    hidden = (CHECKSUMS, files.partial(Path(CHECKSUMS)).name)
     return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in hidden)
 
 

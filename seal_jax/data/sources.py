@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from seal_jax.data.dataset import Dataset, Split, hold_out
+from seal_jax.data.dataset import Dataset, Origin, Split, hold_out
 from seal_jax.data.decoding import CorruptImageError
 from seal_jax.data.preparation import first_line
 from seal_jax.data.readers import Opened, Reader, open_data
@@ -109,7 +109,8 @@ def load(
         whole, *tests = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
     train, validation = hold_out(whole, validation_fraction, validation_seed)
     class_names = opened.class_names
-    return Dataset(name, len(class_names), class_names, train, validation, tests[0])
+    origin = Origin(opened.version, opened.location, opened.fingerprint)
+    return Dataset(name, len(class_names), class_names, train, validation, tests[0], origin)
 
 
 def load_labelled(

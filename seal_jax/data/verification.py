@@ -9,9 +9,11 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from seal_jax.data import catalogue, shards
-from seal_jax.data.decoding import CorruptImageError
+from seal_jax.data.decoding import CorruptImageError, decode
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.data.sources import THREADS, Decoder, bar_times, make_decoder
+from seal_jax.data.readers import Parser, make_parser
+from seal_jax.data.sources import bar_times
+from seal_jax.data.streaming import THREADS
 
 
 class Verification(NamedTuple):
@@ -66,7 +68,7 @@ def verify(
         it), or is not of images with a class label.
     """
     builder = open_prepared(name, data_dir)
-    decoder = make_decoder(builder.info, label, None)
+    parser = make_parser(builder.info, label)
     folder, splits = Path(builder.data_dir), builder.info.splits
     recorded = shards.checksum_problems(folder)
     problems = list(recorded or ())
@@ -85,7 +87,7 @@ def verify(
                         continue
                     # Lazily decoded, chunk by chunk: all images at once would not fit the memory.
                     for row, found in enumerate(
-                        pool.map(lambda r: _label(decoder, r), chunk), start
+                        pool.map(lambda r: _label(parser, r), chunk), start
                     ):
                         if isinstance(found, str):
                             problems.append(f"record {row} of {path}: {found}")
@@ -93,33 +95,34 @@ def verify(
                             labels[found] += 1
                     bar.update(len(chunk))
             counts[split] = labels.total()
-            missing = set(range(len(decoder.class_names))).difference(labels)
+            missing = set(range(len(parser.class_names))).difference(labels)
             if split == "train" and missing:
-                names = ", ".join(decoder.class_names[label] for label in sorted(missing)[:3])
+                names = ", ".join(parser.class_names[label] for label in sorted(missing)[:3])
                 problems.append(f"{folder}: train has no image of {len(missing)} classes ({names})")
-    problems += _differences(name, len(decoder.class_names), counts)
+    problems += _differences(name, len(parser.class_names), counts)
     return Verification(
         folder,
         counts,
-        len(decoder.class_names),
+        len(parser.class_names),
         recorded is not None,
         shards.fingerprint(folder),
         problems,
     )
 
 
-def _label(decoder: Decoder, record: bytes) -> int | str:
+def _label(parser: Parser, record: bytes) -> int | str:
     """Return the label of a record that decodes, else what is wrong with it."""
     try:
-        label = decoder(record)[1]
+        encoded, label = parser(record)
+        decode(encoded, parser.channels)
     except CorruptImageError as error:
         return str(error)
     # Of a record that is not TFDS's, protobuf and TFDS raise anything.
     except Exception as error:
         return f"it is no example of this data set ({first_line(error)})"
     # TFDS marks unlabelled examples by -1.
-    if not -1 <= label < len(decoder.class_names):
-        return f"its label is {label}, and there are {len(decoder.class_names)} classes"
+    if not -1 <= label < len(parser.class_names):
+        return f"its label is {label}, and there are {len(parser.class_names)} classes"
     return label
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax.core import mesh as meshes
-from seal_jax.data.sources import available_memory
+from seal_jax.data import available_memory
 from seal_jax.errors import UsageError, check_choice, check_integer, check_labels, kind_of
 
 Metric = Literal["l2", "cosine"]

@@ -23,6 +23,7 @@ from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import Weights
+from seal_jax.data.dataset import hold_out
 from seal_jax.errors import UsageError
 from seal_jax.evaluation import anytime
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
@@ -176,12 +177,8 @@ def target(
         # The run's own validation images were not trained on, unlike any part of its training images.
         if len(dataset.validation) and fields.selection == "validation":
             return dataset
-        return data.from_arrays(
-            *((split.images, split.labels) for split in (dataset.train, dataset.test)),
-            name=dataset.name,
-            class_names=dataset.class_names,
-            validation_fraction=validation_fraction,
-        )
+        train, validation = hold_out(dataset.train, validation_fraction, 0)
+        return dataclasses.replace(dataset, train=train, validation=validation)
     height, width, channels = dataset.image_shape
     # The options of the run's own data set (splits, label) mean nothing for another one.
     same = name is None or name == fields.name

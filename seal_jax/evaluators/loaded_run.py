@@ -91,7 +91,7 @@ class LoadedRun:
         self.settings = settings_lib.read(Settings, workdirs.read(run))
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
         # The data before the network: images and classes determine its shape.
-        self.dataset = experiments.load_data(self.settings.data)
+        self.dataset = experiments.load_data(self.settings.data, run)
         self.model: Model = experiments.create_model(
             self.settings.model,
             self.dataset.image_shape,
@@ -178,8 +178,8 @@ class LoadedRun:
         variables = jax.device_put(network.variables, NamedSharding(mesh, PartitionSpec()))
         divided = NamedSharding(mesh, PartitionSpec(BATCH))
         outputs = []
-        for rows in padded_batches(len(images), batch)[0]:
-            computed = program(variables, jax.device_put(images[rows], divided))
+        for part in data.batches(images, padded_batches(len(images), batch)[0]):
+            computed = program(variables, jax.device_put(part, divided))
             # Each batch is fetched before the next is sent, so a device holds one batch's outputs.
             outputs.append(jax.device_get(computed if output is None else computed[output]))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *outputs)

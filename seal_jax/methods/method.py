@@ -55,9 +55,8 @@ class StepContext:
 
     # params -> (loss, Auxiliary): this device's part of the batch's mean loss.
     objective: Callable[[PyTree], tuple[jax.Array, Auxiliary]]
-    # losses [b] -> loss: what this device's examples add to the batch's mean.
-    part: Callable[[jax.Array], jax.Array]
-    labels: jax.Array  # int32 [b], of this device's examples
+    # logits [b, classes] -> loss: this device's part of the batch's mean, as the objective has it.
+    loss: Callable[[jax.Array], jax.Array]
     weights: Weights  # at the start of the step
     method_state: PyTree  # what the method keeps
     key: jax.Array | None  # of this step, the same on every device; None unless Method.random
@@ -292,8 +291,7 @@ class Context:
         """Return the gradient of the batch's loss with respect to the classifier only, on constant features."""
 
         def objective(classifier):
-            logits = self.model.classify(classifier, features)
-            return step.part(self.loss(logits, step.labels, None))
+            return step.loss(self.model.classify(classifier, features))
 
         return jax.grad(objective)(params[self.model.head])
 

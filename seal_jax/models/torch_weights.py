@@ -75,9 +75,9 @@ def from_torch(
     """Return the variables of a network from tensors by name, of any of its ``libraries``.
 
     Every variable must have its tensor of the right shape, and every tensor its variable. A first
-    component that all names have in common, such as ``module.``, is dropped. A VGG's tensors are taken
-    for images of any size: torch's network pools the last feature map to 7x7, which is linear, and so a
-    part of the first dense kernel here.
+    component that all names have in common, such as ``module.``, is dropped. For square images of
+    another size a VGG's first dense kernel absorbs that torch's network pools the last feature map to
+    7x7, which is linear; and a ViT's position embeddings are interpolated.
 
     Args:
         model: the network.
@@ -232,6 +232,8 @@ def _from_layout(value: np.ndarray, shape: tuple[int, ...], channels: int | None
     """
     if value.ndim == len(shape) == 4:
         return value.transpose(2, 3, 1, 0)
+    if value.ndim == len(shape) == 3 and value.shape[1] != shape[1]:
+        return _positions(value, shape[1])
     if len(shape) != 2 or value.ndim not in (2, 4):
         return value
     if channels is None:
@@ -243,6 +245,19 @@ def _from_layout(value: np.ndarray, shape: tuple[int, ...], channels: int | None
     if side != pooled:
         kernel = _along_sides(kernel, _pooling(side, pooled).T)
     return kernel.reshape(-1, len(value))
+
+
+def _positions(value: np.ndarray, count: int) -> np.ndarray:
+    """Return position embeddings ``[1, 1 + h * h, C]``, the class token's first, for ``count`` tokens.
+
+    Between two square grids they are interpolated as timm does, bicubically; else they stay as they are.
+    """
+    before, side = _side(value.shape[1] - 1, 1), _side(count - 1, 1)
+    if not before or not side:
+        return value
+    grid = value[0, 1:].reshape(before, before, -1)
+    grid = np.asarray(jax.image.resize(grid, (side, side, grid.shape[-1]), "cubic"))
+    return np.concatenate([value[:, :1], grid.reshape(1, side * side, -1)], axis=1)
 
 
 def _to_layout(kernel: np.ndarray, channels: int | None, as_conv: bool) -> np.ndarray:

@@ -158,6 +158,10 @@ class Comparison:
                 "best: the weights with the best validation accuracy of that generation; test never "
                 "chooses."
             )
+        if any(column.accuracy["EMA"] for column in self.columns):
+            notes.append(
+                "EMA: the average of the weights (optimizer.ema) at the end of the generation."
+            )
         notes += _paper_notes(self.columns)
         notes += [_best_note(column) for column in self.columns if column.last]
         return [*notes, *unfinished, *(f"Warning: {line}." for line in self.warnings)]

@@ -15,6 +15,7 @@ from seal_jax.reports.page import Missing, Section, data_table, page
 from seal_jax.reports.runs import PathLike, differences
 from seal_jax.reports.studies import budget, scatter, significance, size, speed, tree
 from seal_jax.reports.studies.settings import entries
+from seal_jax.training import manifest
 
 PAGE = "report.html"
 # How many runs colour and dashes can tell apart. Of more, generations and curves show the first ones.
@@ -128,6 +129,7 @@ def _runs(columns: Sequence[Column]) -> Table:
             "generation": f"{run.rows[-1]['generation'] + 1} of {run.generations}",
             "epoch": f"{run.epochs_done} of {run.epochs}",
             "finished": "yes" if run.finished else "no",
+            "started on": manifest.summary(run.path) or MISSING,
             "folder": str(run.path),
         }
         for column in columns

@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seal_jax.core import mesh as meshes
-from seal_jax.core.settings import Train
+from seal_jax.core.settings import Data, Train
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import Split, StoredImages, augment
+from seal_jax.data import Split, StoredImages, augment, mixing
 from seal_jax.errors import UsageError, check_integer
 from seal_jax.methods import Method
 from seal_jax.models import Model
@@ -136,6 +136,33 @@ def balanced_order(
     return rows, jnp.ones((steps, batch), jnp.float32)
 
 
+def repeated_order(key: jax.Array, rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draw the order of one epoch of ``shape``, ``(steps, batch)``, that goes through few rows repeatedly.
+
+    Every time in a new order, so that no row comes once more before all others have come as often.
+
+    Examples:
+      >>> jnp.sort(repeated_order(jax.random.key(0), jnp.array([3, 5, 8]), (2, 3)), axis=1).tolist()
+      [[3, 5, 8], [3, 5, 8]]
+    """
+    steps, batch = shape
+    rounds = -(-steps * batch // rows.shape[0])
+    orders = jax.vmap(jax.random.permutation, (0, None))(jax.random.split(key, rounds), rows)
+    return orders.reshape(-1)[: steps * batch].reshape(steps, batch)
+
+
+def warm_count(n: int, data: Data) -> int:
+    """Return how many of ``n`` training images the first generation sees: all, without a warm start.
+
+    >>> warm_count(9, Data()), warm_count(9, Data(warm_share=0.5, warm_generations=1))
+    (9, 5)
+    """
+    count = math.floor(data.warm_share * n + 0.5) if data.warm_generations else n
+    if not count:
+        raise UsageError(f"data.warm_share = {data.warm_share:g} of {n} images is none: raise it")
+    return count
+
+
 def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return every example once and in order, for evaluation.
 
@@ -160,7 +187,7 @@ def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["images", "labels"],
+    data_fields=["images", "labels", "clean_labels"],
     meta_fields=["stored"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +199,7 @@ class Arrays:
 
     images: jax.Array | None
     labels: jax.Array
+    clean_labels: jax.Array | None = None
     stored: StoredImages | None = None
 
     def __len__(self) -> int:
@@ -180,10 +208,11 @@ class Arrays:
 
 def place(mesh: Mesh, split: Split) -> Arrays:
     """Return a split on every device of the mesh; of one that is streamed only the labels."""
-    labels = meshes.place(mesh, split.labels)
+    labels, clean = meshes.place(mesh, split.labels), split.clean_labels
+    clean = None if clean is None else meshes.place(mesh, clean)
     if split.streamed:
-        return Arrays(None, labels, split.images)
-    return Arrays(meshes.place(mesh, flatten(split)), labels)
+        return Arrays(None, labels, clean, split.images)
+    return Arrays(meshes.place(mesh, flatten(split)), labels, clean)
 
 
 class Pixels(NamedTuple):
@@ -207,6 +236,9 @@ class DataShape(NamedTuple):
     image_shape: tuple[int, int, int]
     num_classes: int
     streamed: bool = False  # images come with every call of the programs
+    noisy: bool = (
+        False  # whether training labels were replaced, so that their clean ones are there too
+    )
 
 
 class Batch(NamedTuple):
@@ -215,6 +247,7 @@ class Batch(NamedTuple):
     rows: jax.Array  # int32 [b], row numbers in the split
     weights: jax.Array  # float32 [b], 0 for examples that only fill the batch up
     augmentation: augment.AugmentationParams | None  # its random parameters, each [b, ...]
+    mixing: mixing.MixingParams | None = None  # those of mixup and cutmix, each [b, ...]
 
 
 class Step(NamedTuple):
@@ -239,6 +272,7 @@ class Batches:
     method: Method  # may ask for further batches, and for a key
     model: Model
     augmentation: augment.Augmentation  # of training images; its normalisation also of the others
+    data: Data  # the warm start and the mixing of images
     shards: int  # devices along the data axis
 
     @property
@@ -287,7 +321,8 @@ class Batches:
         if self.method.random or self.model.module.dropout:
             # By the step's number, not split off a key that is carried: a resumed run has the same.
             keys = jax.vmap(lambda step: stream_key(seed, Stream.STEP, step))(numbers)
-        return Step(Batch(rows, weights, augmentation), extra, pixels, keys)
+        batch = Batch(rows, weights, augmentation, self._mixing(seed, numbers))
+        return Step(batch, extra, pixels, keys)
 
     def order(
         self, seed: jax.Array, epoch: jax.Array, labels: jax.Array
@@ -296,15 +331,46 @@ class Batches:
         batch_size, key = self.train.batch_size, stream_key(seed, Stream.ORDER, epoch)
         if self.train.sampling == "balanced":
             return balanced_order(key, labels, self.shape.num_classes, batch_size)
-        return epoch_order(key, self.shape.train, batch_size, self.train.drop_last)
+        order = epoch_order(key, self.shape.train, batch_size, self.train.drop_last)
+        return self._warm(seed, key, epoch, order)
 
     def extra_order(self, seed: jax.Array, epoch: jax.Array, per_epoch: int) -> jax.Array:
         """Draw the rows of an epoch's further batches, ``[steps, extra_batches, extra_batch_size]``."""
         key = stream_key(seed, Stream.EXTRA_ORDER, epoch)
-        order, _ = epoch_order(key, self.shape.train, self.method.extra_batch_size)
+        order = epoch_order(key, self.shape.train, self.method.extra_batch_size)
+        rows, _ = self._warm(seed, key, epoch, order)
         # A separate order, which starts over when it is used up.
         index = jnp.arange(per_epoch * self.method.extra_batches).reshape(per_epoch, -1)
-        return order[index % order.shape[0]]
+        return rows[index % rows.shape[0]]
+
+    def _warm(
+        self, seed: jax.Array, key: jax.Array, epoch: jax.Array, order: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the order of an epoch, or while training starts warm one of as many batches of its share."""
+        if not self.data.warm_generations:
+            return order
+        rows = repeated_order(key, self._share(seed), order[0].shape)
+        warm = epoch < self.data.warm_generations * self.train.epochs_per_generation
+        # No batch of the share needs to be filled up: it is gone through again.
+        return jnp.where(warm, rows, order[0]), jnp.where(warm, 1.0, order[1])
+
+    def _share(self, seed: jax.Array) -> jax.Array:
+        """Return the rows of the images that training starts warm with, each seed's own."""
+        key, size = stream_key(seed, Stream.WARM, 0), self.shape.train
+        return jax.random.permutation(key, size)[: warm_count(size, self.data)].astype(jnp.int32)
+
+    def _mixing(self, seed: jax.Array, numbers: jax.Array) -> mixing.MixingParams | None:
+        """Draw how each step's images are mixed, the same on any number of devices."""
+        spec = mixing.Mixing(self.data.mixup, self.data.cutmix)
+        if not spec.is_on:
+            return None
+
+        def draw(step):
+            key = stream_key(seed, Stream.MIX, step)
+            return mixing.draw(key, self.train.batch_size, spec, self.shape.image_shape)
+
+        with jax.named_scope("augment"):
+            return jax.vmap(draw)(numbers)
 
     def _augmentation(
         self, seed: jax.Array, stream: Stream, numbers: jax.Array, images: int
@@ -348,19 +414,25 @@ class Batches:
             images = augment.apply(images, augmentation, self.augmentation, self.model.module.dtype)
         return images, labels
 
-    def sample(self, data: Arrays, key: jax.Array, count: int) -> jax.Array:
-        """Return ``count`` random training images, not augmented.
+    def sample(
+        self, data: Arrays, seed: jax.Array, generation: jax.Array, key: jax.Array, count: int
+    ) -> jax.Array:
+        """Return ``count`` random training images, not augmented, that the ``generation`` may see.
 
         Raises:
           UsageError: there are not so many.
         """
-        size = self.shape.train
-        if count > size:
+        size, warm = self.shape.train, self.data.warm_generations
+        fewest = warm_count(size, self.data)
+        if count > fewest:
             raise UsageError(
-                f"method.sample_size = {count} is larger than the training split, {size} images"
+                f"method.sample_size = {count} is larger than the training split, {fewest} images"
             )
         # The whole sample on every device: what a hook computes from it must be the same along the data axis.
         rows = jax.random.choice(key, size, (count,), replace=False)
+        if warm:
+            share = jax.random.choice(key, self._share(seed), (count,), replace=False)
+            rows = jnp.where(generation < warm, share, rows)
         pixels = None
         if data.stored is not None:
             # Few images, between generations: the host is asked from within the program.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,12 +19,19 @@ from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
 from seal_jax.methods import Method
 from seal_jax.training import early_stopping, streaming
-from seal_jax.training.batches import Batches, DataShape, row_bytes, steps_per_epoch
+from seal_jax.training import workdir as workdirs
+from seal_jax.training.batches import Batches, DataShape, row_bytes, steps_per_epoch, warm_count
 from seal_jax.training.step import Experiment
 
 
-def load_data(fields: settings_lib.Data) -> data.Dataset:
-    """Load the data set that the settings name, into host memory or to be streamed."""
+def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Dataset:
+    """Load the data set that the settings name, into host memory or to be streamed.
+
+    With the folder of a ``run`` that replaced labels, its training labels are those that it trained on,
+    whatever became of ``data.label_file``.
+    """
+    if run is not None and (labels := run / workdirs.LABELS).exists():
+        fields = dataclasses.replace(fields, label_noise=0.0, label_file=str(labels))
     stats = jax.local_devices()[0].memory_stats() or {}  # CPU devices report none
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
     dataset = data.load(
@@ -33,13 +41,23 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
         test_split=fields.test_split or None,
         label=fields.label or None,
         image_size=fields.image_size or None,
-        validation_fraction=fields.validation_fraction,
-        validation_seed=fields.validation_seed,
+        validation_fraction=0.0,
         placement=fields.placement,
         # The other half is left to the network.
         room=None if free is None else free // 2,
         corrupt=fields.corrupt,
         channels=fields.channels or None,
+    )
+    dataset = data.study(
+        dataset,
+        validation_fraction=fields.validation_fraction,
+        validation_seed=fields.validation_seed,
+        train_count=fields.train_count,
+        imbalance=fields.imbalance,
+        subset_seed=fields.subset_seed,
+        label_noise=fields.label_noise,
+        label_noise_seed=fields.label_noise_seed,
+        label_file=fields.label_file,
     )
     if fields.selection == "test_best":
         # The test split in the validation split's place: nothing below knows the difference.
@@ -49,17 +67,28 @@ def load_data(fields: settings_lib.Data) -> data.Dataset:
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raise if the training split lacks what the settings need of it, or a device has no room."""
-    # Every device holds all splits whole, one that stands for two once. CPU devices report no limit.
-    device = jax.local_devices()[0]
-    validation = () if dataset.validation is dataset.test else dataset.validation
-    images = sum(map(len, (dataset.train, validation, dataset.test)))
-    needed = 0 if dataset.train.streamed else images * row_bytes(dataset.image_shape)
-    room = (device.memory_stats() or {}).get("bytes_limit", needed)
-    if needed > room:
-        raise UsageError(
-            f"data.placement: all images take {needed:,} bytes of each device, which has {room:,}: set it "
-            "to stream, lower data.image_size, or choose smaller splits"
-        )
+    if dataset.train.streamed:
+        # Decoded, stacked and on their way to the devices, those of the next step beside those of this one.
+        images = settings.train.seeds * settings.train.batch_size
+        needed = 4 * images * math.prod(dataset.image_shape)
+        free = data.available_memory() or needed
+        if needed > free:
+            raise UsageError(
+                f"data.image_size: a step's {images} images of {'x'.join(map(str, dataset.image_shape))} "
+                f"take {needed:,} bytes to stream, and {free:,} are free: lower it, or train.batch_size"
+            )
+    else:
+        # Every device holds all splits whole, one that stands for two once. CPU devices report no limit.
+        device = jax.local_devices()[0]
+        validation = () if dataset.validation is dataset.test else dataset.validation
+        count = sum(map(len, (dataset.train, validation, dataset.test)))
+        needed = count * row_bytes(dataset.image_shape)
+        room = (device.memory_stats() or {}).get("bytes_limit", needed)
+        if needed > room:
+            raise UsageError(
+                f"data.placement: all images take {needed:,} bytes of each device, which has {room:,}: set "
+                "it to stream, lower data.image_size, or choose smaller splits"
+            )
     if settings.train.sampling == "balanced":
         counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
         if not counts.all():
@@ -71,8 +100,13 @@ def check_data(settings: Settings, dataset: data.Dataset) -> None:
 
 def data_shape(dataset: data.Dataset) -> DataShape:
     """Return the shape of a loaded data set."""
-    sizes = (len(dataset.train), len(dataset.validation), len(dataset.test))
-    return DataShape(*sizes, dataset.image_shape, dataset.num_classes, dataset.train.streamed)
+    return DataShape(
+        *(len(split) for split in (dataset.train, dataset.validation, dataset.test)),
+        dataset.image_shape,
+        dataset.num_classes,
+        noisy=dataset.train.clean_labels is not None,
+        streamed=dataset.train.streamed,
+    )
 
 
 def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
@@ -114,7 +148,16 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     # The setting overrides the method's own rule.
     if train.batch_statistics == "frozen":
         method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
-    _check_extra_batches(method, shape, mesh)
+    # A warm start sees fewer images than there are.
+    _check_extra_batches(method, warm_count(shape.train, settings.data), mesh)
+    shards = mesh.shape[meshes.DATA]
+    for field in ("mixup", "cutmix"):
+        # Images are mixed with their neighbours, which must be on the same device.
+        if getattr(settings.data, field) and train.batch_size // shards % 2:
+            raise UsageError(
+                f"train.batch_size = {train.batch_size} must be a multiple of {2 * shards} with "
+                f"data.{field}: each of the {shards} devices along the data axis mixes pairs"
+            )
     steps_per_call = _steps_per_call(settings, steps, shape, method)
     augmentation = augmentation_of(settings, shape.image_shape)
     return Experiment(
@@ -122,7 +165,9 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         mesh=mesh,
         context=context,
         method=method,
-        batches=Batches(shape, train, method, model, augmentation, mesh.shape[meshes.DATA]),
+        batches=Batches(
+            shape, train, method, model, augmentation, settings.data, mesh.shape[meshes.DATA]
+        ),
         early_stopping=early_stopping.rules(settings, context.clock, bool(shape.validation)),
         steps_per_call=steps_per_call,
     )
@@ -191,13 +236,13 @@ def _check_accumulation(settings: Settings, mesh: Mesh) -> None:
         )
 
 
-def _check_extra_batches(method: Method, shape: DataShape, mesh: Mesh) -> None:
-    """Raise if the further batches that a method asks for cannot be had."""
+def _check_extra_batches(method: Method, images: int, mesh: Mesh) -> None:
+    """Raise if the further batches that a method asks for cannot be had of so many ``images``."""
     size, shards = method.extra_batch_size, mesh.shape[meshes.DATA]
-    if size * method.extra_batches > shape.train:
+    if size * method.extra_batches > images:
         times = f" times {method.extra_batches} batches" if method.extra_batches > 1 else ""
         raise UsageError(
-            f"method.weak_batch_size = {size}{times} is too large for {shape.train} training images"
+            f"method.weak_batch_size = {size}{times} is too large for {images} training images"
         )
     if size % shards:
         raise UsageError(
@@ -221,6 +266,8 @@ def augmentation_of(settings: Settings, image_shape: tuple[int, int, int]) -> An
         crop_padding=fields.crop_padding,
         flip=fields.flip,
         cutout=fields.cutout,
+        randaugment=fields.randaugment,
+        randaugment_magnitude=fields.randaugment_magnitude,
     )
     data.check_image_shape(spec, image_shape)
     return spec

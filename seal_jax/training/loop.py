@@ -19,7 +19,7 @@ from seal_jax.core.settings import Settings
 from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
-from seal_jax.training import pretrained, streaming
+from seal_jax.training import manifest, pretrained, streaming
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays, place
 from seal_jax.training.checkpoints import Checkpoints, same_everywhere
@@ -149,6 +149,7 @@ def train(
         def claim() -> None:
             workdirs.claim(workdir, settings)
             held.enter_context(workdirs.locked(workdir / workdirs.CONFIG, "--workdir"))
+            workdirs.record_labels(workdir, dataset.label_record)
 
         _on_first_process(claim)
         if main:
@@ -169,6 +170,7 @@ def train(
                 )
             if main:
                 print(f"resuming at step {step}", flush=True)
+        _on_first_process(lambda: manifest.write(workdir, settings, dataset, mesh, step))
         # Rows after the checkpoint are dropped: the epochs they tell of are trained again.
         log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
@@ -234,6 +236,12 @@ def _row(
     }
     for name, total in metric_sums.measures.items():
         row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
+    if (noise := metric_sums.noise) is not None:
+        row["train/clean_accuracy"] = (noise.clean_correct / metric_sums.weight).tolist()
+        # A small epoch may have no image under a wrong label: 0 / 0, which the row has as null.
+        with np.errstate(invalid="ignore"):
+            row["train/memorised"] = (noise.memorised / noise.wrong).tolist()
+            row["train/corrected"] = (noise.corrected / noise.wrong).tolist()
     if call.validation is not None:
         row |= _means("validation", fetch(call.validation))
         if state.ema is not None:

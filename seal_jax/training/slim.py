@@ -42,7 +42,7 @@ def export(run: Path, output: Path) -> str:
     # The devices of the run do not matter here.
     settings = dataclasses.replace(settings, run=settings_lib.Run())
     keep = settings.method.get("keep", kels.Options.keep)
-    dataset = experiments.load_data(settings.data)
+    dataset = experiments.load_data(settings.data, run)
     mesh = meshes.make(settings, jax.devices()[:1])
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     abstract = experiment.abstract_state(settings.train.seeds).weights

@@ -21,7 +21,16 @@ from jax.sharding import Mesh, NamedSharding
 from seal_jax import masks, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Settings
-from seal_jax.core.state import Best, MetricSums, State, Stream, Weights, stream_key
+from seal_jax.core.state import (
+    Best,
+    MetricSums,
+    NoiseSums,
+    State,
+    Stream,
+    Weights,
+    stream_key,
+)
+from seal_jax.data import mixing
 from seal_jax.generations import Clock
 from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
@@ -40,6 +49,11 @@ class _Examples(NamedTuple):
     images: jax.Array
     labels: jax.Array
     weights: jax.Array  # 0 for those that only fill the batch up
+    partners: (
+        jax.Array | None
+    )  # where images are mixed, the labels of those that they are mixed with
+    share: jax.Array | None  # and how much of an image is its own
+    clean_labels: jax.Array | None  # where labels were replaced
     rngs: dict[str, jax.Array]
 
 
@@ -157,7 +171,7 @@ class Experiment:
         size, row = self.batches.shape.train, row_bytes(self.model.image_shape)
         images: Any = jax.ShapeDtypeStruct((size, row), jnp.uint8)
         labels: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
-        return Arrays(images, labels)
+        return Arrays(images, labels, labels if self.batches.shape.noisy else None)
 
     def abstract_state(self, seeds: int, init_from: Mapping[str, Any] | None = None) -> State:
         """Return the state's shapes and shardings, to restore a checkpoint against.
@@ -188,7 +202,7 @@ class Experiment:
         weights = Weights(variables["params"], statistics, inserted(start.init_from))
         weights = merge(weights, start.init_from, "weights/")
         step = jnp.zeros((), jnp.int32)
-        sums = MetricSums.zero(self.method.measures)
+        sums = self._no_sums()
         stopping = self.early_stopping.start(step) if self.early_stopping else None
         # The two Nones, optimizer state and best weights, are made below of the weights that on_start leaves.
         state = State(step, seed, weights, None, (), sums, None, stopping)
@@ -204,17 +218,22 @@ class Experiment:
     def start_generation(self, state: State, data: Arrays) -> State:
         """Apply the method's forgetting event, and start the generation's records."""
         generation, hook = self.clock.generation(state.step), self.method.on_generation_start
+        single = self.settings.optimizer.schedule == "single"
         state = self._apply(hook, Stream.EVENT, generation, state, data)
         return state._replace(
             best=Best.none(state.weights) if state.best is not None else None,
-            # Of weights before the event it would remember what was to be forgotten.
-            ema=self._ema(state.weights),
+            # Or it would remember what was to be forgotten. With one schedule for all generations nothing is.
+            ema=state.ema if single else self._ema(state.weights),
             early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
 
     def _ema(self, weights: Weights) -> Weights | None:
         """Return the average of the weights where it starts, ``None`` if there is none."""
         return weights if self.settings.optimizer.ema else None
+
+    def _no_sums(self) -> MetricSums:
+        """Return the metric sums of an epoch before its first step."""
+        return MetricSums.zero(self.method.measures, noisy=self.batches.shape.noisy)
 
     def _apply(
         self, hook: Any, stream: Stream, generation: Any, state: State, data: Arrays
@@ -224,7 +243,9 @@ class Experiment:
             return state
         key = stream_key(state.seed, stream, generation)
         # Another key for the images: the hook may use ``key`` itself in any way.
-        images = functools.partial(self.batches.sample, data, jax.random.fold_in(key, 1))
+        images = functools.partial(
+            self.batches.sample, data, state.seed, generation, jax.random.fold_in(key, 1)
+        )
         before = (state.weights, state.opt_state, state.method_state)
         after = hook(HookContext(key, generation, *before, images))
         return state._replace(
@@ -241,7 +262,7 @@ class Experiment:
         steps = self.batches.steps(
             state.seed, state.step, self.steps_per_call, per_epoch, data.labels, pixels
         )
-        zero = MetricSums.zero(self.method.measures)
+        zero = self._no_sums()
         # Not where an epoch ends: there the loop still reads the sums, for the epoch's row.
         metric_sums = _where(state.step % per_epoch == 0, zero, state.metric_sums)
         return jax.lax.scan(
@@ -333,9 +354,17 @@ class Experiment:
         batches, method, module = self.batches, self.method, self.model.module
         # Of the whole batch, not of this device's part: the losses of all parts add up to its mean.
         total = step.batch.weights.sum()
-        rows, example_weights, augmentation = batches.part(step.batch, batches.train.batch_size)
+        batch = batches.part(step.batch, batches.train.batch_size)
         streamed = None if step.pixels is None else step.pixels.batch
-        images, labels = batches.images(data, rows, augmentation, streamed)
+        images, labels = batches.images(data, batch.rows, batch.augmentation, streamed)
+        share = None
+        if batch.mixing is not None:
+            share = batch.mixing.share
+            with jax.named_scope("augment"):
+                images = mixing.mix(images, batch.mixing)
+        clean_labels = None
+        if data.clean_labels is not None:
+            clean_labels = jnp.take(data.clean_labels, batch.rows, mode="clip")
         frozen = method.frozen_statistics(state.method_state)
 
         def targets_of(images: Any) -> Any:
@@ -365,25 +394,38 @@ class Experiment:
             features = changed["intermediates"]["features"][0]
             return logits, features, changed.get("batch_stats", {})
 
+        def losses_of(logits: jax.Array, examples: _Examples, targets: Any) -> jax.Array:
+            losses = method.loss(logits, examples.labels, targets)
+            if examples.share is not None:
+                of_partners = method.loss(logits, examples.partners, targets)
+                losses = mixing.interpolate(examples.share, losses, of_partners)
+            return examples.weights * losses
+
         def loss_of(params: Any, examples: _Examples, targets: Any) -> tuple[jax.Array, Auxiliary]:
-            images, labels, example_weights, rngs = examples
+            weights = examples.weights
             # Images that only fill the batch up must not enter BatchNorm either.
-            mask = example_weights if batches.fills else None
-            logits, features, statistics = forward(params, images, rngs, mask)
-            losses = example_weights * method.loss(logits, labels, targets)
-            correct = example_weights * (logits.argmax(-1) == labels)
-            sums = MetricSums(losses.sum(), correct.sum(), example_weights.sum(), {})
+            mask = weights if batches.fills else None
+            logits, features, statistics = forward(params, examples.images, examples.rngs, mask)
+            losses, predicted = losses_of(logits, examples, targets), logits.argmax(-1)
+            # The label of a mixed image is that of its larger part, which is always its own.
+            correct = weights * (predicted == examples.labels)
+            noise = None
+            if examples.clean_labels is not None:
+                noise = noise_sums(predicted, examples.labels, examples.clean_labels, weights)
+            sums = MetricSums(losses.sum(), correct.sum(), weights.sum(), {}, noise)
             return losses.sum() / total, Auxiliary(statistics, sums, features)
 
+        partners = None if share is None else mixing.partners(labels)
+        examples = _Examples(images, labels, batch.weights, partners, share, clean_labels, {})
         objective: Callable[[Any], tuple[jax.Array, Auxiliary]]
         count = self.settings.optimizer.accumulate
         if count == 1:
-            whole = _Examples(images, labels, example_weights, dropout)
+            whole = examples._replace(rngs=dropout)
             # Outside of the objective, so that they are computed once and not differentiated.
             targets = targets_of(images)
             objective = functools.partial(loss_of, examples=whole, targets=targets)
         else:
-            parts = accumulation.split(_Examples(images, labels, example_weights, {}), count)
+            parts = accumulation.split(examples, count)
             keys = jax.tree.map(lambda key: jax.random.split(key, count), dropout)
             parts = parts._replace(rngs=keys)
             objective = accumulation.accumulated(
@@ -393,12 +435,12 @@ class Experiment:
         # The index may be traced: PoF takes further batches in a while_loop until one is accepted.
         def extra_features(params: Any, index: Any) -> tuple[Any, Any]:
             streamed = None if step.pixels is None else step.pixels.extra
-            batch, pixels = jax.tree.map(
+            extra, pixels = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
                 (step.extra, streamed),
             )
-            rows, _, augmentation = batches.part(batch, method.extra_batch_size)
-            images, labels = batches.images(data, rows, augmentation, pixels)
+            extra = batches.part(extra, method.extra_batch_size)
+            images, labels = batches.images(data, extra.rows, extra.augmentation, pixels)
             # No mask: further batches are always full.
             _, features, statistics = forward(params, images, extra_dropout, None)
             whole = jax.lax.all_gather((features, labels), meshes.DATA, tiled=True)
@@ -411,8 +453,7 @@ class Experiment:
             key = jax.lax.pcast(key, meshes.DATA, to="varying")
         return StepContext(
             objective=objective,
-            part=lambda losses: (example_weights * losses).sum() / total,
-            labels=labels,
+            loss=lambda logits: losses_of(logits, examples, targets_of(images)).sum() / total,
             weights=weights,
             method_state=jax.lax.pcast(state.method_state, meshes.DATA, to="varying"),
             key=key,
@@ -517,6 +558,25 @@ class Experiment:
         zero = jax.lax.pcast(MetricSums.zero(measures), (meshes.SEED, meshes.DATA), to="varying")
         sums, _ = jax.lax.scan(score, zero, (order, pixels))
         return jax.lax.psum(sums, meshes.DATA)
+
+
+def noise_sums(
+    predicted: jax.Array, labels: jax.Array, clean_labels: jax.Array, weights: jax.Array
+) -> NoiseSums:
+    """Return the sums over images of which some have another label than their own; each argument is ``[b]``.
+
+    >>> sums = noise_sums(*jnp.array([[1, 2, 0], [1, 2, 2], [1, 0, 0]]), jnp.ones(3))
+    >>> [float(total) for total in sums]  # clean_correct, wrong, memorised, corrected
+    [2.0, 2.0, 1.0, 1.0]
+    """
+    clean_correct = weights * (predicted == clean_labels)
+    wrong = weights * (labels != clean_labels)
+    return NoiseSums(
+        clean_correct.sum(),
+        wrong.sum(),
+        (wrong * (predicted == labels)).sum(),
+        (wrong * (predicted == clean_labels)).sum(),
+    )
 
 
 def _where(condition: Any, this: PyTree, other: PyTree) -> PyTree:

@@ -210,17 +210,19 @@ def _from_hub(name: str, label: str, allow_pickle: bool) -> tuple[Path, ...]:
 
     if Path(file).suffix in PICKLES:
         _check_pickle(label, allow_pickle)
-    candidates = [file] if file else [SINGLE, INDEX, *([_PICKLE] if allow_pickle else [])]
-    path = next(filter(None, map(download, candidates)), None)
+    wanted = [file] if file else [SINGLE, INDEX, *([_PICKLE] if allow_pickle else [])]
+    path = next(filter(None, map(download, wanted)), None)
     if path is not None:
-        shards = _shards(path, label) if path.suffix == ".json" else [path.name]
-        # Beside the weights; those of torchvision have none.
-        download(str(Path(file).with_name(_CONFIG)))
-        paths = [download(str(Path(file).with_name(shard))) for shard in shards]
-        if all(paths):
-            return tuple(filter(None, paths))
+        beside = Path(file).parent
+        download(str(beside / _CONFIG))  # not all have one
+        if path.suffix != ".json":
+            return (path,)
+        wanted = [str(beside / shard) for shard in _shards(path, label)]
+        shards = tuple(filter(None, map(download, wanted)))
+        if len(shards) == len(wanted):
+            return shards
     raise UsageError(
-        f"{label}: neither the hub nor its cache has {' or '.join(candidates)} ({failures[0]}); give "
+        f"{label}: neither the hub nor its cache has {' or '.join(wanted[:3])} ({failures[-1]}); give "
         "the name of another repository or file, or download it where there is a network"
     )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
+
+import numpy as np
 
 from seal_jax import records
 from seal_jax.core import files
@@ -19,6 +22,7 @@ from seal_jax.errors import UsageError
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+LABELS = "labels.npy"
 
 
 def claim(workdir: Path, settings: Settings) -> None:
@@ -49,6 +53,32 @@ def claim(workdir: Path, settings: Settings) -> None:
         raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
     # A kill leaves either no config, and so no run, or a whole one.
     files.write(path, json.dumps(record, indent=2) + "\n")
+
+
+def record_labels(workdir: Path, labels: np.ndarray | None) -> None:
+    """Write the labels of a run that replaced some of them, int32 ``[n]``, or check that they are the same.
+
+    Raises:
+      UsageError: the run began with other labels, or the file cannot be read or written.
+    """
+    path = workdir / LABELS
+    if labels is None:
+        return
+    # Its settings are the same, so only what they point to can have changed: the label file, or the data.
+    if path.exists():
+        try:
+            same = np.array_equal(np.load(path, allow_pickle=False), labels)
+        except (OSError, ValueError, EOFError):
+            same = False
+        if not same:
+            raise UsageError(
+                f"{path} holds other labels than the run is to go on with: restore data.label_file and "
+                "the data that the run began with, or give another --workdir"
+            )
+        return
+    content = io.BytesIO()
+    np.save(content, labels)
+    files.write(path, content.getvalue())
 
 
 @contextmanager

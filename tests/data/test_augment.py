@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +14,21 @@ from seal_jax.data import (
     apply,
     check_image_shape,
     draw,
+    randaugment,
     statistics,
 )
 from seal_jax.errors import UsageError
 
 RGB = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
 FULL = Augmentation(crop_padding=2, flip=True, cutout=3, **RGB)
+EVERYTHING = dataclasses.replace(FULL, randaugment=2)
 
 
 def images_of(n, height=8, width=9, channels=3):
     return np.random.default_rng(0).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
+
+
+augmented = jax.jit(randaugment.apply, static_argnums=2)
 
 
 def one_by_one(images, params, spec):
@@ -37,6 +44,9 @@ def one_by_one(images, params, spec):
             image = padded[top : top + height, left : left + width]
         if spec.flip and params.flips[i]:
             image = image[:, ::-1]
+        if spec.randaugment:  # whose own tests are against Pillow
+            operations = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params.operations)
+            image = np.asarray(augmented(image[None], operations, spec.randaugment_magnitude)[0])
         image = (image / 255 - np.array(spec.mean)) / np.array(spec.std)
         if spec.cutout:
             row, column = np.asarray(params.cutout_centres[i]) - spec.cutout // 2
@@ -55,8 +65,9 @@ def one_by_one(images, params, spec):
         Augmentation(flip=True, **RGB),
         Augmentation(cutout=4, **RGB),
         FULL,
+        EVERYTHING,
     ],
-    ids=["crop", "flip", "cutout", "all"],
+    ids=["crop", "flip", "cutout", "all", "randaugment"],
 )
 def test_batch_equals_one_image_at_a_time(spec):
     images = images_of(64)
@@ -90,15 +101,19 @@ def test_switching_one_on_leaves_the_others_parameters():
     assert alone.offsets is None
     assert alone.cutout_centres is None
     np.testing.assert_array_equal(alone.flips, draw(key, 16, FULL, (8, 9, 3)).flips)
+    everything = draw(key, 16, EVERYTHING, (8, 9, 3))
+    for name in ("offsets", "flips", "cutout_centres"):
+        full = getattr(draw(key, 16, FULL, (8, 9, 3)), name)
+        np.testing.assert_array_equal(full, getattr(everything, name))
 
 
 def test_a_part_of_the_batch_gives_the_same_images():
     images = images_of(8)
-    params = draw(jax.random.key(1), 8, FULL, images.shape[1:])
+    params = draw(jax.random.key(1), 8, EVERYTHING, images.shape[1:])
     compiled = jax.jit(apply, static_argnums=2)
-    whole = compiled(images, params, FULL)
+    whole = compiled(images, params, EVERYTHING)
     parts = [
-        compiled(images[rows], jax.tree.map(lambda d, rows=rows: d[rows], params), FULL)
+        compiled(images[rows], jax.tree.map(lambda d, rows=rows: d[rows], params), EVERYTHING)
         for rows in (slice(0, 3), slice(3, 8))
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
@@ -132,6 +147,8 @@ def test_statistics():
     [
         ({"crop_padding": -1}, "crop_padding = -1 must be a whole number"),
         ({"cutout": -2}, "cutout = -2 must be a whole number"),
+        ({"randaugment": -1}, "randaugment = -1 must be a whole number"),
+        ({"randaugment_magnitude": 11}, r"randaugment_magnitude = 11 must lie in \[0, 10\]"),
         ({"std": (1.0,)}, "mean has 3 channels and std has 1"),
         ({"std": (0.2, 0.0, 0.2)}, "must be positive"),
     ],
@@ -147,6 +164,11 @@ def test_unusable_fields(fields, message):
         (FULL, (8, 8, 1), "mean has 3 channels and the images have 1: set data.normalisation"),
         (Augmentation(crop_padding=8, **RGB), (8, 9, 3), "crop_padding=8 must be smaller"),
         (Augmentation(cutout=16, **RGB), (8, 9, 3), "cutout=16 must be smaller"),
+        (
+            Augmentation(mean=(0.5,) * 4, std=(0.2,) * 4, randaugment=2),
+            (8, 9, 4),
+            "randaugment = 2 needs images of 1 or 3 channels, not 4: set 0",
+        ),
     ],
 )
 def test_unsuited_to_the_images(spec, shape, message):

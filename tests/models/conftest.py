@@ -57,12 +57,6 @@ def draw_variables(spec: Any, seed: int = 2) -> Any:
     return traverse_util.path_aware_map(draw, spec)
 
 
-@pytest.fixture
-def drawn() -> Callable[..., Any]:
-    """What draws the variables of any network, from their shapes."""
-    return draw_variables
-
-
 @functools.cache
 def forward(block: str, stem: str, shortcut: str) -> Forward:
     module = ResNet(

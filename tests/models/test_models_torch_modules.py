@@ -1,5 +1,6 @@
-"""The networks against torchvision's and timm's own modules, weights copied over (needs both)."""
+"""The networks against torchvision's and timm's own modules, with their weights and ours (needs both)."""
 
+import collections
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from flax import traverse_util
 
 from seal_jax import models
+from seal_jax.models import torch_weights
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -27,8 +29,40 @@ def narrow_mobilenet():
     )
 
 
-# Our network and theirs: one of every new family, small.
+def small_vgg(**head):
+    """Torch's layers of a VGG of few channels: the least that the libraries build has 100 million parameters."""
+    features = torchvision.models.vgg.make_layers([4, "M", 6, 6, "M", 8, "M"], batch_norm=True)
+    return torch.nn.Sequential(collections.OrderedDict(features=features, **head))
+
+
+def classifier():
+    """The end of torchvision's VGG."""
+    dense = [torch.nn.Linear(8 * 49, 5), torch.nn.ReLU(), torch.nn.Dropout(0.0)]
+    dense += [torch.nn.Linear(5, 5), torch.nn.ReLU(), torch.nn.Dropout(0.0), torch.nn.Linear(5, 3)]
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(7), torch.nn.Flatten())
+    return {"avgpool": pool, "classifier": torch.nn.Sequential(*dense)}
+
+
+def timm_head():
+    """The end of timm's VGG."""
+    mlp = timm.models.vgg.ConvMlp(8, 5, drop_rate=0.0)
+    return {"pre_logits": mlp, "head": timm.layers.ClassifierHead(5, 3)}
+
+
+VGG = functools.partial(
+    models.VGG, group_sizes=(1, 2, 1), widths=(4, 6, 8), dense_width=5, norm="batch"
+)
+
+# Our network and theirs: one of every family, small.
 SMALL = {
+    "resnet": (
+        functools.partial(models.ResNet, stage_sizes=(1,) * 4),
+        lambda: resnet.ResNet(resnet.BasicBlock, [1] * 4, num_classes=3),
+    ),
+    # Torch pools their last feature maps, 3x3 and 8x8, to 7x7: up and down.
+    "vgg": (VGG, lambda: small_vgg(**classifier())),
+    "vgg-large": (VGG, lambda: small_vgg(**classifier())),
+    "vgg-timm": (VGG, lambda: small_vgg(**timm_head())),
     "densenet": (
         functools.partial(models.DenseNet, block_sizes=(2, 1, 2), growth=3, bottleneck=2, width=5),
         lambda: torchvision.models.DenseNet(3, (2, 1, 2), 5, bn_size=2, num_classes=3),
@@ -57,51 +91,55 @@ SMALL = {
                                                      depth=2, num_heads=2),
     ),
 }  # fmt: skip
+SHAPES = {"vgg": (24, 24, 3), "vgg-large": (64, 64, 3), "vgg-timm": (24, 24, 3)}
+# Convolutions with groups, patches and strides of their own are computed in both ways.
+MATMUL = ("densenet", "resnext", "mobilenet", "vit")
 # The whole networks: theirs, by the names under which `models.create` knows ours.
 WHOLE = {
-    **{
-        name: getattr(torchvision.models, name)
-        for name in ("densenet121", "densenet201", "resnext50_32x4d", "resnext101_32x8d")
-    },
+    **{name: getattr(torchvision.models, name) for name in ("resnet18", "resnet50")},
+    **{name: getattr(torchvision.models, name) for name in ("densenet121", "densenet201")},
+    **{name: getattr(torchvision.models, name) for name in ("resnext50_32x4d", "resnext101_32x8d")},
+    "vgg16": torchvision.models.vgg16_bn,
     **{
         name: functools.partial(timm.create_model, theirs)
         for name, theirs in {
+            "resnet34": "resnet34",
+            "resnet101": "resnet101",
+            "vgg19": "vgg19_bn",
             "mobilenetv1": "mobilenetv1_100",
             "vit_small_patch16": "vit_small_patch16_224",
             "vit_base_patch16": "vit_base_patch16_224",
         }.items()
     },
 }
-LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
-def torch_state(model, variables):
-    """Return the arrays of a network by torch's names and in its layout."""
-    (names, *_), state = model.module.torch_layers().values(), {}
-    for collection in ("params", "batch_stats"):
-        for path, leaf in traverse_util.flatten_dict(variables[collection], sep="/").items():
-            layer, _, kind = path.rpartition("/")
-            # A free parameter is in no layer; its tensor has a name of its own.
-            name = f"{names[layer]}.{LEAVES.get(kind, kind)}" if layer else names[path]
-            if kind == "kernel":
-                leaf = np.transpose(leaf, {4: (3, 2, 0, 1), 2: (1, 0)}[leaf.ndim])
-            state[name] = np.ascontiguousarray(leaf)
-    return state
+def random_tensors(net):
+    """Draw a module's vectors away from 0 and 1; return all its tensors by name."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):
+                value.uniform_(0.5, 1.5)
+            elif value.ndim == 1:
+                value.normal_()
+    return {name: value.numpy().copy() for name, value in net.state_dict().items()}
 
 
-def check_parity(model, theirs, drawn):
-    """Compare both modes and the new running statistics, from the same drawn weights."""
-    variables = drawn(jax.eval_shape(model.init, jax.random.key(0)))
-    state = {name: torch.tensor(leaf) for name, leaf in torch_state(model, variables).items()}
-    missing, unexpected = theirs.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all(name.endswith("num_batches_tracked") for name in missing)
+def check_parity(model, theirs, exported=True):
+    """Compare both modes and the new running statistics, from torch's weights and back."""
+    library, flat = torch_weights.from_torch(model, random_tensors(theirs), label="it")
+    if exported:
+        tensors = torch_weights.to_torch(model, flat, library)
+        theirs.load_state_dict({name: torch.tensor(value) for name, value in tensors.items()})
     counts = {}  # values a channel that each BatchNorm saw
     for name, layer in theirs.named_modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.register_forward_hook(
                 lambda _, ins, out, name=name: counts.update({name: out.numel() // out.shape[1]})
             )
+        elif isinstance(layer, torch.nn.Dropout):  # it would drop other values than ours
+            layer.p = 0.0
     images = np.random.default_rng(0).normal(size=(3, *model.image_shape)).astype(np.float32)
 
     @jax.jit
@@ -109,47 +147,76 @@ def check_parity(model, theirs, drawn):
         apply = functools.partial(model.module.apply, variables, images)
         return apply(train=False), apply(train=True, mutable=["batch_stats"])
 
+    variables = traverse_util.unflatten_dict(flat, sep="/")
     inferred, (trained, update) = jax.device_get(both(variables, images))
     pixels = torch.tensor(np.transpose(images, (0, 3, 1, 2)).copy())
     for logits, train in ((inferred, False), (trained, True)):
         with torch.no_grad():
             want = theirs.train(train)(pixels).numpy()
         assert np.abs(logits - want).max() <= 1e-4 * np.abs(want).max()
-    new = torch_state(model, {"params": {}, "batch_stats": update.get("batch_stats", {})})
-    for name, leaf in new.items():
-        if name.endswith("running_var"):
+    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    updated = torch_weights.from_torch(model, state, label="it").variables
+    names = torch_weights.tensor_names(model, library)
+    for path, leaf in traverse_util.flatten_dict(update, sep="/").items():
+        if path.endswith("/var"):
             # torch takes in the unbiased variance, Flax the biased one.
-            count = counts[name.removesuffix(".running_var")]
-            old = 0.9 * state[name].numpy()
+            count = counts[names[path].removesuffix(".running_var")]
+            old = 0.9 * flat[path]
             leaf = old + (leaf - old) * count / (count - 1)
-        np.testing.assert_allclose(leaf, theirs.state_dict()[name], 1e-4, 1e-4, err_msg=name)
+        np.testing.assert_allclose(leaf, updated[path], 1e-4, 1e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("convolution", ["native", "matmul"])
-@pytest.mark.parametrize("family", SMALL)
-def test_small_networks_agree(family, convolution, drawn):
+@pytest.mark.parametrize(
+    ("family", "convolution"),
+    [*((family, "native") for family in SMALL), *((family, "matmul") for family in MATMUL)],
+)
+def test_small_networks_agree(family, convolution):
     ours, theirs = SMALL[family]
     module = ours(num_classes=3, convolution=convolution)
-    model = models.from_module(module, name=family, image_shape=(32, 48, 3))
-    check_parity(model, theirs(), drawn)
+    shape = SHAPES.get(family, (32, 48, 3))
+    model = models.from_module(module, name=family, image_shape=shape)
+    # What torch pools down has no form there.
+    check_parity(model, theirs(), exported=family != "vgg-large")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
-def test_whole_networks_agree(name, drawn):
+def test_whole_networks_agree(name):
     # MobileNet's BatchNorms see few values of a small image, which magnifies rounding: torch's own
     # float32 is 1e-4 from its float64 at 64x64.
     side = 224 if name.startswith("vit") else 128 if name == "mobilenetv1" else 64
-    model = models.create(name, num_classes=10, image_shape=(side, side, 3))
-    check_parity(model, WHOLE[name](num_classes=10), drawn)
+    model = create(name, num_classes=10, side=side)
+    check_parity(model, WHOLE[name](num_classes=10))
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_parameters_are_as_many(name):
-    model = models.create(name, num_classes=1000, image_shape=(224, 224, 3))
+    model = create(name, num_classes=1000, side=224)
     params = jax.eval_shape(model.init, jax.random.key(0))["params"]
     with torch.device("meta"):
         theirs = WHOLE[name]()
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(
-        tensor.numel() for tensor in theirs.parameters()
-    )
+    count = sum(tensor.numel() for tensor in theirs.parameters())
+    if name.startswith("vgg"):  # their convolutions have biases, which a BatchNorm follows
+        count -= sum(
+            layer.bias.numel() for layer in theirs.features if hasattr(layer, "in_channels")
+        )
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def create(name, num_classes, side):
+    options = {"norm": "batch"} if name.startswith("vgg") else {}
+    return models.create(name, num_classes=num_classes, image_shape=(side, side, 3), **options)
+
+
+def test_pooling_is_torchs():
+    for side in (1, 2, 5, 7, 10):
+        want = torch.nn.functional.adaptive_avg_pool1d(torch.eye(side)[:, None], 7)[:, 0].T
+        np.testing.assert_allclose(torch_weights._pooling(side, 7), want.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("side", [3, 4, 9])
+def test_positions_are_interpolated_as_in_timm(side):
+    embeddings = torch.randn(1, 1 + 6 * 6, 5, generator=torch.manual_seed(0))
+    want = timm.layers.resample_abs_pos_embed(embeddings, [side, side])
+    found = torch_weights._positions(embeddings.numpy(), 1 + side * side)
+    np.testing.assert_allclose(found, want.numpy(), rtol=1e-4, atol=1e-5)

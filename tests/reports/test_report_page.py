@@ -188,13 +188,14 @@ def test_no_generation_finished(make_run, tmp_path):
     assert "No run has finished a generation yet." in page.words["generations"]
 
 
-def test_top5_is_in_page_and_csv(seal, tmp_path):
+def test_top5_and_the_average_are_in_page_and_csv(seal, tmp_path):
     path = seal / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         if "test_last/accuracy" in row:
             row["test_last/top5_accuracy"] = [0.8, 0.9]
             row["test_best/top5_accuracy"] = [0.7, 0.7]
+            row["test_ema/accuracy"] = [0.5, 0.6]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     comparison = compare(seal)
     assert "top-5" not in comparison.as_text()  # the printed table has no room
@@ -203,9 +204,13 @@ def test_top5_is_in_page_and_csv(seal, tmp_path):
     assert float(first["last_top5_mean"]) == pytest.approx(85)
     assert float(first["last_top5_std"]) == pytest.approx(50**0.5)
     assert float(first["best_top5_mean"]) == pytest.approx(70)
+    assert float(first["ema_mean"]) == pytest.approx(55)
     words = " ".join(Page(comparison.table(top5=True).as_html()).words[""].split())
-    assert "last best top-5 last top-5 best paper" in words
-    assert "1 50.00 to 52.00 53.00 to 55.00 80.00 to 90.00 70.00 to 70.00 54.37" in words
+    assert "last best top-5 last top-5 best EMA paper" in words
+    assert (
+        "1 50.00 to 52.00 53.00 to 55.00 80.00 to 90.00 70.00 to 70.00 50.00 to 60.00 54.37"
+        in words
+    )
 
 
 def test_differences_of_settings(make_run):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy_mlp as oracle
 import optax
 import pytest
-from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
+from programs import STRIPES, Trainer, assert_same, batch, differ, host, mlp, seed_of, settings
 from trainer_runs import Runs
 
 from seal_jax import UsageError
@@ -119,6 +119,27 @@ def test_statistics_of_a_batch_in_parts_are_those_of_each():
     assert_same(after.batch_stats, statistics, rtol=1e-5, atol=1e-6)
     expected = jax.tree.map(lambda p, g: p - 0.05 * g, before.params, gradient)
     assert_same(after.params, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_parts_take_less_memory():
+    """Of a ResNet, whose activations are most of it: eight parts take under a third."""
+    sizes = []
+    for count in (1, 8):
+        config = settings(train={"batch_size": 64}, optimizer={"accumulate": count})
+        trainer = Trainer(STRIPES, config)
+        program = trainer.experiment.train.lower(trainer.state, trainer.splits["train"]).compile()
+        sizes.append(program.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < sizes[0] / 3
+
+
+@pytest.mark.slow
+def test_one_schedule_for_all_generations_has_one_average():
+    options = {"schedule": "single", "ema": 0.9}
+    trainer = Trainer(STRIPES, mlp(optimizer=options, train={"epochs_per_generation": 1})).calls(5)
+    mean = host(trainer).ema
+    assert_same(trainer.event().state.ema, mean)
+    assert differ(mean, trainer.state.weights)
 
 
 def test_adamw_equals_optax_over_the_gradients_of_numpy():

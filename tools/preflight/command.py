@@ -102,10 +102,12 @@ def _child(settings: Settings, topology: str, sender: Any) -> None:
 
 def _report(settings: Settings, topology: str) -> tuple[str, dict]:
     import jax
+    import numpy as np
     from jax.sharding import NamedSharding
 
     from seal_jax import methods
     from seal_jax.core import mesh as meshes
+    from seal_jax.data import class_counts
     from seal_jax.training import experiment as experiments
     from seal_jax.training.batches import row_bytes
     from tools.preflight.report import analyse
@@ -122,8 +124,17 @@ def _report(settings: Settings, topology: str) -> tuple[str, dict]:
         image_shape = (settings.data.image_size, settings.data.image_size, image_shape[2])
     image_shape = (*image_shape[:2], settings.data.channels or image_shape[2])
     # As the trainer splits and lays out its data, but with shapes alone.
-    held_out = round(train_size * settings.data.validation_fraction)
-    shape = experiments.DataShape(train_size - held_out, held_out, test_size, image_shape, classes)
+    fields = settings.data
+    held_out = round(train_size * fields.validation_fraction)
+    train_size -= held_out
+    if fields.train_count or fields.imbalance > 1:
+        # The known data sets have as many images of each class, or nearly.
+        available = np.full(classes, train_size // classes)
+        train_size = int(class_counts(available, fields.train_count, fields.imbalance).sum())
+    noisy = bool(fields.label_noise or fields.label_file)
+    shape = experiments.DataShape(
+        train_size, held_out, test_size, image_shape, classes, noisy=noisy
+    )
     mesh = meshes.make(settings, devices_for(topology))
     experiment = experiments.build(settings, shape, mesh)
     replicated = NamedSharding(experiment.mesh, meshes.REPLICATED)

@@ -34,7 +34,8 @@ class Caltech256(ListedImages):
         originals.require_folder(root)
         inner = root / "256_ObjectCategories"
         folder = inner if inner.is_dir() else root
-        words, examples = {}, []
+        words: dict[str, str] = {}
+        examples: list[tuple[Path, str]] = []
         for part in image_folder.subfolders(folder):
             match = cls._CLASS.fullmatch(part.name)
             if match is None:
