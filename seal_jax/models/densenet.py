@@ -173,6 +173,20 @@ class DenseNet(net.Network, kw_only=True):
 
 MODELS = {
     # Table 1 with k = 32.
-    name: net.Entry(functools.partial(DenseNet, block_sizes=sizes), ("stem", "width", "growth"))
-    for name, sizes in {"densenet121": (6, 12, 24, 16), "densenet201": (6, 12, 48, 32)}.items()
+    name: net.Entry(
+        functools.partial(DenseNet, block_sizes=sizes),
+        ("stem", "width", "growth"),
+        "Huang et al. 2017",
+        used,
+        config,
+    )
+    for name, sizes, used, config in (
+        ("densenet121", (6, 12, 24, 16), "", "fast_cifar100.py"),
+        (
+            "densenet201",
+            (6, 12, 48, 32),
+            "FAST paper, section 6.6",
+            "fast_cifar100.py:fast_densenet201",
+        ),
+    )
 }

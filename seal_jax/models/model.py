@@ -250,7 +250,12 @@ def create(
 
 def names() -> tuple[str, ...]:
     """Return the names that ``create`` knows; of the endless wide ResNets only the usual ones."""
-    return tuple(name for family in _families() for name in family.MODELS)
+    return tuple(entries())
+
+
+def entries() -> dict[str, Entry]:
+    """Return what is declared of each network, by the names of ``names``."""
+    return {name: entry for family in _families() for name, entry in family.MODELS.items()}
 
 
 def _find_entry(name: str) -> Entry:

@@ -489,9 +489,12 @@ class Entry(NamedTuple):
     """How a network is created by name: a value of ``MODELS`` in the module of its family."""
 
     build: Callable[..., Network]  # called with the module's fields by keyword
-    options: tuple[
-        str, ...
-    ] = ()  # fields that the user may set, besides those that all networks have
+    # Fields that the user may set, besides those that all networks have.
+    options: tuple[str, ...] = ()
+    source: str = ""  # who published it
+    used: str = ""  # where the papers of this package train it
+    # A config that trains it, ``file.py:variant`` in configs/; it is named by model.name there.
+    config: str = ""
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:
