@@ -209,9 +209,7 @@ class DataShape(NamedTuple):
     test: int
     image_shape: tuple[int, int, int]
     num_classes: int
-    noisy: bool = (
-        False  # whether training labels were replaced, so that their clean ones are there too
-    )
+    noisy: bool = False  # whether training labels were replaced, so that there are clean ones too
 
 
 class Batch(NamedTuple):
