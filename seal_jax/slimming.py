@@ -7,18 +7,20 @@ al., `Knowledge Evolution in Neural Networks`, 2021, section 3 (convolutional-aw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seal_jax import layers, paths
 from seal_jax.errors import UsageError, check_integer, nearest
 from seal_jax.selections import check_fraction
 
 PyTree = Any
+# Channels at each position of a flattened image, or the sizes of the parts of a concatenation.
+Parts = int | Sequence[int]
 
 
 def kept(keep: float, size: int) -> int:
@@ -37,7 +39,7 @@ def kernel_slices(
     *,
     first: str,
     head: str,
-    flattened: Mapping[str, int] | None = None,
+    flattened: Mapping[str, Parts] | None = None,
 ) -> PyTree:
     r"""Select the entries OUTSIDE the fit slice of every kernel, for them to be forgotten (KELS).
 
@@ -54,9 +56,10 @@ def kernel_slices(
       keep: r, the share of channels that is kept, in (0, 1).
       first: path of the layer (or the kernel) that sees the input.
       head: path of the layer (or the kernel) that computes the output.
-      flattened: dense layers after a flatten, with the number of channels before it: their input
-        axis is (positions, channels), channels fastest, and is cut by channels. A norm on flattened
-        features is named by the path of the vector itself.
+      flattened: layers whose inputs consist of parts that are each cut on their own. Dense layers
+        after a flatten have the number of channels before it: their input axis is (positions,
+        channels), channels fastest. Layers after a concatenation have the sizes of its parts. A
+        layer is named by its path, also a norm; a vector of another layer by the vector's own.
 
     Raises:
       UsageError: a path that names no layer with a kernel, or channels that do not divide the axis.
@@ -74,7 +77,7 @@ def kernel_slices(
         if not any(paths.below(path, layer) for path in kernels):
             near = nearest(str(layer), paths.with_parents(kernels))
             raise UsageError(f"{field} = {layer!r} is no layer with a kernel{near}")
-    flattened_channels = _flattened_channels(params, flattened)
+    parts_of = _parts(params, flattened)
 
     def outside(path, leaf, role):
         shape, rank = leaf.shape, len(leaf.shape)
@@ -90,18 +93,17 @@ def kernel_slices(
             axes.append(rank - 2)
         # A depthwise kernel has one input, which the ceiling keeps.
         for axis in axes:
-            index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-            size = shape[axis]
-            if axis == max(rank - 2, 0):  # the axis that a flatten makes
-                size = flattened_channels.get(path, size)
-            # Channels are the fastest part of a flattened axis, so they repeat along it.
-            cut |= index % size >= kept(keep, size)
+            parts: tuple[int, ...] = (shape[axis],)
+            if axis == max(rank - 2, 0):  # the axis that a flatten or a concatenation makes
+                parts = parts_of.get(path, parts)
+            flags = np.concatenate([np.arange(size) >= kept(keep, size) for size in parts])
+            cut |= flags.reshape([-1 if other == axis else 1 for other in range(rank)])
         return cut
 
     return paths.map_named(outside, params, roles)
 
 
-def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = None) -> PyTree:
+def slim(params: PyTree, like: PyTree, flattened: Mapping[str, Parts] | None = None) -> PyTree:
     """Return the leading slices of every axis of ``params``, in the shapes of ``like``.
 
     With all parameters outside the fit slices at zero, a wide network with BatchNorm or without
@@ -111,9 +113,9 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
     Args:
       params: pytree of arrays of the wide network: parameters, batch statistics, or both.
       like: the same of the slim network, as arrays or ``jax.ShapeDtypeStruct``, for the shapes.
-      flattened: dense layers after a flatten, with the number of channels before it in the WIDE
-        network; see :func:`kernel_slices`. Their paths are those of ``params``:
-        ``"params/fc"`` where parameters and statistics come in one tree.
+      flattened: layers whose inputs consist of parts, with those of the WIDE network; see
+        :func:`kernel_slices`. Their paths are those of ``params``: ``"params/fc"`` where parameters
+        and statistics come in one tree.
 
     Raises:
       UsageError: the two differ in their paths, or a shape of ``like`` does not fit into its own.
@@ -123,7 +125,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
     >>> slim(wide, like)["fc"]["kernel"].tolist()
     [[0.0], [2.0]]
     """
-    flattened_channels = _flattened_channels(params, flattened)
+    parts_of = _parts(params, flattened)
     wide = dict(paths.named_leaves(params))
     narrow = paths.named_leaves(like)
     names = [path for path, _ in narrow]
@@ -134,49 +136,61 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, int] | None = Non
 
     def leading(path, target):
         leaf, shape = wide[path], target.shape
-        full, channels = leaf.shape, flattened_channels.get(path)
+        full, parts = leaf.shape, parts_of.get(path)
         if len(shape) != len(full) or any(new > old for new, old in zip(shape, full, strict=True)):
             raise UsageError(f"{path!r}: the slim shape {shape} does not fit into {full}")
-        if channels is None:
+        if parts is None:
             return leaf[tuple(map(slice, shape))]
         axis = max(len(full) - 2, 0)
-        positions = full[axis] // channels
-        kept, rest = divmod(shape[axis], positions)
-        if rest:
+        # Every part keeps the share that the whole axis does.
+        kept_parts, rests = zip(
+            *(divmod(size * shape[axis], full[axis]) for size in parts), strict=True
+        )
+        if any(rests):
             raise UsageError(
-                f"{path!r}: the slim shape {shape} has no whole number of channels at each of the "
-                f"{positions} positions that {channels} channels leave of {full}"
+                f"{path!r}: the slim shape {shape} leaves no whole number of channels in each of the "
+                f"{len(parts)} parts of {full}"
             )
-        # [..., positions, channels, ...], of which the first ``kept`` channels stay at every position.
-        outer = leaf.reshape(*full[:axis], positions, channels, *full[axis + 1 :])
-        leading_slices = map(slice, (*shape[:axis], positions, kept, *shape[axis + 1 :]))
-        return outer[tuple(leading_slices)].reshape(shape)
+        starts = np.cumsum((0, *parts[:-1]))
+        rows = [start + np.arange(count) for start, count in zip(starts, kept_parts, strict=True)]
+        index = [slice(size) for size in shape]
+        index[axis] = np.concatenate(rows)
+        return leaf[tuple(index)]
 
     return paths.map_named(leading, like)
 
 
-def _flattened_channels(params: PyTree, flattened: Mapping[str, int] | None) -> dict[str, int]:
-    """Return, by path, the channels of each leaf with a flattened axis: a kernel's inputs, a vector.
+def _parts(params: PyTree, flattened: Mapping[str, Parts] | None) -> dict[str, tuple[int, ...]]:
+    """Return, by path, the parts of each leaf's axis that ``flattened`` names: a kernel's inputs, a vector.
 
-    A layer's name means its kernel, not its bias.
+    A layer's name means its kernel, not its bias; of a layer without a kernel, all vectors.
     """
     shapes = {path: getattr(leaf, "shape", ()) for path, leaf in paths.named_leaves(params)}
-    by_path: dict[str, int] = {}
-    for layer, channels in (flattened or {}).items():
-        check_integer(f"flattened[{layer!r}]", channels, 1, bounds="of channels, at least 1")
-        sizes = {
-            path: shape[max(len(shape) - 2, 0)]
-            for path, shape in shapes.items()
-            if shape and (path == layer or (len(shape) >= 2 and paths.below(path, layer)))
+    by_path: dict[str, tuple[int, ...]] = {}
+    for layer, value in (flattened or {}).items():
+        below = {
+            path: shape for path, shape in shapes.items() if shape and paths.below(path, layer)
         }
-        for path, size in sizes.items():
-            if size % channels:
-                raise UsageError(
-                    f"flattened[{layer!r}] = {channels} does not divide the axis of {size} "
-                    f"of {path!r}; it must be the number of channels before the flatten"
-                )
-        if not sizes:
+        kernels = {path: shape for path, shape in below.items() if len(shape) >= 2}
+        of_layer = {
+            path: shape[max(len(shape) - 2, 0)] for path, shape in (kernels or below).items()
+        }
+        if not of_layer:
             near = nearest(layer, paths.with_parents(list(shapes)))
-            raise UsageError(f"flattened names {layer!r}, which is no layer with a kernel{near}")
-        by_path = dict.fromkeys(sizes, channels) | by_path  # the first that names a leaf counts
+            raise UsageError(
+                f"flattened names {layer!r}, which is no layer of the parameters{near}"
+            )
+        for path, size in of_layer.items():
+            if isinstance(value, Sequence):
+                parts = tuple(value)
+            else:
+                check_integer(f"flattened[{layer!r}]", value, 1, bounds="of channels, at least 1")
+                parts = (value,) * (size // value)
+            if sum(parts) != size:
+                raise UsageError(
+                    f"flattened[{layer!r}] = {value} does not divide the axis of {size} "
+                    f"of {path!r}; it must be the number of channels before the flatten, or the sizes "
+                    "of the parts"
+                )
+            by_path.setdefault(path, parts)  # the first that names a leaf counts
     return by_path

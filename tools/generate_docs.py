@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from seal_jax import evaluators, methods
+from seal_jax import evaluators, methods, models
 from seal_jax.cli import main as cli
 from seal_jax.methods import Variant
 
@@ -107,6 +107,32 @@ def commands_table() -> str:
     return table(("command", "what it does"), *rows)
 
 
+def networks_table() -> str:
+    """Return the table of the networks: who made them, who trains them here, and whose weights they take."""
+    rows = []
+    for name, entry in models.entries().items():
+        module = entry.build(num_classes=2)
+        file = f"{type(module).__module__.rpartition('.')[2]}.py"
+        libraries = getattr(module, "torch_layers", dict)()
+        weights = ", ".join((*libraries, "own runs"))
+        config, _, variant = entry.config.partition(":")
+        # A config without a variant for it trains another network when it is given alone.
+        trains = f"`{variant}`" if variant else f"`--config.model.name={name}`"
+        rows.append(
+            (
+                f"`{name}`",
+                f"[{file}](seal_jax/models/{file})",
+                entry.source,
+                entry.used or "no paper",
+                weights,
+                ", ".join(f"`{option}`" for option in entry.options) or "none of its own",
+                f"[{config}](configs/{config}) {trains}",
+            )
+        )
+    head = ("network", "file", "source", "trained in", "weights from", "options", "config")
+    return table(head, *rows)
+
+
 def evaluations_table() -> str:
     """Return the table of the kinds of evaluation."""
     kinds = evaluators.registry().values()
@@ -127,7 +153,14 @@ def generate() -> dict[Path, str]:
             text = f"{first}<!-- generated: {name} -->\n<!-- end -->\n\n{mark}{rest}"
     texts = {page: filled(text, sections)}
     for file, parts in (
-        ("README.md", {"methods": methods_table(), "commands": commands_table()}),
+        (
+            "README.md",
+            {
+                "methods": methods_table(),
+                "networks": networks_table(),
+                "commands": commands_table(),
+            },
+        ),
         ("docs/running.md", {"commands": commands_table()}),
         ("docs/evaluations.md", {"kinds": evaluations_table()}),
     ):

@@ -227,7 +227,8 @@ class Train:
       batch_statistics: what BatchNorm normalises with in training: "batch", its own statistics, or
         "frozen", the running ones, which then stay as they are; ``None`` is the method's own choice.
       remat: whether the backward pass computes the activations of blocks again instead of keeping them:
-        less memory for more computation; the same results up to rounding.
+        less memory of accelerators for more computation, and the same results up to rounding. XLA's
+        CPU compiler undoes most of it.
       pretrained_head: "keep" takes the classifier of ``pretrained``; one for another number of classes is
         left out of a run, and is an error in a file. "replace" starts with a new one, as FAST always does.
       allow_pickle: whether ``pretrained`` may be a .pth, .pt or .bin file of PyTorch, a pickle; it is

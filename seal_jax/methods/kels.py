@@ -37,7 +37,7 @@ def build(options: Options, context: Context) -> Method:
             options.keep,
             first=model.layers[0],
             head=model.head,
-            flattened=model.flattened,
+            flattened={**model.flattened, **model.concatenated},
         )
 
     # The slices follow from the shapes, so the choice need not be stored.

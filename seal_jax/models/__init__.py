@@ -5,6 +5,7 @@ from seal_jax.models.mlp import MLP as MLP
 from seal_jax.models.mobilenet import MobileNet as MobileNet
 from seal_jax.models.model import Model as Model
 from seal_jax.models.model import create as create
+from seal_jax.models.model import entries as entries
 from seal_jax.models.model import from_module as from_module
 from seal_jax.models.model import names as names
 from seal_jax.models.network import Network as Network

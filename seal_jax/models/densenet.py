@@ -10,7 +10,7 @@ draws the classifier by torch's default, here it is He-normal like the convoluti
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -128,9 +128,32 @@ class DenseNet(net.Network, kw_only=True):
             blocks=(*order, net.HEAD),
             layers=(*layers[:-1], net.HEAD),  # the last normalisation has no convolution
             round_blocks=blocks,
+            concatenated=self._concatenated,
             total_stride=net.STEMS[self.stem] * 2 ** (len(blocks) - 1),
             smaller_stride=", or stem='cifar'" if self.stem == "imagenet" else "",
         )
+
+    @property
+    def _concatenated(self) -> dict[str, tuple[int, ...]]:
+        """The channels of a dense block's input and of each layer in it, by the layers that read them."""
+        parts, found = (self.width,), {}
+        for number, size in enumerate(self.block_sizes, start=1):
+            for index in range(size):
+                for layer in ("norm1", "conv1"):
+                    found[f"block{number}/layer{index}/{layer}"] = parts
+                parts = (*parts, self.growth)
+            last = number == len(self.block_sizes)
+            above = (
+                ("norm", net.HEAD) if last else net.within([f"transition{number}"], "norm", "conv")
+            )
+            found |= dict.fromkeys(above, parts)
+            parts = (sum(parts) // 2,)
+        return found
+
+    def slim(self, keep: float) -> Self:
+        """Return the network with ``keep`` times the stem's width and the growth, which must be whole."""
+        slim = functools.partial(net.slim_stages, keep)
+        return self.clone(width=slim(self.width), growth=slim(self.growth))
 
     def torch_layers(self) -> dict[str, dict[str, str]]:
         """Return torchvision's names of the modules by our paths; timm has the same."""
@@ -150,6 +173,20 @@ class DenseNet(net.Network, kw_only=True):
 
 MODELS = {
     # Table 1 with k = 32.
-    name: net.Entry(functools.partial(DenseNet, block_sizes=sizes), ("stem", "width", "growth"))
-    for name, sizes in {"densenet121": (6, 12, 24, 16), "densenet201": (6, 12, 48, 32)}.items()
+    name: net.Entry(
+        functools.partial(DenseNet, block_sizes=sizes),
+        ("stem", "width", "growth"),
+        "Huang et al. 2017",
+        used,
+        config,
+    )
+    for name, sizes, used, config in (
+        ("densenet121", (6, 12, 24, 16), "", "fast_cifar100.py"),
+        (
+            "densenet201",
+            (6, 12, 48, 32),
+            "FAST paper, section 6.6",
+            "fast_cifar100.py:fast_densenet201",
+        ),
+    )
 }

@@ -47,4 +47,8 @@ class MLP(net.Network, kw_only=True):
         )
 
 
-MODELS = {"mlp": net.Entry(MLP, ("hidden",))}
+MODELS = {
+    "mlp": net.Entry(
+        MLP, ("hidden",), "LW paper, section 1.1", "LW paper, section 1.1", "digits.py"
+    )
+}

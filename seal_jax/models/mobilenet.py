@@ -74,7 +74,9 @@ class MobileNet(net.Network, kw_only=True):
         )
 
     def torch_layers(self) -> dict[str, dict[str, str]]:
-        """Return timm's names of the modules by our paths."""
+        """Return timm's names of the modules by our paths; timm's MobileNetV1 has ReLU6."""
+        if self.activation != "relu6":
+            return {}
         first, *others = self.structure.round_blocks
         names = {f"{first}/conv": "conv_stem", f"{first}/norm": "bn1", net.HEAD: "classifier"}
         parts = {"depthwise": "conv_dw", "norm1": "bn1", "pointwise": "conv_pw", "norm2": "bn2"}
@@ -88,7 +90,9 @@ class MobileNet(net.Network, kw_only=True):
 
 
 MODELS = {
-    "mobilenet": net.Entry(MobileNet),
+    "mobilenet": net.Entry(
+        MobileNet, (), "Howard et al. 2017", "LW paper, appendix B.1", "lw_cifar10.py"
+    ),
     "mobilenetv1": net.Entry(
         functools.partial(
             MobileNet,
@@ -96,6 +100,9 @@ MODELS = {
             activation="relu6",
             widths=(32, 64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024),
             strides=(2, 1, 2, 1, 2, 1, 2, *(1,) * 5, 2, 1),
-        )
+        ),
+        (),
+        "Howard et al. 2017",
+        config="fast_cifar100.py",
     ),
 }

@@ -123,10 +123,11 @@ class Model(Structure):
         statistics. Every parameter and statistic of the slim network is a leading slice, along each
         axis, of the dense network's, except for the input axes of the kernels in ``flattened``: there
         reshape ``[h * w * c, ...]`` to ``[h * w, c, ...]`` first, c being the channels named there,
-        and slice c.
+        and slice c. Of layers in ``concatenated`` each part is sliced.
 
         ``keep`` is in (0, 1]. In the residual networks ``keep * width`` of the first stage must be
-        whole, or the stages would no longer fit each other.
+        whole, or the stages would no longer fit each other; in DenseNets also ``keep * growth``, in
+        ResNeXt ``keep * groups``.
         """
         check_number("method.keep", keep, lambda value: 0 < value <= 1, "lie in (0, 1]")
         if not hasattr(self.module, "slim"):
@@ -249,7 +250,12 @@ def create(
 
 def names() -> tuple[str, ...]:
     """Return the names that ``create`` knows; of the endless wide ResNets only the usual ones."""
-    return tuple(name for family in _families() for name in family.MODELS)
+    return tuple(entries())
+
+
+def entries() -> dict[str, Entry]:
+    """Return what is declared of each network, by the names of ``names``."""
+    return {name: entry for family in _families() for name, entry in family.MODELS.items()}
 
 
 def _find_entry(name: str) -> Entry:

@@ -146,7 +146,7 @@ def norm_groups(channels: int) -> int:
     """Return the number of groups of GroupNorm over so many channels.
 
     32, as Wu and He (2018) have it and timm's ``resnet50_gn`` even where that leaves two channels each.
-    Below 64 channels groups keep four: one alone, of a vector, would be normalised to zero.
+    Below 64 channels groups keep at least four: one alone, of a vector, would be normalised to zero.
 
     Raises:
         UsageError: the groups would differ in size.
@@ -171,8 +171,8 @@ class Layered(nn.Module, kw_only=True):
         dtype: dtype of the activations, float32 or bfloat16; parameters are float32.
         norm: ``"batch"``, or ``"layer"``: over height, width and channels, with a scale and a bias per
             channel, the same in training and in inference; or ``"group"``: the same over each of 32
-            groups of channels (Wu and He 2018, arXiv:1803.08494), or over groups of four channels in
-            layers of fewer than 64.
+            groups of channels (Wu and He 2018, arXiv:1803.08494), or over groups of at least four
+            channels in layers of fewer than 64.
         initialiser: of the kernels, a key of ``INITIALISERS``.
         bn_axis_name: named axis over which BatchNorm synchronises its batch statistics in training
             mode; None leaves them to the batch that the module sees.
@@ -365,6 +365,8 @@ class Structure:
             over height, width and channels, the last fastest. Image channels, which no ``slim``
             network has fewer of, do not count. Kernels of a grouped convolution have 1: the inputs
             of a group stay, as the ``slim`` network has fewer groups.
+        concatenated: channels of each part, in their order, by path of the layers, norms included, whose
+            input is a concatenation. The ``slim`` network has fewer channels in each part.
         total_stride: factor by which the image has shrunk at the last convolution.
         smaller_stride: what else one may do about images smaller than that, for the error message.
         side_multiple: what height and width of the images must be multiples of.
@@ -377,6 +379,9 @@ class Structure:
     dense_after_convs: tuple[str, ...] = (HEAD,)
     # A dict has no hash; of a `Model` the module, from whose fields this follows, is hashed.
     flattened: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    concatenated: Mapping[str, tuple[int, ...]] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
     total_stride: int = 1
     smaller_stride: str = ""
     side_multiple: int = 1
@@ -484,9 +489,12 @@ class Entry(NamedTuple):
     """How a network is created by name: a value of ``MODELS`` in the module of its family."""
 
     build: Callable[..., Network]  # called with the module's fields by keyword
-    options: tuple[
-        str, ...
-    ] = ()  # fields that the user may set, besides those that all networks have
+    # Fields that the user may set, besides those that all networks have.
+    options: tuple[str, ...] = ()
+    source: str = ""  # who published it
+    used: str = ""  # where the papers of this package train it
+    # A config that trains it, ``file.py:variant`` in configs/; it is named by model.name there.
+    config: str = ""
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:

@@ -208,22 +208,57 @@ def cifar_resnet(
     )
 
 
-def _of_table_1(block: str, *stage_sizes: int, **fields: Any) -> net.Entry:
+def _of_stages(
+    source: str, used: str, config: str, block: str, *stage_sizes: int, **fields: Any
+) -> net.Entry:
     build = functools.partial(ResNet, block=block, stage_sizes=stage_sizes, **fields)
-    return net.Entry(build, ("stem", "width"))
+    return net.Entry(build, ("stem", "width"), source, used, config)
 
+
+# Where a paper trains it, and a config.
+_CIFAR = {
+    20: ("Frankle and Carbin 2019 (IMP)", "imp_cifar10.py"),
+    110: ("SEAL paper, Table 9", "seal_cifar100.py:seal_resnet110"),
+}
+_RESNET, _RESNEXT = "He et al. 2016", "Xie et al. 2017"
+_SEAL_18, _SEAL_50 = "SEAL paper, Tables 8, 10 and 12", "SEAL paper; LW paper, appendix B.1"
 
 MODELS = {
-    "resnet18": _of_table_1("basic", 2, 2, 2, 2),
-    "resnet34": _of_table_1("basic", 3, 4, 6, 3),
-    "resnet50": _of_table_1("bottleneck", 3, 4, 6, 3),
-    "resnet101": _of_table_1("bottleneck", 3, 4, 23, 3),
-    # Table 1 of Xie et al., and their largest.
-    "resnext50_32x4d": _of_table_1("bottleneck", 3, 4, 6, 3, groups=32, width_per_group=4),
-    "resnext101_32x8d": _of_table_1("bottleneck", 3, 4, 23, 3, groups=32, width_per_group=8),
+    # Table 1 of He et al.
+    "resnet18": _of_stages(
+        _RESNET,
+        f"{_SEAL_18}; FAST paper, sections 6.2 to 6.5",
+        "seal_cifar100.py",
+        "basic",
+        2,
+        2,
+        2,
+        2,
+    ),
+    "resnet34": _of_stages(_RESNET, "", "fast_cifar100.py", "basic", 3, 4, 6, 3),
+    "resnet50": _of_stages(_RESNET, _SEAL_50, "seal_tiny_imagenet.py", "bottleneck", 3, 4, 6, 3),
+    "resnet101": _of_stages(_RESNET, "", "fast_cifar100.py", "bottleneck", 3, 4, 23, 3),
+    # Table 1 of Xie et al., and torchvision's larger one.
+    "resnext50_32x4d": _of_stages(
+        _RESNEXT, "", "fast_cifar100.py", "bottleneck", 3, 4, 6, 3, groups=32, width_per_group=4
+    ),
+    "resnext101_32x8d": _of_stages(
+        _RESNEXT,
+        "FAST paper, section 6.7",
+        "fast_cifar100.py:fast_resnext101_32x8d",
+        "bottleneck",
+        *(3, 4, 23, 3),
+        groups=32,
+        width_per_group=8,
+    ),
     # 20 to 110 are the paper's of section 4.2; 8 and 14 are for tests and small images.
     **{
-        f"resnet{depth}": net.Entry(functools.partial(cifar_resnet, depth), ("shortcut", "width"))
+        f"resnet{depth}": net.Entry(
+            functools.partial(cifar_resnet, depth),
+            ("shortcut", "width"),
+            _RESNET,
+            *_CIFAR.get(depth, ("", "quickstart.py")),
+        )
         for depth in (8, 14, 20, 32, 44, 56, 110)
     },
 }

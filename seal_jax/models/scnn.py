@@ -62,4 +62,12 @@ class SimpleCNN(net.Network, kw_only=True):
         )
 
 
-MODELS = {"scnn": net.Entry(SimpleCNN, ("dense_width", "pool"))}
+MODELS = {
+    "scnn": net.Entry(
+        SimpleCNN,
+        ("dense_width", "pool"),
+        "LW paper, appendix B.1",
+        "LW paper, appendix B.1",
+        "lw_cifar10.py",
+    )
+}

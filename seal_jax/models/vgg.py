@@ -99,6 +99,15 @@ class VGG(net.Network, kw_only=True):
 
 MODELS = {
     # Configurations D and E of table 1.
-    name: net.Entry(functools.partial(VGG, group_sizes=group_sizes), ("dense_width",))
-    for name, group_sizes in {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}.items()
+    name: net.Entry(
+        functools.partial(VGG, group_sizes=group_sizes),
+        ("dense_width",),
+        "Simonyan and Zisserman 2015",
+        used,
+        config,
+    )
+    for name, group_sizes, used, config in (
+        ("vgg16", (2, 2, 3, 3, 3), "LW paper, appendix B.1", "lw_cifar10.py"),
+        ("vgg19", (2, 2, 4, 4, 4), "FAST paper, sections 6.5, 6.6", "fast_cifar100.py:fast_vgg19"),
+    )
 }

@@ -155,7 +155,14 @@ class ViT(net.Network, kw_only=True):
 _HEAD_WIDTH = 64
 
 MODELS = {
-    # Touvron et al. 2021 (arXiv:2012.12877), table 1 has the small one; Dosovitskiy et al., table 1, the base.
-    name: net.Entry(functools.partial(ViT, width=width), ("patch", "width", "depth"))
-    for name, width in {"vit_small_patch16": 384, "vit_base_patch16": 768}.items()
+    name: net.Entry(
+        functools.partial(ViT, width=width),
+        ("patch", "width", "depth"),
+        source,
+        config="fast_cifar100.py",
+    )
+    for name, width, source in (
+        ("vit_small_patch16", 384, "Touvron et al. 2021"),
+        ("vit_base_patch16", 768, "Dosovitskiy et al. 2021"),
+    )
 }

@@ -143,7 +143,10 @@ def find(name: str) -> net.Entry | None:
     if match is None:
         return None
     depth, k = map(int, match.groups())
-    return net.Entry(functools.partial(WideResNet, depth=depth, width=16 * k), ("stride_on",))
+    # The one that the PoF paper trains.
+    used = "PoF paper, section 4" if (depth, k) == (28, 10) else ""
+    build = functools.partial(WideResNet, depth=depth, width=16 * k)
+    return net.Entry(build, ("stride_on",), "Zagoruyko and Komodakis 2016", used, "pof_cifar10.py")
 
 
 # Some of the names that ``find`` knows.

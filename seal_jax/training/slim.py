@@ -91,7 +91,13 @@ def _slim(dense: Any, model: Any, weights: Weights) -> Weights:
     narrow = jax.eval_shape(model.init, jax.random.key(0))
     wide = {"params": weights.params, "batch_stats": weights.batch_stats}
     # Paths as in `wide`, whose parameters are one level further down.
-    flattened = {f"params/{layer}": channels for layer, channels in dense.flattened.items()}
+    # A norm after a concatenation has statistics, too.
+    flattened = {
+        f"{collection}/{layer}": parts
+        for collection, tree in wide.items()
+        for layer, parts in {**dense.flattened, **dense.concatenated}.items()
+        if any(paths.below(path, layer) for path, _ in paths.named_leaves(tree))
+    }
     cut = jax.vmap(lambda tree: slimming.slim(tree, narrow, flattened))(wide)
     return Weights(cut["params"], cut["batch_stats"], {})
 

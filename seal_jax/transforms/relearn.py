@@ -190,7 +190,7 @@ def dsd(
 
 
 def kels(
-    keep: float, first: str, head: str, *, flattened: Mapping[str, int] | None = None
+    keep: float, first: str, head: str, *, flattened: Mapping[str, slimming.Parts] | None = None
 ) -> Select:
     """Select all but a slim network; see :func:`seal_jax.slimming.kernel_slices`.
 
@@ -198,7 +198,8 @@ def kels(
       keep: the share of channels that is KEPT, in (0, 1).
       first: path of the first layer.
       head: path of the last layer.
-      flattened: dense layers after a flatten, with the channels before it.
+      flattened: layers after a flatten or a concatenation, see
+        :func:`seal_jax.slimming.kernel_slices`.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
     >>> kels(0.5, "a", "b")(jax.random.key(0), params, 1)["a"]["kernel"].tolist()

@@ -10,12 +10,12 @@ from seal_jax.core import settings as settings_lib
 from seal_jax.training import experiment, loop
 
 
-def settings(data_dir, method="normal", **train):
-    """A ResNet-8 of width 4 on 180 digits, one epoch; 2 seeds."""
+def settings(data_dir, method="normal", model=None, **train):
+    """A ResNet-8 of width 4, or another ``model``, on 180 digits, one epoch; 2 seeds."""
     train = {"generations": 1, "epochs_per_generation": 1, "seeds": 2, "batch_size": 30, **train}
     return settings_lib.Settings(
         data=settings_lib.Data(name="digits", data_dir=str(data_dir), validation_fraction=0.87),
-        model=settings_lib.Model(name="resnet8", width=4),
+        model=model or settings_lib.Model(name="resnet8", width=4),
         method={"name": method},
         optimizer=settings_lib.Optimizer(learning_rate=0.1, label_smoothing=0.0),
         train=settings_lib.Train(**train),

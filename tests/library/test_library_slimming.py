@@ -132,7 +132,11 @@ def test_slim_keeps_dtype_and_takes_arrays_and_stacked_seeds():
             "no whole number of channels",
         ),
         ({}, {"dense": 9}, "does not divide the axis of 160"),
-        ({}, {"densest": 10}, "names 'densest', which is no layer with a kernel; nearest: dense"),
+        (
+            {},
+            {"densest": 10},
+            "names 'densest', which is no layer of the parameters; nearest: dense",
+        ),
     ],
 )
 def test_what_does_not_fit(change, flattened, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seal_jax import models
+from seal_jax.errors import UsageError
 from seal_jax.models.network import BatchNorm
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -50,6 +51,96 @@ def test_bfloat16_statistics_are_summed_in_float32():
     assert out.dtype == jnp.bfloat16
     before, after = state["batch_stats"]["mean"], update["batch_stats"]["mean"]
     np.testing.assert_allclose(after - 0.9 * before, 0.1, rtol=1e-6)
+
+
+def test_group_norm_is_over_groups_of_channels(tiny_of):
+    model, variables, images = tiny_of("scnn", norm="group", widths=(8, 64, 8, 8), dense_width=12)
+    assert not variables["batch_stats"]
+    capture = lambda module, _: type(module).__name__ in ("Conv", "Dense", "GroupNorm")  # noqa: E731
+    _, state = model.module.apply(
+        variables, images, train=True, capture_intermediates=capture, mutable=["intermediates"]
+    )
+    # Below 64 channels groups of four; 32 groups otherwise.
+    for block, layer, groups in (
+        ("block1", "conv", 2),
+        ("block2", "conv", 32),
+        ("dense", "linear", 3),
+    ):
+        x, y = (state["intermediates"][block][part]["__call__"][0] for part in (layer, "norm"))
+        by_group = np.asarray(x, np.float64).reshape(len(x), -1, groups, x.shape[-1] // groups)
+        mean, var = (f(by_group, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+        want = ((by_group - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+        affine = variables["params"][block]["norm"]
+        np.testing.assert_allclose(y, want * affine["scale"] + affine["bias"], 1e-4, 1e-4)
+
+
+def test_group_norm_says_which_widths_fit(tiny_of):
+    with pytest.raises(UsageError, match=r"norm='group': 11 channels .* multiples of 4, such as 8"):
+        tiny_of("mlp", norm="group", hidden=(11, 4))
+    model = models.create("wrn10-1", num_classes=3, image_shape=(8, 8, 3), norm="group")
+    slim = model.slim(0.6875)  # 11 of 16 channels
+    with pytest.raises(UsageError, match=r"11 channels do not divide into 2 groups"):
+        jax.eval_shape(slim.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "densenet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet", "wide_resnet", "scnn", "vgg", "mobilenet", "vit", "mlp")
+        ),
+    ],
+)
+def test_recomputed_activations_change_rounding_alone(tiny_of, name):
+    """Loss, gradient, new statistics and what is sown, with dropout and normalisers; and the initial values."""
+    keep, again = (tiny_of(name, dropout=0.3, remat=remat) for remat in (False, True))
+    key = jax.random.key(1)
+    kept, drawn = (family.model.init(key) for family in (keep, again))
+    jax.tree.map(np.testing.assert_array_equal, kept, drawn)
+
+    def run(family):
+        def loss(params):
+            logits, state = family.model.module.apply(
+                {**family.variables, "params": params},
+                family.images,
+                train=True,
+                mutable=["batch_stats", "intermediates"],
+                rngs={"dropout": key},
+            )
+            return jnp.mean(logits**2), state
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(family.variables["params"])
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-4), run(keep), run(again))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch16",
+        pytest.param("resnet18", marks=pytest.mark.slow),
+        pytest.param("densenet121", marks=pytest.mark.slow),
+    ],
+)
+def test_recomputed_activations_are_not_kept(name):
+    """In bytes between the passes, parameters included; how much of it XLA undoes is up to the device."""
+
+    def kept(remat):
+        model = models.create(name, num_classes=3, image_shape=(64, 64, 3), remat=remat)
+        spec = jax.eval_shape(model.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((64, *model.image_shape), jnp.float32)
+
+        def backward(params, statistics, images):
+            step, rest = train_step(model.module), {"batch_stats": statistics}
+            return jax.vjp(lambda params: step({**rest, "params": params}, images)[0], params)[1]
+
+        # The function that jax.vjp returns is a pytree of what it needs.
+        residuals = jax.eval_shape(backward, spec["params"], spec["batch_stats"], images)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+
+    assert kept(True) < 0.6 * kept(False)
 
 
 def test_batch_norm_synchronises_over_the_named_axis(variables):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from seal_jax import models
+from seal_jax import models, slimming
 from seal_jax.errors import UsageError
 
 
@@ -19,16 +19,30 @@ def shapes(model):
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def embed(path, leaf, shape, flattened):
-    """Put a slim leaf at the front of zeros of the dense shape."""
-    channels = flattened.get(path.removeprefix("params/"))
-    if channels:
+def embed(path, leaf, shape, model):
+    """Put a slim leaf at the front of zeros of the dense shape, or of each part of it."""
+    inner = path.partition("/")[2]
+    layer, _, kind = inner.rpartition("/")
+    parts = model.concatenated.get(layer)
+    if parts and (kind, layer) != ("bias", model.head):
+        axis = max(len(shape) - 2, 0)
+        dense, start, slim_start = np.zeros(shape, np.float32), 0, 0
+        for part in parts:
+            count = part * leaf.shape[axis] // shape[axis]
+            rows = leaf.take(range(slim_start, slim_start + count), axis)
+            place = [slice(size) for size in leaf.shape]
+            place[axis] = slice(start, start + count)
+            dense[tuple(place)] = rows
+            start, slim_start = start + part, slim_start + count
+        return dense
+    channels = model.flattened.get(inner, 1)
+    if channels > 1:
         positions = shape[0] // channels
         leaf = leaf.reshape(positions, -1, leaf.shape[-1])
         shape = (positions, channels, shape[1])
     dense = np.zeros(shape, np.float32)
     dense[tuple(slice(size) for size in leaf.shape)] = leaf
-    return dense.reshape(-1, shape[-1]) if channels else dense
+    return dense.reshape(-1, shape[-1]) if channels > 1 else dense
 
 
 def dense_and_slim(model, images, train=False):
@@ -42,9 +56,7 @@ def dense_and_slim(model, images, train=False):
         path: rng.uniform(-0.5 if path.endswith("kernel") else 0.1, 1, shape).astype(np.float32)
         for path, shape in slim_shapes.items()
     }
-    outer = {
-        path: embed(path, leaf, dense_shapes[path], model.flattened) for path, leaf in inner.items()
-    }
+    outer = {path: embed(path, leaf, dense_shapes[path], model) for path, leaf in inner.items()}
     assert any(inner[path].size < outer[path].size for path in inner)
 
     def logits(model, flat):
@@ -61,11 +73,34 @@ def dense_and_slim(model, images, train=False):
 
 @pytest.mark.parametrize(
     ("name", "train"),
-    [(name, False) for name in ("resnet", "wide_resnet", "scnn", "vgg", "mobilenet", "mlp")]
+    [
+        (name, False)
+        for name in (
+            "resnet",
+            "wide_resnet",
+            "scnn",
+            "vgg",
+            "mobilenet",
+            "mlp",
+            "densenet",
+            "resnext",
+        )
+    ]
     + [("scnn", True)],
 )
 def test_with_batch_norm_the_slim_network_is_the_dense_one_with_zeros_outside(tiny_of, name, train):
-    model, _, images = tiny_of(name, norm="batch")
+    fields = {"block": "bottleneck", "groups": 2, "width_per_group": 2} if name == "resnext" else {}
+    model, _, images = tiny_of(name.replace("resnext", "resnet"), norm="batch", **fields)
+    # What the event forgets of it, and what `slim` cuts out of it, are the same entries.
+    outside = slimming.kernel_slices(
+        jax.eval_shape(model.init, jax.random.key(0))["params"],
+        0.5,
+        first=model.layers[0],
+        head=model.head,
+        flattened={**model.flattened, **model.concatenated},
+    )
+    kept = sum(int((~np.asarray(flags)).sum()) for flags in jax.tree.leaves(outside))
+    assert kept == sum(math.prod(s) for p, s in shapes(model.slim(0.5)).items() if p[0] == "p")
     got, want = dense_and_slim(model, images, train)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
@@ -112,6 +147,17 @@ def test_shares_that_do_not_fit():
     with pytest.raises(UsageError, match=r"no 1x1 shortcut: use 0.25"):
         narrow.slim(0.125)
     assert narrow.slim(0.25).width == 2 * narrow.slim(0.25).stem_width == 2
+    with pytest.raises(UsageError, match=r"leaves 25.6 of 32 groups"):
+        models.ResNet(
+            num_classes=3,
+            stage_sizes=(1,),
+            block="bottleneck",
+            width=40,
+            groups=32,
+            width_per_group=4,
+        ).slim(0.8)
+    with pytest.raises(UsageError, match="no slim form"):
+        make("vit_small_patch16").slim(0.5)
     # 0.07 * 100 is a little above 7 in floating point.
     assert make("mlp", hidden=(100,)).slim(0.07).module.hidden == (7,)
 
