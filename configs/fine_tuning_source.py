@@ -1,7 +1,7 @@
 """The network that configs/fine_tuning.py adapts: ResNet-18 on a fifth of CIFAR-100, on two CPU cores.
 
-    TFDS_DATA_DIR=... python -m seal_jax train --config=configs/fine_tuning_source.py --workdir=runs/fine/source
-    python -m seal_jax export --checkpoint=runs/fine/source --output=runs/fine/source.safetensors
+TFDS_DATA_DIR=... python -m seal_jax train --config=configs/fine_tuning_source.py --workdir=runs/fine/source
+python -m seal_jax export --checkpoint=runs/fine/source --output=runs/fine/source.safetensors
 """
 
 from seal_jax.cli.configs import base
