@@ -83,8 +83,8 @@ def check_image_shape(spec: Augmentation, image_shape: tuple[int, int, int]) -> 
     height, width, channels = image_shape
     if channels != len(spec.mean):
         raise UsageError(
-            f"the mean has {len(spec.mean)} channels and the images have {channels}: "
-            "set data.normalisation to the statistics of this data set, or data.channels"
+            f"the mean has {len(spec.mean)} channels and the images have {channels}: set data.channels = "
+            f"{len(spec.mean)}, or data.normalisation to the statistics of this data set"
         )
     if spec.randaugment and channels not in (1, 3):
         raise UsageError(

@@ -3,7 +3,8 @@
 Images ``2k`` and ``2k + 1`` are a pair. The order of an epoch is random, so its pairs are too; and a
 device that holds an even part of the batch holds both images of each pair, so any sharding gives the
 same images without communication. Each image keeps the larger share of itself: as both images of a
-pair are mixed with each other, that leaves none of the mixtures out.
+pair are mixed with each other, that leaves none of the mixtures out. An image whose neighbour only fills
+the last batch up is mixed with it all the same.
 """
 
 from __future__ import annotations

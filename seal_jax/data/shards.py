@@ -96,30 +96,27 @@ def checksum_problems(folder: Path) -> list[str] | None:
 def fingerprint(folder: Path) -> str:
     """Return a digest that identifies a prepared version, without reading its shards.
 
-    It is of the recorded checksums where there are any ("sha256:..."), else of TFDS's metadata and the
-    names and sizes of all files ("sizes:...").
+    It is of the names and sizes of all files, and of what TFDS's metadata and ``checksums.json`` say.
 
     Raises:
       UsageError: where the folder cannot be read.
     """
     from etils import epath
 
-    anywhere = epath.Path(folder)  # the data may be in a bucket
+    digest = hashlib.sha256()
     try:
-        if (anywhere / CHECKSUMS).exists():
-            return f"sha256:{hashlib.sha256((anywhere / CHECKSUMS).read_bytes()).hexdigest()}"
-        digest = hashlib.sha256()
-        for path in _files(anywhere):
+        # The data may be in a bucket.
+        for path in sorted(epath.Path(folder).iterdir()):
             digest.update(f"{path.name} {path.stat().length}\n".encode())
             if path.suffix in (".json", ".txt"):
                 digest.update(path.read_bytes())
-        return f"sizes:{digest.hexdigest()}"
     except OSError as error:
         raise UsageError(f"{folder} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
-def _files(folder: Any) -> list[Any]:
-    hidden = (CHECKSUMS, files.partial(Path(CHECKSUMS)).name)
+def _files(folder: Path) -> list[Path]:
+    hidden = (CHECKSUMS, files.partial(folder / CHECKSUMS).name)
     return sorted(path for path in folder.iterdir() if path.is_file() and path.name not in hidden)
 
 

@@ -60,9 +60,9 @@ def study(
 
 
 def class_counts(available: np.ndarray, train_count: int, imbalance: float) -> np.ndarray:
-    """Return how many images of each class a subset has.
+    r"""Return how many images of each class a subset has.
 
-    With an imbalance :math:`\\rho` class c of C has :math:`n\\,\\rho^{-c/(C-1)}` images, rounded down,
+    With an imbalance :math:`\rho` class c of C has :math:`n\,\rho^{-c/(C-1)}` images, rounded down,
     where n is ``train_count``, or else the most for which all classes have enough.
 
     Args:

@@ -41,7 +41,7 @@ class Verification(NamedTuple):
         sums = "equal those of its preparation" if self.recorded else "were not recorded"
         return (
             f"{self.folder}: {splits} images decoded; {self.classes} classes; checksums {sums}; "
-            f"{self.fingerprint[:19]}"
+            f"fingerprint {self.fingerprint[:12]}"
         )
 
 

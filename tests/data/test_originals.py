@@ -13,12 +13,15 @@ import tensorflow_datasets as tfds
 from original_layouts import LAYOUTS, chestx, eurosat, picture
 from PIL import Image
 
-from seal_jax.data import load, load_labelled, prepare
+from seal_jax.cli import configs
+from seal_jax.data import load, load_labelled, prepare, shards
 from seal_jax.data.builders.originals import encoded
 from seal_jax.data.preparation import find_builder
 from seal_jax.errors import UsageError
+from seal_jax.training import experiment, loop, manifest
 
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "eurosat-sample"
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT.parent / "shared" / "data" / "eurosat-sample"
 
 
 def as_pairs(split):
@@ -68,6 +71,32 @@ def test_what_is_listed_is_loaded(tmp_path, name):
     )
     stored = sorted(source[index]["image"] for index in range(len(source)))
     assert stored == sorted(path.read_bytes() for path in splits[split])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_config_trains_on_each(tmp_path, name):
+    root = tmp_path / "original"
+    root.mkdir()
+    first, *others = LAYOUTS[name][0](root)
+    prepare(name, data_dir=tmp_path, manual_dir=root)
+    data = {
+        "name": name,
+        "data_dir": tmp_path,
+        "image_size": 8,
+        "normalisation": "imagenet",
+        "train_split": first,
+        "test_split": others[-1] if others else f"{first}[:50%]",
+        "validation_fraction": 0.0,
+    }
+    overrides = [f"--config.data.{field}={value}" for field, value in data.items()]
+    overrides += [f"--config.train.{field}=1" for field in ("generations", "epochs_per_generation")]
+    overrides += ["--config.train.batch_size=2"]
+    settings = configs.load(f"{ROOT}/configs/digits.py:normal", overrides)
+    dataset = experiment.load_data(settings.data)
+    assert loop.train(settings, tmp_path / "run", dataset, devices=1).finished
+    (entry,) = manifest.read(tmp_path / "run")
+    assert entry["data"]["checksum"] == shards.fingerprint(tmp_path / name / "1.0.0")
 
 
 def test_the_order_depends_on_names_alone(tmp_path):

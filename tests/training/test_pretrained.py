@@ -1,5 +1,6 @@
 """Starting from a run of LW, whose inserted normalisers come along; and top-5 accuracy."""
 
+import dataclasses
 import shutil
 
 import jax.numpy as jnp
@@ -120,6 +121,13 @@ def test_only_the_classifier_may_be_missing(lw, tmp_path):
     config = mlp(train={"pretrained": str(lw), "seeds": 2})
     run = pretrained.read(config, tmp_path)
     abstract = Trainer(STRIPES, config).experiment.abstract_state(2)
+    new_head = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, pretrained_head="replace")
+    )
+    whole, without = (
+        pretrained.take(settings, run, abstract, momentum=False) for settings in (config, new_head)
+    )
+    assert {*whole} - {*without} == {"weights/params/fc/kernel", "weights/params/fc/bias"}
     for layer, allowed in (("fc", True), ("dense2/linear", False)):
         kernel = f"weights/params/{layer}/kernel"
         partial = {name: leaf for name, leaf in run.leaves.items() if name != kernel}

@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
@@ -12,10 +13,12 @@ from programs import mlp
 from safetensors.numpy import save_file
 from trainer_runs import Runs, leaves
 
+from seal_jax import models, paths
 from seal_jax.cli import main
 from seal_jax.core.settings import Settings
 from seal_jax.data import Statistics
 from seal_jax.errors import OK, USAGE, UsageError
+from seal_jax.models import torch_weights
 from seal_jax.training import pretrained, weight_files
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
@@ -302,6 +305,58 @@ def test_a_run_is_exported_and_started_from(shared_folder, tmp_path, capsys):
         assert main.run(arguments) == USAGE
         assert says in capsys.readouterr().err
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_fast_adapts_weights_of_torchvision_to_grey_images(shared_folder, tmp_path, capsys):
+    model = models.create("resnet18", num_classes=1000, image_shape=(224, 224, 3), width=4)
+    tensors = {
+        f"module.{name}": np.full_like(value, 0.1)
+        for name, value in torch_weights.to_torch(
+            model, dict(paths.named_leaves(model.init(jax.random.key(0)))), "torchvision"
+        ).items()
+    }
+    save_file(tensors, tmp_path / "resnet18.safetensors")
+    config = tmp_path / "fast.py"
+    config.write_text(FAST.format(data_dir=str(Runs(shared_folder).folder / "digits")))
+    train = ["train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    train.append(f"--config.train.pretrained={tmp_path / 'resnet18.safetensors'}")
+    assert main.run([*train, "--config.data.channels=0"]) == USAGE
+    assert "set data.channels = 3" in capsys.readouterr().err
+    assert main.run(train) == OK
+    out = capsys.readouterr().out
+    assert (
+        "by the names of torchvision, with a new classifier; trained on images normalised by" in out
+    )
+    assert "imagenet (as most are; the file does not say)" in out
+    data = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert data["normalisation"] == "imagenet"
+    (tmp_path / "resnet18.safetensors").unlink()
+    assert main.run(train) == OK  # it is done, and needs the file no more
+    evaluate = ["evaluate", "--kind=anytime", f"--checkpoint={tmp_path / 'run'}"]
+    save_file(tensors, tmp_path / "resnet18.safetensors")
+    assert main.run(evaluate) == USAGE
+    assert "is a file of weights: this needs a run" in capsys.readouterr().err
+
+
+FAST = """\
+from seal_jax.cli.configs import base
+
+
+def get_config():
+    config = base("fast")
+    config.data.name = "digits"
+    config.data.data_dir = {data_dir!r}
+    config.data.validation_fraction = 0.9
+    config.data.image_size = 32
+    config.data.channels = 3
+    config.model.name = "resnet18"
+    config.model.width = 4
+    config.train.batch_size = 40
+    config.train.generations = 1
+    config.train.epochs_per_generation = 1
+    return config
+"""
 
 
 def test_a_file_where_a_run_is_needed(tmp_path):
