@@ -93,11 +93,16 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: bool = True
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    warm_up: bool = True,
+    before: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Time each candidate once per round, in turn, so that a disturbance affects all of them alike.
 
-    The order is reversed every other round, so that running first gives no advantage.
+    The order is reversed every other round, so that running first gives no advantage. ``before`` is called
+    with the name of a candidate ahead of each time, while no clock runs.
     """
     # The first call compiles.
     if warm_up:
@@ -107,6 +112,7 @@ def interleave(
     for index in range(rounds):
         names = list(candidates) if index % 2 == 0 else list(candidates)[::-1]
         for name in names:
+            before(name)
             times[name].append(seconds(candidates[name]))
     return times
 

@@ -40,6 +40,7 @@ class Call(NamedTuple):
     trained: int  # up to which it was trained: ``step``, but where a generation ended early
     losses: jax.Array  # [seeds, steps of the call], on the device
     validation: Any  # sums over the validation split, if it was scored here
+    waited: float  # seconds that this and all earlier calls waited for streamed images
 
     @property
     def ended_early(self) -> bool:
@@ -91,7 +92,8 @@ def calls(
                 if stopped and step % clock.steps_per_generation:
                     state = experiment.end_generation(state)
                     step = (clock.generation(step - 1) + 1) * clock.steps_per_generation
-            yield Call(state, step, trained, losses, validation)
+            waited = 0.0 if feed is None else feed.waited
+            yield Call(state, step, trained, losses, validation, waited)
 
 
 class Outcome(NamedTuple):

@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ class Feed(AbstractContextManager["Feed"]):
       seeds: of the trainings, uint32 ``[seeds]``.
 
     Attributes:
-      waited: seconds in which nothing was left to do but to wait for images.
+      waited: seconds that :meth:`pixels` has waited for images.
     """
 
     def __init__(self, experiment: Experiment, data: Arrays, seeds: np.ndarray):
@@ -153,23 +154,29 @@ class Feed(AbstractContextManager["Feed"]):
         self._orders = _Orders(Path(self._folder.name), per_epoch)
         self._stream: Any = None
         self._next = -1  # the step that the stream is at
-        self._ready: tuple[int, Pixels] | None = None
+        # One thread, so that batches come in order; beside the caller's, which waits for the devices meanwhile.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._coming: tuple[int, Future[Pixels]] | None = None
         self.waited = 0.0
 
     def pixels(self, step: int) -> Pixels:
         """Return the images of the call that starts at ``step``, on the devices."""
-        if self._ready is None or self._ready[0] != step:
-            start = time.perf_counter()
+        if self._coming is None or self._coming[0] != step:
             self.prepare(step)
+        assert self._coming is not None
+        coming, self._coming = self._coming[1], None
+        start = time.perf_counter()
+        try:
+            return coming.result()
+        finally:
             self.waited += time.perf_counter() - start
-        assert self._ready is not None
-        pixels, self._ready = self._ready[1], None
-        return pixels
 
     def prepare(self, step: int) -> None:
-        """Send the images of the call at ``step`` on their way, unless the training is over there."""
-        if step >= self._total:
-            return
+        """Begin to send the images of the call at ``step``, unless the training is over there."""
+        if step < self._total:
+            self._coming = step, self._thread.submit(self._send, step)
+
+    def _send(self, step: int) -> Pixels:
         epoch = step // self._orders.per_epoch
         for coming in (epoch, epoch + 1):
             if not self._orders.path(coming).exists():
@@ -190,7 +197,7 @@ class Feed(AbstractContextManager["Feed"]):
             block = rows[:, :, first : first + images].reshape(sizes)
             arrays.append(meshes.place_part(self._mesh, shape, spec, block))
             first += images
-        self._ready = step, Pixels(*arrays)
+        return Pixels(*arrays)
 
     def _rows(self, epoch: int) -> np.ndarray:
         """Return the rows that this process needs in an epoch, ``[steps, seeds, images]``."""
@@ -209,6 +216,7 @@ class Feed(AbstractContextManager["Feed"]):
 
     def close(self) -> None:
         """Stop the worker processes."""
+        self._thread.shutdown()
         self._close_stream()
         self._folder.cleanup()
 

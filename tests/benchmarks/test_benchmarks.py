@@ -23,8 +23,9 @@ BENCHMARKS = [
     ("neighbours", "neighbours by", ["scikit-learn", "ours", "small budget"]),
     ("few_shot", "episodes as", ["loop", "one program"]),
     ("eigenvalues", "solver", ["lanczos", "power", "power, torch"]),
+    ("input", "images by", ["DataLoader", "stream", "Grain", "stream, threads", "device"]),
 ]
-NEED_TORCH = {"few_shot", "eigenvalues"}
+NEEDS = {"few_shot": "torch", "eigenvalues": "torch", "input": "torchvision"}
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +36,8 @@ def _import_benchmarks(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "column", "rows"), BENCHMARKS)
 def test_quick_run_prints_and_writes_its_table(name, column, rows, tmp_path):
-    if name in NEED_TORCH:
-        pytest.importorskip("torch")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     figures = tmp_path / "figures.json"
     # Compiled without optimisation, which takes a third of the time.
     environment = os.environ | {
