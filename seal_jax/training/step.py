@@ -309,6 +309,9 @@ class Experiment:
                 key=step.key_for(Stream.UPDATE),
                 **self.method.extra_args(state.method_state),
             )
+            # The old state is never taken: what an optimizer sets to a constant (Adafactor's unused moments) would no
+            # longer vary along the seeds, and a scan cannot carry it.
+            opt_state = _where(False, state.opt_state, opt_state)
             # Plateaus scale the finished updates, as if the learning rate had fallen: momentum, weight decay and the
             # sign of an ascent are already in them.
             stopping = state.early_stopping
