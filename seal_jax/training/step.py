@@ -399,7 +399,7 @@ class Experiment:
 
         def losses_of(logits: jax.Array, examples: _Examples, targets: Any) -> jax.Array:
             losses = method.loss(logits, examples.labels, targets)
-            if examples.share is not None:
+            if examples.share is not None and examples.partners is not None:
                 of_partners = method.loss(logits, examples.partners, targets)
                 losses = mixing.interpolate(examples.share, losses, of_partners)
             return examples.weights * losses
