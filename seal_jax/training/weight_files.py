@@ -208,7 +208,8 @@ def _from_hub(name: str, label: str, allow_pickle: bool) -> tuple[Path, ...]:
             failures.append(first_line(error))
             return None
 
-    if Path(file).suffix in PICKLES:
+    # Whatever is not known to be safe is read as a pickle, below.
+    if file and Path(file).suffix not in (".safetensors", ".json"):
         _check_pickle(label, allow_pickle)
     wanted = [file] if file else [SINGLE, INDEX, *([_PICKLE] if allow_pickle else [])]
     path = next(filter(None, map(download, wanted)), None)
