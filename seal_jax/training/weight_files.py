@@ -252,8 +252,8 @@ def _unpickled(path: Path, label: str) -> dict[str, np.ndarray]:
             f"{label} holds no state_dict of tensors alone, neither as it is nor under state_dict or "
             "model; save one"
         )
-    # Through float32, since NumPy has no bfloat16; counters stay integers.
+    # Through float32, since NumPy has no bfloat16; counters stay integers. A parameter is attached to its gradient.
     return {
-        str(name): (value.float() if value.is_floating_point() else value).numpy()
+        str(name): (value.float() if value.is_floating_point() else value).detach().numpy()
         for name, value in tensors.items()
     }

@@ -126,7 +126,7 @@ class TestPickles:
 
     def test_tensors(self, tmp_path):
         torch = pytest.importorskip("torch")
-        state = {name: torch.tensor(value) for name, value in TENSORS.items()}
+        state = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in TENSORS.items()}
         for index, content in enumerate(
             (state, {"state_dict": state, "epoch": 3}, {"model": state, "optimizer": {"lr": 0.1}})
         ):
