@@ -18,6 +18,7 @@ from typing import Any
 
 from seal_jax import evaluators, methods, models
 from seal_jax.cli import main as cli
+from seal_jax.core import settings
 from seal_jax.methods import Variant
 
 ROOT = Path(__file__).parents[1]
@@ -111,12 +112,15 @@ def commands_table() -> str:
 def networks_table() -> str:
     """Return the table of the networks: who made them, who trains them here, and whose weights they take."""
     rows = []
+    # Of an MLP the widths are for callers of the library alone.
+    settable = {field.name for field in dataclasses.fields(settings.Model)}
     for name, entry in models.entries().items():
         module = entry.build(num_classes=2)
         file = f"{type(module).__module__.rpartition('.')[2]}.py"
         libraries: dict[str, Any] = getattr(module, "torch_layers", dict)()
         weights = ", ".join((*libraries, "own runs"))
         config, _, variant = entry.config.partition(":")
+        options = [f"`{option}`" for option in entry.options if option in settable]
         # A config without a variant for it trains another network when it is given alone.
         trains = f"`{variant}`" if variant else f"`--config.model.name={name}`"
         rows.append(
@@ -126,7 +130,7 @@ def networks_table() -> str:
                 entry.source,
                 entry.used or "no paper",
                 weights,
-                ", ".join(f"`{option}`" for option in entry.options) or "none of its own",
+                ", ".join(options) or "none of its own",
                 f"[{config}](configs/{config}) {trains}",
             )
         )

@@ -21,7 +21,7 @@ def export(run: Path, output: Path, *, weights: str, seed: int | None, names: st
     Args:
       run: the run's folder.
       output: the file, which must not exist.
-      weights: "last" or "best".
+      weights: "last", "best" or "ema".
       seed: of the training; None for the run's first.
       names: whose names the tensors get, "torchvision", "timm" or "seal_jax"; None for the first of them
         that has this network.

@@ -219,7 +219,8 @@ class Train:
         parameter agree; or a file of weights, FILE.safetensors, a folder with one, FILE.pth or
         hf://owner/name, whose tensors must all fit. A path that begins with ".." is relative to the run's
         own folder, as in a sweep; empty for none.
-      pretrained_weights: the "last" of that run, the "best" of its last generation, or their average, "ema".
+      pretrained_weights: the "last" of that run, the "best" of its last generation, or its average of the
+        weights, "ema".
       seed: of the first training; the others have the seeds after it.
       seeds: trainings in this run, all in one program.
       dtype: of the computation; parameters stay float32.

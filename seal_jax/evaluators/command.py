@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str | None) -> None:
     parser.add_argument(
         "--weights",
         metavar="last,best,ema",
-        help="the last weights, the best by validation accuracy, or their average (default: those that the run "
+        help="the last weights, the best by validation accuracy, or their moving average (default: those that the run "
         "has, apart)",
     )
     parser.add_argument(

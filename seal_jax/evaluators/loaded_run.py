@@ -37,7 +37,7 @@ class Network:
     """One trained network.
 
     Attributes:
-      weights: "last", the "best" of the running generation by validation accuracy, or their average, "ema".
+      weights: "last", "best" by validation accuracy in the running generation, or their average over steps, "ema".
       seed: of its training.
       step: of the checkpoint.
       variables: Flax collections of host arrays: params, batch_stats, and LW's normalisers.

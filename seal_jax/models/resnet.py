@@ -97,8 +97,8 @@ class ResNet(net.Network, kw_only=True):
             ``"cifar"``, a 3x3 convolution that keeps the size.
         shortcut: ``"A"`` or ``"B"`` of He et al. 2016 section 3.3; torchvision's is B.
         groups: of the 3x3 convolutions of bottlenecks, the cardinality of ResNeXt.
-        width_per_group: where there are several, channels of each in the first stage, and twice as many
-            in each further one; without groups these convolutions have the stage's width.
+        width_per_group: channels of each of them in the first stage, and twice as many in each further
+            one; 0 for the stage's width, without groups.
 
     The other fields are those of ``Network`` and ``Layered``.
     """
@@ -118,9 +118,12 @@ class ResNet(net.Network, kw_only=True):
         """Check the fields."""
         self.stage_sizes = net.positive("stage_sizes", self.stage_sizes)
         check_integer("groups", self.groups, 1)
-        if self.groups > 1 and (self.block == "basic" or not self.width_per_group):
+        check_integer("width_per_group", self.width_per_group, 0)
+        grouped = self.groups > 1 or self.width_per_group
+        if grouped and (self.block == "basic" or not self.width_per_group):
             raise UsageError(
-                f"groups={self.groups!r}: give width_per_group as well, and block='bottleneck'"
+                f"groups={self.groups!r}, width_per_group={self.width_per_group!r}: give both, and "
+                "block='bottleneck'"
             )
         super().__post_init__()
 
@@ -131,7 +134,8 @@ class ResNet(net.Network, kw_only=True):
         make = self._block(
             ResidualBlock, kind=self.block, shortcut=self.shortcut, groups=self.groups
         )
-        inner = self.groups * self.width_per_group if self.groups > 1 else self.width
+        # Also of one group, all that a slim ResNeXt may have left.
+        inner = self.groups * self.width_per_group or self.width
 
         def block(*, width: int, **fields: Any) -> nn.Module:
             # Inner widths double from stage to stage as the widths do.

@@ -89,10 +89,11 @@ def from_torch(
         UsageError: tensors that are missing, unexpected, of another shape or not finite, all of them in
             one message.
     """
-    tensors = _without_prefix(
-        {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
-    )
+    tensors = {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
     expected = {library: tensor_names(model, library) for library in libraries(model)}
+    tensors = _without_prefix(
+        tensors, {name for names in expected.values() for name in names.values()}
+    )
     # Unknown names are reported as if they were meant as those that they are most like.
     library = min(expected, key=lambda key: len({*expected[key].values()} ^ {*tensors}))
     names, shapes, folded = expected[library], dict(_shapes(model)), _folded(model, library)
@@ -301,12 +302,18 @@ def _along_sides(kernel: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.tensordot(matrix, rows, axes=(1, 1)).swapaxes(0, 1)
 
 
-def _without_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _without_prefix(
+    tensors: dict[str, np.ndarray], expected: Collection[str]
+) -> dict[str, np.ndarray]:
     """Drop the first component of the names as long as all have the same: ``module.`` of DataParallel."""
+    # All of a DenseNet's begin with ``features.``, but the classifier's, which may be missing.
+    known = {name.partition(".")[0] for name in expected}
     while len(firsts := {name.partition(".")[0] for name in tensors}) == 1 and all(
         "." in name for name in tensors
     ):
         (first,) = firsts
+        if first in known:
+            break
         tensors = {name.removeprefix(f"{first}."): value for name, value in tensors.items()}
     return tensors
 

@@ -212,7 +212,8 @@ def _from_hub(name: str, label: str, allow_pickle: bool) -> tuple[Path, ...]:
             failures.append(first_line(error))
             return None
 
-    if Path(file).suffix in PICKLES:
+    # Whatever is not known to be safe is read as a pickle, below.
+    if file and Path(file).suffix not in (".safetensors", ".json"):
         _check_pickle(label, allow_pickle)
     wanted = [file] if file else [SINGLE, INDEX, *([_PICKLE] if allow_pickle else [])]
     path = next(filter(None, map(download, wanted)), None)
@@ -255,8 +256,8 @@ def _unpickled(path: Path, label: str) -> dict[str, np.ndarray]:
             f"{label} holds no state_dict of tensors alone, neither as it is nor under state_dict or "
             "model; save one"
         )
-    # Through float32, since NumPy has no bfloat16; counters stay integers.
+    # Through float32, since NumPy has no bfloat16; counters stay integers. A parameter is attached to its gradient.
     return {
-        str(name): (value.float() if value.is_floating_point() else value).numpy()
+        str(name): (value.float() if value.is_floating_point() else value).detach().numpy()
         for name, value in tensors.items()
     }

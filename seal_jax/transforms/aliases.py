@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from seal_jax import records
-from seal_jax.errors import UsageError, nearest
+from seal_jax.errors import UsageError, check_number, nearest, nonnegative
 from seal_jax.generations import Schedule
 
 Alias = Callable[..., optax.GradientTransformation]
@@ -79,6 +80,10 @@ def check(name: str, args: Mapping[str, Any]) -> None:
         optional = (str if argument.endswith("dtype") else bool | int | float) | None
         kind = optional if default is None else type(default)
         records.check(kind, value, f"optimizer.args.{argument}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            check_number(f"optimizer.args.{argument}", value, math.isfinite, "be finite")
+            if "weight_decay" in argument:  # a negative one would grow the weights
+                check_number(f"optimizer.args.{argument}", value, nonnegative, "be 0 or positive")
 
     def trial(params):
         tx = make(name, lambda step: jnp.full((), 0.1, jnp.float32), args)

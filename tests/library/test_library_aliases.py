@@ -180,6 +180,12 @@ def test_fast_refuses(options, says):
         ("adamw", {"learning_rate": 0.1}, "optimizer.args.learning_rate is not an argument"),
         ("adamw", {"b2": "high"}, "optimizer.args.b2 = 'high' must be of type float"),
         ("adamw", {"nesterov": 1}, "optimizer.args.nesterov = 1 must be of type bool"),
+        ("adamw", {"eps": float("nan")}, "optimizer.args.eps = nan must be finite"),
+        (
+            "lion",
+            {"weight_decay": -0.1},
+            "optimizer.args.weight_decay = -0.1 must be 0 or positive",
+        ),
         ("adamw", {"mask": "fc"}, "optimizer.args.mask = 'fc' must be"),
         ("adamw", {"mu_dtype": "float17"}, "optimizer.args of adamw: mu_dtype = 'float17': "),
         ("muon", {"preconditioning": "none"}, "optimizer.args of muon: "),
@@ -188,4 +194,5 @@ def test_fast_refuses(options, says):
 def test_errors(name, args, says):
     with pytest.raises(UsageError, match=says) as error:
         aliases.check(name, args)
+    aliases.check("adamw", {"nesterov": True, "b2": 0, "weight_decay": 0})
     assert "\n" not in str(error.value)

@@ -75,8 +75,9 @@ def test_bad_module_fields():
         models.ResNet(num_classes=2, stage_sizes=())
     with pytest.raises(UsageError, match=r"strides=.*give 3 integers"):
         models.MobileNet(num_classes=2, widths=(1, 2, 3), strides=(1, 2))
-    with pytest.raises(UsageError, match="width_per_group"):
-        models.ResNet(num_classes=2, stage_sizes=(1,), block="bottleneck", groups=2)
+    for fields in ({"block": "bottleneck", "groups": 2}, {"width_per_group": 2}):
+        with pytest.raises(UsageError, match=r"groups=.*width_per_group"):
+            models.ResNet(num_classes=2, stage_sizes=(1,), **fields)
     with pytest.raises(UsageError, match=r"strides=.*1 or 2"):
         models.MobileNet(num_classes=2, widths=(1, 2), strides=(1, 3))
 

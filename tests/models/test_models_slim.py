@@ -89,7 +89,7 @@ def dense_and_slim(model, images, train=False):
     + [("scnn", True)],
 )
 def test_with_batch_norm_the_slim_network_is_the_dense_one_with_zeros_outside(tiny_of, name, train):
-    fields = {"block": "bottleneck", "groups": 2, "width_per_group": 2} if name == "resnext" else {}
+    fields = {"block": "bottleneck", "groups": 2, "width_per_group": 3} if name == "resnext" else {}
     model, _, images = tiny_of(name.replace("resnext", "resnet"), norm="batch", **fields)
     # What the event forgets of it, and what `slim` cuts out of it, are the same entries.
     outside = slimming.kernel_slices(

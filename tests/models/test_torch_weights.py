@@ -136,6 +136,14 @@ def test_a_classifier_that_is_not_wanted_may_have_any_form(small):
     assert not any(path.startswith("params/fc") for path in taken)
 
 
+def test_a_prefix_that_the_networks_own_names_have_is_kept():
+    module = models.DenseNet(num_classes=3, block_sizes=(1, 1), growth=2, width=4, stem="cifar")
+    model = models.from_module(module, name="dense", image_shape=(8, 8, 3))
+    tensors = torch_weights.to_torch(model, variables_of(model), "torchvision")
+    body = {f"module.{name}": value for name, value in tensors.items() if name[:8] == "features"}
+    assert torch_weights.from_torch(model, body, label="it", head=False).library == "torchvision"
+
+
 def test_a_vgg_on_large_images_has_no_form_in_torch():
     module = models.VGG(num_classes=3, **SMALL_VGG)
     model = models.from_module(module, name="vgg", image_shape=(64, 64, 3))

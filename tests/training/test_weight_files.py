@@ -129,7 +129,7 @@ class TestPickles:
 
     def test_tensors(self, tmp_path):
         torch = pytest.importorskip("torch")
-        state = {name: torch.tensor(value) for name, value in TENSORS.items()}
+        state = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in TENSORS.items()}
         for index, content in enumerate(
             (state, {"state_dict": state, "epoch": 3}, {"model": state, "optimizer": {"lr": 0.1}})
         ):
@@ -202,8 +202,10 @@ class TestHub:
         torch.save({n: torch.tensor(v) for n, v in TENSORS.items()}, snapshot / "pytorch_model.bin")
         with pytest.raises(UsageError, match="neither the hub nor its cache has"):
             find("hf://timm/resnet18")
-        with pytest.raises(UsageError, match="it is a pickle of PyTorch"):
-            find("hf://timm/resnet18/pytorch_model.bin")
+        (snapshot / "epoch3.ckpt").symlink_to("pytorch_model.bin")
+        for file in ("pytorch_model.bin", "epoch3.ckpt"):
+            with pytest.raises(UsageError, match="it is a pickle of PyTorch"):
+                find(f"hf://timm/resnet18/{file}")
         assert_same(find("hf://timm/resnet18", allow_pickle=True).tensors())
 
     @pytest.mark.parametrize("name", ["timm/resnet50", "timm/resnet18@v2", "a/b c"])
