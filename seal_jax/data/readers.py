@@ -6,19 +6,22 @@ that worker processes read as well.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from seal_jax.core import files
 from seal_jax.data.decoding import MODES
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.data.shards import damaged_shard, fingerprint, record_place
+from seal_jax.data.shards import CHUNK, damaged_shard, fingerprint, record_place
 from seal_jax.errors import UsageError
 
 # Read where they are, without being prepared: ``folder/NAME`` and ``hf/NAME``, at ``data.data_dir``.
@@ -29,6 +32,7 @@ class Reader(Protocol):
     """Encoded images of one part of a data set, with their labels."""
 
     name: str  # what messages call the part
+    remedy: str  # what to do where it cannot be read
 
     def __len__(self) -> int: ...
 
@@ -36,8 +40,8 @@ class Reader(Protocol):
         """Return the encoded images of these numbers, with their labels."""
         ...
 
-    def labels(self) -> np.ndarray | None:
-        """Return all labels, int32 ``[n]``; ``None`` where only reading all records tells them."""
+    def labels(self) -> np.ndarray:
+        """Return all labels, int32 ``[n]``."""
         ...
 
     def where(self, number: int) -> str:
@@ -47,6 +51,20 @@ class Reader(Protocol):
     def damaged(self) -> str:
         """Return the file or folder that cannot be read, after reading failed."""
         ...
+
+
+@contextlib.contextmanager
+def reading(reader: Reader) -> Iterator[None]:
+    """Turn what missing or damaged files raise, while they are read, into one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    # Any error of array_record, protobuf, TFDS, pyarrow or the file system.
+    except Exception as error:
+        raise UsageError(
+            f"{reader.damaged()} cannot be read ({first_line(error)}): {reader.remedy}"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +80,6 @@ class Opened:
       version: TFDS's, "" where there is none.
       fingerprint: identifies its files, without reading them whole.
       part: returns the reader of a checked split such as ``train[:10%]``.
-      remedy: what to do about data that cannot be read.
     """
 
     name: str
@@ -73,7 +90,6 @@ class Opened:
     version: str
     fingerprint: str
     part: Callable[[str], Reader]
-    remedy: str
 
     def reader(self, split: str, field: str) -> Reader:
         """Return the reader of a split; ``field`` is what messages call the split.
@@ -175,6 +191,7 @@ class _Prepared:
 
     def __init__(self, folder: str, split: str, source: Any, parser: Parser):
         self.name = f"{Path(folder).parent.name} {split}"
+        self.remedy = f"delete {folder} and prepare it again"
         self._folder, self._split = folder, split
         self._source, self._parser = source, parser
 
@@ -185,8 +202,28 @@ class _Prepared:
         records = self._source.__getitems__([int(number) for number in numbers])
         return [self._parser(record) for record in records]
 
-    def labels(self) -> np.ndarray | None:
-        return None
+    def labels(self) -> np.ndarray:
+        # Only reading every record tells them, so they are kept in the user's cache for the next time.
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        data = fingerprint(self._folder, times=True)
+        identity = f"{data} {self._split} {self._parser.label} {len(self)}"
+        kept = cache / "seal_jax" / "labels" / f"{_hash(identity).hex()}.npy"
+        # A file that is damaged or cannot be read is made again.
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            labels = np.load(kept, allow_pickle=False)
+            if labels.shape == (len(self),) and labels.dtype == np.int32:
+                return labels
+        labels = np.empty(len(self), np.int32)
+        for start in range(0, len(labels), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(labels)))
+            labels[chunk] = [label for _, label in self.read(chunk)]
+        content = io.BytesIO()
+        np.save(content, labels)
+        # Without a cache the labels are read again: slower, and as good.
+        with contextlib.suppress(OSError, UsageError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            files.write(kept, content.getvalue())
+        return labels
 
     def where(self, number: int) -> str:
         return record_place(self._builder(), self._split, int(number))
@@ -206,23 +243,18 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
 
     builder = open_prepared(name, data_dir)
     info, parser = builder.info, make_parser(builder.info, label)
-    remedy = f"delete {builder.data_dir} and prepare it again"
 
     def part(split: str) -> Reader:
         folder = os.fspath(builder.data_dir)
+        empty = _Prepared(folder, split, (), parser)
         if info.splits[split].num_examples < 1:
-            return _Prepared(folder, split, (), parser)
-        try:
+            return empty
+        with reading(empty):
             source = builder.as_data_source(
                 split,
                 deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
                 file_format="array_record",
             )
-        # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
-        except Exception as error:
-            raise UsageError(
-                f"{damaged_shard(builder, split)} cannot be read ({first_line(error)}): {remedy}"
-            ) from error
         return _Prepared(folder, split, source, parser)
 
     return Opened(
@@ -234,7 +266,6 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
         str(builder.version),
         fingerprint(builder.data_path),
         part,
-        remedy,
     )
 
 
@@ -279,6 +310,8 @@ def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, slice]]:
 class _Files:
     """Reads files below a folder."""
 
+    remedy = "replace the file, or move it away"
+
     def __init__(self, name: str, root: str, files: np.ndarray, labels: np.ndarray):
         # Relative paths as bytes of one length: a million of them are pickled in a moment.
         self.name, self._root, self._files, self._labels = name, root, files, labels
@@ -294,11 +327,11 @@ class _Files:
             for number in numbers
         ]
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray:
         return self._labels
 
     def where(self, number: int) -> str:
-        return f"{self._root}/{self._files[number].decode()}"
+        return f"{self._root}/{os.fsdecode(self._files[number])}"
 
     def damaged(self) -> str:
         return self._root
@@ -334,7 +367,7 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
     names = hashlib.sha256()
     for split, examples in listing.splits.items():
         for path, class_name in examples:
-            names.update(f"{split}/{class_name}/{path.name}\n".encode())
+            names.update(os.fsencode(f"{split}/{class_name}/{path.name}\n"))
     return Opened(
         name,
         str(root),
@@ -344,12 +377,13 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
         "",
         f"names:{names.hexdigest()}",
         part,
-        "replace the file, or move it away",
     )
 
 
 class _HuggingFace:
     """Reads rows of a Hugging Face data set, which is mapped into memory."""
+
+    remedy = "make the folder again"
 
     def __init__(self, folder: str, name: str, rows: Any, image: str, label: str):
         self.name, self._folder, self._rows = name, folder, rows
@@ -371,7 +405,7 @@ class _HuggingFace:
 
         return image["bytes"] or epath.Path(image["path"]).read_bytes()
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray:
         return np.asarray(self._rows.with_format("numpy")[self._label][:], np.int32)
 
     def where(self, number: int) -> str:
@@ -382,7 +416,7 @@ class _HuggingFace:
 
 
 def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+    return hashlib.sha256(os.fsencode(name)).digest()
 
 
 def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
@@ -429,5 +463,4 @@ def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None
         "",
         f"hf:{hashlib.sha256(made.encode()).hexdigest()}",
         part,
-        "make the folder again",
     )

@@ -50,9 +50,11 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     fields = loaded_run.settings.data
     sets = []
     for name in options.datasets:
-        opened = open_data(name, fields.data_dir or None)
+        opened = open_data(name, loaded_run.data_dir(name))
         names = [opened.test_split] if opened.test_split else [*opened.counts]
         labels = class_labels(name, opened.class_names, own.class_names)
+        for split in options.splits or ():
+            opened.reader(split, "--splits")  # an error before any work
         sets += [(name, split, labels) for split in options.splits or names]
 
     # Work items have the test sets outermost, so one at a time is enough.
@@ -60,7 +62,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def load(name: str, split: str) -> data.Split:
         loaded, _ = data.load_labelled(
             name,
-            data_dir=fields.data_dir or None,
+            data_dir=loaded_run.data_dir(name),
             split=split,
             image_size=own.image_shape[:2],
             channels=loaded_run.channels,
