@@ -72,7 +72,6 @@ class Opened:
     """A data set whose parts can be read.
 
     Attributes:
-      name: as it was asked for.
       location: where it is, for messages.
       counts: images by split.
       class_names: in label order.
@@ -82,7 +81,6 @@ class Opened:
       part: returns the reader of a checked split such as ``train[:10%]``.
     """
 
-    name: str
     location: str
     counts: Mapping[str, int]
     class_names: tuple[str, ...]
@@ -258,14 +256,13 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
         return _Prepared(folder, split, source, parser)
 
     return Opened(
-        name,
-        str(builder.data_dir),
-        {split: int(value.num_examples) for split, value in info.splits.items()},
-        parser.class_names,
-        parser.channels,
-        str(builder.version),
-        fingerprint(builder.data_path),
-        part,
+        location=str(builder.data_dir),
+        counts={split: int(value.num_examples) for split, value in info.splits.items()},
+        class_names=parser.class_names,
+        channels=parser.channels,
+        version=str(builder.version),
+        fingerprint=fingerprint(builder.data_path),
+        part=part,
     )
 
 
@@ -287,11 +284,11 @@ def _choose(features: Any, kind: type, wanted: str | None, supervised: Any, fiel
     raise UsageError(f"{field} must choose one of {', '.join(keys)}")
 
 
-def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, slice]]:
+def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, range]]:
     """Return the ranges that a split in TFDS's syntax selects.
 
     >>> _ranges("train[:10%]+test", {"train": 50, "test": 7})
-    [('train', slice(0, 5, None)), ('test', slice(0, 7, None))]
+    [('train', range(0, 5)), ('test', range(0, 7))]
     """
     import tensorflow_datasets as tfds
 
@@ -302,7 +299,7 @@ def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, slice]]:
     }
     absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     return [
-        (part.splitname, slice(*slice(part.from_, part.to).indices(counts[part.splitname])))
+        (part.splitname, range(*slice(part.from_, part.to).indices(counts[part.splitname])))
         for part in absolute
     ]
 
@@ -358,7 +355,7 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
         chosen = [
             example
             for split_name, rows in _ranges(split, listing.counts)
-            for example in mixed[split_name][rows]
+            for example in mixed[split_name][rows.start : rows.stop]
         ]
         files = np.array([os.fsencode(path.relative_to(root)) for path, _ in chosen], np.bytes_)
         labels = np.array([numbers[class_name] for _, class_name in chosen], np.int32)
@@ -369,14 +366,13 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
         for path, class_name in examples:
             names.update(os.fsencode(f"{split}/{class_name}/{path.name}\n"))
     return Opened(
-        name,
-        str(root),
-        listing.counts,
-        tuple(listing.classes),
-        3,
-        "",
-        f"names:{names.hexdigest()}",
-        part,
+        location=str(root),
+        counts=listing.counts,
+        class_names=tuple(listing.classes),
+        channels=3,
+        version="",
+        fingerprint=f"names:{names.hexdigest()}",
+        part=part,
     )
 
 
@@ -415,10 +411,6 @@ class _HuggingFace:
         return self._folder
 
 
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(os.fsencode(name)).digest()
-
-
 def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
     try:
         import datasets
@@ -445,22 +437,22 @@ def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None
     counts = {split: len(rows) for split, rows in encoded.items()}
 
     def part(split: str) -> Reader:
-        chosen = [
-            encoded[split_name].select(range(rows.start, rows.stop))
-            for split_name, rows in _ranges(split, counts)
-        ]
+        chosen = [encoded[split_name].select(rows) for split_name, rows in _ranges(split, counts)]
         rows = datasets.concatenate_datasets(chosen)
         return _HuggingFace(os.fspath(data_dir), f"{name} {split}", rows, image, label)
 
     # Of a data set, Hugging Face has a digest of how it was made.
     made = " ".join(str(rows._fingerprint) for rows in splits.values())
     return Opened(
-        name,
-        os.fspath(data_dir),
-        counts,
-        tuple(features[label].names),
-        3,
-        "",
-        f"hf:{hashlib.sha256(made.encode()).hexdigest()}",
-        part,
+        location=os.fspath(data_dir),
+        counts=counts,
+        class_names=tuple(features[label].names),
+        channels=3,
+        version="",
+        fingerprint=f"hf:{_hash(made).hex()}",
+        part=part,
     )
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(os.fsencode(name)).digest()

@@ -186,7 +186,7 @@ def read_labels(path: str, count: int, num_classes: int) -> np.ndarray:
             labels = np.array(Path(path).read_text().split(), np.int64)
     except OSError as error:
         raise UsageError(f"{field} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, OverflowError):
         raise UsageError(
             f"{field} holds no integers: give a .npy file of integers, or text with one a line"
         ) from None
