@@ -70,29 +70,24 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         )
         return loaded
 
-    def score(network: Network, images: np.ndarray, labels: np.ndarray) -> float:
+    def score(name: str, split: str, images: Any, labels: Any, network: Network) -> dict[str, Any]:
         logits = loaded_run.logits(network, images, options.batch_size)
-        return float((logits.argmax(-1) == labels).mean())
+        accuracy = float((logits.argmax(-1) == labels).mean())
+        place = {"dataset": name, "split": split, "images": len(labels)}
+        return {**network.identity, **place, "accuracy": accuracy}
 
     def measure(name: str, split: str, labels: np.ndarray, network: Network) -> dict[str, Any]:
-        images = load(name, split)
-        accuracy = score(network, images.images, labels[images.labels])
-        record = {**network.identity, "dataset": name, "split": split, "images": len(images)}
-        return {**record, "accuracy": accuracy}
+        loaded = load(name, split)
+        return score(name, split, loaded.images, labels[loaded.labels], network)
 
-    def measure_own(network: Network) -> dict[str, Any]:
-        accuracy = score(network, own.test.images, own.test.labels)
-        record = {**network.identity, "dataset": own.name, "split": "of the run"}
-        return {**record, "images": len(own.test), "accuracy": accuracy}
-
-    items = [
-        WorkItem(f"{network.key}/run", functools.partial(measure_own, network))
-        for network in loaded_run.networks
+    of_run = functools.partial(score, own.name, "of the run", own.test.images, own.test.labels)
+    tests = [("run", of_run)] + [
+        (f"{name}/{split}", functools.partial(measure, name, split, labels))
+        for name, split, labels in sets
     ]
-    return items + [
-        WorkItem(f"{network.key}/{name}/{split}", functools.partial(measure, *test_set, network))
-        for test_set in sets
-        for name, split, _ in [test_set]
+    return [
+        WorkItem(f"{network.key}/{key}", functools.partial(test, network))
+        for key, test in tests
         for network in loaded_run.networks
     ]
 
