@@ -28,8 +28,10 @@ class Data:
     """Which images, and what is done to them inside the compiled step.
 
     Attributes:
-      name: "digits", "tiny_imagenet", or any TFDS name.
-      data_dir: where TFDS keeps its data; empty for TFDS's own default (``TFDS_DATA_DIR``).
+      name: "digits", "tiny_imagenet", or any TFDS name; or "folder/NAME" or "hf/NAME", a folder of images
+        or of a Hugging Face data set as it is, with a NAME of your choice.
+      data_dir: where TFDS keeps its data; empty for TFDS's own default (``TFDS_DATA_DIR``). Of the last two
+        the folder itself.
       train_split: what to train on, a TFDS split such as "train" or "train[:10%]".
       test_split: what to test on; empty for "test", or "validation" where there is no test.
       label: the label feature; empty for "label".
@@ -46,7 +48,7 @@ class Data:
         itself, as the papers' released codes do: a number for comparing with theirs, no estimate.
       placement: where images are while a training runs: on every "device", or encoded where they are
         stored, from which batches are decoded and a "stream" sends them; "auto" streams what takes
-        more than half of a device's free memory, or more than the host has. Batches are the same.
+        more than half of a device's or a host's free memory. Batches are the same.
       corrupt: what is done with an image that cannot be decoded: "raise" an error that names it, or
         "skip" it, which is counted and reported.
       channels: 3 repeats grey images over red, green and blue, 1 turns these into grey; 0 leaves them as

@@ -6,19 +6,22 @@ that worker processes read as well.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from seal_jax.core import files
 from seal_jax.data.decoding import MODES
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.data.shards import damaged_shard, fingerprint, record_place
+from seal_jax.data.shards import CHUNK, damaged_shard, fingerprint, record_place
 from seal_jax.errors import UsageError
 
 # Read where they are, without being prepared: ``folder/NAME`` and ``hf/NAME``, at ``data.data_dir``.
@@ -29,6 +32,7 @@ class Reader(Protocol):
     """Encoded images of one part of a data set, with their labels."""
 
     name: str  # what messages call the part
+    remedy: str  # what to do where it cannot be read
 
     def __len__(self) -> int: ...
 
@@ -36,8 +40,8 @@ class Reader(Protocol):
         """Return the encoded images of these numbers, with their labels."""
         ...
 
-    def labels(self) -> np.ndarray | None:
-        """Return all labels, int32 ``[n]``; ``None`` where only reading all records tells them."""
+    def labels(self) -> np.ndarray:
+        """Return all labels, int32 ``[n]``."""
         ...
 
     def where(self, number: int) -> str:
@@ -49,12 +53,25 @@ class Reader(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def reading(reader: Reader) -> Iterator[None]:
+    """Turn what missing or damaged files raise, while they are read, into one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    # Any error of array_record, protobuf, TFDS, pyarrow or the file system.
+    except Exception as error:
+        raise UsageError(
+            f"{reader.damaged()} cannot be read ({first_line(error)}): {reader.remedy}"
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Opened:
     """A data set whose parts can be read.
 
     Attributes:
-      name: as it was asked for.
       location: where it is, for messages.
       counts: images by split.
       class_names: in label order.
@@ -62,10 +79,8 @@ class Opened:
       version: TFDS's, "" where there is none.
       fingerprint: identifies its files, without reading them whole.
       part: returns the reader of a checked split such as ``train[:10%]``.
-      remedy: what to do about data that cannot be read.
     """
 
-    name: str
     location: str
     counts: Mapping[str, int]
     class_names: tuple[str, ...]
@@ -73,7 +88,6 @@ class Opened:
     version: str
     fingerprint: str
     part: Callable[[str], Reader]
-    remedy: str
 
     def reader(self, split: str, field: str) -> Reader:
         """Return the reader of a split; ``field`` is what messages call the split.
@@ -175,6 +189,7 @@ class _Prepared:
 
     def __init__(self, folder: str, split: str, source: Any, parser: Parser):
         self.name = f"{Path(folder).parent.name} {split}"
+        self.remedy = f"delete {folder} and prepare it again"
         self._folder, self._split = folder, split
         self._source, self._parser = source, parser
 
@@ -185,8 +200,28 @@ class _Prepared:
         records = self._source.__getitems__([int(number) for number in numbers])
         return [self._parser(record) for record in records]
 
-    def labels(self) -> np.ndarray | None:
-        return None
+    def labels(self) -> np.ndarray:
+        # Only reading every record tells them, so they are kept in the user's cache for the next time.
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        data = fingerprint(self._folder, times=True)
+        identity = f"{data} {self._split} {self._parser.label} {len(self)}"
+        kept = cache / "seal_jax" / "labels" / f"{_hash(identity).hex()}.npy"
+        # A file that is damaged or cannot be read is made again.
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            labels = np.load(kept, allow_pickle=False)
+            if labels.shape == (len(self),) and labels.dtype == np.int32:
+                return labels
+        labels = np.empty(len(self), np.int32)
+        for start in range(0, len(labels), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(labels)))
+            labels[chunk] = [label for _, label in self.read(chunk)]
+        content = io.BytesIO()
+        np.save(content, labels)
+        # Without a cache the labels are read again: slower, and as good.
+        with contextlib.suppress(OSError, UsageError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            files.write(kept, content.getvalue())
+        return labels
 
     def where(self, number: int) -> str:
         return record_place(self._builder(), self._split, int(number))
@@ -206,35 +241,28 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, label: str | N
 
     builder = open_prepared(name, data_dir)
     info, parser = builder.info, make_parser(builder.info, label)
-    remedy = f"delete {builder.data_dir} and prepare it again"
 
     def part(split: str) -> Reader:
         folder = os.fspath(builder.data_dir)
+        empty = _Prepared(folder, split, (), parser)
         if info.splits[split].num_examples < 1:
-            return _Prepared(folder, split, (), parser)
-        try:
+            return empty
+        with reading(empty):
             source = builder.as_data_source(
                 split,
                 deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
                 file_format="array_record",
             )
-        # Missing or damaged files surface as any error of array_record, protobuf or TFDS.
-        except Exception as error:
-            raise UsageError(
-                f"{damaged_shard(builder, split)} cannot be read ({first_line(error)}): {remedy}"
-            ) from error
         return _Prepared(folder, split, source, parser)
 
     return Opened(
-        name,
-        str(builder.data_dir),
-        {split: int(value.num_examples) for split, value in info.splits.items()},
-        parser.class_names,
-        parser.channels,
-        str(builder.version),
-        fingerprint(builder.data_path),
-        part,
-        remedy,
+        location=str(builder.data_dir),
+        counts={split: int(value.num_examples) for split, value in info.splits.items()},
+        class_names=parser.class_names,
+        channels=parser.channels,
+        version=str(builder.version),
+        fingerprint=fingerprint(builder.data_path),
+        part=part,
     )
 
 
@@ -256,11 +284,11 @@ def _choose(features: Any, kind: type, wanted: str | None, supervised: Any, fiel
     raise UsageError(f"{field} must choose one of {', '.join(keys)}")
 
 
-def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, slice]]:
+def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, range]]:
     """Return the ranges that a split in TFDS's syntax selects.
 
     >>> _ranges("train[:10%]+test", {"train": 50, "test": 7})
-    [('train', slice(0, 5, None)), ('test', slice(0, 7, None))]
+    [('train', range(0, 5)), ('test', range(0, 7))]
     """
     import tensorflow_datasets as tfds
 
@@ -271,13 +299,15 @@ def _ranges(split: str, counts: Mapping[str, int]) -> list[tuple[str, slice]]:
     }
     absolute = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     return [
-        (part.splitname, slice(*slice(part.from_, part.to).indices(counts[part.splitname])))
+        (part.splitname, range(*slice(part.from_, part.to).indices(counts[part.splitname])))
         for part in absolute
     ]
 
 
 class _Files:
     """Reads files below a folder."""
+
+    remedy = "replace the file, or move it away"
 
     def __init__(self, name: str, root: str, files: np.ndarray, labels: np.ndarray):
         # Relative paths as bytes of one length: a million of them are pickled in a moment.
@@ -294,11 +324,11 @@ class _Files:
             for number in numbers
         ]
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray:
         return self._labels
 
     def where(self, number: int) -> str:
-        return f"{self._root}/{self._files[number].decode()}"
+        return f"{self._root}/{os.fsdecode(self._files[number])}"
 
     def damaged(self) -> str:
         return self._root
@@ -325,7 +355,7 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
         chosen = [
             example
             for split_name, rows in _ranges(split, listing.counts)
-            for example in mixed[split_name][rows]
+            for example in mixed[split_name][rows.start : rows.stop]
         ]
         files = np.array([os.fsencode(path.relative_to(root)) for path, _ in chosen], np.bytes_)
         labels = np.array([numbers[class_name] for _, class_name in chosen], np.int32)
@@ -334,22 +364,22 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
     names = hashlib.sha256()
     for split, examples in listing.splits.items():
         for path, class_name in examples:
-            names.update(f"{split}/{class_name}/{path.name}\n".encode())
+            names.update(os.fsencode(f"{split}/{class_name}/{path.name}\n"))
     return Opened(
-        name,
-        str(root),
-        listing.counts,
-        tuple(listing.classes),
-        3,
-        "",
-        f"names:{names.hexdigest()}",
-        part,
-        "replace the file, or move it away",
+        location=str(root),
+        counts=listing.counts,
+        class_names=tuple(listing.classes),
+        channels=3,
+        version="",
+        fingerprint=f"names:{names.hexdigest()}",
+        part=part,
     )
 
 
 class _HuggingFace:
     """Reads rows of a Hugging Face data set, which is mapped into memory."""
+
+    remedy = "make the folder again"
 
     def __init__(self, folder: str, name: str, rows: Any, image: str, label: str):
         self.name, self._folder, self._rows = name, folder, rows
@@ -371,7 +401,7 @@ class _HuggingFace:
 
         return image["bytes"] or epath.Path(image["path"]).read_bytes()
 
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray:
         return np.asarray(self._rows.with_format("numpy")[self._label][:], np.int32)
 
     def where(self, number: int) -> str:
@@ -379,10 +409,6 @@ class _HuggingFace:
 
     def damaged(self) -> str:
         return self._folder
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
 
 
 def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None) -> Opened:
@@ -411,23 +437,22 @@ def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None
     counts = {split: len(rows) for split, rows in encoded.items()}
 
     def part(split: str) -> Reader:
-        chosen = [
-            encoded[split_name].select(range(rows.start, rows.stop))
-            for split_name, rows in _ranges(split, counts)
-        ]
+        chosen = [encoded[split_name].select(rows) for split_name, rows in _ranges(split, counts)]
         rows = datasets.concatenate_datasets(chosen)
         return _HuggingFace(os.fspath(data_dir), f"{name} {split}", rows, image, label)
 
     # Of a data set, Hugging Face has a digest of how it was made.
     made = " ".join(str(rows._fingerprint) for rows in splits.values())
     return Opened(
-        name,
-        os.fspath(data_dir),
-        counts,
-        tuple(features[label].names),
-        3,
-        "",
-        f"hf:{hashlib.sha256(made.encode()).hexdigest()}",
-        part,
-        "make the folder again",
+        location=os.fspath(data_dir),
+        counts=counts,
+        class_names=tuple(features[label].names),
+        channels=3,
+        version="",
+        fingerprint=f"hf:{_hash(made).hex()}",
+        part=part,
     )
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(os.fsencode(name)).digest()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,10 +94,11 @@ def checksum_problems(folder: Path) -> list[str] | None:
     return problems
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: str | os.PathLike, *, times: bool = False) -> str:
     """Return a digest that identifies a prepared version, without reading its shards.
 
-    It is of the names and sizes of all files, and of what TFDS's metadata and ``checksums.json`` say.
+    It is of the names and sizes of all files, and of what TFDS's metadata and ``checksums.json`` say; with
+    ``times`` of when they were written too, so that a copy has another one.
 
     Raises:
       UsageError: where the folder cannot be read.
@@ -107,7 +109,10 @@ def fingerprint(folder: Path) -> str:
     try:
         # The data may be in a bucket.
         for path in sorted(epath.Path(folder).iterdir()):
-            digest.update(f"{path.name} {path.stat().length}\n".encode())
+            stat = path.stat()
+            digest.update(f"{path.name} {stat.length}\n".encode())
+            if times:
+                digest.update(f"{stat.mtime}\n".encode())
             if path.suffix in (".json", ".txt"):
                 digest.update(path.read_bytes())
     except OSError as error:

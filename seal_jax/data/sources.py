@@ -16,17 +16,9 @@ from tqdm import tqdm
 
 from seal_jax.data.dataset import Dataset, Origin, Split, hold_out
 from seal_jax.data.decoding import CorruptImageError
-from seal_jax.data.preparation import first_line
-from seal_jax.data.readers import Opened, Reader, open_data
-from seal_jax.data.streaming import (
-    CHUNK,
-    THREADS,
-    Decoder,
-    StoredImages,
-    differing,
-    labels_of,
-    undecodable,
-)
+from seal_jax.data.readers import Opened, open_data, reading
+from seal_jax.data.shards import CHUNK
+from seal_jax.data.streaming import THREADS, Decoder, StoredImages, differing, undecodable
 from seal_jax.errors import UsageError, check_choice, check_integer
 
 Placement = Literal["device", "stream", "auto"]
@@ -72,8 +64,8 @@ def load(
       validation_fraction: part of the training split to hold out, stratified by class.
       validation_seed: seed of that split.
       placement: ``device`` decodes all images now, into arrays; ``stream`` leaves them encoded, as
-        :class:`seal_jax.data.StoredImages`; ``auto`` chooses by ``room`` and the host's memory.
-      room: bytes that all images may take before ``auto`` streams; None is no limit but the host's.
+        :class:`seal_jax.data.StoredImages`; ``auto`` chooses by ``room``.
+      room: bytes that all images may take before ``auto`` streams; None is half of the host's free memory.
       corrupt: "raise" refuses an image that cannot be decoded, "skip" leaves it out and warns; to tell
         which, images that are streamed are all decoded once.
       progress: whether a progress bar may appear on standard error where decoding takes a while.
@@ -101,9 +93,10 @@ def load(
     streamed = placement == "stream"
     if placement == "auto":
         needed = sum(math.prod(part.shape) for part in parts)
-        free = available_memory()
-        streamed = needed > (needed if room is None else room) or 2 * needed > (free or 2 * needed)
-    whole, *tests = (_split(opened, part, streamed, corrupt, progress) for part in parts)
+        if room is None and (free := available_memory()) is not None:
+            room = free // 2
+        streamed = room is not None and needed > room
+    whole, *tests = (_split(part, streamed, corrupt, progress) for part in parts)
     if not tests:
         # Seed 0 and not validation_seed: whatever is validated on, the test images stay the same.
         whole, *tests = hold_out(whole, test_fraction or 0.0, 0, "test_fraction")
@@ -146,11 +139,12 @@ def load_labelled(
     wanted = split or "+".join(part for part, count in opened.counts.items() if count)
     if images:
         part = _stored(opened, wanted, "split", size, channels, crop, corrupt)
-        whole = _split(opened, part, False, corrupt, progress)
+        whole = _split(part, False, corrupt, progress)
     else:
         reader = opened.reader(wanted, "split")
         none = np.empty((len(reader), 0, 0, channels or opened.channels), np.uint8)
-        whole = Split(none, labels_of(reader, opened.location))
+        with reading(reader):
+            whole = Split(none, reader.labels())
     labelled = whole.labels >= 0
     if not labelled.all():
         if split is not None or not labelled.any():
@@ -179,20 +173,6 @@ def _checked_size(
     return size
 
 
-@contextlib.contextmanager
-def _reading(opened: Opened, reader: Reader) -> Any:
-    """Turn what missing or damaged files raise into one line."""
-    try:
-        yield
-    except UsageError:
-        raise
-    # Any error of array_record, protobuf, TFDS, pyarrow or the file system.
-    except Exception as error:
-        raise UsageError(
-            f"{reader.damaged()} cannot be read ({first_line(error)}): {opened.remedy}"
-        ) from error
-
-
 def _stored(
     opened: Opened,
     split: str,
@@ -211,7 +191,7 @@ def _stored(
         height, width = size if crop is None else (crop, crop)
         return dataclasses.replace(stored, image_shape=(height, width, channels))
     problem = None
-    with _reading(opened, reader):
+    with reading(reader):
         for number in range(len(reader)):
             [(encoded, _)] = reader.read([number])
             try:
@@ -224,14 +204,12 @@ def _stored(
     raise problem or AssertionError("a reader has at least one image")
 
 
-def _split(
-    opened: Opened, stored: StoredImages, streamed: bool, corrupt: Corrupt, progress: bool
-) -> Split:
+def _split(stored: StoredImages, streamed: bool, corrupt: Corrupt, progress: bool) -> Split:
     """Return the images of a part with their labels; those that cannot be decoded are left out."""
     reader = stored.reader
     if streamed and corrupt == "raise":
-        with _reading(opened, reader):
-            return Split(stored, labels_of(reader, opened.location))
+        with reading(reader):
+            return Split(stored, reader.labels())
     count, shape = len(stored), stored.image_shape
     # Of images that are streamed it is only looked at which ones can be decoded.
     if not streamed:
@@ -261,7 +239,7 @@ def _split(
     with (
         bar,
         concurrent.futures.ThreadPoolExecutor(THREADS) as pool,
-        _reading(opened, reader),
+        reading(reader),
     ):
         for decoded in pool.map(fill, range(0, count, CHUNK)):
             bar.update(decoded)

@@ -6,29 +6,24 @@ their use, in worker processes that Grain runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seal_jax.core import files
 from seal_jax.data.decoding import CorruptImageError, decode
-from seal_jax.data.readers import Reader
+from seal_jax.data.readers import Reader, reading
+from seal_jax.data.shards import CHUNK
 from seal_jax.errors import UsageError
 
 # Decoding holds the interpreter's lock half of the time: more threads would only wait for it.
 THREADS = min(os.cpu_count() or 1, 4)
-# Records that are asked for in one read.
-CHUNK = 256
 # Decoded batches that wait in each worker process.
 _AHEAD = 2
 
@@ -103,7 +98,9 @@ class StoredImages:
         images = np.empty((len(numbers), *self.image_shape), np.uint8)
         for start in range(0, len(numbers), CHUNK):
             chunk = numbers[start : start + CHUNK]
-            for row, (encoded, _) in enumerate(self.reader.read(chunk), start):
+            with reading(self.reader):
+                records = self.reader.read(chunk)
+            for row, (encoded, _) in enumerate(records, start):
                 try:
                     image = self.decoder(encoded)
                 except CorruptImageError as error:
@@ -132,52 +129,6 @@ def differing(name: str, one: tuple[int, ...], other: tuple[int, ...]) -> UsageE
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
-
-
-def labels_of(reader: Reader, location: str) -> np.ndarray:
-    """Return all labels of a part, int32 ``[n]``.
-
-    Where only reading every record tells them, as in array_record, they are kept in the user's cache
-    for the next time; ``location`` is where the data is.
-    """
-    labels = reader.labels()
-    if labels is not None:
-        return labels
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seal_jax" / "labels"
-    kept = cache / f"{_digest(reader, location)}.npy"
-    # A file that is damaged or cannot be read is made again.
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        labels = np.load(kept, allow_pickle=False)
-        if labels.shape == (len(reader),) and labels.dtype == np.int32:
-            return labels
-    labels = np.empty(len(reader), np.int32)
-    for start in range(0, len(labels), CHUNK):
-        chunk = range(start, min(start + CHUNK, len(labels)))
-        labels[chunk] = [label for _, label in reader.read(chunk)]
-    # Without a cache the labels are read again: slower, and as good.
-    with contextlib.suppress(OSError, UsageError):
-        cache.mkdir(parents=True, exist_ok=True)
-        files.write(kept, _npy(labels))
-    return labels
-
-
-def _npy(array: np.ndarray) -> bytes:
-    import io
-
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def _digest(reader: Reader, location: str) -> str:
-    """Return what changes when the prepared data does: its place, part, and all metadata."""
-    from etils import epath
-
-    digest = hashlib.sha256(f"{location}\n{reader.name}\n{len(reader)}\n".encode())
-    for path in sorted(epath.Path(location).iterdir()):
-        stat = path.stat()
-        digest.update(f"{path.name} {stat.length} {stat.mtime}\n".encode())
-    return digest.hexdigest()[:32]
 
 
 # The images of a batch as flat bytes ``[..., height * width * channels]``, from the batch's number.

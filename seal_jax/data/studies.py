@@ -89,7 +89,7 @@ def class_counts(available: np.ndarray, train_count: int, imbalance: float) -> n
     # A whole number that rounding left just below itself must not lose an image.
     counts = np.floor(most * profile + 1e-9).astype(np.int64)
     field = "train_count" if train_count else "imbalance"
-    asked = f"data.{field} = {train_count or imbalance:g}"
+    asked = f"data.{field} = {train_count or format(imbalance, 'g')}"
     for label in np.flatnonzero(counts > available):
         raise UsageError(
             f"{asked} needs {counts[label]} training images of class {label}, which has "
@@ -186,7 +186,7 @@ def read_labels(path: str, count: int, num_classes: int) -> np.ndarray:
             labels = np.array(Path(path).read_text().split(), np.int64)
     except OSError as error:
         raise UsageError(f"{field} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, OverflowError):
         raise UsageError(
             f"{field} holds no integers: give a .npy file of integers, or text with one a line"
         ) from None

@@ -184,7 +184,7 @@ def target(
     same = name is None or name == fields.name
     return data.load(
         name or fields.name,
-        data_dir=fields.data_dir or None,
+        data_dir=loaded_run.data_dir(name or fields.name),
         train_split=fields.train_split if same else "train",
         test_split=(fields.test_split or None) if same else None,
         test_fraction=test_fraction,

@@ -96,7 +96,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def load(name: str) -> data.Dataset:
         return data.load(
             name,
-            data_dir=loaded_run.settings.data.data_dir or None,
+            data_dir=loaded_run.data_dir(name),
             image_size=model.image_shape[:2],
             channels=loaded_run.channels,
             test_fraction=options.test_fraction,

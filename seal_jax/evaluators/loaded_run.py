@@ -18,6 +18,7 @@ from seal_jax import data, paths
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
+from seal_jax.data.readers import IN_PLACE
 from seal_jax.errors import UsageError
 from seal_jax.evaluators.options import check_names
 from seal_jax.generations import Clock
@@ -119,6 +120,12 @@ class LoadedRun:
     def channels(self) -> int:
         """Channels of the images that the network takes."""
         return self.model.image_shape[-1]
+
+    def data_dir(self, name: str) -> str | None:
+        """Return where a data set is prepared: beside the run's own, unless that was read where it lies."""
+        own = self.settings.data
+        in_place = own.name.split("/")[0] in IN_PLACE and name != own.name
+        return None if in_place else own.data_dir or None
 
     @functools.cached_property
     def augmentation(self) -> data.Augmentation:

@@ -50,9 +50,11 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     fields = loaded_run.settings.data
     sets = []
     for name in options.datasets:
-        opened = open_data(name, fields.data_dir or None)
+        opened = open_data(name, loaded_run.data_dir(name))
         names = [opened.test_split] if opened.test_split else [*opened.counts]
         labels = class_labels(name, opened.class_names, own.class_names)
+        for split in options.splits or ():
+            opened.reader(split, "--splits")  # an error before any work
         sets += [(name, split, labels) for split in options.splits or names]
 
     # Work items have the test sets outermost, so one at a time is enough.
@@ -60,7 +62,7 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def load(name: str, split: str) -> data.Split:
         loaded, _ = data.load_labelled(
             name,
-            data_dir=fields.data_dir or None,
+            data_dir=loaded_run.data_dir(name),
             split=split,
             image_size=own.image_shape[:2],
             channels=loaded_run.channels,
@@ -68,29 +70,24 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
         )
         return loaded
 
-    def score(network: Network, images: np.ndarray, labels: np.ndarray) -> float:
+    def score(name: str, split: str, images: Any, labels: Any, network: Network) -> dict[str, Any]:
         logits = loaded_run.logits(network, images, options.batch_size)
-        return float((logits.argmax(-1) == labels).mean())
+        accuracy = float((logits.argmax(-1) == labels).mean())
+        place = {"dataset": name, "split": split, "images": len(labels)}
+        return {**network.identity, **place, "accuracy": accuracy}
 
     def measure(name: str, split: str, labels: np.ndarray, network: Network) -> dict[str, Any]:
-        images = load(name, split)
-        accuracy = score(network, images.images, labels[images.labels])
-        record = {**network.identity, "dataset": name, "split": split, "images": len(images)}
-        return {**record, "accuracy": accuracy}
+        loaded = load(name, split)
+        return score(name, split, loaded.images, labels[loaded.labels], network)
 
-    def measure_own(network: Network) -> dict[str, Any]:
-        accuracy = score(network, own.test.images, own.test.labels)
-        record = {**network.identity, "dataset": own.name, "split": "of the run"}
-        return {**record, "images": len(own.test), "accuracy": accuracy}
-
-    items = [
-        WorkItem(f"{network.key}/run", functools.partial(measure_own, network))
-        for network in loaded_run.networks
+    of_run = functools.partial(score, own.name, "of the run", own.test.images, own.test.labels)
+    tests = [("run", of_run)] + [
+        (f"{name}/{split}", functools.partial(measure, name, split, labels))
+        for name, split, labels in sets
     ]
-    return items + [
-        WorkItem(f"{network.key}/{name}/{split}", functools.partial(measure, *test_set, network))
-        for test_set in sets
-        for name, split, _ in [test_set]
+    return [
+        WorkItem(f"{network.key}/{key}", functools.partial(test, network))
+        for key, test in tests
         for network in loaded_run.networks
     ]
 

@@ -63,7 +63,7 @@ def episode_data(loaded_run: LoadedRun, name: str, side: int, *, images: bool = 
     """
     split, _ = data.load_labelled(
         name,
-        data_dir=loaded_run.settings.data.data_dir or None,
+        data_dir=loaded_run.data_dir(name),
         split=getattr(data.find_info(name), "episode_split", None),
         image_size=int(1.15 * side),
         crop=side,
@@ -76,7 +76,7 @@ def episode_data(loaded_run: LoadedRun, name: str, side: int, *, images: bool = 
 
 def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
     """Return whether a data set has a test split; without, a part of its images is held out."""
-    opened = open_data(name, loaded_run.settings.data.data_dir or None)
+    opened = open_data(name, loaded_run.data_dir(name))
     return opened.test_split is not None
 
 

@@ -239,9 +239,7 @@ class DataShape(NamedTuple):
     image_shape: tuple[int, int, int]
     num_classes: int
     streamed: bool = False  # images come with every call of the programs
-    noisy: bool = (
-        False  # whether training labels were replaced, so that their clean ones are there too
-    )
+    noisy: bool = False  # some training labels were replaced, and their clean ones come with them
 
 
 class Batch(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from seal_jax import data, methods, models
@@ -32,8 +33,6 @@ def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Datase
     """
     if run is not None and (labels := run / workdirs.LABELS).exists():
         fields = dataclasses.replace(fields, label_noise=0.0, label_file=str(labels))
-    stats = jax.local_devices()[0].memory_stats() or {}  # CPU devices report none
-    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
     dataset = data.load(
         fields.name,
         data_dir=fields.data_dir or None,
@@ -43,8 +42,7 @@ def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Datase
         image_size=fields.image_size or None,
         validation_fraction=0.0,
         placement=fields.placement,
-        # The other half is left to the network.
-        room=None if free is None else free // 2,
+        room=_room() if fields.placement == "auto" else None,
         corrupt=fields.corrupt,
         channels=fields.channels or None,
     )
@@ -63,6 +61,19 @@ def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Datase
         # The test split in the validation split's place: nothing below knows the difference.
         return dataclasses.replace(dataset, validation=dataset.test)
     return dataset
+
+
+def _room() -> int | None:
+    """Return the bytes that images may take: half of what each device and host has free, None if it is not known."""
+    stats = jax.local_devices()[0].memory_stats() or {}  # CPU devices report none
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+    room = min((part // 2 for part in (free, data.available_memory()) if part), default=None)
+    if jax.process_count() == 1:
+        return room
+    # Of all processes the least: their programs differ by the placement. In MB, since JAX has 32 bits.
+    most = np.iinfo(np.int32).max
+    megabytes = np.int32(most if room is None else min(room >> 20, most))
+    return int(multihost_utils.process_allgather(megabytes).min()) << 20
 
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:

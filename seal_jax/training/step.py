@@ -49,9 +49,7 @@ class _Examples(NamedTuple):
     images: jax.Array
     labels: jax.Array
     weights: jax.Array  # 0 for those that only fill the batch up
-    partners: (
-        jax.Array | None
-    )  # where images are mixed, the labels of those that they are mixed with
+    partners: jax.Array | None  # where images are mixed, the labels of the others
     share: jax.Array | None  # and how much of an image is its own
     clean_labels: jax.Array | None  # where labels were replaced
     rngs: dict[str, jax.Array]

@@ -150,7 +150,9 @@ def test_statistics():
         ({"randaugment": -1}, "randaugment = -1 must be a whole number"),
         ({"randaugment_magnitude": 11}, r"randaugment_magnitude = 11 must lie in \[0, 10\]"),
         ({"std": (1.0,)}, "mean has 3 channels and std has 1"),
-        ({"std": (0.2, 0.0, 0.2)}, "must be positive"),
+        ({"std": (0.2, 0.0, 0.2)}, "std positive, in every channel"),
+        ({"std": (0.2, np.nan, 0.2)}, "must be finite"),
+        ({"mean": (0.5, np.inf, 0.5)}, "must be finite"),
     ],
 )
 def test_unusable_fields(fields, message):

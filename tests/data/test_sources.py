@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import shutil
 from pathlib import Path
 
@@ -105,11 +106,14 @@ def test_sizes_are_made_equal(data_dir):
     assert load("mixed_sizes", data_dir=data_dir, image_size=5, **MIXED).image_shape == (5, 5, 3)
 
 
-def test_label_is_chosen(data_dir):
-    parity = load("mixed_sizes", data_dir=data_dir, image_size=6, **MIXED)
+@pytest.mark.parametrize("placement", ["device", "stream"])
+def test_label_is_chosen(data_dir, placement, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"data_dir": data_dir, "image_size": 6, "placement": placement, **MIXED}
+    parity = load("mixed_sizes", **options)
     assert (parity.num_classes, parity.class_names) == (2, ("even", "odd"))
     assert parity.train.labels.tolist() == [0, 1] * 4
-    height = load("mixed_sizes", data_dir=data_dir, image_size=6, **(MIXED | {"label": "height"}))
+    height = load("mixed_sizes", **(options | {"label": "height"}))
     assert height.num_classes == 10
     assert height.train.labels.tolist() == HEIGHTS
 
@@ -252,11 +256,19 @@ TRAIN = "digits-train.array_record-00000-of-00001"
     ],
     ids=["truncated", "overwritten", "empty", "gone", "no info", "cut info", "tfrecord"],
 )
-def test_damaged_data(digits, damage, message):
+def test_damaged_data(digits, damage, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"data_dir": digits.parents[1], "validation_fraction": 0}
+    # As a worker process gets it; opened before the damage, which a training then meets.
+    streamed = pickle.dumps(load("digits", placement="stream", **options).train.images)
     damage(digits)
     with pytest.raises(UsageError, match=message) as caught:
-        load("digits", data_dir=digits.parents[1])
+        load("digits", **options)
     assert "\n" not in str(caught.value)
+    if "cannot be read" in message:
+        with pytest.raises(UsageError, match=message) as caught:
+            np.asarray(pickle.loads(streamed))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs the real data")

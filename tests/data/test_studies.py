@@ -113,6 +113,7 @@ def test_what_one_study_recorded_gives_another_the_same_labels(dataset, tmp_path
     [
         (None, "cannot be read: No such file"),
         ("1\nx\n", "holds no integers"),
+        (f"{2**70}\n", "holds no integers"),
         ("", r"holds int64\[0\]: give one integer for each of the 3 images"),
         ("1\n1\n", r"holds int64\[2\]"),
         (np.zeros(3), r"holds float64\[3\]"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,3 +80,17 @@ def test_classes_are_matched_by_name():
     np.testing.assert_array_equal(robustness.class_labels("x", ("0", "1", "2"), own), [0, 1, 2])
     with pytest.raises(UsageError, match="--datasets=x has the class 'cat', which the run was not"):
         robustness.class_labels("x", ("tench", "cat"), own)
+
+
+def test_splits_are_checked_before_any_work(loaded_run, test_sets):
+    with pytest.raises(UsageError, match=r"--splits='fog_3': .*invert_1"):
+        robustness.work_items(loaded_run, robustness.Options((test_sets,), ("fog_3",)))
+
+
+def test_other_data_of_a_run_on_a_folder_is_where_all_is_prepared(loaded_run):
+    of_folder = copy.copy(loaded_run)
+    fields = dataclasses.replace(loaded_run.settings.data, name="folder/mine", data_dir="/mine")
+    of_folder.settings = dataclasses.replace(loaded_run.settings, data=fields)
+    assert of_folder.data_dir("folder/mine") == "/mine"
+    assert of_folder.data_dir("digits") is None
+    assert loaded_run.data_dir("cifar10") == loaded_run.settings.data.data_dir
