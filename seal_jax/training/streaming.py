@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from seal_jax.core import files
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Run
 from seal_jax.data import StoredImages
@@ -51,9 +52,12 @@ def steps_per_call(step_bytes: int, steps: int) -> int:
     return max(count for count in divisors if count == 1 or count * step_bytes <= CALL_BYTES)
 
 
-def processes(run: Run, images: int) -> int:
+def processes(run: Run, images: int, *, training: bool = True) -> int:
     """Return how many worker processes decode a split of so many images; 0 is threads of this one."""
-    if run.data_workers or images < _WORTH_PROCESSES:
+    # An evaluation starts its own, however few it is asked for: not for what is decoded sooner.
+    if images < _WORTH_PROCESSES and not (run.data_workers and training):
+        return 0
+    if run.data_workers:
         return run.data_workers
     # One core is left to the training itself.
     return min(max((os.cpu_count() or 2) - 1, 1), _MOST_PROCESSES)
@@ -76,7 +80,8 @@ def evaluation(
     filled[:count] = rows
     local = meshes.local_part(mesh, shape, meshes.BATCHES)
     order = filled.reshape(parts, size, batch)[:, *local[:2]]
-    blocks = stored_images.stream(images, order.__getitem__, 0, parts, processes(run, rows.size))
+    workers = processes(run, rows.size, training=False)
+    blocks = stored_images.stream(images, order.__getitem__, 0, parts, workers)
     for number, block in enumerate(blocks):
         yield number * size, Pixels(meshes.place_part(mesh, shape, meshes.BATCHES, block))
 
@@ -92,10 +97,14 @@ class _Orders:
         return self.folder / f"{epoch}.npy"
 
     def __call__(self, step: int) -> np.ndarray:
-        """Return the rows ``[seeds, images]`` of a step; wait until those of its epoch are there."""
+        """Return the rows ``[seeds, images]`` of a step; wait until those of its epoch are there.
+
+        Raises:
+          FileNotFoundError: the folder was removed, for nobody waits for this step any more.
+        """
         epoch, number = divmod(step, self.per_epoch)
         # A worker that is ahead by more than the next epoch waits for it to come near.
-        while not self.path(epoch).exists():
+        while self.folder.exists() and not self.path(epoch).exists():
             time.sleep(0.005)
         return np.array(np.load(self.path(epoch), mmap_mode="r")[number])
 
@@ -119,7 +128,7 @@ class Feed(AbstractContextManager["Feed"]):
       seeds: of the trainings, uint32 ``[seeds]``.
 
     Attributes:
-      waited: seconds in which nothing was left to do but to wait for images.
+      waited: seconds that :meth:`pixels` has waited for images.
     """
 
     def __init__(self, experiment: Experiment, data: Arrays, seeds: np.ndarray):
@@ -149,37 +158,45 @@ class Feed(AbstractContextManager["Feed"]):
 
         # On one device of this process: the same rows in every process, without communication.
         self._order = jax.jit(jax.vmap(order, in_axes=(0, None, None)))
-        self._folder = tempfile.TemporaryDirectory(prefix="seal_jax-", ignore_cleanup_errors=True)
-        self._orders = _Orders(Path(self._folder.name), per_epoch)
+        self._per_epoch = per_epoch
         self._stream: Any = None
+        self._folder = ExitStack()  # of the stream, with which it ends
         self._next = -1  # the step that the stream is at
-        self._ready: tuple[int, Pixels] | None = None
+        # One thread, so that batches come in order; beside the caller's, which waits for the devices meanwhile.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._coming: tuple[int, Future[Pixels]] | None = None
         self.waited = 0.0
 
     def pixels(self, step: int) -> Pixels:
         """Return the images of the call that starts at ``step``, on the devices."""
-        if self._ready is None or self._ready[0] != step:
-            start = time.perf_counter()
+        if self._coming is None or self._coming[0] != step:
             self.prepare(step)
+        assert self._coming is not None
+        coming, self._coming = self._coming[1], None
+        start = time.perf_counter()
+        try:
+            return coming.result()
+        finally:
             self.waited += time.perf_counter() - start
-        assert self._ready is not None
-        pixels, self._ready = self._ready[1], None
-        return pixels
 
     def prepare(self, step: int) -> None:
-        """Send the images of the call at ``step`` on their way, unless the training is over there."""
-        if step >= self._total:
-            return
-        epoch = step // self._orders.per_epoch
-        for coming in (epoch, epoch + 1):
-            if not self._orders.path(coming).exists():
-                self._orders.write(coming, self._rows(coming))
+        """Begin to send the images of the call at ``step``, unless the training is over there."""
+        if step < self._total:
+            self._coming = step, self._thread.submit(self._send, step)
+
+    def _send(self, step: int) -> Pixels:
         # At the start, and where a generation ended early.
         if step != self._next:
             self._close_stream()
+            folder = self._folder.enter_context(files.temporary_folder("seal_jax-rows-"))
+            self._orders = _Orders(folder, self._per_epoch)
             self._stream = stored_images.stream(
                 self._images, self._orders, step, self._total, self._processes
             )
+        epoch = step // self._per_epoch
+        for coming in (epoch, epoch + 1):
+            if not self._orders.path(coming).exists():
+                self._orders.write(coming, self._rows(coming))
         # [steps, seeds, images, pixels] of this process -> a block of each array, seeds first.
         rows = np.stack([next(self._stream) for _ in range(self._count)], axis=1)
         self._next = step + self._count
@@ -190,7 +207,7 @@ class Feed(AbstractContextManager["Feed"]):
             block = rows[:, :, first : first + images].reshape(sizes)
             arrays.append(meshes.place_part(self._mesh, shape, spec, block))
             first += images
-        self._ready = step, Pixels(*arrays)
+        return Pixels(*arrays)
 
     def _rows(self, epoch: int) -> np.ndarray:
         """Return the rows that this process needs in an epoch, ``[steps, seeds, images]``."""
@@ -203,14 +220,16 @@ class Feed(AbstractContextManager["Feed"]):
         return np.concatenate(parts, axis=-1).swapaxes(0, 1)
 
     def _close_stream(self) -> None:
+        # The folder first: a worker that waits for one of its files would not notice that it is to end.
+        self._folder.close()
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def close(self) -> None:
         """Stop the worker processes."""
+        self._thread.shutdown()
         self._close_stream()
-        self._folder.cleanup()
 
     def __exit__(self, *_: object) -> None:
         self.close()
