@@ -116,8 +116,15 @@ class StoredImages:
     def _decoded(self, numbers: np.ndarray) -> np.ndarray:
         images = np.empty((len(numbers), *self.image_shape), np.uint8)
         for start in range(0, len(numbers), CHUNK):
-            chunk = numbers[start : start + CHUNK]
-            for row, (encoded, _) in enumerate(self.reader.read(chunk), start):
+            try:
+                chunk = self.reader.read(numbers[start : start + CHUNK])
+            # Any error of array_record, TFDS, pyarrow or the file system.
+            except Exception as error:
+                raise UsageError(
+                    f"{self.reader.damaged()} cannot be read ({first_line(error)}): restore it; what was "
+                    "prepared is prepared again"
+                ) from error
+            for row, (encoded, _) in enumerate(chunk, start):
                 try:
                     image = self.decoder(encoded)
                 except CorruptImageError as error:
