@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from seal_jax.errors import UsageError
@@ -33,6 +36,24 @@ def partial(path: Path) -> Path:
     """Return the file that :func:`write` writes first, which a killed process leaves behind."""
     # In the same folder: os.replace is atomic only within a file system.
     return path.with_name(f".{path.name}.partial")
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Make a folder for as long as the context lasts; remove those of this prefix that killed processes left."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{prefix}*/lock"):
+        # The kernel releases a lock however its process ends; LOCK_NB raises where one holds it.
+        with contextlib.suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with (folder / "unlocked").open("w") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+                # Found by others only now that it is held.
+                (folder / "unlocked").rename(folder / "lock")
+            yield folder
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

@@ -42,7 +42,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, rows: np.ndarray) -> "Split":
+    def rows(self, rows: np.ndarray | slice) -> "Split":
         """Return the split of these rows, in their order."""
         images = self.images.take(rows) if self.streamed else self.images[rows]
         clean = None if self.clean_labels is None else self.clean_labels[rows]

@@ -341,8 +341,17 @@ def _open_folder(name: str, data_dir: str | os.PathLike, label: str | None) -> O
 
     if label is not None:
         raise UsageError(f"data.label={label!r}: {name} has one label, its folders; leave it out")
-    root = epath.Path(data_dir)
-    listing = ImageFolder.scan(root)
+    try:
+        root = epath.Path(data_dir)
+        listing = ImageFolder.scan(root)
+    except UsageError as error:
+        # The builder of such folders is given them by its own option.
+        raise UsageError(str(error).replace("manual_dir", "data.data_dir")) from None
+    # A bucket needs gcsfs and credentials, whose errors are of any kind.
+    except Exception as error:
+        raise UsageError(
+            f"data.data_dir={data_dir} cannot be read ({first_line(error)}): give a folder that can"
+        ) from error
     numbers = {class_name: index for index, class_name in enumerate(listing.classes)}
     # In an order that depends on the names only, and mixes the classes: of those sorted by class, a part
     # such as train[:80%] would have some classes and not the others. TFDS stores examples in such an order.

@@ -6,18 +6,24 @@ their use, in worker processes that Grain runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import math
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
 
 from seal_jax.data.decoding import CorruptImageError, decode
+from seal_jax.data.preparation import first_line
 from seal_jax.data.readers import Reader, reading
 from seal_jax.data.shards import CHUNK
 from seal_jax.errors import UsageError
@@ -51,7 +57,7 @@ class StoredImages:
     Attributes:
       reader: of the part of a data set that holds them.
       decoder: what makes pixels of them.
-      rows: their numbers there, int64 ``[n]``.
+      rows: their numbers there, int64 ``[n]``, or of any shape, in whose place is an image each.
       image_shape: ``(height, width, channels)`` of every image.
     """
 
@@ -61,17 +67,26 @@ class StoredImages:
     image_shape: tuple[int, int, int]
 
     dtype = np.dtype(np.uint8)
-    ndim = 4
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """``(n, height, width, channels)``."""
-        return (len(self), *self.image_shape)
+        return (*self.rows.shape, *self.image_shape)
 
-    def take(self, rows: np.ndarray) -> StoredImages:
+    @property
+    def ndim(self) -> int:
+        """4, for rows of one axis."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Numbers in all images."""
+        return math.prod(self.shape)
+
+    def take(self, rows: np.ndarray | slice) -> StoredImages:
         """Return these images, still encoded."""
         return dataclasses.replace(self, rows=self.rows[rows])
 
@@ -171,7 +186,7 @@ def stream(
       uint8 ``[*rows.shape, height * width * channels]``.
 
     Raises:
-      UsageError: an image cannot be decoded.
+      UsageError: an image cannot be decoded, or a worker process was ended from outside.
     """
     import grain
     from absl import flags
@@ -192,7 +207,18 @@ def stream(
         )
     iterator = iter(batches)
     try:
-        yield from iterator
+        with _deaf_processes() if processes else contextlib.nullcontext():
+            batch = next(iterator, None)  # which starts the processes
+        while batch is not None:
+            yield batch
+            batch = next(iterator, None)
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise UsageError(
+            f"a process that decodes images has ended ({first_line(error)}): where the system ends them, memory or "
+            "/dev/shm is too small: lower run.data_workers or raise these"
+        ) from error
     finally:
         iterator.close()
 
@@ -215,11 +241,27 @@ def batches(
 def _worker(index: int, count: int) -> None:
     """End a worker process when the process that started it is gone, even if that was killed."""
     del index, count
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        # Not the parent's number: that tells nothing to a worker whose parent was killed while it started.
+        multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _deaf_processes() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore the signals that ask a training to stop.
+
+    A terminal, and most schedulers, send them to all processes; the workers are needed until the last call ends.
+    """
+    # It is started with the first worker otherwise, and unblocks the signals.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

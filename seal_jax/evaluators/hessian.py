@@ -26,6 +26,7 @@ from seal_jax.hessian.lanczos import choose_basis_size
 from seal_jax.hessian.spectrum import share_error
 from seal_jax.losses import cross_entropy
 from seal_jax.training.batches import epoch_order, padded_batches
+from seal_jax.training.streaming import CALL_BYTES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,11 +150,15 @@ class Batches(NamedTuple):
     weights: np.ndarray
     draws: data.AugmentationParams | None
 
-    def read(self, numbers: Any = slice(None)) -> dict[str, Any]:
-        """Return the batches of these numbers as the loss takes them, on the host."""
+    def read(self, numbers: Any = slice(None), *, encoded: bool = False) -> dict[str, Any]:
+        """Return the batches of these numbers as the loss takes them, on the host.
+
+        Images that the split holds ``encoded`` can remain so until batches of them are sliced.
+        """
         rows = self.rows[numbers]
+        encoded = encoded and self.split.streamed
         return {
-            "images": self.split.images[rows],
+            "images": self.split.images.take(rows) if encoded else self.split.images[rows],
             "labels": self.split.labels[rows],
             "weights": self.weights[numbers],
             "draws": jax.tree.map(lambda leaf: leaf[numbers], self.draws),
@@ -225,12 +230,15 @@ class Measurement:
         return batching.shardings(self.whole.rows.shape[1])
 
     @functools.cached_property
-    def _whole_data(self) -> tuple[PyTree, bool]:
-        """The whole data, and whether it is larger than its budget and so stays on the host."""
+    def _whole_data(self) -> tuple[PyTree, int | None]:
+        """The whole data, and its budget if it is larger and so stays on the host."""
         # Cached for all networks and parts: only the variables differ between their operators.
-        images = self.whole.read()
-        on_host = self.half_budget is not None and trees.nbytes(images) > self.half_budget
-        return images if on_host else jax.device_put(images, self._shardings[1]), on_host
+        images = self.whole.read(encoded=True)
+        # Images that the training streamed are not expected to fit the device, or the host.
+        budget = self.half_budget or (CALL_BYTES if self.whole.split.streamed else None)
+        if budget is not None and trees.nbytes(images) > budget:
+            return images, budget
+        return jax.device_put(self.whole.read(), self._shardings[1]), None
 
     def _subtree(self, network: Network) -> tuple[PyTree, Any]:
         """Return a network's variables and the mask of the parameters whose Hessian is taken."""
@@ -246,10 +254,10 @@ class Measurement:
         """Return the Hessian over the whole data, divided over the devices by images."""
         variables, mask = self._subtree(network)
         everywhere, divided = self._shardings
-        images, on_host = self._whole_data
-        streamed: dict[str, Any] = {"byte_budget": self.half_budget, "sharding": divided}
+        images, budget = self._whole_data
+        streamed: dict[str, Any] = {"byte_budget": budget, "sharding": divided}
         # Streamed data stays on the host, and every product sends it again in pieces of the budget.
-        make: Any = functools.partial(hessian.streamed, **streamed) if on_host else hessian.operator
+        make: Any = functools.partial(hessian.streamed, **streamed) if budget else hessian.operator
         return make(
             self.loss,
             jax.device_put(variables, everywhere),

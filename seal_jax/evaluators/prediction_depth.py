@@ -88,7 +88,10 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def features(network: Network, layer: str, split: Split) -> library.Rows:
         def read(start: int, stop: int) -> np.ndarray:
             values: np.ndarray = loaded_run.apply(
-                features_of(layer), network, split.images[start:stop], options.batch_size
+                features_of(layer),
+                network,
+                split.rows(slice(start, stop)).images,
+                options.batch_size,
             )
             return values
 

@@ -195,7 +195,8 @@ def operator(
 
 def batch_weights(data: PyTree, weights: Any = None) -> Any:
     """Return the weight of each batch, float32 ``[batches]``, all 1 by default."""
-    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    # NumPy's reads the attribute, and never the data of what is not an array.
+    counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(counts) != 1 or counts == {()} or counts == {(0,)}:
         raise UsageError(f"data must have batches along the first axis of every leaf: {counts}")
     ((count,),) = counts

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from seal_jax.core import files
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Run
 from seal_jax.data import StoredImages
@@ -49,9 +49,12 @@ def steps_per_call(step_bytes: int, steps: int) -> int:
     return max(count for count in divisors if count == 1 or count * step_bytes <= CALL_BYTES)
 
 
-def processes(run: Run, images: int) -> int:
+def processes(run: Run, images: int, *, training: bool = True) -> int:
     """Return how many worker processes decode a split of so many images; 0 is threads of this one."""
-    if run.data_workers or images < _WORTH_PROCESSES:
+    # An evaluation starts its own, however few it is asked for: not for what is decoded sooner.
+    if images < _WORTH_PROCESSES and not (run.data_workers and training):
+        return 0
+    if run.data_workers:
         return run.data_workers
     # One core is left to the training itself.
     return min(max((os.cpu_count() or 2) - 1, 1), _MOST_PROCESSES)
@@ -74,7 +77,8 @@ def evaluation(
     filled[:count] = rows
     local = meshes.local_part(mesh, shape, meshes.BATCHES)
     order = filled.reshape(parts, size, batch)[:, *local[:2]]
-    blocks = stored_images.stream(images, order.__getitem__, 0, parts, processes(run, rows.size))
+    workers = processes(run, rows.size, training=False)
+    blocks = stored_images.stream(images, order.__getitem__, 0, parts, workers)
     for number, block in enumerate(blocks):
         yield number * size, Pixels(meshes.place_part(mesh, shape, meshes.BATCHES, block))
 
@@ -90,10 +94,14 @@ class _Orders:
         return self.folder / f"{epoch}.npy"
 
     def __call__(self, step: int) -> np.ndarray:
-        """Return the rows ``[seeds, images]`` of a step; wait until those of its epoch are there."""
+        """Return the rows ``[seeds, images]`` of a step; wait until those of its epoch are there.
+
+        Raises:
+          FileNotFoundError: the folder was removed, for nobody waits for this step any more.
+        """
         epoch, number = divmod(step, self.per_epoch)
         # A worker that is ahead by more than the next epoch waits for it to come near.
-        while not self.path(epoch).exists():
+        while self.folder.exists() and not self.path(epoch).exists():
             time.sleep(0.005)
         return np.array(np.load(self.path(epoch), mmap_mode="r")[number])
 
@@ -149,9 +157,9 @@ class Feed(AbstractContextManager["Feed"]):
 
         # On one device of this process: the same rows in every process, without communication.
         self._order = jax.jit(jax.vmap(order, in_axes=(0, None, None)))
-        self._folder = tempfile.TemporaryDirectory(prefix="seal_jax-", ignore_cleanup_errors=True)
-        self._orders = _Orders(Path(self._folder.name), per_epoch)
+        self._per_epoch = per_epoch
         self._stream: Any = None
+        self._folder = ExitStack()  # of the stream, with which it ends
         self._next = -1  # the step that the stream is at
         # One thread, so that batches come in order; beside the caller's, which waits for the devices meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -176,16 +184,18 @@ class Feed(AbstractContextManager["Feed"]):
             self._coming = step, self._thread.submit(self._send, step)
 
     def _send(self, step: int) -> Pixels:
-        epoch = step // self._orders.per_epoch
-        for coming in (epoch, epoch + 1):
-            if not self._orders.path(coming).exists():
-                self._orders.write(coming, self._rows(coming))
         # At the start, and where a generation ended early.
         if step != self._next:
             self._close_stream()
+            folder = self._folder.enter_context(files.temporary_folder("seal_jax-rows-"))
+            self._orders = _Orders(folder, self._per_epoch)
             self._stream = stored_images.stream(
                 self._images, self._orders, step, self._total, self._processes
             )
+        epoch = step // self._per_epoch
+        for coming in (epoch, epoch + 1):
+            if not self._orders.path(coming).exists():
+                self._orders.write(coming, self._rows(coming))
         # [steps, seeds, images, pixels] of this process -> a block of each array, seeds first.
         rows = np.stack([next(self._stream) for _ in range(self._count)], axis=1)
         self._next = step + self._count
@@ -209,6 +219,8 @@ class Feed(AbstractContextManager["Feed"]):
         return np.concatenate(parts, axis=-1).swapaxes(0, 1)
 
     def _close_stream(self) -> None:
+        # The folder first: a worker that waits for one of its files would not notice that it is to end.
+        self._folder.close()
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -217,7 +229,6 @@ class Feed(AbstractContextManager["Feed"]):
         """Stop the worker processes."""
         self._thread.shutdown()
         self._close_stream()
-        self._folder.cleanup()
 
     def __exit__(self, *_: object) -> None:
         self.close()

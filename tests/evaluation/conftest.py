@@ -2,7 +2,9 @@
 
 import dataclasses
 import fcntl
+import json
 import os
+import shutil
 
 import pytest
 
@@ -53,6 +55,20 @@ def loaded_run(run):
     from seal_jax.evaluators.loaded_run import LoadedRun
 
     return LoadedRun(run)
+
+
+@pytest.fixture
+def as_streamed(tmp_path):
+    """``as_streamed(folder)``: a copy of a run, whose images are streamed."""
+
+    def copy(folder):
+        streamed = shutil.copytree(folder, tmp_path / "streamed" / folder.name)
+        config = json.loads((streamed / "config.json").read_text())
+        config["data"]["placement"] = "stream"
+        (streamed / "config.json").write_text(json.dumps(config))
+        return streamed
+
+    return copy
 
 
 @pytest.fixture

@@ -211,6 +211,27 @@ def test_a_budget_that_the_data_does_not_fit_in(loaded_run, run, evaluated):
         evaluated("hessian", run, **{**options, "byte_budget": 400})
 
 
+def test_images_that_are_streamed(loaded_run, run, evaluated, tmp_path, as_streamed):
+    """Their products decode batch after batch; a budget of all of them is as without."""
+    options = {**SMALL, "parts": ("eigenvalues", "trace", "batches"), "mask": ("fc/bias",)}
+    options |= {"eigenvalues": 2, "data_batch_size": 16, "trace_products": 12}
+    small = {**options, "byte_budget": 8000, "basis": "host"}
+    expected, _ = evaluated("hessian", run, weights=("last",), **options)
+    folder = as_streamed(run)
+    streamed = LoadedRun(folder)
+    assert streamed.dataset.train.streamed
+    operator = hessian.Measurement(streamed, hessian.Options(**small)).operator(
+        streamed.networks[0]
+    )
+    assert isinstance(operator, Streamed)
+    assert isinstance(operator.data["images"], data.StoredImages)
+    for name, chosen in (("small", small), ("whole", options)):
+        rows, _ = evaluated("hessian", folder, weights=("last",), output=tmp_path / name, **chosen)
+        for key in ("largest", "smallest", "trace"):
+            found, wanted = ([row[key] for row in of] for of in (rows, expected))
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, err_msg=key)
+
+
 def test_table_and_plot(measured):
     rows, output = measured
     table = hessian.table(rows)

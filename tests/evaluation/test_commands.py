@@ -377,6 +377,27 @@ def test_prediction_depth_equals_scikit_learn(run, loaded_run, evaluated, monkey
     assert figure.axes[1].lines[0].get_xdata().tolist() == [12]
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("prediction_depth", {"images": 60, "byte_budget": 2**17}),
+        ("margins", {"sample": 50}),
+        pytest.param(
+            "linear_probe", {"datasets": ("digits",), "epochs": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "flatness", {"sigmas": (0.1,), "draws": 2, "batch_size": 64}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_images_that_are_streamed(kind, options, run, evaluated, as_streamed, tmp_path):
+    expected, _ = evaluated(kind, run, weights=("last",), **options)
+    rows, _ = evaluated(
+        kind, as_streamed(run), weights=("last",), output=tmp_path / "theirs", **options
+    )
+    assert rows == expected
+
+
 def test_prediction_depth_before_the_relu(loaded_run):
     """The output is the ReLU of what comes before it."""
     network = loaded_run.networks[0]

@@ -25,10 +25,10 @@ def runs(shared_folder):
     return Runs(shared_folder)
 
 
-def start(runs, workdir, *arguments):
+def start(runs, workdir, *arguments, **options):
     coordinator = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
     return [
-        runs.start(workdir, *coordinator, f"--process={process}", *arguments)
+        runs.start(workdir, *coordinator, f"--process={process}", *arguments, **options)
         for process in range(2)
     ]
 
@@ -64,17 +64,50 @@ def test_a_seed_on_each_process_is_the_single_run_bit_for_bit(runs, tmp_path):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
-def test_a_batch_over_two_processes_killed_and_taken_up_again(runs, tmp_path):
+@pytest.mark.parametrize("placement", ["device", "stream"])
+def test_a_batch_over_two_processes_killed_and_taken_up_again(runs, tmp_path, placement):
     reference = runs.reference(devices=2)
     workdir = tmp_path / "run"
-    processes = start(runs, workdir, SELDOM)
+    arguments = [SELDOM, f"--config.data.placement={placement}"]
+    processes = start(runs, workdir, *arguments)
     wait_until(lambda: row_count(workdir) >= 4, *processes)
     for process in processes:
         process.send_signal(signal.SIGKILL)
     end(processes)
-    codes, errors = end(start(runs, workdir, SELDOM))
+    codes, errors = end(start(runs, workdir, *arguments))
     assert codes == [0, 0], errors
     assert_same_run(workdir, reference)
+
+
+# Prints the rows of every batch that is decoded for a step, of one seed.
+PRINTED = """\
+from seal_jax.__main__ import main
+from seal_jax.data.streaming import StoredImages
+
+decode = StoredImages.__getitem__
+
+
+def decode_and_print(images, rows):
+    if getattr(rows, "shape", (0,))[0] == 1:
+        print("rows", *images.rows[rows[0]], flush=True)
+    return decode(images, rows)
+
+
+StoredImages.__getitem__ = decode_and_print
+main()
+"""
+
+
+def test_each_process_decodes_its_part_of_a_batch(runs, tmp_path):
+    arguments = ["--config.data.placement=stream", "--config.train.generations=1"]
+    processes = start(runs, tmp_path / "run", *arguments, program=PRINTED)
+    printed = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    steps = [[line.split()[1:] for line in lines if line.startswith("rows ")] for lines in printed]
+    assert len(steps[0]) == len(steps[1]) == 16
+    for one, other in zip(*steps, strict=True):
+        assert len(one) == len(other) == 16
+        assert len({*one, *other}) == 32
 
 
 def test_bad_workdir_stops_both_with_one_line_each(runs, tmp_path):

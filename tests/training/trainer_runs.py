@@ -82,11 +82,14 @@ class Runs:
                 part.write_text(CONFIG.format(data_dir=str(folder / "digits")))
                 part.rename(self.config)
 
-    def start(self, workdir, *arguments, method="seal", devices=1, signalled_at=None):
-        """Start training in the background; at a step it may send itself a signal."""
-        program = ["-m", "seal_jax"]
+    def start(self, workdir, *arguments, method="seal", devices=1, signalled_at=None, program=None):
+        """Start training in the background; at a step it may send itself a signal.
+
+        The ``program`` is the command line by default.
+        """
         if signalled_at:
-            program = ["-c", SIGNALLED.format(step=signalled_at[0], number=int(signalled_at[1]))]
+            program = SIGNALLED.format(step=signalled_at[0], number=int(signalled_at[1]))
+        program = ["-c", program] if program else ["-m", "seal_jax"]
         config = f"--config={self.config}:{method}"
         return subprocess.Popen(
             [sys.executable, *program, "train", config, f"--workdir={workdir}", *arguments],
@@ -155,14 +158,15 @@ def row_count(workdir):
 
 
 def wait_until(condition, *processes):
-    """Wait for a condition, which must come true before any of the processes ends."""
+    """Wait for a condition, which must come true before any of the processes ends; return its value."""
     end = time.monotonic() + 90
-    while not condition():
+    while not (value := condition()):
         for process in processes:
             if process.poll() is not None:
                 raise AssertionError(f"ended too early: {process.communicate()}")
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.001)
+    return value
 
 
 def stop(process, number=signal.SIGTERM):
