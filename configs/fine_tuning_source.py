@@ -17,5 +17,5 @@ def get_config():
     config.optimizer.learning_rate = 0.05
     config.train.generations = 1
     config.train.batch_size = 64
-    config.train.epochs_per_generation = 25
+    config.train.epochs_per_generation = 10
     return config

@@ -153,7 +153,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, Parts] | None = N
             )
         starts = np.cumsum((0, *parts[:-1]))
         rows = [start + np.arange(count) for start, count in zip(starts, kept_parts, strict=True)]
-        index = [slice(size) for size in shape]
+        index: list[Any] = [slice(size) for size in shape]
         index[axis] = np.concatenate(rows)
         return leaf[tuple(index)]
 

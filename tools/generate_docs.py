@@ -14,6 +14,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from seal_jax import evaluators, methods, models
 from seal_jax.cli import main as cli
@@ -113,7 +114,7 @@ def networks_table() -> str:
     for name, entry in models.entries().items():
         module = entry.build(num_classes=2)
         file = f"{type(module).__module__.rpartition('.')[2]}.py"
-        libraries = getattr(module, "torch_layers", dict)()
+        libraries: dict[str, Any] = getattr(module, "torch_layers", dict)()
         weights = ", ".join((*libraries, "own runs"))
         config, _, variant = entry.config.partition(":")
         # A config without a variant for it trains another network when it is given alone.

@@ -169,7 +169,7 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
     to.add_argument("--checkpoint", required=True, metavar="RUN", help="the folder of the run")
     help_text = "the safetensors file to write"
     to.add_argument("--output", required=True, metavar="FILE", help=help_text)
-    help_text = '"last", the default, or "best" by validation'
+    help_text = 'which of the run, "last" or "best" (by validation); default: last'
     to.add_argument("--weights", default="last", metavar="NAME", help=help_text)
     to.add_argument("--seed", type=int, metavar="N", help="default: the first of the run")
     help_text = '"torchvision", "timm" or "seal_jax"; default: the first that has the network'

@@ -68,7 +68,7 @@ def place_part(
     """Put on the mesh what :func:`local_part` of a global array this process has in host memory."""
     sharding, offsets = NamedSharding(mesh, spec), local_part(mesh, shape, spec)
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
         return part[
             tuple(
                 slice(*(bound - offset.start for bound in axis.indices(size)[:2]))
@@ -81,7 +81,7 @@ def place_part(
 
 def local_part(mesh: Mesh, shape: tuple[int, ...], spec: PartitionSpec) -> tuple[slice, ...]:
     """Return the smallest block of a global array that holds all shards of this process's devices."""
-    indices = NamedSharding(mesh, spec).addressable_devices_indices_map(shape).values()
+    indices: Any = NamedSharding(mesh, spec).addressable_devices_indices_map(shape).values()
     bounds = [
         [axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)]
         for index in indices

@@ -32,7 +32,7 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+    def read(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
         """Return the encoded images of these numbers, with their labels."""
         ...
 
@@ -181,7 +181,7 @@ class _Prepared:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+    def read(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
         records = self._source.__getitems__([int(number) for number in numbers])
         return [self._parser(record) for record in records]
 
@@ -286,7 +286,7 @@ class _Files:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+    def read(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
         from etils import epath
 
         return [
@@ -358,7 +358,7 @@ class _HuggingFace:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, numbers: Sequence[int]) -> list[tuple[bytes, int]]:
+    def read(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
         chosen = self._rows[[int(number) for number in numbers]]
         return [
             (self._bytes(image), int(label))

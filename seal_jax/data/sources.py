@@ -236,7 +236,7 @@ def _split(
     # Of images that are streamed it is only looked at which ones can be decoded.
     if not streamed:
         _check_memory(reader.name, stored.shape)
-    images = stored if streamed else np.empty(stored.shape, np.uint8)
+    images: Any = stored if streamed else np.empty(stored.shape, np.uint8)
     labels, damaged = np.empty(count, np.int32), dict[int, str]()
     bar = tqdm(total=count, desc=reader.name, unit=" images", disable=not progress, **bar_times())
 

@@ -246,7 +246,9 @@ def stream(
         iterator.close()
 
 
-def batches(images: Any, order: Sequence[np.ndarray], processes: int = 0) -> Iterator[np.ndarray]:
+def batches(
+    images: Any, order: Sequence[np.ndarray] | np.ndarray, processes: int = 0
+) -> Iterator[np.ndarray]:
     """Yield ``images[rows]`` for each ``rows`` of an order; stored images are decoded ahead.
 
     ``images`` is an array or :class:`StoredImages`, ``[n, height, width, channels]``.

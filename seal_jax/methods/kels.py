@@ -29,6 +29,8 @@ def build(options: Options, context: Context) -> Method:
     """Return KELS; the kept network is the same in all generations."""
     check_options(options, "lie in (0, 1)", "keep")
     model = context.model
+    # A network without a slim form has none at any size; nothing of it would be a network on its own.
+    model.slim(1)
 
     def choose(hook):
         # The first layer keeps all inputs and the classifier all outputs: images and classes stay.

@@ -136,7 +136,8 @@ class DenseNet(net.Network, kw_only=True):
     @property
     def _concatenated(self) -> dict[str, tuple[int, ...]]:
         """The channels of a dense block's input and of each layer in it, by the layers that read them."""
-        parts, found = (self.width,), {}
+        parts: tuple[int, ...] = (self.width,)
+        found: dict[str, tuple[int, ...]] = {}
         for number, size in enumerate(self.block_sizes, start=1):
             for index in range(size):
                 for layer in ("norm1", "conv1"):

@@ -92,20 +92,31 @@ def from_torch(
     tensors = _without_prefix(
         {name: value for name, value in tensors.items() if not name.endswith(_COUNTER)}
     )
-    shapes = _shapes(model)
     expected = {library: tensor_names(model, library) for library in libraries(model)}
     # Unknown names are reported as if they were meant as those that they are most like.
     library = min(expected, key=lambda key: len({*expected[key].values()} ^ {*tensors}))
-    names, folded = expected[library], _folded(model, library)
+    names, shapes, folded = expected[library], dict(_shapes(model)), _folded(model, library)
+    if library == OWN:
+        # LW's, which a network has or not.
+        both = (
+            f"normalisers/{block}/{x}" for block in model.round_blocks for x in ("mean", "scale")
+        )
+        shapes |= (inserted := {path: () for path in both if path in tensors})
+        names |= {path: path for path in inserted}
     if not head:
         of_head = f"params/{model.head}/"
-        module = names[f"{of_head}kernel"].rpartition(".")[0] if library != OWN else of_head[:-1]
+        module = names[f"{of_head}kernel"].removesuffix(".weight").removesuffix("/kernel")
         tensors = {
-            name: v for name, v in tensors.items() if not paths.below(_path(name), _path(module))
+            name: v for name, v in tensors.items() if not name.startswith((f"{module}.", of_head))
         }
         names = {path: name for path, name in names.items() if not path.startswith(of_head)}
-    variables, misshaped, broken = {}, [], []
-    for path, name in names.items():
+    biases = {f"batch_stats/{norm}/mean": name for norm, name in folded.items() if name in tensors}
+    means = {path: name for path, name in biases.items() if path in shapes}
+    # Without BatchNorm no mean takes a bias in, so it must be zero.
+    zeros = {name for path, name in biases.items() if path not in means and not tensors[name].any()}
+    variables: dict[str, np.ndarray] = {}
+    misshaped, broken = {}, []
+    for path, name in [*names.items(), *means.items()]:
         if name not in tensors:
             continue
         value = tensors[name]
@@ -117,27 +128,16 @@ def from_torch(
         if library != OWN:
             value = _from_layout(value, shapes[path], model.flattened.get(path.partition("/")[2]))
         if value.shape != shapes[path]:
-            misshaped.append((path, f"{name} {list(tensors[name].shape)}"))
-        variables[path] = value
-    # Normalisers are those of LW, which networks have or not.
-    extra = {
-        name: tensors[name]
-        for name in tensors
-        if library == OWN and name.startswith("normalisers/")
-    }
-    unexpected = [
-        name for name in tensors if name not in {*names.values(), *folded.values(), *extra}
-    ]
-    for norm, name in folded.items():
-        mean = f"batch_stats/{norm}/mean"
-        if name in tensors and mean in variables:
-            variables[mean] = variables[mean] - tensors[name].astype(np.float32)
-        elif np.any(tensors.get(name, 0)):  # no BatchNorm, whose mean takes a bias in
-            unexpected.append(name)
+            misshaped[path] = f"{name} {list(tensors[name].shape)}"
+        elif path in variables:  # the bias, which comes after its mean
+            variables[path] = variables[path] - value
+        else:
+            variables[path] = value
+    known = {*names.values(), *means.values(), *zeros}
     problems = {
         "missing": [name for name in names.values() if name not in tensors],
-        "unexpected": unexpected,
-        "of another shape": [text for _, text in misshaped],
+        "unexpected": [name for name in tensors if name not in known],
+        "of another shape": [*misshaped.values()],
         "not finite floating point": broken,
     }
     if any(problems.values()):
@@ -147,18 +147,13 @@ def from_torch(
             for kind, items in problems.items()
             if items
         )
-        fix = _fix(
-            model,
-            library,
-            tensors,
-            problems,
-            {path: tensors[names[path]].shape for path, _ in misshaped},
-        )
+        stored = {path: tensors[names[path]].shape for path in misshaped}
         raise UsageError(
             f"{label} is not of model.name = {model.name!r} as it is set up: of {len(tensors)} tensors "
-            f"by the names of {library}, and {len(names)} here, {found}; {fix}"
+            f"by the names of {library}, and {len(names)} here, {found}; "
+            f"{_fix(model, library, tensors, problems, stored)}"
         )
-    return Imported(library, variables | {n: v.astype(np.float32) for n, v in extra.items()})
+    return Imported(library, variables)
 
 
 def to_torch(
@@ -180,7 +175,7 @@ def to_torch(
     """
     check_choice("--names", library, libraries(model))
     if library == OWN:
-        return {path: np.ascontiguousarray(value) for path, value in variables.items()}
+        return {path: np.asarray(value, order="C") for path, value in variables.items()}
     for path in variables:
         if path.startswith("normalisers/"):
             raise UsageError(
@@ -196,7 +191,7 @@ def to_torch(
             as_conv = layers[parameter.rpartition("/")[0]].startswith(_CONV)
             value = _to_layout(value, model.flattened.get(parameter), as_conv)
         # Safetensors writes the memory as it lies, so a transposed view would be written in the old order.
-        tensors[name] = np.ascontiguousarray(value)
+        tensors[name] = np.asarray(value, order="C")
         if path.endswith("/mean"):
             tensors[f"{name.rpartition('.')[0]}.{_COUNTER}"] = np.zeros((), np.int64)
     for norm, name in _folded(model, library).items():
@@ -314,10 +309,6 @@ def _without_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (first,) = firsts
         tensors = {name.removeprefix(f"{first}."): value for name, value in tensors.items()}
     return tensors
-
-
-def _path(name: str) -> str:
-    return name.replace(".", "/")
 
 
 def _fix(

@@ -133,7 +133,9 @@ class ViT(net.Network, kw_only=True):
 
     def slim(self, keep: float) -> Self:
         """Raise: leading slices of a fused layer of queries, keys and values are no such layer."""
-        raise UsageError("a ViT has no slim form: choose a convolutional network")
+        raise UsageError(
+            "model.name: a ViT has no slim form, which KELS needs; take another network"
+        )
 
     def torch_layers(self) -> dict[str, dict[str, str]]:
         """Return timm's names of the modules, and of the two free parameters, by our paths."""

@@ -208,8 +208,11 @@ class Arrays:
 
 def place(mesh: Mesh, split: Split) -> Arrays:
     """Return a split on every device of the mesh; of one that is streamed only the labels."""
-    labels, clean = meshes.place(mesh, split.labels), split.clean_labels
-    clean = None if clean is None else meshes.place(mesh, clean)
+    labels, clean = (
+        None if part is None else meshes.place(mesh, part)
+        for part in (split.labels, split.clean_labels)
+    )
+    assert labels is not None  # every split has them
     if split.streamed:
         return Arrays(None, labels, clean, split.images)
     return Arrays(meshes.place(mesh, flatten(split)), labels, clean)

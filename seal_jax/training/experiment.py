@@ -101,9 +101,11 @@ def check_data(settings: Settings, dataset: data.Dataset) -> None:
 def data_shape(dataset: data.Dataset) -> DataShape:
     """Return the shape of a loaded data set."""
     return DataShape(
-        *(len(split) for split in (dataset.train, dataset.validation, dataset.test)),
-        dataset.image_shape,
-        dataset.num_classes,
+        train=len(dataset.train),
+        validation=len(dataset.validation),
+        test=len(dataset.test),
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
         noisy=dataset.train.clean_labels is not None,
         streamed=dataset.train.streamed,
     )

@@ -246,7 +246,7 @@ def _row(
             row["train/corrected"] = (noise.corrected / noise.wrong).tolist()
     if call.validation is not None:
         row |= _means("validation", fetch(call.validation))
-        if state.ema is not None:
+        if state.ema is not None and validation_data is not None:
             sums = experiment.score(state.ema, validation_data)
             row |= _means("validation_ema", fetch(sums))
     if state.early_stopping is not None:

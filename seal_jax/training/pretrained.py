@@ -89,7 +89,8 @@ def read(
     train = settings.train
     if train.pretrained_weights != "last":
         raise UsageError(
-            f'train.pretrained_weights = "best" is for runs, and {file.label} is a file; use "last"'
+            f"train.pretrained_weights = {train.pretrained_weights!r} is for runs, and {file.label} is a "
+            'file; use "last"'
         )
     head = train.pretrained_head == "keep" and not replaces_head
     tensors, statistics, record = file.tensors(), file.statistics(), file.record()

@@ -309,6 +309,9 @@ class Experiment:
                 key=step.key_for(Stream.UPDATE),
                 **self.method.extra_args(state.method_state),
             )
+            # The old state is never taken: what an optimizer sets to a constant (Adafactor's unused moments) would no
+            # longer vary along the seeds, and a scan cannot carry it.
+            opt_state = _where(False, state.opt_state, opt_state)
             # Plateaus scale the finished updates, as if the learning rate had fallen: momentum, weight decay and the
             # sign of an ascent are already in them.
             stopping = state.early_stopping
@@ -396,7 +399,7 @@ class Experiment:
 
         def losses_of(logits: jax.Array, examples: _Examples, targets: Any) -> jax.Array:
             losses = method.loss(logits, examples.labels, targets)
-            if examples.share is not None:
+            if examples.share is not None and examples.partners is not None:
                 of_partners = method.loss(logits, examples.partners, targets)
                 losses = mixing.interpolate(examples.share, losses, of_partners)
             return examples.weights * losses

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,9 +26,6 @@ from seal_jax.core.settings import Run
 from seal_jax.data import StoredImages
 from seal_jax.data import streaming as stored_images
 from seal_jax.training.batches import Arrays, Pixels
-
-if TYPE_CHECKING:
-    from seal_jax.training.step import Experiment
 
 # Of the images of one call of a program, on all devices; the next call's are sent meanwhile.
 CALL_BYTES = 2**28
@@ -115,7 +112,7 @@ class Feed(AbstractContextManager["Feed"]):
     """The images of a training's calls, in the order of its steps.
 
     Args:
-      experiment: what is trained.
+      experiment: what is trained, a :class:`seal_jax.training.step.Experiment`.
       data: the training split, whose images are stored.
       seeds: of the trainings, uint32 ``[seeds]``.
 
@@ -123,7 +120,7 @@ class Feed(AbstractContextManager["Feed"]):
       waited: seconds that :meth:`pixels` has waited for images.
     """
 
-    def __init__(self, experiment: Experiment, data: Arrays, seeds: np.ndarray):
+    def __init__(self, experiment: Any, data: Arrays, seeds: np.ndarray):
         assert data.stored is not None
         batches, self._mesh = experiment.batches, experiment.mesh
         self._images, self._seeds = data.stored, np.asarray(seeds)
@@ -133,7 +130,9 @@ class Feed(AbstractContextManager["Feed"]):
         self._processes = processes(experiment.settings.run, len(data))
         pixels = math.prod(data.stored.image_shape)
         method, count = batches.method, len(self._seeds)
-        self._shapes = [(count, self._count, batches.train.batch_size, pixels)]
+        self._shapes: list[tuple[int, ...]] = [
+            (count, self._count, batches.train.batch_size, pixels)
+        ]
         if method.extra_batch_size:
             size = (method.extra_batches, method.extra_batch_size)
             self._shapes.append((count, self._count, *size, pixels))

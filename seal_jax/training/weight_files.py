@@ -141,7 +141,11 @@ def find(name: str, label: str, *, allow_pickle: bool) -> WeightsFile | None:
         if not inside:
             return None
         path = inside[0]
-    elif path.suffix not in (".safetensors", ".json", *PICKLES):
+    elif path.suffix not in (known := (".safetensors", ".json", *PICKLES)):
+        if path.is_file():
+            raise UsageError(
+                f"{label} is a file, but none of {', '.join(known)}; give one of these"
+            )
         return None
     if not path.is_file():
         raise UsageError(f"{label}: there is no such file")

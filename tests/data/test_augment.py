@@ -161,7 +161,7 @@ def test_unusable_fields(fields, message):
 @pytest.mark.parametrize(
     ("spec", "shape", "message"),
     [
-        (FULL, (8, 8, 1), "mean has 3 channels and the images have 1: set data.normalisation"),
+        (FULL, (8, 8, 1), "mean has 3 channels and the images have 1: set data.channels = 3"),
         (Augmentation(crop_padding=8, **RGB), (8, 9, 3), "crop_padding=8 must be smaller"),
         (Augmentation(cutout=16, **RGB), (8, 9, 3), "cutout=16 must be smaller"),
         (

@@ -180,11 +180,11 @@ def test_declared_order_fits_the_tree(name):
     dense = {path.split("/")[0] for path, shape in found.items() if len(shape) == 2}
     body = name == "mlp" or name.startswith("vit")
     assert set(model.dense_after_convs) == ({"fc"} if body else dense)
-    # What the torch names map are the layers of the tree, each once.
+    # Every layer of the tree has a torch name of its own.
     mapped = getattr(model.module, "torch_layers", dict)()
     tops = {path.rpartition("/")[0] or path for path in found}
     for names in mapped.values():
-        assert set(names) == tops
+        assert tops <= set(names)
         assert len(set(names.values())) == len(names)
 
 

@@ -10,10 +10,12 @@ from flax import traverse_util
 
 from seal_jax import models
 from seal_jax.models import torch_weights
+from seal_jax.training import weight_files
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from timm.models import efficientnet, vision_transformer  # noqa: E402 - what importorskip lets through
 
@@ -131,7 +133,7 @@ def check_parity(model, theirs, exported=True):
     library, flat = torch_weights.from_torch(model, random_tensors(theirs), label="it")
     if exported:
         tensors = torch_weights.to_torch(model, flat, library)
-        theirs.load_state_dict({name: torch.tensor(value) for name, value in tensors.items()})
+        theirs.load_state_dict(safetensors_torch.load(weight_files.to_bytes(tensors, {})))
     counts = {}  # values a channel that each BatchNorm saw
     for name, layer in theirs.named_modules():
         if isinstance(layer, torch.nn.BatchNorm2d):

@@ -8,6 +8,7 @@ from programs import STRIPES, Trainer, assert_same, settings
 from test_methods_all import OPTIONS
 
 from seal_jax import methods, models, paths
+from seal_jax.errors import UsageError
 from seal_jax.models import densenet
 from seal_jax.models.network import Entry
 
@@ -48,7 +49,7 @@ ON_DENSENET = ("seal", "lw", "kels", "born_again", "pof", "fast")
             pytest.param(network, name, marks=pytest.mark.slow)
             for network, names in (("vit", methods.NAMES), ("densenet", ON_DENSENET))
             for name in names
-            if (network, name) != ("vit", "seal")
+            if (network, name) not in {("vit", "seal"), ("vit", "kels")}
         ),
     ],
 )
@@ -61,6 +62,11 @@ def test_methods_train_every_kind_of_network(network, name):
         mask = trainer.experiment.method.mask
         forgets = {path.split("/")[0] for path, flag in paths.named_leaves(mask) if flag}
         assert forgets == {"patch_embed", "cls_token", "pos_embed", "block1"} or network != "vit"
+
+
+def test_kels_needs_a_slim_form():
+    with pytest.raises(UsageError, match=r"a ViT has no slim form, which KELS needs"):
+        trained("vit", "kels")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from seal_jax.evaluators.loaded_run import LoadedRun
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loop, metrics
 from seal_jax.training.batches import epoch_order
+from seal_jax.transforms import aliases
 
 PLAIN = {"schedule": "constant", "momentum": 0.0, "weight_decay": 0.0}
 
@@ -160,6 +161,22 @@ def test_adamw_equals_optax_over_the_gradients_of_numpy():
         params = jax.tree.map(lambda p, u: p + rate * u, params, updates)  # noqa: B023
     # Adam divides by roots of gradients that are nearly zero: rounding counts for more than elsewhere.
     assert_same(seed_of(trainer.state.weights.params), params, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("adafactor", "dog") else pytest.mark.slow)
+        for name in aliases.names()
+    ],
+)
+def test_steps_in_a_scan_take_every_optimizer(name):
+    """Also one that sets a part of its state to a constant; traced only."""
+    config = mlp(optimizer={"name": name})
+    experiment = Trainer.build(STRIPES, config)
+    state = experiment.abstract_state(1)
+    after, _ = jax.eval_shape(experiment.train, state, experiment.abstract_data())
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 def test_the_average_is_scored_and_evaluated(tmp_path, shared_folder):

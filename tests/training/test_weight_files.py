@@ -61,6 +61,9 @@ def test_files_shards_and_folders_of_them(tmp_path):
     assert find(tmp_path / "empty") is None
     with pytest.raises(UsageError, match="it: there is no such file"):
         find(tmp_path / "missing.safetensors")
+    (tmp_path / "a.npz").touch()
+    with pytest.raises(UsageError, match=r"it is a file, but none of \.safetensors, \.json"):
+        find(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("shard", ["../b.safetensors", "/etc/passwd", "b.bin"])
@@ -359,11 +362,18 @@ def get_config():
 """
 
 
-def test_a_file_where_a_run_is_needed(tmp_path):
+def test_files_that_do_not_serve(tmp_path):
     path = tmp_path / "a.safetensors"
-    save_file(TENSORS, path)
+    path.write_bytes(weight_files.to_bytes(TENSORS, {"model": {"name": "resnet8", "pool": None}}))
+    settings = mlp(train={"pretrained": str(path)})
     with pytest.raises(UsageError, match="is a file of weights: this needs a run"):
-        pretrained.read(mlp(train={"pretrained": str(path)}), tmp_path)
+        pretrained.read(settings, tmp_path)
+    model = models.create("mlp", num_classes=3, image_shape=(8, 8, 1))
+    with pytest.raises(UsageError, match=r"'mlp' .*; it was exported from model.name = 'resnet8'$"):
+        pretrained.read(settings, tmp_path, model)
+    settings = mlp(train={"pretrained": str(path), "pretrained_weights": "best"})
+    with pytest.raises(UsageError, match=r"train.pretrained_weights = 'best' is for runs"):
+        pretrained.read(settings, tmp_path, model)
 
 
 def test_settings_have_no_file_by_default():
