@@ -92,8 +92,9 @@ class _Orders:
     def __call__(self, step: int) -> np.ndarray:
         """Return the rows ``[seeds, images]`` of a step; wait until those of its epoch are there."""
         epoch, number = divmod(step, self.per_epoch)
-        # A worker that is ahead by more than the next epoch waits for it to come near.
-        while not self.path(epoch).exists():
+        # A worker that is ahead by more than the next epoch waits for it to come near, or for the end, with which
+        # the folder goes.
+        while not self.path(epoch).exists() and self.folder.exists():
             time.sleep(0.005)
         return np.array(np.load(self.path(epoch), mmap_mode="r")[number])
 
@@ -216,8 +217,9 @@ class Feed(AbstractContextManager["Feed"]):
     def close(self) -> None:
         """Stop the worker processes."""
         self._thread.shutdown()
-        self._close_stream()
+        # Before the workers are waited for, who may wait for a file.
         self._folder.cleanup()
+        self._close_stream()
 
     def __exit__(self, *_: object) -> None:
         self.close()
