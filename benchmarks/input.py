@@ -58,10 +58,11 @@ class Work:
     stored: int = 256  # side of the JPEGs
     side: int = 64  # that they are resized to
     batch: int = 64
+    batches: int = 16  # in a round
     network: str = "resnet18"
     train_batch: int = 32
     steps: int = 4  # of a call of the compiled program
-    calls: int = 5  # in a round
+    calls: int = 2  # in a round
 
 
 def write_images(folder: Path, count: int, side: int, classes: int = 10) -> None:
@@ -144,12 +145,13 @@ def throughput(
     same: bool,
 ) -> common.Report:
     """Measure images a second of all candidates with this many worker processes."""
-    counted, skipped = len(images) // work.batch, AHEAD * workers + 1
+    counted, skipped = work.batches, AHEAD * workers + 1
     # The first batch, which is compared, and every round's; epoch after epoch in random orders.
     needed = 1 + rounds * (counted + skipped)
     random = np.random.default_rng(0)
-    rows = [random.permutation(len(images)) for _ in range(-(-needed * work.batch // len(images)))]
-    order = np.concatenate(rows)[: needed * work.batch].reshape(needed, work.batch)
+    epochs = -(-needed * work.batch // len(images))
+    rows = np.concatenate([random.permutation(len(images)) for _ in range(epochs)])
+    order = rows[: needed * work.batch].reshape(needed, work.batch)
     paths = [images.reader.where(number) for number in images.rows]
     candidates = {
         "DataLoader": loader(folder, paths, order, work.side, workers),
@@ -267,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--folder", type=Path)
     mine, others = own.parse_known_args(argv)
-    options = common.arguments(__doc__, rounds=5, argv=others)
+    options = common.arguments(__doc__, rounds=10, argv=others)
     try:
         import torchvision  # noqa: F401
     except ImportError:
@@ -276,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ) from None
     work = Work()
     if options.quick:
-        work = Work(48, 32, 16, batch=8, network="mlp", train_batch=8, steps=1, calls=2)
+        work = Work(48, 32, 16, batch=8, batches=4, network="mlp", train_batch=8, steps=1)
     cpus = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = mine.folder or Path(temporary)

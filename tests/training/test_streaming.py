@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import threading
 
 import jax
 import numpy as np
@@ -154,6 +155,43 @@ def test_a_call_is_given_the_images_that_its_steps_draw(name):
                 if batches.method.extra_batch_size:
                     extra = batches.extra_order(seed, epoch, per_epoch)[number]
                     np.testing.assert_array_equal(given.extra[index, 0], pixels[extra])
+
+
+def test_images_are_decoded_while_the_caller_goes_on(monkeypatch):
+    may_read, read = threading.Event(), Encoded.read
+
+    def wait_then_read(reader, numbers):
+        assert may_read.wait(timeout=60)
+        return read(reader, numbers)
+
+    experiment = Trainer.build(STREAMED, mlp(), 1)
+    arrays = place(experiment.mesh, STREAMED.train)
+    monkeypatch.setattr(Encoded, "read", wait_then_read)
+    with streaming.Feed(experiment, arrays, experiment.seeds) as feed:
+        feed.prepare(0)  # returns, though nothing can be read yet
+        assert feed.waited == 0
+        may_read.set()
+        first = feed.pixels(0)
+        assert feed.waited > 0
+        feed.prepare(1)
+        # Another call than the one that was prepared, as after a generation that ended early.
+        np.testing.assert_array_equal(feed.pixels(0).batch, first.batch)
+
+
+def test_a_worker_that_is_ahead_ends_with_the_training():
+    # Epochs of one step: the worker is soon at one whose order is not drawn yet.
+    experiment = Trainer.build(STREAMED, mlp(train={"batch_size": 90}), 1)
+    arrays = place(experiment.mesh, STREAMED.train)
+    before = set(threading.enumerate())
+    with streaming.Feed(experiment, arrays, experiment.seeds) as feed:
+        feed.pixels(0)
+        started = set(threading.enumerate()) - before
+    # Not those that decode, which all streams of a process share.
+    started = [thread for thread in started if not thread.name.startswith("decode")]
+    assert started
+    for thread in started:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
 
 
 def test_a_call_has_no_more_steps_than_fit(monkeypatch):
