@@ -4,6 +4,7 @@ Adding a data set is one :class:`DatasetInfo` here, and a builder where TFDS has
 imports TFDS, which takes seconds.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -226,10 +227,12 @@ def statistics(name: str) -> Statistics:
         return STATISTICS[name]
     try:
         mean, std = (tuple(map(float, part.split(","))) for part in name.split("/"))
+        if not (all(map(math.isfinite, mean)) and all(0 < part < math.inf for part in std)):
+            raise ValueError
     except ValueError:
         raise UsageError(
             f"data.normalisation={name!r} is not one of {', '.join(STATISTICS)}"
-            f"{nearest(name, STATISTICS, count=1)}; means and deviations are written as "
+            f"{nearest(name, STATISTICS, count=1)}; means and positive deviations are written as "
             "0.5,0.5,0.5/0.5,0.5,0.5"
         ) from None
     return Statistics(mean, std)
