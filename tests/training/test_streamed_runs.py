@@ -1,5 +1,6 @@
 """Streamed runs of the command line: whatever ends them, nothing is left of them but what the next start needs."""
 
+import contextlib
 import functools
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,10 +21,13 @@ from trainer_runs import (
     wait_until,
 )
 
+from seal_jax.cli import main
+
 pytestmark = pytest.mark.slow
 
 # SEAL_JAX_KILLS=50 for a soak.
 KILLS = int(os.environ.get("SEAL_JAX_KILLS", "8"))
+BATCH = 31
 MARK = "SEAL_JAX_TEST_RUN"
 
 
@@ -59,15 +64,22 @@ def workers():
 
 
 def shared_memory():
-    return set(os.listdir("/dev/shm"))
+    """Return the names of the shared memory of the size of a batch, and so of this test alone."""
+    found = set()
+    for path in Path("/dev/shm").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == BATCH * 64:
+                found.add(path.name)
+    return found
 
 
 def arguments_of(epochs):
-    """Return arguments for epochs of 22 steps with a call each; every epoch is validated and saved."""
+    """Return arguments for epochs of 23 steps with a call each; every epoch is validated and saved."""
     options = {
         "data.validation_fraction": 0.5,
         "train.epochs_per_generation": epochs // 2,
         "run.steps_per_call": 1,
+        "train.batch_size": BATCH,
     }
     return [f"--config.{name}={value}" for name, value in options.items()]
 
@@ -76,11 +88,12 @@ def test_killed_again_and_again(runs, tmp_path, own):
     epochs = 3 * KILLS
     arguments = arguments_of(epochs)
     streamed = ["--config.data.placement=stream", "--config.run.data_workers=2"]
-    workdir, before = tmp_path / "run", shared_memory()
+    workdir = tmp_path / "run"
     seed = random.randrange(10**6)
     dice = random.Random(seed)
     print(f"seed of the moments: {seed}")  # shown if the following fails
     for kill in range(KILLS):
+        print(f"kill {kill} after row {row_count(workdir)}", flush=True)
         process = runs.start(workdir, *arguments, *streamed)
         if kill % 4 == 0:
             time.sleep(dice.uniform(0.2, 4))
@@ -94,14 +107,12 @@ def test_killed_again_and_again(runs, tmp_path, own):
         process.send_signal(signal.SIGKILL)
         wait_until(lambda: not processes())
         process.communicate()
-        # What is of other tests comes and goes.
-        left = shared_memory() - before
-        wait_until(lambda left=left: not left & shared_memory())
+        assert not shared_memory()
         # The next start removes what this one had no time for.
         assert len(list(own.glob("seal_jax-*"))) <= 1
     assert row_count(workdir) < epochs, "the last kill came too late to show anything"
     runs.finish(workdir, *arguments, *streamed)
-    last = 22 * epochs
+    last = 23 * epochs
     assert_same_run(workdir, runs.reference(*arguments, *streamed), epochs, last)
     assert_same_run(workdir, runs.reference(*arguments), epochs, last)
 
@@ -142,7 +153,10 @@ def start_in_group(runs, monkeypatch, *arguments):
 
 
 def test_signals_to_all_processes(runs, tmp_path, photos, own, monkeypatch):
-    workdir, arguments = tmp_path / "run", [*of_photos(photos), *arguments_of(600)[1:]]
+    workdir, arguments = (
+        tmp_path / "run",
+        [*of_photos(photos), "--config.train.epochs_per_generation=300"],
+    )
     for number, times, code in (
         (signal.SIGINT, 1, 75),
         (signal.SIGTERM, 1, 75),
@@ -172,7 +186,9 @@ def test_a_signal_while_workers_start(runs, tmp_path, photos, own, monkeypatch):
 
 
 def test_a_worker_that_is_killed_is_one_line(runs, tmp_path, photos, own):
-    process = runs.start(tmp_path / "run", *of_photos(photos), *arguments_of(600)[1:])
+    process = runs.start(
+        tmp_path / "run", *of_photos(photos), "--config.train.epochs_per_generation=300"
+    )
     wait_until(lambda: row_count(tmp_path / "run") >= 2, process)
     os.kill(wait_until(workers, process)[0], signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
@@ -205,3 +221,21 @@ def test_an_image_that_is_corrupt_is_one_line(runs, tmp_path, photos, own, worke
 
 def checkpoints(workdir):
     return sorted(os.listdir(workdir / "checkpoints"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "hf"])
+def test_data_that_is_read_where_it_lies(runs, tmp_path, photos, monkeypatch, capfd, kind):
+    """Trained on and evaluated, by a relative path, from one process."""
+    monkeypatch.chdir(photos.parent)
+    folder = photos.name
+    if kind == "hf":
+        parts = datasets.load_dataset("imagefolder", data_dir=folder, cache_dir=tmp_path / "cache")
+        folder = f"hf-{photos.name}"
+        parts.save_to_disk(folder)
+    overrides = [*of_photos(folder, workers=0), f"--config.data.name={kind}/photos"]
+    workdir = tmp_path / "run"
+    runs.finish(workdir, *overrides, "--config.train.epochs_per_generation=2", method="llf")
+    assert row_count(workdir) == 4
+    evaluate = ["evaluate", "--kind=margins", f"--checkpoint={workdir}", "--sample=20"]
+    assert main.run(evaluate) == main.OK
+    assert f"{kind}/photos" in capfd.readouterr().out
