@@ -2,7 +2,7 @@
 
     python -m benchmarks.input [--folder=DIR]
 
-About five minutes on two CPU cores; it needs PyTorch and torchvision. Without ``--folder``, a folder of
+Five minutes of two CPU cores' time; it needs PyTorch and torchvision. Without ``--folder``, a folder of
 images with one subfolder per class, it writes 4,000 JPEGs of 256x256 pixels to a temporary one. All
 candidates read, decode and resize the same images to 64x64 in the same random order, in batches of 64;
 that the pixels are the same is asserted for the JPEGs of its own (torchvision ignores EXIF orientation).
