@@ -116,15 +116,12 @@ class Method:
     extra_batch_size: int = 0  # images in each further batch that ``gradient`` may ask for
     extra_batches: int = 1  # how many of them there are per step
     continues_momentum: bool = False  # of the run that the training starts from
-    replaces_head: bool = (
-        False  # ``on_start`` gives a new classifier, so that of the source is not taken
-    )
+    replaces_head: bool = False  # ``on_start`` gives a new classifier; the source's is not taken
     random: bool = False  # whether ``tx`` or ``gradient`` need a key in every step
     # To be logged, of the step within the schedule; None for that of ``optimizer.learning_rate``.
     rate: Schedule | None = None
-    measures: tuple[
-        str, ...
-    ] = ()  # what ``gradient`` measures in every step; the log has the means
+    # What ``gradient`` measures in every step; the log has the means.
+    measures: tuple[str, ...] = ()
     mask: PyTree | None = None  # the forget subtree, to be reported before training
     note: str = ""  # a line to be printed before training
 

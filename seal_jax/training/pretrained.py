@@ -202,12 +202,10 @@ def take(
     taken = {}
     for name, leaf in abstract.items():
         candidate = None
-        # The "best" weights and the average have another prefix there than the weights that start here.
-        if (
-            name.startswith(f"weights/params/{HEAD}/")
-            and settings.train.pretrained_head == "replace"
-        ):
+        replaces_head = settings.train.pretrained_head == "replace"
+        if replaces_head and name.startswith(f"weights/params/{HEAD}/"):
             continue
+        # The "best" weights and the average have another prefix there than the weights that start here.
         if name.startswith("weights/"):
             candidate = source.leaves.get(prefix + name.removeprefix("weights/"))
         elif name.startswith("opt_state/"):
