@@ -120,6 +120,7 @@ def slim(params: PyTree, like: PyTree, flattened: Mapping[str, Parts] | None = N
     Raises:
       UsageError: the two differ in their paths, or a shape of ``like`` does not fit into its own.
 
+    >>> import jax
     >>> wide = {"fc": {"kernel": jnp.arange(6.0).reshape(3, 2)}}
     >>> like = {"fc": {"kernel": jax.ShapeDtypeStruct((2, 1), jnp.float32)}}
     >>> slim(wide, like)["fc"]["kernel"].tolist()

@@ -244,11 +244,12 @@ def _worker(index: int, count: int) -> None:
 
     def watch() -> None:
         # Not the parent's number: that tells nothing to a worker whose parent was killed while it started.
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([sentinel])
         os._exit(1)
 
     parent = multiprocessing.parent_process()
     assert parent is not None
+    sentinel = parent.sentinel
     threading.Thread(target=watch, daemon=True).start()
 
 

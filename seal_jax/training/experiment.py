@@ -242,7 +242,7 @@ def _check_accumulation(settings: Settings, mesh: Mesh) -> None:
     """Raise unless each device's part of a batch can be cut into equal parts."""
     count, batch = settings.optimizer.accumulate, settings.train.batch_size
     shards = mesh.shape[meshes.DATA]
-    if batch % (shards * count):
+    if count > 1 and batch % (shards * count):
         raise UsageError(
             f"optimizer.accumulate = {count} does not divide the {batch // shards} images of a batch on each of "
             f"{shards} device(s): change it or train.batch_size"
