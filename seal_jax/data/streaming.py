@@ -215,9 +215,10 @@ def stream(
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
+        code = str(error).partition("exit code ")[2].partition(".")[0]
         raise UsageError(
-            f"a process that decodes images has ended ({first_line(error)}): where the system ends them, memory or "
-            "/dev/shm is too small: lower run.data_workers or raise these"
+            f"a process that decodes images was ended, with exit code {code}: the system does that where memory "
+            "(-9) or /dev/shm (-7) is short: lower run.data_workers, or raise these"
         ) from error
     finally:
         iterator.close()
@@ -242,6 +243,7 @@ def _worker(index: int, count: int) -> None:
     """End a worker process when the process that started it is gone, even if that was killed."""
     del index, count
 
+<<<<<<< HEAD
     def watch() -> None:
         # Not the parent's number: that tells nothing to a worker whose parent was killed while it started.
         multiprocessing.connection.wait([sentinel])
@@ -250,6 +252,17 @@ def _worker(index: int, count: int) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel
+=======
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        # Not the parent's number: that tells nothing to a worker whose parent was killed while it started.
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+>>>>>>> soak
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -84,6 +84,22 @@ def test_an_image_that_cannot_be_decoded_is_named(processes):
         list(stream(images, np.arange(20).reshape(4, 5).__getitem__, 0, 4, processes))
 
 
+class Gone(Encoded):
+    remedy = "restore it"
+
+    def read(self, numbers):
+        raise OSError(f"no {numbers[0]}.png")
+
+    def damaged(self):
+        return "stripes"
+
+
+def test_a_file_that_is_gone_is_named():
+    images = dataclasses.replace(STREAMED.test.images, reader=Gone(STRIPES.test))
+    with pytest.raises(UsageError, match=r"stripes cannot be read \(no 3.png\)"):
+        list(stream(images, np.arange(3, 9).reshape(2, 3).__getitem__, 0, 2, 0))
+
+
 def trained(dataset, config, devices, calls):
     """Train as the loop does; return the state, the losses and the last validation's sums."""
     trainer = Trainer(dataset, config, devices)
