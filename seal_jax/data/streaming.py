@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from seal_jax.data.decoding import CorruptImageError, decode
-from seal_jax.data.preparation import first_line
 from seal_jax.data.readers import Reader, reading
 from seal_jax.data.shards import CHUNK
 from seal_jax.errors import UsageError
@@ -243,16 +242,6 @@ def _worker(index: int, count: int) -> None:
     """End a worker process when the process that started it is gone, even if that was killed."""
     del index, count
 
-<<<<<<< HEAD
-    def watch() -> None:
-        # Not the parent's number: that tells nothing to a worker whose parent was killed while it started.
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-=======
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel
@@ -262,7 +251,6 @@ def _worker(index: int, count: int) -> None:
         multiprocessing.connection.wait([sentinel])
         os._exit(1)
 
->>>>>>> soak
     threading.Thread(target=watch, daemon=True).start()
 
 
