@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from seal_jax.core import files
 from seal_jax.data.decoding import MODES
 from seal_jax.data.preparation import first_line, open_prepared
-from seal_jax.data.shards import CHUNK, damaged_shard, fingerprint, record_place
+from seal_jax.data.shards import CHUNK, bar_times, damaged_shard, fingerprint, record_place
 from seal_jax.errors import UsageError
 
 # Read where they are, without being prepared: ``folder/NAME`` and ``hf/NAME``, at ``data.data_dir``.
@@ -212,7 +213,9 @@ class _Prepared:
             if labels.shape == (len(self),) and labels.dtype == np.int32:
                 return labels
         labels = np.empty(len(self), np.int32)
-        for start in range(0, len(labels), CHUNK):
+        starts = range(0, len(labels), CHUNK)
+        label = f"labels of {self.name}"
+        for start in tqdm(starts, label, unit=" images", unit_scale=CHUNK, **bar_times()):
             chunk = range(start, min(start + CHUNK, len(labels)))
             labels[chunk] = [label for _, label in self.read(chunk)]
         content = io.BytesIO()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,12 @@ from seal_jax.errors import UsageError
 CHECKSUMS = "checksums.json"
 # Records that are read at once.
 CHUNK = 256
+
+
+def bar_times() -> dict[str, float]:
+    """Return tqdm's times in seconds for reading data: when its bar appears and how often it changes."""
+    # No bar where it takes a moment; a log file gets a line now and then, a terminal a moving bar.
+    return {"delay": 2.0, "mininterval": 0.2 if sys.stderr and sys.stderr.isatty() else 15.0}
 
 
 def record_place(builder: Any, split: str, row: int) -> str:

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from seal_jax.data.dataset import Dataset, Origin, Split, hold_out
 from seal_jax.data.decoding import CorruptImageError
 from seal_jax.data.readers import Opened, open_data, reading
-from seal_jax.data.shards import CHUNK
+from seal_jax.data.shards import CHUNK, bar_times
 from seal_jax.data.streaming import THREADS, Decoder, StoredImages, differing, undecodable
 from seal_jax.errors import UsageError, check_choice, check_integer
 
@@ -257,12 +256,6 @@ def _split(stored: StoredImages, streamed: bool, corrupt: Corrupt, progress: boo
         stacklevel=4,
     )
     return split.rows(np.setdiff1d(np.arange(count), rows))
-
-
-def bar_times() -> dict[str, float]:
-    """Return tqdm's times in seconds for reading data: when its bar appears and how often it changes."""
-    # No bar where it takes a moment; a log file gets a line now and then, a terminal a moving bar.
-    return {"delay": 2.0, "mininterval": 0.2 if sys.stderr and sys.stderr.isatty() else 15.0}
 
 
 def _check_memory(split: str, shape: tuple[int, ...]) -> None:

@@ -12,7 +12,6 @@ from seal_jax.data import catalogue, shards
 from seal_jax.data.decoding import CorruptImageError, decode
 from seal_jax.data.preparation import first_line, open_prepared
 from seal_jax.data.readers import Parser, make_parser
-from seal_jax.data.sources import bar_times
 from seal_jax.data.streaming import THREADS
 
 
@@ -75,7 +74,11 @@ def verify(
     counts: dict[str, int] = {}
     total = sum(split.num_examples for split in splits.values())
     bar = tqdm(
-        total=total, desc=f"verify {name}", unit=" images", disable=not progress, **bar_times()
+        total=total,
+        desc=f"verify {name}",
+        unit=" images",
+        disable=not progress,
+        **shards.bar_times(),
     )
     with bar, concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for split, info in splits.items():
