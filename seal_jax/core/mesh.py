@@ -118,22 +118,25 @@ def over_seeds(function: Callable, batching: str, by_seed: Sequence[bool]) -> Ca
         # Of one device: inside shard_map the leading axis has its own seeds only.
         count = jax.tree.leaves(arguments[0])[0].shape[0]
         if count > 1 and batching == "vmap":
-            axes = tuple(0 if own else None for own in by_seed)
+            axes = tuple(0 if with_seeds else None for with_seeds in by_seed)
             return jax.vmap(function, in_axes=axes[: len(arguments)])(*arguments)
 
-        def one_seed(own: list[Any]) -> Any:
-            remaining = iter(own)
+        def one_seed(seeded: list[Any]) -> Any:
+            remaining = iter(seeded)
             return function(
                 *(
-                    next(remaining) if seeded else argument
-                    for argument, seeded in zip(arguments, by_seed, strict=False)
+                    next(remaining) if with_seeds else argument
+                    for argument, with_seeds in zip(arguments, by_seed, strict=False)
                 )
             )
 
-        own = [argument for argument, seeded in zip(arguments, by_seed, strict=False) if seeded]
+        # The last arguments may be left out, hence zip without strict.
+        seeded = [
+            argument for argument, with_seeds in zip(arguments, by_seed, strict=False) if with_seeds
+        ]
         if count > 1:
-            return jax.lax.map(one_seed, own)
-        one = one_seed(jax.tree.map(lambda leaf: leaf[0], own))
+            return jax.lax.map(one_seed, seeded)
+        one = one_seed(jax.tree.map(lambda leaf: leaf[0], seeded))
         return jax.tree.map(lambda leaf: leaf[None], one)
 
     return mapped
