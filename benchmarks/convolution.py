@@ -31,6 +31,8 @@ def make_step(convolution: str, side: int, channels: int, stride: int):
     block = ResidualBlock(
         kind="basic",
         width=channels * stride,
+        inner_width=channels * stride,
+        groups=1,
         stride=stride,
         shortcut="A",
         dtype=jnp.float32,

@@ -316,7 +316,7 @@ def test_a_run_is_exported_and_started_from(shared_folder, tmp_path, capsys):
 def test_fast_adapts_weights_of_torchvision_to_grey_images(shared_folder, tmp_path, capsys):
     model = models.create("resnet18", num_classes=1000, image_shape=(224, 224, 3), width=4)
     tensors = {
-        f"module.{name}": np.full_like(value, 0.1)
+        f"module.{name}": value
         for name, value in torch_weights.to_torch(
             model, dict(paths.named_leaves(model.init(jax.random.key(0)))), "torchvision"
         ).items()
