@@ -428,7 +428,7 @@ def _open_hugging_face(name: str, data_dir: str | os.PathLike, label: str | None
         import datasets
     except ImportError:
         raise UsageError(
-            f"data.name={name!r} needs the package datasets: pip install datasets"
+            f'data.name={name!r} needs Hugging Face datasets: pip install "seal_jax[hf]"'
         ) from None
     try:
         stored = datasets.load_from_disk(os.fspath(data_dir))

@@ -10,7 +10,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -228,6 +227,7 @@ def test_data_that_is_read_where_it_lies(runs, tmp_path, photos, monkeypatch, ca
     monkeypatch.chdir(photos.parent)
     folder = photos.name
     if kind == "hf":
+        datasets = pytest.importorskip("datasets")
         parts = datasets.load_dataset("imagefolder", data_dir=folder, cache_dir=tmp_path / "cache")
         folder = f"hf-{photos.name}"
         parts.save_to_disk(folder)
