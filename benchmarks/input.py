@@ -97,14 +97,14 @@ def loader(folder: Path, paths: Sequence[str], order: np.ndarray, side: int, wor
     numbers = {path: number for number, (path, _) in enumerate(images.samples)}
     rows = np.array([numbers[path] for path in paths])[order]
     # Spawned as Grain does: JAX's threads do not survive a fork.
-    found = DataLoader(
+    loader = DataLoader(
         images,
         batch_sampler=rows.tolist(),
         num_workers=workers,
         prefetch_factor=AHEAD,
         multiprocessing_context="spawn",
     )
-    for pixels, _ in found:
+    for pixels, _ in loader:
         yield pixels.permute(0, 2, 3, 1)  # a view
 
 
@@ -116,8 +116,8 @@ def grain_alone(paths: Sequence[str], order: np.ndarray, side: int, workers: int
     images = source.map(functools.partial(load, side=side)).batch(order.shape[1])
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=AHEAD)
-    with closing(iter(images.to_iter_dataset(reading).mp_prefetch(options))) as found:
-        yield from found
+    with closing(iter(images.to_iter_dataset(reading).mp_prefetch(options))) as batches:
+        yield from batches
 
 
 def on_device(pixels: np.ndarray, order: np.ndarray) -> Iterator[jax.Array]:
@@ -128,10 +128,10 @@ def on_device(pixels: np.ndarray, order: np.ndarray) -> Iterator[jax.Array]:
         yield jax.block_until_ready(gather(flat, rows))
 
 
-def advance(found: Iterator[Any], count: int) -> Any:
+def advance(batches: Iterator[Any], count: int) -> Any:
     """Take ``count`` elements and return the last."""
     for _ in range(count):
-        last = next(found)
+        last = next(batches)
     return last
 
 
@@ -161,10 +161,10 @@ def throughput(
         "device": on_device(pixels, order),
     }
     with ExitStack() as held:
-        for found in candidates.values():
-            held.callback(found.close)
-        for name, found in candidates.items():
-            first = np.asarray(next(found))
+        for iterator in candidates.values():
+            held.callback(iterator.close)
+        for name, iterator in candidates.items():
+            first = np.asarray(next(iterator))
             if same and not np.array_equal(first, pixels[order[0]]):
                 raise AssertionError(f"{name} gives other pixels")
 

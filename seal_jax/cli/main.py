@@ -377,11 +377,11 @@ def _verify(options: argparse.Namespace) -> int:
 
     if options.manual_dir:
         raise UsageError("--verify checks data that is prepared; leave --manual-dir out")
-    found = verification.verify(options.dataset, data_dir=options.data_dir)
-    shown = found.problems[:_MOST_PROBLEMS]
+    verified = verification.verify(options.dataset, data_dir=options.data_dir)
+    shown = verified.problems[:_MOST_PROBLEMS]
     for problem in shown:
         print(f"error: {problem}", file=sys.stderr)
-    if len(found.problems) > len(shown):
-        print(f"error: and {len(found.problems) - len(shown):,} more", file=sys.stderr)
-    print(found.as_text())
-    return USAGE if found.problems else OK
+    if len(verified.problems) > len(shown):
+        print(f"error: and {len(verified.problems) - len(shown):,} more", file=sys.stderr)
+    print(verified.as_text())
+    return USAGE if verified.problems else OK

@@ -119,10 +119,10 @@ def mix(images: jax.Array, params: MixingParams) -> jax.Array:
     >>> mix(images, half).ravel().tolist()
     [0.25, 0.75, 2.25, 2.75]
     """
-    own = params.outside[:, None, None, None]
+    weight = params.outside[:, None, None, None]
     if params.box is not None:
         top, left, bottom, right = params.box.T[..., None]
         row, column = jnp.arange(images.shape[1]), jnp.arange(images.shape[2])
         rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
-        own = jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 1 - own, own)
-    return interpolate(own, images, partners(images)).astype(images.dtype)
+        weight = jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 1 - weight, weight)
+    return interpolate(weight, images, partners(images)).astype(images.dtype)

@@ -89,14 +89,14 @@ def checksum_problems(folder: Path) -> list[str] | None:
         return None
     remedy = "delete the file if the data is right, or prepare the data again"
     recorded = records.load(folder / CHECKSUMS, Mapping[str, Mapping[str, str]], remedy)
-    expected, found = recorded.get("sha256", {}), _sha256(_files(folder))
+    expected, actual = recorded.get("sha256", {}), _sha256(_files(folder))
     problems = []
-    for name in sorted({*expected, *found}):
-        if name not in found:
+    for name in sorted({*expected, *actual}):
+        if name not in actual:
             problems.append(f"{folder / name} is missing")
         elif name not in expected:
             problems.append(f"{folder / name} was not there when the data was prepared")
-        elif expected[name] != found[name]:
+        elif expected[name] != actual[name]:
             problems.append(f"{folder / name} has another sha256 than when the data was prepared")
     return problems
 

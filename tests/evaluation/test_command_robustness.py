@@ -18,7 +18,7 @@ CLASSES = np.array([3, 5, 7])  # labels 0, 1 and 2 of the test sets
 
 
 @pytest.fixture(scope="module")
-def test_sets(digits_dir, loaded_run, tmp_path_factory):
+def corrupted(digits_dir, loaded_run, tmp_path_factory):
     """Test images of digits as a data set of corruptions, in a folder with digits."""
     root = tmp_path_factory.mktemp("corrupted")
     test = loaded_run.dataset.test
@@ -36,8 +36,8 @@ def test_sets(digits_dir, loaded_run, tmp_path_factory):
     return "tiny_imagenet_c"
 
 
-def test_accuracies(run, loaded_run, test_sets, digits_dir, evaluated):
-    rows, output = evaluated("robustness", run, weights=("last",), datasets=(test_sets,))
+def test_accuracies(run, loaded_run, corrupted, digits_dir, evaluated):
+    rows, output = evaluated("robustness", run, weights=("last",), datasets=(corrupted,))
     places = {(row["seed"], row["dataset"], row["split"]): row for row in rows}
     for network in loaded_run.networks[:2]:  # the last weights of both seeds
         assert network.weights == "last"
@@ -48,7 +48,7 @@ def test_accuracies(run, loaded_run, test_sets, digits_dir, evaluated):
         found = {}
         for split in ("invert_1", "invert_2", "plain_1"):
             images, _ = load_labelled(
-                test_sets, data_dir=digits_dir, split=split, image_size=8, channels=1
+                corrupted, data_dir=digits_dir, split=split, image_size=8, channels=1
             )
             logits = loaded_run.logits(network, images.images)
             found[split] = (logits.argmax(-1) == CLASSES[images.labels]).mean()
@@ -69,7 +69,7 @@ def test_accuracies(run, loaded_run, test_sets, digits_dir, evaluated):
     assert table.count("tiny_imagenet_c") == 3
     assert (output / "robustness.png").stat().st_size > 1000
 
-    options = {"weights": ("last",), "datasets": (test_sets,), "splits": ("plain_1",)}
+    options = {"weights": ("last",), "datasets": (corrupted,), "splits": ("plain_1",)}
     rows, _ = evaluated("robustness", run, output=output / "part", **options)
     assert sorted(row["split"] for row in rows) == ["of the run"] * 2 + ["plain"] * 2
 
@@ -82,9 +82,9 @@ def test_classes_are_matched_by_name():
         robustness.class_labels("x", ("tench", "cat"), own)
 
 
-def test_splits_are_checked_before_any_work(loaded_run, test_sets):
+def test_splits_are_checked_before_any_work(loaded_run, corrupted):
     with pytest.raises(UsageError, match=r"--splits='fog_3': .*invert_1"):
-        robustness.work_items(loaded_run, robustness.Options((test_sets,), ("fog_3",)))
+        robustness.work_items(loaded_run, robustness.Options((corrupted,), ("fog_3",)))
 
 
 def test_other_data_of_a_run_on_a_folder_is_where_all_is_prepared(loaded_run):
