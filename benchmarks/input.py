@@ -116,22 +116,22 @@ def grain_alone(paths: Sequence[str], order: np.ndarray, side: int, workers: int
     images = source.map(functools.partial(load, side=side)).batch(order.shape[1])
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=AHEAD)
-    with closing(iter(images.to_iter_dataset(reading).mp_prefetch(options))) as batches:
-        yield from batches
+    with closing(iter(images.to_iter_dataset(reading).mp_prefetch(options))) as iterator:
+        yield from iterator
 
 
 def on_device(pixels: np.ndarray, order: np.ndarray) -> Iterator[jax.Array]:
-    """Yield batches that are gathered in device memory."""
+    """Yield iterator that are gathered in device memory."""
     flat = jax.device_put(flatten(data.Split(pixels, np.zeros(len(pixels), np.int32))))
     gather = jax.jit(functools.partial(take, image_shape=pixels.shape[1:]))
     for rows in order:
         yield jax.block_until_ready(gather(flat, rows))
 
 
-def advance(batches: Iterator[Any], count: int) -> Any:
+def advance(iterator: Iterator[Any], count: int) -> Any:
     """Take ``count`` elements and return the last."""
     for _ in range(count):
-        last = next(batches)
+        last = next(iterator)
     return last
 
 
