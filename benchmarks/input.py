@@ -121,7 +121,7 @@ def grain_alone(paths: Sequence[str], order: np.ndarray, side: int, workers: int
 
 
 def on_device(pixels: np.ndarray, order: np.ndarray) -> Iterator[jax.Array]:
-    """Yield iterator that are gathered in device memory."""
+    """Yield batches that are gathered in device memory."""
     flat = jax.device_put(flatten(data.Split(pixels, np.zeros(len(pixels), np.int32))))
     gather = jax.jit(functools.partial(take, image_shape=pixels.shape[1:]))
     for rows in order:
