@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -55,7 +55,7 @@ def calls(
     end: int,
     train_data: Arrays,
     validation_data: Arrays | None,
-) -> Iterator[Call]:
+) -> Generator[Call, None, None]:
     """Train from ``step`` to ``end`` and yield after each call of the compiled steps.
 
     This is the only training loop: a run writes its metrics and checkpoints between two calls, an
@@ -189,9 +189,11 @@ def train(
             state = experiment.init(experiment.starts(experiment.seeds, init_from), train_data)
         clock, saved = experiment.clock, step
         checkpoint_every = settings.run.checkpoint_every_epochs * clock.steps_per_epoch
-        for call in calls(
+        training = calls(
             experiment, state, step, experiment.total_steps, train_data, validation_data
-        ):
+        )
+        # Closed here and not when it is collected, where Python would only print a second signal's interrupt.
+        for call in held.enter_context(closing(training)):
             state, step = call.state, call.step
             # This waits for the devices, so that a loss that is not finite stops the run in the call it comes from.
             losses = fetch(call.losses)
