@@ -142,6 +142,13 @@ def over_seeds(function: Callable, batching: str, by_seed: Sequence[bool]) -> Ca
     return mapped
 
 
+def varying(tree: Any, axes: str | tuple[str, ...]) -> Any:
+    """Mark a tree that is the same along ``axes`` of a ``shard_map`` as one that may vary along them."""
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(tree, axes, to="varying")
+    return jax.lax.pvary(tree, axes)  # before jax 0.8
+
+
 def on_cpu(mesh: Mesh) -> bool:
     """Return whether the mesh has CPU devices."""
     return mesh.devices.flat[0].platform == "cpu"

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from library_oracles import NnxTree
 
 from seal_jax import transforms
 from seal_jax.generations import Clock
@@ -266,12 +267,7 @@ def test_the_loop_in_a_scan_over_seeds_agrees(row_):
 
 
 def test_nnx_optimizer(row_):
-    model = nnx.Dict(
-        {
-            name: nnx.Dict({own: nnx.Param(jnp.copy(x)) for own, x in layer.items()})
-            for name, layer in draw(0).items()
-        }
-    )
+    model = NnxTree(draw(0))
     optimizer = nnx.Optimizer(model, row_.tx, wrt=nnx.Param)
     with jax.disable_jit():
         for step, (_, _, params) in enumerate(row_.seeds[0][:BREAK]):
