@@ -166,7 +166,8 @@ datasets.DatasetDict(train=data, test=data).save_to_disk("cifar100")
         "colab.ipynb",
         f"EPOCHS, GENERATIONS, ON_ACCELERATOR = 4, 2, True\n"
         f"QUICKSTART = '{short} --config.train.seeds=1'\n"
-        f"CIFAR100 = '{short} --config.optimizer.warmup_epochs=1 --config.model.width=8'\n",
+        f"CIFAR100 = '--config=configs/digits.py:seal --config.data.validation_fraction=0.5 "
+        f"--config.train.dtype=bfloat16 {short}'\n",
     )
     assert "generation 1: test accuracy" in printed
     assert "Test accuracy (%) by generation" in printed
@@ -192,9 +193,10 @@ def run_notebook_of_eight_chips(colab):
     (root / "val" / "val_annotations.txt").write_text("".join(annotations))
     printed = colab.execute(
         "eight_chips.ipynb",
-        "SETTINGS = '--config.train.generations=2 --config.train.epochs_per_generation=4 "
-        "--config.train.batch_size=8 --config.train.dtype=float32 --config.model.name=resnet18 "
-        "--config.model.width=8 --config.optimizer.warmup_epochs=0'",
+        "CONFIG = 'configs/digits.py:seal'\n"
+        "SETTINGS = '--config.data.name=tiny_imagenet --config.train.batch_size=8 "
+        "--config.data.validation_fraction=0.2 --config.train.generations=2 "
+        "--config.train.epochs_per_generation=4'",
         JAX_NUM_CPU_DEVICES="8",
     )
     assert "devices: 8 along seeds, 1 along data" in printed
