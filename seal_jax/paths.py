@@ -36,8 +36,8 @@ def is_rule(node: Any) -> bool:
 
 def is_variable(node: Any) -> bool:
     """Tell whether ``node`` is an NNX ``Variable``, or hidden."""
-    # By a method of NNX's class, so that Flax need not be imported.
-    return is_placeholder(node) or hasattr(type(node), "get_raw_value")
+    # By a method of NNX's class, in all of its versions, so that Flax need not be imported.
+    return is_placeholder(node) or hasattr(type(node), "create_value")
 
 
 def escape(key: str) -> str:

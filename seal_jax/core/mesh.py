@@ -142,6 +142,13 @@ def over_seeds(function: Callable, batching: str, by_seed: Sequence[bool]) -> Ca
     return mapped
 
 
+def varying(tree: Any, axes: str | tuple[str, ...]) -> Any:
+    """Mark a tree that is the same along ``axes`` of a ``shard_map`` as one that may vary along them."""
+    lax: Any = jax.lax
+    # jax 0.7.2 has pvary alone, and 0.10 pcast alone.
+    return lax.pcast(tree, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(tree, axes)
+
+
 def on_cpu(mesh: Mesh) -> bool:
     """Return whether the mesh has CPU devices."""
     return mesh.devices.flat[0].platform == "cpu"

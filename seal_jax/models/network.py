@@ -112,7 +112,8 @@ def _moments(
     sums = jnp.stack([jnp.sum(weights * power, axes) for power in (x, jnp.square(x))])
     count = jnp.sum(weights)
     if axis_name is not None:
-        sums, count = jax.lax.psum((sums, count), axis_name)
+        # Not one psum of both, which jax 0.7 cannot differentiate where a part is constant; XLA combines the two.
+        sums, count = jax.lax.psum(sums, axis_name), jax.lax.psum(count, axis_name)
     # E[x^2] - E[x]^2, as in Flax; rounding may leave it below zero.
     mean, square = sums / jnp.maximum(count, 1)
     return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}, count

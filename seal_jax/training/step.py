@@ -273,7 +273,7 @@ class Experiment:
         """Train one seed for one step on a batch, of which this device takes its shard."""
         # Weights are the same along the data axis; what is computed from them on a shard is not.
         # Marked as varying, their gradient stays this device's own until the one reduction below.
-        weights = jax.lax.pcast(state.weights, meshes.DATA, to="varying")
+        weights = meshes.varying(state.weights, meshes.DATA)
         context = self._context(state, weights, data, step)
         auxiliary, gradient, measures = self.method.gradient(context, weights.params)
         with jax.named_scope("gradient_reduce"):
@@ -290,7 +290,7 @@ class Experiment:
         def gradient_at(params):
             """Return the gradient of the same batch at other parameters."""
             # Parameters found from the reduced gradient, such as SAM's, are the same on every device again.
-            params = jax.lax.pcast(params, meshes.DATA, to="varying")
+            params = meshes.varying(params, meshes.DATA)
             gradient = self.method.gradient(context, params).gradient
             with jax.named_scope("gradient_reduce"):
                 gradient = jax.lax.psum(gradient, meshes.DATA)
@@ -451,12 +451,12 @@ class Experiment:
         if key is not None:
             # Like the weights: what is drawn from it and then differentiated is this device's own,
             # or differentiation would sum over the devices.
-            key = jax.lax.pcast(key, meshes.DATA, to="varying")
+            key = meshes.varying(key, meshes.DATA)
         return StepContext(
             objective=objective,
             loss=lambda logits: losses_of(logits, examples, targets_of(images)).sum() / total,
             weights=weights,
-            method_state=jax.lax.pcast(state.method_state, meshes.DATA, to="varying"),
+            method_state=meshes.varying(state.method_state, meshes.DATA),
             key=key,
             progress=state.step / self.total_steps,
             extra_features=extra_features,
@@ -556,7 +556,7 @@ class Experiment:
             return jax.tree.map(jnp.add, sums, scored), None
 
         # The carry of a scan must vary over the same axes as what the body returns.
-        zero = jax.lax.pcast(MetricSums.zero(measures), (meshes.SEED, meshes.DATA), to="varying")
+        zero = meshes.varying(MetricSums.zero(measures), (meshes.SEED, meshes.DATA))
         sums, _ = jax.lax.scan(score, zero, (order, pixels))
         return jax.lax.psum(sums, meshes.DATA)
 

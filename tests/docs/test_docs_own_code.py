@@ -1,4 +1,7 @@
-"""The code of the documentation and of the notebook runs as it stands."""
+"""The code of the documentation runs as it stands, and the notebooks are well formed.
+
+``tests/environments`` executes the notebooks.
+"""
 
 import json
 import re
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "launch" / "colab.ipynb"
+NOTEBOOKS = sorted((ROOT / "launch").glob("*.ipynb"))
 
 
 def python_blocks(path):
@@ -34,20 +37,9 @@ def test_own_code(page, least):
         run(code, first_line, path, namespace)
 
 
-def notebook():
-    return json.loads(NOTEBOOK.read_text())
-
-
-def sources(tag):
-    return [
-        "".join(cell["source"])
-        for cell in notebook()["cells"]
-        if tag in cell["metadata"].get("tags", [])
-    ]
-
-
-def test_the_notebook_is_well_formed():
-    book = notebook()
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebooks_are_well_formed(path):
+    book = json.loads(path.read_text())
     try:
         import nbformat
     except ModuleNotFoundError:
@@ -70,26 +62,3 @@ def test_the_notebook_is_well_formed():
         else:
             assert cell["cell_type"] == "markdown"
         assert set(cell) == fields
-
-
-@pytest.mark.slow
-def test_own_code_of_the_notebook(capsys):
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    namespace = {"__name__": "notebook"}
-    cells = sources("own-code")
-    assert len(cells) >= 5
-    try:
-        for number, code in enumerate(cells):
-            run(code, 1, NOTEBOOK, namespace)
-            if code in sources("parameters"):
-                assert number == 0
-                # The smallest that has an ascent: one epoch of the four of generation 1.
-                namespace |= {"EPOCHS_PER_GENERATION": 4, "GENERATIONS": 2, "BATCH": 256}
-    finally:
-        plt.close("all")
-    printed = capsys.readouterr().out
-    assert printed.count("generation 1: test accuracy") == 2
-    assert len(namespace["losses"]) == 8

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 SHAPES = {
     # Wide enough that no leaf's update cancels to a size near its rounding error.
@@ -32,6 +33,15 @@ def nested(flat):
 
 def flat(tree):
     return {f"{layer}/{leaf}": value for layer, own in tree.items() for leaf, value in own.items()}
+
+
+class NnxTree(nnx.Module):
+    """A nested dictionary of arrays as a module: what ``nnx.Dict`` is from flax 0.12 on."""
+
+    def __init__(self, tree):
+        for name, value in tree.items():
+            inner = NnxTree(value) if isinstance(value, dict) else nnx.Param(jnp.asarray(value))
+            setattr(self, name, inner)
 
 
 def problem(seed=0):

@@ -13,8 +13,9 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from library_oracles import NnxTree
 
-from seal_jax import transforms
+from seal_jax import paths, transforms
 from seal_jax.generations import Clock
 
 KEY = jax.random.key(7)
@@ -266,12 +267,10 @@ def test_the_loop_in_a_scan_over_seeds_agrees(row_):
 
 
 def test_nnx_optimizer(row_):
-    model = nnx.Dict(
-        {
-            name: nnx.Dict({own: nnx.Param(jnp.copy(x)) for own, x in layer.items()})
-            for name, layer in draw(0).items()
-        }
-    )
+    states = jax.tree.leaves(row_.tx.init(draw(0)), is_leaf=paths.is_placeholder)
+    if any(map(paths.is_placeholder, states)) and not hasattr(nnx, "Dict"):
+        pytest.skip("nnx.Optimizer of flax 0.11 takes neither optax.masked nor optax.partition")
+    model = NnxTree(draw(0))
     optimizer = nnx.Optimizer(model, row_.tx, wrt=nnx.Param)
     with jax.disable_jit():
         for step, (_, _, params) in enumerate(row_.seeds[0][:BREAK]):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from library_oracles import assert_close
+from library_oracles import NnxTree, assert_close
 
 from seal_jax import heads, masks
 from seal_jax.errors import UsageError
@@ -372,12 +372,7 @@ def test_vmap_over_rates():
 
 
 def test_nnx_optimizer_compiles_once():
-    class Net(nnx.Module):
-        def __init__(self):
-            self.conv = nnx.Dict(kernel=nnx.Param(jnp.asarray(START["conv"]["kernel"])))
-            self.fc = nnx.Dict({n: nnx.Param(jnp.asarray(x)) for n, x in START["fc"].items()})
-
-    model = Net()
+    model = NnxTree(START)
     optimizer = nnx.Optimizer(model, fast(), wrt=nnx.Param)
 
     @nnx.jit

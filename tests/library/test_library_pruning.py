@@ -10,6 +10,7 @@ from library_oracles import (
     SHAPES,
     STEPS,
     E,
+    NnxTree,
     S,
     assert_close,
     flat,
@@ -176,25 +177,13 @@ def test_seeds_that_are_vmapped():
     np.testing.assert_array_equal(kept["fc/kernel"][0], alone["fc/kernel"])
 
 
-class Layer(nnx.Module):
-    def __init__(self, leaves):
-        for name, value in leaves.items():
-            setattr(self, name, nnx.Param(value))
-
-
-class Net(nnx.Module):
-    def __init__(self, params):
-        for name, leaves in params.items():
-            setattr(self, name, Layer(leaves))
-
-
 @pytest.mark.parametrize("among", [None, nnx.PathContains("fc")])
 def test_nnx_optimizer(among):
     params, noise, coefficient = start()
     rules = None if among is None else "fc"
     tx = make_imp_tx(among=rules, rewind_step=2, weight_decay=0.05, **CLOCK)
     (wanted, _), _ = jax.jit(lambda *a: scanned(tx, *a))(params, noise, coefficient)
-    model = Net(params)
+    model = NnxTree(params)
     tx = make_imp_tx(among=among, rewind_step=2, weight_decay=0.05, **CLOCK)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 

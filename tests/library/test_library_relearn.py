@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from library_oracles import SHAPES, STEPS, E, G, S, flat, jax_gradient, nested, problem
+from library_oracles import SHAPES, STEPS, E, G, NnxTree, S, flat, jax_gradient, nested, problem
 
 import seal_jax
 from seal_jax import UsageError, forgetting, layerwise, masks, paths, pruning, selections
@@ -232,18 +232,6 @@ def test_seeds_over_devices(kind, inside):
         np.testing.assert_allclose(got[n][0], alone[n][-1], rtol=1e-5, atol=1e-6)
 
 
-class Layer(nnx.Module):
-    def __init__(self, leaves):
-        for name, value in leaves.items():
-            setattr(self, name, nnx.Param(value))
-
-
-class Net(nnx.Module):
-    def __init__(self, params):
-        for name, leaves in params.items():
-            setattr(self, name, Layer(leaves))
-
-
 @pytest.mark.parametrize(
     ("select", "init"),
     [(welsr(0.5), "torch_default"), (dsd(0.2), "state"), ("fc", "state")],
@@ -251,10 +239,10 @@ class Net(nnx.Module):
 )
 def test_nnx_optimizer(select, init):
     params, noise, coefficient = start()
-    model = Net(params)
+    model = NnxTree(params)
     init_fn = {
         "torch_default": "torch_default",
-        "state": lambda key: nnx.state(Net(draw(key)), nnx.Param),
+        "state": lambda key: nnx.state(NnxTree(draw(key)), nnx.Param),
     }[init]
     optimizer = nnx.Optimizer(model, tx_for(select, init_fn=init_fn), wrt=nnx.Param)
 

@@ -10,8 +10,17 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from library_oracles import assert_close, flat, jax_gradient, nested, numpy_gradient, problem
+from library_oracles import (
+    NnxTree,
+    assert_close,
+    flat,
+    jax_gradient,
+    nested,
+    numpy_gradient,
+    problem,
+)
 
+from seal_jax.core import mesh as meshes
 from seal_jax.errors import UsageError
 from seal_jax.transforms.preconditioners import preconditioner
 from seal_jax.transforms.sam import (
@@ -255,13 +264,8 @@ def test_vmap_over_seeds_and_radii():
 
 
 def test_nnx_optimizer_compiles_once():
-    class Net(nnx.Module):
-        def __init__(self, params):
-            for layer, leaves in params.items():
-                setattr(self, layer, nnx.Dict({n: nnx.Param(x) for n, x in leaves.items()}))
-
     params, noise, coefficient = start()
-    model = Net(params)
+    model = NnxTree(params)
     optimizer = nnx.Optimizer(model, sam(), wrt=nnx.Param)
 
     @nnx.jit
@@ -290,7 +294,7 @@ def test_a_perturbation_for_each_device():
         return jnp.mean((inputs @ w - targets) ** 2), jnp.sum(inputs)
 
     def on_device(w, inputs, targets):
-        w = jax.lax.pcast(w, "data", to="varying")
+        w = meshes.varying(w, "data")
         value_and_grad = jax.value_and_grad(lambda w: share(w, inputs, targets), has_aux=True)
         (loss, total), gradient = sharpness_aware_gradient(value_and_grad, w, 0.5)
         return jax.lax.pmean((loss, gradient), "data"), jax.lax.psum(total, "data")

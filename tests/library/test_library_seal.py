@@ -20,6 +20,7 @@ from library_oracles import (
     STEPS,
     E,
     K,
+    NnxTree,
     S,
     assert_close,
     epoch_rate,
@@ -295,18 +296,6 @@ def test_train_state():
     assert_close(flat(history), book()[0])
 
 
-class Layer(nnx.Module):
-    def __init__(self, leaves):
-        for name, value in leaves.items():
-            setattr(self, name, nnx.Param(value))
-
-
-class Net(nnx.Module):
-    def __init__(self, params):
-        for name, leaves in params.items():
-            setattr(self, name, Layer(leaves))
-
-
 def forget_variables(state):
     return jax.tree.map_with_path(lambda path, _: path[0].key in ("conv1", "bn1"), state)
 
@@ -316,14 +305,14 @@ NNX_MASKS = {
     "filter": nnx.Any(nnx.PathContains("conv1"), nnx.PathContains("bn1")),
     "filters": (nnx.PathContains("conv1"), nnx.PathContains("bn1")),
     "predicate": lambda path, leaf: path[0] in ("conv1", "bn1"),
-    "state": forget_variables(nnx.state(Net(nested(problem()[0])), nnx.Param)),
+    "state": forget_variables(nnx.state(NnxTree(nested(problem()[0])), nnx.Param)),
 }
 
 
 @pytest.mark.parametrize("mask", NNX_MASKS.values(), ids=NNX_MASKS)
 def test_nnx_optimizer(mask):
     params, noise, coefficient = start()
-    model = Net(params)
+    model = NnxTree(params)
     optimizer = nnx.Optimizer(model, seal(mask), wrt=nnx.Param)
 
     @nnx.jit
