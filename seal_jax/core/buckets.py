@@ -1,0 +1,103 @@
+"""Paths in a bucket, such as ``gs://bucket/run``, for code that was written for ``pathlib``.
+
+A bucket is not a file system. An object appears whole once it is written, and replaces an earlier one at once, so no
+reader ever sees half of it. But nothing can be appended, locked or renamed, and there are no folders: one exists while
+an object's name begins with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import posixpath
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fsspec
+from etils import epath
+from etils.epath.stat_utils import StatResult
+
+from seal_jax.core.files import BucketError
+
+# What other processes write must be seen: gcsfs would keep a folder's listing as long as the process lives.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+# What it cannot do it raises as well; a log of every attempt would hide the one line about it.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+
+class _Stat(StatResult):
+    @property
+    def st_size(self) -> int:
+        return int(self.length)
+
+
+class BucketPath(type(epath.Path("gs://"))):  # type: ignore[misc]
+    """An ``epath.Path`` with what this package uses of ``pathlib.Path``, and its errors."""
+
+    def stat(self) -> _Stat:
+        """Return size and time, under the names of ``pathlib`` too."""
+        return _Stat(**vars(super().stat()))
+
+    def iterdir(self) -> Iterator[BucketPath]:
+        """List a folder; one that does not exist is empty."""
+        try:
+            # The console marks a folder by an empty object of its name.
+            return iter([path for path in super().iterdir() if path != self])
+        except FileNotFoundError:
+            return iter(())
+
+    def glob(self, pattern: str) -> Iterator[BucketPath]:
+        """List what fits a pattern."""
+        return iter(list(super().glob(pattern)))
+
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder begins with its first object. (gcsfs would make a bucket that is missing.)"""
+
+    def rename(self, target: BucketPath) -> BucketPath:
+        """Copy a folder, then remove it: what a kill interrupts can be done again."""
+        for path in self._objects():
+            (target / path.relative_to(self)).write_bytes(path.read_bytes())
+        self.rmtree()
+        return target
+
+    def _objects(self) -> Iterator[BucketPath]:
+        for path in self.iterdir():
+            if path.is_dir():
+                yield from path._objects()
+            else:
+                yield path
+
+    def resolve(self, strict: bool = False) -> BucketPath:
+        """Return the path without ``..``."""
+        return type(self)(posixpath.normpath(posixpath.join(*self.parts)))
+
+
+def _with_reason(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that raises ``OSError`` with ``strerror`` and nothing else, as those of ``pathlib`` do."""
+
+    @functools.wraps(method)
+    def call(self: BucketPath, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        # gcsfs and google.auth have errors of their own, and raise OSErrors that have a text and no number.
+        except Exception as error:
+            if isinstance(error, OSError) and error.strerror:
+                raise
+            if isinstance(error, FileNotFoundError):
+                reason = "there is no such object or bucket"
+                raise FileNotFoundError(errno.ENOENT, reason, str(self)) from error
+            # Of a refusal the first line is the request, the second the reason.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = ": ".join(lines[:2])[:300] or type(error).__name__
+            raise BucketError(errno.EIO, reason, str(self)) from error
+
+    return call
+
+
+for _name in (
+    *("exists", "is_dir", "stat", "iterdir", "glob", "open", "read_bytes", "read_text"),
+    *("write_bytes", "write_text", "unlink", "rmtree", "rename", "replace", "copy"),
+):
+    setattr(BucketPath, _name, _with_reason(getattr(BucketPath, _name)))
