@@ -51,7 +51,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return _fail(str(error), USAGE)
     # Where a folder of the file system has an answer, such as whether a file exists, a bucket may refuse one.
     except files.BucketError as error:
-        return _fail(f"{error.filename}: {error.strerror}", USAGE)
+        return _fail(str(error), USAGE)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:

@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +33,10 @@ class _Stat(StatResult):
     def st_size(self) -> int:
         return int(self.length)
 
+    @property
+    def st_mtime(self) -> float:
+        return float(self.mtime)
+
 
 class BucketPath(type(epath.Path("gs://"))):  # type: ignore[misc]
     """An ``epath.Path`` with what this package uses of ``pathlib.Path``, and its errors."""
@@ -43,8 +48,8 @@ class BucketPath(type(epath.Path("gs://"))):  # type: ignore[misc]
     def iterdir(self) -> Iterator[BucketPath]:
         """List a folder; one that does not exist is empty."""
         try:
-            # The console marks a folder by an empty object of its name.
-            return iter([path for path in super().iterdir() if path != self])
+            # The console marks a folder by an empty object of its name, which gcsfs lists in it.
+            return iter([p for p in super().iterdir() if p.name != self.name or p.exists()])
         except FileNotFoundError:
             return iter(())
 
@@ -91,6 +96,8 @@ def _with_reason(method: Callable[..., Any]) -> Callable[..., Any]:
             # Of a refusal the first line is the request, the second the reason.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = ": ".join(lines[:2])[:300] or type(error).__name__
+            if re.search("Forbidden|401|[Cc]redentials", reason):
+                reason += "; run `gcloud auth application-default login`, or ask for the role Storage Admin"
             raise BucketError(errno.EIO, reason, str(self)) from error
 
     return call

@@ -69,7 +69,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._board.write(*rows)
         if not self._path.exists():
             self._path.write_bytes(b"")
-        self._size = self._path.stat().st_size
+        self._written = _size_and_time(self._path)
 
     def append(self, row: Mapping[str, Value]) -> None:
         """Write one row to disk.
@@ -94,15 +94,15 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         line = json.dumps(stored, allow_nan=False).encode() + b"\n"
         try:
             # A bucket has no lock that would have kept the other process out.
-            if files.is_remote(self._path) and self._path.stat().st_size != self._size:
+            if files.is_remote(self._path) and _size_and_time(self._path) != self._written:
                 raise OSError(errno.EBUSY, "another process has written to it, stop one of the two")
             files.append(self._path, line)
+            self._written = _size_and_time(self._path)
         except OSError as error:
             reason = error.strerror or error
             raise OSError(
                 f"metrics row of step {step} was not written to {self._path}: {reason}"
             ) from error
-        self._size += len(line)
         self._last = step
         # After the record: the view must not show what the record lacks.
         self._board.write(numbers)
@@ -134,6 +134,11 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         if new != old:
             files.replace(self._path, new, sync=True)
         return kept
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    status = path.stat()
+    return status.st_size, status.st_mtime
 
 
 def read(workdir: str | os.PathLike[str]) -> list[Row]:

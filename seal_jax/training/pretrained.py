@@ -21,9 +21,9 @@ from seal_jax.errors import UsageError, nearest
 from seal_jax.models import Model, torch_weights
 from seal_jax.models.network import HEAD
 from seal_jax.training import weight_files
-from seal_jax.training.weight_files import HUB
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import read_leaves
+from seal_jax.training.weight_files import HUB
 
 PyTree = Any
 SOURCES = {"last": "weights/", "best": "best/weights/", "ema": "ema/"}
@@ -128,12 +128,14 @@ def _path(settings: Settings, workdir: Path) -> str:
 def _file(settings: Settings, workdir: Path) -> weight_files.WeightsFile | None:
     """Return the file of weights that ``train.pretrained`` names, None for a run."""
     path = _path(settings, workdir)
-    # A run comes first, even if weights were exported into its folder.
-    if not path.startswith(HUB) and (files.as_path(path) / workdirs.CHECKPOINTS).is_dir():
-        return None
-    return weight_files.find(
-        path, f"train.pretrained = {path!r}", allow_pickle=settings.train.allow_pickle
-    )
+    label = f"train.pretrained = {path!r}"
+    try:
+        # A run comes first, even if weights were exported into its folder.
+        if not path.startswith(HUB) and (files.as_path(path) / workdirs.CHECKPOINTS).is_dir():
+            return None
+        return weight_files.find(path, label, allow_pickle=settings.train.allow_pickle)
+    except OSError as error:
+        raise UsageError(f"{label} cannot be read: {error.strerror or error}") from None
 
 
 def read_run(folder: Path, label: str) -> Source:

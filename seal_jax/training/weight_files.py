@@ -129,7 +129,8 @@ def find(name: str, label: str, *, allow_pickle: bool) -> WeightsFile | None:
       allow_pickle: whether to take PyTorch's files.
 
     Raises:
-      UsageError: a pickle that is not allowed, a shard or a repository that is missing, a bucket that cannot be read.
+      UsageError: a pickle that is not allowed, a shard or a repository that is missing.
+      OSError: a bucket that cannot be read.
     """
     if name.startswith(HUB):
         return WeightsFile(label, _from_hub(name, label, allow_pickle))
@@ -156,12 +157,9 @@ def find(name: str, label: str, *, allow_pickle: bool) -> WeightsFile | None:
         paths = (path,)
     if path.suffix in PICKLES:
         _check_pickle(label, allow_pickle)
-    try:
-        if files.is_remote(path) and path.with_name(_CONFIG).is_file():
-            files.local(path.with_name(_CONFIG))  # which `statistics` looks for beside the file
-        return WeightsFile(label, tuple(map(files.local, paths)))
-    except OSError as error:
-        raise UsageError(f"{label} cannot be read: {error.strerror}; copy it again") from None
+    if files.is_remote(path) and path.with_name(_CONFIG).is_file():
+        files.local(path.with_name(_CONFIG))  # which `statistics` looks for beside the file
+    return WeightsFile(label, tuple(map(files.local, paths)))
 
 
 def to_bytes(tensors: Mapping[str, np.ndarray], record: Record) -> bytes:

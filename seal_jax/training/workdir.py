@@ -35,7 +35,11 @@ def claim(workdir: Path, settings: Settings) -> None:
     """
     record = dataclasses.asdict(settings)
     path = workdir / CONFIG
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
+    if exists:
         old = read(workdir)
         differences = settings_lib.differences(_experiment(old), _experiment(record))
         if differences:

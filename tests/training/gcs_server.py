@@ -5,6 +5,7 @@ It has what a bucket has and nothing else: objects that appear whole, generation
 """
 
 import dataclasses
+import datetime
 import http.server
 import itertools
 import json
@@ -20,7 +21,7 @@ class Object:
 
 
 class Buckets(http.server.ThreadingHTTPServer):
-    """Serves ``bucket``, and ``forbidden``, which answers 403; as a context manager, in a thread of its own.
+    """Serves ``bucket``, while ``forbidden`` answers 403 and ``private`` 401; a context manager, in its own thread.
 
     Attributes:
       objects: by name, those of ``bucket``.
@@ -41,6 +42,17 @@ class Buckets(http.server.ThreadingHTTPServer):
     def handle_error(self, *_):
         """Ignore clients that leave without a word, as killed ones do."""
 
+    def download(self, prefix, folder):
+        """Write the objects of a folder to a local one; return that."""
+        with self.lock:
+            stored = {name: object.content for name, object in self.objects.items()}
+        for name, content in stored.items():
+            if name.startswith(f"{prefix}/"):
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return folder / prefix
+
     @property
     def environment(self):
         """The variables by which gcsfs and TensorStore come here instead of to Google."""
@@ -49,6 +61,7 @@ class Buckets(http.server.ThreadingHTTPServer):
             "STORAGE_EMULATOR_HOST": url,
             "TENSORSTORE_GCS_HTTP_URL": url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+            "NO_GCE_CHECK": "true",
             # It asks what kind of bucket this is by gRPC, which is not served here.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
@@ -97,6 +110,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             name = None if match[3] is None else urllib.parse.unquote(match[3])
             if bucket == "forbidden":
                 raise _Refused(403, "user@example.com does not have storage.objects access")
+            if bucket == "private":
+                raise _Refused(401, "Anonymous caller does not have storage.objects access")
             if bucket != "bucket":
                 raise _Refused(404, "The specified bucket does not exist.")
             with self.server.lock:
@@ -201,12 +216,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _metadata(name, stored):
+    # Every write a second later than the one before.
+    time = datetime.datetime(2026, 1, 1) + datetime.timedelta(seconds=stored.generation)
+    written = f"{time.isoformat()}.000Z"
     return {
         "kind": "storage#object",
         "bucket": "bucket",
         "name": name,
         "size": str(len(stored.content)),
         "generation": str(stored.generation),
-        "updated": "2026-01-01T00:00:00.000Z",
-        "timeCreated": "2026-01-01T00:00:00.000Z",
+        "updated": written,
+        "timeCreated": written,
     }

@@ -1,0 +1,303 @@
+"""Everything that takes a path takes one of a bucket, of a server that speaks Cloud Storage's protocol."""
+
+import json
+import os
+import signal
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gcs_server import Buckets, Object
+from safetensors.numpy import load as load_safetensors
+from trainer_runs import LAST, Runs, assert_same_run, leaves, wait_until
+
+from seal_jax import data
+from seal_jax.cli import configs, main
+from seal_jax.core import files
+from seal_jax.data import catalogue
+from seal_jax.errors import UsageError
+from seal_jax.training import weight_files
+from seal_jax.training.checkpoints import Checkpoints
+from seal_jax.training.metrics import MetricsLog, read
+
+needs_gcsfs = pytest.mark.skipif("gcsfs" not in sys.modules, reason="gcsfs is not installed")
+
+
+@pytest.fixture(scope="session")
+def runs(shared_folder):
+    return Runs(shared_folder)
+
+
+# For the whole session: gcsfs and TensorStore look at the environment once.
+@pytest.fixture(scope="session")
+def server():
+    pytest.importorskip("gcsfs")
+    with Buckets() as buckets, pytest.MonkeyPatch.context() as patch:
+        for name, value in buckets.environment.items():
+            patch.setenv(name, value)
+        yield buckets
+
+
+@pytest.fixture
+def bucket(server):
+    """The server, with no objects and no requests."""
+    server.objects.clear()
+    server.requests.clear()
+    return server
+
+
+def error(capfd, *arguments, code=main.USAGE):
+    """Run a command that must fail; return its one line."""
+    assert main.run(list(arguments)) == code
+    text = capfd.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_a_run_from_its_start_to_its_report(bucket, runs, tmp_path, capsys):
+    reference = runs.reference()
+    runs.finish("gs://bucket/runs/seal")
+    workdir = bucket.download("runs/seal", tmp_path)
+    assert_same_run(workdir, reference)
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["24", "28", "32"]
+    # As a kill in the middle of the last save leaves it.
+    del bucket.objects[f"runs/seal/checkpoints/{LAST}/commit_success.txt"]
+    assert "resuming at step 28" in resumed(runs, capsys)
+    assert_same_run(bucket.download("runs/seal", tmp_path / "resumed"), reference)
+    assert (tmp_path / "resumed/runs/seal/curves.png").stat().st_size > 10_000
+
+    evaluate = ["evaluate", "--kind=margins", "--sample=20", "--checkpoint"]
+    assert main.run([*evaluate, "gs://bucket/runs/seal"]) == 0
+    assert (
+        "results: gs://bucket/runs/seal/evaluations/margins/results.json" in capsys.readouterr().out
+    )
+    assert main.run([*evaluate, str(reference), f"--output={tmp_path / 'margins'}"]) == 0
+    results = json.loads(bucket.objects["runs/seal/evaluations/margins/results.json"].content)
+    local = json.loads((tmp_path / "margins/results.json").read_text())
+    rows = [[{**row, "run": ""} for row in result["rows"]] for result in (results, local)]
+    assert rows[0] == rows[1]
+    # Nothing is left of the attempt to write there.
+    assert not [name for name in bucket.objects if "probe" in name]
+
+    assert (
+        main.run(
+            ["compare", "gs://bucket/runs/seal", str(reference), "--output=gs://bucket/report"]
+        )
+        == 0
+    )
+    assert "Test accuracy (%) by generation" in capsys.readouterr().out
+    assert b"margins.png" in bucket.objects["report/report.html"].content
+    export = [
+        "export",
+        "--checkpoint=gs://bucket/runs/seal",
+        "--output=gs://bucket/w/seal.safetensors",
+    ]
+    assert main.run(export) == 0
+    tensors = load_safetensors(bucket.objects["w/seal.safetensors"].content)
+    assert sum(map(np.size, tensors.values())) > 3_000
+    # A bucket cannot: the server refuses it, and gcsfs would copy and try again for half a minute.
+    assert not [request for request in bucket.requests if "moveTo" in request]
+
+
+def resumed(runs, capsys):
+    capsys.readouterr()
+    runs.finish("gs://bucket/runs/seal")
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_killed_at_arbitrary_moments(bucket, runs, tmp_path):
+    def saved(step):
+        return f"run/checkpoints/{step}/commit_success.txt" in bucket.objects
+
+    def saving(step):
+        prefix = f"run/checkpoints/{step}/"
+        return not saved(step) and any(name.startswith(prefix) for name in list(bucket.objects))
+
+    for condition, step in ((saving, 4), (saved, 12), (saving, 20), (saved, 24)):
+        process = runs.start("gs://bucket/run")
+        wait_until(lambda condition=condition, step=step: condition(step), process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not saved(LAST)
+    runs.finish("gs://bucket/run")
+    assert_same_run(bucket.download("run", tmp_path), runs.reference())
+
+
+def test_starting_from_what_is_in_a_bucket(bucket, runs, tmp_path, capsys):
+    reference = runs.reference()
+    for path in reference.rglob("*"):
+        if path.is_file():
+            files.as_path(f"gs://bucket/runs/a/{path.relative_to(reference)}").write_bytes(
+                path.read_bytes()
+            )
+    # A checkpoint that a disk finished has no commit_success.txt.
+    for step in (24, 28, 32):
+        files.as_path(f"gs://bucket/runs/a/checkpoints/{step}/commit_success.txt").write_bytes(b"")
+    files.as_path("gs://bucket/own.py").write_bytes(runs.config.read_bytes())
+    assert configs.variants("gs://bucket/own.py") == ("normal", "llf", "seal")
+    assert (
+        main.run(
+            ["export", "--checkpoint=gs://bucket/runs/a", f"--output={tmp_path / 'a.safetensors'}"]
+        )
+        == 0
+    )
+    files.as_path("gs://bucket/weights/a.safetensors").write_bytes(
+        (tmp_path / "a.safetensors").read_bytes()
+    )
+    files.as_path("gs://bucket/labels.npy").write_bytes(_npy(np.arange(1437) % 10))
+    for name, extra in (
+        ("../a", []),
+        ("gs://bucket/weights", ["--config.data.label_file=gs://bucket/labels.npy"]),
+    ):
+        assert (
+            main.run(
+                [
+                    "train",
+                    "--config=gs://bucket/own.py:normal",
+                    "--workdir=gs://bucket/runs/b" + str(len(extra)),
+                    "--config.train.seeds=8",
+                    "--config.train.generations=1",
+                    "--config.train.epochs_per_generation=1",
+                    "--config.optimizer.learning_rate=1e-12",
+                    f"--config.train.pretrained={name}",
+                    *extra,
+                ]
+            )
+            == 0
+        )
+    b = bucket.download("runs", tmp_path) / "b0"
+    source, taken = leaves(reference), leaves(b, 4)
+    kernels = [name for name in source if name.startswith("weights/") and name.endswith("kernel")]
+    assert len(kernels) == 3
+    for name in kernels:
+        np.testing.assert_allclose(taken[name], source[name].repeat(8, 0), atol=1e-6)
+    recorded = np.load(tmp_path / "runs/b1/labels.npy")
+    np.testing.assert_array_equal(recorded, np.arange(1437) % 10)
+    capsys.readouterr()
+
+
+def _npy(array):
+    import io
+
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_a_damaged_checkpoint_is_set_aside(bucket):
+    state = {"a": jnp.arange(2000.0)}
+    with Checkpoints("gs://bucket/x") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, {})
+    record = bucket.objects["x/2/metadata/metadata"]
+    record.content = record.content.replace(b'"checksum": ', b'"checksum": 1')
+    with Checkpoints("gs://bucket/x") as checkpoints:
+        with pytest.warns(UserWarning, match="checkpoint gs://bucket/x/2 is damaged"):
+            assert checkpoints.restore(state).step == 1
+        checkpoints.save(3, state, {})
+    assert Checkpoints("gs://bucket/x").steps() == [1, 3]
+    assert bucket.objects["x/damaged-2/metadata/metadata"].content == record.content
+    assert not any(name.startswith("x/2/") for name in bucket.objects)
+
+
+def test_a_second_training_in_the_folder_is_noticed(bucket):
+    with MetricsLog("gs://bucket/run", resume_step=-1) as log:
+        log.append({"step": 1})
+        with MetricsLog("gs://bucket/run", resume_step=0) as other:
+            other.append({"step": 2})
+            with pytest.raises(
+                OSError, match="another process has written to it, stop one of the two"
+            ):
+                log.append({"step": 2})
+    assert read("gs://bucket/run") == [{"step": 2}]
+    assert sum("tensorboard" in name for name in bucket.objects) == 1
+
+
+def test_prepared_data(bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main.run(["prepare", "--dataset=digits", "--data-dir=gs://bucket/data"]) == 0
+    assert "digits is prepared in gs://bucket/data/digits/1.0.0" in capsys.readouterr().out
+    requests = len(bucket.requests)
+    assert main.run(["prepare", "--dataset=digits", "--data-dir=gs://bucket/data"]) == 0
+    assert not [request for request in bucket.requests[requests:] if request.startswith("POST")]
+    prepared = catalogue.prepared("digits", files.as_path("gs://bucket/data"))
+    assert prepared.counts == {"train": 1437, "test": 360}
+    assert main.run(["datasets", "--data-dir=gs://bucket/data"]) == 0
+    assert "prepared: in gs://bucket/data, as TFDS's array_record" in capsys.readouterr().out
+    loaded = [data.load("digits", data_dir=folder) for folder in ("gs://bucket/data", tmp_path)]
+    np.testing.assert_array_equal(loaded[0].train.images, loaded[1].train.images)
+    # The second time from the copy.
+    requests = len(bucket.requests)
+    data.load("digits", data_dir="gs://bucket/data")
+    assert not [request for request in bucket.requests[requests:] if "array_record" in request]
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        (
+            "gs://forbidden/x",
+            "user@example.com does not have storage.objects access; run `gcloud auth",
+        ),
+        (
+            "gs://private/x",
+            "Anonymous caller does not have storage.objects access, 401; run `gcloud auth",
+        ),
+        ("gs://missing/x", "there is no such object or bucket"),
+    ],
+)
+def test_a_bucket_that_refuses_is_one_line(bucket, runs, capfd, where, why):
+    train = ["train", f"--config={runs.config}", "--workdir"]
+    assert why in error(capfd, *train, where)
+    compared = error(capfd, "compare", where)
+    assert why in compared or f"{where} holds no run" in compared
+    assert where in error(capfd, "evaluate", "--kind=margins", "--checkpoint", where)
+    assert where in error(capfd, *train, "gs://bucket/x", f"--config.data.data_dir={where}")
+    assert where in error(capfd, *train, "gs://bucket/x", f"--config.train.pretrained={where}")
+    assert why in error(capfd, *train, "gs://bucket/x", f"--config.data.label_file={where}/a.npy")
+    assert where in error(capfd, "train", f"--config={where}/a.py", "--workdir=gs://bucket/x")
+    assert where in error(capfd, "prepare", "--dataset=digits", f"--data-dir={where}")
+    with pytest.raises(UsageError, match=f"--output={where} cannot be written: "):
+        files.check_writable(files.as_path(where), "--output")
+    assert not bucket.objects
+
+
+def test_the_path_of_a_url():
+    for name in ("s3://bucket/x", "https://example.com/x"):
+        with pytest.raises(UsageError, match="cannot be opened: give a folder or a gs:// URL"):
+            files.as_path(name)
+    with pytest.raises(UsageError, match="names no bucket"):
+        files.as_path("gs://")
+
+
+def test_without_gcsfs_the_fix_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(
+        UsageError, match=r'needs gcsfs .*: pip install "seal_jax\[gcs\]", or mount'
+    ):
+        files.as_path("gs://bucket/run")
+
+
+def test_paths_are_as_those_of_pathlib(bucket, tmp_path):
+    root = files.as_path("gs://bucket/a")
+    assert not root.exists()
+    assert list(root.iterdir()) == []
+    (root / "b/c.txt").write_bytes(b"12345")
+    bucket.objects["a/"] = Object(b"", 0)  # as the console marks a folder
+    assert root.is_dir()
+    assert [str(path) for path in root.iterdir()] == ["gs://bucket/a/b"]
+    assert [str(path) for path in root.glob("*/*.txt")] == ["gs://bucket/a/b/c.txt"]
+    assert (root / "b/c.txt").stat().st_size == 5
+    files.append(root / "b/c.txt", b"67")
+    assert (root / "b/c.txt").read_text() == "1234567"
+    assert str((root / "../d/./e").resolve()) == "gs://bucket/d/e"
+    assert files.short_names([root / "x/r", root / "y/r"]) == ["x/r", "y/r"]
+    copy = files.local(root / "b/c.txt")
+    assert copy.read_bytes() == b"1234567"
+    assert files.local(tmp_path) == tmp_path
+    with pytest.raises(OSError, match="no such object or bucket"):
+        (root / "missing").read_bytes()
+    assert weight_files.find("gs://bucket/a", "it", allow_pickle=False) is None
