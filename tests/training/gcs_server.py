@@ -25,7 +25,7 @@ class Buckets(http.server.ThreadingHTTPServer):
 
     Attributes:
       objects: by name, those of ``bucket``.
-      requests: "METHOD name" of every request, in order.
+      requests: "METHOD name media" of every request, in order; "media" where it is for the content.
     """
 
     daemon_threads = True
@@ -115,7 +115,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if bucket != "bucket":
                 raise _Refused(404, "The specified bucket does not exist.")
             with self.server.lock:
-                self.server.requests.append(f"{self.command} {name or query.get('name', '')}")
+                words = (self.command, name or query.get("name", ""), query.get("alt", ""))
+                self.server.requests.append(" ".join(words))
                 if kind == "upload":
                     status, content, headers = self._upload(query, body)
                 elif not url.path.endswith(bucket) and name is None:
