@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import logging
 import posixpath
 import re
@@ -40,6 +41,18 @@ class _Stat(StatResult):
 
 class BucketPath(type(epath.Path("gs://"))):  # type: ignore[misc]
     """An ``epath.Path`` with what this package uses of ``pathlib.Path``, and its errors."""
+
+    def open(self, mode: str = "r", buffering: int = -1, **options: Any) -> Any:
+        """Open an object; one that is written appears whole, at every ``flush`` and when it is closed."""
+        if "r" in mode:
+            return super().open(mode, **options)
+        raw = _Written(self, self.read_bytes() if "a" in mode and self.exists() else b"")
+        return raw if "b" in mode else io.TextIOWrapper(raw, **{"encoding": "utf-8", **options})
+
+    def write_bytes(self, data: bytes) -> int:
+        """Write an object, whole or not at all."""
+        with super().open("wb") as file:
+            return int(file.write(data))
 
     def stat(self) -> _Stat:
         """Return size and time, under the names of ``pathlib`` too."""
@@ -77,6 +90,23 @@ class BucketPath(type(epath.Path("gs://"))):  # type: ignore[misc]
     def resolve(self, strict: bool = False) -> BucketPath:
         """Return the path without ``..``."""
         return type(self)(posixpath.normpath(posixpath.join(*self.parts)))
+
+
+class _Written(io.BytesIO):
+    """The content of an object that is being written."""
+
+    def __init__(self, path: BucketPath, content: bytes):
+        super().__init__()
+        self._path = path
+        self.write(content)
+
+    def flush(self) -> None:
+        self._path.write_bytes(self.getvalue())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+        super().close()
 
 
 def _with_reason(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ reads it as NaN); `read` gives it back as NaN, so an infinity comes back as NaN 
 from __future__ import annotations
 
 import errno
-import io
 import json
 import math
 import os
@@ -225,10 +224,7 @@ class _EventFile:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._path = folder / name
-        # An object in a bucket is written whole, again and again.
-        self._object = io.BytesIO() if files.is_remote(folder) else None
-        self._writer = RecordWriter(self._object or self._path.open("wb"))
+        self._writer = RecordWriter((folder / name).open("wb"))
         # TensorBoard expects the version as the first record.
         self._record(file_version="brain.Event:2")
 
@@ -245,8 +241,6 @@ class _EventFile:
             values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in scalars.items()]
             self._record(step=row["step"], summary=self._summary(value=values))
         self._writer.flush()
-        if self._object is not None:
-            self._path.write_bytes(self._object.getvalue())
 
     def close(self) -> None:
         self._writer.close()

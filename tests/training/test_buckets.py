@@ -1,5 +1,6 @@
 """Everything that takes a path takes one of a bucket, of a server that speaks Cloud Storage's protocol."""
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gcs_server import Buckets, Object
+from PIL import Image
 from safetensors.numpy import load as load_safetensors
 from trainer_runs import LAST, Runs, assert_same_run, leaves, wait_until
 
@@ -20,8 +22,6 @@ from seal_jax.errors import UsageError
 from seal_jax.training import weight_files
 from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.metrics import MetricsLog, read
-
-needs_gcsfs = pytest.mark.skipif("gcsfs" not in sys.modules, reason="gcsfs is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -180,8 +180,6 @@ def test_starting_from_what_is_in_a_bucket(bucket, runs, tmp_path, capsys):
 
 
 def _npy(array):
-    import io
-
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -234,6 +232,25 @@ def test_prepared_data(bucket, tmp_path, monkeypatch, capsys):
     data.load("digits", data_dir="gs://bucket/data")
     shards = [request for request in bucket.requests[requests:] if "array_record" in request]
     assert not [request for request in shards if request.endswith("media")]
+
+
+def test_a_folder_of_images(bucket):
+    for index in range(8):
+        path = f"gs://bucket/images/{('train', 'test')[index % 2]}/{'ab'[index // 4]}/{index}.png"
+        with io.BytesIO() as file:
+            Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(file, "PNG")
+            files.as_path(path).write_bytes(file.getvalue())
+    options = {"data_dir": "gs://bucket/images", "validation_fraction": 0.0}
+    loaded = data.load("folder/own", **options).train
+    pixels = loaded.images.max((1, 2, 3)).tolist()
+    assert sorted(zip(pixels, loaded.labels.tolist(), strict=True)) == [
+        (0, 0),
+        (2, 0),
+        (4, 1),
+        (6, 1),
+    ]
+    streamed = data.load("folder/own", **options, placement="stream").train
+    assert streamed.labels.tolist() == loaded.labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -294,6 +311,13 @@ def test_paths_are_as_those_of_pathlib(bucket, tmp_path):
     assert (root / "b/c.txt").stat().st_size == 5
     files.append(root / "b/c.txt", b"67")
     assert (root / "b/c.txt").read_text() == "1234567"
+    with (root / "w").open("w", newline="") as file:
+        file.write("ä\r\n")
+        file.flush()
+        assert (root / "w").read_bytes() == "ä\r\n".encode()
+    with (root / "w").open("ab") as file:
+        file.write(b"b")
+    assert (root / "w").read_text(encoding="utf-8").endswith("\nb")
     assert str((root / "../d/./e").resolve()) == "gs://bucket/d/e"
     assert files.short_names([root / "x/r", root / "y/r"]) == ["x/r", "y/r"]
     copy = files.local(root / "b/c.txt")
