@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 
@@ -47,13 +48,26 @@ def bucket(server):
     return server
 
 
-def error(capfd, *arguments, code=main.USAGE):
+def succeed(capsys, *arguments):
+    """Run a command; return what it printed."""
+    capsys.readouterr()
+    assert main.run(list(arguments)) == main.OK
+    return capsys.readouterr().out
+
+
+def error(capfd, *arguments):
     """Run a command that must fail; return its one line."""
-    assert main.run(list(arguments)) == code
+    assert main.run(list(arguments)) == main.USAGE
     text = capfd.readouterr().err
     assert text.startswith("error: ")
     assert text.count("\n") == 1
     return text
+
+
+def upload(folder, url):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (files.as_path(url) / path.relative_to(folder)).write_bytes(path.read_bytes())
 
 
 def test_a_run_from_its_start_to_its_report(bucket, runs, tmp_path, capsys):
@@ -62,49 +76,21 @@ def test_a_run_from_its_start_to_its_report(bucket, runs, tmp_path, capsys):
     workdir = bucket.download("runs/seal", tmp_path)
     assert_same_run(workdir, reference)
     assert sorted(os.listdir(workdir / "checkpoints")) == ["24", "28", "32"]
+    assert (workdir / "curves.png").stat().st_size > 10_000
     # As a kill in the middle of the last save leaves it.
     del bucket.objects[f"runs/seal/checkpoints/{LAST}/commit_success.txt"]
-    assert "resuming at step 28" in resumed(runs, capsys)
-    assert_same_run(bucket.download("runs/seal", tmp_path / "resumed"), reference)
-    assert (tmp_path / "resumed/runs/seal/curves.png").stat().st_size > 10_000
-
-    evaluate = ["evaluate", "--kind=margins", "--sample=20", "--checkpoint"]
-    assert main.run([*evaluate, "gs://bucket/runs/seal"]) == 0
-    assert (
-        "results: gs://bucket/runs/seal/evaluations/margins/results.json" in capsys.readouterr().out
-    )
-    assert main.run([*evaluate, str(reference), f"--output={tmp_path / 'margins'}"]) == 0
-    results = json.loads(bucket.objects["runs/seal/evaluations/margins/results.json"].content)
-    local = json.loads((tmp_path / "margins/results.json").read_text())
-    rows = [[{**row, "run": ""} for row in result["rows"]] for result in (results, local)]
-    assert rows[0] == rows[1]
-    # Nothing is left of the attempt to write there.
-    assert not [name for name in bucket.objects if "probe" in name]
-
-    assert (
-        main.run(
-            ["compare", "gs://bucket/runs/seal", str(reference), "--output=gs://bucket/report"]
-        )
-        == 0
-    )
-    assert "Test accuracy (%) by generation" in capsys.readouterr().out
-    assert b"margins.png" in bucket.objects["report/report.html"].content
-    export = [
-        "export",
-        "--checkpoint=gs://bucket/runs/seal",
-        "--output=gs://bucket/w/seal.safetensors",
-    ]
-    assert main.run(export) == 0
-    tensors = load_safetensors(bucket.objects["w/seal.safetensors"].content)
-    assert sum(map(np.size, tensors.values())) > 3_000
-    # A bucket cannot: the server refuses it, and gcsfs would copy and try again for half a minute.
-    assert not [request for request in bucket.requests if "moveTo" in request]
-
-
-def resumed(runs, capsys):
     capsys.readouterr()
     runs.finish("gs://bucket/runs/seal")
-    return capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "resuming at step 28" in printed
+    assert "gs://bucket/runs/seal is in a bucket, where nothing can be locked" in printed
+    assert_same_run(bucket.download("runs/seal", tmp_path / "resumed"), reference)
+    folders = ["gs://bucket/runs/seal", str(reference)]
+    compared = succeed(capsys, "compare", *folders, "--output=gs://bucket/report")
+    assert "report: gs://bucket/report/report.html" in compared
+    assert b"Curves" in bucket.objects["report/report.html"].content
+    # A bucket cannot: the server refuses it, and gcsfs would copy after half a minute.
+    assert not [request for request in bucket.requests if "moveTo" in request]
 
 
 @pytest.mark.slow
@@ -126,57 +112,46 @@ def test_killed_at_arbitrary_moments(bucket, runs, tmp_path):
     assert_same_run(bucket.download("run", tmp_path), runs.reference())
 
 
-def test_starting_from_what_is_in_a_bucket(bucket, runs, tmp_path, capsys):
+@pytest.mark.slow
+def test_evaluating_and_starting_from_what_is_in_a_bucket(bucket, runs, tmp_path, capsys):
     reference = runs.reference()
-    for path in reference.rglob("*"):
-        if path.is_file():
-            files.as_path(f"gs://bucket/runs/a/{path.relative_to(reference)}").write_bytes(
-                path.read_bytes()
-            )
-    # A checkpoint that a disk finished has no commit_success.txt.
-    for step in (24, 28, 32):
+    upload(reference, "gs://bucket/runs/a")
+    # Orbax marks a whole checkpoint by its name on a disk, and by an object in a bucket.
+    for step in (24, 28, LAST):
         files.as_path(f"gs://bucket/runs/a/checkpoints/{step}/commit_success.txt").write_bytes(b"")
+    evaluate = ["evaluate", "--kind=margins", "--sample=20", "--checkpoint"]
+    output = "gs://bucket/runs/a/evaluations/margins/results.json"
+    assert f"results: {output}" in succeed(capsys, *evaluate, "gs://bucket/runs/a")
+    succeed(capsys, *evaluate, str(reference), f"--output={tmp_path / 'margins'}")
+    stored = (files.as_path(output).read_text(), (tmp_path / "margins/results.json").read_text())
+    rows = [[{**row, "run": ""} for row in json.loads(text)["rows"]] for text in stored]
+    assert rows[0] == rows[1]
+    # Nothing is left of the attempt to write there.
+    assert not [name for name in bucket.objects if "probe" in name]
+
+    weights = "gs://bucket/weights/a.safetensors"
+    succeed(capsys, "export", "--checkpoint=gs://bucket/runs/a", f"--output={weights}")
+    exported = load_safetensors(bucket.objects["weights/a.safetensors"].content)
+    source = leaves(reference)
+    expected = [leaf for name, leaf in source.items() if name.startswith("weights/")]
+    assert sum(map(np.size, exported.values())) == sum(map(np.size, expected))
+
     files.as_path("gs://bucket/own.py").write_bytes(runs.config.read_bytes())
     assert configs.variants("gs://bucket/own.py") == ("normal", "llf", "seal")
-    assert (
-        main.run(
-            ["export", "--checkpoint=gs://bucket/runs/a", f"--output={tmp_path / 'a.safetensors'}"]
-        )
-        == 0
-    )
-    files.as_path("gs://bucket/weights/a.safetensors").write_bytes(
-        (tmp_path / "a.safetensors").read_bytes()
-    )
-    files.as_path("gs://bucket/labels.npy").write_bytes(_npy(np.arange(1437) % 10))
-    for name, extra in (
-        ("../a", []),
-        ("gs://bucket/weights", ["--config.data.label_file=gs://bucket/labels.npy"]),
-    ):
-        assert (
-            main.run(
-                [
-                    "train",
-                    "--config=gs://bucket/own.py:normal",
-                    "--workdir=gs://bucket/runs/b" + str(len(extra)),
-                    "--config.train.seeds=8",
-                    "--config.train.generations=1",
-                    "--config.train.epochs_per_generation=1",
-                    "--config.optimizer.learning_rate=1e-12",
-                    f"--config.train.pretrained={name}",
-                    *extra,
-                ]
-            )
-            == 0
-        )
-    b = bucket.download("runs", tmp_path) / "b0"
-    source, taken = leaves(reference), leaves(b, 4)
-    kernels = [name for name in source if name.startswith("weights/") and name.endswith("kernel")]
-    assert len(kernels) == 3
-    for name in kernels:
-        np.testing.assert_allclose(taken[name], source[name].repeat(8, 0), atol=1e-6)
-    recorded = np.load(tmp_path / "runs/b1/labels.npy")
-    np.testing.assert_array_equal(recorded, np.arange(1437) % 10)
-    capsys.readouterr()
+    labels = np.arange(1437) % 10
+    files.as_path("gs://bucket/labels.npy").write_bytes(_npy(labels))
+    train = ["train", "--config=gs://bucket/own.py:normal", "--config.train.generations=1"]
+    train += ["--config.train.epochs_per_generation=1", "--config.optimizer.learning_rate=1e-12"]
+    train += ["--config.train.seeds=8"]
+    for name, run in (("../a", "b"), ("gs://bucket/weights", "c")):
+        options = [f"--config.train.pretrained={name}", f"--workdir=gs://bucket/runs/{run}"]
+        succeed(capsys, *train, *options, "--config.data.label_file=gs://bucket/labels.npy")
+        taken = leaves(bucket.download(f"runs/{run}", tmp_path), 4)
+        kernels = [leaf for leaf in source if re.fullmatch("weights/.*/kernel", leaf)]
+        assert len(kernels) == 3
+        for kernel in kernels:
+            np.testing.assert_allclose(taken[kernel], source[kernel].repeat(8, 0), atol=1e-6)
+        np.testing.assert_array_equal(np.load(tmp_path / f"runs/{run}/labels.npy"), labels)
 
 
 def _npy(array):
