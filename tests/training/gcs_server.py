@@ -25,6 +25,7 @@ class Buckets(http.server.ThreadingHTTPServer):
 
     Attributes:
       objects: by name, those of ``bucket``.
+      refused: a regular expression of the names that may not be written.
       requests: "METHOD name media" of every request, in order; "media" where it is for the content.
     """
 
@@ -38,6 +39,7 @@ class Buckets(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.generations = itertools.count(1)
         self.uploads: dict[str, tuple[str, bytearray]] = {}
+        self.refused = ""
 
     def handle_error(self, *_):
         """Ignore clients that leave without a word, as killed ones do."""
@@ -154,6 +156,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return stored
 
     def _put(self, name, content, query):
+        if self.server.refused and re.search(self.server.refused, name):
+            raise _Refused(403, "user@example.com does not have storage.objects.create access")
         self._check(name, query)
         stored = Object(bytes(content), next(self.server.generations))
         self.server.objects[name] = stored

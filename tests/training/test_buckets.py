@@ -45,6 +45,7 @@ def bucket(server):
     """The server, with no objects and no requests."""
     server.objects.clear()
     server.requests.clear()
+    server.refused = ""
     return server
 
 
@@ -72,17 +73,18 @@ def upload(folder, url):
 
 def test_a_run_from_its_start_to_its_report(bucket, runs, tmp_path, capsys):
     reference = runs.reference()
-    runs.finish("gs://bucket/runs/seal")
+    every = "--config.run.checkpoint_every_epochs=2"
+    runs.finish("gs://bucket/runs/seal", every)
     workdir = bucket.download("runs/seal", tmp_path)
     assert_same_run(workdir, reference)
-    assert sorted(os.listdir(workdir / "checkpoints")) == ["24", "28", "32"]
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["16", "24", "32"]
     assert (workdir / "curves.png").stat().st_size > 10_000
     # As a kill in the middle of the last save leaves it.
     del bucket.objects[f"runs/seal/checkpoints/{LAST}/commit_success.txt"]
     capsys.readouterr()
-    runs.finish("gs://bucket/runs/seal")
+    runs.finish("gs://bucket/runs/seal", every)
     printed = capsys.readouterr().out
-    assert "resuming at step 28" in printed
+    assert "resuming at step 24" in printed
     assert "gs://bucket/runs/seal is in a bucket, where nothing can be locked" in printed
     assert_same_run(bucket.download("runs/seal", tmp_path / "resumed"), reference)
     folders = ["gs://bucket/runs/seal", str(reference)]
@@ -108,6 +110,31 @@ def test_killed_at_arbitrary_moments(bucket, runs, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert not saved(LAST)
+    runs.finish("gs://bucket/run")
+    assert_same_run(bucket.download("run", tmp_path), runs.reference())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("refused", "says"),
+    [
+        (
+            "checkpoints/16/state/.*ocdbt",
+            "checkpoint 16 was not written to gs://bucket/run/checkpo",
+        ),
+        ("checkpoints/16/commit_success", "the last good one is step 12"),
+        ("metrics.jsonl", "does not have storage.objects.create access"),
+    ],
+)
+def test_a_bucket_that_refuses_from_some_moment_on(bucket, runs, tmp_path, refused, says):
+    if refused == "metrics.jsonl":
+        runs.finish("gs://bucket/run", signalled_at=(12, signal.SIGTERM), code=main.STOPPED)
+    bucket.refused = refused
+    stderr = runs.finish("gs://bucket/run", code=main.UNWRITABLE)
+    *_, last = stderr.strip().splitlines()
+    assert last.startswith("error: ")
+    assert says in last
+    bucket.refused = ""
     runs.finish("gs://bucket/run")
     assert_same_run(bucket.download("run", tmp_path), runs.reference())
 
