@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from seal_jax.core import files
-from seal_jax.errors import CRASHED, INTERRUPTED, OK, STOPPED, UNWRITABLE, USAGE, UsageError
+from seal_jax.errors import (
+    CRASHED,
+    INTERRUPTED,
+    OK,
+    STOPPED,
+    UNWRITABLE,
+    USAGE,
+    BucketError,
+    UsageError,
+)
 
 _EXIT_CODES = (
     f"exit codes: {OK} done; {USAGE} bad input, or a loss that is not finite, explained in one line; "
@@ -50,7 +59,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except UsageError as error:
         return _fail(str(error), USAGE)
     # Where a folder of the file system has an answer, such as whether a file exists, a bucket may refuse one.
-    except files.BucketError as error:
+    except BucketError as error:
         return _fail(str(error), USAGE)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)

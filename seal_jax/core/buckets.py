@@ -20,7 +20,7 @@ import fsspec
 from etils import epath
 from etils.epath.stat_utils import StatResult
 
-from seal_jax.core.files import BucketError
+from seal_jax.errors import BucketError
 
 # What other processes write must be seen: gcsfs would keep a folder's listing as long as the process lives.
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

@@ -28,13 +28,6 @@ NAME_LENGTH = 18
 BUCKET = "gs://"
 
 
-class BucketError(OSError):
-    """A bucket cannot be reached, or refuses; ``strerror`` says why in one line."""
-
-    def __str__(self) -> str:
-        return f"{self.filename}: {self.strerror}"
-
-
 def is_remote(name: str | os.PathLike[str]) -> bool:
     """Return whether a path is one of a bucket."""
     return os.fspath(name).startswith(BUCKET)
