@@ -1,4 +1,4 @@
-"""The one exception for input that the user can fix, and the checks that raise it."""
+"""The exception for input that the user can fix, with the checks that raise it, and that of buckets."""
 
 import math
 import reprlib
@@ -19,6 +19,13 @@ class UsageError(ValueError):
     The command line prints the line and exits with code 2. Library code raises it too; there it is
     an ordinary ``ValueError``.
     """
+
+
+class BucketError(OSError):
+    """A bucket cannot be reached, or refuses; ``strerror`` says why in one line."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
 
 
 def require_params(params: Any) -> None:

@@ -7,12 +7,12 @@ import importlib.util
 import traceback
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from seal_jax import methods, records
+from seal_jax.core import files
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest, shown
@@ -89,7 +89,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
       UsageError: there is no such file or variant, the file raises an error, or an override names no
         setting or has a value of another type.
     """
-    path, _, variant = config.partition(":")
+    path, variant = split(config)
     module = _module(path)
     known = _variants(path, module)
     # Before `get_config` is called, which may treat any unknown name as its default.
@@ -116,9 +116,20 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
     return settings_lib.read(Settings, values.to_dict())
 
 
+def split(config: str) -> tuple[str, str]:
+    """Return the file and the variant, "" where there is none.
+
+    >>> split("configs/digits.py:seal"), split("gs://bucket/own.py")
+    (('configs/digits.py', 'seal'), ('gs://bucket/own.py', ''))
+    """
+    bucket = files.BUCKET if files.is_remote(config) else ""
+    path, _, variant = config.removeprefix(bucket).partition(":")
+    return bucket + path, variant
+
+
 def variants(config: str) -> tuple[str, ...]:
     """Return the variants that a config file declares in ``VARIANTS``."""
-    path = config.partition(":")[0]
+    path = split(config)[0]
     return _variants(path, _module(path))
 
 
@@ -131,7 +142,7 @@ def _variants(path: str, module: types.ModuleType) -> tuple[str, ...]:
 
 def _module(name: str) -> types.ModuleType:
     """Return the module of a config file, after running it."""
-    path = Path(name)
+    path = files.as_path(name)
     # The spec is None for a name that does not end in .py.
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -140,7 +151,7 @@ def _module(name: str) -> types.ModuleType:
     try:
         # Not by the spec's loader: it caches bytecode in __pycache__ by time in seconds and size, so an edit
         # within a second could run the old file.
-        exec(compile(path.read_bytes(), path, "exec"), vars(module))
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except SyntaxError as error:
         raise UsageError(f"--config={path}, line {error.lineno}: {error.msg}") from None
     # `main.exit_code` says which package to install.
@@ -151,7 +162,7 @@ def _module(name: str) -> types.ModuleType:
     return module
 
 
-def _in_file(path: str | Path, error: Exception) -> UsageError:
+def _in_file(path: Any, error: Exception) -> UsageError:
     """Return an error of one line that says where in a config file another arose, and what it was."""
     # The innermost line of the config file, not of a function that it calls.
     frames = traceback.extract_tb(error.__traceback__)

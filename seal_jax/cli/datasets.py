@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from seal_jax.core import files
 from seal_jax.core.tables import aligned
 from seal_jax.data import catalogue
 from seal_jax.data.catalogue import DATA_SETS, DatasetInfo, Prepared
@@ -19,22 +20,21 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
     """Return the table for a folder of prepared data, then the commands that prepare what is missing.
 
     Raises:
-      UsageError: the folder is remote, or does not exist.
+      UsageError: the folder does not exist.
     """
     # TFDS's own default, without importing it.
     default = os.environ.get("TFDS_DATA_DIR") or str(Path.home() / "tensorflow_datasets")
     folder = default if data_dir is None else os.fspath(data_dir)
-    if "://" in folder:
-        raise UsageError(f"data_dir={folder} is remote: copy it into a local folder and give that")
+    root = files.as_path(folder)
     # Only a folder that was named must exist: without the default one, nothing is prepared yet.
-    if data_dir is not None and not os.path.isdir(data_dir):
+    if data_dir is not None and not root.is_dir():
         raise UsageError(f"--data-dir={folder} is not a folder; give that of the prepared data")
     rows: list[tuple[str, ...]] = [_HEADER]
     notes: list[str] = []
     from_files: list[str] = []
     others: list[str] = []
     for data_set in DATA_SETS:
-        name, prepared = _find(data_set, Path(folder))
+        name, prepared = _find(data_set, root)
         sizes = (data_set.classes, data_set.train, data_set.validation, data_set.test)
         rows.append((data_set.paper, *map(_size, sizes), data_set.used, name, _state(prepared)))
         if data_set.note:
@@ -43,8 +43,8 @@ def as_text(data_dir: str | os.PathLike | None) -> str:
             # Under the first name, if a data set has several.
             command = f"  {prepare_command(data_set.names[0], folder)}"
             commands = from_files if data_set.builder else others
-            if files := catalogue.original_files(data_set.names[0]):
-                commands.append(f"  # {data_set.paper}: FOLDER is {files}")
+            if originals := catalogue.original_files(data_set.names[0]):
+                commands.append(f"  # {data_set.paper}: FOLDER is {originals}")
             commands.append(command)
     heading = "To prepare from original files, without TensorFlow or network:"
     from_files = ["", heading, *from_files] if from_files else []

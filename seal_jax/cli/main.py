@@ -13,7 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_jax.errors import CRASHED, INTERRUPTED, OK, STOPPED, UNWRITABLE, USAGE, UsageError
+from seal_jax.core import files
+from seal_jax.errors import (
+    CRASHED,
+    INTERRUPTED,
+    OK,
+    STOPPED,
+    UNWRITABLE,
+    USAGE,
+    BucketError,
+    UsageError,
+)
 
 _EXIT_CODES = (
     f"exit codes: {OK} done; {USAGE} bad input, or a loss that is not finite, explained in one line; "
@@ -47,6 +57,9 @@ def exit_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except UsageError as error:
+        return _fail(str(error), USAGE)
+    # Where a folder of the file system has an answer, such as whether a file exists, a bucket may refuse one.
+    except BucketError as error:
         return _fail(str(error), USAGE)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
@@ -190,7 +203,7 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train one experiment, or resume it where it stopped."""
-    root = _folder(options.workdir)
+    root = files.as_path(options.workdir)
     _start_jax(options)
     return _train_one(options.config, overrides, root)
 
@@ -199,8 +212,8 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train every variant of a config, each in a folder of its own, then compare them."""
     from seal_jax.cli import configs
 
-    root = _folder(options.workdir)
-    if ":" in options.config:
+    root = files.as_path(options.workdir)
+    if configs.split(options.config)[1]:
         raise UsageError(f"--config={options.config} must be a file; sweep trains all its variants")
     variants = configs.variants(options.config)
     if not variants:
@@ -219,14 +232,6 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if _is_main_process():
         _write_report([root / variant for variant in variants], root)
     return OK
-
-
-def _folder(workdir: str) -> Path:
-    if "://" in workdir:
-        raise UsageError(
-            f"--workdir={workdir} is no folder of the file system; mount the bucket and give its folder"
-        )
-    return Path(workdir)
 
 
 def _start_jax(options: argparse.Namespace) -> None:
@@ -288,7 +293,8 @@ def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
 
 def _compare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Print the generations table of runs and write a report of them, a page with its files."""
-    _write_report([Path(name) for name in options.workdirs], Path(options.output or "."))
+    output = files.as_path(options.output or ".")
+    _write_report([files.as_path(name) for name in options.workdirs], output)
     return OK
 
 
@@ -334,7 +340,7 @@ def _slim(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     if not options.output:
         raise UsageError("--output= is empty; name a folder")
-    print(slim.export(Path(options.run_folder), Path(options.output)))
+    print(slim.export(files.as_path(options.run_folder), files.as_path(options.output)))
     return OK
 
 
@@ -343,8 +349,8 @@ def _export(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from seal_jax.cli import export
 
     line = export.export(
-        Path(options.checkpoint),
-        Path(options.output),
+        files.as_path(options.checkpoint),
+        files.as_path(options.output),
         weights=options.weights,
         seed=options.seed,
         names=options.names,

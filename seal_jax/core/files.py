@@ -1,39 +1,177 @@
-"""Files that are written whole, and short names of folders."""
+"""Paths of files and folders, here or in a bucket; files that are written whole; short names of folders.
+
+What is given as text becomes a path by `as_path`, and nowhere else. One of the file system is a ``pathlib.Path``; one
+of a bucket, ``gs://bucket/name``, has the same methods. The functions here do what the two do differently.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import fcntl
+import functools
+import hashlib
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from seal_jax.errors import UsageError
 
 # Longer folder names are cut in the middle, for three runs to fit into 100 columns.
 NAME_LENGTH = 18
+BUCKET = "gs://"
+
+
+def is_remote(name: str | os.PathLike[str]) -> bool:
+    """Return whether a path is one of a bucket."""
+    return os.fspath(name).startswith(BUCKET)
+
+
+def as_path(name: str | os.PathLike[str]) -> Path:
+    """Return the path that a text means: in a bucket where it begins with ``gs://``, else of the file system.
+
+    Raises:
+      UsageError: another URL, or one that the installed packages cannot open.
+    """
+    text = os.fspath(name)
+    if not is_remote(text):
+        # A path object has lost the second slash, and with it what it meant.
+        if "://" in text:
+            raise UsageError(f"{text} cannot be opened: give a folder or a {BUCKET} URL")
+        return Path(name)
+    if not text.removeprefix(BUCKET).strip("/"):
+        raise UsageError(f"{text} names no bucket: give {BUCKET}BUCKET/FOLDER")
+    try:
+        import gcsfs  # noqa: F401 - etils opens URLs by it
+
+        from seal_jax.core.buckets import BucketPath
+    except ImportError as error:
+        raise UsageError(
+            f'{text} needs gcsfs ({error.name} is missing): pip install "seal_jax[gcs]", or mount the bucket'
+        ) from None
+    # It has the methods of pathlib.Path that this package uses.
+    path: Path = BucketPath(text)
+    return path
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file: beside it first, then moved into place, so that no reader sees half of it.
+    """Write a whole file, which no reader sees half of.
 
     Raises:
       UsageError: it cannot be written.
     """
-    beside = partial(path)
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(beside, path)
+        replace(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def replace(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a whole file: beside it first, then moved into place; ``sync`` waits for the disk.
+
+    An object in a bucket appears whole, and is on disk when this returns.
+    """
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    beside = partial(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file; it is on disk when this returns, and as it was if this raises an ``OSError``.
+
+    Nothing can be added to an object in a bucket: it is read and written again, so two processes would lose each
+    other's data.
+    """
+    if is_remote(path):
+        path.write_bytes(path.read_bytes() + data)
+        return
+    # Unbuffered: it is one write, so a kill leaves at most one line cut short.
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            # A disk that is full takes a part without an error.
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raise unless a folder, which may not exist yet, can be written: before hours of work, not after.
+
+    Raises:
+      UsageError: it cannot; the message calls it ``option``.
+    """
+    if is_remote(folder):
+        # Only an attempt tells: there are no modes to look at.
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(f"{option}={folder} cannot be written: {error.strerror}") from None
+        return
+    # What counts is its nearest existing parent.
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{option}={folder}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"{option}={folder}: {existing} cannot be written; name another folder")
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Return the array of a ``.npy`` file, without pickles.
+
+    Raises:
+      OSError, ValueError, EOFError: it cannot be read, or holds something else.
+    """
+    array: np.ndarray = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    return array
+
+
+@functools.cache
+def local(path: Path) -> Path:
+    """Return the file itself, or a copy of one in a bucket, for libraries that read files only.
+
+    The copies of files that are beside each other are, too. They are removed when the process ends.
+    """
+    if not is_remote(path):
+        return path
+    folder = _copies() / hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    (folder / path.name).write_bytes(path.read_bytes())
+    return folder / path.name
+
+
+@functools.cache
+def _copies() -> Path:
+    held = contextlib.ExitStack()
+    atexit.register(held.close)
+    return held.enter_context(temporary_folder("seal_jax-copies-"))
+
+
 def partial(path: Path) -> Path:
-    """Return the file that :func:`write` writes first, which a killed process leaves behind."""
+    """Return the file that :func:`replace` writes first, which a killed process leaves behind."""
     # In the same folder: os.replace is atomic only within a file system.
     return path.with_name(f".{path.name}.partial")
 

@@ -1,6 +1,7 @@
 """Find and prepare TFDS data sets on disk, as array_record and without TensorFlow."""
 
 import contextlib
+import hashlib
 import io
 import os
 import shlex
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
+from seal_jax.core import files
 from seal_jax.data import shards
 from seal_jax.data.catalogue import RECORDS, builder_record, original_files
 from seal_jax.errors import UsageError, nearest
@@ -27,20 +29,18 @@ def prepare(
       name: ``digits``, a data set that this package builds from original files, such as
         ``tiny_imagenet`` or ``image_folder/eurosat``, or any TFDS name; TFDS downloads the latter,
         which needs network and for many data sets TensorFlow.
-      data_dir: where to write; None is TFDS's default (``TFDS_DATA_DIR``).
+      data_dir: where to write, perhaps in a bucket (``gs://``); None is TFDS's default (``TFDS_DATA_DIR``).
       manual_dir: the folder of source files, for data sets that need one.
 
     Raises:
       UsageError: for an unknown name, a missing or unusable ``manual_dir``, a ``data_dir`` that
         cannot be written, or a download that failed.
     """
-    if data_dir is not None and "://" in os.fspath(data_dir):
-        raise UsageError(
-            f"data_dir={data_dir} is remote: prepare in a local folder and copy it there"
-        )
     builder, record = find_builder(name, data_dir), builder_record(name)
-    root = Path(builder.data_dir_root)
+    root = files.as_path(builder.data_dir_root)
     manual = None if manual_dir is None else os.fspath(manual_dir)
+    if manual is not None and files.is_remote(manual):
+        raise UsageError(f"manual_dir={manual} is in a bucket: copy it into a local folder")
     if _is_prepared(builder):
         _require_array_record(name, builder)
         if record and record.manual_dir and manual is not None:
@@ -54,6 +54,13 @@ def prepare(
             )
         # Before anything is written: a folder that cannot be used is the likeliest mistake.
         builder.scan(Path(manual))
+    if files.is_remote(root):
+        files.check_writable(root, "data_dir")
+        # Array_record is written to local files only.
+        with files.temporary_folder("seal_jax-prepare-") as local:
+            folder = Path(prepare(name, data_dir=local, manual_dir=manual_dir))
+            _copy(folder, root / folder.relative_to(local))
+        return builder.data_path
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not _is_writable(root):
@@ -81,31 +88,68 @@ def prepare(
 def open_prepared(name: str, data_dir: str | os.PathLike | None) -> Any:
     """Return the builder of prepared data; ``digits`` is prepared where it is missing.
 
+    Data in a bucket is copied into the user's cache, since array_record is read from local files only.
+
     Raises:
       UsageError: where it is missing (with the command that prepares it) or needs TensorFlow.
     """
     builder, record = find_builder(name, data_dir), builder_record(name)
-    if not _is_prepared(builder) and record and not record.manual_dir:
+    remote = files.is_remote(builder.data_dir_root)
+    if not _is_prepared(builder) and record and not record.manual_dir and not remote:
         if data_dir and not Path(data_dir).exists():
             # Otherwise a typo would make a folder, and prepare the data there.
             raise UsageError(f"data.data_dir={data_dir} does not exist: make it, or leave it out")
         if not data_dir and not _is_writable(Path(builder.data_dir_root)):
             # TFDS_DATA_DIR often names a shared folder of other data; ours needs no room in it.
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            data_dir = cache / "seal_jax" / "tfds"
+            data_dir = _cache() / "tfds"
         prepare(name, data_dir=data_dir)
         builder = find_builder(name, data_dir)
     if not _is_prepared(builder):
         root = builder.data_dir_root
-        files = original_files(name)
-        needs = f" with {files} as FOLDER" if files else ""
+        originals = original_files(name)
+        needs = f" with {originals} as FOLDER" if originals else ""
         hint = "" if record else f"; without network: {_elsewhere_hint(name, root)}"
         raise UsageError(
             f"{name} is not prepared in {builder.data_dir}: run `{prepare_command(name, root)}`"
             f"{needs}{hint}"
         )
     _require_array_record(name, builder)
-    return builder
+    return find_builder(name, _copy_of(builder)) if remote else builder
+
+
+def _copy_of(builder: Any) -> Path:
+    """Return a folder in the user's cache with a copy of a version that is prepared in a bucket."""
+    version = files.as_path(builder.data_dir)
+    # With the times of the objects: data that was prepared again is copied again.
+    identity = f"{version} {shards.fingerprint(version, times=True)}"
+    root = _cache() / "copies" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    place = version.relative_to(files.as_path(builder.data_dir_root))
+    try:
+        if not (root / place).exists():
+            root.mkdir(parents=True, exist_ok=True)
+            stage = Path(tempfile.mkdtemp(prefix=".copy-", dir=root))
+            _copy(version, stage / place)
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            # Another process may have been faster.
+            with contextlib.suppress(OSError):
+                (stage / place).rename(root / place)
+            shutil.rmtree(stage)
+    except OSError as error:
+        raise UsageError(
+            f"{version} cannot be copied to {root}: {error.strerror}; set XDG_CACHE_HOME to a folder with room"
+        ) from None
+    return root
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the files of a folder, the one last by which prepared data is known to be whole."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == "dataset_info.json"):
+        (target / path.name).write_bytes(path.read_bytes())
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seal_jax"
 
 
 def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
@@ -119,7 +163,8 @@ def find_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
 
         if record.builder == "image_folder":
             image_folder.check_name(name)
-    kwargs = {"data_dir": os.fspath(data_dir)} if data_dir else {}  # "" would be this folder
+    # "" would be this folder.
+    kwargs = {"data_dir": os.fspath(files.as_path(data_dir))} if data_dir else {}
     try:
         return tfds.builder(name, **kwargs)
     except tfds.core.DatasetNotFoundError as error:

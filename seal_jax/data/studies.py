@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
+from seal_jax.core import files
 from seal_jax.data.dataset import Dataset, Split, stratified_split
 from seal_jax.errors import UsageError
 
@@ -180,10 +180,11 @@ def read_labels(path: str, count: int, num_classes: int) -> np.ndarray:
     """
     field = f"data.label_file = {path!r}"
     try:
-        if Path(path).suffix == ".npy":
-            labels = np.load(path, allow_pickle=False)
+        file = files.as_path(path)
+        if file.suffix == ".npy":
+            labels = files.load_array(file)
         else:
-            labels = np.array(Path(path).read_text().split(), np.int64)
+            labels = np.array(file.read_text().split(), np.int64)
     except OSError as error:
         raise UsageError(f"{field} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError, OverflowError):

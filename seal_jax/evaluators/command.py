@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from itertools import starmap
 from pathlib import Path
@@ -66,7 +65,7 @@ def run(parsed: argparse.Namespace) -> str:
     evaluator = evaluators.load(parsed.kind)
     options = options_lib.read(evaluator.options, parsed)
     weights = tuple(parsed.weights.split(",")) if parsed.weights else ()
-    folders = [Path(name) for name in parsed.checkpoint]
+    folders = [files.as_path(name) for name in parsed.checkpoint]
     # Their caches would be one file, which belongs to one run.
     if parsed.output and len(folders) > 1:
         raise UsageError(
@@ -79,7 +78,8 @@ def run(parsed: argparse.Namespace) -> str:
     rows: list[Record] = []
     outputs = []
     for folder, name in zip(folders, files.short_names(folders), strict=True):
-        output = Path(parsed.output) if parsed.output else folder / EVALUATIONS / evaluator.name
+        default = folder / EVALUATIONS / evaluator.name
+        output = files.as_path(parsed.output) if parsed.output else default
         which: dict[str, Any] = {"weights": weights, "steps": parsed.steps}
         of_run = evaluate(evaluator, folder, options, output, **which, overwrite=parsed.overwrite)
         # Folders of one name in different places would otherwise be one run in the table.
@@ -127,7 +127,7 @@ def evaluate(
         "options": dataclasses.asdict(options),
     }
     # Unusable input is an error before the first file is written.
-    _check_writable(output)
+    files.check_writable(output, "--output")
     items = evaluator.work_items(loaded_run, options)
     with workdirs.locked(output / LOCK, "--output"):
         # Read under the lock: another process could be in the middle of a line.
@@ -185,19 +185,14 @@ class ResultCache:
         """
         self.records[key] = dict(record)
         try:
+            # On disk before the next begins: a kill loses the work item in progress, and no other.
             if self._begun:
-                path, mode, lines = self._path, "a", [_line(key, record)]
+                files.append(self._path, f"{_line(key, record)}\n".encode())
             else:
                 # The readable lines are written again: the last may have been cut off by a kill.
-                path, mode = self._path.with_suffix(".partial"), "w"
                 lines = [json.dumps(self._header), *starmap(_line, self.records.items())]
-            # From then on a line is appended. Synced: a kill loses the work item in progress, and no other.
-            with path.open(mode, encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-            if not self._begun:
-                os.replace(path, self._path)
+                content = "".join(f"{line}\n" for line in lines)
+                files.replace(self._path, content.encode(), sync=True)
                 self._begun = True
         except OSError as error:
             raise UsageError(f"{self._path} cannot be written: {error.strerror}") from None
@@ -280,13 +275,3 @@ class _Rows(TypedDict):
 
 class _Results(_Rows, total=False):
     options: Mapping[str, records.Scalar | list[records.Scalar]]
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise unless the folder can be written: before hours of work, not after."""
-    # The folder may not exist yet: what counts is its nearest existing parent.
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UsageError(f"--output={folder}: {existing} is a file; name a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"--output={folder}: {existing} cannot be written; name another folder")

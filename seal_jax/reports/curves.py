@@ -55,7 +55,7 @@ def draw(workdirs: PathLike | Sequence[PathLike], path: PathLike) -> Path:
       UsageError: no folder, the same one twice, one that holds no epoch of a run, or a file that
         cannot be written.
     """
-    path = Path(path)
+    path = files.as_path(path)
     files.write(path, png(read_all(workdirs)))
     return path
 
@@ -69,7 +69,7 @@ def draw_run(workdir: PathLike) -> Path:
     Raises:
       UsageError: the folder holds no epoch of a run, or cannot be written.
     """
-    path = Path(workdir) / CURVES
+    path = files.as_path(workdir) / CURVES
     files.write(path, png(read_all(workdir), losses=True))
     return path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,7 +175,7 @@ class Comparison:
         Raises:
           UsageError: the file cannot be written.
         """
-        files.write(Path(path), self.csv_table().as_csv())
+        files.write(files.as_path(path), self.csv_table().as_csv())
 
     def csv_table(self) -> Table:
         """Return the content of the CSV file; a missing value is ``None``."""

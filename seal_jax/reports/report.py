@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from seal_jax.core import files, plots
 from seal_jax.core.tables import MISSING, Spread, Table
@@ -41,7 +40,7 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
 
     comparison = compare(workdirs)
     runs = [column.run for column in comparison.columns]
-    folder = Path(output)
+    folder = files.as_path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from seal_jax.core import files
 from seal_jax.core import settings as settings_lib
-from seal_jax.core.files import short_names
 from seal_jax.core.tables import MISSING, Table
 from seal_jax.errors import UsageError
 from seal_jax.training import workdir as workdirs
@@ -122,9 +123,12 @@ class Run:
         folder = self.path / workdirs.CHECKPOINTS
         if not folder.is_dir():
             return None
-        # A checkpoint that is being written, or was set aside as damaged, has another name.
-        names = [path.name for path in folder.iterdir()]
-        return max((int(name) for name in names if name.isdigit()), default=None)
+        # A checkpoint that is being written, or was set aside as damaged, has another name; in a bucket one that is
+        # being written lacks an object that Orbax adds at the end.
+        found = [path for path in folder.iterdir() if path.name.isdigit()]
+        if files.is_remote(folder):
+            found = [path for path in found if (path / "commit_success.txt").exists()]
+        return max((int(path.name) for path in found), default=None)
 
     @functools.cached_property
     def experiment(self) -> dict[str, Any]:
@@ -158,7 +162,8 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
     Raises:
       UsageError: no folder, the same folder twice, or one that holds no epoch of a run.
     """
-    paths = list(map(Path, [folders] if isinstance(folders, str | Path) else folders))
+    named = [folders] if isinstance(folders, str | os.PathLike) else folders
+    paths = [files.as_path(folder) for folder in named]
     if not paths:
         raise UsageError("no run folders given; give at least one")
     resolved: set[Path] = set()
@@ -169,7 +174,7 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
     # In two steps, since reading rows needs the settings: their ends and number of seeds are checked.
     return [
         dataclasses.replace(run, rows=_rows(run))
-        for index, (path, name) in enumerate(zip(paths, short_names(paths), strict=True))
+        for index, (path, name) in enumerate(zip(paths, files.short_names(paths), strict=True))
         for run in [Run(path, name, workdirs.read(path), (), index)]
     ]
 

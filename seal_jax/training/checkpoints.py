@@ -30,6 +30,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from seal_jax import paths, records
+from seal_jax.core import files
 from seal_jax.core.state import EARLIER_FIELDS
 from seal_jax.errors import UsageError, check_integer
 
@@ -58,7 +59,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     exits is lost.
 
     Args:
-      directory: the folder (local, or whatever ``etils.epath`` opens, such as ``gs://``).
+      directory: the folder, of the file system or in a bucket, ``gs://``.
       keep: how many checkpoints stay; the oldest goes when a newer one is complete.
 
     Raises:
@@ -72,7 +73,8 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             # Orbax would find no part of what it wrote, and leave checkpoints that nobody can read.
             raise UsageError(f"{folder} has one of the characters * ? [; name the folder without")
         # Absolute, so that it stays the same folder should the working directory change.
-        self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
+        absolute = folder if files.is_remote(folder) else os.path.abspath(folder)
+        self._folder = epath.Path(files.as_path(absolute))
         self._keep = keep
         # Made by the first `save`: the manager creates the folder and clears it, which reading must not.
         self._manager: ocp.CheckpointManager | None = None

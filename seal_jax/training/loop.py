@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seal_jax import data, methods
+from seal_jax.core import files
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import State
@@ -156,6 +157,11 @@ def train(
         _on_first_process(claim)
         if main:
             print(experiment.summary(), flush=True)
+            if files.is_remote(workdir):
+                print(
+                    f"{workdir} is in a bucket, where nothing can be locked: train it once at a time",
+                    flush=True,
+                )
             if source and source.note:
                 print(source.note, flush=True)
         restored = checkpoints.restore(abstract)

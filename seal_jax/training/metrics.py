@@ -11,7 +11,6 @@ import errno
 import json
 import math
 import os
-import shutil
 import socket
 import statistics
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from seal_jax import records
+from seal_jax.core import files
 from seal_jax.errors import UsageError
 
 Value = int | float | bool | list[float]
@@ -48,26 +48,27 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     def __init__(
         self, workdir: str | os.PathLike[str], *, resume_step: int, write: bool = True
     ) -> None:
-        self._file: Any = None
+        self._write = write
         if not write:
             return
-        folder = Path(workdir)
+        folder = files.as_path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         for path, is_kind, kind in (
             (self._path, Path.is_file, "file"),
-            (self._path.with_suffix(".jsonl.tmp"), Path.is_file, "file"),
+            (files.partial(self._path), Path.is_file, "file"),
             (folder / "tensorboard", Path.is_dir, "folder"),
         ):
-            if path.exists() and not is_kind(path):
+            if not files.is_remote(path) and path.exists() and not is_kind(path):
                 raise UsageError(f"{path} is not a {kind}: move it away, or give another --workdir")
         rows = self._keep_until(resume_step)
         # -1 comes before every step, so the first row may be of step 0.
         self._last = rows[-1]["step"] if rows else -1
         self._board = _EventFile(folder / "tensorboard")
         self._board.write(*rows)
-        # Unbuffered: a row is one write, so a kill leaves at most one line cut short.
-        self._file = self._path.open("ab", buffering=0)
+        if not self._path.exists():
+            self._path.write_bytes(b"")
+        self._written = _size_and_time(self._path)
 
     def append(self, row: Mapping[str, Value]) -> None:
         """Write one row to disk.
@@ -80,7 +81,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
           UsageError: the step is missing or not later, or a value is none of these.
           OSError: the row cannot be written; the file is as it was.
         """
-        if self._file is None:
+        if not self._write:
             return
         numbers = {name: _plain(name, value) for name, value in row.items()}
         step = numbers.get("step")
@@ -90,15 +91,13 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             raise UsageError(f"metrics row of step {step} comes after the row of step {self._last}")
         stored = {name: _with_null(value) for name, value in numbers.items()}
         line = json.dumps(stored, allow_nan=False).encode() + b"\n"
-        # Where to cut the file off again if the row cannot be written whole.
-        size = os.fstat(self._file.fileno()).st_size
         try:
-            # A disk that is full takes part of a line without an error.
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+            # A bucket has no lock that would have kept the other process out.
+            if files.is_remote(self._path) and _size_and_time(self._path) != self._written:
+                raise OSError(errno.EBUSY, "another process has written to it, stop one of the two")
+            files.append(self._path, line)
+            self._written = _size_and_time(self._path)
         except OSError as error:
-            os.ftruncate(self._file.fileno(), size)
             reason = error.strerror or error
             raise OSError(
                 f"metrics row of step {step} was not written to {self._path}: {reason}"
@@ -109,10 +108,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 
     def close(self) -> None:
         """Close the files; `append` does nothing from here on."""
-        if self._file is not None:
-            self._file.close()
+        if self._write:
             self._board.close()
-            self._file = None
+            self._write = False
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -130,16 +128,16 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
                 new += line + b"\n"
         if lost:
             # Whatever the broken lines held can still be looked at.
-            shutil.copyfile(self._path, self._path.with_suffix(".jsonl.damaged"))
+            self._path.with_suffix(".jsonl.damaged").write_bytes(old)
         # The file is rewritten only if something is dropped.
         if new != old:
-            part = self._path.with_suffix(".jsonl.tmp")
-            with part.open("wb") as file:
-                file.write(new)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._path)
+            files.replace(self._path, new, sync=True)
         return kept
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    status = path.stat()
+    return status.st_size, status.st_mtime
 
 
 def read(workdir: str | os.PathLike[str]) -> list[Row]:
@@ -148,7 +146,7 @@ def read(workdir: str | os.PathLike[str]) -> list[Row]:
     A last line that is cut short, as a run in progress can show it, is left out; any other line
     that is not a row is left out with a warning that names it.
     """
-    path = Path(workdir) / "metrics.jsonl"
+    path = files.as_path(workdir) / "metrics.jsonl"
     rows = []
     for _, row, problem in _rows(path):
         if problem:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from seal_jax import data, methods, paths
+from seal_jax.core import files
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
@@ -22,6 +23,7 @@ from seal_jax.models.network import HEAD
 from seal_jax.training import weight_files
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import read_leaves
+from seal_jax.training.weight_files import HUB
 
 PyTree = Any
 SOURCES = {"last": "weights/", "best": "best/weights/", "ema": "ema/"}
@@ -83,7 +85,7 @@ def read(
     file = _file(settings, workdir)
     if file is None:
         path = _path(settings, workdir)
-        return read_run(Path(path), f"train.pretrained = {path!r}")
+        return read_run(files.as_path(path), f"train.pretrained = {path!r}")
     if model is None:
         raise UsageError(f"{file.label} is a file of weights: this needs a run, which has data too")
     train = settings.train
@@ -117,19 +119,23 @@ def read(
 
 def _path(settings: Settings, workdir: Path) -> str:
     name = settings.train.pretrained
-    relative = Path(name).parts[:1] == ("..",)
-    return os.path.normpath(workdir / name) if relative else name
+    if Path(name).parts[:1] != ("..",):
+        return name
+    path = workdir / name
+    return str(path.resolve()) if files.is_remote(workdir) else os.path.normpath(path)
 
 
 def _file(settings: Settings, workdir: Path) -> weight_files.WeightsFile | None:
     """Return the file of weights that ``train.pretrained`` names, None for a run."""
     path = _path(settings, workdir)
-    # A run comes first, even if weights were exported into its folder.
-    if (Path(path) / workdirs.CHECKPOINTS).is_dir():
-        return None
-    return weight_files.find(
-        path, f"train.pretrained = {path!r}", allow_pickle=settings.train.allow_pickle
-    )
+    label = f"train.pretrained = {path!r}"
+    try:
+        # A run comes first, even if weights were exported into its folder.
+        if not path.startswith(HUB) and (files.as_path(path) / workdirs.CHECKPOINTS).is_dir():
+            return None
+        return weight_files.find(path, label, allow_pickle=settings.train.allow_pickle)
+    except OSError as error:
+        raise UsageError(f"{label} cannot be read: {error.strerror or error}") from None
 
 
 def read_run(folder: Path, label: str) -> Source:

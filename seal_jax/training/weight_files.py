@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from seal_jax import records
+from seal_jax.core import files
 from seal_jax.data.catalogue import Statistics
 from seal_jax.data.preparation import first_line
 from seal_jax.errors import UsageError
@@ -129,10 +130,11 @@ def find(name: str, label: str, *, allow_pickle: bool) -> WeightsFile | None:
 
     Raises:
       UsageError: a pickle that is not allowed, a shard or a repository that is missing.
+      OSError: a bucket that cannot be read.
     """
     if name.startswith(HUB):
         return WeightsFile(label, _from_hub(name, label, allow_pickle))
-    path = Path(name)
+    path = files.as_path(name)
     if path.is_dir():
         inside = [path / file for file in (SINGLE, INDEX) if (path / file).is_file()]
         inside = inside or sorted(path.glob("*.safetensors"))
@@ -150,10 +152,14 @@ def find(name: str, label: str, *, allow_pickle: bool) -> WeightsFile | None:
     if not path.is_file():
         raise UsageError(f"{label}: there is no such file")
     if path.suffix == ".json":
-        return WeightsFile(label, tuple(path.with_name(shard) for shard in _shards(path, label)))
+        paths = tuple(path.with_name(shard) for shard in _shards(path, label))
+    else:
+        paths = (path,)
     if path.suffix in PICKLES:
         _check_pickle(label, allow_pickle)
-    return WeightsFile(label, (path,))
+    if files.is_remote(path) and path.with_name(_CONFIG).is_file():
+        files.local(path.with_name(_CONFIG))  # which `statistics` looks for beside the file
+    return WeightsFile(label, tuple(map(files.local, paths)))
 
 
 def to_bytes(tensors: Mapping[str, np.ndarray], record: Record) -> bytes:

@@ -35,7 +35,11 @@ def claim(workdir: Path, settings: Settings) -> None:
     """
     record = dataclasses.asdict(settings)
     path = workdir / CONFIG
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
+    if exists:
         old = read(workdir)
         differences = settings_lib.differences(_experiment(old), _experiment(record))
         if differences:
@@ -67,7 +71,7 @@ def record_labels(workdir: Path, labels: np.ndarray | None) -> None:
     # Its settings are the same, so only what they point to can have changed: the label file, or the data.
     if path.exists():
         try:
-            same = np.array_equal(np.load(path, allow_pickle=False), labels)
+            same = np.array_equal(files.load_array(path), labels)
         except (OSError, ValueError, EOFError):
             same = False
         if not same:
@@ -86,7 +90,7 @@ def locked(path: Path, option: str) -> Iterator[None]:
     """Hold the lock of a file, which is made if it does not exist, against other processes.
 
     The kernel releases it however this process ends, so a kill leaves none behind. Where files
-    cannot be locked, or not be written, nothing is held.
+    cannot be locked, as in a bucket, or not be written, nothing is held.
 
     Args:
       path: of the file, in the folder that only one process may write to.
@@ -95,6 +99,9 @@ def locked(path: Path, option: str) -> Iterator[None]:
     Raises:
       UsageError: another process holds it.
     """
+    if files.is_remote(path):
+        yield
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")  # NFS locks only what is open for writing

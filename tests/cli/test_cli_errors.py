@@ -247,7 +247,7 @@ def test_folders_that_cannot_become_a_run(run, config, tmp_path):
     assert "cannot be written" in train(file / "below")
     assert "cannot be written" in train("/proc/run")  # in which not even root can make a folder
     assert "has one of the characters * ? [" in train(tmp_path / "run[1]")
-    assert "mount the bucket" in train("gs://bucket/run")
+    assert "cannot be opened: give a folder or a gs:// URL" in train("s3://bucket/run")
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("")
@@ -266,7 +266,7 @@ def test_folders_that_cannot_become_a_run(run, config, tmp_path):
         assert str(other / "config.json") in train(other)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.tmp", "tensorboard"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".metrics.jsonl.partial", "tensorboard"])
 def test_parts_of_a_run_of_the_wrong_kind(config, tmp_path, name):
     folder = tmp_path / "run"
     workdirs.claim(folder, configs.load(str(config)))

@@ -129,11 +129,6 @@ def test_what_is_prepared(table, tmp_path, monkeypatch, capfd):
     assert catalogue.prepared("eurosat", tmp_path) is None
 
 
-def test_remote_folder(capfd):
-    assert main.run(["datasets", "--data-dir=gs://bucket/data"]) == main.USAGE
-    assert capfd.readouterr().err.startswith("error: data_dir=gs://bucket/data is remote: copy it")
-
-
 def test_what_is_loaded():
     """Neither TFDS, which takes seconds, nor anything else of the trainer."""
     heavy = "{'tensorflow', 'tensorflow_datasets', 'PIL', 'matplotlib', 'flax', 'ml_collections'}"

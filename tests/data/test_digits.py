@@ -109,8 +109,10 @@ def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         prepare("digits", data_dir=tmp_path / "file" / "data")
-    with pytest.raises(UsageError, match="is remote: prepare in a local folder"):
-        prepare("mnist", data_dir="gs://bucket/data")
+    with pytest.raises(UsageError, match="cannot be opened: give a folder or a gs:// URL"):
+        prepare("mnist", data_dir="s3://bucket/data")
+    with pytest.raises(UsageError, match="is in a bucket: copy it into a local folder"):
+        prepare("image_folder/x", data_dir=tmp_path, manual_dir="gs://bucket/x")
 
 
 def test_a_read_only_data_folder_does_not_stop_digits(tmp_path):
