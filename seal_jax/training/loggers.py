@@ -159,7 +159,7 @@ class Wandb:
             resume="allow",
             project=os.environ.get("WANDB_PROJECT", "seal_jax"),
             name=_name(workdir),
-            dir=workdir if workdir.is_dir() else None,
+            dir=workdir if isinstance(workdir, Path) else None,  # wandb writes to disks only
             config=dataclasses.asdict(settings),
             allow_val_change=True,  # the settings of `run` may be others when a run is resumed
         )
@@ -295,7 +295,7 @@ def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
 
 def _name(workdir: Path) -> str:
     """Return how a run is called: the last two parts of its folder, as the runs of a sweep share the last."""
-    return "/".join(workdir.absolute().parts[-2:])
+    return "/".join(os.path.abspath(workdir).split(os.sep)[-2:])
 
 
 def _read_ids(workdir: Path) -> dict[str, str]:
