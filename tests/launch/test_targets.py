@@ -263,7 +263,7 @@ def test_sky(launch, fakes):
 @pytest.mark.parametrize(
     ("target", "rule", "code", "message", "undone"),
     [
-        ("tpu", ("create seal-seal", 5, "Progress...\nERROR: quota exceeded"), 5, "ERROR: quota exceeded; see the quota",
+        ("tpu", ("create seal-seal", 5, "Progress...\nERROR: quota"), 5, "ERROR: quota; see the quota",
          ["seal-normal", "seal-llf"]),
         ("tpu", ("seal-llf/code", 1, "ERROR: 403"), 1, "ERROR: 403; can you write to the bucket", ["seal-normal"]),
         ("tpu", ("git rev-parse", 128, "fatal: no commit"), 128, "fatal: no commit; give a commit with --ref", []),
@@ -372,7 +372,7 @@ def documented():
             yield line.strip()
 
 
-@pytest.mark.parametrize("line", documented())
+@pytest.mark.parametrize("line", [*documented()])
 def test_documented_commands_run(line, launch, tmp_path):
     first, *words = shlex.split(
         line.replace("/shared/", f"{tmp_path}/").replace("ZONE", "us-west4-a")
