@@ -41,11 +41,15 @@ def run(arguments: Sequence[str]) -> int:
         if not code:
             target = _TARGETS[options.target]
             # An array of Slurm has one name; of the others each job has its own.
-            names = getattr(target, "names", lambda options, array: [entry.name for entry in array])
-            place = getattr(target, "place", lambda options: [])
-            words = shlex.join([*names(options, array), *place(options)])
+            names = (
+                target.names(options, array)
+                if hasattr(target, "names")
+                else [entry.name for entry in array]
+            )
+            place = target.place(options) if hasattr(target, "place") else []
+            called = shlex.join([*names, *place])
             for action in target.ACTIONS:
-                print(f"# {action}: python -m launch {options.target} {action} {words}")
+                print(f"# {action}: python -m launch {options.target} {action} {called}")
             if len(array) > 1:
                 print(f"# when all are done: {job.compare(array)}")
         return code
