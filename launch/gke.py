@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch import chips, yaml
-from launch.job import Job, check_devices
+from launch.job import Job, check_bucket, check_devices
 from launch.shell import Shell, ToolError
 from seal_jax.errors import OK, USAGE, UsageError
 
@@ -118,10 +118,7 @@ def manifest(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     check_devices([job], tpu.chips * options.slices)
     if options.data and not options.data.startswith("gs://"):
         raise UsageError(f"--data={options.data} must be a folder in a bucket, gs://...")
-    if "://" not in job.workdir:
-        raise UsageError(
-            f"--workdir={job.workdir} must be in a bucket, gs://BUCKET/...: it outlives the pods"
-        )
+    check_bucket([job])
     several = tpu.hosts * options.slices > 1
     bucket = job.workdir.rpartition("/")[0]
     env = {"JAX_COMPILATION_CACHE_DIR": f"{bucket}/.launch/xla"}  # a new pod need not compile again

@@ -101,6 +101,15 @@ def check_devices(array: Sequence[Job], devices: int) -> None:
                 raise UsageError(f"{job.name} on {devices} devices: {error}") from None
 
 
+def check_bucket(array: Sequence[Job]) -> None:
+    """Raise a ``UsageError`` unless the runs' folders are in a bucket, which outlives the machines."""
+    for job in array:
+        if not re.fullmatch(r"gs://[^/]+/.+", job.workdir):
+            raise UsageError(
+                f"--workdir={job.workdir} must be in a bucket, gs://BUCKET/FOLDER: it outlives the machines"
+            )
+
+
 def compare(array: Sequence[Job]) -> str:
     """Return the command that collects the runs of an array."""
     folders = [job.workdir for job in array]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import chips
-from launch.job import Job, check_devices, folder_beside
+from launch.job import Job, check_bucket, check_devices, folder_beside
 from launch.shell import Shell, ToolError
 from seal_jax.errors import OK, UsageError
 
@@ -141,11 +141,7 @@ def _check(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
         raise UsageError("--tier=flex-start and --duration=TIME go together")
     if options.data and not options.data.startswith("gs://"):
         raise UsageError(f"--data={options.data} must be a folder in a bucket, gs://...")
-    for job in jobs:
-        if not job.workdir.startswith("gs://"):
-            raise UsageError(
-                f"--workdir={job.workdir} must be in a bucket, gs://BUCKET/...: it outlives the machines"
-            )
+    check_bucket(jobs)
 
 
 def place(options: argparse.Namespace) -> list[str]:

@@ -18,7 +18,8 @@ slice=$(attribute tpu-env | sed -n "s/^MEGASCALE_SLICE_ID: *'\{0,1\}\([0-9]*\).*
 
 # A machine that is taken away sends SIGTERM to all processes: the training saves, and this waits for it.
 signalled=0
-trap 'signalled=1' TERM
+taken=0
+trap 'signalled=1 taken=1' TERM
 
 prepare() {
   # The hosts' own Python may be older than 3.11: uv brings one along.
@@ -47,8 +48,8 @@ if prepare; then
 fi
 
 gcloud storage cp run.log "$folder/log-slice${slice:-0}-worker${worker:-0}.txt"
-# Stopped, but not by `stop`: the machine is being taken away, and another one goes on.
-if [[ $code -eq 75 && ! -e stop ]]; then exit 75; fi
+# Ended, but not by itself or by `stop`: the machine is being taken away, and another one goes on.
+if [[ ($taken -eq 1 || $code -eq 75) && ! -e stop ]]; then exit "$code"; fi
 if [[ ${slice:-0} == 0 && ${worker:-0} == 0 ]]; then
   echo "$code" | gcloud storage cp - "$folder/state"
   gcloud compute tpus queued-resources delete "$name" --zone="$zone" ${project:+--project="$project"} \

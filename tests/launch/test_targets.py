@@ -303,7 +303,7 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
     ("words", "message"),
     [
         ((*RUNS["tpu"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
-        ((*RUNS["gke"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
+        ((*RUNS["gke"], *TRAIN, "--workdir=gs://bucket"), "must be in a bucket"),
         ((*RUNS["sky"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
         ((*RUNS["slurm"], *TRAIN, BUCKET), "a folder that the nodes share"),
         ((*RUNS["tpu"], "--tier=flex-start", *TRAIN, BUCKET), "--duration=TIME go together"),
