@@ -275,6 +275,8 @@ class Run:
       keep_checkpoints: how many of the newest are kept.
       data_workers: processes that decode streamed images; 0 chooses: all cores but one, or threads where
         there are few images.
+      loggers: where the rows of ``metrics.jsonl`` are shown, names with commas between: "tensorboard", "csv",
+        "wandb" and "mlflow"; empty for nowhere.
     """
 
     seed_devices: int = 0
@@ -285,6 +287,7 @@ class Run:
     checkpoint_every_epochs: int = 1
     keep_checkpoints: int = 3
     data_workers: int = 0
+    loggers: str = "tensorboard"
 
 
 # By the words of the messages. Fields whose condition does not exclude infinity are integers.

@@ -20,7 +20,7 @@ from seal_jax.core.settings import Settings
 from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
-from seal_jax.training import manifest, pretrained, streaming
+from seal_jax.training import loggers, manifest, pretrained, streaming
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays, place
 from seal_jax.training.checkpoints import Checkpoints, same_everywhere
@@ -125,6 +125,7 @@ def train(
     """
     # Before anything else: config.json must hold what the method chose for settings that were left open.
     settings = pretrained.complete(methods.complete(settings), workdir)
+    loggers.check(settings)
     mesh = meshes.make(settings, jax.devices()[:devices])
     # Built before the folder is claimed: settings that do not fit must leave nothing behind.
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
@@ -180,7 +181,13 @@ def train(
                 print(f"resuming at step {step}", flush=True)
         _on_first_process(lambda: manifest.write(workdir, settings, dataset, mesh, step))
         # Rows after the checkpoint are dropped: the epochs they tell of are trained again.
-        log = held.enter_context(MetricsLog(workdir, resume_step=step, write=main))
+        logs: list[MetricsLog] = []  # in the first process one, in the others none
+
+        def open_log() -> None:
+            logs.append(held.enter_context(MetricsLog(workdir, resume_step=step)))
+            logs[0].show_in(loggers.start(workdir, settings))
+
+        _on_first_process(open_log)
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
         train_data = place(mesh, dataset.train)
         test_data = place(mesh, dataset.test)
@@ -211,7 +218,9 @@ def train(
             if call.trained % clock.steps_per_epoch == 0:
                 # The row must be on disk before the checkpoint: a run resumed at `step` keeps the
                 # rows up to there, and would miss this one.
-                log.append(_row(experiment, call, test_data, validation_data))
+                row = _row(experiment, call, test_data, validation_data)
+                for log in logs:
+                    log.append(row)
                 if call.ended_early:
                     progress.update(step)
             stopping = _any_process(stop.is_set())

@@ -1,8 +1,7 @@
-"""The numbers of a run: ``metrics.jsonl``, and TensorBoard event files made from it.
+"""The numbers of a run: ``metrics.jsonl``, the record, and the loggers that show its rows.
 
-``metrics.jsonl`` is the record; the event files are a view of it that can be made again. A value
-that is not finite is written as ``null``, which every JSON reader takes for a missing number (pandas
-reads it as NaN); `read` gives it back as NaN, so an infinity comes back as NaN too.
+A value that is not finite is written as ``null``, which every JSON reader takes for a missing number
+(pandas reads it as NaN); `read` gives it back as NaN, so an infinity comes back as NaN too.
 """
 
 from __future__ import annotations
@@ -11,9 +10,6 @@ import errno
 import json
 import math
 import os
-import socket
-import statistics
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -23,16 +19,14 @@ from typing import Any, TypeGuard
 from seal_jax import records
 from seal_jax.core import files
 from seal_jax.errors import UsageError
+from seal_jax.training.loggers import Logger, Row, Value
 
-Value = int | float | bool | list[float]
-# Names to numbers, or to lists of numbers with one per seed.
-Row = dict[str, Any]
 # As a file holds it: what is not finite is null.
 Stored = float | int | bool | None | list[float | int | bool | None]
 
 
 class MetricsLog(AbstractContextManager["MetricsLog"]):
-    """Appends rows to ``metrics.jsonl`` and ``tensorboard/`` of one run folder, made if absent.
+    """Appends rows to ``metrics.jsonl`` of one run folder, made if absent, and passes them to loggers.
 
     A row is on disk when `append` returns. If checkpoint ``t`` is saved only after the row of step
     ``t`` was appended, a run that is killed at any moment and started again from ``t`` ends up with
@@ -42,33 +36,46 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
       workdir: the run folder.
       resume_step: rows of later steps are dropped, and so is a last line that was cut short; -1
         starts from nothing.
-      write: False, for every process but the first, makes an object that does nothing.
     """
 
-    def __init__(
-        self, workdir: str | os.PathLike[str], *, resume_step: int, write: bool = True
-    ) -> None:
-        self._write = write
-        if not write:
-            return
+    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int) -> None:
+        self._loggers: dict[str, Logger] = {}
         folder = files.as_path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        for path, is_kind, kind in (
-            (self._path, Path.is_file, "file"),
-            (files.partial(self._path), Path.is_file, "file"),
-            (folder / "tensorboard", Path.is_dir, "folder"),
-        ):
-            if not files.is_remote(path) and path.exists() and not is_kind(path):
-                raise UsageError(f"{path} is not a {kind}: move it away, or give another --workdir")
-        rows = self._keep_until(resume_step)
+        for path in (self._path, files.partial(self._path)):
+            if not files.is_remote(path) and path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not a file: move it away, or give another --workdir")
+        self._kept = self._keep_until(resume_step)
         # -1 comes before every step, so the first row may be of step 0.
-        self._last = rows[-1]["step"] if rows else -1
-        self._board = _EventFile(folder / "tensorboard")
-        self._board.write(*rows)
+        self._last = self._kept[-1]["step"] if self._kept else -1
         if not self._path.exists():
             self._path.write_bytes(b"")
         self._written = _size_and_time(self._path)
+
+    def show_in(self, loggers: Mapping[str, Logger]) -> None:
+        """Pass the rows that were kept, and every row from here on, to loggers, which `close` closes.
+
+        One that fails is left out from there on, with a warning: the record has all rows, and the next
+        start passes them again.
+        """
+        self._loggers |= loggers
+        for row in self._kept:
+            self._show(row)
+
+    def _show(self, row: Row) -> None:
+        for name, logger in list(self._loggers.items()):
+            try:
+                logger.log(row)
+            # Whatever a package raises: a view must not end the training.
+            except Exception as error:
+                del self._loggers[name]
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                warnings.warn(
+                    f"{name} failed at step {row['step']} ({reason}): the run goes on without it; "
+                    f"{self._path} has all rows, and {name} gets them when the run is resumed",
+                    stacklevel=3,
+                )
 
     def append(self, row: Mapping[str, Value]) -> None:
         """Write one row to disk.
@@ -81,8 +88,6 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
           UsageError: the step is missing or not later, or a value is none of these.
           OSError: the row cannot be written; the file is as it was.
         """
-        if not self._write:
-            return
         numbers = {name: _plain(name, value) for name, value in row.items()}
         step = numbers.get("step")
         if not _is_step(step):
@@ -103,14 +108,13 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
                 f"metrics row of step {step} was not written to {self._path}: {reason}"
             ) from error
         self._last = step
-        # After the record: the view must not show what the record lacks.
-        self._board.write(numbers)
+        # After the record: no view must show what the record lacks.
+        self._show(numbers)
 
     def close(self) -> None:
-        """Close the files; `append` does nothing from here on."""
-        if self._write:
-            self._board.close()
-            self._write = False
+        """Close the loggers."""
+        while self._loggers:
+            self._loggers.popitem()[1].close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -198,52 +202,3 @@ def _plain(name: str, value: Any) -> Any:
             f"metric {name!r} is {value!r}: use a number, or a list of numbers with one a seed"
         )
     return plain
-
-
-def mean(value: Value) -> float:
-    """Return the number, or the mean over the seeds."""
-    return statistics.fmean(value) if isinstance(value, list) else float(value)
-
-
-class _EventFile:
-    """One TensorBoard event file, written record by record.
-
-    Not tensorboard's ``EventFileWriter``: that imports TensorFlow wherever it is installed, and
-    writes from a separate thread.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        # Imported here: reading metrics needs none of it.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = Event, Summary
-        folder.mkdir(exist_ok=True)
-        # Written again from the record: rows that a resumed run dropped must not stay in the view.
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter((folder / name).open("wb"))
-        # TensorBoard expects the version as the first record.
-        self._record(file_version="brain.Event:2")
-
-    def write(self, *rows: Row) -> None:
-        """Bring the scalars of rows to disk: of several seeds the mean, and each seed's own."""
-        for row in rows:
-            scalars = {}
-            for name, value in row.items():
-                if name == "step":
-                    continue
-                scalars[name] = mean(value)
-                if isinstance(value, list) and len(value) > 1:
-                    scalars |= {f"{name}/seed{seed}": number for seed, number in enumerate(value)}
-            values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in scalars.items()]
-            self._record(step=row["step"], summary=self._summary(value=values))
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def _record(self, **fields: Any) -> None:
-        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())

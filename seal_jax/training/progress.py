@@ -11,7 +11,7 @@ from typing import TextIO
 import jax
 from tqdm import tqdm
 
-from seal_jax.training.metrics import Value, mean
+from seal_jax.training.loggers import Value, mean
 
 # tqdm's own line without the bar.
 _LINE = (

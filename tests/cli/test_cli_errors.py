@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from seal_jax.cli import configs, main
+from seal_jax.core.settings import Run, Settings
 from seal_jax.errors import UsageError
+from seal_jax.training import loggers
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.metrics import MetricsLog
 
@@ -266,13 +268,20 @@ def test_folders_that_cannot_become_a_run(run, config, tmp_path):
         assert str(other / "config.json") in train(other)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", ".metrics.jsonl.partial", "tensorboard"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", ".metrics.jsonl.partial", "tensorboard", "metrics.csv"]
+)
 def test_parts_of_a_run_of_the_wrong_kind(config, tmp_path, name):
     folder = tmp_path / "run"
     workdirs.claim(folder, configs.load(str(config)))
     (folder / name).touch() if name == "tensorboard" else (folder / name).mkdir()
+
+    def open_log():
+        with MetricsLog(folder, resume_step=-1):
+            loggers.start(folder, Settings(run=Run(loggers="csv,tensorboard")))
+
     with pytest.raises(UsageError, match=f"{name} is not a (file|folder): move it away"):
-        MetricsLog(folder, resume_step=-1)
+        open_log()
 
 
 def test_folders_that_hold_no_run_to_compare(run, tmp_path):

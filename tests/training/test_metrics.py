@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from seal_jax.core.settings import Run, Settings
 from seal_jax.errors import UsageError
+from seal_jax.training import loggers
 from seal_jax.training import progress as progress_module
 from seal_jax.training.metrics import MetricsLog, read
 from seal_jax.training.progress import Progress
@@ -34,8 +36,14 @@ def board(folder):
     }
 
 
-def write(folder, rows, resume_step=-1):
-    with MetricsLog(folder, resume_step=resume_step) as log:
+def started(folder, resume_step=-1, names="tensorboard"):
+    log = MetricsLog(folder, resume_step=resume_step)
+    log.show_in(loggers.start(folder, Settings(run=Run(loggers=names))))
+    return log
+
+
+def write(folder, rows, resume_step=-1, names="tensorboard"):
+    with started(folder, resume_step, names) as log:
         for row in rows:
             log.append(row)
 
@@ -49,7 +57,7 @@ def test_rows_come_back(tmp_path):
 
 
 def test_row_is_on_disk_when_append_returns(tmp_path):
-    log = MetricsLog(tmp_path, resume_step=-1)
+    log = started(tmp_path)
     for count, row in enumerate(ROWS, 1):
         log.append(row)
         assert read(tmp_path) == ROWS[:count]
@@ -173,17 +181,12 @@ def test_full_disk_leaves_no_part_of_a_row(tmp_path):
     assert read(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
-def test_other_processes_write_nothing(tmp_path):
-    with MetricsLog(tmp_path / "run", resume_step=-1, write=False) as log:
-        log.append({"step": 1})
-    assert not (tmp_path / "run").exists()
-
-
 def test_needs_no_tensorflow():
     code = (
-        "import sys; sys.modules['tensorflow'] = None; import seal_jax.training.metrics as m, tempfile;"
-        "log = m.MetricsLog(tempfile.mkdtemp(), resume_step=-1); log.append({'step': 1, 'a': 2.0});"
-        "log.close(); assert 'orbax' not in sys.modules"
+        "import sys; sys.modules['tensorflow'] = None; import seal_jax.training.loggers as m, tempfile, "
+        "pathlib; from seal_jax.core.settings import Settings;"
+        "log = m.start(pathlib.Path(tempfile.mkdtemp()), Settings())['tensorboard'];"
+        "log.log({'step': 1, 'a': 2.0}); log.close(); assert 'orbax' not in sys.modules"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "error", "-c", code]

@@ -1,0 +1,309 @@
+"""Where the rows of a run are shown besides ``metrics.jsonl``: TensorBoard, CSV, Weights & Biases, MLflow.
+
+``metrics.jsonl`` is the record. A logger is a view of it: whenever a run is started, each gets the rows
+that the record keeps, and then every new one, so that it lacks nothing whatever happened before. Their
+packages are imported only when they are asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import secrets
+import socket
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from seal_jax import records
+from seal_jax.core import files
+from seal_jax.core.settings import Settings
+from seal_jax.errors import UsageError, nearest
+
+Value = int | float | bool | list[float]
+# Names to numbers, or to lists of numbers with one per seed.
+Row = dict[str, Any]
+
+# The identities of a run with wandb and MLflow, so that a resumed run continues them.
+IDS = "loggers.json"
+
+
+class Logger(Protocol):
+    """Shows rows. Built from the run's folder and settings, which are checked by then."""
+
+    def log(self, row: Row) -> None:
+        """Show a row; the steps of rows increase."""
+
+    def close(self) -> None:
+        """Finish what is shown."""
+
+
+def mean(value: Value) -> float:
+    """Return the number, or the mean over the seeds."""
+    return statistics.fmean(value) if isinstance(value, list) else float(value)
+
+
+def scalars(row: Row, separator: str = "/") -> dict[str, float]:
+    """Return the numbers of a row by name, without its step: of several seeds the mean, and each seed's own.
+
+    >>> scalars({"step": 3, "loss": [1.0, 2.0], "epoch": 1})
+    {'loss': 1.5, 'loss/seed0': 1.0, 'loss/seed1': 2.0, 'epoch': 1.0}
+    """
+    numbers = {}
+    for name, value in row.items():
+        if name == "step":
+            continue
+        numbers[name] = mean(value)
+        if isinstance(value, list) and len(value) > 1:
+            numbers |= {
+                f"{name}{separator}seed{seed}": float(number) for seed, number in enumerate(value)
+            }
+    return numbers
+
+
+class TensorBoard:
+    """One event file in ``tensorboard/``, written again at every start.
+
+    Not by tensorboard's ``EventFileWriter``: that imports TensorFlow wherever it is installed, and
+    writes from a separate thread.
+    """
+
+    def __init__(self, workdir: Path, settings: Settings) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder = workdir / "tensorboard"
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder: move it away, or give another --workdir")
+        folder.mkdir(exist_ok=True)
+        # Written again from the record: rows that a resumed run dropped must not stay in the view.
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb"))
+        # TensorBoard expects the version as the first record.
+        self._record(file_version="brain.Event:2")
+
+    def log(self, row: Row) -> None:
+        """Bring the scalars of a row to disk."""
+        values = [
+            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row).items()
+        ]
+        self._record(step=row["step"], summary=self._summary(value=values))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _record(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+
+class Csv:
+    """``metrics.csv``, written again at every start: a line per row, a column per number."""
+
+    def __init__(self, workdir: Path, settings: Settings) -> None:
+        self._path = workdir / "metrics.csv"
+        if self._path.exists() and not self._path.is_file():
+            raise UsageError(f"{self._path} is not a file: move it away, or give another --workdir")
+        self._columns: dict[str, None] = {}  # in the order in which they first came
+        self._lines: list[dict[str, float]] = []
+        self._write("w")
+
+    def log(self, row: Row) -> None:
+        """Append a line; where the row has new columns, write the file again."""
+        line = {"step": row["step"], **scalars(row)}
+        self._lines.append(line)
+        if line.keys() <= self._columns.keys():
+            self._write("a", line)
+        else:
+            self._columns |= dict.fromkeys(line)
+            self._write("w", *self._lines)
+
+    def close(self) -> None:
+        """Do nothing: the file is closed after every line."""
+
+    def _write(self, mode: str, *lines: dict[str, float]) -> None:
+        with self._path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, list(self._columns))
+            if mode == "w" and self._columns:
+                writer.writeheader()
+            writer.writerows(lines)
+
+
+class Wandb:
+    """A run of Weights & Biases, which resumed runs continue.
+
+    Project, entity and mode are wandb's own: ``WANDB_PROJECT`` (default "seal_jax"), ``WANDB_ENTITY``,
+    ``WANDB_MODE``. What was sent stays: wandb takes no row back. Rows that it has are not sent again.
+    """
+
+    def __init__(self, workdir: Path, settings: Settings) -> None:
+        import wandb
+
+        ids = _read_ids(workdir)
+        # Ours, and written first: a run that was started is found again whenever this is killed.
+        if "wandb" not in ids:
+            ids["wandb"] = secrets.token_hex(8)
+            _write_ids(workdir, ids)
+        self._run = wandb.init(
+            id=ids["wandb"],
+            resume="allow",
+            project=os.environ.get("WANDB_PROJECT", "seal_jax"),
+            name=_name(workdir),
+            dir=None if files.is_remote(workdir) else workdir,  # wandb writes to disks only
+            config=dataclasses.asdict(settings),
+            allow_val_change=True,  # the settings of `run` may be others when a run is resumed
+        )
+
+    def log(self, row: Row) -> None:
+        """Send a row, unless wandb has its step already."""
+        # After a resume wandb's own step is the one behind the last row that it has.
+        if row["step"] >= self._run.step:
+            # A row with a step is otherwise kept back until the next one.
+            self._run.log(scalars(row), step=row["step"], commit=True)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+
+
+class Mlflow:
+    """A run of MLflow, which resumed runs continue.
+
+    The server and the experiment are MLflow's own: ``MLFLOW_TRACKING_URI``, and
+    ``MLFLOW_EXPERIMENT_NAME`` (default "seal_jax"). What was sent stays: MLflow takes no number back.
+    Rows that it has are not sent again.
+    """
+
+    def __init__(self, workdir: Path, settings: Settings) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self._client, self._metric = MlflowClient(), Metric
+        ids = _read_ids(workdir)
+        if "mlflow" in ids:
+            self._id = ids["mlflow"]
+            self._client.update_run(self._id, status="RUNNING")
+        else:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "seal_jax")
+            experiment = self._client.get_experiment_by_name(name)
+            where = experiment.experiment_id if experiment else self._client.create_experiment(name)
+            self._id = self._client.create_run(where, run_name=_name(workdir)).info.run_id
+            _write_ids(workdir, {**ids, "mlflow": self._id})
+            sections = dataclasses.asdict(settings).items()
+            params = [
+                Param(f"{section}.{field}", str(value))
+                for section, values in sections
+                for field, value in values.items()
+            ]
+            self._client.log_batch(self._id, params=params)
+        # Every row has an epoch, which is sent last: a row that was cut short is sent again.
+        sent = self._client.get_metric_history(self._id, "epoch")
+        self._last = max((metric.step for metric in sent), default=-1)
+
+    def log(self, row: Row) -> None:
+        """Send a row, unless MLflow has its step already."""
+        step = row["step"]
+        if step <= self._last:
+            return
+        # MLflow's folders store `loss` as a file, beside which `loss/seed0` has no place.
+        numbers = scalars(row, separator=".")
+        numbers["epoch"] = numbers.pop("epoch", 0.0)
+        now = int(time.time() * 1000)
+        metrics = [self._metric(name, value, now, step) for name, value in numbers.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+        self._last = step
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self._client.set_terminated(self._id)
+
+
+# By the names in ``run.loggers``: the logger, its package, and what to do where it does not start.
+_LOGGERS: Mapping[str, tuple[Callable[[Path, Settings], Logger], str, str]] = {
+    "tensorboard": (TensorBoard, "tensorboard", "reinstall it"),
+    "csv": (Csv, "csv", "make the folder writable"),
+    "wandb": (Wandb, "wandb", "run `wandb login`, or set WANDB_MODE=offline"),
+    "mlflow": (Mlflow, "mlflow", "set MLFLOW_TRACKING_URI to a server that answers"),
+}
+
+
+def names(settings: Settings) -> list[str]:
+    """Return the names in ``run.loggers``.
+
+    >>> from seal_jax.core.settings import Run
+    >>> names(Settings(run=Run(loggers="tensorboard, csv")))
+    ['tensorboard', 'csv']
+
+    Raises:
+      UsageError: there is no logger of a name, or it is there twice.
+    """
+    found = [name.strip() for name in settings.run.loggers.split(",") if name.strip()]
+    for name in found:
+        if name not in _LOGGERS or found.count(name) > 1:
+            raise UsageError(
+                f"run.loggers = {settings.run.loggers!r} must be some of {','.join(_LOGGERS)}, each "
+                f"once{nearest(name, list(_LOGGERS))}"
+            )
+    return found
+
+
+def check(settings: Settings) -> None:
+    """Raise a ``UsageError`` for a logger that does not exist, or whose package is not installed."""
+    for name in names(settings):
+        package = _LOGGERS[name][1]
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"run.loggers = {settings.run.loggers!r}: {package} is not installed; pip install "
+                f"{package}, or leave {name} out"
+            )
+
+
+def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
+    """Return the loggers of ``run.loggers`` by name, started.
+
+    Raises:
+      UsageError: one does not start, as its server does not answer for example.
+    """
+    started: dict[str, Logger] = {}
+    for name in names(settings):
+        make, _, remedy = _LOGGERS[name]
+        try:
+            started[name] = make(workdir, settings)
+        except Exception as error:
+            for logger in started.values():
+                logger.close()
+            # An OSError is about the run's folder, which the caller reports: a full disk for example.
+            if isinstance(error, UsageError | OSError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"run.loggers = {settings.run.loggers!r}: {name} does not start ({reason}); {remedy}, "
+                f"or leave {name} out"
+            ) from error
+    return started
+
+
+def _name(workdir: Path) -> str:
+    """Return how a run is called: the last two parts of its folder, as the runs of a sweep share the last."""
+    return "/".join(os.path.abspath(workdir).split(os.sep)[-2:])
+
+
+def _read_ids(workdir: Path) -> dict[str, str]:
+    path = workdir / IDS
+    if not path.exists():
+        return {}
+    return dict(records.load(path, Mapping[str, str], "delete it, and new runs are begun there"))
+
+
+def _write_ids(workdir: Path, ids: Mapping[str, str]) -> None:
+    files.write(workdir / IDS, json.dumps(ids) + "\n")
