@@ -205,7 +205,7 @@ def train(
         training = calls(
             experiment, state, step, experiment.total_steps, train_data, validation_data
         )
-        # Closed here and not when it is collected, where Python would only print a second signal's interrupt.
+        # Closed here and not when it is collected, where Python would only print that it was interrupted.
         for call in held.enter_context(closing(training)):
             state, step = call.state, call.step
             # This waits for the devices, so that a loss that is not finite stops the run in the call it comes from.
@@ -326,7 +326,7 @@ def _on_first_process(action: Callable[[], None]) -> None:
 
 @contextmanager
 def _stop() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM and SIGINT; a second signal interrupts immediately."""
+    """Set an event on SIGTERM and SIGINT; a SIGINT after it interrupts immediately."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event  # only the main thread may handle signals
@@ -335,7 +335,11 @@ def _stop() -> Iterator[threading.Event]:
     def handle(number, frame):
         del frame
         if event.is_set():
-            raise KeyboardInterrupt
+            # Who presses Ctrl-C again means it. A SIGTERM may come twice from one cause: to all processes of a machine,
+            # and once more from the script that started this one.
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         event.set()
         print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping", flush=True)
 

@@ -158,7 +158,7 @@ def test_signals_to_all_processes(runs, tmp_path, photos, own, monkeypatch):
     )
     for number, times, code in (
         (signal.SIGINT, 1, 75),
-        (signal.SIGTERM, 1, 75),
+        (signal.SIGTERM, 2, 75),
         (signal.SIGINT, 2, 130),
     ):
         rows = row_count(workdir) + 2
