@@ -40,6 +40,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int) -> None:
         self._loggers: dict[str, Logger] = {}
+        self._open = True
         folder = files.as_path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
@@ -88,6 +89,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
           UsageError: the step is missing or not later, or a value is none of these.
           OSError: the row cannot be written; the file is as it was.
         """
+        if not self._open:
+            return
         numbers = {name: _plain(name, value) for name, value in row.items()}
         step = numbers.get("step")
         if not _is_step(step):
@@ -112,7 +115,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._show(numbers)
 
     def close(self) -> None:
-        """Close the loggers."""
+        """Close the loggers; `append` does nothing from here on."""
+        self._open = False
         while self._loggers:
             self._loggers.popitem()[1].close()
 
