@@ -18,9 +18,10 @@ from trainer_runs import LAST, Runs, assert_same_run, leaves, wait_until
 from seal_jax import data
 from seal_jax.cli import configs, main
 from seal_jax.core import files
+from seal_jax.core.settings import Run, Settings
 from seal_jax.data import catalogue
 from seal_jax.errors import UsageError
-from seal_jax.training import weight_files
+from seal_jax.training import loggers, weight_files
 from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.metrics import MetricsLog, read
 
@@ -207,13 +208,19 @@ def test_a_second_training_in_the_folder_is_noticed(bucket):
     with MetricsLog("gs://bucket/run", resume_step=-1) as log:
         log.append({"step": 1})
         with MetricsLog("gs://bucket/run", resume_step=0) as other:
-            other.append({"step": 2})
+            shown_in = Settings(run=Run(loggers="tensorboard,csv"))
+            other.show_in(loggers.start(files.as_path("gs://bucket/run"), shown_in))
+            other.append({"step": 2, "loss": 0.5})
             with pytest.raises(
                 OSError, match="another process has written to it, stop one of the two"
             ):
                 log.append({"step": 2})
-    assert read("gs://bucket/run") == [{"step": 2}]
+    assert read("gs://bucket/run") == [{"step": 2, "loss": 0.5}]
     assert sum("tensorboard" in name for name in bucket.objects) == 1
+    assert files.as_path("gs://bucket/run/metrics.csv").read_text().split() == [
+        "step,loss",
+        "2,0.5",
+    ]
 
 
 def test_prepared_data(bucket, tmp_path, monkeypatch, capsys):
