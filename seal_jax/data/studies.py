@@ -85,7 +85,7 @@ def class_counts(available: np.ndarray, train_count: int, imbalance: float) -> n
     """
     last = max(len(available) - 1, 1)
     profile = (1 / imbalance) ** (np.arange(len(available)) / last)
-    most = train_count or (available / profile).min()
+    most = train_count or float(np.min(available / profile))
     # A whole number that rounding left just below itself must not lose an image.
     counts = np.floor(most * profile + 1e-9).astype(np.int64)
     field = "train_count" if train_count else "imbalance"
