@@ -55,7 +55,7 @@ def test_a_dry_run_prints_what_a_run_does(target, what, launch, fakes, tmp_path)
 
 def temporary(calls):
     """Return calls without the random names of temporary files."""
-    return re.sub(r"/tmp/tmp\w+\.", "/tmp/tmp.", str(calls))
+    return re.sub(r"/tmp\w{8}\.", "/tmp.", str(calls))
 
 
 @pytest.mark.parametrize(
