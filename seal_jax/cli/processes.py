@@ -9,7 +9,7 @@ import threading
 import jax
 
 from seal_jax.data.preparation import first_line
-from seal_jax.errors import USAGE, UsageError
+from seal_jax.errors import CRASHED, UsageError
 
 WAIT_SECONDS = 300  # for the other processes of a run to start
 
@@ -52,8 +52,9 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             file=sys.stderr,
             flush=True,
         )
-        # Not `sys.exit`: this is the timer's thread, and the main one is stuck inside JAX.
-        os._exit(USAGE)
+        # Not `sys.exit`: this is the timer's thread, and the main one is stuck inside JAX. Not bad input: what
+        # starts this command again must do so, for machines that come late or come back.
+        os._exit(CRASHED)
 
     # Not by JAX's time limit, which ends the process with a stack trace of C++. It is set to twice as long,
     # so that the timer is first.

@@ -46,6 +46,8 @@ class BucketPath(type(epath.Path("gs://"))):  # type: ignore[misc]
         """Open an object; one that is written appears whole, at every ``flush`` and when it is closed."""
         if "r" in mode:
             return super().open(mode, **options)
+        if mode[0] not in "wa":
+            raise ValueError(f"mode {mode!r}: an object is read, written or appended to")
         raw = _Written(self, self.read_bytes() if "a" in mode and self.exists() else b"")
         return raw if "b" in mode else io.TextIOWrapper(raw, **{"encoding": "utf-8", **options})
 
@@ -98,10 +100,15 @@ class _Written(io.BytesIO):
     def __init__(self, path: BucketPath, content: bytes):
         super().__init__()
         self._path = path
+        self._sent: bytes | None = None
         self.write(content)
 
     def flush(self) -> None:
-        self._path.write_bytes(self.getvalue())
+        content = self.getvalue()
+        # A text file flushes this once more when it is closed.
+        if content != self._sent:
+            self._path.write_bytes(content)
+            self._sent = content
 
     def close(self) -> None:
         if not self.closed:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -41,8 +42,8 @@ def as_path(name: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(name)
     if not is_remote(text):
-        # A path object has lost the second slash, and with it what it meant.
-        if "://" in text:
+        # A pathlib.Path of a URL has lost the second slash, and would be a folder of this disk.
+        if re.match(r"[a-z][a-z0-9+.-]+:/", text):
             raise UsageError(f"{text} cannot be opened: give a folder or a {BUCKET} URL")
         return Path(name)
     if not text.removeprefix(BUCKET).strip("/"):

@@ -128,12 +128,14 @@ def _copy_of(builder: Any) -> Path:
         if not (root / place).exists():
             root.mkdir(parents=True, exist_ok=True)
             stage = Path(tempfile.mkdtemp(prefix=".copy-", dir=root))
-            _copy(version, stage / place)
-            (root / place).parent.mkdir(parents=True, exist_ok=True)
-            # Another process may have been faster.
-            with contextlib.suppress(OSError):
-                (stage / place).rename(root / place)
-            shutil.rmtree(stage)
+            try:
+                _copy(version, stage / place)
+                (root / place).parent.mkdir(parents=True, exist_ok=True)
+                # Another process may have been faster.
+                with contextlib.suppress(OSError):
+                    (stage / place).rename(root / place)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
         raise UsageError(
             f"{version} cannot be copied to {root}: {error.strerror}; set XDG_CACHE_HOME to a folder with room"
@@ -145,7 +147,8 @@ def _copy(source: Path, target: Path) -> None:
     """Copy the files of a folder, the one last by which prepared data is known to be whole."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir(), key=lambda path: path.name == "dataset_info.json"):
-        (target / path.name).write_bytes(path.read_bytes())
+        with path.open("rb") as original, (target / path.name).open("wb") as copy:
+            shutil.copyfileobj(original, copy, 2**24)
 
 
 def _cache() -> Path:

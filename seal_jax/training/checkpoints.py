@@ -72,9 +72,9 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         if glob.has_magic(folder):
             # Orbax would find no part of what it wrote, and leave checkpoints that nobody can read.
             raise UsageError(f"{folder} has one of the characters * ? [; name the folder without")
+        path = files.as_path(folder)
         # Absolute, so that it stays the same folder should the working directory change.
-        absolute = folder if files.is_remote(folder) else os.path.abspath(folder)
-        self._folder = epath.Path(files.as_path(absolute))
+        self._folder = epath.Path(path if files.is_remote(folder) else path.absolute())
         self._keep = keep
         # Made by the first `save`: the manager creates the folder and clears it, which reading must not.
         self._manager: ocp.CheckpointManager | None = None
@@ -248,7 +248,10 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             if jax.process_index() == 0 and self._folder.is_dir():
                 # Orbax leaves the unfinished folder until the next start, on a disk that may be full.
                 for part in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(part, ignore_errors=True)
+                    if files.is_remote(part):
+                        part.rmtree()
+                    else:
+                        shutil.rmtree(part, ignore_errors=True)
             last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
             raise CheckpointError(
                 f"checkpoint {step} was not written to {self._folder}: {_reason(error)}; {last}"

@@ -16,6 +16,7 @@ import secrets
 import socket
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +37,8 @@ IDS = "loggers.json"
 class Logger(Protocol):
     """Shows rows. Built from the run's folder and settings, which are checked by then."""
 
-    def log(self, row: Row) -> None:
-        """Show a row; the steps of rows increase."""
+    def log(self, *rows: Row) -> None:
+        """Show rows, all at once at a start; the steps increase."""
 
     def close(self) -> None:
         """Finish what is shown."""
@@ -91,12 +92,12 @@ class TensorBoard:
         # TensorBoard expects the version as the first record.
         self._record(file_version="brain.Event:2")
 
-    def log(self, row: Row) -> None:
-        """Bring the scalars of a row to disk."""
-        values = [
-            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row).items()
-        ]
-        self._record(step=row["step"], summary=self._summary(value=values))
+    def log(self, *rows: Row) -> None:
+        """Bring the scalars of rows to disk."""
+        for row in rows:
+            numbers = scalars(row).items()
+            values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in numbers]
+            self._record(step=row["step"], summary=self._summary(value=values))
         self._writer.flush()
 
     def close(self) -> None:
@@ -118,14 +119,15 @@ class Csv:
         self._lines: list[dict[str, float]] = []
         self._write("w")
 
-    def log(self, row: Row) -> None:
-        """Append a line; where the row has new columns, write the file again."""
-        line = {"step": row["step"], **scalars(row)}
-        self._lines.append(line)
-        if line.keys() <= self._columns.keys():
-            self._write("a", line)
+    def log(self, *rows: Row) -> None:
+        """Append lines; where the rows have new columns, write the file again."""
+        lines = [{"step": row["step"], **scalars(row)} for row in rows]
+        self._lines += lines
+        columns = {name: None for line in lines for name in line}
+        if columns.keys() <= self._columns.keys():
+            self._write("a", *lines)
         else:
-            self._columns |= dict.fromkeys(line)
+            self._columns |= columns
             self._write("w", *self._lines)
 
     def close(self) -> None:
@@ -164,12 +166,13 @@ class Wandb:
             allow_val_change=True,  # the settings of `run` may be others when a run is resumed
         )
 
-    def log(self, row: Row) -> None:
-        """Send a row, unless wandb has its step already."""
-        # After a resume wandb's own step is the one behind the last row that it has.
-        if row["step"] >= self._run.step:
-            # A row with a step is otherwise kept back until the next one.
-            self._run.log(scalars(row), step=row["step"], commit=True)
+    def log(self, *rows: Row) -> None:
+        """Send rows, but those whose step wandb has already."""
+        for row in rows:
+            # After a resume wandb's own step is the one behind the last row that it has.
+            if row["step"] >= self._run.step:
+                # A row with a step is otherwise kept back until the next one.
+                self._run.log(scalars(row), step=row["step"], commit=True)
 
     def close(self) -> None:
         """Send what is left."""
@@ -210,18 +213,19 @@ class Mlflow:
         sent = self._client.get_metric_history(self._id, "epoch")
         self._last = max((metric.step for metric in sent), default=-1)
 
-    def log(self, row: Row) -> None:
-        """Send a row, unless MLflow has its step already."""
-        step = row["step"]
-        if step <= self._last:
-            return
-        # MLflow's folders store `loss` as a file, beside which `loss/seed0` has no place.
-        numbers = scalars(row, separator=".")
-        numbers["epoch"] = numbers.pop("epoch", 0.0)
-        now = int(time.time() * 1000)
-        metrics = [self._metric(name, value, now, step) for name, value in numbers.items()]
-        self._client.log_batch(self._id, metrics=metrics)
-        self._last = step
+    def log(self, *rows: Row) -> None:
+        """Send rows, but those whose step MLflow has already."""
+        for row in rows:
+            step = row["step"]
+            if step <= self._last:
+                continue
+            # MLflow's folders store `loss` as a file, beside which `loss/seed0` has no place.
+            numbers = scalars(row, separator=".")
+            numbers["epoch"] = numbers.pop("epoch", 0.0)
+            now = int(time.time() * 1000)
+            metrics = [self._metric(name, value, now, step) for name, value in numbers.items()]
+            self._client.log_batch(self._id, metrics=metrics)
+            self._last = step
 
     def close(self) -> None:
         """Mark the run as finished."""
@@ -280,17 +284,31 @@ def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
         try:
             started[name] = make(workdir, settings)
         except Exception as error:
-            for logger in started.values():
-                logger.close()
-            # An OSError is about the run's folder, which the caller reports: a full disk for example.
-            if isinstance(error, UsageError | OSError):
+            for other, logger in started.items():
+                close(other, logger)
+            # The caller reports what is about the run's folder, a full disk for example; the errors of a connection are
+            # OSErrors too.
+            about_folder = isinstance(error, OSError) and name in ("tensorboard", "csv")
+            if about_folder or isinstance(error, UsageError):
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(
-                f"run.loggers = {settings.run.loggers!r}: {name} does not start ({reason}); {remedy}, "
+                f"run.loggers = {settings.run.loggers!r}: {name} does not start ({reason(error)}); {remedy}, "
                 f"or leave {name} out"
             ) from error
     return started
+
+
+def close(name: str, logger: Logger) -> None:
+    """Close a logger; one that cannot is a warning, for it must not change how a run ends."""
+    try:
+        logger.close()
+    except Exception as error:
+        warnings.warn(f"{name} could not finish ({reason(error)})", stacklevel=2)
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _name(workdir: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 from seal_jax import records
 from seal_jax.core import files
 from seal_jax.errors import UsageError
+from seal_jax.training import loggers as loggers_module
 from seal_jax.training.loggers import Logger, Row, Value
 
 # As a file holds it: what is not finite is null.
@@ -61,22 +62,21 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         start passes them again.
         """
         self._loggers |= loggers
-        for row in self._kept:
-            self._show(row)
+        if self._kept:
+            self._show(*self._kept)
 
-    def _show(self, row: Row) -> None:
+    def _show(self, *rows: Row) -> None:
         for name, logger in list(self._loggers.items()):
             try:
-                logger.log(row)
+                logger.log(*rows)
             # Whatever a package raises: a view must not end the training.
             except Exception as error:
-                del self._loggers[name]
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 warnings.warn(
-                    f"{name} failed at step {row['step']} ({reason}): the run goes on without it; "
-                    f"{self._path} has all rows, and {name} gets them when the run is resumed",
+                    f"{name} failed at step {rows[-1]['step']} ({loggers_module.reason(error)}): the run goes "
+                    f"on without it; {self._path} has all rows, and {name} gets them when the run is resumed",
                     stacklevel=3,
                 )
+                loggers_module.close(name, self._loggers.pop(name))
 
     def append(self, row: Mapping[str, Value]) -> None:
         """Write one row to disk.
@@ -118,7 +118,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         """Close the loggers; `append` does nothing from here on."""
         self._open = False
         while self._loggers:
-            self._loggers.popitem()[1].close()
+            loggers_module.close(*self._loggers.popitem())
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -293,7 +294,7 @@ def test_a_bucket_that_refuses_is_one_line(bucket, runs, capfd, where, why):
 
 
 def test_the_path_of_a_url():
-    for name in ("s3://bucket/x", "https://example.com/x"):
+    for name in ("s3://bucket/x", "https://example.com/x", Path("gs://bucket/x")):
         with pytest.raises(UsageError, match="cannot be opened: give a folder or a gs:// URL"):
             files.as_path(name)
     with pytest.raises(UsageError, match="names no bucket"):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import struct
+import warnings
 
 import pytest
 
@@ -164,3 +165,39 @@ def test_mlflow_in_a_folder(tmp_path, monkeypatch):
     assert [(metric.step, metric.value) for metric in history] == [(10, 2.0), (20, 1.0), (30, 0.5)]
     assert [metric.step for metric in client.get_metric_history(run_id, "test/loss")] == [20]
     assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_a_logger_that_cannot_finish_changes_nothing(tmp_path):
+    class Broken:
+        def log(self, *rows):
+            if rows[-1]["step"] == 2:
+                raise RuntimeError("the server has gone")
+
+        def close(self):
+            raise BrokenPipeError("no process")
+
+    closed = []
+
+    class Other(Broken):
+        def close(self):
+            closed.append(True)
+
+    def diverges():
+        with MetricsLog(tmp_path, resume_step=-1) as log:
+            log.show_in({"first": Other(), "second": Broken()})
+            log.append({"step": 1})
+            log.append({"step": 2})
+            raise UsageError("diverged")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(UsageError, match="diverged"):
+            diverges()
+    texts = [str(warning.message) for warning in caught]
+    assert [text.partition(":")[0] for text in texts] == [
+        "first failed at step 2 (the server has gone)",
+        "second failed at step 2 (the server has gone)",
+        "second could not finish (no process)",
+    ]
+    assert closed == [True]
+    assert read(tmp_path) == [{"step": 1}, {"step": 2}]
