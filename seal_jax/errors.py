@@ -22,7 +22,7 @@ class UsageError(ValueError):
 
 
 class BucketError(OSError):
-    """A bucket cannot be reached, or refuses; ``strerror`` says why in one line."""
+    """A bucket refuses (``EACCES``) or cannot be reached (``EIO``); ``strerror`` says why in one line."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"

@@ -6,6 +6,7 @@ Imports are inside the commands, so that ``compare`` does not wait for what ``tr
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -60,7 +61,8 @@ def exit_code(command: Callable[[], int]) -> int:
         return _fail(str(error), USAGE)
     # Where a folder of the file system has an answer, such as whether a file exists, a bucket may refuse one.
     except BucketError as error:
-        return _fail(str(error), USAGE)
+        # What is out of reach may be back when the command is started again.
+        return _fail(str(error), USAGE if error.errno == errno.EACCES else CRASHED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -283,8 +285,12 @@ def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
             os._exit(code)
         return code
     # A run that stopped within its first epoch has no row to draw.
-    if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
-        reports.draw_run(workdir)
+    try:
+        if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
+            reports.draw_run(workdir)
+    except (OSError, UsageError) as error:
+        # The run is whole without its picture, and so is its exit code.
+        warnings.warn(f"no curves were drawn: {error}", stacklevel=1)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}; the same command goes on from there", flush=True)
         return STOPPED

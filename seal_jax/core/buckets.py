@@ -133,9 +133,11 @@ def _with_reason(method: Callable[..., Any]) -> Callable[..., Any]:
             # Of a refusal the first line is the request, the second the reason.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = ": ".join(lines[:2])[:300] or type(error).__name__
-            if re.search("Forbidden|401|[Cc]redentials", reason):
+            refused = re.search("Forbidden|401|[Cc]redentials", reason)
+            if refused:
                 reason += "; run `gcloud auth application-default login`, or ask for the role Storage Admin"
-            raise BucketError(errno.EIO, reason, str(self)) from error
+            number = errno.EACCES if refused else errno.EIO
+            raise BucketError(number, reason, str(self)) from error
 
     return call
 

@@ -1,5 +1,6 @@
 """What a user can get wrong gives one line, exit code 2, and leaves no trace."""
 
+import errno
 import json
 import os
 import shlex
@@ -11,7 +12,7 @@ import pytest
 
 from seal_jax.cli import configs, main
 from seal_jax.core.settings import Run, Settings
-from seal_jax.errors import UsageError
+from seal_jax.errors import BucketError, UsageError
 from seal_jax.training import loggers
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.metrics import MetricsLog
@@ -209,6 +210,16 @@ def test_a_wait_for_other_processes_ends(config, tmp_path, process, whom):
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bucket_out_of_reach_is_worth_another_start(capsys):
+    for number, code in ((errno.EACCES, main.USAGE), (errno.EIO, main.CRASHED)):
+
+        def command(number=number):
+            raise BucketError(number, "no answer", "gs://bucket/run")
+
+        assert main.exit_code(command) == code
+        assert capsys.readouterr().err == "error: gs://bucket/run: no answer\n"
 
 
 def test_folders_of_data(run, tmp_path, capfd):
