@@ -73,7 +73,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             except Exception as error:
                 warnings.warn(
                     f"{name} failed at step {rows[-1]['step']} ({loggers_module.reason(error)}): the run goes "
-                    f"on without it; {self._path} has all rows, and {name} gets them when the run is resumed",
+                    f"on without it; {self._path} has all rows, and {name} gets them if it is started again before its end",
                     stacklevel=3,
                 )
                 loggers_module.close(name, self._loggers.pop(name))
