@@ -72,8 +72,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             # Whatever a package raises: a view must not end the training.
             except Exception as error:
                 warnings.warn(
-                    f"{name} failed at step {rows[-1]['step']} ({loggers_module.reason(error)}): the run goes "
-                    f"on without it; {self._path} has all rows, and {name} gets them if it is started again before its end",
+                    f"{name} failed at step {rows[-1]['step']} ({loggers_module.reason(error)}): the "
+                    f"run goes on without it; {self._path} has all rows, and {name} gets them if it is "
+                    "started again before its end",
                     stacklevel=3,
                 )
                 loggers_module.close(name, self._loggers.pop(name))
