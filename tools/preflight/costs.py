@@ -13,7 +13,7 @@ import numpy as np
 from tools.preflight.hlo import Computation, Instruction, Module, array_bytes, trip_count
 
 # Instructions that cost nothing, or whose cost is that of the instructions that they wrap.
-_FREE = {
+FREE = {
     "parameter",
     "constant",
     "tuple",
@@ -266,7 +266,7 @@ def _is_free(instruction: Instruction) -> bool:
     # A result of a few bytes is the bookkeeping of a loop, on the scalar core. Of an async pair the start
     # counts.
     done = instruction.opcode.endswith("-done")
-    return instruction.opcode in _FREE or done or sum(array_bytes(instruction.shape)) <= 16
+    return instruction.opcode in FREE or done or sum(array_bytes(instruction.shape)) <= 16
 
 
 @dataclasses.dataclass(frozen=True)

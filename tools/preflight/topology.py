@@ -31,7 +31,7 @@ def prepare_environment(topology: str) -> None:
     Raises:
         UsageError: the topology is ill-formed.
     """
-    kind, shape = _parse(topology)
+    kind, shape = parse(topology)
     prefix, units = _ACCELERATORS.get(kind, (kind, 1))
     defaults = {
         "JAX_PLATFORMS": "cpu",
@@ -63,7 +63,7 @@ def devices_for(topology: str) -> list[jax.Device]:
     Raises:
         UsageError: the topology is unknown, or libtpu is not installed.
     """
-    kind, shape = _parse(topology)
+    kind, shape = parse(topology)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UsageError(
             f"topology={topology!r} needs the TPU compiler, libtpu, which is not installed; "
@@ -108,7 +108,7 @@ def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
             not installed.
     """
     # Before libtpu is asked for, so that a misspelled topology is reported as such.
-    _parse(topology)
+    parse(topology)
     for name, value in (("seed", seed), ("data", data)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
@@ -125,7 +125,12 @@ def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
     return jax.make_mesh((seed, data), ("seed", "data"), axis_types=types, devices=devices)
 
 
-def _parse(topology: str) -> tuple[str, tuple[int, ...]]:
+def parse(topology: str) -> tuple[str, tuple[int, ...]]:
+    """Return kind and shape of a topology, such as ``("v5e", (2, 4))`` of ``"v5e:2x4"``.
+
+    Raises:
+        UsageError: the topology is ill-formed.
+    """
     match = _NAME.fullmatch(topology)
     if match is None:
         raise UsageError(f"topology={topology!r} is not of the form KIND:AxB; examples: {EXAMPLES}")
