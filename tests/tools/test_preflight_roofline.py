@@ -170,7 +170,7 @@ def test_what_cycles_are_spent_on():
         Operation(cycles=None, runs=1, flops=0, bytes=0),
     ]
     assert spent(found, chip) == {
-        "matrix multipliers": 90_000,
+        "convolutions and products": 90_000,
         "memory bandwidth": 20_000,
         "vector arithmetic": 10_000,
         "latency of small operations": 6_000,
@@ -202,7 +202,7 @@ def test_the_whole_run():
     assert full.dollars == pytest.approx(8 * 1.5 * seconds)
     assert full.images_per_second == pytest.approx(2560 / seconds)
     assert full.mfu == pytest.approx(4096 / seconds / 197e12)
-    assert full.dominant == ("matrix multipliers", pytest.approx(1))
+    assert full.dominant == ("convolutions and products", pytest.approx(1))
     said = full.as_text()
     for part in (
         "hours           0.1",

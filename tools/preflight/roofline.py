@@ -16,7 +16,7 @@ from tools.preflight.hlo import Computation, Instruction, Module, arrays
 
 # What an operation's cycles may be spent on, and what to do about it.
 ADVICE = {
-    "matrix multipliers": "the limit to want",
+    "convolutions and products": "more channels or images at a time fill the multipliers better",
     "memory bandwidth": "fewer bytes a step help: bfloat16, fusions, a larger batch for the optimizer's share",
     "latency of small operations": "more work per chip costs little: a larger batch, or more seeds per chip",
     "collectives": "fewer chips along the data axis, or seeds across them, communicate less",
@@ -238,6 +238,6 @@ def spent(found: Sequence[Operation], chip: Chip) -> dict[str, int]:
         elif moving >= multiplying and moving >= cycles / 2:
             reason = "memory bandwidth"
         else:
-            reason = "matrix multipliers" if operation.flops else "vector arithmetic"
+            reason = "convolutions and products" if operation.flops else "vector arithmetic"
         total[reason] += cycles * operation.runs
     return {reason: cycles for reason, cycles in total.most_common() if cycles}
