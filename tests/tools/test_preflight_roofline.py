@@ -150,6 +150,14 @@ def test_bytes_from_and_to_hbm(name, expected):
     assert instruction_bytes(module, main, main.instructions[name]) == expected
 
 
+def test_bytes_where_the_compiler_counts_them_too():
+    x = jax.ShapeDtypeStruct((64, 48), jnp.float32)
+    compiled = jax.jit(lambda a, b: jnp.tanh(a).T @ (b * 2 + a)).lower(x, x).compile()
+    moved = sum(operation.bytes for operation in operations(parse(compiled.as_text())))
+    # Without loops or slices the cost analysis of XLA counts every array that is read or written, as here.
+    assert moved == compiled.cost_analysis()["bytes accessed"]
+
+
 @pytest.mark.parametrize(
     ("kind", "megahertz"),
     # As published, but for the v6e: 918 TFLOP/s of four multipliers of 256x256.
