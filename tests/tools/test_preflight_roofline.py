@@ -3,6 +3,8 @@
 # The lines of HLO stay as the compiler writes them.
 # ruff: noqa: E501
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,7 +13,7 @@ from tools.preflight import command
 from tools.preflight.chips import CHIPS
 from tools.preflight.costs import Collective
 from tools.preflight.hlo import parse
-from tools.preflight.report import Report, Run, analyse_text
+from tools.preflight.report import Memory, Run, analyse_text
 from tools.preflight.roofline import (
     ADVICE,
     Operation,
@@ -196,29 +198,50 @@ def test_seconds_of_collectives():
     assert collective_seconds([alone], axes, chip) == pytest.approx(20 * 1832 / chip.clock)
 
 
-def test_the_whole_run():
-    text = BATCHED.replace('"700"', '"150300000"')
-    report = analyse_text(text, steps=10, kind="TPU v5 lite")
-    assert isinstance(report, Report)
-    clock = 197e12 / 131072
-    seconds = 150_300_000 / clock
-    full = Report(
-        **{**vars(report), "run": Run(steps=36_000, images_per_step=256, chips=8, price=1.5)}
-    )
-    assert full.seconds == pytest.approx(seconds)
-    assert full.hours == pytest.approx(seconds)  # 3,600 calls
-    assert full.dollars == pytest.approx(8 * 1.5 * seconds)
-    assert full.images_per_second == pytest.approx(2560 / seconds)
-    assert full.mfu == pytest.approx(4096 / seconds / 197e12)
-    assert full.dominant == ("convolutions and products", pytest.approx(1))
-    said = full.as_text()
+@pytest.fixture
+def report():
+    """A call of 10 steps and a second, of a run of an hour."""
+    text = BATCHED.replace('"700"', f'"{round(CHIPS["TPU v5 lite"].clock)}"')
+    run = Run(steps=36_000, images_per_step=256, chips=8, price=1.5)
+    memory = Memory(2**31, 0, 0, 2**31, 0, None)
+    found = analyse_text(text, steps=10, kind="TPU v5 lite")
+    return dataclasses.replace(found, run=run, memory=memory, hbm=2**34)
+
+
+def test_the_whole_run(report):
+    assert report.seconds == pytest.approx(1)
+    assert report.hours == pytest.approx(1)
+    assert report.dollars == pytest.approx(8 * 1.5)
+    assert report.images_per_second == pytest.approx(2560)
+    assert report.mfu == pytest.approx(4096 / 197e12)
+    # Two arrays of 1,024 bytes, two rows, the copy, its slice and the update.
+    assert report.bytes_accessed == 2 * 1024 + 512 + 1024 + 256 + 128
+    assert report.bandwidth_share == pytest.approx(3968 / 819e9)
+    assert report.dominant == ("convolutions and products", pytest.approx(1))
+    said = report.as_text()
     for part in (
-        "hours           0.1",
-        "36,000 steps on 8 chip(s)",
-        "at 1.5 per chip-hour",
-        "197 bf16",
+        "images a second 2,560, 320 a chip",
+        "hours           1.00: 36,000 steps on 8 chip(s)",
+        "dollars         12.0 at 1.5 per chip-hour",
+        "convolutions and products, 100 % of the time",
     ):
         assert part in said
+
+
+def test_a_table_of_topologies(report):
+    names = ["v5e:2x4", "v5e:1x1", "v9:2x2"]
+    answers = [
+        command.Answer("report", report.as_text(), report.as_dict()),
+        command.Answer("too large", "does not fit: 50 GiB", {"fits": False}),
+        command.Answer("error", "is refused", {"error": "is refused"}),
+    ]
+    header, _, first, second, third, *notes = command.table(names, answers).splitlines()
+    assert header.split("  ")[0] == "topology"
+    assert " ".join(first.split()[:10]) == (
+        "v5e:2x4 yes 25.0 % 100 2,560 0.00000000208 % 1.00 12.0"
+    )
+    assert (second.split(), third.split()) == (["v5e:1x1", "no"], ["v9:2x2", "?"])
+    assert notes == ["v5e:1x1: does not fit: 50 GiB", "v9:2x2: is refused"]
 
 
 @pytest.mark.parametrize("price", ["0", "-1", "free", "1,2", "nan", "inf"])

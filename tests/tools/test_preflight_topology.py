@@ -1,7 +1,9 @@
 """Topologies: the errors anywhere, and one real compilation where the TPU compiler is installed."""
 
 import importlib.util
+import json
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,11 @@ def _environment_restored(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     # libtpu ends the process at a flag that only the CPU's compiler knows.
     monkeypatch.delenv("XLA_FLAGS", raising=False)
+    # What is compiled for a chip that is not here can be written to the cache, but not read from it.
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", enabled)
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:2*4", "2x4", "v5e:", "v5e:8"])
@@ -151,3 +158,27 @@ def test_bad_options(tmp_path, capfd):
     said = line(f"--json={tmp_path}")
     assert said.startswith(f"error: --json={tmp_path} must be a file in a folder that exists")
     assert line("--jsn=x").startswith("error: --jsn=x is not an option of preflight; settings are")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_exit_codes(tmp_path, capfd):
+    arguments = ["--config=configs/quickstart.py:normal", "--config.train.seeds=1"]
+    output = tmp_path / "report.json"
+    assert command.run([*arguments, "--topology=v5e:1x1", "--price=2", f"--json={output}"]) == 0
+    record = json.loads(output.read_text())
+    assert record["fits"]
+    assert record["dollars"] == pytest.approx(2 * record["hours"])
+    assert record["hours"] == pytest.approx(4 * 32 * record["seconds"] / 3600)  # a call is an epoch
+
+    large = [
+        "--config.data.name=cifar10",
+        "--config.data.image_size=128",
+        "--config.train.batch_size=8192",
+    ]
+    assert command.run([*arguments, *large, "--topology=v5e:1x1"]) == 3
+    assert "does not fit: RESOURCE_EXHAUSTED" in capfd.readouterr().out
+    assert command.run([*arguments, "--topology=v99:1x1,v5e:1x1"]) == USAGE
+    said = capfd.readouterr().out
+    assert "v99:1x1: topology='v99:1x1' is refused by libtpu" in said
+    assert re.search(r"v5e:1x1 +yes", said)

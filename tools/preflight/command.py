@@ -36,7 +36,7 @@ KNOWN = {
 TOO_LARGE = 3
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """What the compiler's process sends: ``kind`` is "report", "too large" or "error"; ``record`` of a report."""
 
     kind: str
@@ -101,7 +101,7 @@ def _run(arguments: Sequence[str]) -> int:
     if len(answers) == 1:
         print(answers[0].text)
     else:
-        print(_table(topologies, answers))
+        print(table(topologies, answers))
     if output:
         records = [
             {"topology": name} | answer.record
@@ -132,7 +132,7 @@ def _prices(text: str | None, count: int) -> list[float | None]:
     return list(prices)
 
 
-def _compile(settings: Settings, config: str, topology: str, price: float | None) -> _Answer:
+def _compile(settings: Settings, config: str, topology: str, price: float | None) -> Answer:
     """Return the compiler's answer, from a process of its own."""
     # In another process: the compiler may crash, which ends its process without an exception. Spawned, since
     # JAX's threads do not survive a fork.
@@ -149,7 +149,7 @@ def _compile(settings: Settings, config: str, topology: str, price: float | None
         code = child.exitcode or 0  # negative: the signal that ended it
         if code >= 0:  # an exception, which the child has printed
             raise RuntimeError(f"preflight of {config} failed, see above") from None
-        return _Answer(
+        return Answer(
             "error",
             f"the TPU compiler died ({signal.Signals(-code).name}) on {config} for "
             f"--topology={topology}; another batch size per chip, or another topology, may compile",
@@ -159,7 +159,7 @@ def _compile(settings: Settings, config: str, topology: str, price: float | None
     return answer
 
 
-def _table(topologies: Sequence[str], answers: Sequence[_Answer]) -> str:
+def table(topologies: Sequence[str], answers: Sequence[Answer]) -> str:
     """Return a line for each topology."""
     header = [
         "topology",
@@ -209,10 +209,10 @@ def _child(settings: Settings, topology: str, price: float | None, sender: Any) 
         prepare_environment(topology)
         sender.send(_report(settings, topology, price))
     except UsageError as error:
-        sender.send(_Answer("error", str(error), {"error": str(error)}))
+        sender.send(Answer("error", str(error), {"error": str(error)}))
 
 
-def _report(settings: Settings, topology: str, price: float | None) -> _Answer:
+def _report(settings: Settings, topology: str, price: float | None) -> Answer:
     import jax
     import numpy as np
     from jax.sharding import NamedSharding
@@ -225,6 +225,8 @@ def _report(settings: Settings, topology: str, price: float | None) -> _Answer:
     from tools.preflight.report import Run, analyse
     from tools.preflight.topology import devices_for
 
+    # A program for chips that are not here can be written to JAX's cache, but not read from it.
+    jax.config.update("jax_enable_compilation_cache", False)
     settings = methods.complete(settings)
     if settings.data.name not in KNOWN:
         raise UsageError(
@@ -263,7 +265,7 @@ def _report(settings: Settings, topology: str, price: float | None) -> _Answer:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         text = f"does not fit: {str(error).splitlines()[0]}"
-        return _Answer("too large", text, {"fits": False})
+        return Answer("too large", text, {"fits": False})
     report = dataclasses.replace(
         analyse(compiled, steps=experiment.steps_per_call),
         run=Run(
@@ -279,4 +281,4 @@ def _report(settings: Settings, topology: str, price: float | None) -> _Answer:
         f"{experiment.summary()}\nnot counted below: validation and test images, {beside:,.1f} MiB "
         "on every device"
     )
-    return _Answer("report", f"{summary}\n\n{report.as_text()}", report.as_dict())
+    return Answer("report", f"{summary}\n\n{report.as_text()}", report.as_dict())
