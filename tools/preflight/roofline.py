@@ -25,6 +25,8 @@ ADVICE = {
 # Custom calls that are notes to the compiler.
 _NO_KERNEL = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast|Assume\w+)"')
 _SLICES = {"dynamic-slice", "slice", "gather"}
+# Which operand is what replaces a part of the first.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,32 +128,27 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
         for name in instruction.operands
         if name in computation.instructions
     ]
+    read = [sum(array.bytes for array in operand if array.in_hbm) for operand in operands]
     if opcode == "copy-start":  # (destination, source, context)
         results = results[:1]
     elif opcode.endswith("-start"):  # (sources, destinations, contexts)
         results = results[len(operands) : 2 * len(operands)]
-    elif opcode == "fusion":
+    written = [array.bytes for array in results]
+    if opcode == "fusion":
         body = module.computations[instruction.called("calls")[0]]
         parameters = _parameters(body)
         read = [
-            min(_read(module, body, parameters[index]), sum(array.bytes for array in operand))
-            if index in parameters and all(array.in_hbm for array in operand)
-            else sum(array.bytes for array in operand if array.in_hbm)
-            for index, operand in enumerate(operands)
+            min(size, _read(module, body, parameters[index])) for index, size in enumerate(read)
         ]
         written = _written(module, body, body.root)
-        return sum(read) + sum(
-            size for array, size in zip(results, written, strict=False) if array.in_hbm
-        )
-    sizes = [sum(array.bytes for array in operand if array.in_hbm) for operand in operands]
-    moved = sum(array.bytes for array in results)
-    if opcode in _SLICES or opcode == "slice-start":
-        sizes[0] = min(sizes[0], moved)
-    if opcode in ("dynamic-update-slice", "scatter"):
+    elif opcode in _SLICES or opcode == "slice-start":
+        read[0] = min(read[0], sum(written))
+    elif opcode in _UPDATES:
         # Only what is replaced; the rest stays where it is.
-        update = sizes[1] if opcode == "dynamic-update-slice" else sizes[-1]
-        return 2 * update
-    return sum(sizes) + sum(array.bytes for array in results if array.in_hbm)
+        read[0], written = 0, [sum(array.bytes for array in operands[_UPDATES[opcode]])]
+    return sum(read) + sum(
+        size for array, size in zip(results, written, strict=False) if array.in_hbm
+    )
 
 
 def _parameters(body: Computation) -> dict[int, str]:
@@ -177,8 +174,8 @@ def _read(module: Module, body: Computation, name: str) -> int:
             total += _read(module, body, user.name)
         elif user.opcode in _SLICES and first:
             total += _size(user)
-        elif user.opcode in ("dynamic-update-slice", "scatter") and first:
-            continue
+        elif user.opcode in _UPDATES and first:
+            continue  # in place
         elif user.opcode == "fusion":
             inner = module.computations[user.called("calls")[0]]
             total += _read(module, inner, _parameters(inner)[user.operands.index(name)])
@@ -194,9 +191,8 @@ def _written(module: Module, body: Computation, name: str) -> list[int]:
         return [size for part in value.operands for size in _written(module, body, part)]
     if value.opcode == "bitcast" and value.operands:
         return _written(module, body, value.operands[0])
-    if value.opcode in ("dynamic-update-slice", "scatter"):
-        update = value.operands[1 if value.opcode == "dynamic-update-slice" else -1]
-        return [_size(body.instructions[update])]
+    if value.opcode in _UPDATES:
+        return [_size(body.instructions[value.operands[_UPDATES[value.opcode]]])]
     if value.opcode == "fusion":
         inner = module.computations[value.called("calls")[0]]
         return _written(module, inner, inner.root)
