@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from tools.preflight.hlo import Instruction, Module, array_bytes, trip_count
+from tools.preflight.hlo import Computation, Instruction, Module, array_bytes, trip_count
 
 # Instructions that cost nothing, or whose cost is that of the instructions that they wrap.
-_FREE = {
+FREE = {
     "parameter",
     "constant",
     "tuple",
@@ -58,6 +58,7 @@ class Visit:
 
     Attributes:
       instruction: the instruction.
+      computation: the computation that it is part of.
       runs: how often a call runs it; a loop of unknown length counts as one run.
       loops: names of the ``while`` loops around it, outermost first.
       fused: whether it is part of a fusion, whose estimate includes it.
@@ -66,6 +67,7 @@ class Visit:
     """
 
     instruction: Instruction
+    computation: Computation
     runs: int
     loops: tuple[str, ...]
     fused: bool
@@ -80,15 +82,18 @@ def walk(module: Module, computation: str | None = None) -> Iterator[Visit]:
       module: the program.
       computation: the computation to start from; by default the program's entry.
     """
+    name = computation or module.entry
     # The instruction is a placeholder: `_walk` replaces it and hands on what is around.
-    start = Visit(Instruction("", "", "", "", "", "", "", None), 1, (), False, True)
-    return _walk(module, computation or module.entry, start)
+    nothing = Instruction("", "", "", "", "", "", "", None)
+    return _walk(module, name, Visit(nothing, module.computations[name], 1, (), False, True))
 
 
 def _walk(module: Module, name: str, around: Visit) -> Iterator[Visit]:
     computation = module.computations[name]
     for instruction in computation.instructions.values():
-        here = dataclasses.replace(around, instruction=instruction, trips=None)
+        here = dataclasses.replace(
+            around, instruction=instruction, computation=computation, trips=None
+        )
         if instruction.opcode == "while":
             trips = trip_count(module, computation, instruction)
             yield dataclasses.replace(here, trips=trips)
@@ -261,7 +266,7 @@ def _is_free(instruction: Instruction) -> bool:
     # A result of a few bytes is the bookkeeping of a loop, on the scalar core. Of an async pair the start
     # counts.
     done = instruction.opcode.endswith("-done")
-    return instruction.opcode in _FREE or done or sum(array_bytes(instruction.shape)) <= 16
+    return instruction.opcode in FREE or done or sum(array_bytes(instruction.shape)) <= 16
 
 
 @dataclasses.dataclass(frozen=True)

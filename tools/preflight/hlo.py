@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import math
 import re
+from typing import NamedTuple
 
 # The text is not a stable format: what follows reads only what the reports need, and tests hold excerpts of it.
 _HEADER = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 _HEAD = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLS = re.compile(r"\b(\w+)=(?:%([\w.\-]+)|\{(%[^}]*)\})")
 # Of types whose name has no number of bits. A bool takes a byte.
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
@@ -102,20 +103,38 @@ def parse(text: str) -> Module:
     return Module(computations, entry)
 
 
+class Array(NamedTuple):
+    """An array of a shape's text: ``bytes`` without the padding of its tiles; ``in_hbm`` False in on-chip memory."""
+
+    dims: tuple[int, ...]
+    bytes: int
+    in_hbm: bool
+
+
+def arrays(shape: str) -> list[Array]:
+    """Return every array in a shape's text.
+
+    >>> arrays("(f32[16]{0:T(128)S(1)}, /*index=1*/bf16[2,3])")
+    [Array(dims=(16,), bytes=64, in_hbm=False), Array(dims=(2, 3), bytes=12, in_hbm=True)]
+    """
+    found = []
+    for kind, sizes, layout in _ARRAY.findall(shape):
+        dims = tuple(int(size) for size in sizes.split(",") if size)
+        # The first number in the type's name: 32 of f32, 16 of bf16, 8 of f8e4m3.
+        digits = re.search(r"\d+", kind)
+        bits = _BITS[kind] if kind in _BITS else int(digits[0]) if digits else 0
+        # S(n) in a layout is the memory space; HBM is 0, which is not written.
+        found.append(Array(dims, -(-math.prod(dims) * bits // 8), "S(" not in layout))
+    return found
+
+
 def array_bytes(shape: str) -> list[int]:
     """Return the bytes of every array in a shape's text, without the padding of its tiles.
 
     >>> array_bytes("(f32[16]{0:T(128)}, /*index=1*/bf16[2,3], pred[])")
     [64, 12, 1]
     """
-    sizes = []
-    for kind, dims in _ARRAY.findall(shape):
-        count = math.prod(int(size) for size in dims.split(",") if size)
-        # The first number in the type's name: 32 of f32, 16 of bf16, 8 of f8e4m3.
-        digits = re.search(r"\d+", kind)
-        bits = _BITS[kind] if kind in _BITS else int(digits[0]) if digits else 0
-        sizes.append(-(-count * bits // 8))
-    return sizes
+    return [array.bytes for array in arrays(shape)]
 
 
 def _instruction(name: str, rest: str, tables: dict[str, dict[int, str]]) -> Instruction:

@@ -1,36 +1,18 @@
-"""The cost of a compiled program, as the compiler reports it: memory, cycles and collectives."""
+"""The cost of a compiled program and of a whole run: memory, cycles, roofline, collectives, time and money."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from seal_jax.core.tables import aligned
 from seal_jax.errors import UsageError
+from tools.preflight import roofline
+from tools.preflight.chips import CHIPS, Chip
 from tools.preflight.costs import SCOPES, Collective, Cycles, Loop, add_up, collect, walk
 from tools.preflight.hlo import parse
-
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One kind of chip: ``hbm`` in bytes, ``clock`` in Hz or ``None`` where it is not known."""
-
-    name: str
-    hbm: int
-    clock: float | None
-
-
-# By `jax.Device.device_kind`. The clock of the v5e is the one at which its four 128x128 multipliers give its
-# published 197 bf16 TFLOP/s; the others have none here.
-CHIPS = {
-    "TPU v4": Chip("v4", 32 * GIB, None),
-    "TPU v5 lite": Chip("v5e", 16 * GIB, 1.5e9),
-    "TPU v5": Chip("v5p", 95 * GIB, None),
-    "TPU v6 lite": Chip("v6e", 32 * GIB, None),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +42,16 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
+class Run:
+    """A whole training: all its steps, images a step of all seeds together, chips, dollars per chip-hour."""
+
+    steps: int
+    images_per_step: int
+    chips: int
+    price: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The cost of one call of a compiled program; ``None`` is what is unknown.
 
@@ -71,21 +63,31 @@ class Report:
       device_kind: such as ``"TPU v5 lite"``.
       memory: bytes that the program takes on one device.
       hbm: bytes of memory that one device has.
-      flops: flops of one device, every loop body counted once, as the TPU compiler counts.
-      bytes_accessed: bytes read and written, counted likewise.
+      flops: flops of the convolutions and matrix products of a call, on one device.
+      bytes_accessed: bytes of a call from and to the memory of one device, not its caches, without the
+        padding of tiles.
+      spent: cycles of a call by what they are spent on, a key of ``roofline.ADVICE``.
       clock: assumed clock in Hz.
+      run: the training that the program is part of.
     """
 
     collectives: tuple[Collective, ...]
     cycles: Cycles
+    flops: int
+    bytes_accessed: int
     axes: dict[str, int] | None = None
     steps: int | None = None
     device_kind: str | None = None
     memory: Memory | None = None
     hbm: int | None = None
-    flops: float | None = None
-    bytes_accessed: float | None = None
+    spent: dict[str, int] | None = None
     clock: float | None = None
+    run: Run | None = None
+
+    @property
+    def chip(self) -> Chip | None:
+        """The kind of chip, if it is known."""
+        return CHIPS.get(self.device_kind or "")
 
     @property
     def fits(self) -> bool | None:
@@ -101,8 +103,65 @@ class Report:
 
     @property
     def seconds(self) -> float | None:
-        """Estimated seconds of one call, collectives and other unestimated work left out."""
-        return None if self.clock is None else self.cycles.total / self.clock
+        """Estimated seconds of one call; what the compiler gives no estimate for is left out, but for collectives.
+
+        Those are counted at the chip's interconnect, one after the other.
+        """
+        if self.clock is None:
+            return None
+        return self.cycles.total / self.clock + (self.collective_seconds or 0.0)
+
+    @property
+    def collective_seconds(self) -> float | None:
+        """The least seconds of the collectives of one call."""
+        if self.chip is None:
+            return None
+        return roofline.collective_seconds(self.collectives, self.axes, self.chip)
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of the chip's peak: flops of convolutions and products over ``seconds``."""
+        if not self.chip or not self.seconds:
+            return None
+        return self.flops / self.seconds / self.chip.peak
+
+    @property
+    def bandwidth_share(self) -> float | None:
+        """Share of the bandwidth of the chip's memory: bytes over ``seconds``."""
+        if not self.chip or not self.seconds:
+            return None
+        return self.bytes_accessed / self.seconds / self.chip.bandwidth
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images a second of all chips and seeds."""
+        if self.run is None or self.steps is None or not self.seconds:
+            return None
+        return self.run.images_per_step * self.steps / self.seconds
+
+    @property
+    def hours(self) -> float | None:
+        """Estimated hours of the whole run's train steps."""
+        if self.run is None or self.steps is None or self.seconds is None:
+            return None
+        return self.run.steps / self.steps * self.seconds / 3600
+
+    @property
+    def dollars(self) -> float | None:
+        """Dollars of the whole run on all chips, at its price."""
+        if self.run is None or self.run.price is None or self.hours is None:
+            return None
+        return self.hours * self.run.chips * self.run.price
+
+    @property
+    def dominant(self) -> tuple[str, float] | None:
+        """What takes most of a call, a key of ``roofline.ADVICE``, and its share of the time."""
+        if self.spent is None or not self.seconds or self.clock is None:
+            return None
+        parts = {reason: cycles / self.clock for reason, cycles in self.spent.items()}
+        parts["collectives"] = self.collective_seconds or 0.0
+        reason = max(parts, key=lambda part: parts[part])
+        return reason, parts[reason] / self.seconds
 
     @property
     def serial_loops(self) -> tuple[Loop, ...]:
@@ -120,6 +179,13 @@ class Report:
             "fits": self.fits,
             "cycles_per_step": self.cycles_per_step,
             "seconds": self.seconds,
+            "collective_seconds": self.collective_seconds,
+            "mfu": self.mfu,
+            "bandwidth_share": self.bandwidth_share,
+            "images_per_second": self.images_per_second,
+            "hours": self.hours,
+            "dollars": self.dollars,
+            "dominant": None if self.dominant is None else self.dominant[0],
             "step_loop": None if step_loop is None else step_loop.name,
             "serial_loops": [dataclasses.asdict(loop) for loop in self.serial_loops],
             "unknown_trip_counts": [loop.name for loop in self.cycles.unknown],
@@ -127,8 +193,15 @@ class Report:
 
     def as_text(self) -> str:
         """Return the report for a terminal."""
-        sections = (_memory_text, _compute_text, _collectives_text, _loops_text, _costliest_text)
-        return "\n\n".join(section(self) for section in sections)
+        sections = (
+            _memory_text,
+            _run_text,
+            _compute_text,
+            _collectives_text,
+            _loops_text,
+            _costliest_text,
+        )
+        return "\n\n".join(text for section in sections if (text := section(self)))
 
 
 def analyse(
@@ -168,18 +241,10 @@ def analyse(
             break
     kind = devices[0].device_kind if devices else None
     chip = CHIPS.get(kind or "")
-    # Without megacore the devices of a chip share its memory: places are chips.
-    places = {
-        (device.process_index, *getattr(device, "coords", (device.id,))) for device in devices
-    }
-    costs = compiled.cost_analysis() or {}
     return dataclasses.replace(
-        analyse_text(compiled.as_text(), axes=axes, steps=steps, scopes=scopes),
-        device_kind=kind,
+        analyse_text(compiled.as_text(), axes=axes, steps=steps, scopes=scopes, kind=kind),
         memory=_memory(compiled.memory_analysis()),
-        hbm=chip.hbm * len(places) // len(devices) if chip else None,
-        flops=costs.get("flops"),
-        bytes_accessed=costs.get("bytes accessed"),
+        hbm=chip.hbm if chip else None,
         clock=clock or (chip.clock if chip else None),
     )
 
@@ -190,14 +255,22 @@ def analyse_text(
     axes: Mapping[str, int] | None = None,
     steps: int | None = None,
     scopes: Iterable[str] = SCOPES,
+    kind: str | None = None,
 ) -> Report:
-    """Return the part of the report that follows from optimised HLO text alone."""
+    """Return the part of the report that follows from optimised HLO text, for a ``kind`` of device."""
     module = parse(text)
+    operations = roofline.operations(module)
+    chip = CHIPS.get(kind or "")
     return Report(
         collectives=collect(walk(module), axes, scopes),
         cycles=add_up(module),
+        flops=sum(operation.flops * operation.runs for operation in operations),
+        bytes_accessed=sum(operation.bytes * operation.runs for operation in operations),
         axes=None if axes is None else dict(axes),
         steps=steps,
+        device_kind=kind,
+        spent=roofline.spent(operations, chip) if chip else None,
+        clock=chip.clock if chip else None,
     )
 
 
@@ -229,8 +302,18 @@ def human(size: float) -> str:
     return f"{size / 1024:.2f} TiB"
 
 
+def number(value: float) -> str:
+    """Return a number with at least three digits that mean something, and no exponent.
+
+    >>> number(1234567.8), number(1.2345), number(0.00012345)
+    ('1,234,568', '1.23', '0.000123')
+    """
+    digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(0, digits)}f}"
+
+
 def _memory_text(report: Report) -> str:
-    chip, memory = CHIPS.get(report.device_kind or ""), report.memory
+    chip, memory = report.chip, report.memory
     kind = f"{report.device_kind or 'unknown device'}{f' ({chip.name})' if chip else ''}"
     mesh = ", ".join(f"{name}={size}" for name, size in (report.axes or {}).items()) or "unknown"
     lines = [f"Memory of one device: {kind}, mesh {mesh}"]
@@ -256,6 +339,31 @@ def _memory_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _run_text(report: Report) -> str:
+    run, dominant = report.run, report.dominant
+    lines = []
+    if run is not None and report.hours is not None and report.images_per_second is not None:
+        speed, hours = report.images_per_second, report.hours
+        lines += [
+            "Whole run, its train steps (the least: see no estimate below)",
+            f"  images a second {number(speed)}, {number(speed / run.chips)} a chip",
+            f"  hours           {number(hours)}: {run.steps:,} steps on {run.chips} chip(s)",
+        ]
+        if report.dollars is not None:
+            lines.append(
+                f"  dollars         {number(report.dollars)} at {run.price:g} per chip-hour"
+            )
+    if dominant is not None and report.chip is not None and report.mfu is not None:
+        reason, share = dominant
+        chip = report.chip
+        lines += [
+            f"  MFU             {100 * report.mfu:.1f} % of {chip.peak / 1e12:g} bf16 TFLOP/s",
+            f"  bandwidth       {100 * (report.bandwidth_share or 0):.1f} % of {chip.bandwidth / 1e9:g} GB/s",
+            f"  most of it      {reason}, {100 * share:.0f} % of the time: {roofline.ADVICE[reason]}",
+        ]
+    return "\n".join(lines)
+
+
 def _compute_text(report: Report) -> str:
     cycles = report.cycles
     # A loop of unknown length was counted as one trip.
@@ -265,13 +373,13 @@ def _compute_text(report: Report) -> str:
         time = "" if report.clock is None else f" = {count / report.clock * 1e3:,.4g} ms"
         return f"{bound}{count:,.0f}{time}"
 
-    # XLA's cost analysis multiplies by no trip counts, unlike the cycles below it.
-    once = ", each loop body counted once"
-    lines = ["Compute of one device (the compiler's estimates)"]
-    if report.flops is not None:
-        lines.append(f"  flops           {report.flops:,.0f}{once}")
-    if report.bytes_accessed is not None:
-        lines.append(f"  bytes accessed  {human(report.bytes_accessed)}{once}")
+    steps = report.steps or 1
+    unit = "call" if report.steps is None else "step"
+    lines = [
+        "Compute of one device (the compiler's estimates; flops and bytes by the shapes)",
+        f"  flops a {unit}    {bound}{report.flops / steps:,.0f} of convolutions and matrix products",
+        f"  bytes a {unit}    {bound}{human(report.bytes_accessed / steps)} from and to memory",
+    ]
     lines.append(f"  cycles a call   {with_time(cycles.total)}")
     if report.cycles_per_step is not None:
         per_step = with_time(report.cycles_per_step)
@@ -279,7 +387,17 @@ def _compute_text(report: Report) -> str:
     if report.clock is None:
         lines.append("  seconds         unknown: no clock is known for this kind of device")
     else:
-        lines.append(f"  clock assumed   {report.clock / 1e9:g} GHz")
+        lines.append(f"  clock assumed   {report.clock / 1e9:.4g} GHz")
+    if report.spent:
+        shares = ", ".join(
+            f"{reason} {100 * part / max(cycles.total, 1):.0f} %"
+            for reason, part in report.spent.items()
+        )
+        lines.append(f"  spent on        {shares}")
+    if report.collective_seconds:
+        lines.append(
+            f"  collectives     at least {report.collective_seconds / steps * 1e3:,.4g} ms a {unit}"
+        )
     if cycles.conditionals:
         lines.append(
             f"  conditionals    {cycles.conditionals}; the costliest branch of each counts"

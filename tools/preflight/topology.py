@@ -7,14 +7,14 @@ import math
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seal_jax.errors import UsageError
 
 if TYPE_CHECKING:
     import jax
 
-EXAMPLES = "v5e:1x1, v5e:2x4, v5e:16x16, v5p:2x2x1, v6e:2x4"
+EXAMPLES = "v5e:1x1, v5e:2x4, v5e:16x16, v4:2x2x1, v5p:2x2x1, v6e:2x4"
 _NAME = re.compile(r"([A-Za-z]\w*):(\d+(?:x\d+){1,2})")
 # Cloud TPU's accelerator types: the prefix, and how many of its units one chip counts for.
 _ACCELERATORS = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
@@ -31,7 +31,7 @@ def prepare_environment(topology: str) -> None:
     Raises:
         UsageError: the topology is ill-formed.
     """
-    kind, shape = _parse(topology)
+    kind, shape = parse(topology)
     prefix, units = _ACCELERATORS.get(kind, (kind, 1))
     defaults = {
         "JAX_PLATFORMS": "cpu",
@@ -63,7 +63,7 @@ def devices_for(topology: str) -> list[jax.Device]:
     Raises:
         UsageError: the topology is unknown, or libtpu is not installed.
     """
-    kind, shape = _parse(topology)
+    kind, shape = parse(topology)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UsageError(
             f"topology={topology!r} needs the TPU compiler, libtpu, which is not installed; "
@@ -74,7 +74,10 @@ def devices_for(topology: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     # By default a host is assumed to hold 2x2 chips, which a slice of one chip does not have.
-    options = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
+    options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
+    if kind == "v4":
+        # The two cores of a chip as one device, as a Cloud TPU has them and the newer kinds always do.
+        options["chip_config_name"] = "megacore"
     try:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{kind}:{'x'.join(map(str, shape))}", **options
@@ -105,32 +108,29 @@ def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
             not installed.
     """
     # Before libtpu is asked for, so that a misspelled topology is reported as such.
-    _parse(topology)
+    parse(topology)
     for name, value in (("seed", seed), ("data", data)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
     devices = devices_for(topology)
 
     import jax
-    import numpy as np
 
-    chips = len({tuple(getattr(device, "coords", ())) for device in devices})
     if seed * data != len(devices):
-        cores = "" if chips == len(devices) else f", {len(devices)} devices"
         raise UsageError(
             f"seed={seed} and data={data} make {seed * data} devices but topology={topology!r} has "
-            f"{chips} chip{'s' if chips > 1 else ''}{cores}; choose seed * data = {len(devices)}"
+            f"{len(devices)} chip{'s' if len(devices) > 1 else ''}; choose seed * data = {len(devices)}"
         )
     types = (jax.sharding.AxisType.Auto,) * 2
-    if chips != len(devices):
-        # `jax.make_mesh` refuses several devices per chip, which is how libtpu describes a v4 (no megacore).
-        return jax.sharding.Mesh(
-            np.array(devices).reshape(seed, data), ("seed", "data"), axis_types=types
-        )
     return jax.make_mesh((seed, data), ("seed", "data"), axis_types=types, devices=devices)
 
 
-def _parse(topology: str) -> tuple[str, tuple[int, ...]]:
+def parse(topology: str) -> tuple[str, tuple[int, ...]]:
+    """Return kind and shape of a topology, such as ``("v5e", (2, 4))`` of ``"v5e:2x4"``.
+
+    Raises:
+        UsageError: the topology is ill-formed.
+    """
     match = _NAME.fullmatch(topology)
     if match is None:
         raise UsageError(f"topology={topology!r} is not of the form KIND:AxB; examples: {EXAMPLES}")
