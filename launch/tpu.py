@@ -17,7 +17,7 @@ from pathlib import Path
 from launch import chips
 from launch.job import Job, check_bucket, check_devices, folder_beside
 from launch.shell import Shell, ToolError
-from seal_jax.errors import OK, UsageError
+from seal_jax.errors import OK, STOPPED, UsageError
 
 _HOST = Path(__file__).parent / "tpu_host.sh"
 _TPUS = ("gcloud", "compute", "tpus", "queued-resources")
@@ -258,10 +258,16 @@ def _watch(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> in
                     f"the request {job.name} has failed: see `gcloud compute tpus queued-resources describe "
                     f"{job.name} {shlex.join(place(options))}`, then delete it"
                 )
-            elif state in ("SUSPENDED", "GONE") and marker == "running":
-                if state == "SUSPENDED":
-                    _delete(shell, options, job.name)
+            elif state == "SUSPENDED" and marker == "running":
+                _delete(shell, options, job.name)
                 _create(shell, options, job, folder)
+            elif state == "GONE" and marker == "running":
+                # A preempted request is suspended, one that has ended leaves its code: a person has deleted it.
+                codes[job.name] = STOPPED
+                print(
+                    f"{job.name} was deleted before its training ended: not asked for again",
+                    flush=True,
+                )
         if len(codes) < len(jobs):
             time.sleep(_POLL_SECONDS)
     return max(codes.values())

@@ -157,6 +157,20 @@ def test_watch_asks_again_after_a_preemption(launch, fakes, monkeypatch):
     assert done == ["create", "delete", "create", "delete"]
 
 
+def test_watch_does_not_ask_again_for_what_a_person_has_deleted(launch, fakes, monkeypatch):
+    monkeypatch.setattr(tpu, "_POLL_SECONDS", 0.0)
+    fakes.rules(
+        ("describe", 0, "ACTIVE"),
+        ("describe", 0, "ACTIVE"),
+        ("describe", 1, "ERROR: NOT_FOUND"),
+        ("storage cat", 0, "running"),
+    )
+    code, output, _ = launch(*RUN, BUCKET)
+    assert code == 75
+    assert "seal was deleted before its training ended: not asked for again" in output
+    assert not any("create" in call["words"] for call in fakes.calls())
+
+
 @pytest.mark.parametrize(("marker", "code"), [("2", 2), ("0", 0)])
 def test_watch_ends_with_the_code_of_the_training(marker, code, launch, fakes):
     fakes.rules(("describe", 1, "ERROR: NOT_FOUND"), ("storage cat", 0, marker))
