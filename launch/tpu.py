@@ -104,7 +104,11 @@ def logs(shell: Shell, options: argparse.Namespace) -> int:
 
 def stop(shell: Shell, options: argparse.Namespace) -> int:
     """Let the training save and stop; the machines are then given back."""
-    command = "sudo touch /opt/seal_jax/stop && sudo kill -TERM $(sudo cat /opt/seal_jax/pid)"
+    # Before there is a training the file alone keeps it from starting.
+    command = (
+        "sudo touch /opt/seal_jax/stop; if [ -e /opt/seal_jax/pid ]; then "
+        'sudo kill -TERM "$(sudo cat /opt/seal_jax/pid)"; fi'
+    )
     return max(_ssh(shell, options, name, "all", command) for name in options.names)
 
 

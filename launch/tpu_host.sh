@@ -6,6 +6,7 @@
 set -uo pipefail # without -e: what is at the end is done whatever happened before
 home=${SEAL_HOME:-/opt/seal_jax}
 mkdir -p "$home/data" "$home/code" && cd "$home" || exit 1
+rm -f pid stop # of an earlier boot; what is written from here on counts
 exec >>run.log 2>&1
 export HOME=${HOME:-/root} # a script that runs at boot has none
 
@@ -36,15 +37,20 @@ if prepare; then
   if [[ -n $data ]]; then export TFDS_DATA_DIR=$home/data; fi
   # A new slice need not compile again.
   export JAX_COMPILATION_CACHE_DIR=$folder/xla
-  rm -f pid stop
-  (cd code && PID_FILE=$home/pid exec launch/supervise.sh ../venv/bin/python -m seal_jax "${words[@]}") &
-  while true; do
-    signalled=0
-    wait $!
-    code=$?
-    # A signal ends `wait` early, with a code that is not the command's.
-    if [[ $signalled -eq 0 ]]; then break; fi
-  done
+  code=75
+  if [[ ! -e stop ]]; then
+    (cd code && exec launch/supervise.sh ../venv/bin/python -m seal_jax "${words[@]}") &
+    echo $! >pid
+    # One that came before there was a pid has signalled nobody.
+    if [[ -e stop ]]; then kill -TERM $!; fi
+    while true; do
+      signalled=0
+      wait $!
+      code=$?
+      # A signal ends `wait` early, with a code that is not the command's.
+      if [[ $signalled -eq 0 ]]; then break; fi
+    done
+  fi
 fi
 
 gcloud storage cp run.log "$folder/log-slice${slice:-0}-worker${worker:-0}.txt"

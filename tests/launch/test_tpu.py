@@ -1,6 +1,7 @@
 """A TPU request over its life: what a host does when it boots, and what --watch does when a slice is lost."""
 
 import os
+import shlex
 import signal
 import subprocess
 import tarfile
@@ -22,6 +23,7 @@ if [[ $1 == venv ]]; then
   mkdir -p venv/bin
   printf '#!/bin/bash\n%s\n' "$TRAINING" >venv/bin/python
   chmod +x venv/bin/python
+  eval "$PREPARING"
 fi
 END
 chmod +x "$HOME/.local/bin/uv"
@@ -50,10 +52,10 @@ def host(launch, fakes, tmp_path, monkeypatch):
     (tmp_path / "startup.sh").write_text(script)
     started = []
 
-    def boot(training, worker="0"):
+    def boot(training, worker="0", preparing=""):
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(home), "SEAL_HOME": str(home / "seal"), "WORKER": worker,
-            "TRAINING": training, "RESTART_DELAY": "0", "MAX_FAILURES": "2",
+            "TRAINING": training, "PREPARING": preparing, "RESTART_DELAY": "0", "MAX_FAILURES": "2",
         }  # fmt: skip
         # A group of its own, as a machine that goes down signals all processes.
         started.append(
@@ -124,17 +126,32 @@ def test_a_machine_that_is_taken_away_saves_and_is_not_given_back(host):
     assert "saved" in (home / "run.log").read_text()
 
 
-def test_stop_saves_and_gives_the_machines_back(host, launch, fakes):
+def stop_command(launch, home):
+    """Return the command that gcloud's ssh would give to the host."""
+    code, line, _ = launch("tpu", "stop", "--zone=z", "--dry-run", "seal")
+    assert code == 0
+    (word,) = [word for word in shlex.split(line) if word.startswith("--command=")]
+    return word.partition("=")[2].replace("/opt/seal_jax", str(home)).replace("sudo ", "")
+
+
+def test_stop_saves_and_gives_the_machines_back(host, launch):
     boot, outcome, home = host
     process = boot(SAVES.format(home))
     wait_for(home / "began", process)
-    code, line, _ = launch("tpu", "stop", "--zone=z", "--dry-run", "seal")
-    assert code == 0
-    # The command that gcloud's ssh would give to the host.
-    command = line.partition("--command=")[2].strip().strip("'").replace("/opt/seal_jax", str(home))
-    command = command.replace("sudo ", "")
-    subprocess.run(["bash", "-c", command], check=True)
+    subprocess.run(["bash", "-c", stop_command(launch, home)], check=True)
     assert process.wait(30) == 75
+    assert outcome() == ("75", True)
+
+
+def test_stop_before_the_training_has_begun(host, launch):
+    boot, outcome, home = host
+    home.mkdir()
+    for leftover in ("stop", "pid"):
+        (home / leftover).write_text("1")  # of an earlier boot
+    preparing = f"ls {home} >{home}/before; {stop_command(launch, home)}"
+    assert boot(SAVES.format(home), preparing=preparing).wait(30) == 75
+    assert not {"stop", "pid"} & {*(home / "before").read_text().split()}
+    assert not (home / "began").exists()
     assert outcome() == ("75", True)
 
 
