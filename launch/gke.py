@@ -68,6 +68,7 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
 
 def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     """Create a JobSet for each job."""
+    check_bucket(jobs)
     manifests = [yaml.dump(manifest(options, job)) for job in jobs]
     try:
         shell.run(
@@ -118,7 +119,6 @@ def manifest(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     check_devices([job], tpu.chips * options.slices)
     if options.data and not options.data.startswith("gs://"):
         raise UsageError(f"--data={options.data} must be a folder in a bucket, gs://...")
-    check_bucket([job])
     several = tpu.hosts * options.slices > 1
     bucket = job.workdir.rpartition("/")[0]
     env = {"JAX_COMPILATION_CACHE_DIR": f"{bucket}/.launch/xla"}  # a new pod need not compile again

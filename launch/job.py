@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -103,23 +104,24 @@ def check_devices(array: Sequence[Job], devices: int) -> None:
 
 def check_bucket(array: Sequence[Job]) -> None:
     """Raise a ``UsageError`` unless the runs' folders are in a bucket, which outlives the machines."""
-    for job in array:
-        if not re.fullmatch(r"gs://[^/]+/.+", job.workdir):
-            raise UsageError(
-                f"--workdir={job.workdir} must be in a bucket, gs://BUCKET/FOLDER: it outlives the machines"
-            )
+    folder = root(array)
+    if not re.fullmatch(r"gs://[^/]+/.+", folder):
+        raise UsageError(
+            f"--workdir={folder} must be in a bucket, gs://BUCKET/FOLDER: it outlives the machines"
+        )
+
+
+def root(array: Sequence[Job]) -> str:
+    """Return the folder that the command names: of the run, or of the sweep."""
+    return array[0].workdir.rpartition("/")[0] if len(array) > 1 else array[0].workdir
 
 
 def compare(array: Sequence[Job]) -> str:
     """Return the command that collects the runs of an array."""
     folders = [job.workdir for job in array]
-    root = folders[0].rpartition("/")[0]
-    return " ".join(["python -m seal_jax compare", *folders, f"--output={root}"])
+    return shlex.join(["python", "-m", "seal_jax", "compare", *folders, f"--output={root(array)}"])
 
 
-def folder_beside(job: Job, array: Sequence[Job]) -> str:
-    """Return where the launcher keeps its own files: beside the run's folder, or that of the sweep."""
-    folder = job.workdir.rpartition("/")[0]
-    if len(array) > 1:
-        folder = folder.rpartition("/")[0]
-    return f"{folder}/.launch/{job.name}"
+def folder_beside(job: Job) -> str:
+    """Return where the launcher keeps its own files of a run: beside the run's folder."""
+    return f"{job.workdir}.launch"

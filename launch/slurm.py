@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.job import Job, check_devices, folder_beside
+from launch.job import Job, check_devices, root
 from launch.shell import Shell
 from seal_jax.errors import OK, STOPPED, USAGE, UsageError
 
@@ -86,7 +86,7 @@ def names(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
 
 def log_file(options: argparse.Namespace, jobs: Sequence[Job]) -> Path:
     """Return the log: beside the run's folder, or that of the sweep with the task's number."""
-    folder = Path(folder_beside(jobs[0], jobs)).parent
+    folder = Path(f"{root(jobs)}.launch")
     return folder / (f"{options.name}-%a.log" if len(jobs) > 1 else f"{options.name}.log")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from launch import chips
 from launch.job import Job, check_bucket, check_devices, folder_beside
 from launch.shell import Shell, ToolError
-from seal_jax.errors import OK, STOPPED, UsageError
+from seal_jax.errors import CRASHED, OK, STOPPED, UsageError
 
 _HOST = Path(__file__).parent / "tpu_host.sh"
 _TPUS = ("gcloud", "compute", "tpus", "queued-resources")
@@ -68,17 +68,22 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     commit = shell.run(
         "git", "rev-parse", "--verify", f"{options.ref}^{{commit}}", fix="give a commit with --ref"
     )
+    commit = commit.strip() or options.ref
     if shell.run("git", "status", "--porcelain", "--untracked-files=no", fix="run it in the clone"):
         print("# changes that are not committed are not launched")
+    wanted = [job for job in jobs if _is_wanted(shell, options, job)]
     created: list[Job] = []
     try:
-        for job in jobs:
-            # A watch that ended is taken up again.
-            if options.watch and not shell.dry and _is_there(shell, options, job.name):
-                continue
-            _upload(shell, commit.strip() or options.ref, folder_beside(job, jobs))
-            _create(shell, options, job, folder_beside(job, jobs))
+        for job in wanted:
+            _upload(shell, commit, folder_beside(job))
+            # Before it is there: what fails or is interrupted while it waits may have asked for it.
             created.append(job)
+            try:
+                _create(shell, options, job)
+            except ToolError as error:
+                if "ALREADY_EXISTS" in error.stderr:
+                    created.remove(job)
+                raise
     except BaseException:
         # Of a sweep all or nothing: what was asked for before the failure is taken back.
         for job in created:
@@ -122,13 +127,13 @@ def delete(shell: Shell, options: argparse.Namespace) -> int:
 ACTIONS = {"status": status, "logs": logs, "stop": stop, "delete": delete}
 
 
-def startup_script(options: argparse.Namespace, job: Job, folder: str) -> str:
+def startup_script(options: argparse.Namespace, job: Job) -> str:
     """Return what every host runs when it boots: the values of this job, then `tpu_host.sh`."""
     values = {
         "name": job.name,
         "zone": options.zone,
         "project": options.project or "",
-        "folder": folder,
+        "folder": folder_beside(job),
         "data": options.data.rstrip("/"),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
@@ -166,7 +171,7 @@ def _upload(shell: Shell, commit: str, folder: str) -> None:
     shell.run("gcloud", "storage", "cp", "-", f"{folder}/state", stdin="running\n", fix=fix)
 
 
-def _create(shell: Shell, options: argparse.Namespace, job: Job, folder: str) -> None:
+def _create(shell: Shell, options: argparse.Namespace, job: Job) -> None:
     described = chips.parse(options.topology)
     nodes = [f"--node-id={job.name}"]
     if options.slices > 1:
@@ -180,7 +185,7 @@ def _create(shell: Shell, options: argparse.Namespace, job: Job, folder: str) ->
     account = [f"--service-account={options.service_account}"] if options.service_account else []
     # Flex-start is an option of the alpha command only.
     tpus = (_TPUS[0], "alpha", *_TPUS[1:]) if options.tier == "flex-start" else _TPUS
-    script = startup_script(options, job, folder)
+    script = startup_script(options, job)
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script)
         file.flush()
@@ -216,15 +221,31 @@ def _ssh(shell: Shell, options: argparse.Namespace, name: str, hosts: str, comma
 def _state(shell: Shell, options: argparse.Namespace, name: str) -> str:
     try:
         return shell.run(
-            *_TPUS, "describe", name, *place(options), "--format=value(state.state)", fix=""
-        ).strip()
+            *_TPUS, "describe", name, *place(options), "--format=value(state.state)",
+            fix="see --zone, --project and `gcloud auth login`",
+        ).strip()  # fmt: skip
     except ToolError as error:
-        # An error of the network is not news about the slice.
-        return "GONE" if "NOT_FOUND" in error.stderr else "UNKNOWN"
+        if "NOT_FOUND" in error.stderr:
+            return "GONE"
+        raise
 
 
-def _is_there(shell: Shell, options: argparse.Namespace, name: str) -> bool:
-    return _state(shell, options, name) not in ("GONE", "UNKNOWN")
+def _is_wanted(shell: Shell, options: argparse.Namespace, job: Job) -> bool:
+    """Return whether to ask for a slice, and not only to take up a watch that ended."""
+    if shell.dry:
+        return True
+    folder = folder_beside(job)
+    if options.watch and _marker(shell, folder) == "0":
+        print(f"# {job.name} is done; to train it on, remove {folder}/state first")
+        return False
+    state = _state(shell, options, job.name)
+    if state != "GONE" and not options.watch:
+        # Its code and state in the bucket stay as they are.
+        raise UsageError(
+            f"the request {job.name} exists ({state}): --watch takes it up; or `delete` it and wait until it "
+            "is gone, or give another --name"
+        )
+    return state == "GONE"
 
 
 def _watch(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
@@ -232,46 +253,78 @@ def _watch(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> in
     if shell.dry:
         print("# then, once a minute and for each job, until its state is an exit code:")
         for job in jobs:
-            shell.run("gcloud", "storage", "cat", f"{folder_beside(job, jobs)}/state", fix="")
+            _marker(shell, folder_beside(job))
             _state(shell, options, job.name)
         return OK
     codes: dict[str, int] = {}
     before: dict[str, str] = {}
+    given_back: set[str] = set()  # lost, and not yet asked for again
     while len(codes) < len(jobs):
         for job in jobs:
             if job.name in codes:
                 continue
-            folder, state = folder_beside(job, jobs), _state(shell, options, job.name)
+            folder = folder_beside(job)
             try:
-                marker = shell.run("gcloud", "storage", "cat", f"{folder}/state", fix="").strip()
+                state = _state(shell, options, job.name)
             except ToolError:
-                marker = "unknown"
+                # An error of the network is not news about the slice.
+                state = "UNKNOWN"
+            marker = _marker(shell, folder)
+            if state not in (*_LOST, "DELETING", "UNKNOWN"):
+                given_back.discard(job.name)
             if before.get(job.name) != state:
-                print(f"{time.strftime('%F %T')} {job.name}: {state}", flush=True)
+                _say(f"{time.strftime('%F %T')} {job.name}: {state}")
             before[job.name] = state
             if marker.isdecimal():
                 codes[job.name] = int(marker)
-                print(
-                    f"{job.name} ended with exit code {marker}; its log is in {folder}", flush=True
-                )
-                # The first host does this itself; here for one that may not.
-                if state not in (*_LOST, "DELETING", "UNKNOWN"):
-                    _delete(shell, options, job.name)
+                _say(f"{job.name} ended with exit code {marker}; its log is in {folder}")
             elif state == "FAILED":
-                raise UsageError(
+                codes[job.name] = CRASHED
+                _say(
                     f"the request {job.name} has failed: see `gcloud compute tpus queued-resources describe "
                     f"{job.name} {shlex.join(place(options))}`, then delete it"
                 )
-            elif state == "SUSPENDED" and marker == "running":
-                _delete(shell, options, job.name)
-                _create(shell, options, job, folder)
-            elif state == "GONE" and marker == "running":
+                continue
+            elif state == "GONE" and marker == "running" and job.name not in given_back:
                 # A preempted request is suspended, one that has ended leaves its code: a person has deleted it.
                 codes[job.name] = STOPPED
-                print(
-                    f"{job.name} was deleted before its training ended: not asked for again",
-                    flush=True,
-                )
+                _say(f"{job.name} was deleted before its training ended: not asked for again")
+            try:
+                # The first host does this itself; here for one that may not.
+                if job.name in codes and state not in (*_LOST, "DELETING", "UNKNOWN"):
+                    _delete_if_there(shell, options, job.name)
+                elif job.name not in codes and marker == "running":
+                    if state == "SUSPENDED":
+                        given_back.add(job.name)
+                        _delete_if_there(shell, options, job.name)
+                    if job.name in given_back and state in ("SUSPENDED", "GONE"):
+                        _create(shell, options, job)
+            except ToolError as error:
+                # Quota, the network: of this job alone, and tried again if it has not ended.
+                _say(f"error: {error}")
+                if job.name in codes:
+                    codes[job.name] = codes[job.name] or error.code
         if len(codes) < len(jobs):
             time.sleep(_POLL_SECONDS)
     return max(codes.values())
+
+
+def _marker(shell: Shell, folder: str) -> str:
+    """Return "running", the exit code of a training that has ended, or "unknown"."""
+    try:
+        return shell.run("gcloud", "storage", "cat", f"{folder}/state", fix="").strip()
+    except ToolError:
+        return "unknown"
+
+
+def _delete_if_there(shell: Shell, options: argparse.Namespace, name: str) -> None:
+    try:
+        _delete(shell, options, name)
+    except ToolError as error:
+        # The first host may have been faster.
+        if "NOT_FOUND" not in error.stderr:
+            raise
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

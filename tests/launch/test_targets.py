@@ -47,7 +47,8 @@ def test_a_dry_run_prints_what_a_run_does(target, what, launch, fakes, tmp_path)
     subprocess.run(["bash", "-euc", script], check=True, stdin=subprocess.DEVNULL)
     printed = fakes.calls()
     assert launch(*words)[0] == 0
-    done = fakes.calls()
+    # What a run only looks at is not printed.
+    done = [call for call in fakes.calls() if not {"describe", "get"} & {*call["words"]}]
     assert len(done) >= 1
     assert temporary(printed) == temporary(done)
     assert not list(tmp_path.glob("**/evil"))
@@ -80,19 +81,20 @@ def test_tpu(options, expected, launch, fakes):
     assert code == 0
     calls = fakes.calls()
     lines = [" ".join(call["words"]) for call in calls]
-    assert lines[2].endswith(" abc123")
-    assert lines[3].endswith("gs://bucket/runs/.launch/seal/code.tar.gz")
-    assert (lines[4], calls[4]["stdin"]) == (
-        "gcloud storage cp - gs://bucket/runs/.launch/seal/state",
+    assert "describe seal" in lines[2]
+    assert lines[3].endswith(" abc123")
+    assert lines[4].endswith("gs://bucket/runs/quick.launch/code.tar.gz")
+    assert (lines[5], calls[5]["stdin"]) == (
+        "gcloud storage cp - gs://bucket/runs/quick.launch/state",
         "running\n",
     )
-    assert len(calls) == 6
-    create = lines[5]
+    assert len(calls) == 7
+    create = lines[6]
     assert "queued-resources create seal --zone=us-west4-a --project=p" in create
     for words in expected:
         assert words in create
     assert ("--spot" in create) == ("--spot" in expected or "--slices=2" in options)
-    (script,) = calls[5]["files"]
+    (script,) = calls[6]["files"]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert shell_words(script) == [*TRAIN[1:], BUCKET, "--coordinator=auto"]
     assert "python -m launch tpu logs seal --zone=us-west4-a --project=p" in output
@@ -192,8 +194,8 @@ def test_slurm(code, restarts, expected, requeued, launch, fakes, tmp_path, monk
     assert options["array"] == "0-2"
     # Slurm gives each task a process, and JAX each process the GPU of its number.
     assert options["ntasks-per-node"] == options["gpus-per-node"] == "4"
-    assert (tmp_path / "runs" / ".launch").is_dir()
-    assert options["output"] == f"{tmp_path}/runs/.launch/seal-%a.log"
+    assert (tmp_path / "runs" / "quick.launch").is_dir()
+    assert options["output"] == f"{tmp_path}/runs/quick.launch/seal-%a.log"
     assert "python -m launch slurm stop seal\n" in output
     # The script itself, run with a stand-in for srun.
     fakes.rules(("srun", code, "trained"))
@@ -264,8 +266,12 @@ def test_sky(launch, fakes):
     ("target", "rule", "code", "message", "undone"),
     [
         ("tpu", ("create seal-seal", 5, "Progress...\nERROR: quota"), 5, "ERROR: quota; see the quota",
+         ["seal-normal", "seal-llf", "seal-seal"]),
+        ("tpu", ("create seal-seal", 1, "ERROR: ALREADY_EXISTS"), 1, "ALREADY_EXISTS; see the quota",
          ["seal-normal", "seal-llf"]),
-        ("tpu", ("seal-llf/code", 1, "ERROR: 403"), 1, "ERROR: 403; can you write to the bucket", ["seal-normal"]),
+        ("tpu", ("describe seal-seal", 0, "ACTIVE"), 2, "the request seal-seal exists (ACTIVE): --watch takes", []),
+        ("tpu", ("describe seal-seal", 1, "ERROR: 503"), 1, "ERROR: 503; see --zone", []),
+        ("tpu", ("llf.launch/code", 1, "ERROR: 403"), 1, "ERROR: 403; can you write to the bucket", ["seal-normal"]),
         ("tpu", ("git rev-parse", 128, "fatal: no commit"), 128, "fatal: no commit; give a commit with --ref", []),
         ("gke", ("create", 1, "error: no kind JobSet"), 1, "error: no kind JobSet; see --context", []),
         ("slurm", ("sbatch", 1, "sbatch: error: invalid partition"), 1, 'invalid partition; see its partition', []),
@@ -281,6 +287,8 @@ def test_a_tool_that_fails(target, rule, code, message, undone, launch, fakes, t
     lines = [" ".join(call["words"]) for call in fakes.calls()]
     taken_back = [line for line in lines if " delete " in line or " cancel " in line]
     assert len(taken_back) == len(undone)
+    if not undone:
+        assert not any(" storage cp " in line for line in lines)
     for name, line in zip(undone, taken_back, strict=True):
         assert re.search(rf"\b{name}\b", line)
 
@@ -304,6 +312,8 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
     [
         ((*RUNS["tpu"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
         ((*RUNS["gke"], *TRAIN, "--workdir=gs://bucket"), "must be in a bucket"),
+        ((*RUNS["tpu"], *SWEEP, "--workdir=gs://bucket"), "must be in a bucket"),
+        ((*RUNS["gke"], *SWEEP, "--workdir=gs://bucket/"), "must be in a bucket"),
         ((*RUNS["sky"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
         ((*RUNS["slurm"], *TRAIN, BUCKET), "a folder that the nodes share"),
         ((*RUNS["tpu"], "--tier=flex-start", *TRAIN, BUCKET), "--duration=TIME go together"),

@@ -13,6 +13,7 @@ import pytest
 from launch import tpu
 
 RUN = ("tpu", "run", "--zone=z", "--watch", "--", "train", "--config=configs/quickstart.py:seal")
+SWEEP = ("tpu", "run", "--zone=z", "--watch", "--", "sweep", "--config=configs/quickstart.py")
 BUCKET = "--workdir=gs://bucket/runs/quick"
 # What the installer of uv leaves behind: a uv whose environments have a "python" that is the training.
 UV = r"""
@@ -71,7 +72,7 @@ def host(launch, fakes, tmp_path, monkeypatch):
         states = [
             line.split()[-1]
             for line in lines
-            if "storage cp - gs://bucket/runs/.launch/seal/state" in line
+            if "storage cp - gs://bucket/runs/quick.launch/state" in line
         ]
         deleted = any("queued-resources delete seal --zone=z --force" in line for line in lines)
         assert any("storage cp run.log" in line for line in lines)
@@ -162,7 +163,7 @@ def test_watch_asks_again_after_a_preemption(launch, fakes, monkeypatch):
         ("describe", 1, "ERROR: NOT_FOUND"),  # there is none of this name yet
         *(("describe", 0, state) for state in states),
         ("describe", 0, "ACTIVE"),
-        *(("storage cat", 0, "running") for _ in states),
+        *(("storage cat", 0, "running") for _ in range(len(states) + 1)),
         ("storage cat", 0, "0"),
         ("storage cat", 0, "0"),
     )
@@ -190,17 +191,39 @@ def test_watch_does_not_ask_again_for_what_a_person_has_deleted(launch, fakes, m
 
 @pytest.mark.parametrize(("marker", "code"), [("2", 2), ("0", 0)])
 def test_watch_ends_with_the_code_of_the_training(marker, code, launch, fakes):
-    fakes.rules(("describe", 1, "ERROR: NOT_FOUND"), ("storage cat", 0, marker))
+    fakes.rules(("storage cat", 0, "1"), ("storage cat", 0, marker))
     assert launch(*RUN, BUCKET)[0] == code
     # It has given itself back.
     assert not any("delete" in call["words"] for call in fakes.calls())
 
 
-def test_watch_says_when_a_request_fails(launch, fakes):
-    fakes.rules(("describe", 0, "FAILED"), ("storage cat", 0, "running"))
-    code, _, error = launch(*RUN, BUCKET)
-    assert (code, error.count("\n")) == (2, 1)
-    assert "the request seal has failed" in error
+def test_watch_goes_on_when_a_job_of_a_sweep_has_failed(launch, fakes, monkeypatch):
+    monkeypatch.setattr(tpu, "_POLL_SECONDS", 0.0)
+    gone = ("describe seal-seal", 1, "ERROR: NOT_FOUND")
+    fakes.rules(
+        ("describe seal-normal", 0, "FAILED"),
+        # It ends, and gives itself back, between the look and the watch's own delete.
+        ("describe seal-llf", 0, "ACTIVE"),
+        ("delete seal-llf", 1, "ERROR: NOT_FOUND"),
+        *(("quick/llf.launch", 0, marker) for marker in ("running", "0", "0")),
+        *[("describe seal-seal", 0, "SUSPENDED")] * 2, gone, gone, gone,
+        ("create seal-seal", 1, "ERROR: 503"),
+        ("create seal-seal", 1, "ERROR: quota"),
+        ("create seal-seal", 0, ""),
+        *[("quick/seal.launch", 0, "running")] * 4,
+        *[("quick/seal.launch", 0, "0")] * 2,
+        ("storage cat", 0, "running"),
+    )  # fmt: skip
+    code, output, error = launch(*SWEEP, BUCKET)
+    assert (code, error) == (1, "")
+    lines = output.splitlines()
+    assert sum("the request seal-normal has failed" in line for line in lines) == 1
+    assert "seal-llf ended with exit code 0" in output
+    failed = [line for line in lines if line.startswith("error")]
+    assert ["503" in line or "quota" in line for line in failed] == [True, True]
+    assert "seal-seal ended with exit code 0" in output
+    calls = [" ".join(call["words"]) for call in fakes.calls()]
+    assert sum("create" in line for line in calls) == 3
 
 
 def test_watch_can_be_taken_up_again(launch, fakes):
@@ -210,3 +233,8 @@ def test_watch_can_be_taken_up_again(launch, fakes):
     assert not any("create" in words for words in calls)
     # The training has ended, but its machines are still there.
     assert any("delete" in words for words in calls)
+    # And when they are not, none are asked for.
+    fakes.rules(("storage cat", 0, "0"))
+    code, output, _ = launch(*RUN, BUCKET)
+    assert (code, "# seal is done" in output) == (0, True)
+    assert not {"create", "delete"} & {word for call in fakes.calls() for word in call["words"]}
