@@ -41,6 +41,8 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     launched: list[Job] = []
     try:
         for job, text in zip(jobs, tasks, strict=True):
+            # Before it is there: what is interrupted may have been launched.
+            launched.append(job)
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
                 file.write(text)
                 file.flush()
@@ -51,7 +53,6 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
                     *shlex.split(options.extra), file.name,
                     fix="`sky check` says which clouds it may use, `sky show-gpus` what they have",
                 )  # fmt: skip
-            launched.append(job)
     except BaseException:
         # Of a sweep all or nothing: what was launched before the failure is taken back.
         for job in launched:

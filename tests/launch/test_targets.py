@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import chips, command, yaml
+from launch.shell import Shell
 
 yaml_reader = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def test_gke(launch, fakes):
         "--data=gs://bucket/tfds/d",
     )
     assert launch(*RUNS["gke"], *options, *TRAIN, BUCKET, "--config.train.batch_size=32")[0] == 0
-    (call,) = fakes.calls()
+    _, call = fakes.calls()
     assert call["words"][:4] == ["kubectl", "--context=c", "create", "--output=name"]
     jobset = yaml_reader.safe_load(call["stdin"])
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -121,6 +122,7 @@ def test_gke(launch, fakes):
     assert job["backoffLimit"] == 0
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
+    assert pod["hostNetwork"] is True
     (container,) = pod["containers"]
     assert container["args"] == [
         *TRAIN[1:],
@@ -150,10 +152,20 @@ def test_gke(launch, fakes):
     }
 
 
+def test_gke_with_an_account_of_its_own(launch, fakes):
+    """Workload Identity does not reach pods on the network of the host."""
+    assert launch(*RUNS["gke"], "--service-account=trainer", *TRAIN, BUCKET)[0] == 0
+    jobset = yaml_reader.safe_load(fakes.calls()[-1]["stdin"])
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    pod = slices["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "trainer"
+    assert not {"hostNetwork", "dnsPolicy"} & {*pod}
+
+
 def test_a_sweep_is_a_job_for_each_variant(launch, fakes):
     code, output, _ = launch(*RUNS["gke"], *SWEEP, BUCKET)
     assert code == 0
-    (call,) = fakes.calls()
+    _, call = fakes.calls()
     jobsets = list(yaml_reader.safe_load_all(call["stdin"]))
     assert [jobset["metadata"]["name"] for jobset in jobsets] == [
         "seal-normal",
@@ -174,7 +186,7 @@ def test_a_sweep_is_a_job_for_each_variant(launch, fakes):
     folders = " ".join(f"{root}/{variant}" for variant in ("normal", "llf", "seal"))
     assert f"python -m seal_jax compare {folders} --output={root}" in output
     assert launch(*RUNS["gke"], "--one-job", *SWEEP, BUCKET)[0] == 0
-    (call,) = fakes.calls()
+    _, call = fakes.calls()
     assert '"sweep"' in call["stdin"]
 
 
@@ -273,9 +285,11 @@ def test_sky(launch, fakes):
         ("tpu", ("describe seal-seal", 1, "ERROR: 503"), 1, "ERROR: 503; see --zone", []),
         ("tpu", ("llf.launch/code", 1, "ERROR: 403"), 1, "ERROR: 403; can you write to the bucket", ["seal-normal"]),
         ("tpu", ("git rev-parse", 128, "fatal: no commit"), 128, "fatal: no commit; give a commit with --ref", []),
-        ("gke", ("create", 1, "error: no kind JobSet"), 1, "error: no kind JobSet; see --context", []),
+        ("gke", ("create", 1, "error: no kind JobSet"), 1, "error: no kind JobSet; see --context",
+         ["seal-normal seal-llf seal-seal"]),
+        ("gke", ("get", 0, "jobset.jobset.x-k8s.io/seal-llf"), 2, "seal-llf: exists, for 12 hours", []),
         ("slurm", ("sbatch", 1, "sbatch: error: invalid partition"), 1, 'invalid partition; see its partition', []),
-        ("sky", ("--name=seal-llf", 1, "no cloud"), 1, "no cloud; `sky check`", ["seal-normal"]),
+        ("sky", ("detach-run --name=seal-llf", 1, "no cloud"), 1, "no cloud; `sky check`", ["seal-normal", "seal-llf"]),
     ],
 )  # fmt: skip
 def test_a_tool_that_fails(target, rule, code, message, undone, launch, fakes, tmp_path):
@@ -293,6 +307,24 @@ def test_a_tool_that_fails(target, rule, code, message, undone, launch, fakes, t
         assert re.search(rf"\b{name}\b", line)
 
 
+@pytest.mark.parametrize(
+    ("target", "create"), [("tpu", "create"), ("gke", "create"), ("sky", "launch")]
+)
+def test_an_interrupt_while_a_job_is_created(target, create, launch, fakes, monkeypatch):
+    call = Shell._call
+
+    def interrupted(self, words, **options):
+        done = call(self, words, **options)
+        if create in words:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(Shell, "_call", interrupted)
+    assert launch(*RUNS[target], *TRAIN, BUCKET)[0] == 130
+    last = " ".join(fakes.calls()[-1]["words"])
+    assert re.search(r" (delete|cancel) .*\bseal\b", last)
+
+
 def test_kubectl_that_fails_in_the_middle(launch, fakes):
     # kubectl prints what it has created before it fails.
     tool = fakes.folder / "bin" / "kubectl"
@@ -304,7 +336,9 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
     assert (code, error.count("\n")) == (1, 1)
     assert "AlreadyExists" in error
     calls = (fakes.folder / "kubectl").read_text().splitlines()
-    assert calls[1:] == ["--context=c delete jobset.jobset.x-k8s.io/seal-normal"]
+    assert calls[2:] == [
+        "--context=c delete jobsets seal-normal seal-llf seal-seal --ignore-not-found"
+    ]
 
 
 @pytest.mark.parametrize(
