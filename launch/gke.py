@@ -7,7 +7,6 @@ evicted, stopped or crash, and gives up where a second try would end the same wa
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +84,7 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
             )
     try:
         shell.run(
-            "kubectl", *place(options), "create", "--output=name", *shlex.split(options.extra), "--filename=-",
+            "kubectl", *place(options), "create", "--output=name", *options.extra, "--filename=-",
             stdin="\n---\n".join(manifests) + "\n",
             fix="see --context, --namespace and the rights there",
         )  # fmt: skip

@@ -50,7 +50,7 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
                     print(f"cat >{file.name} <<'END_OF_TASK'\n{text}END_OF_TASK")
                 shell.run(
                     "sky", "jobs", "launch", "--yes", "--detach-run", f"--name={job.name}",
-                    *shlex.split(options.extra), file.name,
+                    *options.extra, file.name,
                     fix="`sky check` says which clouds it may use, `sky show-gpus` what they have",
                 )  # fmt: skip
     except BaseException:

@@ -55,7 +55,7 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
                 f"{log.parent} cannot be made: {error.strerror}; change --workdir"
             ) from None
     number = shell.run(
-        "sbatch", "--parsable", *shlex.split(options.extra), stdin=text,
+        "sbatch", "--parsable", *options.extra, stdin=text,
         fix='see its partition, account and limits, such as --extra="--partition=gpu"',
     )  # fmt: skip
     if number:
@@ -96,7 +96,7 @@ def script(options: argparse.Namespace, jobs: Sequence[Job]) -> str:
     Raises:
       UsageError: an option does not fit.
     """
-    for option, least in (("nodes", 1), ("gpus", 1), ("notice", 0), ("max_restarts", 0)):
+    for option, least in (("nodes", 1), ("gpus", 1), ("notice", 30), ("max_restarts", 0)):
         if (value := getattr(options, option)) < least:
             raise UsageError(f"--{option.replace('_', '-')}={value} must be at least {least}")
     check_devices(jobs, options.nodes * options.gpus)
@@ -151,8 +151,11 @@ def _absolute(job: Job) -> Job:
             f"--workdir={job.workdir} must be a folder that the nodes share; the log is beside it"
         )
     # A relative folder is one of this clone, which the job runs in.
-    folder = os.path.abspath(job.workdir)
-    words = tuple(
-        f"--workdir={folder}" if word.startswith("--workdir=") else word for word in job.words
-    )
-    return job._replace(words=words, workdir=folder)
+    folder = os.path.normpath(ROOT / job.workdir)
+    words = list(job.words)
+    for index, word in enumerate(words):
+        if word == "--workdir":
+            words[index : index + 2] = [f"--workdir={folder}"]
+        elif word.startswith("--workdir="):
+            words[index] = f"--workdir={folder}"
+    return job._replace(words=tuple(words), workdir=folder)

@@ -196,7 +196,7 @@ def _create(shell: Shell, options: argparse.Namespace, job: Job) -> None:
             f"--accelerator-type={described.accelerator_type}",
             f"--runtime-version={options.runtime or described.runtime}", *tier, *account,
             "--scopes=https://www.googleapis.com/auth/cloud-platform",
-            f"--metadata-from-file=startup-script={file.name}", *shlex.split(options.extra),
+            f"--metadata-from-file=startup-script={file.name}", *options.extra,
             fix="see the quota and the zone of --topology, or give another --name if it exists",
         )  # fmt: skip
 

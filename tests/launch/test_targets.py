@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import chips, command, yaml
+from launch import chips, command, slurm, yaml
 from launch.shell import Shell
 
 yaml_reader = pytest.importorskip("yaml")
@@ -185,6 +185,8 @@ def test_a_sweep_is_a_job_for_each_variant(launch, fakes):
     root = "gs://bucket/runs/quick"
     folders = " ".join(f"{root}/{variant}" for variant in ("normal", "llf", "seal"))
     assert f"python -m seal_jax compare {folders} --output={root}" in output
+    _, output, _ = launch(*RUNS["gke"], "--dry-run", *SWEEP, "--workdir=gs://bucket/a b")
+    assert "compare 'gs://bucket/a b/normal'" in output
     assert launch(*RUNS["gke"], "--one-job", *SWEEP, BUCKET)[0] == 0
     _, call = fakes.calls()
     assert '"sweep"' in call["stdin"]
@@ -237,6 +239,16 @@ def test_slurm_words_reach_the_training_as_they_are(launch, fakes, tmp_path):
     (call,) = fakes.calls()
     assert shell_words(call["stdin"]) == [*TRAIN[1:], folder]
     assert "--array" not in call["stdin"]
+
+
+@pytest.mark.parametrize("folder", [("--workdir=runs/quick",), ("--workdir", "runs/quick")])
+def test_slurm_takes_a_relative_folder_from_the_clone(folder, launch, fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "ROOT", tmp_path / "clone")
+    assert launch("slurm", "run", *TRAIN[:3], *folder, TRAIN[3])[0] == 0
+    (call,) = fakes.calls()
+    absolute = f"--workdir={tmp_path}/clone/runs/quick"
+    assert shell_words(call["stdin"]) == [*TRAIN[1:3], absolute, TRAIN[3]]
+    assert f"--output={tmp_path}/clone/runs/quick.launch/seal.log" in call["stdin"]
 
 
 def test_sky(launch, fakes):
@@ -361,6 +373,8 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
         ((*RUNS["sky"], *TRAIN, BUCKET, "--process=1"), "are given by the launcher"),
         ((*RUNS["sky"], "--", "sweep", "--config=configs/results.py", BUCKET), "add --one-job"),
         ((*RUNS["sky"], "--", "train", "--config=/a.py", BUCKET), "a path within the clone"),
+        ((*RUNS["sky"], "--extra=--foo='", *TRAIN, BUCKET), "is no part of a command: No closing quotation"),
+        ((*RUNS["slurm"], "--notice=29", *TRAIN, "--workdir=runs/a"), "--notice=29 must be at least 30"),
         (RUNS["sky"], "after -- comes what is launched"),
         (("tpu", "stop", "--zone=z", "a b"), "'a b' is no name"),
     ],
