@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch import yaml
-from launch.job import Job, check_devices
+from launch.job import Job, check_devices, check_paths
 from launch.shell import Shell
 from seal_jax.errors import OK, UsageError
 
@@ -89,7 +89,9 @@ def task(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     """
     if options.nodes < 1:
         raise UsageError(f"--nodes={options.nodes} must be at least 1")
-    if not job.workdir.startswith("/") and "://" not in job.workdir:
+    if job.workdir.startswith("gs://"):
+        check_paths([job])
+    elif not job.workdir.startswith("/"):  # nothing for other buckets is installed there
         raise UsageError(
             f"--workdir={job.workdir} must be in a bucket, gs://BUCKET/..., or an absolute path that "
             "outlives the machines"

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import chips
-from launch.job import Job, check_bucket, check_devices, folder_beside
+from launch.job import Job, check_bucket, check_devices, check_paths, folder_beside
 from launch.shell import Shell, ToolError
 from seal_jax.errors import CRASHED, OK, STOPPED, UsageError
+from seal_jax.training import loggers
 
 _HOST = Path(__file__).parent / "tpu_host.sh"
 _TPUS = ("gcloud", "compute", "tpus", "queued-resources")
@@ -69,6 +70,9 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
         "git", "rev-parse", "--verify", f"{options.ref}^{{commit}}", fix="give a commit with --ref"
     )
     commit = commit.strip() or options.ref
+    for config in dict.fromkeys(job.config for job in jobs if "://" not in job.config):
+        fix = "commit the config, or give another commit with --ref"
+        shell.run("git", "cat-file", "-e", f"{commit}:./{config}", fix=fix)
     if shell.run("git", "status", "--porcelain", "--untracked-files=no", fix="run it in the clone"):
         print("# changes that are not committed are not launched")
     wanted = [job for job in jobs if _is_wanted(shell, options, job)]
@@ -151,6 +155,14 @@ def _check(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     if options.data and not options.data.startswith("gs://"):
         raise UsageError(f"--data={options.data} must be a folder in a bucket, gs://...")
     check_bucket(jobs)
+    check_paths(jobs)
+    for settings in (settings for job in jobs for settings in job.settings):
+        # What the hosts install: see tpu_host.sh.
+        if not {*loggers.names(settings)} <= {"tensorboard", "csv"}:
+            raise UsageError(
+                f"run.loggers = {settings.run.loggers!r}: the hosts have tensorboard and csv only; leave the "
+                "others out"
+            )
 
 
 def place(options: argparse.Namespace) -> list[str]:

@@ -82,20 +82,21 @@ def test_tpu(options, expected, launch, fakes):
     assert code == 0
     calls = fakes.calls()
     lines = [" ".join(call["words"]) for call in calls]
-    assert "describe seal" in lines[2]
-    assert lines[3].endswith(" abc123")
-    assert lines[4].endswith("gs://bucket/runs/quick.launch/code.tar.gz")
-    assert (lines[5], calls[5]["stdin"]) == (
+    assert lines[1] == "git cat-file -e abc123:./configs/quickstart.py"
+    assert "describe seal" in lines[3]
+    assert lines[4].endswith(" abc123")
+    assert lines[5].endswith("gs://bucket/runs/quick.launch/code.tar.gz")
+    assert (lines[6], calls[6]["stdin"]) == (
         "gcloud storage cp - gs://bucket/runs/quick.launch/state",
         "running\n",
     )
-    assert len(calls) == 7
-    create = lines[6]
+    assert len(calls) == 8
+    create = lines[7]
     assert "queued-resources create seal --zone=us-west4-a --project=p" in create
     for words in expected:
         assert words in create
     assert ("--spot" in create) == ("--spot" in expected or "--slices=2" in options)
-    (script,) = calls[6]["files"]
+    (script,) = calls[7]["files"]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert shell_words(script) == [*TRAIN[1:], BUCKET, "--coordinator=auto"]
     assert "python -m launch tpu logs seal --zone=us-west4-a --project=p" in output
@@ -123,6 +124,8 @@ def test_gke(launch, fakes):
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     assert pod["hostNetwork"] is True
+    # What supervise.sh in the image ends with when it gives up is what the policy does not repeat.
+    assert {"name": "GIVE_UP_CODE", "value": "2"} in pod["containers"][0]["env"]
     (container,) = pod["containers"]
     assert container["args"] == [
         *TRAIN[1:],
@@ -193,10 +196,14 @@ def test_a_sweep_is_a_job_for_each_variant(launch, fakes):
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "expected", "requeued"),
-    [(0, 0, 0, False), (2, 0, 2, False), (75, 3, 0, True), (1, 99, 0, True), (1, 100, 1, False)],
-)
-def test_slurm(code, restarts, expected, requeued, launch, fakes, tmp_path, monkeypatch):
+    ("code", "restarts", "expected", "requeued", "short"),
+    [
+        (0, 0, 0, False, -1), (2, 0, 2, False, -1), (75, 3, 0, True, 600), (75, 100, 75, False, 600),
+        (1, 99, 0, True, -1), (1, 100, 1, False, -1), (1, 0, 1, False, 600), (137, 0, 0, True, 600),
+    ],
+)  # fmt: skip
+def test_slurm(code, restarts, expected, requeued, short, launch, fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "_SHORT_SECONDS", short)
     code_, output, _ = launch(
         *RUNS["slurm"], "--extra=--partition=gpu", *SWEEP, workdir("slurm", tmp_path)
     )
@@ -297,6 +304,7 @@ def test_sky(launch, fakes):
         ("tpu", ("describe seal-seal", 1, "ERROR: 503"), 1, "ERROR: 503; see --zone", []),
         ("tpu", ("llf.launch/code", 1, "ERROR: 403"), 1, "ERROR: 403; can you write to the bucket", ["seal-normal"]),
         ("tpu", ("git rev-parse", 128, "fatal: no commit"), 128, "fatal: no commit; give a commit with --ref", []),
+        ("tpu", ("cat-file", 128, "fatal: path"), 128, "fatal: path; commit the config, or give another", []),
         ("gke", ("create", 1, "error: no kind JobSet"), 1, "error: no kind JobSet; see --context",
          ["seal-normal seal-llf seal-seal"]),
         ("gke", ("get", 0, "jobset.jobset.x-k8s.io/seal-llf"), 2, "seal-llf: exists, for 12 hours", []),
@@ -361,6 +369,10 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
         ((*RUNS["tpu"], *SWEEP, "--workdir=gs://bucket"), "must be in a bucket"),
         ((*RUNS["gke"], *SWEEP, "--workdir=gs://bucket/"), "must be in a bucket"),
         ((*RUNS["sky"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
+        ((*RUNS["sky"], *TRAIN, "--workdir=s3://bucket/a"), "must be in a bucket, gs://"),
+        ((*RUNS["tpu"], *TRAIN, BUCKET, "--config.data.data_dir=/data"), "data.data_dir = '/data' is not on"),
+        ((*RUNS["sky"], *TRAIN, BUCKET, "--config.train.pretrained=/a"), "train.pretrained = '/a' is not on"),
+        ((*RUNS["tpu"], *TRAIN, BUCKET, "--config.run.loggers=csv,wandb"), "have tensorboard and csv only"),
         ((*RUNS["slurm"], *TRAIN, BUCKET), "a folder that the nodes share"),
         ((*RUNS["tpu"], "--tier=flex-start", *TRAIN, BUCKET), "--duration=TIME go together"),
         ((*RUNS["tpu"], "--topology=v5e:8", *TRAIN, BUCKET), "must be KIND:SHAPE"),
