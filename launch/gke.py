@@ -133,6 +133,8 @@ def manifest(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     several = tpu.hosts * options.slices > 1
     bucket = job.workdir.rpartition("/")[0]
     env = {"JAX_COMPILATION_CACHE_DIR": f"{bucket}/.launch/xla"}  # a new pod need not compile again
+    # The image's supervise.sh gives up after crashes in a row: no new slice for them either.
+    env["GIVE_UP_CODE"] = str(USAGE)
     container: dict[str, Any] = {
         "name": _CONTAINER,
         "image": options.image,

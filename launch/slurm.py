@@ -1,7 +1,8 @@
 """GPU clusters under Slurm, from a login node: a sweep is an array, and jobs requeue themselves.
 
 Runs this clone with this Python, so both, and --workdir, are on a file system that the nodes share. A job that
-is preempted, reaches its time limit or crashes is queued again and goes on from its last checkpoint.
+is preempted, reaches its time limit or crashes after more than ten minutes is queued again and goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from launch.shell import Shell
 from seal_jax.errors import OK, STOPPED, USAGE, UsageError
 
 ROOT = Path(__file__).parents[1]
+_SHORT_SECONDS = 600  # as in supervise.sh
 
 
 def add_arguments(to: argparse.ArgumentParser) -> None:
@@ -132,12 +134,14 @@ def script(options: argparse.Namespace, jobs: Sequence[Job]) -> str:
     ]
     lines += [
         "esac",
+        "SECONDS=0",
         f'srun {shlex.quote(sys.executable)} -m seal_jax "${{words[@]}}"',
         "code=$?",
         'echo "exit code $code on $(hostname) at $(date)"',
         f"# {USAGE}: bad input or a loss that is not finite, which would come again.",
-        f"if ((code != 0 && code != {USAGE} && ${{SLURM_RESTART_COUNT:-0}} < {options.max_restarts})); then",
-        f"  # {STOPPED} and crashes: the same command goes on from the last checkpoint.",
+        # So would a crash at once; one after a while, or by a signal, goes on from the last checkpoint, as does 75.
+        f"if ((code != 0 && code != {USAGE} && ${{SLURM_RESTART_COUNT:-0}} < {options.max_restarts} &&",
+        f"  (code == {STOPPED} || code > 128 || SECONDS > {_SHORT_SECONDS}))); then",
         '  exec scontrol requeue "$SLURM_JOB_ID"',
         "fi",
         'exit "$code"',
