@@ -21,6 +21,7 @@ from seal_jax.errors import CRASHED, OK, STOPPED, UsageError
 from seal_jax.training import loggers
 
 _HOST = Path(__file__).parent / "tpu_host.sh"
+_SHUTDOWN = _HOST.with_name("tpu_shutdown.sh")
 _TPUS = ("gcloud", "compute", "tpus", "queued-resources")
 # Queued resources that are gone from the machines' side, and have to be asked for again.
 _LOST = ("SUSPENDING", "SUSPENDED", "GONE")
@@ -208,7 +209,7 @@ def _create(shell: Shell, options: argparse.Namespace, job: Job) -> None:
             f"--accelerator-type={described.accelerator_type}",
             f"--runtime-version={options.runtime or described.runtime}", *tier, *account,
             "--scopes=https://www.googleapis.com/auth/cloud-platform",
-            f"--metadata-from-file=startup-script={file.name}", *options.extra,
+            f"--metadata-from-file=shutdown-script={_SHUTDOWN},startup-script={file.name}", *options.extra,
             fix="see the quota and the zone of --topology, or give another --name if it exists",
         )  # fmt: skip
 

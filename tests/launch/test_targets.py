@@ -93,6 +93,10 @@ def test_tpu(options, expected, launch, fakes):
     assert len(calls) == 8
     create = lines[7]
     assert "queued-resources create seal --zone=us-west4-a --project=p" in create
+    assert (
+        f"--metadata-from-file=shutdown-script={ROOT}/launch/tpu_shutdown.sh,startup-script="
+        in create
+    )
     for words in expected:
         assert words in create
     assert ("--spot" in create) == ("--spot" in expected or "--slices=2" in options)

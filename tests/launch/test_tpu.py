@@ -127,6 +127,21 @@ def test_a_machine_that_is_taken_away_saves_and_is_not_given_back(host):
     assert "saved" in (home / "run.log").read_text()
 
 
+@pytest.mark.parametrize("code", [75, 1])
+def test_the_shutdown_script_waits_until_the_training_has_saved(host, launch, code):
+    boot, outcome, home = host
+    process = boot(
+        SAVES.format(home).replace("echo saved; exit 75", f"sleep 0.5; echo saved; exit {code}")
+    )
+    wait_for(home / "began", process)
+    script = Path(tpu.__file__).with_name("tpu_shutdown.sh")
+    for _ in range(2):  # the second time there is nothing left to wait for
+        subprocess.run([script], env={**os.environ, "SEAL_HOME": str(home)}, check=True, timeout=30)
+        assert "saved" in (home / "run.log").read_text()
+    assert process.wait(30) == code
+    assert outcome() == (None, False)
+
+
 def stop_command(launch, home):
     """Return the command that gcloud's ssh would give to the host."""
     code, line, _ = launch("tpu", "stop", "--zone=z", "--dry-run", "seal")
