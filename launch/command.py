@@ -81,7 +81,7 @@ def parser() -> main.Parser:
         help_text = "do not divide a sweep: its variants run one after the other"
         to.add_argument("--one-job", action="store_true", help=help_text)
         help_text = "further options for the tool that creates the job, in one word"
-        to.add_argument("--extra", default="", metavar='"OPTIONS"', help=help_text)
+        to.add_argument("--extra", type=_words, default=[], metavar='"OPTIONS"', help=help_text)
         module.add_arguments(to)
         for action, function in module.ACTIONS.items():
             to = _action(actions, action, function)
@@ -91,6 +91,13 @@ def parser() -> main.Parser:
             if hasattr(module, "add_place"):
                 module.add_place(to)
     return root
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part of a command: {error}") from None
 
 
 def _action(actions: Any, name: str, function: Any) -> argparse.ArgumentParser:

@@ -7,13 +7,12 @@ evicted, stopped or crash, and gives up where a second try would end the same wa
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from launch import chips, yaml
 from launch.job import Job, check_bucket, check_devices
-from launch.shell import Shell, ToolError
+from launch.shell import Shell
 from seal_jax.errors import OK, USAGE, UsageError
 
 _CONTAINER = "jax-tpu"
@@ -58,7 +57,9 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
     help_text = "a prepared data set, copied to every pod: gs://BUCKET/tfds/tiny_imagenet"
     to.add_argument("--data", default="", metavar="gs://...", help=help_text)
     to.add_argument(
-        "--service-account", metavar="NAME", help="of Kubernetes, that may use the bucket"
+        "--service-account",
+        metavar="NAME",
+        help="of Kubernetes, that may use the bucket; off the host network (default: the rights of the nodes)",
     )
     help_text = 'the LocalQueue of Kueue, xpk\'s "multislice-queue" for example (default: none)'
     to.add_argument("--queue", metavar="NAME", help=help_text)
@@ -68,17 +69,28 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
 
 def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     """Create a JobSet for each job."""
+    check_bucket(jobs)
     manifests = [yaml.dump(manifest(options, job)) for job in jobs]
+    names = [job.name for job in jobs]
+    if not shell.dry:
+        there = shell.run(
+            "kubectl", *place(options), "get", "jobsets", *names, "--ignore-not-found", "--output=name",
+            fix="see --context and --namespace, and whether JobSet is installed there",
+        ).split()  # fmt: skip
+        if there:
+            raise UsageError(
+                f"{' '.join(there)}: exists, for 12 hours after its end too; `stop` deletes it, or give "
+                "another --name"
+            )
     try:
         shell.run(
-            "kubectl", *place(options), "create", "--output=name", *shlex.split(options.extra), "--filename=-",
+            "kubectl", *place(options), "create", "--output=name", *options.extra, "--filename=-",
             stdin="\n---\n".join(manifests) + "\n",
-            fix="see --context and --namespace, whether JobSet is installed there, and whether --name is new",
+            fix="see --context, --namespace and the rights there",
         )  # fmt: skip
-    except ToolError as error:
+    except BaseException:
         # kubectl goes on after an object that it could not create: of a sweep all or nothing.
-        if created := error.stdout.split():
-            shell.undo("kubectl", *place(options), "delete", *created)
+        shell.undo("kubectl", *place(options), "delete", "jobsets", *names, "--ignore-not-found")
         raise
     return OK
 
@@ -118,10 +130,11 @@ def manifest(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     check_devices([job], tpu.chips * options.slices)
     if options.data and not options.data.startswith("gs://"):
         raise UsageError(f"--data={options.data} must be a folder in a bucket, gs://...")
-    check_bucket([job])
     several = tpu.hosts * options.slices > 1
     bucket = job.workdir.rpartition("/")[0]
     env = {"JAX_COMPILATION_CACHE_DIR": f"{bucket}/.launch/xla"}  # a new pod need not compile again
+    # The image's supervise.sh gives up after crashes in a row: no new slice for them either.
+    env["GIVE_UP_CODE"] = str(USAGE)
     container: dict[str, Any] = {
         "name": _CONTAINER,
         "image": options.image,
@@ -130,9 +143,6 @@ def manifest(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     }
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        # The pods of a slice find each other, and slices their data network, by the names of the hosts.
-        "hostNetwork": True,
-        "dnsPolicy": "ClusterFirstWithHostNet",
         # After SIGTERM the program ends its call (run.steps_per_call steps), then saves. Spot machines
         # give less than asked for here, some 15 to 25 seconds: keep a call well below.
         "terminationGracePeriodSeconds": 120,
@@ -149,7 +159,12 @@ def manifest(options: argparse.Namespace, job: Job) -> dict[str, Any]:
             {"key": key, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         ]
     if options.service_account:
+        # On the nodes' network a pod would have the nodes' rights and not those of the account. The pods of a
+        # slice find each other without, by the names that JobSet gives them.
         pod["serviceAccountName"] = options.service_account
+    else:
+        # Faster between slices than the pods' own network.
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     if options.data:
         env["TFDS_DATA_DIR"] = "/data"
         mount = {"name": "data", "mountPath": "/data"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -24,6 +25,7 @@ class Job(NamedTuple):
     name: str
     words: tuple[str, ...]  # the arguments of `python -m seal_jax`
     workdir: str
+    config: str  # its file, without a variant
     settings: tuple[
         Settings, ...
     ]  # of all trainings in it, which differ for a sweep that is one job
@@ -61,8 +63,9 @@ def jobs(name: str, words: Sequence[str], *, one_job: bool = False) -> list[Job]
             f"--config={options.config} must be a path within the clone, such as configs/digits.py"
         )
     workdir = options.workdir.rstrip("/")
+    file = configs.split(options.config)[0]
     if words[0] == "train":
-        return [Job(name, tuple(words), workdir, (_settings(options.config, overrides),))]
+        return [Job(name, tuple(words), workdir, file, (_settings(options.config, overrides),))]
     variants = configs.variants(options.config)
     if not variants:
         raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
@@ -77,9 +80,11 @@ def jobs(name: str, words: Sequence[str], *, one_job: bool = False) -> list[Job]
             )
         folder = f"{workdir}/{variant}"
         train = ("train", f"--config={config}", f"--workdir={folder}", *overrides)
-        array.append(Job(f"{name}-{variant.lower().replace('_', '-')}", train, folder, (settings,)))
+        array.append(
+            Job(f"{name}-{variant.lower().replace('_', '-')}", train, folder, file, (settings,))
+        )
     if one_job:
-        return [Job(name, tuple(words), workdir, tuple(job.settings[0] for job in array))]
+        return [Job(name, tuple(words), workdir, file, tuple(job.settings[0] for job in array))]
     for job in array:
         check_name(job.name)
     return array
@@ -103,23 +108,39 @@ def check_devices(array: Sequence[Job], devices: int) -> None:
 
 def check_bucket(array: Sequence[Job]) -> None:
     """Raise a ``UsageError`` unless the runs' folders are in a bucket, which outlives the machines."""
+    folder = root(array)
+    if not re.fullmatch(r"gs://[^/]+/.+", folder):
+        raise UsageError(
+            f"--workdir={folder} must be in a bucket, gs://BUCKET/FOLDER: it outlives the machines"
+        )
+
+
+def check_paths(array: Sequence[Job]) -> None:
+    """Raise a ``UsageError`` for data or weights that are on the disk of this machine."""
     for job in array:
-        if not re.fullmatch(r"gs://[^/]+/.+", job.workdir):
-            raise UsageError(
-                f"--workdir={job.workdir} must be in a bucket, gs://BUCKET/FOLDER: it outlives the machines"
-            )
+        for settings in job.settings:
+            for field, value in (
+                ("data.data_dir", settings.data.data_dir),
+                ("train.pretrained", settings.train.pretrained),
+            ):
+                if value.startswith(("/", "~")):
+                    raise UsageError(
+                        f"{field} = {value!r} is not on the machines of {job.name}: give a folder in a bucket, "
+                        "gs://..., or prepared data with --data"
+                    )
+
+
+def root(array: Sequence[Job]) -> str:
+    """Return the folder that the command names: of the run, or of the sweep."""
+    return array[0].workdir.rpartition("/")[0] if len(array) > 1 else array[0].workdir
 
 
 def compare(array: Sequence[Job]) -> str:
     """Return the command that collects the runs of an array."""
     folders = [job.workdir for job in array]
-    root = folders[0].rpartition("/")[0]
-    return " ".join(["python -m seal_jax compare", *folders, f"--output={root}"])
+    return shlex.join(["python", "-m", "seal_jax", "compare", *folders, f"--output={root(array)}"])
 
 
-def folder_beside(job: Job, array: Sequence[Job]) -> str:
-    """Return where the launcher keeps its own files: beside the run's folder, or that of the sweep."""
-    folder = job.workdir.rpartition("/")[0]
-    if len(array) > 1:
-        folder = folder.rpartition("/")[0]
-    return f"{folder}/.launch/{job.name}"
+def folder_beside(job: Job) -> str:
+    """Return where the launcher keeps its own files of a run: beside the run's folder."""
+    return f"{job.workdir}.launch"

@@ -60,7 +60,8 @@ class Shell:
         try:
             self.run(*words, fix="do it by hand")
         except ToolError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if "NOT_FOUND" not in error.stderr:
+                print(f"error: {error}", file=sys.stderr)
 
     def show(self, *words: str) -> int:
         """Run a command with its output on the terminal; return its exit code."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch import yaml
-from launch.job import Job, check_devices
+from launch.job import Job, check_devices, check_paths
 from launch.shell import Shell
 from seal_jax.errors import OK, UsageError
 
@@ -41,6 +41,8 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     launched: list[Job] = []
     try:
         for job, text in zip(jobs, tasks, strict=True):
+            # Before it is there: what is interrupted may have been launched.
+            launched.append(job)
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
                 file.write(text)
                 file.flush()
@@ -48,10 +50,9 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
                     print(f"cat >{file.name} <<'END_OF_TASK'\n{text}END_OF_TASK")
                 shell.run(
                     "sky", "jobs", "launch", "--yes", "--detach-run", f"--name={job.name}",
-                    *shlex.split(options.extra), file.name,
+                    *options.extra, file.name,
                     fix="`sky check` says which clouds it may use, `sky show-gpus` what they have",
                 )  # fmt: skip
-            launched.append(job)
     except BaseException:
         # Of a sweep all or nothing: what was launched before the failure is taken back.
         for job in launched:
@@ -88,7 +89,9 @@ def task(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     """
     if options.nodes < 1:
         raise UsageError(f"--nodes={options.nodes} must be at least 1")
-    if not job.workdir.startswith("/") and "://" not in job.workdir:
+    if job.workdir.startswith("gs://"):
+        check_paths([job])
+    elif not job.workdir.startswith("/"):  # nothing for other buckets is installed there
         raise UsageError(
             f"--workdir={job.workdir} must be in a bucket, gs://BUCKET/..., or an absolute path that "
             "outlives the machines"

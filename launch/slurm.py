@@ -1,7 +1,8 @@
 """GPU clusters under Slurm, from a login node: a sweep is an array, and jobs requeue themselves.
 
 Runs this clone with this Python, so both, and --workdir, are on a file system that the nodes share. A job that
-is preempted, reaches its time limit or crashes is queued again and goes on from its last checkpoint.
+is preempted, reaches its time limit or crashes after more than ten minutes is queued again and goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.job import Job, check_devices, folder_beside
+from launch.job import Job, check_devices, root
 from launch.shell import Shell
 from seal_jax.errors import OK, STOPPED, USAGE, UsageError
 
 ROOT = Path(__file__).parents[1]
+_SHORT_SECONDS = 600  # as in supervise.sh
 
 
 def add_arguments(to: argparse.ArgumentParser) -> None:
@@ -55,7 +57,7 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
                 f"{log.parent} cannot be made: {error.strerror}; change --workdir"
             ) from None
     number = shell.run(
-        "sbatch", "--parsable", *shlex.split(options.extra), stdin=text,
+        "sbatch", "--parsable", *options.extra, stdin=text,
         fix='see its partition, account and limits, such as --extra="--partition=gpu"',
     )  # fmt: skip
     if number:
@@ -86,7 +88,7 @@ def names(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
 
 def log_file(options: argparse.Namespace, jobs: Sequence[Job]) -> Path:
     """Return the log: beside the run's folder, or that of the sweep with the task's number."""
-    folder = Path(folder_beside(jobs[0], jobs)).parent
+    folder = Path(f"{root(jobs)}.launch")
     return folder / (f"{options.name}-%a.log" if len(jobs) > 1 else f"{options.name}.log")
 
 
@@ -96,7 +98,7 @@ def script(options: argparse.Namespace, jobs: Sequence[Job]) -> str:
     Raises:
       UsageError: an option does not fit.
     """
-    for option, least in (("nodes", 1), ("gpus", 1), ("notice", 0), ("max_restarts", 0)):
+    for option, least in (("nodes", 1), ("gpus", 1), ("notice", 30), ("max_restarts", 0)):
         if (value := getattr(options, option)) < least:
             raise UsageError(f"--{option.replace('_', '-')}={value} must be at least {least}")
     check_devices(jobs, options.nodes * options.gpus)
@@ -132,12 +134,14 @@ def script(options: argparse.Namespace, jobs: Sequence[Job]) -> str:
     ]
     lines += [
         "esac",
+        "SECONDS=0",
         f'srun {shlex.quote(sys.executable)} -m seal_jax "${{words[@]}}"',
         "code=$?",
         'echo "exit code $code on $(hostname) at $(date)"',
         f"# {USAGE}: bad input or a loss that is not finite, which would come again.",
-        f"if ((code != 0 && code != {USAGE} && ${{SLURM_RESTART_COUNT:-0}} < {options.max_restarts})); then",
-        f"  # {STOPPED} and crashes: the same command goes on from the last checkpoint.",
+        # So would a crash at once; one after a while, or by a signal, goes on from the last checkpoint, as does 75.
+        f"if ((code != 0 && code != {USAGE} && ${{SLURM_RESTART_COUNT:-0}} < {options.max_restarts} &&",
+        f"  (code == {STOPPED} || code > 128 || SECONDS > {_SHORT_SECONDS}))); then",
         '  exec scontrol requeue "$SLURM_JOB_ID"',
         "fi",
         'exit "$code"',
@@ -151,8 +155,11 @@ def _absolute(job: Job) -> Job:
             f"--workdir={job.workdir} must be a folder that the nodes share; the log is beside it"
         )
     # A relative folder is one of this clone, which the job runs in.
-    folder = os.path.abspath(job.workdir)
-    words = tuple(
-        f"--workdir={folder}" if word.startswith("--workdir=") else word for word in job.words
-    )
-    return job._replace(words=words, workdir=folder)
+    folder = os.path.normpath(ROOT / job.workdir)
+    words = list(job.words)
+    for index, word in enumerate(words):
+        if word == "--workdir":
+            words[index : index + 2] = [f"--workdir={folder}"]
+        elif word.startswith("--workdir="):
+            words[index] = f"--workdir={folder}"
+    return job._replace(words=tuple(words), workdir=folder)

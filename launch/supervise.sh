@@ -12,6 +12,7 @@
 #
 #   MAX_FAILURES   default 5
 #   SHORT_SECONDS  a run shorter than this counts as short; default 600
+#   GIVE_UP_CODE   what to end with after giving up; default the command's own
 #   RESTART_DELAY  seconds between two runs; default 15
 #   PID_FILE       this script's process id goes there; with a live process in it, refuse to start
 set -euo pipefail
@@ -62,7 +63,7 @@ while true; do
     if ((SECONDS - began < short_seconds)); then failures=$((failures + 1)); else failures=1; fi
     if ((failures >= max_failures)); then
       echo "supervise: $failures failures in a row: giving up" >&2
-      exit "$code"
+      exit "${GIVE_UP_CODE:-$code}"
     fi
   fi
   sleep "$delay" &

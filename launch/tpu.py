@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import chips
-from launch.job import Job, check_bucket, check_devices, folder_beside
+from launch.job import Job, check_bucket, check_devices, check_paths, folder_beside
 from launch.shell import Shell, ToolError
-from seal_jax.errors import OK, UsageError
+from seal_jax.errors import CRASHED, OK, STOPPED, UsageError
+from seal_jax.training import loggers
 
 _HOST = Path(__file__).parent / "tpu_host.sh"
+_SHUTDOWN = _HOST.with_name("tpu_shutdown.sh")
 _TPUS = ("gcloud", "compute", "tpus", "queued-resources")
 # Queued resources that are gone from the machines' side, and have to be asked for again.
 _LOST = ("SUSPENDING", "SUSPENDED", "GONE")
@@ -68,17 +70,25 @@ def run(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     commit = shell.run(
         "git", "rev-parse", "--verify", f"{options.ref}^{{commit}}", fix="give a commit with --ref"
     )
+    commit = commit.strip() or options.ref
+    for config in dict.fromkeys(job.config for job in jobs if "://" not in job.config):
+        fix = "commit the config, or give another commit with --ref"
+        shell.run("git", "cat-file", "-e", f"{commit}:./{config}", fix=fix)
     if shell.run("git", "status", "--porcelain", "--untracked-files=no", fix="run it in the clone"):
         print("# changes that are not committed are not launched")
+    wanted = [job for job in jobs if _is_wanted(shell, options, job)]
     created: list[Job] = []
     try:
-        for job in jobs:
-            # A watch that ended is taken up again.
-            if options.watch and not shell.dry and _is_there(shell, options, job.name):
-                continue
-            _upload(shell, commit.strip() or options.ref, folder_beside(job, jobs))
-            _create(shell, options, job, folder_beside(job, jobs))
+        for job in wanted:
+            _upload(shell, commit, folder_beside(job))
+            # Before it is there: what fails or is interrupted while it waits may have asked for it.
             created.append(job)
+            try:
+                _create(shell, options, job)
+            except ToolError as error:
+                if "ALREADY_EXISTS" in error.stderr:
+                    created.remove(job)
+                raise
     except BaseException:
         # Of a sweep all or nothing: what was asked for before the failure is taken back.
         for job in created:
@@ -104,7 +114,11 @@ def logs(shell: Shell, options: argparse.Namespace) -> int:
 
 def stop(shell: Shell, options: argparse.Namespace) -> int:
     """Let the training save and stop; the machines are then given back."""
-    command = "sudo touch /opt/seal_jax/stop && sudo kill -TERM $(sudo cat /opt/seal_jax/pid)"
+    # Before there is a training the file alone keeps it from starting.
+    command = (
+        "sudo touch /opt/seal_jax/stop; if [ -e /opt/seal_jax/pid ]; then "
+        'sudo kill -TERM "$(sudo cat /opt/seal_jax/pid)"; fi'
+    )
     return max(_ssh(shell, options, name, "all", command) for name in options.names)
 
 
@@ -118,13 +132,13 @@ def delete(shell: Shell, options: argparse.Namespace) -> int:
 ACTIONS = {"status": status, "logs": logs, "stop": stop, "delete": delete}
 
 
-def startup_script(options: argparse.Namespace, job: Job, folder: str) -> str:
+def startup_script(options: argparse.Namespace, job: Job) -> str:
     """Return what every host runs when it boots: the values of this job, then `tpu_host.sh`."""
     values = {
         "name": job.name,
         "zone": options.zone,
         "project": options.project or "",
-        "folder": folder,
+        "folder": folder_beside(job),
         "data": options.data.rstrip("/"),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
@@ -142,6 +156,14 @@ def _check(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     if options.data and not options.data.startswith("gs://"):
         raise UsageError(f"--data={options.data} must be a folder in a bucket, gs://...")
     check_bucket(jobs)
+    check_paths(jobs)
+    for settings in (settings for job in jobs for settings in job.settings):
+        # What the hosts install: see tpu_host.sh.
+        if not {*loggers.names(settings)} <= {"tensorboard", "csv"}:
+            raise UsageError(
+                f"run.loggers = {settings.run.loggers!r}: the hosts have tensorboard and csv only; leave the "
+                "others out"
+            )
 
 
 def place(options: argparse.Namespace) -> list[str]:
@@ -162,7 +184,7 @@ def _upload(shell: Shell, commit: str, folder: str) -> None:
     shell.run("gcloud", "storage", "cp", "-", f"{folder}/state", stdin="running\n", fix=fix)
 
 
-def _create(shell: Shell, options: argparse.Namespace, job: Job, folder: str) -> None:
+def _create(shell: Shell, options: argparse.Namespace, job: Job) -> None:
     described = chips.parse(options.topology)
     nodes = [f"--node-id={job.name}"]
     if options.slices > 1:
@@ -176,7 +198,7 @@ def _create(shell: Shell, options: argparse.Namespace, job: Job, folder: str) ->
     account = [f"--service-account={options.service_account}"] if options.service_account else []
     # Flex-start is an option of the alpha command only.
     tpus = (_TPUS[0], "alpha", *_TPUS[1:]) if options.tier == "flex-start" else _TPUS
-    script = startup_script(options, job, folder)
+    script = startup_script(options, job)
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script)
         file.flush()
@@ -187,7 +209,7 @@ def _create(shell: Shell, options: argparse.Namespace, job: Job, folder: str) ->
             f"--accelerator-type={described.accelerator_type}",
             f"--runtime-version={options.runtime or described.runtime}", *tier, *account,
             "--scopes=https://www.googleapis.com/auth/cloud-platform",
-            f"--metadata-from-file=startup-script={file.name}", *shlex.split(options.extra),
+            f"--metadata-from-file=shutdown-script={_SHUTDOWN},startup-script={file.name}", *options.extra,
             fix="see the quota and the zone of --topology, or give another --name if it exists",
         )  # fmt: skip
 
@@ -212,15 +234,31 @@ def _ssh(shell: Shell, options: argparse.Namespace, name: str, hosts: str, comma
 def _state(shell: Shell, options: argparse.Namespace, name: str) -> str:
     try:
         return shell.run(
-            *_TPUS, "describe", name, *place(options), "--format=value(state.state)", fix=""
-        ).strip()
+            *_TPUS, "describe", name, *place(options), "--format=value(state.state)",
+            fix="see --zone, --project and `gcloud auth login`",
+        ).strip()  # fmt: skip
     except ToolError as error:
-        # An error of the network is not news about the slice.
-        return "GONE" if "NOT_FOUND" in error.stderr else "UNKNOWN"
+        if "NOT_FOUND" in error.stderr:
+            return "GONE"
+        raise
 
 
-def _is_there(shell: Shell, options: argparse.Namespace, name: str) -> bool:
-    return _state(shell, options, name) not in ("GONE", "UNKNOWN")
+def _is_wanted(shell: Shell, options: argparse.Namespace, job: Job) -> bool:
+    """Return whether to ask for a slice, and not only to take up a watch that ended."""
+    if shell.dry:
+        return True
+    folder = folder_beside(job)
+    if options.watch and _marker(shell, folder) == "0":
+        print(f"# {job.name} is done; to train it on, remove {folder}/state first")
+        return False
+    state = _state(shell, options, job.name)
+    if state != "GONE" and not options.watch:
+        # Its code and state in the bucket stay as they are.
+        raise UsageError(
+            f"the request {job.name} exists ({state}): --watch takes it up; or `delete` it and wait until it "
+            "is gone, or give another --name"
+        )
+    return state == "GONE"
 
 
 def _watch(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> int:
@@ -228,40 +266,78 @@ def _watch(shell: Shell, options: argparse.Namespace, jobs: Sequence[Job]) -> in
     if shell.dry:
         print("# then, once a minute and for each job, until its state is an exit code:")
         for job in jobs:
-            shell.run("gcloud", "storage", "cat", f"{folder_beside(job, jobs)}/state", fix="")
+            _marker(shell, folder_beside(job))
             _state(shell, options, job.name)
         return OK
     codes: dict[str, int] = {}
     before: dict[str, str] = {}
+    given_back: set[str] = set()  # lost, and not yet asked for again
     while len(codes) < len(jobs):
         for job in jobs:
             if job.name in codes:
                 continue
-            folder, state = folder_beside(job, jobs), _state(shell, options, job.name)
+            folder = folder_beside(job)
             try:
-                marker = shell.run("gcloud", "storage", "cat", f"{folder}/state", fix="").strip()
+                state = _state(shell, options, job.name)
             except ToolError:
-                marker = "unknown"
+                # An error of the network is not news about the slice.
+                state = "UNKNOWN"
+            marker = _marker(shell, folder)
+            if state not in (*_LOST, "DELETING", "UNKNOWN"):
+                given_back.discard(job.name)
             if before.get(job.name) != state:
-                print(f"{time.strftime('%F %T')} {job.name}: {state}", flush=True)
+                _say(f"{time.strftime('%F %T')} {job.name}: {state}")
             before[job.name] = state
             if marker.isdecimal():
                 codes[job.name] = int(marker)
-                print(
-                    f"{job.name} ended with exit code {marker}; its log is in {folder}", flush=True
-                )
-                # The first host does this itself; here for one that may not.
-                if state not in (*_LOST, "DELETING", "UNKNOWN"):
-                    _delete(shell, options, job.name)
+                _say(f"{job.name} ended with exit code {marker}; its log is in {folder}")
             elif state == "FAILED":
-                raise UsageError(
+                codes[job.name] = CRASHED
+                _say(
                     f"the request {job.name} has failed: see `gcloud compute tpus queued-resources describe "
                     f"{job.name} {shlex.join(place(options))}`, then delete it"
                 )
-            elif state in ("SUSPENDED", "GONE") and marker == "running":
-                if state == "SUSPENDED":
-                    _delete(shell, options, job.name)
-                _create(shell, options, job, folder)
+                continue
+            elif state == "GONE" and marker == "running" and job.name not in given_back:
+                # A preempted request is suspended, one that has ended leaves its code: a person has deleted it.
+                codes[job.name] = STOPPED
+                _say(f"{job.name} was deleted before its training ended: not asked for again")
+            try:
+                # The first host does this itself; here for one that may not.
+                if job.name in codes and state not in (*_LOST, "DELETING", "UNKNOWN"):
+                    _delete_if_there(shell, options, job.name)
+                elif job.name not in codes and marker == "running":
+                    if state == "SUSPENDED":
+                        given_back.add(job.name)
+                        _delete_if_there(shell, options, job.name)
+                    if job.name in given_back and state in ("SUSPENDED", "GONE"):
+                        _create(shell, options, job)
+            except ToolError as error:
+                # Quota, the network: of this job alone, and tried again if it has not ended.
+                _say(f"error: {error}")
+                if job.name in codes:
+                    codes[job.name] = codes[job.name] or error.code
         if len(codes) < len(jobs):
             time.sleep(_POLL_SECONDS)
     return max(codes.values())
+
+
+def _marker(shell: Shell, folder: str) -> str:
+    """Return "running", the exit code of a training that has ended, or "unknown"."""
+    try:
+        return shell.run("gcloud", "storage", "cat", f"{folder}/state", fix="").strip()
+    except ToolError:
+        return "unknown"
+
+
+def _delete_if_there(shell: Shell, options: argparse.Namespace, name: str) -> None:
+    try:
+        _delete(shell, options, name)
+    except ToolError as error:
+        # The first host may have been faster.
+        if "NOT_FOUND" not in error.stderr:
+            raise
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

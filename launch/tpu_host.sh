@@ -6,6 +6,7 @@
 set -uo pipefail # without -e: what is at the end is done whatever happened before
 home=${SEAL_HOME:-/opt/seal_jax}
 mkdir -p "$home/data" "$home/code" && cd "$home" || exit 1
+rm -f pid stop taken # of an earlier boot; what is written from here on counts
 exec >>run.log 2>&1
 export HOME=${HOME:-/root} # a script that runs at boot has none
 
@@ -16,7 +17,8 @@ attribute() {
 worker=$(attribute agent-worker-number)
 slice=$(attribute tpu-env | sed -n "s/^MEGASCALE_SLICE_ID: *'\{0,1\}\([0-9]*\).*/\1/p")
 
-# A machine that is taken away sends SIGTERM to all processes: the training saves, and this waits for it.
+# A machine that is taken away runs tpu_shutdown.sh, which leaves the file "taken", and sends SIGTERM to all
+# processes: the training saves, and this waits for it.
 signalled=0
 taken=0
 trap 'signalled=1 taken=1' TERM
@@ -36,17 +38,24 @@ if prepare; then
   if [[ -n $data ]]; then export TFDS_DATA_DIR=$home/data; fi
   # A new slice need not compile again.
   export JAX_COMPILATION_CACHE_DIR=$folder/xla
-  rm -f pid stop
-  (cd code && PID_FILE=$home/pid exec launch/supervise.sh ../venv/bin/python -m seal_jax "${words[@]}") &
-  while true; do
-    signalled=0
-    wait $!
-    code=$?
-    # A signal ends `wait` early, with a code that is not the command's.
-    if [[ $signalled -eq 0 ]]; then break; fi
-  done
+  code=75
+  if [[ ! -e stop ]]; then
+    (cd code && exec launch/supervise.sh ../venv/bin/python -m seal_jax "${words[@]}") &
+    echo $! >pid
+    # One that came before there was a pid has signalled nobody.
+    if [[ -e stop ]]; then kill -TERM $!; fi
+    while true; do
+      signalled=0
+      wait $!
+      code=$?
+      # A signal ends `wait` early, with a code that is not the command's.
+      if [[ $signalled -eq 0 ]]; then break; fi
+    done
+    rm -f pid
+  fi
 fi
 
+if [[ -e taken ]]; then taken=1; fi
 gcloud storage cp run.log "$folder/log-slice${slice:-0}-worker${worker:-0}.txt"
 # Ended, but not by itself or by `stop`: the machine is being taken away, and another one goes on.
 if [[ ($taken -eq 1 || $code -eq 75) && ! -e stop ]]; then exit "$code"; fi

@@ -38,7 +38,9 @@ class Fakes:
         self.rules()
 
     def rules(self, *rules):
-        (self.folder / "rules.json").write_text(json.dumps(rules))
+        # There is no request of a name, unless a test says so.
+        none = ("queued-resources describe", 1, "ERROR: NOT_FOUND")
+        (self.folder / "rules.json").write_text(json.dumps([*rules, none]))
 
     def calls(self):
         """Return the calls since the last time."""

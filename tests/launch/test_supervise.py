@@ -28,14 +28,17 @@ def test_lint(script):
 
 
 @pytest.mark.parametrize(
-    ("codes", "runs", "code"),
-    [("0", 1, 0), ("75 75 1 0", 4, 0), ("2 0", 1, 2), ("137 0", 2, 0), ("1 75 1 75 1 0", 5, 1)],
-)
-def test_supervise(tmp_path, codes, runs, code):
+    ("codes", "runs", "code", "more"),
+    [
+        ("0", 1, 0, {}), ("75 75 1 0", 4, 0, {}), ("2 0", 1, 2, {}), ("137 0", 2, 0, {}),
+        ("1 75 1 75 1 0", 5, 1, {}), ("1 1 1 0", 3, 2, {"GIVE_UP_CODE": "2"}),
+    ],
+)  # fmt: skip
+def test_supervise(tmp_path, codes, runs, code, more):
     command = 'echo x >>runs; set -- $CODES; shift $(($(wc -l <runs) - 1)); exit "$1"'
     done = run(
         "bash", "-c", f'cd {tmp_path} && {LAUNCH}/supervise.sh bash -c "$1"', "_", command,
-        CODES=codes, RESTART_DELAY="0", MAX_FAILURES="3",
+        CODES=codes, RESTART_DELAY="0", MAX_FAILURES="3", **more,
     )  # fmt: skip
     assert (done.returncode, (tmp_path / "runs").read_text().count("x")) == (code, runs)
 

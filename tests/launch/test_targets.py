@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import chips, command, yaml
+from launch import chips, command, slurm, yaml
+from launch.shell import Shell
 
 yaml_reader = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,8 @@ def test_a_dry_run_prints_what_a_run_does(target, what, launch, fakes, tmp_path)
     subprocess.run(["bash", "-euc", script], check=True, stdin=subprocess.DEVNULL)
     printed = fakes.calls()
     assert launch(*words)[0] == 0
-    done = fakes.calls()
+    # What a run only looks at is not printed.
+    done = [call for call in fakes.calls() if not {"describe", "get"} & {*call["words"]}]
     assert len(done) >= 1
     assert temporary(printed) == temporary(done)
     assert not list(tmp_path.glob("**/evil"))
@@ -80,19 +82,25 @@ def test_tpu(options, expected, launch, fakes):
     assert code == 0
     calls = fakes.calls()
     lines = [" ".join(call["words"]) for call in calls]
-    assert lines[2].endswith(" abc123")
-    assert lines[3].endswith("gs://bucket/runs/.launch/seal/code.tar.gz")
-    assert (lines[4], calls[4]["stdin"]) == (
-        "gcloud storage cp - gs://bucket/runs/.launch/seal/state",
+    assert lines[1] == "git cat-file -e abc123:./configs/quickstart.py"
+    assert "describe seal" in lines[3]
+    assert lines[4].endswith(" abc123")
+    assert lines[5].endswith("gs://bucket/runs/quick.launch/code.tar.gz")
+    assert (lines[6], calls[6]["stdin"]) == (
+        "gcloud storage cp - gs://bucket/runs/quick.launch/state",
         "running\n",
     )
-    assert len(calls) == 6
-    create = lines[5]
+    assert len(calls) == 8
+    create = lines[7]
     assert "queued-resources create seal --zone=us-west4-a --project=p" in create
+    assert (
+        f"--metadata-from-file=shutdown-script={ROOT}/launch/tpu_shutdown.sh,startup-script="
+        in create
+    )
     for words in expected:
         assert words in create
     assert ("--spot" in create) == ("--spot" in expected or "--slices=2" in options)
-    (script,) = calls[5]["files"]
+    (script,) = calls[7]["files"]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert shell_words(script) == [*TRAIN[1:], BUCKET, "--coordinator=auto"]
     assert "python -m launch tpu logs seal --zone=us-west4-a --project=p" in output
@@ -106,7 +114,7 @@ def test_gke(launch, fakes):
         "--data=gs://bucket/tfds/d",
     )
     assert launch(*RUNS["gke"], *options, *TRAIN, BUCKET, "--config.train.batch_size=32")[0] == 0
-    (call,) = fakes.calls()
+    _, call = fakes.calls()
     assert call["words"][:4] == ["kubectl", "--context=c", "create", "--output=name"]
     jobset = yaml_reader.safe_load(call["stdin"])
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -119,6 +127,9 @@ def test_gke(launch, fakes):
     assert job["backoffLimit"] == 0
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
+    assert pod["hostNetwork"] is True
+    # What supervise.sh in the image ends with when it gives up is what the policy does not repeat.
+    assert {"name": "GIVE_UP_CODE", "value": "2"} in pod["containers"][0]["env"]
     (container,) = pod["containers"]
     assert container["args"] == [
         *TRAIN[1:],
@@ -148,10 +159,20 @@ def test_gke(launch, fakes):
     }
 
 
+def test_gke_with_an_account_of_its_own(launch, fakes):
+    """Workload Identity does not reach pods on the network of the host."""
+    assert launch(*RUNS["gke"], "--service-account=trainer", *TRAIN, BUCKET)[0] == 0
+    jobset = yaml_reader.safe_load(fakes.calls()[-1]["stdin"])
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    pod = slices["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "trainer"
+    assert not {"hostNetwork", "dnsPolicy"} & {*pod}
+
+
 def test_a_sweep_is_a_job_for_each_variant(launch, fakes):
     code, output, _ = launch(*RUNS["gke"], *SWEEP, BUCKET)
     assert code == 0
-    (call,) = fakes.calls()
+    _, call = fakes.calls()
     jobsets = list(yaml_reader.safe_load_all(call["stdin"]))
     assert [jobset["metadata"]["name"] for jobset in jobsets] == [
         "seal-normal",
@@ -171,16 +192,22 @@ def test_a_sweep_is_a_job_for_each_variant(launch, fakes):
     root = "gs://bucket/runs/quick"
     folders = " ".join(f"{root}/{variant}" for variant in ("normal", "llf", "seal"))
     assert f"python -m seal_jax compare {folders} --output={root}" in output
+    _, output, _ = launch(*RUNS["gke"], "--dry-run", *SWEEP, "--workdir=gs://bucket/a b")
+    assert "compare 'gs://bucket/a b/normal'" in output
     assert launch(*RUNS["gke"], "--one-job", *SWEEP, BUCKET)[0] == 0
-    (call,) = fakes.calls()
+    _, call = fakes.calls()
     assert '"sweep"' in call["stdin"]
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "expected", "requeued"),
-    [(0, 0, 0, False), (2, 0, 2, False), (75, 3, 0, True), (1, 99, 0, True), (1, 100, 1, False)],
-)
-def test_slurm(code, restarts, expected, requeued, launch, fakes, tmp_path, monkeypatch):
+    ("code", "restarts", "expected", "requeued", "short"),
+    [
+        (0, 0, 0, False, -1), (2, 0, 2, False, -1), (75, 3, 0, True, 600), (75, 100, 75, False, 600),
+        (1, 99, 0, True, -1), (1, 100, 1, False, -1), (1, 0, 1, False, 600), (137, 0, 0, True, 600),
+    ],
+)  # fmt: skip
+def test_slurm(code, restarts, expected, requeued, short, launch, fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "_SHORT_SECONDS", short)
     code_, output, _ = launch(
         *RUNS["slurm"], "--extra=--partition=gpu", *SWEEP, workdir("slurm", tmp_path)
     )
@@ -192,8 +219,8 @@ def test_slurm(code, restarts, expected, requeued, launch, fakes, tmp_path, monk
     assert options["array"] == "0-2"
     # Slurm gives each task a process, and JAX each process the GPU of its number.
     assert options["ntasks-per-node"] == options["gpus-per-node"] == "4"
-    assert (tmp_path / "runs" / ".launch").is_dir()
-    assert options["output"] == f"{tmp_path}/runs/.launch/seal-%a.log"
+    assert (tmp_path / "runs" / "quick.launch").is_dir()
+    assert options["output"] == f"{tmp_path}/runs/quick.launch/seal-%a.log"
     assert "python -m launch slurm stop seal\n" in output
     # The script itself, run with a stand-in for srun.
     fakes.rules(("srun", code, "trained"))
@@ -223,6 +250,16 @@ def test_slurm_words_reach_the_training_as_they_are(launch, fakes, tmp_path):
     (call,) = fakes.calls()
     assert shell_words(call["stdin"]) == [*TRAIN[1:], folder]
     assert "--array" not in call["stdin"]
+
+
+@pytest.mark.parametrize("folder", [("--workdir=runs/quick",), ("--workdir", "runs/quick")])
+def test_slurm_takes_a_relative_folder_from_the_clone(folder, launch, fakes, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "ROOT", tmp_path / "clone")
+    assert launch("slurm", "run", *TRAIN[:3], *folder, TRAIN[3])[0] == 0
+    (call,) = fakes.calls()
+    absolute = f"--workdir={tmp_path}/clone/runs/quick"
+    assert shell_words(call["stdin"]) == [*TRAIN[1:3], absolute, TRAIN[3]]
+    assert f"--output={tmp_path}/clone/runs/quick.launch/seal.log" in call["stdin"]
 
 
 def test_sky(launch, fakes):
@@ -264,12 +301,19 @@ def test_sky(launch, fakes):
     ("target", "rule", "code", "message", "undone"),
     [
         ("tpu", ("create seal-seal", 5, "Progress...\nERROR: quota"), 5, "ERROR: quota; see the quota",
+         ["seal-normal", "seal-llf", "seal-seal"]),
+        ("tpu", ("create seal-seal", 1, "ERROR: ALREADY_EXISTS"), 1, "ALREADY_EXISTS; see the quota",
          ["seal-normal", "seal-llf"]),
-        ("tpu", ("seal-llf/code", 1, "ERROR: 403"), 1, "ERROR: 403; can you write to the bucket", ["seal-normal"]),
+        ("tpu", ("describe seal-seal", 0, "ACTIVE"), 2, "the request seal-seal exists (ACTIVE): --watch takes", []),
+        ("tpu", ("describe seal-seal", 1, "ERROR: 503"), 1, "ERROR: 503; see --zone", []),
+        ("tpu", ("llf.launch/code", 1, "ERROR: 403"), 1, "ERROR: 403; can you write to the bucket", ["seal-normal"]),
         ("tpu", ("git rev-parse", 128, "fatal: no commit"), 128, "fatal: no commit; give a commit with --ref", []),
-        ("gke", ("create", 1, "error: no kind JobSet"), 1, "error: no kind JobSet; see --context", []),
+        ("tpu", ("cat-file", 128, "fatal: path"), 128, "fatal: path; commit the config, or give another", []),
+        ("gke", ("create", 1, "error: no kind JobSet"), 1, "error: no kind JobSet; see --context",
+         ["seal-normal seal-llf seal-seal"]),
+        ("gke", ("get", 0, "jobset.jobset.x-k8s.io/seal-llf"), 2, "seal-llf: exists, for 12 hours", []),
         ("slurm", ("sbatch", 1, "sbatch: error: invalid partition"), 1, 'invalid partition; see its partition', []),
-        ("sky", ("--name=seal-llf", 1, "no cloud"), 1, "no cloud; `sky check`", ["seal-normal"]),
+        ("sky", ("detach-run --name=seal-llf", 1, "no cloud"), 1, "no cloud; `sky check`", ["seal-normal", "seal-llf"]),
     ],
 )  # fmt: skip
 def test_a_tool_that_fails(target, rule, code, message, undone, launch, fakes, tmp_path):
@@ -281,8 +325,28 @@ def test_a_tool_that_fails(target, rule, code, message, undone, launch, fakes, t
     lines = [" ".join(call["words"]) for call in fakes.calls()]
     taken_back = [line for line in lines if " delete " in line or " cancel " in line]
     assert len(taken_back) == len(undone)
+    if not undone:
+        assert not any(" storage cp " in line for line in lines)
     for name, line in zip(undone, taken_back, strict=True):
         assert re.search(rf"\b{name}\b", line)
+
+
+@pytest.mark.parametrize(
+    ("target", "create"), [("tpu", "create"), ("gke", "create"), ("sky", "launch")]
+)
+def test_an_interrupt_while_a_job_is_created(target, create, launch, fakes, monkeypatch):
+    call = Shell._call
+
+    def interrupted(self, words, **options):
+        done = call(self, words, **options)
+        if create in words:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(Shell, "_call", interrupted)
+    assert launch(*RUNS[target], *TRAIN, BUCKET)[0] == 130
+    last = " ".join(fakes.calls()[-1]["words"])
+    assert re.search(r" (delete|cancel) .*\bseal\b", last)
 
 
 def test_kubectl_that_fails_in_the_middle(launch, fakes):
@@ -296,7 +360,9 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
     assert (code, error.count("\n")) == (1, 1)
     assert "AlreadyExists" in error
     calls = (fakes.folder / "kubectl").read_text().splitlines()
-    assert calls[1:] == ["--context=c delete jobset.jobset.x-k8s.io/seal-normal"]
+    assert calls[2:] == [
+        "--context=c delete jobsets seal-normal seal-llf seal-seal --ignore-not-found"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +370,13 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
     [
         ((*RUNS["tpu"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
         ((*RUNS["gke"], *TRAIN, "--workdir=gs://bucket"), "must be in a bucket"),
+        ((*RUNS["tpu"], *SWEEP, "--workdir=gs://bucket"), "must be in a bucket"),
+        ((*RUNS["gke"], *SWEEP, "--workdir=gs://bucket/"), "must be in a bucket"),
         ((*RUNS["sky"], *TRAIN, "--workdir=runs/a"), "must be in a bucket"),
+        ((*RUNS["sky"], *TRAIN, "--workdir=s3://bucket/a"), "must be in a bucket, gs://"),
+        ((*RUNS["tpu"], *TRAIN, BUCKET, "--config.data.data_dir=/data"), "data.data_dir = '/data' is not on"),
+        ((*RUNS["sky"], *TRAIN, BUCKET, "--config.train.pretrained=/a"), "train.pretrained = '/a' is not on"),
+        ((*RUNS["tpu"], *TRAIN, BUCKET, "--config.run.loggers=csv,wandb"), "have tensorboard and csv only"),
         ((*RUNS["slurm"], *TRAIN, BUCKET), "a folder that the nodes share"),
         ((*RUNS["tpu"], "--tier=flex-start", *TRAIN, BUCKET), "--duration=TIME go together"),
         ((*RUNS["tpu"], "--topology=v5e:8", *TRAIN, BUCKET), "must be KIND:SHAPE"),
@@ -317,6 +389,8 @@ def test_kubectl_that_fails_in_the_middle(launch, fakes):
         ((*RUNS["sky"], *TRAIN, BUCKET, "--process=1"), "are given by the launcher"),
         ((*RUNS["sky"], "--", "sweep", "--config=configs/results.py", BUCKET), "add --one-job"),
         ((*RUNS["sky"], "--", "train", "--config=/a.py", BUCKET), "a path within the clone"),
+        ((*RUNS["sky"], "--extra=--foo='", *TRAIN, BUCKET), "is no part of a command: No closing quotation"),
+        ((*RUNS["slurm"], "--notice=29", *TRAIN, "--workdir=runs/a"), "--notice=29 must be at least 30"),
         (RUNS["sky"], "after -- comes what is launched"),
         (("tpu", "stop", "--zone=z", "a b"), "'a b' is no name"),
     ],

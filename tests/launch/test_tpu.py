@@ -1,6 +1,7 @@
 """A TPU request over its life: what a host does when it boots, and what --watch does when a slice is lost."""
 
 import os
+import shlex
 import signal
 import subprocess
 import tarfile
@@ -12,6 +13,7 @@ import pytest
 from launch import tpu
 
 RUN = ("tpu", "run", "--zone=z", "--watch", "--", "train", "--config=configs/quickstart.py:seal")
+SWEEP = ("tpu", "run", "--zone=z", "--watch", "--", "sweep", "--config=configs/quickstart.py")
 BUCKET = "--workdir=gs://bucket/runs/quick"
 # What the installer of uv leaves behind: a uv whose environments have a "python" that is the training.
 UV = r"""
@@ -22,6 +24,7 @@ if [[ $1 == venv ]]; then
   mkdir -p venv/bin
   printf '#!/bin/bash\n%s\n' "$TRAINING" >venv/bin/python
   chmod +x venv/bin/python
+  eval "$PREPARING"
 fi
 END
 chmod +x "$HOME/.local/bin/uv"
@@ -50,10 +53,10 @@ def host(launch, fakes, tmp_path, monkeypatch):
     (tmp_path / "startup.sh").write_text(script)
     started = []
 
-    def boot(training, worker="0"):
+    def boot(training, worker="0", preparing=""):
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(home), "SEAL_HOME": str(home / "seal"), "WORKER": worker,
-            "TRAINING": training, "RESTART_DELAY": "0", "MAX_FAILURES": "2",
+            "TRAINING": training, "PREPARING": preparing, "RESTART_DELAY": "0", "MAX_FAILURES": "2",
         }  # fmt: skip
         # A group of its own, as a machine that goes down signals all processes.
         started.append(
@@ -69,7 +72,7 @@ def host(launch, fakes, tmp_path, monkeypatch):
         states = [
             line.split()[-1]
             for line in lines
-            if "storage cp - gs://bucket/runs/.launch/seal/state" in line
+            if "storage cp - gs://bucket/runs/quick.launch/state" in line
         ]
         deleted = any("queued-resources delete seal --zone=z --force" in line for line in lines)
         assert any("storage cp run.log" in line for line in lines)
@@ -124,17 +127,47 @@ def test_a_machine_that_is_taken_away_saves_and_is_not_given_back(host):
     assert "saved" in (home / "run.log").read_text()
 
 
-def test_stop_saves_and_gives_the_machines_back(host, launch, fakes):
+@pytest.mark.parametrize("code", [75, 1])
+def test_the_shutdown_script_waits_until_the_training_has_saved(host, launch, code):
+    boot, outcome, home = host
+    process = boot(
+        SAVES.format(home).replace("echo saved; exit 75", f"sleep 0.5; echo saved; exit {code}")
+    )
+    wait_for(home / "began", process)
+    script = Path(tpu.__file__).with_name("tpu_shutdown.sh")
+    for _ in range(2):  # the second time there is nothing left to wait for
+        subprocess.run([script], env={**os.environ, "SEAL_HOME": str(home)}, check=True, timeout=30)
+        assert "saved" in (home / "run.log").read_text()
+    assert process.wait(30) == code
+    assert outcome() == (None, False)
+
+
+def stop_command(launch, home):
+    """Return the command that gcloud's ssh would give to the host."""
+    code, line, _ = launch("tpu", "stop", "--zone=z", "--dry-run", "seal")
+    assert code == 0
+    (word,) = [word for word in shlex.split(line) if word.startswith("--command=")]
+    return word.partition("=")[2].replace("/opt/seal_jax", str(home)).replace("sudo ", "")
+
+
+def test_stop_saves_and_gives_the_machines_back(host, launch):
     boot, outcome, home = host
     process = boot(SAVES.format(home))
     wait_for(home / "began", process)
-    code, line, _ = launch("tpu", "stop", "--zone=z", "--dry-run", "seal")
-    assert code == 0
-    # The command that gcloud's ssh would give to the host.
-    command = line.partition("--command=")[2].strip().strip("'").replace("/opt/seal_jax", str(home))
-    command = command.replace("sudo ", "")
-    subprocess.run(["bash", "-c", command], check=True)
+    subprocess.run(["bash", "-c", stop_command(launch, home)], check=True)
     assert process.wait(30) == 75
+    assert outcome() == ("75", True)
+
+
+def test_stop_before_the_training_has_begun(host, launch):
+    boot, outcome, home = host
+    home.mkdir()
+    for leftover in ("stop", "pid"):
+        (home / leftover).write_text("1")  # of an earlier boot
+    preparing = f"ls {home} >{home}/before; {stop_command(launch, home)}"
+    assert boot(SAVES.format(home), preparing=preparing).wait(30) == 75
+    assert not {"stop", "pid"} & {*(home / "before").read_text().split()}
+    assert not (home / "began").exists()
     assert outcome() == ("75", True)
 
 
@@ -145,7 +178,7 @@ def test_watch_asks_again_after_a_preemption(launch, fakes, monkeypatch):
         ("describe", 1, "ERROR: NOT_FOUND"),  # there is none of this name yet
         *(("describe", 0, state) for state in states),
         ("describe", 0, "ACTIVE"),
-        *(("storage cat", 0, "running") for _ in states),
+        *(("storage cat", 0, "running") for _ in range(len(states) + 1)),
         ("storage cat", 0, "0"),
         ("storage cat", 0, "0"),
     )
@@ -157,19 +190,55 @@ def test_watch_asks_again_after_a_preemption(launch, fakes, monkeypatch):
     assert done == ["create", "delete", "create", "delete"]
 
 
+def test_watch_does_not_ask_again_for_what_a_person_has_deleted(launch, fakes, monkeypatch):
+    monkeypatch.setattr(tpu, "_POLL_SECONDS", 0.0)
+    fakes.rules(
+        ("describe", 0, "ACTIVE"),
+        ("describe", 0, "ACTIVE"),
+        ("describe", 1, "ERROR: NOT_FOUND"),
+        ("storage cat", 0, "running"),
+    )
+    code, output, _ = launch(*RUN, BUCKET)
+    assert code == 75
+    assert "seal was deleted before its training ended: not asked for again" in output
+    assert not any("create" in call["words"] for call in fakes.calls())
+
+
 @pytest.mark.parametrize(("marker", "code"), [("2", 2), ("0", 0)])
 def test_watch_ends_with_the_code_of_the_training(marker, code, launch, fakes):
-    fakes.rules(("describe", 1, "ERROR: NOT_FOUND"), ("storage cat", 0, marker))
+    fakes.rules(("storage cat", 0, "1"), ("storage cat", 0, marker))
     assert launch(*RUN, BUCKET)[0] == code
     # It has given itself back.
     assert not any("delete" in call["words"] for call in fakes.calls())
 
 
-def test_watch_says_when_a_request_fails(launch, fakes):
-    fakes.rules(("describe", 0, "FAILED"), ("storage cat", 0, "running"))
-    code, _, error = launch(*RUN, BUCKET)
-    assert (code, error.count("\n")) == (2, 1)
-    assert "the request seal has failed" in error
+def test_watch_goes_on_when_a_job_of_a_sweep_has_failed(launch, fakes, monkeypatch):
+    monkeypatch.setattr(tpu, "_POLL_SECONDS", 0.0)
+    gone = ("describe seal-seal", 1, "ERROR: NOT_FOUND")
+    fakes.rules(
+        ("describe seal-normal", 0, "FAILED"),
+        # It ends, and gives itself back, between the look and the watch's own delete.
+        ("describe seal-llf", 0, "ACTIVE"),
+        ("delete seal-llf", 1, "ERROR: NOT_FOUND"),
+        *(("quick/llf.launch", 0, marker) for marker in ("running", "0", "0")),
+        *[("describe seal-seal", 0, "SUSPENDED")] * 2, gone, gone, gone,
+        ("create seal-seal", 1, "ERROR: 503"),
+        ("create seal-seal", 1, "ERROR: quota"),
+        ("create seal-seal", 0, ""),
+        *[("quick/seal.launch", 0, "running")] * 4,
+        *[("quick/seal.launch", 0, "0")] * 2,
+        ("storage cat", 0, "running"),
+    )  # fmt: skip
+    code, output, error = launch(*SWEEP, BUCKET)
+    assert (code, error) == (1, "")
+    lines = output.splitlines()
+    assert sum("the request seal-normal has failed" in line for line in lines) == 1
+    assert "seal-llf ended with exit code 0" in output
+    failed = [line for line in lines if line.startswith("error")]
+    assert ["503" in line or "quota" in line for line in failed] == [True, True]
+    assert "seal-seal ended with exit code 0" in output
+    calls = [" ".join(call["words"]) for call in fakes.calls()]
+    assert sum("create" in line for line in calls) == 3
 
 
 def test_watch_can_be_taken_up_again(launch, fakes):
@@ -179,3 +248,8 @@ def test_watch_can_be_taken_up_again(launch, fakes):
     assert not any("create" in words for words in calls)
     # The training has ended, but its machines are still there.
     assert any("delete" in words for words in calls)
+    # And when they are not, none are asked for.
+    fakes.rules(("storage cat", 0, "0"))
+    code, output, _ = launch(*RUN, BUCKET)
+    assert (code, "# seal is done" in output) == (0, True)
+    assert not {"create", "delete"} & {word for call in fakes.calls() for word in call["words"]}
