@@ -210,7 +210,7 @@ def test_damage_to_any_file_never_gives_wrong_values(tmp_path, damage):
         DAMAGES[damage](path)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            # Of files that tests before this one left open: they come whenever these are collected.
+            # Python's, of files that nobody closed, come whenever these are collected: not what this test is about.
             warnings.simplefilter("ignore", ResourceWarning)
             restored = checkpoints.restore(abstract(states[1]))
         assert_same(restored.state, states[restored.step])

@@ -43,7 +43,8 @@ class Chip:
         return self.peak / self.flops_per_cycle
 
 
-# By `jax.Device.device_kind`; memory, peak and bandwidths as Google publishes them. A v4 and a v5p have two cores of
+# By `jax.Device.device_kind`; memory, peak and bandwidth of the memory as Google publishes them. The
+# bandwidths between chips were not checked against its pages. A v4 and a v5p have two cores of
 # four multipliers. The compiler's estimate of a product of two 8192x8192 matrices is 90 % of `flops_per_cycle`
 # (88 % on v5e, 93 % on v4), and 70 % on v6e: more than two multipliers of 256x256 can do, so there are four.
 CHIPS = {
