@@ -153,16 +153,17 @@ def linear_affines(
         )
     images_of_class = few_shot.check(labels, protocol)
     mesh = meshes.along(EPISODES, devices)
-    device = mesh.devices.flat[0]
-    # The parameters are those of the run; only the shape of the images changes, and of the activations with it.
-    model = resized(_for_episodes(model, device), images.shape[1:])
-    spec = Spec(model, normalise, protocol, mesh, keep)
-    # Traced, not run: the classifier needs the length of a feature vector, the chunk the bytes of an episode.
-    size, bytes_per_episode = sizes(spec, variables)
-    if together is None:
-        if byte_budget is None:
-            byte_budget = (device.memory_stats() or {}).get("bytes_limit", 3 * 2**28) // 3
-        together = max(1, byte_budget // bytes_per_episode)
+    spec, size, together = plan(
+        model,
+        variables,
+        images.shape[1:],
+        normalise,
+        protocol,
+        mesh,
+        together=together,
+        byte_budget=byte_budget,
+        keep=keep,
+    )
     # Placed once: every chunk of episodes would otherwise send the weights again.
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     # Episodes gather their images on the host, so the whole data set is never on a device.
@@ -182,6 +183,35 @@ def linear_affines(
     )
     accuracies = correct / (protocol.ways * protocol.queries)
     return Tuned(Scores(accuracies), diverged, *(kept or (None, None)))
+
+
+def plan(
+    model: Model,
+    variables: Any,
+    image_shape: tuple[int, int, int],
+    normalise: Callable[[jax.Array], jax.Array],
+    protocol: Protocol,
+    mesh: Mesh,
+    *,
+    together: int | None = None,
+    byte_budget: int | None = None,
+    keep: bool = False,
+) -> tuple[Spec, int, int]:
+    """Return the static arguments of :func:`tune`, the length of a feature vector, and episodes at a time.
+
+    The arguments are those of :func:`linear_affines`; of ``variables`` the shapes suffice.
+    """
+    device = mesh.devices.flat[0]
+    # The parameters are those of the run; only the shape of the images changes, and of the activations with it.
+    model = resized(_for_episodes(model, device), image_shape)
+    spec = Spec(model, normalise, protocol, mesh, keep)
+    # Traced, not run: the classifier needs the length of a feature vector, the chunk the bytes of an episode.
+    size, bytes_per_episode = sizes(spec, variables)
+    if together is None:
+        if byte_budget is None:
+            byte_budget = (device.memory_stats() or {}).get("bytes_limit", 3 * 2**28) // 3
+        together = max(1, byte_budget // bytes_per_episode)
+    return spec, size, together
 
 
 def _for_episodes(model: Model, device: Any) -> Model:

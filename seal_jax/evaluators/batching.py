@@ -112,12 +112,14 @@ def weighted_loss(
     return jnp.mean(weights * cross_entropy(logits, labels, smoothing))
 
 
-def shardings(*batch_sizes: int) -> tuple[NamedSharding, NamedSharding]:
+def shardings(
+    *batch_sizes: int, devices: Sequence[Any] | None = None
+) -> tuple[NamedSharding, NamedSharding]:
     """Return the sharding of replicated arrays, and that of batches divided along their second axis.
 
-    As many of this process' devices take part as divide every batch.
+    As many of the devices, by default this process' own, take part as divide every batch.
     """
-    devices = jax.local_devices()
+    devices = jax.local_devices() if devices is None else devices
     count = math.gcd(len(devices), *batch_sizes)  # equal parts, so that no device waits
     mesh = meshes.along(BATCH, devices[:count])
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, BATCH))

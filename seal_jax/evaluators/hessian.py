@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from seal_jax import data, hessian, masks, papers
 from seal_jax.core import plots, tables
+from seal_jax.core.settings import Settings
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, shared, spread
 from seal_jax.data import Augmentation, Split
 from seal_jax.errors import UsageError
@@ -21,10 +22,11 @@ from seal_jax.evaluators.evaluator import Evaluator, WorkItem
 from seal_jax.evaluators.loaded_run import LoadedRun, Network
 from seal_jax.evaluators.options import check_least, check_names, flag
 from seal_jax.hessian import trees
-from seal_jax.hessian.krylov import Basis
+from seal_jax.hessian.krylov import Basis, device_bytes
 from seal_jax.hessian.lanczos import choose_basis_size
 from seal_jax.hessian.spectrum import share_error
 from seal_jax.losses import cross_entropy
+from seal_jax.models import Model
 from seal_jax.training.batches import epoch_order, padded_batches
 from seal_jax.training.streaming import CALL_BYTES
 
@@ -164,18 +166,45 @@ class Batches(NamedTuple):
             "draws": jax.tree.map(lambda leaf: leaf[numbers], self.draws),
         }
 
+    def shapes(self) -> dict[str, Any]:
+        """Return the shapes of what :meth:`read` returns of all batches."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((len(self.rows), *leaf.shape[1:]), leaf.dtype),
+            self.read(slice(0, 1)),
+        )
+
+
+class Source(Protocol):
+    """What the measurements take of a run: all but the weights."""
+
+    settings: Settings
+    dataset: data.Dataset
+    model: Model
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of training images, with the normalisation of all images."""
+        ...
+
 
 class Measurement:
     """The measurements of a run's networks, each part small enough to be a work item.
+
+    Args:
+      loaded_run: the run, or its description without weights.
+      options: what is measured.
+      devices: over which the whole data is divided, by default this process' own.
 
     Attributes:
       whole: the batches that stand for the whole data.
       mini_batches: those whose own Hessians are taken, ``chunk`` of them in a work item.
     """
 
-    def __init__(self, loaded_run: LoadedRun, options: Options):
+    def __init__(
+        self, loaded_run: Source, options: Options, *, devices: Sequence[Any] | None = None
+    ):
         train, settings = loaded_run.dataset.train, loaded_run.settings
-        self.options = options
+        self.options, self.devices = options, devices
         self.augmentation = loaded_run.augmentation
         self.loss = make_loss(
             loaded_run.model.module, self.augmentation, options.label_smoothing, options.train_mode
@@ -227,7 +256,7 @@ class Measurement:
 
     @functools.cached_property
     def _shardings(self) -> tuple[Any, Any]:
-        return batching.shardings(self.whole.rows.shape[1])
+        return batching.shardings(self.whole.rows.shape[1], devices=self.devices)
 
     @functools.cached_property
     def _whole_data(self) -> tuple[PyTree, int | None]:
@@ -267,6 +296,34 @@ class Measurement:
             weight_decay=self.weight_decay,
         )
 
+    def abstract_operator(self, network: Network) -> hessian.Operator:
+        """Return the Hessian over the whole data in shapes and shardings, of shapes of variables."""
+        variables, mask = self._subtree(network)
+        make = functools.partial(
+            hessian.operator,
+            self.loss,
+            weights=self.whole.weights,
+            mask=mask,
+            weight_decay=self.weight_decay,
+        )
+        op = jax.eval_shape(make, variables, self.whole.shapes())
+        everywhere, divided = self._shardings
+        # As `operator` places them: the images of every batch are divided, all else is whole.
+        shardings = jax.tree.map(lambda leaf: everywhere, op)
+        of_data = jax.tree.map(lambda leaf: divided, op.data)
+        shardings = dataclasses.replace(shardings, data=of_data)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            op,
+            shardings,
+        )
+
+    def basis_bytes(self, like: PyTree) -> int:
+        """Return the bytes of the Krylov basis of the eigenvalues on a device, without products."""
+        options, count = self.options, 2 * self.options.eigenvalues
+        size = choose_basis_size(like, count, None, self.half_budget, options.basis)
+        return device_bytes(like, size, count, options.basis)
+
     def check(self, network: Network) -> None:
         """Raise unless the parameters suffice for what is asked."""
         variables, mask = self._subtree(network)
@@ -280,7 +337,7 @@ class Measurement:
                 )
         # Raises where not even the smallest basis fits the budget.
         if "eigenvalues" in options.parts:
-            choose_basis_size(like, 2 * options.eigenvalues, None, self.half_budget, options.basis)
+            self.basis_bytes(like)
 
     def _key(self, number: int) -> jax.Array:
         """Return the random key of a part."""

@@ -61,6 +61,20 @@ class Network:
         return f"step{self.step}/{self.weights}/seed{self.seed}"
 
 
+def evaluation_model(
+    settings: Settings, image_shape: tuple[int, int, int], num_classes: int, *, on_cpu: bool
+) -> Model:
+    """Return the network of a run as it is evaluated: in float32, without communication."""
+    return experiments.create_model(
+        settings.model,
+        image_shape,
+        num_classes,
+        dtype="float32",
+        on_cpu=on_cpu,
+        remat=settings.train.remat,
+    )
+
+
 class LoadedRun:
     """A run's networks and data.
 
@@ -93,13 +107,11 @@ class LoadedRun:
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
         # The data before the network: images and classes determine its shape.
         self.dataset = experiments.load_data(self.settings.data, run)
-        self.model: Model = experiments.create_model(
-            self.settings.model,
+        self.model = evaluation_model(
+            self.settings,
             self.dataset.image_shape,
             self.dataset.num_classes,
-            dtype="float32",
             on_cpu=jax.default_backend() == "cpu",
-            remat=self.settings.train.remat,
         )
         self.networks = [
             network for step in chosen for network in self._networks(step, tuple(weights))

@@ -52,7 +52,7 @@ def product(op: LinearOperator, vector: PyTree) -> PyTree:
     longer than all the dispatches. One product runs at a time: on CPU, programs in flight whose devices
     wait for each other's part of a sum can take all threads, and XLA ends the process.
     """
-    image = op(vector) if getattr(op, "eager", False) else _applied(op, vector)
+    image = op(vector) if getattr(op, "eager", False) else applied(op, vector)
     return jax.block_until_ready(image)
 
 
@@ -296,7 +296,7 @@ def device_bytes(like: PyTree, size: int, k: int, basis: Basis = "device") -> in
     widths = [2 if basis == "bfloat16" else leaf.dtype.itemsize for leaf in leaves]
     stacks = [(size + 1) * leaf.size * width for leaf, width in zip(leaves, widths, strict=True)]
     # A restart makes another basis, leaf by leaf.
-    rotated = max(stacks) + 2 * max(leaf.nbytes for leaf in leaves)
+    rotated = max(stacks) + 2 * max(map(trees.nbytes, leaves))
     return max(sum(stacks) + max(_WORKING * vector_bytes, rotated, k * vector_bytes), refining)
 
 
@@ -327,7 +327,7 @@ def _project_out(vector: PyTree, unit: PyTree) -> tuple[PyTree, jax.Array]:
 # Programs called from Python.
 take = jax.jit(trees.take)
 put = jax.jit(trees.put, donate_argnums=0)
-_applied = jax.jit(lambda op, vector: op(vector))
+applied = jax.jit(lambda op, vector: op(vector))
 _append = jax.jit(append, donate_argnums=0)
 _rotate = jax.jit(trees.rotate)
 _combine = jax.jit(trees.combine)

@@ -164,12 +164,14 @@ class Experiment:
         place = functools.partial(meshes.place, self.mesh, spec=meshes.BY_SEED)
         return Start(place(seeds), {name: place(leaf) for name, leaf in (init_from or {}).items()})
 
-    def abstract_data(self) -> Any:
-        """Return the training split on the device, its shapes only."""
-        size, row = self.batches.shape.train, row_bytes(self.model.image_shape)
+    def abstract_data(self, size: int | None = None) -> Any:
+        """Return the training split on the device, or another one of this size, its shapes only."""
+        noisy = self.batches.shape.noisy and size is None
+        size = self.batches.shape.train if size is None else size
+        row = row_bytes(self.model.image_shape)
         images: Any = jax.ShapeDtypeStruct((size, row), jnp.uint8)
         labels: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
-        return Arrays(images, labels, labels if self.batches.shape.noisy else None)
+        return Arrays(images, labels, labels if noisy else None)
 
     def abstract_state(self, seeds: int, init_from: Mapping[str, Any] | None = None) -> State:
         """Return the state's shapes and shardings, to restore a checkpoint against.
@@ -506,12 +508,15 @@ class Experiment:
         leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.weights)]
         return jnp.all(jnp.stack(leaves))
 
-    def score(self, weights: Weights, data: Arrays) -> MetricSums:
-        """Return sums over a whole split; with more than five classes the measures include "top5"."""
-        size = len(data)
+    def scoring_order(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and weights ``[batches, batch]`` by which a split of this size is scored."""
         batch = min(self.settings.run.eval_batch_size, size)
         batch += -batch % self.mesh.shape[meshes.DATA]  # a multiple of the shards
-        rows, example_weights = padded_batches(size, batch)
+        return padded_batches(size, batch)
+
+    def score(self, weights: Weights, data: Arrays) -> MetricSums:
+        """Return sums over a whole split; with more than five classes the measures include "top5"."""
+        rows, example_weights = self.scoring_order(len(data))
         if data.stored is None:
             return self.score_batches(weights, data, (rows, example_weights))
         parts = streaming.evaluation(self.mesh, data.stored, rows, self.settings.run)

@@ -43,13 +43,15 @@ class Chip:
         return self.peak / self.flops_per_cycle
 
 
-# By `jax.Device.device_kind`; memory, peak and bandwidth of the memory as Google publishes them. The
-# bandwidths between chips were not checked against its pages. A v4 and a v5p have two cores of
-# four multipliers. The compiler's estimate of a product of two 8192x8192 matrices is 90 % of `flops_per_cycle`
-# (88 % on v5e, 93 % on v4), and 70 % on v6e: more than two multipliers of 256x256 can do, so there are four.
+# By `jax.Device.device_kind`, with the numbers of https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e
+# (read in November 2026). The pages give the bandwidth between chips in both directions together; for v4 they give
+# none, only 1.1 PB/s of all-reduce for 4096 chips, 268 GB/s each: it has six links of 50 GB/s one way.
+# A v4 and a v5p have two cores of four multipliers. The compiler's estimate of a product of two 8192x8192 matrices is
+# 90 % of `flops_per_cycle` (88 % on v5e, 93 % on v4), and 70 % on v6e: more than the two multipliers of 256x256 that
+# its page says can do, which would also need 3.5 GHz for its peak. So four are assumed.
 CHIPS = {
     "TPU v4": Chip("v4", 32 * GIB, 275e12, 1200e9, 300e9, 8, 128, 619),
     "TPU v5 lite": Chip("v5e", 16 * GIB, 197e12, 819e9, 200e9, 4, 128, 1832),
     "TPU v5": Chip("v5p", 95 * GIB, 459e12, 2765e9, 600e9, 8, 128, 2128),
-    "TPU v6 lite": Chip("v6e", 32 * GIB, 918e12, 1640e9, 448e9, 4, 256, 2124),
+    "TPU v6 lite": Chip("v6e", 32 * GIB, 918e12, 1638e9, 400e9, 4, 256, 2124),
 }

@@ -43,12 +43,21 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A whole training: all its steps, images a step of all seeds together, chips, dollars per chip-hour."""
+    """The work that a program is called for: by default a whole training.
+
+    Attributes:
+      steps: all its steps.
+      images_per_step: of all seeds together.
+      chips: that it takes.
+      price: dollars per chip-hour.
+      work: what it is, a heading.
+    """
 
     steps: int
-    images_per_step: int
+    images_per_step: float
     chips: int
     price: float | None = None
+    work: str = "Whole run, its train steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Report:
         padding of tiles.
       spent: cycles of a call by what they are spent on, a key of ``roofline.ADVICE``.
       clock: assumed clock in Hz.
-      run: the training that the program is part of.
+      run: the work that the program is part of.
     """
 
     collectives: tuple[Collective, ...]
@@ -134,14 +143,14 @@ class Report:
 
     @property
     def images_per_second(self) -> float | None:
-        """Training images a second of all chips and seeds."""
+        """Images a second of all chips and seeds."""
         if self.run is None or self.steps is None or not self.seconds:
             return None
         return self.run.images_per_step * self.steps / self.seconds
 
     @property
     def hours(self) -> float | None:
-        """Estimated hours of the whole run's train steps."""
+        """Estimated hours of all steps of the run."""
         if self.run is None or self.steps is None or self.seconds is None:
             return None
         return self.run.steps / self.steps * self.seconds / 3600
@@ -344,10 +353,11 @@ def _run_text(report: Report) -> str:
     lines = []
     if run is not None and report.hours is not None and report.images_per_second is not None:
         speed, hours = report.images_per_second, report.hours
+        unit, amount = ("hours", hours) if hours >= 0.1 else ("seconds", hours * 3600)
         lines += [
-            "Whole run, its train steps (the least: see no estimate below)",
+            f"{run.work} (the least: see no estimate below)",
             f"  images a second {number(speed)}, {number(speed / run.chips)} a chip",
-            f"  hours           {number(hours)}: {run.steps:,} steps on {run.chips} chip(s)",
+            f"  {unit:<14}  {number(amount)}: {run.steps:,} steps on {run.chips} chip(s)",
         ]
         if report.dollars is not None:
             lines.append(
