@@ -18,6 +18,8 @@ SEED, DATA = "seed", "data"
 # Every leaf of a training state has the seeds as its first axis.
 BY_SEED = PartitionSpec(SEED)
 REPLICATED = PartitionSpec()
+# Channels from which on seeds run one after the other on a TPU: two widths of its multipliers.
+WIDE = 256
 # Arrays over batches, [batches, batch, ...].
 BATCHES = PartitionSpec(None, DATA)
 
@@ -154,9 +156,19 @@ def on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def batching(settings: Settings, mesh: Mesh) -> str:
-    """Return how the seeds of one device run: see ``run.seed_batching``."""
+def batching(settings: Settings, platform: str, channels: int) -> str:
+    """Return how the seeds of one device run: see ``run.seed_batching``.
+
+    ``channels`` are the outputs of the network's widest convolution, 0 without any.
+
+    >>> [batching(Settings(), "tpu", channels) for channels in (64, 512)]
+    ['vmap', 'map']
+    """
     if settings.run.seed_batching != "auto":
         return settings.run.seed_batching
-    # Side by side the seeds fill an accelerator; a CPU is full with one.
-    return "map" if on_cpu(mesh) else "vmap"
+    # Side by side small networks fill an accelerator; a CPU is full with one.
+    if platform == "cpu":
+        return "map"
+    # Under vmap a convolution becomes one with a group for each seed, which costs a TPU more than it saves where one
+    # seed's channels fill the multipliers: docs/performance.md has the figures. On GPUs it was not measured.
+    return "map" if platform == "tpu" and channels >= WIDE else "vmap"

@@ -75,7 +75,7 @@ def _compiled(*specs: Any, donate: bool = False) -> Callable[[Any], Any]:
         def build(self: Experiment) -> Any:
             function = meshes.over_seeds(
                 functools.partial(method, self),
-                meshes.batching(self.settings, self.mesh),
+                self.seed_batching,
                 [meshes.SEED in jax.tree.leaves(spec)[0] for spec in specs],
             )
 
@@ -124,6 +124,14 @@ class Experiment:
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.context.total_steps
+
+    @property
+    def seed_batching(self) -> str:
+        """How the seeds of one device run, "vmap" or "map"."""
+        kernels = (leaf for leaf in jax.tree.leaves(self.context.params) if leaf.ndim == 4)
+        platform = self.mesh.devices.flat[0].platform
+        widest = max((kernel.shape[-1] for kernel in kernels), default=0)
+        return meshes.batching(self.settings, platform, widest)
 
     @property
     def seeds(self) -> np.ndarray:

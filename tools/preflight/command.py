@@ -317,7 +317,7 @@ def _report(case: Case) -> Answer:
     record = {
         "program": case.program,
         "seeds_per_chip": settings.train.seeds // mesh.shape[meshes.SEED],
-        "seed_batching": meshes.batching(settings, mesh),
+        "seed_batching": experiment.seed_batching,
     }
     text = f"{experiment.summary()}\n{program.notes}\n\n{report.as_text()}"
     return Answer("report", text, report.as_dict() | record)
