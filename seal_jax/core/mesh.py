@@ -18,8 +18,8 @@ SEED, DATA = "seed", "data"
 # Every leaf of a training state has the seeds as its first axis.
 BY_SEED = PartitionSpec(SEED)
 REPLICATED = PartitionSpec()
-# Channels from which on seeds run one after the other on a TPU: two widths of its multipliers.
-WIDE = 256
+# Channels from which on seeds run one after the other on a TPU: the width of its multipliers (v4 to v5p).
+WIDE = 128
 # Arrays over batches, [batches, batch, ...].
 BATCHES = PartitionSpec(None, DATA)
 

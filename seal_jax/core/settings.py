@@ -267,7 +267,7 @@ class Run:
       data_devices: devices along the mesh's data axis; 0 chooses.
       seed_batching: how the seeds of one device run: together ("vmap"), one after the other ("map"),
         or "auto": together on accelerators, one after the other on CPU and, where the network has
-        convolutions of 256 channels or more, on TPU.
+        convolutions of 128 channels or more, on TPU.
       steps_per_call: steps in one call of the compiled program, a divisor of the steps in an epoch;
         0 for a whole epoch, or as many as fit 256 MB where images are streamed. A signal to stop is
         answered between calls.

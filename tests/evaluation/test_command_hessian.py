@@ -292,3 +292,17 @@ def test_what_cannot_be_is_one_line(loaded_run, options, says):
     with pytest.raises(UsageError, match=says) as caught:
         hessian.work_items(loaded_run, hessian.Options(**{**SMALL, **options}))
     assert "\n" not in str(caught.value)
+
+
+def test_the_operator_in_shapes_is_that_of_the_network(loaded_run):
+    measurement = hessian.Measurement(loaded_run, hessian.Options(**SMALL))
+    network = loaded_run.networks[0]
+    operator, abstract = measurement.operator(network), measurement.abstract_operator(network)
+    assert jax.tree.structure(operator) == jax.tree.structure(abstract)
+    for name in ("params", "data", "weights", "weight_decay"):
+        for leaf, shape in zip(
+            *(jax.tree.leaves(getattr(op, name)) for op in (operator, abstract)), strict=True
+        ):
+            assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+            if name in ("params", "data"):
+                assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)

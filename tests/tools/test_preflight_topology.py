@@ -180,5 +180,5 @@ def test_exit_codes(tmp_path, capfd):
     assert "does not fit: RESOURCE_EXHAUSTED" in capfd.readouterr().out
     assert command.run([*arguments, "--topology=v99:1x1,v5e:1x1"]) == USAGE
     said = capfd.readouterr().out
-    assert "v99:1x1: topology='v99:1x1' is refused by libtpu" in said
-    assert re.search(r"v5e:1x1 +yes", said)
+    assert "v99:1x1, 1 seed(s): topology='v99:1x1' is refused by libtpu" in said
+    assert re.search(r"v5e:1x1 +1 +1 +yes", said)
