@@ -6,6 +6,7 @@ an even image and so shifts the sampling grid. A layer that a normalisation foll
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -45,78 +46,100 @@ _CHOICES: dict[str, Collection[Any]] = {
 }
 
 
-class BatchNorm(nn.BatchNorm):
+class BatchNorm(nn.Module):
     """BatchNorm with torch's constants, in a named scope, by which its collectives are found.
 
-    Scale, bias, batch statistics and running statistics are float32 whatever ``dtype`` is. With
-    ``axis_name`` the batch statistics are averaged over that named axis.
+    Parameters and statistics are called and computed as those of ``nn.BatchNorm``, in float32 whatever
+    ``dtype`` is. With ``axis_name`` the batch statistics are averaged over that named axis.
 
     Attributes:
         train: whether it normalises with the statistics of the batch, unless told otherwise.
+        dtype: of the result.
         momentum: weight of the old running statistics: 1 - torch's 0.1; Flax has 0.99.
         epsilon: added to the variance.
     """
 
     train: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
 
+    @nn.compact
     def __call__(
         self,
         x: jax.Array,
-        use_running_average: bool | None = None,
         *,
+        max_pool: Callable[[jax.Array], jax.Array] | None = None,
         mask: jax.Array | None = None,
         frozen: Any = False,
         unbiased: bool = False,
     ) -> jax.Array:
-        """Normalise ``[N, ..., C]``; see ``nn.BatchNorm`` and ``batch_statistics``."""
-        normalise = super().__call__
-        if use_running_average is None:
-            use_running_average = not self.train
+        """Normalise ``[N, ..., C]``, then take ``max_pool`` of that; see ``batch_statistics``."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
         with jax.named_scope("batch_norm"):
-            if use_running_average or frozen is True:
-                return normalise(x, use_running_average=True)
-            # If nothing special is asked for when the program is traced, it is Flax's own.
-            if frozen is False and mask is None and not unbiased:
-                return normalise(x, use_running_average=False)
-            running: dict[str, jax.Array] = {
-                name: self.get_variable("batch_stats", name) for name in ("mean", "var")
-            }
-            batch, count = _moments(x, mask, self.axis_name)
-            keep = jnp.logical_or(frozen, count == 0)
-            # Flax takes no traced choice, and its own mask would count devices alike, however few examples each has.
-            # So this batch's statistics are stored as the running ones, which it normalises with; the updated ones
-            # replace them afterwards.
-            for name, old in running.items():
-                self.put_variable("batch_stats", name, jnp.where(keep, old, batch[name]))
-            y = normalise(x, use_running_average=True)
-            if unbiased:
-                batch["var"] *= count / jnp.maximum(count - 1, 1)
-            for name, old in running.items():
-                updated = self.momentum * old + (1 - self.momentum) * batch[name]
-                self.put_variable("batch_stats", name, jnp.where(keep, old, updated))
-            return y
+            sign: Any = 1.0
+            if max_pool is not None:
+                # A window's largest result is that of its largest value or, where the scale is negative, of its
+                # smallest. So the values are pooled first, and both passes have fewer of them to normalise.
+                sign = jnp.where(scale < 0, -1.0, 1.0)
+                x, scale = x * sign.astype(x.dtype), scale * sign
+            statistics = running = (sign * mean.value, var.value)
+            if self.train and frozen is not True:
+                statistics, count = _moments(x, mask, self.axis_name)
+                batch_mean, batch_var = statistics
+                if unbiased:
+                    batch_var *= count / jnp.maximum(count - 1, 1)
+                updated = tuple(
+                    self.momentum * old + (1 - self.momentum) * new
+                    for old, new in zip(running, (batch_mean, batch_var), strict=True)
+                )
+                # Where it is known that nothing is kept, the program has no choice in it.
+                if mask is not None or frozen is not False:
+                    keep = functools.partial(jnp.where, jnp.logical_or(frozen, count == 0))
+                    statistics, updated = jax.tree.map(
+                        keep, (running, running), (statistics, updated)
+                    )
+                if not self.is_initializing():
+                    mean.value, var.value = sign * updated[0], updated[1]
+            if max_pool is not None:
+                x = max_pool(x)
+            # torch's form: a product and a sum with two vectors, fewer passes over the elements than nn.BatchNorm's
+            # (x - mean) * factor + bias.
+            factor = jax.lax.rsqrt(statistics[1] + self.epsilon) * scale
+            return jnp.asarray(x * factor + (bias - statistics[0] * factor), self.dtype)
 
 
 def _moments(
     x: jax.Array, mask: jax.Array | None, axis_name: str | None
-) -> tuple[dict[str, jax.Array], jax.Array]:
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """Return mean and variance of the masked examples on all devices, and how many values."""
     x = x.astype(jnp.float32)
-    mask = jnp.ones(len(x)) if mask is None else mask
-    # [N, ..., 1]: a channel has one value for each example and pixel, and `count` counts these.
-    weights = jnp.broadcast_to(mask.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
     axes = tuple(range(x.ndim - 1))
-    # Sums, not means: devices may hold different numbers of examples that count.
-    sums = jnp.stack([jnp.sum(weights * power, axes) for power in (x, jnp.square(x))])
-    count = jnp.sum(weights)
-    if axis_name is not None:
-        # Not one psum of both, which jax 0.7 cannot differentiate where a part is constant; XLA combines the two.
-        sums, count = jax.lax.psum(sums, axis_name), jax.lax.psum(count, axis_name)
+    powers = (x, jnp.square(x))
+    if mask is None:
+        means = [power.mean(axes) for power in powers]
+        count: Any = math.prod(x.shape[:-1])
+        if axis_name is not None:
+            means = jax.lax.pmean(jnp.stack(means), axis_name)
+            count = jax.lax.psum(count, axis_name)
+    else:
+        # [N, ..., 1]: a channel has one value for each example and pixel, and `count` counts these.
+        weights = jnp.broadcast_to(mask.reshape(-1, *(1,) * (x.ndim - 1)), (*x.shape[:-1], 1))
+        # Sums, not means: devices may hold different numbers of examples that count.
+        sums = jnp.stack([jnp.sum(weights * power, axes) for power in powers])
+        count = jnp.sum(weights)
+        if axis_name is not None:
+            # Not one psum of both, which jax 0.7 cannot differentiate where a part is constant; XLA combines the two.
+            sums, count = jax.lax.psum(sums, axis_name), jax.lax.psum(count, axis_name)
+        means = sums / jnp.maximum(count, 1)
     # E[x^2] - E[x]^2, as in Flax; rounding may leave it below zero.
-    mean, square = sums / jnp.maximum(count, 1)
-    return {"mean": mean, "var": jnp.maximum(square - jnp.square(mean), 0)}, count
+    mean, square = means
+    return (mean, jnp.maximum(square - jnp.square(mean), 0)), count
 
 
 def batch_statistics(
@@ -135,8 +158,7 @@ def batch_statistics(
     """
 
     def call(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        # Flax's own __call__, which ours calls, is intercepted too; it is told what to use.
-        if isinstance(context.module, BatchNorm) and "use_running_average" not in kwargs:
+        if isinstance(context.module, BatchNorm):
             kwargs = {**kwargs, "frozen": frozen, "mask": example_mask, "unbiased": unbiased}
         return next_call(*args, **kwargs)
 
@@ -235,14 +257,21 @@ class Layered(nn.Module, kw_only=True):
             name=name,
         )
 
-    def _norm(self, x: jax.Array, train: bool, name: str) -> jax.Array:
-        """Return ``[N, ..., C]`` normalised as ``norm`` says."""
+    def _norm(
+        self,
+        x: jax.Array,
+        train: bool,
+        name: str,
+        max_pool: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """Return ``[N, ..., C]`` normalised as ``norm`` says, then pooled by ``max_pool``."""
         if self.norm == "batch":
             norm = BatchNorm(train=train, dtype=self.dtype, axis_name=self.bn_axis_name, name=name)
-            return norm(x)
+            return norm(x, max_pool=max_pool)
         # One group is LayerNorm over the whole image; nn.LayerNorm would have a scale per pixel.
         groups = 1 if self.norm == "layer" else norm_groups(x.shape[-1])
-        return nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=name)(x)
+        x = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=name)(x)
+        return x if max_pool is None else max_pool(x)
 
     def _finish(self, x: jax.Array) -> jax.Array:
         r"""Sow a block's ``output``, and return it or, where one is inserted, its normalised form.
@@ -438,10 +467,14 @@ class Network(Layered, kw_only=True):
         """
         size, stride = (7, 2) if stem == "imagenet" else (3, 1)
         x = self._conv(width, size, "conv1", stride)(x)
-        x = nn.relu(self._norm(x, train, "bn1"))
+        max_pool = None
         if stem == "imagenet":
             # Padded as in torchvision; SAME would pad an even image on the far side only.
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            max_pool = functools.partial(
+                nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+            )
+        # torchvision pools after ReLU, which is the same.
+        x = nn.relu(self._norm(x, train, "bn1", max_pool))
         self.sow("intermediates", "stem", x)
         return x
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from seal_jax import models
 from seal_jax.errors import UsageError
@@ -51,6 +52,40 @@ def test_bfloat16_statistics_are_summed_in_float32():
     assert out.dtype == jnp.bfloat16
     before, after = state["batch_stats"]["mean"], update["batch_stats"]["mean"]
     np.testing.assert_allclose(after - 0.9 * before, 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_that_of_flax_and_a_pool_goes_first(train):
+    """Pooled before, as by Flax after: result, running statistics and derivatives, whatever the sign of the scale."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(2, 3, (6, 8, 8, 5)), jnp.float32)
+    params = {
+        name: jnp.asarray(rng.normal(size=5), jnp.float32).at[0].set(zero)
+        for name, zero in (("scale", 0.0), ("bias", 1.0))
+    }
+    statistics = {"mean": jnp.arange(5.0), "var": jnp.arange(1.0, 6.0)}
+    cotangent = rng.normal(size=(6, 4, 4, 5))
+
+    def pool(y):
+        return nn.max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    def run(norm, pool_in, pool_after):
+        def loss(params, x):
+            variables = {"params": params, "batch_stats": statistics}
+            y, update = norm.apply(variables, x, mutable=["batch_stats"], **pool_in)
+            return (pool_after(y) * cotangent).sum(), (pool_after(y), update)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+
+    flax = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)
+    (_, want), (of_params, of_x) = run(flax, {}, pool)
+    (_, got), slopes = run(BatchNorm(train=train), {"max_pool": pool}, lambda y: y)
+    # Where a scale is 0 all results are alike, and which of them a pool takes is anybody's choice.
+    of_params["scale"], slopes[0]["scale"] = (
+        s.at[0].set(0) for s in (of_params["scale"], slopes[0]["scale"])
+    )
+    for ours, theirs in ((got, want), (slopes, (of_params, of_x))):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), ours, theirs)
 
 
 def test_group_norm_is_over_groups_of_channels(tiny_of):
