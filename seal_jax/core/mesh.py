@@ -149,9 +149,14 @@ def varying(tree: Any, axes: str | tuple[str, ...]) -> Any:
     return lax.pcast(tree, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(tree, axes)
 
 
+def platform(mesh: Mesh) -> str:
+    """Return what the mesh's devices are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def on_cpu(mesh: Mesh) -> bool:
     """Return whether the mesh has CPU devices."""
-    return mesh.devices.flat[0].platform == "cpu"
+    return platform(mesh) == "cpu"
 
 
 def batching(settings: Settings, mesh: Mesh) -> str:
@@ -160,3 +165,12 @@ def batching(settings: Settings, mesh: Mesh) -> str:
         return settings.run.seed_batching
     # Side by side the seeds fill an accelerator; a CPU is full with one.
     return "map" if on_cpu(mesh) else "vmap"
+
+
+def compiler_options(settings: Settings, mesh: Mesh) -> dict[str, bool]:
+    """Return XLA's options for the programs of a run: see ``run.deterministic``."""
+    if not settings.run.deterministic or platform(mesh) != "gpu":
+        return {}
+    # It leaves out operations that add in any order, and the choice of an algorithm by its time, which may be another
+    # in the process that resumes. As an option of the programs it needs no XLA_FLAGS before JAX starts.
+    return {"xla_gpu_deterministic_ops": True}
