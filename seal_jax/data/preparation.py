@@ -125,17 +125,21 @@ def _copy_of(builder: Any) -> Path:
     root = _cache() / "copies" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     place = version.relative_to(files.as_path(builder.data_dir_root))
     try:
-        if not (root / place).exists():
-            root.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=".copy-", dir=root))
-            try:
-                _copy(version, stage / place)
-                (root / place).parent.mkdir(parents=True, exist_ok=True)
-                # Another process may have been faster.
-                with contextlib.suppress(OSError):
-                    (stage / place).rename(root / place)
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / "lock").open("w") as lock:
+            # The processes of a host wait for the first of them; without locks each of them copies.
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / place).exists():
+                stage = Path(tempfile.mkdtemp(prefix=".copy-", dir=root))
+                try:
+                    _copy(version, stage / place)
+                    (root / place).parent.mkdir(parents=True, exist_ok=True)
+                    # Another process may have been faster.
+                    with contextlib.suppress(OSError):
+                        (stage / place).rename(root / place)
+                finally:
+                    shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
         raise UsageError(
             f"{version} cannot be copied to {root}: {error.strerror}; set XDG_CACHE_HOME to a folder with room"
