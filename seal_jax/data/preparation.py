@@ -1,6 +1,7 @@
 """Find and prepare TFDS data sets on disk, as array_record and without TensorFlow."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -125,6 +126,8 @@ def _copy_of(builder: Any) -> Path:
     root = _cache() / "copies" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     place = version.relative_to(files.as_path(builder.data_dir_root))
     try:
+        if (root / place).exists():
+            return root
         root.mkdir(parents=True, exist_ok=True)
         with (root / "lock").open("w") as lock:
             # The processes of a host wait for the first of them; without locks each of them copies.
