@@ -44,6 +44,7 @@ from benchmarks import common
 from seal_jax import data, models
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
+from seal_jax.errors import UsageError
 from seal_jax.losses import mean_cross_entropy
 from seal_jax.training import experiment as experiments
 
@@ -64,8 +65,6 @@ PEAKS = {
     "GH200": 989,
     "B200": 2250,
 }
-
-
 # Of torch.compile, with CUDA graphs and without, not autotuned and autotuned.
 MODES = (("reduce-overhead", "default"), ("max-autotune", "max-autotune-no-cudagraphs"))
 
@@ -143,6 +142,8 @@ class TorchTraining:
     ):
         import torch
 
+        # Shapes stay the same, so the fastest algorithms are worth looking for.
+        torch.backends.cudnn.benchmark = True
         self.torch, self.batch, self.steps = torch, batch, steps
         self.device = torch.device("cuda" if on_gpu() else "cpu")
         self.network = network.train().to(self.device, memory_format=torch.channels_last)
@@ -158,6 +159,10 @@ class TorchTraining:
         self.side = dataset.image_shape[0]
         self.loss = self._loss
         self.own_graphs = how == "compile" and on_gpu()
+        if self.own_graphs:
+            # The graphs would copy them to a place of their own at every step.
+            for constant in (self.images, self.labels, self.mean, self.std):
+                torch._dynamo.mark_static_address(constant)
         if how != "eager":
             modes = MODES[autotune]
             self.loss = torch.compile(self._loss, mode=modes[0 if self.own_graphs else 1])
@@ -270,6 +275,8 @@ def create(network: str, side: int) -> tuple[models.Model, Any]:
         dtype="float32",
         on_cpu=not on_gpu(),
     )
+    if not isinstance(model.module, models.ResNet | models.WideResNet):
+        raise UsageError(f"--networks: {network} is no residual network; take resnet18 or wrn28-10")
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     images = np.random.default_rng(0).normal(size=(8, side, side, 3)).astype(np.float32)
     torch_networks.check_equal(model, variables, images)

@@ -169,7 +169,7 @@ def batching(settings: Settings, mesh: Mesh) -> str:
 
 def compiler_options(settings: Settings, mesh: Mesh) -> dict[str, bool]:
     """Return XLA's options for the programs of a run: see ``run.deterministic``."""
-    if not settings.run.deterministic or platform(mesh) != "gpu":
+    if not settings.run.deterministic or platform(mesh) in ("cpu", "tpu"):
         return {}
     # It leaves out operations that add in any order, and the choice of an algorithm by its time, which may be another
     # in the process that resumes. As an option of the programs it needs no XLA_FLAGS before JAX starts.
