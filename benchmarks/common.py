@@ -12,7 +12,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,19 @@ def digits(validation_fraction: float) -> data.Dataset:
     )
 
 
+def synthetic(images: int, side: int, classes: int) -> data.Dataset:
+    """Return images of noise over a pattern of their class, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(images) % classes
+    patterns = rng.integers(0, 160, (classes, side, side, 3))
+    pictures = (patterns[labels] + rng.integers(0, 96, (images, side, side, 3))).astype(np.uint8)
+    # A data set must have a test split; it is not used.
+    few = slice(0, 2 * classes)
+    return data.from_arrays(
+        (pictures, labels), (pictures[few], labels[few]), name="synthetic", validation_fraction=0.0
+    )
+
+
 def build(
     settings: Settings, dataset: data.Dataset, devices: Sequence[Any] | None = None
 ) -> Experiment:
@@ -77,6 +90,33 @@ def initial_state(experiment: Experiment, train: Arrays, first_seed: int = 0) ->
     """Return the state of all seeds of an experiment before its first step."""
     seeds = np.arange(experiment.settings.train.seeds, dtype=np.uint32) + first_seed
     return experiment.init(experiment.starts(seeds), train)
+
+
+class Training:
+    """A compiled train program, and its current state."""
+
+    def __init__(self, settings: Settings, dataset: data.Dataset):
+        experiment = build(settings, dataset)
+        self.data = on_device(experiment, dataset.train)
+        start = experiment.starts(experiment.seeds)
+        # The initialisation runs once, which is not worth the seconds that optimising it takes on a CPU.
+        on_cpu = jax.default_backend() == "cpu"
+        quickly = {"xla_backend_optimization_level": 0} if on_cpu else {}
+        init = experiment.init.lower(start, self.data).compile(compiler_options=quickly)
+        self.state = init(start, self.data)
+        self.compiled = experiment.train.lower(self.state, self.data).compile()
+        # The compiler counts the body of a loop once, so this is the cost of one step.
+        self.cost: dict[str, float] = self.compiled.cost_analysis()
+
+        self.processor: list[float] = []  # seconds of all threads, of each call
+
+    def train(self) -> jax.Array:
+        # The state is donated, so every call continues the training.
+        start = time.process_time()
+        self.state, losses = self.compiled(self.state, self.data)
+        jax.block_until_ready(losses)
+        self.processor.append(time.process_time() - start)
+        return losses
 
 
 def convolution() -> str:
@@ -177,14 +217,13 @@ def arguments(doc: str | None, *, rounds: int, argv: Sequence[str] | None) -> ar
     return options
 
 
-def publish(name: str, reports: Sequence[Report], path: Path | None) -> None:
-    """Print the machine and the tables; write them as JSON if ``path`` is given."""
-    host = machine()
-    print(", ".join(f"{key} {value}" for key, value in host.items()))
+def publish(name: str, reports: Iterable[Report], path: Path | None) -> None:
+    """Print the machine and the tables as they come; write those so far as JSON if ``path`` is given."""
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    tables: list[dict[str, Any]] = []
     for report in reports:
-        print(f"\n{report.as_text()}")
-    if path is not None:
-        tables = [dataclasses.asdict(report) for report in reports]
-        path.write_text(
-            json.dumps({"benchmark": name, "machine": host, "tables": tables}, indent=2)
-        )
+        print(f"\n{report.as_text()}", flush=True)
+        tables.append(dataclasses.asdict(report))
+        if path is not None:
+            figures = {"benchmark": name, "machine": machine(), "tables": tables}
+            path.write_text(json.dumps(figures, indent=2))

@@ -112,75 +112,21 @@ def seal_solvers(
     return {"lanczos": lanczos, "power": power}
 
 
-def torch_copy(problem: Problem) -> Any:
-    """Return the same network in PyTorch, with the weights copied over."""
-    # Inside: the benchmark also runs without PyTorch.
-    import torch
-    from torch import nn
-
-    # The classifier's inputs are the 4 * width channels of the last stage.
-    width = int(problem.variables["params"]["fc"]["kernel"].shape[0]) // 4
-
-    class Block(nn.Module):
-        def __init__(self, fan: int, channels: int, stride: int):
-            super().__init__()
-            self.conv1 = nn.Conv2d(fan, channels, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(channels)
-            self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(channels)
-            self.stride, self.extra = stride, channels - fan
-
-        def forward(self, x):
-            y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-            # Shortcut A of the CIFAR ResNets: subsampled, the missing channels zero.
-            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0,) * 5 + (self.extra,))
-            return (x + y).relu()
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1 = nn.Conv2d(1, width, 3, 1, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(width)
-            self.layer1 = nn.Sequential(Block(width, width, 1))
-            self.layer2 = nn.Sequential(Block(width, 2 * width, 2))
-            self.layer3 = nn.Sequential(Block(2 * width, 4 * width, 2))
-            self.fc = nn.Linear(4 * width, 10)
-
-        def forward(self, x):
-            x = self.bn1(self.conv1(x)).relu()
-            return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
-
-    # Flax's paths and layouts to PyTorch's: [h, w, in, out] becomes [out, in, h, w], [in, out] becomes [out, in].
-    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-    state = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(problem.variables):
-        *parents, last = [str(entry.key) for entry in path][1:]
-        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
-        name = ".".join([*parents, names.get(last, last)]).replace("block", "")
-        state[name] = torch.tensor(np.transpose(np.asarray(leaf), axes).copy())
-    network = Network().eval()
-    # Flax counts no batches; everything else must have found its place.
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    if unexpected or not all(name.endswith("num_batches_tracked") for name in missing):
-        raise AssertionError(f"the copy is another network: {missing}, {unexpected}")
-    return network
-
-
 def torch_power_iteration(
     problem: Problem, k: int, tolerance: float, most: int
 ) -> Callable[[], Result]:
     """Return power iteration with deflation in PyTorch."""
+    # Inside: the benchmark also runs without PyTorch.
     import torch
 
-    network = torch_copy(problem)
+    from benchmarks import torch_networks
+
+    # The comparison is fair only if both are the same network.
+    torch_networks.check_equal(problem.model, problem.variables, problem.images)
+    network = torch_networks.copy(problem.model, problem.variables)
     images = torch.tensor(np.transpose(problem.images, (0, 3, 1, 2)).copy())
     labels = torch.tensor(problem.labels.astype(np.int64))
     weights = list(network.parameters())
-    # The comparison is fair only if both are the same network.
-    with torch.no_grad():
-        logits = network(images).numpy()
-    expected = problem.model.module.apply(problem.variables, problem.images, train=False)
-    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
 
     def dot(a, b):
         return sum(torch.sum(x * y) for x, y in zip(a, b, strict=True))

@@ -21,16 +21,12 @@ first column, separated by commas, and "normal" is always among them.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
-import numpy as np
-
 from benchmarks import common
-from seal_jax import data, models, papers
+from seal_jax import models, papers
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
@@ -59,19 +55,6 @@ METHODS: dict[str, dict[str, Any]] = {
 AIMS = {"seal": 1.03, "fast": 1.03, "sam": 2.05, "pof": 1.25}
 PAPER = papers.load("PoF", "Table 2")
 QUICK = "normal again,seal,sam,pof,feature extraction"
-
-
-def synthetic(images: int, side: int) -> data.Dataset:
-    """Return images of noise over a pattern of their class, so that there is something to learn."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(images) % CLASSES
-    patterns = rng.integers(0, 160, (CLASSES, side, side, 3))
-    pictures = (patterns[labels] + rng.integers(0, 96, (images, side, side, 3))).astype(np.uint8)
-    # A data set must have a test split; it is not used.
-    few = slice(0, 2 * CLASSES)
-    return data.from_arrays(
-        (pictures, labels), (pictures[few], labels[few]), name="synthetic", validation_fraction=0.0
-    )
 
 
 def settings(label: str, network: str, batch: int, weak: int, side: int) -> Settings:
@@ -108,39 +91,12 @@ def settings(label: str, network: str, batch: int, weak: int, side: int) -> Sett
     )
 
 
-class Training:
-    """The compiled train program of one method, and its current state."""
-
-    def __init__(self, config: Settings, dataset: data.Dataset):
-        experiment = common.build(config, dataset)
-        self.data = common.on_device(experiment, dataset.train)
-        start = experiment.starts(np.zeros(1, np.uint32))
-        # The initialisation runs once, which is not worth the seconds that optimising it takes on a CPU.
-        on_cpu = jax.default_backend() == "cpu"
-        quickly = {"xla_backend_optimization_level": 0} if on_cpu else {}
-        init = experiment.init.lower(start, self.data).compile(compiler_options=quickly)
-        self.state = init(start, self.data)
-        self.compiled = experiment.train.lower(self.state, self.data).compile()
-        # The compiler counts the body of a loop once, so this is the cost of one step.
-        self.cost: dict[str, float] = self.compiled.cost_analysis()
-
-        self.processor: list[float] = []  # seconds of all threads, of each call
-
-    def train(self) -> jax.Array:
-        # The state is donated, so every call continues the training.
-        start = time.process_time()
-        self.state, losses = self.compiled(self.state, self.data)
-        jax.block_until_ready(losses)
-        self.processor.append(time.process_time() - start)
-        return losses
-
-
 def compare(names: Sequence[str], network: str, rounds: int, *, quick: bool) -> common.Report:
     batch, weak, side = (20, 10, 8) if quick else (BATCH, WEAK_BATCH, SIDE)
-    dataset = synthetic(STEPS * batch, side)
+    dataset = common.synthetic(STEPS * batch, side, CLASSES)
     configs = [settings(name, network, batch, weak, side) for name in names]
     with ThreadPoolExecutor(2) as pool:  # compilation has one thread each
-        built = pool.map(Training, configs, [dataset] * len(configs))
+        built = pool.map(common.Training, configs, [dataset] * len(configs))
         trainings = dict(zip(names, built, strict=True))
     times = common.interleave({name: each.train for name, each in trainings.items()}, rounds)
     # Without the first call, the warm-up of `interleave`.

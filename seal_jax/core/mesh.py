@@ -151,9 +151,14 @@ def varying(tree: Any, axes: str | tuple[str, ...]) -> Any:
     return lax.pcast(tree, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(tree, axes)
 
 
+def platform(mesh: Mesh) -> str:
+    """Return what the mesh's devices are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def on_cpu(mesh: Mesh) -> bool:
     """Return whether the mesh has CPU devices."""
-    return mesh.devices.flat[0].platform == "cpu"
+    return platform(mesh) == "cpu"
 
 
 def batching(settings: Settings, platform: str, channels: int) -> str:
@@ -172,3 +177,12 @@ def batching(settings: Settings, platform: str, channels: int) -> str:
     # Under vmap a convolution becomes one with a group for each seed, which costs a TPU more than it saves where one
     # seed's channels fill the multipliers: docs/performance.md has the figures. On GPUs it was not measured.
     return "map" if platform == "tpu" and channels >= WIDE else "vmap"
+
+
+def compiler_options(settings: Settings, mesh: Mesh) -> dict[str, bool]:
+    """Return XLA's options for the programs of a run: see ``run.deterministic``."""
+    if not settings.run.deterministic or platform(mesh) in ("cpu", "tpu"):
+        return {}
+    # It leaves out operations that add in any order, and the choice of an algorithm by its time, which may be another
+    # in the process that resumes. As an option of the programs it needs no XLA_FLAGS before JAX starts.
+    return {"xla_gpu_deterministic_ops": True}

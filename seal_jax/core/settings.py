@@ -278,6 +278,8 @@ class Run:
         there are few images.
       loggers: where the rows of ``metrics.jsonl`` are shown, names with commas between: "tensorboard", "csv",
         "wandb" and "mlflow"; empty for nowhere.
+      deterministic: whether GPUs compute the same bits every time, without which a run resumed there agrees
+        only up to rounding; slower. CPUs and TPUs always do.
     """
 
     seed_devices: int = 0
@@ -289,6 +291,7 @@ class Run:
     keep_checkpoints: int = 3
     data_workers: int = 0
     loggers: str = "tensorboard"
+    deterministic: bool = False
 
 
 # By the words of the messages. Fields whose condition does not exclude infinity are integers.

@@ -1,6 +1,7 @@
 """Find and prepare TFDS data sets on disk, as array_record and without TensorFlow."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -125,17 +126,23 @@ def _copy_of(builder: Any) -> Path:
     root = _cache() / "copies" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     place = version.relative_to(files.as_path(builder.data_dir_root))
     try:
-        if not (root / place).exists():
-            root.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=".copy-", dir=root))
-            try:
-                _copy(version, stage / place)
-                (root / place).parent.mkdir(parents=True, exist_ok=True)
-                # Another process may have been faster.
-                with contextlib.suppress(OSError):
-                    (stage / place).rename(root / place)
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
+        if (root / place).exists():
+            return root
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / "lock").open("w") as lock:
+            # The processes of a host wait for the first of them; without locks each of them copies.
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / place).exists():
+                stage = Path(tempfile.mkdtemp(prefix=".copy-", dir=root))
+                try:
+                    _copy(version, stage / place)
+                    (root / place).parent.mkdir(parents=True, exist_ok=True)
+                    # Another process may have been faster.
+                    with contextlib.suppress(OSError):
+                        (stage / place).rename(root / place)
+                finally:
+                    shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
         raise UsageError(
             f"{version} cannot be copied to {root}: {error.strerror}; set XDG_CACHE_HOME to a folder with room"

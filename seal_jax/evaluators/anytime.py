@@ -149,7 +149,7 @@ def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
         dataclasses.replace(settings, train=dataclasses.replace(settings.train, seeds=count)),
         loaded_run.dataset,
         source,
-        experiment.load_data(source.settings.data),
+        experiment.load_data(source.settings.data, source.run),
         options.max_steps,
     )
     network = loaded_run.networks[0]

@@ -8,6 +8,7 @@ metadata. Orbax renames the folder into place once all of it is on disk. No pick
 from __future__ import annotations
 
 import functools
+import gc
 import glob
 import hashlib
 import json
@@ -394,6 +395,11 @@ def _on_every_process(read: Callable[[], Any]) -> Any:
         failed = multihost_utils.process_allgather(np.array(bool(why)))
         why = why or (f"process {failed.argmax()} cannot read it" if failed.any() else "")
     if why:
+        # Where Orbax fails it leaves coroutines that it did not await. Python warns of them when they are collected,
+        # which would be at any moment of the run.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
         raise _Damaged(why)
     return result
 

@@ -34,14 +34,18 @@ Row = dict[str, Any]
 IDS = "loggers.json"
 
 
+# What the others keep in the run's folder.
+_FILES = {"tensorboard": "tensorboard", "csv": "metrics.csv"}
+
+
 class Logger(Protocol):
     """Shows rows. Built from the run's folder and settings, which are checked by then."""
 
     def log(self, *rows: Row) -> None:
         """Show rows, all at once at a start; the steps increase."""
 
-    def close(self) -> None:
-        """Finish what is shown."""
+    def close(self, *, failed: bool) -> None:
+        """Finish what is shown, of a run that ended well or was stopped, or one that failed."""
 
 
 def mean(value: Value) -> float:
@@ -80,7 +84,7 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
-        folder = workdir / "tensorboard"
+        folder = workdir / _FILES["tensorboard"]
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is not a folder: move it away, or give another --workdir")
         folder.mkdir(exist_ok=True)
@@ -100,7 +104,7 @@ class TensorBoard:
             self._record(step=row["step"], summary=self._summary(value=values))
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Close the file."""
         self._writer.close()
 
@@ -112,7 +116,7 @@ class Csv:
     """``metrics.csv``, written again at every start: a line per row, a column per number."""
 
     def __init__(self, workdir: Path, settings: Settings) -> None:
-        self._path = workdir / "metrics.csv"
+        self._path = workdir / _FILES["csv"]
         if self._path.exists() and not self._path.is_file():
             raise UsageError(f"{self._path} is not a file: move it away, or give another --workdir")
         self._columns: dict[str, None] = {}  # in the order in which they first came
@@ -130,7 +134,7 @@ class Csv:
             self._columns |= columns
             self._write("w", *self._lines)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Do nothing: the file is closed after every line."""
 
     def _write(self, mode: str, *lines: dict[str, float]) -> None:
@@ -174,9 +178,9 @@ class Wandb:
                 # A row with a step is otherwise kept back until the next one.
                 self._run.log(scalars(row), step=row["step"], commit=True)
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        """Send what is left, and mark the run as finished or failed."""
+        self._run.finish(exit_code=int(failed))
 
 
 class Mlflow:
@@ -202,12 +206,16 @@ class Mlflow:
             where = experiment.experiment_id if experiment else self._client.create_experiment(name)
             self._id = self._client.create_run(where, run_name=_name(workdir)).info.run_id
             _write_ids(workdir, {**ids, "mlflow": self._id})
-            sections = dataclasses.asdict(settings).items()
-            params = [
-                Param(f"{section}.{field}", str(value))
-                for section, values in sections
-                for field, value in values.items()
-            ]
+        # Those that it lacks, all of them in a new run: MLflow refuses another value, and the settings of `run` may
+        # have one when a run is resumed.
+        known = self._client.get_run(self._id).data.params
+        params = [
+            Param(name, str(value))
+            for section, values in dataclasses.asdict(settings).items()
+            for field, value in values.items()
+            if (name := f"{section}.{field}") not in known
+        ]
+        if params:
             self._client.log_batch(self._id, params=params)
         # Every row has an epoch, which is sent last: a row that was cut short is sent again.
         sent = self._client.get_metric_history(self._id, "epoch")
@@ -227,9 +235,9 @@ class Mlflow:
             self._client.log_batch(self._id, metrics=metrics)
             self._last = step
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self._client.set_terminated(self._id)
+    def close(self, *, failed: bool) -> None:
+        """Mark the run as finished or failed."""
+        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
 
 # By the names in ``run.loggers``: the logger, its package, and what to do where it does not start.
@@ -272,6 +280,16 @@ def check(settings: Settings) -> None:
             )
 
 
+def unseen(workdir: Path, settings: Settings) -> list[str]:
+    """Return the names in ``run.loggers`` that have never shown this run."""
+    ids = _read_ids(workdir)
+    return [
+        name
+        for name in names(settings)
+        if name not in ids and not (name in _FILES and (workdir / _FILES[name]).exists())
+    ]
+
+
 def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
     """Return the loggers of ``run.loggers`` by name, started.
 
@@ -285,7 +303,7 @@ def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
             started[name] = make(workdir, settings)
         except Exception as error:
             for other, logger in started.items():
-                close(other, logger)
+                close(other, logger, failed=True)
             # The caller reports what is about the run's folder, a full disk for example; the errors of a connection are
             # OSErrors too.
             about_folder = isinstance(error, OSError) and name in ("tensorboard", "csv")
@@ -298,10 +316,10 @@ def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
     return started
 
 
-def close(name: str, logger: Logger) -> None:
+def close(name: str, logger: Logger, *, failed: bool) -> None:
     """Close a logger; one that cannot is a warning, for it must not change how a run ends."""
     try:
-        logger.close()
+        logger.close(failed=failed)
     except Exception as error:
         warnings.warn(f"{name} could not finish ({reason(error)})", stacklevel=2)
 

@@ -167,9 +167,18 @@ def train(
                 print(source.note, flush=True)
         restored = checkpoints.restore(abstract)
         step = restored.step if restored else 0
+        # Rows after the checkpoint are dropped: the epochs they tell of are trained again.
+        logs: list[MetricsLog] = []  # in the first process one, in the others none
+
+        def open_log() -> None:
+            logs.append(held.enter_context(MetricsLog(workdir, resume_step=step)))
+            logs[0].show_in(loggers.start(workdir, settings))
+
         if restored:
             if step == experiment.total_steps:
-                return Outcome(step, True, restored.state)  # nothing to do, and no file to touch
+                # No file is touched, but for loggers that were not asked for before.
+                _on_first_process(lambda: loggers.unseen(workdir, settings) and open_log())
+                return Outcome(step, True, restored.state)
             into_epoch, count = step % experiment.clock.steps_per_epoch, experiment.steps_per_call
             if into_epoch % count:  # calls would go past the end of the epoch
                 raise UsageError(
@@ -180,13 +189,6 @@ def train(
             if main:
                 print(f"resuming at step {step}", flush=True)
         _on_first_process(lambda: manifest.write(workdir, settings, dataset, mesh, step))
-        # Rows after the checkpoint are dropped: the epochs they tell of are trained again.
-        logs: list[MetricsLog] = []  # in the first process one, in the others none
-
-        def open_log() -> None:
-            logs.append(held.enter_context(MetricsLog(workdir, resume_step=step)))
-            logs[0].show_in(loggers.start(workdir, settings))
-
         _on_first_process(open_log)
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
         train_data = place(mesh, dataset.train)

@@ -77,7 +77,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
                     "started again before its end",
                     stacklevel=3,
                 )
-                loggers_module.close(name, self._loggers.pop(name))
+                loggers_module.close(name, self._loggers.pop(name), failed=True)
 
     def append(self, row: Mapping[str, Value]) -> None:
         """Write one row to disk.
@@ -115,14 +115,14 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         # After the record: no view must show what the record lacks.
         self._show(numbers)
 
-    def close(self) -> None:
-        """Close the loggers; `append` does nothing from here on."""
+    def close(self, *, failed: bool = False) -> None:
+        """Close the loggers, telling them how the run ended; `append` does nothing from here on."""
         self._open = False
         while self._loggers:
-            loggers_module.close(*self._loggers.popitem())
+            loggers_module.close(*self._loggers.popitem(), failed=failed)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
     def _keep_until(self, resume_step: int) -> list[Row]:
         """Drop later rows and broken lines from the file, in one step; return the rows kept."""

@@ -41,6 +41,7 @@ class Source(NamedTuple):
     leaves: Mapping[str, np.ndarray]  # of its state, by name, each with the seeds' axis
     label: str  # what messages call it, such as "train.pretrained = 'run'"
     note: str = ""  # of a file: what to tell about it before the training
+    run: Path | None = None  # its folder
 
 
 def complete(settings: Settings, workdir: Path) -> Settings:
@@ -150,7 +151,7 @@ def read_run(folder: Path, label: str) -> Source:
     leaves = read_leaves(folder / workdirs.CHECKPOINTS)
     if leaves is None:
         raise UsageError(f"{label} holds no checkpoint yet")
-    return Source(settings, leaves, label)
+    return Source(settings, leaves, label, run=folder)
 
 
 def take(

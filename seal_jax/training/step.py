@@ -89,7 +89,8 @@ def _compiled(*specs: Any, donate: bool = False) -> Callable[[Any], Any]:
                     out_specs=meshes.BY_SEED,
                 )(*arguments)
 
-            return jax.jit(program, donate_argnums=(0,) if donate else ())
+            options = meshes.compiler_options(self.settings, self.mesh)
+            return jax.jit(program, donate_argnums=(0,) if donate else (), compiler_options=options)
 
         build.__doc__ = method.__doc__
         # It writes to the instance's __dict__, which a frozen dataclass allows.

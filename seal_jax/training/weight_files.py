@@ -104,10 +104,21 @@ class WeightsFile:
         for path in self.paths:
             if path.suffix == ".safetensors":
                 with self._opened(path) as file:
-                    tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    for name in file.keys():  # noqa: SIM118 - it cannot be iterated over
+                        tensors[name] = self._tensor(file, name)
             else:
                 tensors |= _unpickled(path, self.label)
         return tensors
+
+    def _tensor(self, file: Any, name: str) -> np.ndarray:
+        try:
+            return file.get_tensor(name)
+        # NumPy has no such type, of which safetensors then asks for an attribute.
+        except (AttributeError, TypeError):
+            kind = file.get_slice(name).get_dtype()
+            raise UsageError(
+                f"{self.label}: {name} is {kind}, which cannot be read; save it as float32 or bfloat16"
+            ) from None
 
     def _opened(self, path: Path) -> Any:
         from safetensors import SafetensorError, safe_open

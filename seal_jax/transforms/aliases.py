@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ _REFUSED = {
 MEASURES_PARAMS = frozenset(
     ("cocob", "dadapt_adamw", "dog", "dowg", "madgrad", "momo", "momo_adam", "prodigy")
 )
+# They take their rate from a schedule by the count of their moments, which starts again whenever these do.
+_SHARE_A_COUNT = frozenset(("dadapt_adamw", "madgrad", "momo", "momo_adam", "prodigy"))
 # Their steps are as long as norms of the parameters say, which must be seen, negated or not.
 SCALES_BY_NORM = frozenset(("adafactor", "fromage", "lamb", "lars"))
 
@@ -114,7 +117,34 @@ def make(
     >>> float(updates)
     -0.5
     """
-    return optax.with_extra_args_support(_aliases()[name](learning_rate=learning_rate, **args))
+    alias = functools.partial(_aliases()[name], **args)
+    if name in _SHARE_A_COUNT:
+        return _with_clock(alias, learning_rate)
+    return optax.with_extra_args_support(alias(learning_rate=learning_rate))
+
+
+class ScheduleState(NamedTuple):
+    """State of an optimizer whose schedule has a clock of its own: updates so far, int32, and its state."""
+
+    count: jax.Array
+    inner: optax.OptState
+
+
+def _with_clock(alias: Alias, learning_rate: Schedule) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer whose rate goes on while its moments start again."""
+
+    def at(count: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(alias(learning_rate=learning_rate(count)))
+
+    def init_fn(params):
+        count = jnp.zeros((), jnp.int32)
+        return ScheduleState(count, at(count).init(params))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        updates, inner = at(state.count).update(updates, state.inner, params, **extra_args)
+        return updates, ScheduleState(optax.safe_increment(state.count), inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _aliases() -> dict[str, Alias]:

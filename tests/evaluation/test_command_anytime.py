@@ -81,6 +81,7 @@ def test_a_run_gone_through_again_equals_a_loop_written_out(folder, digits_dir, 
     mesh = meshes.make(config, jax.devices()[:2])
     experiment = experiments.build(config, experiments.data_shape(dataset), mesh)
     source = pretrained.read(config, run)
+    assert source.run == folder / "source"  # whose labels are those that it trained on
     init_from = pretrained.take(config, source, experiment.abstract_state(2), momentum=False)
     train, validation = place(mesh, dataset.train), place(mesh, dataset.validation)
     state = experiment.init(experiment.starts(np.arange(2, dtype=np.uint32), init_from), train)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from seal_jax import data
 from seal_jax.cli import configs, main
 from seal_jax.core import files
 from seal_jax.core.settings import Run, Settings
-from seal_jax.data import catalogue
+from seal_jax.data import catalogue, preparation
 from seal_jax.errors import UsageError
 from seal_jax.training import loggers, weight_files
 from seal_jax.training.checkpoints import Checkpoints
@@ -235,6 +236,13 @@ def test_prepared_data(bucket, tmp_path, monkeypatch, capsys):
     assert prepared.counts == {"train": 1437, "test": 360}
     assert main.run(["datasets", "--data-dir=gs://bucket/data"]) == 0
     assert "prepared: in gs://bucket/data, as TFDS's array_record" in capsys.readouterr().out
+    # The processes of a host, which begin at the same time, copy it once.
+    copied, copy = [], preparation._copy
+    monkeypatch.setattr(preparation, "_copy", lambda *paths: copied.append(paths) or copy(*paths))
+    builder = preparation.find_builder("digits", "gs://bucket/data")
+    with ThreadPoolExecutor(3) as pool:
+        copies = [*pool.map(preparation._copy_of, [builder] * 3)]
+    assert len(copied) == len(set(copies)) == 1
     loaded = [data.load("digits", data_dir=folder) for folder in ("gs://bucket/data", tmp_path)]
     np.testing.assert_array_equal(loaded[0].train.images, loaded[1].train.images)
     # The second time from the copy.

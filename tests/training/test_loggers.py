@@ -7,10 +7,11 @@ import struct
 import warnings
 
 import pytest
+from programs import STRIPES, mlp
 
 from seal_jax.core.settings import Run, Settings
 from seal_jax.errors import UsageError
-from seal_jax.training import loggers
+from seal_jax.training import loggers, loop
 from seal_jax.training.metrics import MetricsLog, read
 
 ROWS = [
@@ -123,6 +124,23 @@ def test_wandb_offline(tmp_path, monkeypatch):
     ]
 
 
+def test_wandb_is_told_of_a_failure(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    codes, finish = [], wandb.Run.finish
+
+    def record(self, exit_code=None, **options):
+        codes.append(exit_code)
+        finish(self, exit_code, **options)
+
+    monkeypatch.setattr(wandb.Run, "finish", record)
+    write(tmp_path, ROWS[:1], "wandb")
+    with pytest.raises(UsageError, match="comes after the row"):
+        write(tmp_path, ROWS[:1], "wandb", resume_step=10)
+    assert codes == [0, 1]
+
+
 def wandb_rows(path):
     """Return the rows of an offline run's file, a log in LevelDB's format after 7 bytes of wandb's own."""
     from wandb.proto import wandb_internal_pb2
@@ -165,6 +183,15 @@ def test_mlflow_in_a_folder(tmp_path, monkeypatch):
     assert [(metric.step, metric.value) for metric in history] == [(10, 2.0), (20, 1.0), (30, 0.5)]
     assert [metric.step for metric in client.get_metric_history(run_id, "test/loss")] == [20]
     assert len(client.search_runs([run.info.experiment_id])) == 1
+    # A run that was killed before it had its parameters gets them, and one that ends by an error says so.
+    lacking = client.create_run(run.info.experiment_id).info.run_id
+    client.log_param(lacking, "run.loggers", "csv")
+    (folder / loggers.IDS).write_text(json.dumps({"mlflow": lacking}))
+    with pytest.raises(UsageError, match="comes after the row"):
+        write(folder, ROWS[:1], "mlflow", resume_step=30)
+    other = client.get_run(lacking)
+    assert other.info.status == "FAILED"
+    assert other.data.params == run.data.params | {"run.loggers": "csv"}
 
 
 def test_a_logger_that_cannot_finish_changes_nothing(tmp_path):
@@ -173,14 +200,14 @@ def test_a_logger_that_cannot_finish_changes_nothing(tmp_path):
             if rows[-1]["step"] == 2:
                 raise RuntimeError("the server has gone")
 
-        def close(self):
+        def close(self, *, failed):
             raise BrokenPipeError("no process")
 
     closed = []
 
     class Other(Broken):
-        def close(self):
-            closed.append(True)
+        def close(self, *, failed):
+            closed.append(failed)
 
     def diverges():
         with MetricsLog(tmp_path, resume_step=-1) as log:
@@ -201,3 +228,19 @@ def test_a_logger_that_cannot_finish_changes_nothing(tmp_path):
     ]
     assert closed == [True]
     assert read(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_finished_run_is_shown_in_loggers_that_are_new(tmp_path):
+    def train(names):
+        sections = {"train": {"generations": 1, "epochs_per_generation": 2}}
+        config = mlp(run={"steps_per_call": 0, "loggers": names}, **sections)
+        assert loop.train(config, tmp_path, STRIPES, devices=1).finished
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    before = train("")
+    assert "metrics.csv" not in before
+    shown = train("csv")
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10]
+    # What has shown it is not written again, and the record never.
+    assert train("csv") == shown
+    assert before["metrics.jsonl"] == shown["metrics.jsonl"]

@@ -186,7 +186,7 @@ def test_needs_no_tensorflow():
         "import sys; sys.modules['tensorflow'] = None; import seal_jax.training.loggers as m, tempfile, "
         "pathlib; from seal_jax.core.settings import Settings;"
         "log = m.start(pathlib.Path(tempfile.mkdtemp()), Settings())['tensorboard'];"
-        "log.log({'step': 1, 'a': 2.0}); log.close(); assert 'orbax' not in sys.modules"
+        "log.log({'step': 1, 'a': 2.0}); log.close(failed=False); assert 'orbax' not in sys.modules"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "error", "-c", code]

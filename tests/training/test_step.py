@@ -12,6 +12,7 @@ import optax
 import pytest
 from programs import STRIPES, Trainer, assert_same, host, mlp, normalised, seed_of, settings
 
+from seal_jax.core import mesh as meshes
 from seal_jax.core.state import Stream, stream_key
 from seal_jax.data import augment
 from seal_jax.training.batches import epoch_order
@@ -285,3 +286,27 @@ def test_bfloat16_computes_with_float32_parameters(dataset):
     text = trainer.experiment.train.lower(trainer.state, trainer.splits["train"]).as_text()
     assert re.search(r"dot_general.*bf16", text)
     assert trainer.losses[1].mean() < trainer.losses[0].mean()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_programs_are_compiled_with_the_options_of_deterministic(dataset, platform, monkeypatch):
+    """XLA knows GPU's options on every platform, and refuses a name that it does not know."""
+    monkeypatch.setattr(meshes, "platform", lambda mesh: platform)
+
+    def compiled(deterministic):
+        experiment = Trainer.build(dataset, quick(run={"deterministic": deterministic}))
+        return experiment.finite.lower(experiment.abstract_state(1)).compile()
+
+    compiled(True)
+    options = meshes.compiler_options
+
+    def renamed(*arguments):
+        return {f"{name}_unknown": value for name, value in options(*arguments).items()}
+
+    monkeypatch.setattr(meshes, "compiler_options", renamed)
+    compiled(False)
+    if platform == "gpu":
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_deterministic_ops_unknown"):
+            compiled(True)
+    else:
+        compiled(True)

@@ -88,6 +88,14 @@ def test_bfloat16(tmp_path):
     assert found.astype(np.float32).tolist() == [1.5, -3]
 
 
+def test_a_type_that_numpy_lacks(tmp_path):
+    header = b'{"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}'
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\x38\x38")
+    with pytest.raises(UsageError, match=r"^it: a is F8_E4M3, which cannot be read; save it as"):
+        find(path).tensors()
+
+
 def test_what_is_known_of_the_input(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(TENSORS, path)
