@@ -81,7 +81,7 @@ def initial_state(experiment: Experiment, train: Arrays, first_seed: int = 0) ->
 
 def convolution() -> str:
     """Return how the trainer computes convolutions on this machine's device."""
-    return "matmul" if jax.default_backend() == "cpu" else "native"
+    return "canonical" if jax.default_backend() == "cpu" else "native"
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -18,7 +18,7 @@ BENCHMARKS = [
     ("multistep", "program", ["compiled", "loop", "bare loop"]),
     ("seeds", "seeds as", ["runs", "vmap", "map"]),
     ("overhead", "optimizer", ["sgd", "sgd again", "seal"]),
-    ("convolution", "convolution", ["native", "native", "matmul", "matmul"]),
+    ("convolution", "convolution", ["native", "native", "canonical", "canonical"]),
     ("methods", "method", ["normal", "normal again", "seal", "sam", "pof", "feature extraction"]),
     ("neighbours", "neighbours by", ["scikit-learn", "ours", "small budget"]),
     ("few_shot", "episodes as", ["loop", "one program"]),
