@@ -15,6 +15,7 @@ compiled program needs besides its arguments and results.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -118,22 +119,20 @@ def _tensor(leaf: jax.Array) -> torch.Tensor:
     return tensor
 
 
-def settings(network: str, width: int | None) -> Settings:
+def settings(network: str) -> Settings:
     return Settings(
         data=settings_lib.Data(
             name="synthetic", validation_fraction=0.0, crop_padding=PADDING, flip=True
         ),
-        model=settings_lib.Model(
-            name=network, width=width, stem="cifar" if network == "resnet18" else None
-        ),
+        model=settings_lib.Model(name=network, stem="cifar" if network == "resnet18" else None),
         method={"name": "normal"},
         train=settings_lib.Train(batch_size=BATCH),
     )
 
 
-def compare(network: str, side: int, steps: int, rounds: int, width: int | None) -> list[dict]:
+def compare(network: str, side: int, steps: int, rounds: int) -> dict[str, Any]:
     dataset = methods.synthetic(steps * BATCH, side)
-    config = settings(network, width)
+    config = settings(network)
     experiment = common.build(config, dataset)
     train = common.on_device(experiment, dataset.train)
     state = common.initial_state(experiment, train)
@@ -152,29 +151,24 @@ def compare(network: str, side: int, steps: int, rounds: int, width: int | None)
         {"ours": ours, "torch": lambda: theirs.train(images, labels, steps)}, rounds
     )
     fastest, median = common.ratio(times, "ours", "torch")
-    return [
-        {
-            "network": network,
-            "images": f"{side}x{side}",
-            "ours ms/step": 1e3 * min(times["ours"]) / steps,
-            "torch ms/step": 1e3 * min(times["torch"]) / steps,
-            "ratio": fastest,
-            "median": median,
-            "temp. MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        }
-    ]
+    return {
+        "network": network,
+        "images": f"{side}x{side}",
+        "ours ms/step": 1e3 * min(times["ours"]) / steps,
+        "torch ms/step": 1e3 * min(times["torch"]) / steps,
+        "ratio": fastest,
+        "median": median,
+        "temp. MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+    }
 
 
 def check(experiment: Any, state: Any, theirs: Torch, side: int) -> None:
     """Assert that both give the same logits in training mode."""
     images = np.random.default_rng(0).normal(size=(BATCH, side, side, 3)).astype(np.float32)
-    variables = jax.tree.map(lambda leaf: leaf[0], state.weights)
-    expected, _ = experiment.model.module.apply(
-        {"params": variables.params, "batch_stats": variables.batch_stats},
-        images,
-        train=True,
-        mutable=["batch_stats"],
-    )
+    weights = jax.tree.map(lambda leaf: leaf[0], state.weights)
+    variables = {"params": weights.params, "batch_stats": weights.batch_stats}
+    apply = functools.partial(experiment.model.module.apply, train=True, mutable=["batch_stats"])
+    expected, _ = jax.jit(apply)(variables, images)
     with torch.no_grad():
         found = theirs.logits(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     scale = float(np.abs(expected).max())
@@ -191,10 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("resnet18", 32, 2),
         ("wrn16-2", 32, 2),
     ]
-    width = None
     if options.quick:
-        cases, width = [("resnet8", 8, 2), ("wrn10-1", 8, 2)], 4
-    rows = [row for case in cases for row in compare(*case, options.rounds, width)]
+        cases = [("resnet8", 8, 2), ("wrn10-1", 8, 2)]
+    rows = [compare(*case, options.rounds) for case in cases]
     title = f"training steps, batch {BATCH}, {options.rounds} rounds"
     common.publish("cpu_vs_torch", [common.Report(title, rows)], options.json)
 

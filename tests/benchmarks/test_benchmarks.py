@@ -23,9 +23,15 @@ BENCHMARKS = [
     ("neighbours", "neighbours by", ["scikit-learn", "ours", "small budget"]),
     ("few_shot", "episodes as", ["loop", "one program"]),
     ("eigenvalues", "solver", ["lanczos", "power", "power, torch"]),
+    ("cpu_vs_torch", "network", ["resnet8", "wrn10-1"]),
     ("input", "images by", ["DataLoader", "stream", "Grain", "stream, threads", "device"]),
 ]
-NEEDS = {"few_shot": "torch", "eigenvalues": "torch", "input": "torchvision"}
+NEEDS = {
+    "few_shot": "torch",
+    "cpu_vs_torch": "torch",
+    "eigenvalues": "torch",
+    "input": "torchvision",
+}
 
 
 @pytest.fixture(autouse=True)
