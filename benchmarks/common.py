@@ -121,7 +121,7 @@ class Training:
 
 def convolution() -> str:
     """Return how the trainer computes convolutions on this machine's device."""
-    return "matmul" if jax.default_backend() == "cpu" else "native"
+    return "canonical" if jax.default_backend() == "cpu" else "native"
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -1,4 +1,4 @@
-"""A convolution as XLA's own and as a matrix product, inside a ``lax.scan`` and outside.
+"""A convolution as XLA's own and in its canonical layout, inside a ``lax.scan`` and outside.
 
     python -m benchmarks.convolution
 
@@ -7,8 +7,8 @@ About a minute on two CPU cores. A step is the forward and backward pass of one 
 the body of a loop, as the trainer does; "calls" runs them as calls of a jitted step.
 
 "ratio" is the time of a step over that of the native convolution outside of a loop, from the fastest
-rounds, "median" that of the rounds: above 1 it is slower. In its loop the trainer takes "matmul" on
-CPU and "native" elsewhere (see ``seal_jax.models.convolution``).
+rounds, "median" that of the rounds: above 1 it is slower. In its loop the trainer takes "canonical"
+on CPU and "native" elsewhere (see ``seal_jax.models.convolution``).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def candidate(convolution: str, loop: bool, steps: int, shape: tuple[int, int, i
 def compare(shape: tuple[int, int, int], steps: int, rounds: int) -> common.Report:
     candidates = {
         (convolution, place): candidate(convolution, place == "scan", steps, shape)
-        for convolution in ("native", "matmul")
+        for convolution in ("native", "canonical")
         for place in ("calls", "scan")
     }
     times = common.interleave({" ".join(key): run for key, run in candidates.items()}, rounds)

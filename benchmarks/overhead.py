@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reports = [compare("resnet8, 8x8", small, 2 if options.quick else 50, options.rounds)]
     if not options.quick:
         large = create("resnet18", image_shape=(32, 32, 3), stem="cifar")
-        steps = 2 if convolution == "matmul" else 50
+        steps = 2 if convolution == "canonical" else 50
         reports.append(compare("resnet18, 32x32", large, steps, max(1, options.rounds // 4)))
     common.publish("overhead", reports, options.json)
 

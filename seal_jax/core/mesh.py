@@ -156,6 +156,17 @@ def platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
+def varying_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Mark arrays in a ``shard_map`` as varying along all axes along which any of them varies."""
+    types: list[Any] = [jax.typeof(array) for array in arrays]
+    # jax 0.7 has vma alone, and 0.10 manual_axis_type alone.
+    axes = [of.vma if hasattr(of, "vma") else of.manual_axis_type.varying for of in types]
+    missing = [tuple(sorted(frozenset().union(*axes) - own)) for own in axes]
+    return tuple(
+        varying(array, more) if more else array for array, more in zip(arrays, missing, strict=True)
+    )
+
+
 def on_cpu(mesh: Mesh) -> bool:
     """Return whether the mesh has CPU devices."""
     return platform(mesh) == "cpu"

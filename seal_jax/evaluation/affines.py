@@ -220,7 +220,7 @@ def _for_episodes(model: Model, device: Any) -> Model:
     fields: dict[str, Any] = {"dropout": 0.0, "bn_axis_name": None}
     if device.platform == "cpu":
         # The backward pass runs in a loop; see seal_jax.models.convolution.
-        fields["convolution"] = "matmul"
+        fields["convolution"] = "canonical"
     # Modules declare only the fields that they use: one without dropout has nothing to turn off.
     fields = {name: value for name, value in fields.items() if hasattr(model.module, name)}
     return dataclasses.replace(model, module=model.module.clone(**fields))

@@ -212,7 +212,7 @@ def create(
         image_shape: ``(height, width, channels)``.
         dtype: dtype of the activations, float32 or bfloat16, as a dtype or its name.
         bn_axis_name: named axis over which BatchNorm synchronises its statistics, or None.
-        convolution: how a convolution is computed, "native" or "matmul" (for programs that train in
+        convolution: how a convolution is computed, "native" or "canonical" (for programs that train in
             a loop on CPU, see ``seal_jax.models.convolution``); equal up to rounding.
         remat: whether the backward pass computes the activations of blocks again instead of keeping
             them: less memory for more time; equal up to rounding.

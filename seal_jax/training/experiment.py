@@ -205,7 +205,7 @@ def create_model(
         dtype=jnp.dtype(dtype),
         bn_axis_name=bn_axis_name,
         # Steps run in loops, in which XLA's convolutions are slow on a CPU.
-        convolution="matmul" if on_cpu else "native",
+        convolution="canonical" if on_cpu else "native",
         remat=remat,
     )
 

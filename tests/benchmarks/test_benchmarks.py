@@ -20,15 +20,22 @@ BENCHMARKS = [
     ("multistep", "program", ["compiled", "loop", "bare loop"]),
     ("seeds", "seeds as", ["runs", "vmap", "map"]),
     ("overhead", "optimizer", ["sgd", "sgd again", "seal"]),
-    ("convolution", "convolution", ["native", "native", "matmul", "matmul"]),
+    ("convolution", "convolution", ["native", "native", "canonical", "canonical"]),
     ("methods", "method", ["normal", "normal again", "seal", "sam", "pof", "feature extraction"]),
     ("neighbours", "neighbours by", ["scikit-learn", "ours", "small budget"]),
     ("few_shot", "episodes as", ["loop", "one program"]),
     ("eigenvalues", "solver", ["lanczos", "power", "power, torch"]),
     ("gpu", "by", ["torch, eager", "torch, compile", *OURS]),
+    ("cpu_vs_torch", "network", ["resnet8", "wrn10-1"]),
     ("input", "images by", ["DataLoader", "stream", "Grain", "stream, threads", "device"]),
 ]
-NEEDS = {"gpu": "torch", "few_shot": "torch", "eigenvalues": "torch", "input": "torchvision"}
+NEEDS = {
+    "gpu": "torch",
+    "few_shot": "torch",
+    "cpu_vs_torch": "torch",
+    "eigenvalues": "torch",
+    "input": "torchvision",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,21 @@
-"""The matrix-product convolution against XLA's own, values and both kinds of derivative."""
+"""The canonical convolution against XLA's own: values, derivatives of both kinds, layouts."""
+
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from seal_jax.models.convolution import conv_as_matmul
+from seal_jax.models.convolution import canonical, conv_as_matmul
+
+
+def gradient_of(conv):
+    return jax.grad(
+        lambda images, kernel: (conv(images, kernel) ** 2).sum().astype(jnp.float32), (0, 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,13 +46,10 @@ def test_equals_native_convolution_with_derivatives(size, stride, side, groups, 
         )
 
     def ours(images, kernel):
-        return conv_as_matmul(images, kernel, *geometry, feature_group_count=groups)
+        return canonical(images, kernel, *geometry, feature_group_count=groups)
 
     def derivatives(conv):
-        def loss(images, kernel):
-            return (conv(images, kernel) ** 2).sum()
-
-        gradient = jax.grad(loss, argnums=(0, 1))
+        gradient = gradient_of(conv)
         return conv(images, kernel), *jax.jvp(gradient, (images, kernel), (images, kernel))
 
     for expected, got in zip(
@@ -60,3 +67,54 @@ def test_depthwise_products_are_summed_in_float32():
     out = conv_as_matmul(image, kernel, (1, 1), ((0, 0), (0, 0)), feature_group_count=2)
     assert out.dtype == jnp.bfloat16
     assert float(out[0, 0, 0, 0]) == 264
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_all_convolutions_of_all_derivatives_are_in_the_canonical_layout(stride):
+    def conv(images, kernel):
+        return canonical(images, kernel, (stride, stride), ((1, 1), (1, 1)))
+
+    gradient = gradient_of(conv)
+    arrays = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+    programs = {
+        "gradient": lambda *at: gradient(*at),
+        "forward over reverse": lambda *at: jax.jvp(gradient, at, at)[1],
+        "reverse over forward": jax.grad(lambda *at: jax.jvp(conv, at, at)[1].sum(), (0, 1)),
+        "reverse over reverse": gradient_of(lambda *at: gradient(*at)[1]),
+    }
+    for name, program in programs.items():
+        text = jax.jit(program).lower(*arrays).as_text()
+        layouts = set(re.findall(r"dim_numbers = (\[.*?\]->\[.*?\])", text))
+        assert layouts == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}, name
+
+
+def test_mapped_over_seeds_and_devices():
+    """Kernels of two seeds that are the same on both devices, images divided over them."""
+    images = jax.random.normal(jax.random.key(0), (4, 5, 6, 3))
+    kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 3, 4))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    def loss(kernel, images, conv):
+        return jax.lax.pmean((conv(images, kernel) ** 2).sum(), "data")
+
+    def gradients(conv, over_seeds):
+        def seeds(kernels, images):
+            one = functools.partial(jax.grad(loss), images=images, conv=conv)
+            return jax.vmap(one)(kernels) if over_seeds == "vmap" else jax.lax.map(one, kernels)
+
+        specs = (PartitionSpec(), PartitionSpec("data"))
+        return jax.jit(jax.shard_map(seeds, mesh=mesh, in_specs=specs, out_specs=PartitionSpec()))(
+            kernels, images
+        )
+
+    geometry = ((2, 2), ((1, 1), (1, 1)))
+
+    def native(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images, kernel, *geometry, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    expected = gradients(native, "vmap")
+    for over_seeds in ("vmap", "map"):
+        found = gradients(lambda *arrays: canonical(*arrays, *geometry), over_seeds)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)

@@ -115,7 +115,7 @@ CASES = [
     (scnn, {}),
     (scnn, {"norm": "batch", "pool": 3}),
     (vgg, {}),
-    (mobilenet, {"convolution": "matmul"}),
+    (mobilenet, {"convolution": "canonical"}),
     (mobilenet, {"norm": "batch", "head_bias": False}),
     (mlp, {}),
     (mlp, {"norm": "layer"}),

@@ -95,7 +95,7 @@ SMALL = {
 }  # fmt: skip
 SHAPES = {"vgg": (24, 24, 3), "vgg-large": (64, 64, 3), "vgg-timm": (24, 24, 3)}
 # Convolutions with groups, patches and strides of their own are computed in both ways.
-MATMUL = ("densenet", "resnext", "mobilenet", "vit")
+CANONICAL = ("densenet", "resnext", "mobilenet", "vit")
 # The whole networks: theirs, by the names under which `models.create` knows ours.
 WHOLE = {
     **{name: getattr(torchvision.models, name) for name in ("resnet18", "resnet50")},
@@ -170,7 +170,7 @@ def check_parity(model, theirs, exported=True):
 
 @pytest.mark.parametrize(
     ("family", "convolution"),
-    [*((family, "native") for family in SMALL), *((family, "matmul") for family in MATMUL)],
+    [*((family, "native") for family in SMALL), *((family, "canonical") for family in CANONICAL)],
 )
 def test_small_networks_agree(family, convolution):
     ours, theirs = SMALL[family]
