@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seal_jax.core.settings import Settings
+from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 
 SEED, DATA = "seed", "data"
@@ -20,6 +21,9 @@ BY_SEED = PartitionSpec(SEED)
 REPLICATED = PartitionSpec()
 # Arrays over batches, [batches, batch, ...].
 BATCHES = PartitionSpec(None, DATA)
+
+# Arrays with fewer numbers are stored whole on every device: their slices would save less than a collective costs.
+_SMALLEST = 1024
 
 
 def layout(settings: Settings, devices: int) -> tuple[int, int]:
@@ -103,6 +107,49 @@ def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> ja
     # The callback is asked only for the shards of this process's devices, so many processes may call this.
     return jax.make_array_from_callback(
         value.shape, NamedSharding(mesh, spec), lambda index: value[index]
+    )
+
+
+def sliced(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Return how an array is divided over ``parts`` devices along the data axis: by its largest axis that they divide.
+
+    Small arrays and those without such an axis stay whole.
+
+    >>> sliced((3, 3, 64, 128), 8), sliced((10,), 8)
+    (PartitionSpec(None, None, None, 'data'), PartitionSpec())
+    """
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) < _SMALLEST or not axes:
+        return REPLICATED
+    return PartitionSpec(*[None] * max(axes, key=shape.__getitem__), DATA)
+
+
+def state_specs(state: State, sharding: str, parts: int) -> State:
+    """Return how every leaf of one training's ``state`` is divided along the data axis: see ``run.parameter_sharding``.
+
+    Args:
+      state: arrays or their shapes, without an axis of seeds.
+      sharding: "none", "optimizer" or "all".
+      parts: devices along the data axis.
+    """
+    specs = jax.tree.map(lambda leaf: sliced(leaf.shape, 1 if sharding == "none" else parts), state)
+    whole = jax.tree.map(lambda leaf: REPLICATED, state.weights)
+    return specs._replace(
+        weights=whole._replace(params=specs.weights.params) if sharding == "all" else whole
+    )
+
+
+def sum_over_data(tree: Any, specs: Any) -> Any:
+    """Return the sum of a tree over the data axis; of a leaf that its spec divides, this device's slice of the sum."""
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = list(zip(leaves, structure.flatten_up_to(specs), strict=True))
+    # All in one psum, so that XLA can make one all-reduce of it.
+    sums = iter(jax.lax.psum([leaf for leaf, spec in pairs if DATA not in spec], DATA))
+    return structure.unflatten(
+        jax.lax.psum_scatter(leaf, DATA, scatter_dimension=tuple(spec).index(DATA), tiled=True)
+        if DATA in spec
+        else next(sums)
+        for leaf, spec in pairs
     )
 
 

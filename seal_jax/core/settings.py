@@ -277,6 +277,8 @@ class Run:
         there are few images.
       loggers: where the rows of ``metrics.jsonl`` are shown, names with commas between: "tensorboard", "csv",
         "wandb" and "mlflow"; empty for nowhere.
+      parameter_sharding: what each device along the data axis holds only a slice of: "none", the "optimizer"'s state
+        with averages, best weights and what the method keeps, or "all" of them and the parameters.
     """
 
     seed_devices: int = 0
@@ -288,6 +290,7 @@ class Run:
     keep_checkpoints: int = 3
     data_workers: int = 0
     loggers: str = "tensorboard"
+    parameter_sharding: Literal["none", "optimizer", "all"] = "none"
 
 
 # By the words of the messages. Fields whose condition does not exclude infinity are integers.
