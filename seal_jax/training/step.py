@@ -314,6 +314,8 @@ class Experiment:
 
     def _step(self, state: State, data: Arrays, step: Step) -> tuple[State, jax.Array]:
         """Train one seed for one step on a batch, of which this device takes its shard."""
+        # Here and at the end, or XLA divides what is to be whole between two steps and gathers it twice.
+        state = self._divided(state, self._specs(state))
         slices = jax.tree.map(
             lambda leaf: meshes.sliced(leaf.shape, self.slices), state.weights.params
         )
