@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seal_jax.core.settings import Settings
+from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 
 SEED, DATA = "seed", "data"
@@ -22,6 +24,9 @@ REPLICATED = PartitionSpec()
 WIDE = 128
 # Arrays over batches, [batches, batch, ...].
 BATCHES = PartitionSpec(None, DATA)
+
+# Arrays with fewer numbers are stored whole on every device: their slices would save less than a collective costs.
+_SMALLEST = 1024
 
 
 def layout(settings: Settings, devices: int) -> tuple[int, int]:
@@ -58,10 +63,26 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
 
 
 def make(settings: Settings, devices: list[Any]) -> Mesh:
-    """Return the mesh over ``devices``."""
-    shape = layout(settings, len(devices))
-    # Auto, not make_mesh's default of Explicit, under which shardings are part of an array's type.
-    return jax.make_mesh(shape, (SEED, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    """Return the mesh over ``devices``, in an order in which neighbours along an axis are near one another.
+
+    Several TPU slices are joined by the data centre's network alone. Seeds, which never communicate, are distributed
+    over them first; gradients cross it only where there are more slices than the seeds can be divided over.
+    """
+    along_seed, along_data = layout(settings, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    seed_slices = math.gcd(along_seed, slices)
+    data_slices = slices // seed_slices
+    # Or 8 seeds on a v5p 4x4x4 are refused: eight devices are no whole axes of its torus.
+    split = {"allow_split_physical_axes": True}
+    if slices == 1:
+        ordered = mesh_utils.create_device_mesh((along_seed, along_data), devices, **split)
+    else:
+        inner = (along_seed // seed_slices, along_data // data_slices)
+        ordered = mesh_utils.create_hybrid_device_mesh(
+            inner, (seed_slices, data_slices), devices, **split
+        )
+    # Auto, not Explicit, under which shardings are part of an array's type.
+    return Mesh(ordered, (SEED, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
 def place_part(
@@ -105,6 +126,49 @@ def place(mesh: Mesh, value: np.ndarray, spec: PartitionSpec = REPLICATED) -> ja
     # The callback is asked only for the shards of this process's devices, so many processes may call this.
     return jax.make_array_from_callback(
         value.shape, NamedSharding(mesh, spec), lambda index: value[index]
+    )
+
+
+def sliced(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Return how an array is divided over ``parts`` devices along the data axis: by its largest axis that they divide.
+
+    Small arrays and those without such an axis stay whole.
+
+    >>> sliced((3, 3, 64, 128), 8), sliced((10,), 8)
+    (PartitionSpec(None, None, None, 'data'), PartitionSpec())
+    """
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) < _SMALLEST or not axes:
+        return REPLICATED
+    return PartitionSpec(*[None] * max(axes, key=shape.__getitem__), DATA)
+
+
+def state_specs(state: State, sharding: str, parts: int) -> State:
+    """Return how every leaf of one training's ``state`` is divided along the data axis: see ``run.parameter_sharding``.
+
+    Args:
+      state: arrays or their shapes, without an axis of seeds.
+      sharding: "none", "optimizer" or "all".
+      parts: devices along the data axis.
+    """
+    specs = jax.tree.map(lambda leaf: sliced(leaf.shape, 1 if sharding == "none" else parts), state)
+    whole = jax.tree.map(lambda leaf: REPLICATED, state.weights)
+    return specs._replace(
+        weights=whole._replace(params=specs.weights.params) if sharding == "all" else whole
+    )
+
+
+def sum_over_data(tree: Any, specs: Any) -> Any:
+    """Return the sum of a tree over the data axis; of a leaf that its spec divides, this device's slice of the sum."""
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = list(zip(leaves, structure.flatten_up_to(specs), strict=True))
+    # All in one psum, so that XLA can make one all-reduce of it.
+    sums = iter(jax.lax.psum([leaf for leaf, spec in pairs if DATA not in spec], DATA))
+    return structure.unflatten(
+        jax.lax.psum_scatter(leaf, DATA, scatter_dimension=tuple(spec).index(DATA), tiled=True)
+        if DATA in spec
+        else next(sums)
+        for leaf, spec in pairs
     )
 
 

@@ -280,6 +280,8 @@ class Run:
         "wandb" and "mlflow"; empty for nowhere.
       deterministic: whether GPUs compute the same bits every time, without which a run resumed there agrees
         only up to rounding; slower. CPUs and TPUs always do.
+      parameter_sharding: what each device along the data axis holds only a slice of: "none", the "optimizer"'s state
+        with averages, best weights and what the method keeps, or "all" of them and the parameters.
     """
 
     seed_devices: int = 0
@@ -292,6 +294,7 @@ class Run:
     data_workers: int = 0
     loggers: str = "tensorboard"
     deterministic: bool = False
+    parameter_sharding: Literal["none", "optimizer", "all"] = "none"
 
 
 # By the words of the messages. Fields whose condition does not exclude infinity are integers.

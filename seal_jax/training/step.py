@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seal_jax import masks, models
 from seal_jax.core import mesh as meshes
@@ -62,13 +62,15 @@ class Start(NamedTuple):
     init_from: dict[str, jax.Array]
 
 
-def _compiled(*specs: Any, donate: bool = False) -> Callable[[Any], Any]:
+def _compiled(*specs: Any, donate: bool = False, sliced: bool = True) -> Callable[[Any], Any]:
     """Make of a method, written for one seed, a program over the mesh, built on first use.
 
     ``specs``, pytrees of PartitionSpec, say how each argument is divided over the devices; the last ones
     may be left out in a call.
     Every leaf of an argument that is divided along the seeds, and of the result, has a leading axis of
     seeds. With ``donate`` the first argument's memory is reused.
+    Where the state is stored in slices over the data axis, XLA divides along it what is computed, and inserts the
+    communication; unless ``sliced``, a device gets all slices and computes what the method says.
     """
 
     def decorate(method: Callable[..., Any]) -> Any:
@@ -79,15 +81,25 @@ def _compiled(*specs: Any, donate: bool = False) -> Callable[[Any], Any]:
                 [meshes.SEED in jax.tree.leaves(spec)[0] for spec in specs],
             )
 
+            manual, in_specs = {meshes.SEED, meshes.DATA}, specs
+            if sliced and self.slices > 1:
+                manual = {meshes.SEED}
+                in_specs = jax.tree.map(
+                    lambda spec: PartitionSpec(*(axis if axis in manual else None for axis in spec)),
+                    specs,
+                )
+
             def program(*arguments: Any) -> Any:
                 # Results are divided along seeds alone. shard_map checks that nothing in them still varies along the
                 # data axis, hence the psum in every program.
-                return jax.shard_map(
+                result = jax.shard_map(
                     function,
                     mesh=self.mesh,
-                    in_specs=specs[: len(arguments)],
+                    in_specs=in_specs[: len(arguments)],
                     out_specs=meshes.BY_SEED,
+                    axis_names=manual,
                 )(*arguments)
+                return self._in_slices(result) if self.slices > 1 else result
 
             options = meshes.compiler_options(self.settings, self.mesh)
             return jax.jit(program, donate_argnums=(0,) if donate else (), compiler_options=options)
@@ -130,9 +142,14 @@ class Experiment:
     def seed_batching(self) -> str:
         """How the seeds of one device run, "vmap" or "map"."""
         kernels = (leaf for leaf in jax.tree.leaves(self.context.params) if leaf.ndim == 4)
-        platform = self.mesh.devices.flat[0].platform
         widest = max((kernel.shape[-1] for kernel in kernels), default=0)
-        return meshes.batching(self.settings, platform, widest)
+        return meshes.batching(self.settings, meshes.platform(self.mesh), widest)
+
+    @property
+    def slices(self) -> int:
+        """Into how many slices the devices along the data axis divide the state: see ``run.parameter_sharding``."""
+        whole = self.settings.run.parameter_sharding == "none"
+        return 1 if whole else self.mesh.shape[meshes.DATA]
 
     @property
     def seeds(self) -> np.ndarray:
@@ -194,9 +211,34 @@ class Experiment:
             if name.startswith(NORMALISERS)
         }
         shapes = jax.eval_shape(self.init, Start(seed, normalisers), self.abstract_data())
-        sharding = NamedSharding(self.mesh, meshes.BY_SEED)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self._shardings(shapes),
+        )
+
+    def _specs(self, state: State) -> State:
+        """Return how the leaves of one training's state are divided along the data axis."""
+        return meshes.state_specs(state, self.settings.run.parameter_sharding, self.slices)
+
+    def _shardings(self, state: State) -> State:
+        """Return how the leaves of the state of all trainings are stored."""
+        one = jax.eval_shape(functools.partial(jax.tree.map, lambda leaf: leaf[0]), state)
+        return jax.tree.map(
+            lambda spec: NamedSharding(self.mesh, PartitionSpec(meshes.SEED, *spec)),
+            self._specs(one),
+        )
+
+    def _in_slices(self, result: PyTree) -> PyTree:
+        """Store the states in a program's result in slices."""
+        return jax.tree.map(
+            lambda part: (
+                jax.lax.with_sharding_constraint(part, self._shardings(part))
+                if isinstance(part, State)
+                else part
+            ),
+            result,
+            is_leaf=lambda part: isinstance(part, State),
         )
 
     @_compiled(meshes.BY_SEED, meshes.REPLICATED)
@@ -282,29 +324,30 @@ class Experiment:
 
     def _step(self, state: State, data: Arrays, step: Step) -> tuple[State, jax.Array]:
         """Train one seed for one step on a batch, of which this device takes its shard."""
-        # Weights are the same along the data axis; what is computed from them on a shard is not.
-        # Marked as varying, their gradient stays this device's own until the one reduction below.
-        weights = meshes.varying(state.weights, meshes.DATA)
-        context = self._context(state, weights, data, step)
-        auxiliary, gradient, measures = self.method.gradient(context, weights.params)
-        with jax.named_scope("gradient_reduce"):
-            # A device counts by its images, of which the last batch may give it few or none.
-            fraction = auxiliary.sums.weight / step.batch.weights.sum()
-            statistics = jax.tree.map(lambda leaf: leaf * fraction, auxiliary.batch_stats)
-            # Every device has the same number; psum of the n-th parts is that number, known to be the same.
-            measures = jax.tree.map(lambda leaf: leaf / self.mesh.shape[meshes.DATA], measures)
-            # All in one psum, so that XLA can make one all-reduce of it.
-            parts = (gradient, statistics, auxiliary.sums._replace(measures=measures))
-            gradient, statistics, sums = jax.lax.psum(parts, meshes.DATA)
+        # Here and at the end, or XLA divides what is to be whole between two steps and gathers it twice.
+        state = self._divided(state, self._specs(state))
+        slices = jax.tree.map(
+            lambda leaf: meshes.sliced(leaf.shape, self.slices), state.weights.params
+        )
+        summed = functools.partial(self._summed, slices)
+        if self.slices > 1:
+            # Each device's part of the batch is written out; what the optimizer does with slices of the summed gradient,
+            # norms of all of it included, is left to XLA.
+            whole, pixels = meshes.REPLICATED, meshes.REPLICATED
+            if step.pixels is not None:
+                pixels = jax.tree.map(lambda spec: PartitionSpec(*spec[2:]), streaming.SPECS)
+            summed = jax.shard_map(
+                summed,
+                in_specs=(whole, whole, whole, Step(whole, whole, pixels, whole)),
+                out_specs=(slices, whole, whole),
+                axis_names={meshes.DATA},
+            )
+        gradient, statistics, sums = summed(state.weights.params, state, data, step)
         gradient = self._clipped(gradient)
 
         def gradient_at(params):
             """Return the gradient of the same batch at other parameters."""
-            # Parameters found from the reduced gradient, such as SAM's, are the same on every device again.
-            params = meshes.varying(params, meshes.DATA)
-            gradient = self.method.gradient(context, params).gradient
-            with jax.named_scope("gradient_reduce"):
-                gradient = jax.lax.psum(gradient, meshes.DATA)
+            gradient, _, _ = summed(params, state, data, step)
             return self._clipped(gradient)
 
         loss = sums.loss / sums.weight
@@ -326,7 +369,7 @@ class Experiment:
             stopping = state.early_stopping
             if stopping is not None:
                 updates = jax.tree.map(lambda leaf: leaf * stopping.rate_scale, updates)
-            params = optax.apply_updates(state.weights.params, updates)
+            params = self._divided(optax.apply_updates(state.weights.params, updates), slices)
         frozen = self.method.frozen_statistics(state.method_state)
         # The mean over the devices of one and the same number may be rounded to another.
         statistics = _where(frozen, state.weights.batch_stats, statistics)
@@ -349,7 +392,34 @@ class Experiment:
             opt_state=opt_state,
             metric_sums=jax.tree.map(jnp.add, state.metric_sums, sums),
         )
-        return after, loss
+        return self._divided(after, self._specs(after)), loss
+
+    def _divided(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """Have XLA divide a traced tree along the data axis, where it divides anything."""
+        return jax.lax.with_sharding_constraint(tree, specs) if self.slices > 1 else tree
+
+    def _summed(
+        self, slices: PyTree, params: PyTree, state: State, data: Arrays, step: Step
+    ) -> tuple[PyTree, PyTree, MetricSums]:
+        """Return gradient at ``params``, BatchNorm statistics and metric sums of the whole batch.
+
+        Written for one device, whose part of the gradient are its ``slices``. A second call within a step sees the
+        same images and the same dropout.
+        """
+        # Weights are the same along the data axis; what is computed from them on a shard is not.
+        # Marked as varying, their gradient stays this device's own until the one reduction below.
+        params, weights = meshes.varying((params, state.weights), meshes.DATA)
+        context = self._context(state, weights, data, step)
+        auxiliary, gradient, measures = self.method.gradient(context, params)
+        with jax.named_scope("gradient_reduce"):
+            # A device counts by its images, of which the last batch may give it few or none.
+            fraction = auxiliary.sums.weight / step.batch.weights.sum()
+            statistics = jax.tree.map(lambda leaf: leaf * fraction, auxiliary.batch_stats)
+            # Every device has the same number; psum of the n-th parts is that number, known to be the same.
+            measures = jax.tree.map(lambda leaf: leaf / self.mesh.shape[meshes.DATA], measures)
+            rest = (statistics, auxiliary.sums._replace(measures=measures))
+            specs = jax.tree.map(lambda leaf: meshes.REPLICATED, rest)
+            return meshes.sum_over_data((gradient, *rest), (slices, *specs))
 
     def _clipped(self, gradient: PyTree) -> PyTree:
         """Return the gradient of all parameters at no more than the norm that the settings allow."""
@@ -542,7 +612,7 @@ class Experiment:
         assert sums is not None  # no split that is scored is empty
         return sums
 
-    @_compiled(meshes.BY_SEED, meshes.REPLICATED, meshes.REPLICATED, meshes.BATCHES)
+    @_compiled(meshes.BY_SEED, meshes.REPLICATED, meshes.REPLICATED, meshes.BATCHES, sliced=False)
     def score_batches(
         self,
         weights: Weights,
