@@ -85,7 +85,9 @@ def _compiled(*specs: Any, donate: bool = False, sliced: bool = True) -> Callabl
             if sliced and self.slices > 1:
                 manual = {meshes.SEED}
                 in_specs = jax.tree.map(
-                    lambda spec: PartitionSpec(*(axis if axis in manual else None for axis in spec)),
+                    lambda spec: PartitionSpec(
+                        *(axis if axis in manual else None for axis in spec)
+                    ),
                     specs,
                 )
 

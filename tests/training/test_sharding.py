@@ -63,9 +63,7 @@ def test_sam_on_slices_is_sam():
     kernels = 2  # those of the two large layers are divided, all else is small
     expected = []
     for sharding in ("none", "optimizer", "all"):
-        trainer = trained(
-            sharding, "sam", optimizer={"ema": 0.9, "clip_norm": 1.0}
-        )
+        trainer = trained(sharding, "sam", optimizer={"ema": 0.9, "clip_norm": 1.0})
         counts = collectives(trainer)
         experiment, validation = trainer.experiment, trainer.splits["validation"]
         trainer.state, sums = experiment.validate(trainer.state, validation)
