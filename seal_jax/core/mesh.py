@@ -57,6 +57,12 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
             f"train.batch_size = {batch} is no multiple of the {along_data} devices along the data "
             f"axis (run.data_devices); use a multiple, or train {devices} seeds (train.seeds)"
         )
+    if settings.run.parameter_sharding != "none" and jax.__version_info__ < (0, 10):
+        # Older ones cannot lower a constraint within a shard_map over some of the axes.
+        raise UsageError(
+            f"run.parameter_sharding = {settings.run.parameter_sharding!r} needs jax 0.10 or newer, and this is "
+            f'{jax.__version__}: upgrade it, or use "none"'
+        )
     return along_seed, along_data
 
 

@@ -85,7 +85,9 @@ def _compiled(*specs: Any, donate: bool = False, sliced: bool = True) -> Callabl
             if sliced and self.slices > 1:
                 manual = {meshes.SEED}
                 in_specs = jax.tree.map(
-                    lambda spec: PartitionSpec(*(axis if axis in manual else None for axis in spec)),
+                    lambda spec: PartitionSpec(
+                        *(axis if axis in manual else None for axis in spec)
+                    ),
                     specs,
                 )
 
@@ -321,8 +323,8 @@ class Experiment:
         )
         summed = functools.partial(self._summed, slices)
         if self.slices > 1:
-            # Each device's part of the batch is written out; what the optimizer does with slices of the summed gradient,
-            # norms of all of it included, is left to XLA.
+            # What is a device's own part is written out. What the optimizer does with slices of the summed gradient,
+            # whose norms are of all of it, is left to XLA.
             whole, pixels = meshes.REPLICATED, meshes.REPLICATED
             if step.pixels is not None:
                 pixels = jax.tree.map(lambda spec: PartitionSpec(*spec[2:]), streaming.SPECS)

@@ -26,7 +26,13 @@ def chips(shape, slices=1):
 
 @pytest.mark.parametrize(
     ("slices", "seeds", "shape", "joined"),
-    [(2, 1, (1, 16), 2), (2, 2, (2, 8), 1), (2, 8, (8, 2), 1), (4, 2, (2, 16), 2), (4, 6, (2, 16), 2)],
+    [
+        (2, 1, (1, 16), 2),
+        (2, 2, (2, 8), 1),
+        (2, 8, (8, 2), 1),
+        (4, 2, (2, 16), 2),
+        (4, 6, (2, 16), 2),
+    ],
 )
 def test_seeds_are_distributed_over_slices_before_batches(slices, seeds, shape, joined):
     """``joined`` is how many slices a seed's gradients cross."""
