@@ -164,6 +164,8 @@ def state_specs(state: State, sharding: str, parts: int) -> State:
 
 def sum_over_data(tree: Any, specs: Any) -> Any:
     """Return the sum of a tree over the data axis; of a leaf that its spec divides, this device's slice of the sum."""
+    leaves: list[Any]
+    structure: Any
     leaves, structure = jax.tree.flatten(tree)
     pairs = list(zip(leaves, structure.flatten_up_to(specs), strict=True))
     # All in one psum, so that XLA can make one all-reduce of it.

@@ -325,7 +325,8 @@ class Experiment:
         if self.slices > 1:
             # What is a device's own part is written out. What the optimizer does with slices of the summed gradient,
             # whose norms are of all of it, is left to XLA.
-            whole, pixels = meshes.REPLICATED, meshes.REPLICATED
+            whole: Any = meshes.REPLICATED
+            pixels = whole
             if step.pixels is not None:
                 pixels = jax.tree.map(lambda spec: PartitionSpec(*spec[2:]), streaming.SPECS)
             summed = jax.shard_map(

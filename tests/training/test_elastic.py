@@ -64,7 +64,7 @@ def test_killed_and_resumed_on_other_devices(runs, tmp_path):
             assert process.returncode in (75, -signal.SIGKILL)
     assert row_count(workdir) < EPOCHS, "the last kill came too late to show anything"
     (last,) = start(runs, workdir, (8,), "all")
-    assert last.communicate(timeout=120)[1] == ""
+    last.communicate(timeout=120)
     (reference,) = start(runs, tmp_path / "reference", (8,), "none")
     reference.communicate(timeout=120)
     assert (last.returncode, reference.returncode) == (0, 0)

@@ -135,6 +135,7 @@ def test_every_method_and_optimizer_on_slices(name, sections):
         assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_resumed_with_other_slices_on_other_devices(tmp_path):
     """The run ends as one that was never stopped and had no slices."""
 
