@@ -59,6 +59,12 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
             f"train.batch_size = {batch} is no multiple of the {along_data} devices along the data "
             f"axis (run.data_devices); use a multiple, or train {devices} seeds (train.seeds)"
         )
+    if settings.run.parameter_sharding != "none" and jax.__version_info__ < (0, 10):
+        # Older ones cannot lower a constraint within a shard_map over some of the axes.
+        raise UsageError(
+            f"run.parameter_sharding = {settings.run.parameter_sharding!r} needs jax 0.10 or newer, and this is "
+            f'{jax.__version__}: upgrade it, or use "none"'
+        )
     return along_seed, along_data
 
 
@@ -160,6 +166,8 @@ def state_specs(state: State, sharding: str, parts: int) -> State:
 
 def sum_over_data(tree: Any, specs: Any) -> Any:
     """Return the sum of a tree over the data axis; of a leaf that its spec divides, this device's slice of the sum."""
+    leaves: list[Any]
+    structure: Any
     leaves, structure = jax.tree.flatten(tree)
     pairs = list(zip(leaves, structure.flatten_up_to(specs), strict=True))
     # All in one psum, so that XLA can make one all-reduce of it.

@@ -333,9 +333,10 @@ class Experiment:
         )
         summed = functools.partial(self._summed, slices)
         if self.slices > 1:
-            # Each device's part of the batch is written out; what the optimizer does with slices of the summed
-            # gradient, norms of all of it included, is left to XLA.
-            whole, pixels = meshes.REPLICATED, meshes.REPLICATED
+            # What is a device's own part is written out. What the optimizer does with slices of the summed gradient,
+            # whose norms are of all of it, is left to XLA.
+            whole: Any = meshes.REPLICATED
+            pixels = whole
             if step.pixels is not None:
                 pixels = jax.tree.map(lambda spec: PartitionSpec(*spec[2:]), streaming.SPECS)
             summed = jax.shard_map(

@@ -6,10 +6,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from programs import STRIPES, Trainer, host, mlp
+from programs import STRIPES, Trainer, assert_same, host, mlp
 from test_methods_all import OPTIONS
 
 from seal_jax import methods
+from seal_jax.training.checkpoints import Checkpoints
 
 COLLECTIVE = re.compile(
     r" = .*? (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -132,3 +133,28 @@ def test_every_method_and_optimizer_on_slices(name, sections):
             lambda a, b, leaf: a.is_equivalent_to(b, leaf.ndim), stored, after, sliced.state
         )
         assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_resumed_with_other_slices_on_other_devices(tmp_path):
+    """The run ends as one that was never stopped and had no slices."""
+
+    def config(sharding, steps):
+        epochs = {"generations": 1, "epochs_per_generation": 3, "batch_size": 24}
+        run = {"parameter_sharding": sharding, "steps_per_call": steps}
+        return mlp(norm="batch", train=epochs, run=run)
+
+    workdir, states = tmp_path / "run", []
+    for sharding, devices in (("none", 8), ("all", 8), ("optimizer", 4)):
+        experiment = Trainer.build(STRIPES, config(sharding, 1), devices)
+        with Checkpoints(workdir, keep=3) as checkpoints:
+            restored = checkpoints.restore(experiment.abstract_state(1))
+            trainer = Trainer(STRIPES, config(sharding, 1), devices)
+            if restored:
+                trainer.state = restored.state
+                assert_same(host(trainer), states[-1])
+            trainer.calls(3)
+            states.append(host(trainer))
+            checkpoints.save(int(trainer.state.step[0]), trainer.state, {})
+            checkpoints.wait()
+    assert_close(states[-1], host(Trainer(STRIPES, config("none", 3), 8).calls(3)))
