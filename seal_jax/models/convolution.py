@@ -3,7 +3,8 @@
 XLA's CPU compiler has a fast kernel for convolutions of ``[N, H, W, C]`` with ``[H, W, in, out]``. It brings others
 into that layout outside of loops only: in the body of a ``lax.scan`` the convolutions of the backward pass, which JAX
 writes in other layouts, become naive loops, over ten times slower (see ``benchmarks/``). ``canonical`` writes all of
-them in that layout; small ones are one product of matrices over shifted images. On TPU and GPU the native form is the right one.
+them in that layout; small ones are one product of matrices over shifted images, which is fast everywhere. On TPU and
+GPU the native form is the right one.
 """
 
 import functools
