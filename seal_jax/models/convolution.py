@@ -3,10 +3,12 @@
 XLA's CPU compiler has a fast kernel for convolutions of ``[N, H, W, C]`` with ``[H, W, in, out]``. It brings others
 into that layout outside of loops only: in the body of a ``lax.scan`` the convolutions of the backward pass, which JAX
 writes in other layouts, become naive loops, over ten times slower (see ``benchmarks/``). ``canonical`` writes all of
-them in that layout, or as matrix products. On TPU and GPU the native form is the right one.
+them in that layout; small ones are one product of matrices over shifted images, which is fast everywhere. On TPU and
+GPU the native form is the right one.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from seal_jax.core import mesh as meshes
+
+# Up to so many bytes of shifted images the processor's caches hold them, and one matrix product is faster.
+FEW_BYTES = 2**22
 
 
 def canonical(
@@ -38,15 +43,16 @@ def canonical(
     (1, 4, 4, 5)
     """
     window, strides = kernel.shape[:2], tuple(window_strides)
-    # One product of matrices, or one for each group, and reshapes.
-    if fixed.get("feature_group_count", 1) != 1 or window in ((1, 1), strides):
-        return conv_as_matmul(images, kernel, window_strides, padding, **fixed)
-    sides = (
+    sides = [
         (size + low + high - width) // stride + 1
         for size, width, stride, (low, high) in zip(
             images.shape[1:3], window, strides, padding, strict=True
         )
-    )
+    ]
+    patches_bytes = len(images) * math.prod((*sides, *kernel.shape[:3])) * images.dtype.itemsize
+    products = window in ((1, 1), strides) or patches_bytes < FEW_BYTES
+    if fixed.get("feature_group_count", 1) != 1 or products:
+        return conv_as_matmul(images, kernel, window_strides, padding, **fixed)
     images, kernel = meshes.varying_alike(images, kernel)
     return _trilinear.bind(
         images,

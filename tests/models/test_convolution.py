@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from seal_jax.models import convolution
 from seal_jax.models.convolution import canonical, conv_as_matmul
+
+
+@pytest.fixture(autouse=True)
+def _no_products(monkeypatch):
+    """Convolve small images as large ones."""
+    monkeypatch.setattr(convolution, "FEW_BYTES", 0)
 
 
 def gradient_of(conv):
@@ -22,6 +29,7 @@ def gradient_of(conv):
     ("size", "stride", "side", "groups", "margin"),
     [
         (3, 2, 7, 1, 1),
+        (3, 2, 8, 1, 1),  # no window reaches the last row and column of the padding
         (1, 2, 6, 1, 0),
         pytest.param(3, 1, 6, 1, 1, marks=pytest.mark.slow),
         pytest.param(7, 2, 9, 1, 3, marks=pytest.mark.slow),
@@ -115,6 +123,8 @@ def test_mapped_over_seeds_and_devices():
         )
 
     expected = gradients(native, "vmap")
+    products = gradients(lambda *arrays: conv_as_matmul(*arrays, *geometry), "map")
+    np.testing.assert_allclose(products, expected, rtol=2e-5, atol=1e-4)
     for over_seeds in ("vmap", "map"):
         found = gradients(lambda *arrays: canonical(*arrays, *geometry), over_seeds)
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)
