@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,18 @@ import numpy as np
 
 from seal_jax import data, hessian, masks, papers
 from seal_jax.core import plots, tables
-from seal_jax.core.settings import Settings
 from seal_jax.core.tables import MISSING, Column, Record, Table, grouped, seed_mean, shared, spread
 from seal_jax.data import Augmentation, Split
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import batching, transfer_data
 from seal_jax.evaluators.evaluator import Evaluator, WorkItem
-from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.loaded_run import DescribedRun, LoadedRun, Network
 from seal_jax.evaluators.options import check_least, check_names, flag
 from seal_jax.hessian import trees
 from seal_jax.hessian.krylov import Basis, device_bytes
 from seal_jax.hessian.lanczos import choose_basis_size
 from seal_jax.hessian.spectrum import share_error
 from seal_jax.losses import cross_entropy
-from seal_jax.models import Model
 from seal_jax.training.batches import epoch_order, padded_batches
 from seal_jax.training.streaming import CALL_BYTES
 
@@ -174,24 +172,11 @@ class Batches(NamedTuple):
         )
 
 
-class Source(Protocol):
-    """What the measurements take of a run: all but the weights."""
-
-    settings: Settings
-    dataset: data.Dataset
-    model: Model
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """Of training images, with the normalisation of all images."""
-        ...
-
-
 class Measurement:
     """The measurements of a run's networks, each part small enough to be a work item.
 
     Args:
-      loaded_run: the run, or its description without weights.
+      loaded_run: the run; its weights are not needed.
       options: what is measured.
       devices: over which the whole data is divided, by default this process' own.
 
@@ -201,7 +186,7 @@ class Measurement:
     """
 
     def __init__(
-        self, loaded_run: Source, options: Options, *, devices: Sequence[Any] | None = None
+        self, loaded_run: DescribedRun, options: Options, *, devices: Sequence[Any] | None = None
     ):
         train, settings = loaded_run.dataset.train, loaded_run.settings
         self.options, self.devices = options, devices

@@ -61,24 +61,45 @@ class Network:
         return f"step{self.step}/{self.weights}/seed{self.seed}"
 
 
-def evaluation_model(
-    settings: Settings, image_shape: tuple[int, int, int], num_classes: int, *, on_cpu: bool
-) -> Model:
-    """Return the network of a run as it is evaluated: in float32, without communication."""
-    return experiments.create_model(
-        settings.model,
-        image_shape,
-        num_classes,
-        dtype="float32",
-        on_cpu=on_cpu,
-        remat=settings.train.remat,
-    )
+class DescribedRun:
+    """The settings, data and network of a run, without its weights.
+
+    The network computes in float32, regardless of the training's precision.
+
+    Args:
+      settings: the training's.
+      dataset: its data.
+      on_cpu: whether the network is to run on a CPU.
+    """
+
+    def __init__(self, settings: Settings, dataset: data.Dataset, *, on_cpu: bool):
+        self.settings, self.dataset = settings, dataset
+        self.model: Model = experiments.create_model(
+            settings.model,
+            dataset.image_shape,
+            dataset.num_classes,
+            dtype="float32",
+            on_cpu=on_cpu,
+            remat=settings.train.remat,
+        )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that the network takes."""
+        return self.model.image_shape[-1]
+
+    @functools.cached_property
+    def augmentation(self) -> data.Augmentation:
+        """The augmentation of training images, with the normalisation of all images."""
+        return experiments.augmentation_of(self.settings, self.dataset.image_shape)
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """Return uint8 images as the network's input; traced."""
+        return data.apply(images, None, self.augmentation)
 
 
-class LoadedRun:
+class LoadedRun(DescribedRun):
     """A run's networks and data.
-
-    Computation is in float32, regardless of the training's precision.
 
     Args:
       run: the run's folder.
@@ -103,16 +124,11 @@ class LoadedRun:
         if len(set(weights)) < len(weights):
             raise UsageError(f"--weights={','.join(weights)} names one twice; name each once")
         self.run = run
-        self.settings = settings_lib.read(Settings, workdirs.read(run))
+        settings = settings_lib.read(Settings, workdirs.read(run))
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
         # The data before the network: images and classes determine its shape.
-        self.dataset = experiments.load_data(self.settings.data, run)
-        self.model = evaluation_model(
-            self.settings,
-            self.dataset.image_shape,
-            self.dataset.num_classes,
-            on_cpu=jax.default_backend() == "cpu",
-        )
+        dataset = experiments.load_data(settings.data, run)
+        super().__init__(settings, dataset, on_cpu=jax.default_backend() == "cpu")
         self.networks = [
             network for step in chosen for network in self._networks(step, tuple(weights))
         ]
@@ -128,25 +144,11 @@ class LoadedRun:
             "method": self.settings.method["name"],
         }
 
-    @property
-    def channels(self) -> int:
-        """Channels of the images that the network takes."""
-        return self.model.image_shape[-1]
-
     def data_dir(self, name: str) -> str | None:
         """Return where a data set is prepared: beside the run's own, unless that was read where it lies."""
         own = self.settings.data
         in_place = own.name.split("/")[0] in IN_PLACE and name != own.name
         return None if in_place else own.data_dir or None
-
-    @functools.cached_property
-    def augmentation(self) -> data.Augmentation:
-        """The augmentation of training images, with the normalisation of all images."""
-        return experiments.augmentation_of(self.settings, self.dataset.image_shape)
-
-    def normalise(self, images: jax.Array) -> jax.Array:
-        """Return uint8 images as the network's input; traced."""
-        return data.apply(images, None, self.augmentation)
 
     @property
     def fingerprint(self) -> str:

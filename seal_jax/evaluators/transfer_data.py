@@ -12,7 +12,7 @@ from seal_jax import data
 from seal_jax.data.readers import open_data
 from seal_jax.errors import UsageError
 from seal_jax.evaluation.resizing import resized
-from seal_jax.evaluators.loaded_run import LoadedRun, Network
+from seal_jax.evaluators.loaded_run import DescribedRun, LoadedRun, Network
 from seal_jax.models import Model
 
 PAPER_LABEL = "SEAL paper, the same method"
@@ -80,7 +80,7 @@ def has_test_split(loaded_run: LoadedRun, name: str) -> bool:
     return opened.test_split is not None
 
 
-def model_for(loaded_run: LoadedRun, side: int | None) -> Model:
+def model_for(loaded_run: DescribedRun, side: int | None) -> Model:
     """Return the network for images of ``--image-size``, by default for those of the run."""
     if side is None:
         return loaded_run.model
@@ -93,7 +93,7 @@ def model_for(loaded_run: LoadedRun, side: int | None) -> Model:
 Normalise = Callable[[jax.Array], jax.Array]
 
 
-def normalisation(loaded_run: LoadedRun, name: str) -> tuple[Normalise, Normalise]:
+def normalisation(loaded_run: DescribedRun, name: str) -> tuple[Normalise, Normalise]:
     """Return a function that normalises uint8 images, and one that follows the run's own normalisation.
 
     Both are traced, and use the channel statistics called ``name``, "" for the run's.

@@ -72,33 +72,3 @@ def test_episodes_are_those_of_a_work_item(experiment):
 def test_bad_options(options, message, capfd):
     assert command.run(["--config=configs/digits.py", *options]) == 2
     assert message in capfd.readouterr().err
-
-
-def test_the_table_has_a_line_for_each_number_of_seeds():
-    cases = [
-        command.Case("train", settings, None, "v5e:2x4", 1.0)
-        for settings in (Settings(train=Train(seeds=n)) for n in (8, 16))
-    ]
-    record = {
-        "memory": {"needed": 2**30},
-        "hbm": 2**34,
-        "seconds": 2.0,
-        "steps": 1000,
-        "fits": True,
-        "images_per_second": 5e4,
-        "mfu": 0.25,
-        "hours": 3.0,
-        "dollars": 24.0,
-        "dominant": "memory bandwidth",
-        "seeds_per_chip": 2,
-        "seed_batching": "map",
-    }
-    answers = [
-        command.Answer("too large", "does not fit: x", {}),
-        command.Answer("report", "", record),
-    ]
-    lines = command.table(cases, answers).splitlines()
-    assert lines[2].split() == ["v5e:2x4", "8", "no"]
-    expected = "v5e:2x4 16 2 map yes 6.25 % 2.00 50,000 25.0 % 3.00 24.0 1.50 memory bandwidth"
-    assert " ".join(lines[3].split()) == expected
-    assert lines[4] == "v5e:2x4, 8 seed(s): does not fit: x"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from seal_jax.core.settings import Settings, Train
 from tools.preflight import command
 from tools.preflight.chips import CHIPS
 from tools.preflight.costs import Collective
@@ -228,20 +229,26 @@ def test_the_whole_run(report):
         assert part in said
 
 
-def test_a_table_of_topologies(report):
-    names = ["v5e:2x4", "v5e:1x1", "v9:2x2"]
+def test_a_table_of_topologies_and_seeds(report):
+    cases = [
+        command.Case("train", Settings(train=Train(seeds=seeds)), None, topology, 1.5)
+        for topology, seeds in (("v5e:2x4", 16), ("v5e:1x1", 1), ("v9:2x2", 4))
+    ]
+    beside = {"seeds_per_chip": 2, "seed_batching": "map"}
     answers = [
-        command.Answer("report", report.as_text(), report.as_dict()),
+        command.Answer("report", report.as_text(), report.as_dict() | beside),
         command.Answer("too large", "does not fit: 50 GiB", {"fits": False}),
         command.Answer("error", "is refused", {"error": "is refused"}),
     ]
-    header, _, first, second, third, *notes = command.table(names, answers).splitlines()
-    assert header.split("  ")[0] == "topology"
-    assert " ".join(first.split()[:10]) == (
-        "v5e:2x4 yes 25.0 % 100 2,560 0.00000000208 % 1.00 12.0"
+    header, _, first, second, third, *notes = command.table(cases, answers).splitlines()
+    assert header.split()[:4] == ["topology", "seeds", "a", "chip"]
+    # 12 dollars are 0.75 for each of 16 seeds.
+    assert " ".join(first.split()[:13]) == (
+        "v5e:2x4 16 2 map yes 25.0 % 100 2,560 0.00000000208 % 1.00 12.0"
     )
-    assert (second.split(), third.split()) == (["v5e:1x1", "no"], ["v9:2x2", "?"])
-    assert notes == ["v5e:1x1: does not fit: 50 GiB", "v9:2x2: is refused"]
+    assert first.split()[13] == "0.750"
+    assert (second.split(), third.split()) == (["v5e:1x1", "1", "no"], ["v9:2x2", "4", "?"])
+    assert notes == ["v5e:1x1, 1 seed(s): does not fit: 50 GiB", "v9:2x2, 4 seed(s): is refused"]
 
 
 @pytest.mark.parametrize("price", ["0", "-1", "free", "1,2", "nan", "inf"])

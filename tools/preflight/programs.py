@@ -5,7 +5,6 @@ Each is lowered by the functions that the trainer and the evaluators call, with 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +24,8 @@ from seal_jax.evaluation import few_shot as episodes_lib
 from seal_jax.evaluators import few_shot as few_shot_evaluator
 from seal_jax.evaluators import hessian as hessian_evaluator
 from seal_jax.evaluators import transfer_data
-from seal_jax.evaluators.loaded_run import Network, evaluation_model
+from seal_jax.evaluators.loaded_run import DescribedRun, Network
 from seal_jax.hessian import krylov
-from seal_jax.models import Model
 from seal_jax.training import experiment as experiments
 from seal_jax.training.batches import row_bytes
 from seal_jax.training.step import Experiment
@@ -58,21 +56,6 @@ class Program(NamedTuple):
     steps: int
     run: Run
     notes: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Described:
-    """A run without weights and images, as the evaluators read one."""
-
-    settings: Settings
-    dataset: data.Dataset
-    model: Model
-    augmentation: data.Augmentation
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images that the network takes."""
-        return self.model.image_shape[-1]
 
 
 def data_shape(settings: Settings) -> experiments.DataShape:
@@ -238,22 +221,26 @@ def _state(experiment: Experiment) -> Any:
     return experiment.abstract_state(experiment.settings.train.seeds)
 
 
-def _described(experiment: Experiment) -> tuple[Described, dict[str, Any]]:
+def _described(experiment: Experiment) -> tuple[DescribedRun, dict[str, Any]]:
     """Return the run that the experiment would leave, and the shapes of one network's variables."""
     settings, shape = experiment.settings, experiment.batches.shape
-    model = evaluation_model(
-        settings, shape.image_shape, shape.num_classes, on_cpu=meshes.on_cpu(experiment.mesh)
-    )
     # One seed of the trainer's own state: normalisers are among its weights.
     weights = _state(experiment).weights._asdict()
     variables = {
         name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
         for name, tree in weights.items()
     }
-    splits = (_blank(count, shape.image_shape) for count in (shape.train, 0, max(shape.test, 1)))
-    names = tuple(map(str, range(shape.num_classes)))
-    dataset = data.Dataset(settings.data.name, shape.num_classes, names, *splits)
-    return Described(settings, dataset, model, experiment.batches.augmentation), variables
+    dataset = data.Dataset(
+        name=settings.data.name,
+        num_classes=shape.num_classes,
+        class_names=tuple(map(str, range(shape.num_classes))),
+        train=_blank(shape.train, shape.image_shape),
+        validation=_blank(0, shape.image_shape),
+        # Never empty.
+        test=_blank(1, shape.image_shape),
+    )
+    on_cpu = meshes.on_cpu(experiment.mesh)
+    return DescribedRun(settings, dataset, on_cpu=on_cpu), variables
 
 
 def _blank(count: int, image_shape: Sequence[int]) -> data.Split:
