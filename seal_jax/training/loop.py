@@ -177,7 +177,11 @@ def train(
         if restored:
             if step == experiment.total_steps:
                 # No file is touched, but for loggers that were not asked for before.
-                _on_first_process(lambda: loggers.unseen(workdir, settings) and open_log())
+                def open_unseen() -> None:
+                    if loggers.unseen(workdir, settings):
+                        open_log()
+
+                _on_first_process(open_unseen)
                 return Outcome(step, True, restored.state)
             into_epoch, count = step % experiment.clock.steps_per_epoch, experiment.steps_per_call
             if into_epoch % count:  # calls would go past the end of the epoch
