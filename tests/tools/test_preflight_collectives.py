@@ -24,6 +24,11 @@ HloModule jit_epoch, is_scheduled=true
   ROOT %all-reduce.7 = f32[64,256]{1,0} all-reduce(%param_0), channel_id=7, replica_groups=[2,4]<=[8], use_global_device_ids=true, to_apply=%add, metadata={op_name="jit(epoch)/shard_map/metrics/psum"}
 }
 
+%scattered_rest (param_2: f32[64,256]) -> f32[64,256] {
+  %param_2 = f32[64,256]{1,0} parameter(0)
+  ROOT %all-reduce.9 = f32[64,256]{1,0} all-reduce(%param_2), channel_id=7, replica_groups=[2,4]<=[8], use_global_device_ids=true, to_apply=%add, metadata={op_name="jit(epoch)/shard_map/metrics/psum"}
+}
+
 %async_computation (param_1: f32[4,8]) -> f32[16,8] {
   %param_1 = f32[4,8]{1,0} parameter(0)
   ROOT %all-gather.8 = f32[16,8]{1,0} all-gather(%param_1), channel_id=8, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, metadata={op_name="jit(epoch)/shard_map/while/body/all_gather"}
@@ -64,6 +69,7 @@ ENTRY %main (x: f32[64,256], g: f32[16], h: f32[3,3,3,16]) -> f32[64,256] {
   %collective-permute-start = (f32[64,256]{1,0:T(8,128)}, f32[64,256]{1,0:T(8,128)S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=3, source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}, metadata={op_name="jit(epoch)/shard_map/ppermute"}
   %collective-permute-done = f32[64,256]{1,0:T(8,128)S(1)} collective-permute-done(%collective-permute-start), metadata={op_name="jit(epoch)/shard_map/ppermute"}
   %reduce-scatter.1 = f32[16,256]{1,0} reduce-scatter(%x), channel_id=4, replica_groups={{0,1,2,3},{4,5,6,7}}, use_global_device_ids=true, dimensions={0}, to_apply=%add, metadata={op_name="jit(epoch)/shard_map/reduce_scatter"}
+  %fusion.2 = f32[64,256]{1,0} fusion(%x), kind=kCustom, calls=%scattered_rest
   ROOT %fusion.1 = f32[64,256]{1,0} fusion(%x), kind=kCustom, calls=%scattered
 }
 """

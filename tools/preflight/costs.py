@@ -310,11 +310,18 @@ def collect(
     """
     known = frozenset(scopes)
     groups: dict[tuple[str, str, str, bool], np.ndarray] = {}
+    channels: set[str] = set()
     for visit in visits:
         instruction = visit.instruction
         operation = instruction.opcode.removesuffix("-start")
         if operation not in _COLLECTIVES:
             continue
+        # One that overlaps with other work is written into several fusions: its start, that work, its end.
+        channel = re.search(r"channel_id=\d+", instruction.attributes)
+        if visit.fused and channel:
+            if channel[0] in channels:
+                continue
+            channels.add(channel[0])
         sizes = _payload(instruction, operation, axes)
         why = cause(instruction.op_name, known)
         key = (operation, axis_of(instruction, axes), why, bool(visit.loops))
