@@ -74,19 +74,4 @@ def test_killed_and_resumed_on_other_devices(runs, tmp_path):
     assert len(found) == EPOCHS
     for name in ("train/loss", "validation_ema/loss"):
         losses = [np.array([row[name] for row in of]) for of in (found, expected)]
-        np.testing.assert_allclose(*losses, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("killed", [0, 1])
-def test_one_of_two_processes_killed(runs, tmp_path, killed):
-    processes = start(runs, tmp_path / "run", (2, 2), "all")
-    wait_until(lambda: row_count(tmp_path / "run") >= 2, *processes)
-    processes[killed].kill()
-    other = processes[1 - killed]
-    try:
-        stderr = other.communicate(timeout=200)[1]
-    finally:
-        other.kill()
-    assert other.returncode not in (0, 75)
-    assert stderr.strip()
-    print(stderr)
+        np.testing.assert_allclose(*losses, rtol=1e-5)
