@@ -133,12 +133,12 @@ def _as_products(first, second, missing, shape, strides, starts) -> jax.Array:
     padding = [(low, max(high, 0)) for low, high in padding]
     outputs = arrays.pop()
     if missing == _OUTPUTS:
-        return conv_as_matmul(*arrays, strides, padding)
+        return conv_as_matmul(arrays[0], arrays[1], strides, padding)
 
     def product(operand: jax.Array) -> jax.Array:
         operands = list(arrays)
         operands[missing] = operand
-        return conv_as_matmul(*operands, strides, padding)
+        return conv_as_matmul(operands[0], operands[1], strides, padding)
 
     return jax.linear_transpose(product, arrays[missing])(outputs)[0]
 
