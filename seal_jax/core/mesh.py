@@ -140,8 +140,8 @@ def sliced(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
     Small arrays and those without such an axis stay whole.
 
-    >>> sliced((3, 3, 64, 128), 8), sliced((10,), 8)
-    (PartitionSpec(None, None, None, 'data'), PartitionSpec())
+    >>> [tuple(sliced(shape, 8)) for shape in ((3, 3, 64, 128), (10,))]
+    [(None, None, None, 'data'), ()]
     """
     axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or math.prod(shape) < _SMALLEST or not axes:

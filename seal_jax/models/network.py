@@ -122,7 +122,7 @@ def _moments(
     axes = tuple(range(x.ndim - 1))
     powers = (x, jnp.square(x))
     if mask is None:
-        means = [power.mean(axes) for power in powers]
+        means: Any = [power.mean(axes) for power in powers]
         count: Any = math.prod(x.shape[:-1])
         if axis_name is not None:
             means = jax.lax.pmean(jnp.stack(means), axis_name)

@@ -97,9 +97,9 @@ def test_landscape_of_the_classifier_equals_numpy(loaded_run):
     assert layers[0].key == "step12/last/seed5/dense1/linear/1"
     chosen = [item for item in items if item.key.split("/")[-2] in ("fc", "all")]
     rows = [chosen[0].run()]
-    programs = krylov._applied._cache_size()
+    programs = krylov.applied._cache_size()
     rows += [item.run() for item in chosen[1:]]
-    assert krylov._applied._cache_size() == programs  # one for all parts and seeds
+    assert krylov.applied._cache_size() == programs  # one for all parts and seeds
     data = loaded_run.dataset
     train, test = (batching.subset(split, 90, 0) for split in (data.train, data.test))
     for index, seed in enumerate((5, 6)):

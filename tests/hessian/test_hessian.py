@@ -235,7 +235,7 @@ def test_blocks_are_data_of_one_program(problem, dense):
     params, _ = problem
     op = hessian.operator(loss, *problem)
     ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(params)])
-    before = krylov._applied._cache_size()
+    before = krylov.applied._cache_size()
     for mask, k, inside in (
         ("one/bias", 8, slice(0, 8)),
         ("one/kernel", 3, slice(8, ends[1])),
@@ -251,7 +251,7 @@ def test_blocks_are_data_of_one_program(problem, dense):
         leading = vector_of(result, 0)
         np.testing.assert_allclose(abs(leading[inside] @ basis[:, -1]), 1, atol=1e-4)
         np.testing.assert_array_equal(np.delete(leading, np.arange(ends[2])[inside]), 0)
-    assert krylov._applied._cache_size() == before + 1
+    assert krylov.applied._cache_size() == before + 1
     # A kernel of the whole's size is no part of the block.
     powers = hessian.power_iteration(op.block("one/bias"), 8, tolerance=1e-3, max_products=200)
     for index in range(8):
@@ -351,7 +351,7 @@ def test_sharded_parameters_give_the_same_and_are_never_gathered():
     basis = krylov.Iteration(sharded, jax.random.key(0), 12).basis
     assert basis["w"].sharding.spec == PartitionSpec(None, "x")
     for step in (
-        krylov._applied.lower(sharded, spread),
+        krylov.applied.lower(sharded, spread),
         krylov._append.lower(basis, 0, spread, 0.0),
     ):
         text = step.compile().as_text()
