@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,7 +60,8 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
             f"train.batch_size = {batch} is no multiple of the {along_data} devices along the data "
             f"axis (run.data_devices); use a multiple, or train {devices} seeds (train.seeds)"
         )
-    if settings.run.parameter_sharding != "none" and jax.__version_info__ < (0, 10):
+    sharded = along_data > 1 and settings.run.parameter_sharding != "none"
+    if sharded and jax.__version_info__ < (0, 10):
         # Older ones cannot lower a constraint within a shard_map over some of the axes.
         raise UsageError(
             f"run.parameter_sharding = {settings.run.parameter_sharding!r} needs jax 0.10 or newer, and this is "
@@ -69,13 +71,26 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
 
 
 def make(settings: Settings, devices: list[Any]) -> Mesh:
+    """Return the mesh over ``devices``: see :func:`layout` and :func:`over`."""
+    return over(devices, *layout(settings, len(devices)))
+
+
+def over(devices: list[Any], along_seed: int, along_data: int) -> Mesh:
     """Return the mesh over ``devices``, in an order in which neighbours along an axis are near one another.
 
     Several TPU slices are joined by the data centre's network alone. Seeds, which never communicate, are distributed
     over them first; gradients cross it only where there are more slices than the seeds can be divided over.
+
+    Raises:
+      UsageError: slices of different sizes.
     """
-    along_seed, along_data = layout(settings, len(devices))
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    slices = len(sizes)
+    if len(set(sizes.values())) > 1:
+        raise UsageError(
+            f"the {len(devices)} devices are {', '.join(map(str, sizes.values()))} of {slices} slices; use as many "
+            "of each"
+        )
     seed_slices = math.gcd(along_seed, slices)
     data_slices = slices // seed_slices
     # Or 8 seeds on a v5p 4x4x4 are refused: eight devices are no whole axes of its torus.

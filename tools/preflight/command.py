@@ -114,6 +114,10 @@ def _run(arguments: Sequence[str]) -> int:
     program = before.parse_known_args(list(arguments))[0].program
     parsed, overrides = main.parse(parser(program), arguments)
     check_choice("--program", parsed.program, PROGRAMS)
+    if parsed.program in EVALUATORS and parsed.seeds:
+        raise UsageError(
+            f"--seeds={parsed.seeds}: --program={parsed.program} is the work on one network; leave it out"
+        )
     output = parsed.json
     topologies = parsed.topology.split(",")
     for topology in topologies:
@@ -256,11 +260,11 @@ def table(cases: Sequence[Case], answers: Sequence[Answer]) -> str:
             continue
         memory, seconds = record["memory"], record["seconds"]
         share = memory["needed"] / record["hbm"] if memory and record["hbm"] else None
-        per_chip = record["seeds_per_chip"]
+        per_chip = record.get("seeds_per_chip", 0)
         rows.append(
             [
                 *row,
-                str(per_chip),
+                str(per_chip or ""),
                 record["seed_batching"] if per_chip > 1 else "",
                 {True: "yes", False: "no", None: "?"}[record["fits"]],
                 cell(share, 100, " %"),
@@ -269,7 +273,7 @@ def table(cases: Sequence[Case], answers: Sequence[Answer]) -> str:
                 cell(record["mfu"], 100, " %"),
                 cell(record["hours"]),
                 cell(record["dollars"]),
-                cell(record["dollars"], 1 / seeds),
+                cell(record["dollars"], 1 / record["networks"]),
                 record["dominant"] or "",
             ]
         )
@@ -313,10 +317,9 @@ def _report(case: Case) -> Answer:
         text = f"does not fit: {str(error).splitlines()[0]}"
         return Answer("too large", text, {"fits": False})
     report = dataclasses.replace(analyse(compiled, steps=program.steps), run=program.run)
-    record = {
-        "program": case.program,
-        "seeds_per_chip": settings.train.seeds // mesh.shape[meshes.SEED],
-        "seed_batching": experiment.seed_batching,
-    }
+    record = {"program": case.program, "networks": program.run.networks}
+    if case.program not in EVALUATORS:
+        record["seeds_per_chip"] = settings.train.seeds // mesh.shape[meshes.SEED]
+        record["seed_batching"] = experiment.seed_batching
     text = f"{experiment.summary()}\n{program.notes}\n\n{report.as_text()}"
     return Answer("report", text, report.as_dict() | record)

@@ -98,6 +98,7 @@ def train(experiment: Experiment, options: Any, price: float | None) -> Program:
             settings.train.seeds * settings.train.batch_size,
             experiment.mesh.size,
             price,
+            settings.train.seeds,
         ),
         f"not counted below: validation and test images, {beside:,.1f} MiB on every device",
     )
@@ -110,11 +111,18 @@ def evaluate(experiment: Experiment, options: Any, price: float | None) -> Progr
     weights = _state(experiment).weights
     lowered = experiment.score_batches.lower(weights, _on_mesh(experiment, size), order)
     batches = len(order[0])
-    images = experiment.settings.train.seeds * size / batches
+    seeds = experiment.settings.train.seeds
     return Program(
         lowered,
         batches,
-        Run(batches, images, experiment.mesh.size, price, work="One pass over the test images"),
+        Run(
+            batches,
+            seeds * size / batches,
+            experiment.mesh.size,
+            price,
+            seeds,
+            work="One pass over the test images",
+        ),
         "not counted below: the state of the training, the other images",
     )
 
@@ -126,6 +134,12 @@ def hessian(
     described, variables = _described(experiment)
     devices = list(experiment.mesh.devices.flat)
     measurement = hessian_evaluator.Measurement(described, options, devices=devices)
+    pixels = measurement.whole.rows.size * math.prod(described.model.image_shape)
+    if measurement.half_budget is not None and pixels > measurement.half_budget:
+        raise UsageError(
+            f"--byte-budget={options.byte_budget} streams the {human(pixels)} of images, and preflight compiles "
+            "products with images on the device alone; leave it out"
+        )
     op = measurement.abstract_operator(Network("last", 0, 0, variables, {}))
     lowered = krylov.applied.lower(op, op.like)
     count = len(measurement.whole.rows)

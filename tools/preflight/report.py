@@ -50,6 +50,7 @@ class Run:
       images_per_step: of all seeds together.
       chips: that it takes.
       price: dollars per chip-hour.
+      networks: whose work it is, all together.
       work: what it is, a heading.
     """
 
@@ -57,6 +58,7 @@ class Run:
     images_per_step: float
     chips: int
     price: float | None = None
+    networks: int = 1
     work: str = "Whole run, its train steps"
 
 

@@ -93,7 +93,7 @@ def devices_for(topology: str) -> list[jax.Device]:
 def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
     """Return a mesh over a TPU slice that is only described, for ``jit(...).lower(...).compile()``.
 
-    The devices are ordered by ``jax.make_mesh``, as on the machine itself.
+    The devices are ordered as the trainer orders them.
 
     Args:
         topology: kind and shape, such as ``"v5e:2x4"`` (8 chips on two hosts).
@@ -114,15 +114,14 @@ def mesh_for(topology: str, *, seed: int, data: int) -> jax.sharding.Mesh:
             raise UsageError(f"{name}={value} must be at least 1")
     devices = devices_for(topology)
 
-    import jax
+    from seal_jax.core import mesh as meshes
 
     if seed * data != len(devices):
         raise UsageError(
             f"seed={seed} and data={data} make {seed * data} devices but topology={topology!r} has "
             f"{len(devices)} chip{'s' if len(devices) > 1 else ''}; choose seed * data = {len(devices)}"
         )
-    types = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((seed, data), ("seed", "data"), axis_types=types, devices=devices)
+    return meshes.over(devices, seed, data)
 
 
 def parse(topology: str) -> tuple[str, tuple[int, ...]]:
