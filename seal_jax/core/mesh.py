@@ -264,11 +264,23 @@ def batching(settings: Settings, platform: str, channels: int) -> str:
 
     ``channels`` are the outputs of the network's widest convolution, 0 without any.
 
-    >>> [batching(Settings(), "tpu", channels) for channels in (64, 512)]
+    Raises:
+      UsageError: "vmap" with a jax that cannot.
+
+    >>> [batching(Settings(), "tpu", channels) for channels in (0, 512)]
     ['vmap', 'map']
     """
-    if settings.run.seed_batching != "auto":
-        return settings.run.seed_batching
+    asked = settings.run.seed_batching
+    # Until 0.8 jax cannot map the derivative of its own convolutions within a shard_map.
+    if jax.__version_info__ < (0, 8) and platform != "cpu" and channels:
+        if asked == "vmap":
+            raise UsageError(
+                f'run.seed_batching = "vmap" needs jax 0.8 for convolutions, and this is {jax.__version__}: upgrade '
+                'it, or use "map"'
+            )
+        return "map"
+    if asked != "auto":
+        return asked
     # Side by side small networks fill an accelerator; a CPU is full with one.
     if platform == "cpu":
         return "map"

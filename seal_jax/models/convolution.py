@@ -37,7 +37,7 @@ def canonical(
 
     ``images`` are ``[N, H, W, C]``; the ``kernel`` is ``[height, width, C / groups, features]``, where
     ``feature_group_count=groups`` divides ``C`` and ``features``. Strides and padding go along height
-    and width. ``fixed`` are the other arguments that ``nn.Conv`` passes; undilated, NHWC.
+    and width, padding of at least 0. ``fixed`` are the other arguments that ``nn.Conv`` passes; undilated, NHWC.
 
     >>> canonical(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)), (1, 1), ((1, 1), (1, 1))).shape
     (1, 4, 4, 5)
@@ -51,7 +51,11 @@ def canonical(
     ]
     patches_bytes = len(images) * math.prod((*sides, *kernel.shape[:3])) * images.dtype.itemsize
     products = window in ((1, 1), strides) or patches_bytes < FEW_BYTES
-    if fixed.get("feature_group_count", 1) != 1 or products:
+    # What the primitive below does not have.
+    special = fixed.get("feature_group_count", 1) != 1 or any(
+        fixed.get(name) is not None for name in ("precision", "preferred_element_type")
+    )
+    if special or products:
         return conv_as_matmul(images, kernel, window_strides, padding, **fixed)
     images, kernel = meshes.varying_alike(images, kernel)
     return _trilinear.bind(

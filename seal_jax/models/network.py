@@ -50,7 +50,8 @@ class BatchNorm(nn.Module):
     """BatchNorm with torch's constants, in a named scope, by which its collectives are found.
 
     Parameters and statistics are called and computed as those of ``nn.BatchNorm``, in float32 whatever
-    ``dtype`` is. With ``axis_name`` the batch statistics are averaged over that named axis.
+    ``dtype`` is, and the result as torch computes it. With ``axis_name`` the batch statistics are averaged
+    over that named axis.
 
     Attributes:
         train: whether it normalises with the statistics of the batch, unless told otherwise.
@@ -90,7 +91,9 @@ class BatchNorm(nn.Module):
                 x, scale = x * sign.astype(x.dtype), scale * sign
             statistics = running = (sign * mean.value, var.value)
             if self.train and frozen is not True:
-                statistics, count = _moments(x, mask, self.axis_name)
+                # As in Flax, a network can be initialised where the axis does not exist.
+                axis_name = None if self.is_initializing() else self.axis_name
+                statistics, count = _moments(x, mask, axis_name)
                 batch_mean, batch_var = statistics
                 if unbiased:
                     batch_var *= count / jnp.maximum(count - 1, 1)

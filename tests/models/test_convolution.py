@@ -122,7 +122,8 @@ def test_mapped_over_seeds_and_devices():
             images, kernel, *geometry, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    expected = gradients(native, "vmap")
+    # Not "vmap", which jax 0.7 cannot do with its own convolutions.
+    expected = gradients(native, "map")
     products = gradients(lambda *arrays: conv_as_matmul(*arrays, *geometry), "map")
     np.testing.assert_allclose(products, expected, rtol=2e-5, atol=1e-4)
     for over_seeds in ("vmap", "map"):

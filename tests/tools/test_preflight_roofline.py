@@ -234,7 +234,7 @@ def test_a_table_of_topologies_and_seeds(report):
         command.Case("train", Settings(train=Train(seeds=seeds)), None, topology, 1.5)
         for topology, seeds in (("v5e:2x4", 16), ("v5e:1x1", 1), ("v9:2x2", 4))
     ]
-    beside = {"seeds_per_chip": 2, "seed_batching": "map"}
+    beside = {"networks": 16, "seeds_per_chip": 2, "seed_batching": "map"}
     answers = [
         command.Answer("report", report.as_text(), report.as_dict() | beside),
         command.Answer("too large", "does not fit: 50 GiB", {"fits": False}),
