@@ -104,13 +104,14 @@ def _watch(state: Any) -> None:
         for name, value in KEEP_ALIVE.items():
             if hasattr(socket, name):  # not on every system
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        connection.sendall(b"%d\n" % state.process_id)
-        lines = connection.makefile("rb")
-        process = lost = lines.readline().strip()
+        process = lost = b""
+        with contextlib.suppress(OSError):  # a connection that is reset
+            connection.sendall(b"%d\n" % state.process_id)
+            lines = connection.makefile("rb")
+            process = lost = lines.readline().strip()
+            lost = lines.readline().strip() or process
         if not process.isdigit():
             return  # a stranger
-        with contextlib.suppress(OSError):
-            lost = lines.readline().strip() or process
         first.acquire()  # for ever: one line is enough
         # Process 0 tells the others, which would otherwise name it.
         for peer in peers:
