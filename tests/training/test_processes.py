@@ -64,16 +64,30 @@ def test_a_seed_on_each_process_is_the_single_run_bit_for_bit(runs, tmp_path):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
-@pytest.mark.parametrize("placement", ["device", "stream"])
-def test_a_batch_over_two_processes_killed_and_taken_up_again(runs, tmp_path, placement):
-    reference = runs.reference(devices=2)
+@pytest.mark.parametrize(
+    ("killed", "arguments"),
+    [
+        (0, ["--config.run.parameter_sharding=optimizer"]),
+        (1, ["--config.data.placement=stream"]),
+    ],
+)
+def test_a_batch_over_two_processes_killed_and_taken_up_again(runs, tmp_path, killed, arguments):
+    # Streamed batches are those of a run that has the data on its device.
+    reference = runs.reference(*arguments[: 1 - killed], devices=2)
     workdir = tmp_path / "run"
-    arguments = [SELDOM, f"--config.data.placement={placement}"]
+    arguments = [SELDOM, *arguments]
     processes = start(runs, workdir, *arguments)
     wait_until(lambda: row_count(workdir) >= 4, *processes)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    end(processes)
+    processes[killed].kill()  # and the other one ends
+    codes, errors = end(processes)
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] == 1, errors
+    line = f"error: process {killed} of 2 is gone; start all again: the run resumes from its last"
+    # Of process 0 JAX may say something too, before this process has ended.
+    error = errors[1 - killed]
+    assert error.count(line) == 1, errors
+    assert "Traceback" not in error
+    assert row_count(workdir) < EPOCHS
     codes, errors = end(start(runs, workdir, *arguments))
     assert codes == [0, 0], errors
     assert_same_run(workdir, reference)
