@@ -15,78 +15,41 @@ compiled program needs besides its arguments and results.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from benchmarks import common, methods
+from benchmarks import common
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
-from seal_jax.paths import named_leaves
 
-BATCH, PADDING = 32, 4
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    raise SystemExit("benchmarks.cpu_vs_torch compares with PyTorch: pip install torch") from None
+
+from benchmarks import torch_networks
+
+BATCH, PADDING, CLASSES = 32, 4, 10
 
 
-class Torch:
-    """Torch's training of a residual network, from the leaves of ours by path."""
+class TorchTraining:
+    """The training of the copied network."""
 
-    def __init__(self, module: Any, weights: Any, optimizer: settings_lib.Optimizer):
-        self.module = module
-        self.tensors = {
-            name: _tensor(leaf)
-            for tree in (weights.params, weights.batch_stats)
-            for name, leaf in named_leaves(tree)
-        }
-        params = [self.tensors[name].requires_grad_() for name, _ in named_leaves(weights.params)]
+    def __init__(self, network: torch_networks.Network, optimizer: settings_lib.Optimizer):
+        self.network = network.train().to(memory_format=torch.channels_last)
         # optax's sgd, with the decay added to the gradient.
         self.optimizer = torch.optim.SGD(
-            params,
+            network.parameters(),
             lr=optimizer.learning_rate,
             momentum=optimizer.momentum,
             weight_decay=optimizer.weight_decay,
         )
         self.smoothing = optimizer.label_smoothing
-
-    def conv(self, x: torch.Tensor, path: str, stride: int = 1) -> torch.Tensor:
-        kernel = self.tensors[f"{path}/kernel"]
-        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-
-    def norm(self, x: torch.Tensor, path: str) -> torch.Tensor:
-        leaves = [self.tensors[f"{path}/{leaf}"] for leaf in ("mean", "var", "scale", "bias")]
-        return F.batch_norm(x, *leaves, training=True)
-
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv(x, "conv1")
-        wide = not hasattr(self.module, "stage_sizes")
-        x = x if wide else self.norm(x, "bn1").relu()
-        for block in (name for name in self.module.structure.blocks if "/" in name):
-            stride = 2 if block.endswith("block0") and not block.startswith("layer1") else 1
-            x = (self.wide_block if wide else self.basic_block)(x, block, stride)
-        x = self.norm(x, "bn").relu() if wide else x
-        return x.mean((2, 3)) @ self.tensors["fc/kernel"] + self.tensors["fc/bias"]
-
-    def basic_block(self, x: torch.Tensor, block: str, stride: int) -> torch.Tensor:
-        y = self.norm(self.conv(x, f"{block}/conv1", stride), f"{block}/bn1").relu()
-        y = self.norm(self.conv(y, f"{block}/conv2"), f"{block}/bn2")
-        if f"{block}/downsample_conv/kernel" in self.tensors:
-            x = self.conv(x, f"{block}/downsample_conv", stride)
-            x = self.norm(x, f"{block}/downsample_bn")
-        elif stride != 1:  # shortcut A
-            x = F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, y.shape[1] - x.shape[1]))
-        return (x + y).relu()
-
-    def wide_block(self, x: torch.Tensor, block: str, stride: int) -> torch.Tensor:
-        y = self.norm(x, f"{block}/bn1").relu()
-        if f"{block}/downsample_conv/kernel" in self.tensors:
-            x = self.conv(y, f"{block}/downsample_conv", stride)
-        y = self.norm(self.conv(y, f"{block}/conv1", stride), f"{block}/bn2").relu()
-        return x + self.conv(y, f"{block}/conv2")
 
     def train(self, images: torch.Tensor, labels: torch.Tensor, steps: int) -> None:
         """Train on batches of uint8 ``[n, C, H, W]``, of which each image is cropped and flipped at random."""
@@ -105,18 +68,12 @@ class Torch:
             batch = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, batch.flip(3), batch)
             batch = (batch - mean[:, None, None]) / std[:, None, None]
             batch = batch.contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(self.logits(batch), labels[rows], label_smoothing=self.smoothing)
+            loss = F.cross_entropy(
+                self.network(batch), labels[rows], label_smoothing=self.smoothing
+            )
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-
-
-def _tensor(leaf: jax.Array) -> torch.Tensor:
-    """Return a copy of a leaf of one seed; a kernel of a convolution as torch has it, ``channels_last``."""
-    tensor = torch.from_numpy(np.array(leaf[0]))
-    if tensor.ndim == 4:
-        tensor = tensor.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-    return tensor
 
 
 def settings(network: str) -> Settings:
@@ -131,13 +88,16 @@ def settings(network: str) -> Settings:
 
 
 def compare(network: str, side: int, steps: int, rounds: int) -> dict[str, Any]:
-    dataset = methods.synthetic(steps * BATCH, side)
+    dataset = common.synthetic(steps * BATCH, side, CLASSES)
     config = settings(network)
     experiment = common.build(config, dataset)
     train = common.on_device(experiment, dataset.train)
     state = common.initial_state(experiment, train)
-    theirs = Torch(experiment.model.module, state.weights, config.optimizer)
-    check(experiment, state, theirs, side)
+    weights = jax.tree.map(lambda leaf: leaf[0], state.weights)  # of the only seed
+    variables = {"params": weights.params, "batch_stats": weights.batch_stats}
+    pictures = np.random.default_rng(0).normal(size=(BATCH, side, side, 3)).astype(np.float32)
+    torch_networks.check_equal(experiment.model, variables, pictures)
+    theirs = TorchTraining(torch_networks.copy(experiment.model, variables), config.optimizer)
     compiled = experiment.train.lower(state, train).compile()
     images = torch.from_numpy(dataset.train.images.transpose(0, 3, 1, 2).copy())
     labels = torch.from_numpy(dataset.train.labels.astype(np.int64))
@@ -160,19 +120,6 @@ def compare(network: str, side: int, steps: int, rounds: int) -> dict[str, Any]:
         "median": median,
         "temp. MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
     }
-
-
-def check(experiment: Any, state: Any, theirs: Torch, side: int) -> None:
-    """Assert that both give the same logits in training mode."""
-    images = np.random.default_rng(0).normal(size=(BATCH, side, side, 3)).astype(np.float32)
-    weights = jax.tree.map(lambda leaf: leaf[0], state.weights)
-    variables = {"params": weights.params, "batch_stats": weights.batch_stats}
-    apply = functools.partial(experiment.model.module.apply, train=True, mutable=["batch_stats"])
-    expected, _ = jax.jit(apply)(variables, images)
-    with torch.no_grad():
-        found = theirs.logits(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    scale = float(np.abs(expected).max())
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-3 * scale)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ import socket
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,9 +30,9 @@ Value = int | float | bool | list[float]
 # Names to numbers, or to lists of numbers with one per seed.
 Row = dict[str, Any]
 
-# The identities of a run with wandb and MLflow, so that a resumed run continues them.
+# The identities of a run with wandb and MLflow, so that a resumed run continues them; and, as "shown", the step up to
+# which each logger has all rows.
 IDS = "loggers.json"
-
 
 # What the others keep in the run's folder.
 _FILES = {"tensorboard": "tensorboard", "csv": "metrics.csv"}
@@ -280,30 +280,35 @@ def check(settings: Settings) -> None:
             )
 
 
-def unseen(workdir: Path, settings: Settings) -> list[str]:
-    """Return the names in ``run.loggers`` that have never shown this run."""
-    ids = _read_ids(workdir)
+def unseen(workdir: Path, settings: Settings, last: int) -> list[str]:
+    """Return the names in ``run.loggers`` that lack rows up to the step ``last``, or whose file is gone."""
+    shown = _read_ids(workdir).get("shown", {})
     return [
         name
         for name in names(settings)
-        if name not in ids and not (name in _FILES and (workdir / _FILES[name]).exists())
+        if shown.get(name) != last or not (workdir / _FILES.get(name, IDS)).exists()
     ]
 
 
-def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
-    """Return the loggers of ``run.loggers`` by name, started.
+def start(
+    workdir: Path, settings: Settings, only: Collection[str] | None = None
+) -> dict[str, Logger]:
+    """Return the loggers of ``run.loggers`` by name, or ``only`` these of them, started.
 
     Raises:
       UsageError: one does not start, as its server does not answer for example.
     """
     started: dict[str, Logger] = {}
-    for name in names(settings):
+    chosen = names(settings) if only is None else only
+    # Those in the run's folder last: their files are emptied, which must not happen if a server does not answer.
+    for name in sorted(chosen, key=lambda name: name in _FILES):
         make, _, remedy = _LOGGERS[name]
         try:
             started[name] = make(workdir, settings)
         except Exception as error:
             for other, logger in started.items():
-                close(other, logger, failed=True)
+                # Nothing is known against the run itself.
+                close(workdir, other, logger, failed=False)
             # The caller reports what is about the run's folder, a full disk for example; the errors of a connection are
             # OSErrors too.
             about_folder = isinstance(error, OSError) and name in ("tensorboard", "csv")
@@ -316,10 +321,23 @@ def start(workdir: Path, settings: Settings) -> dict[str, Logger]:
     return started
 
 
-def close(name: str, logger: Logger, *, failed: bool) -> None:
-    """Close a logger; one that cannot is a warning, for it must not change how a run ends."""
+def close(
+    workdir: Path, name: str, logger: Logger, *, failed: bool, last: int | None = None
+) -> None:
+    """Close a logger; one that cannot is a warning, for it must not change how a run ends.
+
+    Args:
+      workdir: the run's folder.
+      name: its name.
+      logger: the logger.
+      failed: whether the run has failed.
+      last: the step up to which it has all rows, which is recorded unless the run has failed; None if it lacks some.
+    """
     try:
         logger.close(failed=failed)
+        if last is not None and not failed:
+            ids = _read_ids(workdir)
+            _write_ids(workdir, {**ids, "shown": {**ids.get("shown", {}), name: last}})
     except Exception as error:
         warnings.warn(f"{name} could not finish ({reason(error)})", stacklevel=2)
 
@@ -334,12 +352,13 @@ def _name(workdir: Path) -> str:
     return "/".join(os.path.abspath(workdir).split(os.sep)[-2:])
 
 
-def _read_ids(workdir: Path) -> dict[str, str]:
+def _read_ids(workdir: Path) -> dict[str, Any]:
     path = workdir / IDS
     if not path.exists():
         return {}
-    return dict(records.load(path, Mapping[str, str], "delete it, and new runs are begun there"))
+    schema = Mapping[str, str | Mapping[str, int]]
+    return dict(records.load(path, schema, "delete it, and new runs are begun there"))
 
 
-def _write_ids(workdir: Path, ids: Mapping[str, str]) -> None:
+def _write_ids(workdir: Path, ids: Mapping[str, Any]) -> None:
     files.write(workdir / IDS, json.dumps(ids) + "\n")

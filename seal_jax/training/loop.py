@@ -25,7 +25,7 @@ from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays, place
 from seal_jax.training.checkpoints import Checkpoints, same_everywhere
 from seal_jax.training.experiment import Experiment
-from seal_jax.training.metrics import MetricsLog
+from seal_jax.training.metrics import MetricsLog, read
 from seal_jax.training.progress import Progress
 
 
@@ -170,16 +170,17 @@ def train(
         # Rows after the checkpoint are dropped: the epochs they tell of are trained again.
         logs: list[MetricsLog] = []  # in the first process one, in the others none
 
-        def open_log() -> None:
+        def open_log(only: list[str] | None = None) -> None:
             logs.append(held.enter_context(MetricsLog(workdir, resume_step=step)))
-            logs[0].show_in(loggers.start(workdir, settings))
+            logs[0].show_in(loggers.start(workdir, settings, only))
 
         if restored:
             if step == experiment.total_steps:
-                # No file is touched, but for loggers that were not asked for before.
+                # No file is touched, but by loggers that lack rows.
                 def open_unseen() -> None:
-                    if loggers.unseen(workdir, settings):
-                        open_log()
+                    last = max((row["step"] for row in read(workdir)), default=-1)
+                    if unseen := loggers.unseen(workdir, settings, last):
+                        open_log(unseen)
 
                 _on_first_process(open_unseen)
                 return Outcome(step, True, restored.state)

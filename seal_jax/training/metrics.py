@@ -73,11 +73,12 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             except Exception as error:
                 warnings.warn(
                     f"{name} failed at step {rows[-1]['step']} ({loggers_module.reason(error)}): the "
-                    f"run goes on without it; {self._path} has all rows, and {name} gets them if it is "
-                    "started again before its end",
+                    f"run goes on without it; {self._path} has all rows, and {name} gets them when it "
+                    "is started again",
                     stacklevel=3,
                 )
-                loggers_module.close(name, self._loggers.pop(name), failed=True)
+                logger = self._loggers.pop(name)
+                loggers_module.close(self._path.parent, name, logger, failed=True)
 
     def append(self, row: Mapping[str, Value]) -> None:
         """Write one row to disk.
@@ -119,7 +120,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         """Close the loggers, telling them how the run ended; `append` does nothing from here on."""
         self._open = False
         while self._loggers:
-            loggers_module.close(*self._loggers.popitem(), failed=failed)
+            name, logger = self._loggers.popitem()
+            # It has every row: one that failed is no longer among them.
+            loggers_module.close(self._path.parent, name, logger, failed=failed, last=self._last)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)

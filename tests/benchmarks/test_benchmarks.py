@@ -256,5 +256,6 @@ def test_a_training_that_fails_has_a_row_that_says_so(gpu, monkeypatch):
 def test_peaks_are_of_the_device_that_has_the_name(gpu):
     assert gpu.peak("NVIDIA H100 80GB HBM3") == gpu.peak("NVIDIA GH200 480GB") == 989e12
     assert gpu.peak("NVIDIA H100 PCIe") == 756e12
+    assert gpu.peak("NVIDIA H100 NVL") == 835e12
     assert gpu.peak("NVIDIA A100-SXM4-40GB") == 312e12
     assert gpu.peak("NVIDIA A10G") is gpu.peak("cpu") is None

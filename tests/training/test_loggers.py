@@ -1,9 +1,12 @@
 """What the loggers show, through failures and resumes; wandb offline and MLflow in a folder."""
 
 import csv
+import importlib.machinery
 import json
 import math
 import struct
+import sys
+import types
 import warnings
 
 import pytest
@@ -97,13 +100,26 @@ def test_a_logger_that_fails_ends_nothing(tmp_path, monkeypatch):
 
 
 def test_one_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    closed = []
+
+    class Other:
+        def __init__(self, workdir, settings):
+            pass
+
+        def close(self, *, failed):
+            closed.append(failed)
+
     def refuse(workdir, settings):
         raise RuntimeError("no key\nsee https://...")
 
-    _, package, remedy = loggers._LOGGERS["wandb"]
-    monkeypatch.setitem(loggers._LOGGERS, "wandb", (refuse, package, remedy))
+    write(tmp_path, ROWS, "csv")
+    for name, make in {"mlflow": Other, "wandb": refuse}.items():
+        monkeypatch.setitem(loggers._LOGGERS, name, (make, *loggers._LOGGERS[name][1:]))
     with pytest.raises(UsageError, match=r"wandb does not start \(no key\); run `wandb login`, or"):
-        loggers.start(tmp_path, settings("csv,wandb"))
+        loggers.start(tmp_path, settings("csv,mlflow,wandb"))
+    # The run itself has not failed, and no file was emptied.
+    assert closed == [False]
+    assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30]
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
@@ -230,17 +246,65 @@ def test_a_logger_that_cannot_finish_changes_nothing(tmp_path):
     assert read(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
-def test_a_finished_run_is_shown_in_loggers_that_are_new(tmp_path):
-    def train(names):
+class Wandb(types.ModuleType):
+    """What is used of wandb, whose service keeps the rows; it fails where it is told to."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.rows, self.started, self.exit_codes, self.fails = {}, [], [], ""
+
+    def init(self, *, id, **options):
+        if self.fails == "init":
+            raise RuntimeError("no key")
+        self.started.append(id)
+        return self
+
+    @property
+    def step(self):
+        return max(self.rows, default=-1) + 1
+
+    def log(self, row, *, step, commit):
+        if self.fails == "log" and self.rows:
+            raise ConnectionError("no network")
+        self.rows[step] = row
+
+    def finish(self, exit_code):
+        self.exit_codes.append(exit_code)
+
+
+def test_a_finished_run_is_shown_in_loggers_that_lack_rows(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+    def train(names, fails=""):
+        wandb.fails = fails
         sections = {"train": {"generations": 1, "epochs_per_generation": 2}}
         config = mlp(run={"steps_per_call": 0, "loggers": names}, **sections)
         assert loop.train(config, tmp_path, STRIPES, devices=1).finished
-        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
-    before = train("")
-    assert "metrics.csv" not in before
-    shown = train("csv")
+    def files():
+        paths = [path for path in tmp_path.rglob("*") if path.name != loggers.IDS]
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    train("csv")
+    record = files()[tmp_path / "metrics.jsonl"]
+    train("tensorboard,csv")
+    before = files()
     assert [line["step"] for line in lines(tmp_path)] == [5, 10]
-    # What has shown it is not written again, and the record never.
-    assert train("csv") == shown
-    assert before["metrics.jsonl"] == shown["metrics.jsonl"]
+    assert len(list(tmp_path.glob("tensorboard/events.*"))) == 1
+    # wandb counts as new until it has all rows. Nothing else is written again, and the record never.
+    with pytest.raises(UsageError, match="wandb does not start"):
+        train("tensorboard,csv,wandb", fails="init")
+    with pytest.warns(UserWarning, match="wandb failed at step 10"):
+        train("tensorboard,csv,wandb", fails="log")
+    train("tensorboard,csv,wandb")
+    train("tensorboard,csv,wandb", fails="init")
+    assert sorted(wandb.rows) == [5, 10]
+    assert (len(wandb.started), len(set(wandb.started)), wandb.exit_codes) == (2, 1, [1, 0])
+    assert files() == before
+    assert before[tmp_path / "metrics.jsonl"] == record
+    # A file that is gone is written again.
+    (tmp_path / "metrics.csv").unlink()
+    train("csv")
+    assert [line["step"] for line in lines(tmp_path)] == [5, 10]

@@ -125,7 +125,7 @@ def test_cut_at_every_byte_then_resumed_has_the_right_rows(tmp_path, resume_step
         path.write_bytes(whole[:size])
         write(tmp_path, ROWS[kept:], resume_step=resume_step)
         assert path.read_bytes() == whole
-    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "tensorboard"]
+    assert sorted(os.listdir(tmp_path)) == ["loggers.json", "metrics.jsonl", "tensorboard"]
     for size in range(safe):
         path.write_bytes(whole[:size])
         assert read(tmp_path) == ROWS[: whole[: size + 1].count(b"\n")]
