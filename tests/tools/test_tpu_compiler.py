@@ -19,7 +19,7 @@ pytestmark = [
     [
         pytest.param(
             ["--config=configs/quickstart.py:seal"],
-            286_167,
+            273_287,
             {("all-reduce", "gradient_reduce"): 1, ("all-reduce", "batch_norm"): 14},
             id="SEAL",
         ),
@@ -29,7 +29,7 @@ pytestmark = [
                 "--config.model.name=wrn10-1",
                 "--config.data.train_count=200",
             ],
-            1_021_237,
+            926_575,
             {
                 ("all-reduce", "gradient_reduce"): 1,
                 ("all-reduce", "batch_norm"): 14,
