@@ -123,23 +123,25 @@ def test_killed_at_arbitrary_moments(bucket, runs, tmp_path):
     [
         (
             "checkpoints/16/state/.*ocdbt",
-            "checkpoint 16 was not written to gs://bucket/run/checkpo",
+            "checkpoint 16 was not written to {workdir}/checkpo",
         ),
         ("checkpoints/16/commit_success", "the last good one is step 12"),
         ("metrics.jsonl", "does not have storage.objects.create access"),
     ],
 )
 def test_a_bucket_that_refuses_from_some_moment_on(bucket, runs, tmp_path, refused, says):
+    # A folder of its own: the runs of this test are in this process, where a save that failed may still be retried.
+    workdir = f"gs://bucket/{tmp_path.name}"
     if refused == "metrics.jsonl":
-        runs.finish("gs://bucket/run", signalled_at=(12, signal.SIGTERM), code=main.STOPPED)
+        runs.finish(workdir, signalled_at=(12, signal.SIGTERM), code=main.STOPPED)
     bucket.refused = refused
-    stderr = runs.finish("gs://bucket/run", code=main.UNWRITABLE)
+    stderr = runs.finish(workdir, code=main.UNWRITABLE)
     *_, last = stderr.strip().splitlines()
     assert last.startswith("error: ")
-    assert says in last
+    assert says.format(workdir=workdir) in last
     bucket.refused = ""
-    runs.finish("gs://bucket/run")
-    assert_same_run(bucket.download("run", tmp_path), runs.reference())
+    runs.finish(workdir)
+    assert_same_run(bucket.download(tmp_path.name, tmp_path), runs.reference())
 
 
 @pytest.mark.slow
