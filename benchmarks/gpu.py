@@ -360,15 +360,15 @@ def reports(options: argparse.Namespace) -> Iterator[common.Report]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     # Options of this benchmark, then those that all have. --help is the latter's, so the docstring names these.
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--networks")
-    own.add_argument("--batches")
-    own.add_argument("--side", type=int)
-    own.add_argument("--seeds", type=int)
-    own.add_argument("--minutes", type=float, default=60.0)
-    own.add_argument("--autotune", action="store_true")
-    own.add_argument("--deterministic", action="store_true")
-    mine, others = own.parse_known_args(argv)
+    extra = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    extra.add_argument("--networks")
+    extra.add_argument("--batches")
+    extra.add_argument("--side", type=int)
+    extra.add_argument("--seeds", type=int)
+    extra.add_argument("--minutes", type=float, default=60.0)
+    extra.add_argument("--autotune", action="store_true")
+    extra.add_argument("--deterministic", action="store_true")
+    mine, others = extra.parse_known_args(argv)
     shared = common.arguments(__doc__, rounds=10, argv=others)
     options = argparse.Namespace(**vars(mine), **vars(shared))
     networks, batches, side, seeds = "resnet18,resnet50,wrn28-10", "32,256", 32, 8

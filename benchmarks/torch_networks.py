@@ -149,8 +149,8 @@ def check_equal(model: models.Model, variables: Any, images: np.ndarray) -> None
 
     # Without it GPUs round the factors of float32 products to fewer bits.
     with jax.default_matmul_precision("highest"):
-        found = jax.device_get(both(variables, images))
-    for logits, train in zip(found, (False, True), strict=True):
+        ours = jax.device_get(both(variables, images))
+    for logits, train in zip(ours, (False, True), strict=True):
         with torch.no_grad():
             wanted = network.train(train)(pixels).numpy()
         # Of the largest: BatchNorm of few values magnifies rounding.

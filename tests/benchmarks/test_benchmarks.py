@@ -216,8 +216,8 @@ def test_both_augment_alike(gpu):
     spec = experiment.augmentation_of(gpu.settings("resnet8", 6, 1, 1, "auto", False), (8, 8, 3))
     params = augment.AugmentationParams(jnp.array(offsets), jnp.array(flips))
     expected = augment.apply(jnp.array(dataset.train.images[rows]), params, spec)
-    found = training.pixels(rows, offsets, flips).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    actual = training.pixels(rows, offsets, flips).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_training_that_fails_has_a_row_that_says_so(gpu, monkeypatch):

@@ -127,5 +127,5 @@ def test_mapped_over_seeds_and_devices():
     products = gradients(lambda *arrays: conv_as_matmul(*arrays, *geometry), "map")
     np.testing.assert_allclose(products, expected, rtol=2e-5, atol=1e-4)
     for over_seeds in ("vmap", "map"):
-        found = gradients(lambda *arrays: canonical(*arrays, *geometry), over_seeds)
-        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)
+        actual = gradients(lambda *arrays: canonical(*arrays, *geometry), over_seeds)
+        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-4)
