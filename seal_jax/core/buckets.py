@@ -53,8 +53,14 @@ class BucketPath(type(epath.Path("gs://"))):  # type: ignore[misc]
 
     def write_bytes(self, data: bytes) -> int:
         """Write an object, whole or not at all."""
-        with super().open("wb") as file:
-            return int(file.write(data))
+        file = super().open("wb")
+        try:
+            written = int(file.write(data))
+            file.close()
+        finally:
+            # Else one that was refused would be sent again, at whatever moment Python collects it.
+            file.closed = True
+        return written
 
     def stat(self) -> _Stat:
         """Return size and time, under the names of ``pathlib`` too."""
@@ -111,9 +117,11 @@ class _Written(io.BytesIO):
             self._sent = content
 
     def close(self) -> None:
-        if not self.closed:
-            self.flush()
-        super().close()
+        try:
+            if not self.closed:
+                self.flush()
+        finally:
+            super().close()
 
 
 def _with_reason(method: Callable[..., Any]) -> Callable[..., Any]:

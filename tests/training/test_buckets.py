@@ -1,5 +1,6 @@
 """Everything that takes a path takes one of a bucket, of a server that speaks Cloud Storage's protocol."""
 
+import gc
 import io
 import json
 import os
@@ -130,8 +131,7 @@ def test_killed_at_arbitrary_moments(bucket, runs, tmp_path):
     ],
 )
 def test_a_bucket_that_refuses_from_some_moment_on(bucket, runs, tmp_path, refused, says):
-    # A folder of its own: the runs of this test are in this process, where a save that failed may still be retried.
-    workdir = f"gs://bucket/{tmp_path.name}"
+    workdir = "gs://bucket/run"
     if refused == "metrics.jsonl":
         runs.finish(workdir, signalled_at=(12, signal.SIGTERM), code=main.STOPPED)
     bucket.refused = refused
@@ -141,7 +141,23 @@ def test_a_bucket_that_refuses_from_some_moment_on(bucket, runs, tmp_path, refus
     assert says.format(workdir=workdir) in last
     bucket.refused = ""
     runs.finish(workdir)
-    assert_same_run(bucket.download(tmp_path.name, tmp_path), runs.reference())
+    assert_same_run(bucket.download("run", tmp_path), runs.reference())
+
+
+def test_what_was_refused_is_not_sent_later(bucket):
+    bucket.refused = "^a$"
+    path, errors = files.as_path("gs://bucket/a"), []
+    file = path.open("w")
+    file.write("a")
+    for write in (lambda: path.write_bytes(b"a"), lambda: path.write_text("a"), file.close):
+        with pytest.raises(OSError, match="does not have storage") as error:
+            write()
+        errors.append(error)
+    bucket.refused = ""
+    del file, write, error
+    errors.clear()
+    gc.collect()
+    assert not bucket.objects
 
 
 @pytest.mark.slow
