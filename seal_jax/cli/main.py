@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _EXIT_CODES = (
 )
 # Lines of `prepare --verify`: data of another kind may have one for every image.
 _MOST_PROBLEMS = 20
+# Where `sweep` trains variants that share a program, before it writes the folder of each.
+TOGETHER = "together"
 OVERRIDES = (
     "Any setting can be changed with --config.SECTION.FIELD=VALUE, such as "
     "--config.train.seeds=4 or --config.optimizer.learning_rate=0.05."
@@ -154,6 +156,15 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
         to.add_argument("--config", required=True, metavar=config, help="a file of configs/")
         help_text = f"the folder of the {folder}"
         to.add_argument("--workdir", required=True, metavar="DIR", help=help_text)
+        if train is _sweep:
+            to.add_argument(
+                "--together",
+                type=int,
+                default=64,
+                metavar="N",
+                help="trainings in one program, of variants that differ in numbers alone (default: %(default)s; 1: "
+                "each variant in its own)",
+            )
         group = to.add_argument_group("several processes (on Cloud TPU: --coordinator=auto alone)")
         group.add_argument("--coordinator", metavar="HOST:PORT", help='process 0, or "auto"')
         group.add_argument("--processes", type=int, metavar="N", help="how many there are")
@@ -205,14 +216,23 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train one experiment, or resume it where it stopped."""
+    from seal_jax.cli import configs
+    from seal_jax.training import points
+
     root = files.as_path(options.workdir)
     _start_jax(options)
-    return _train_one(options.config, overrides, root)
+    settings = configs.load(options.config, overrides)
+    code = _train_one(settings, root)
+    if code == OK and settings.train.vary and _is_main_process():
+        _write_report(points.folders(root, settings), root)
+    return code
 
 
 def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train every variant of a config, each in a folder of its own, then compare them."""
     from seal_jax.cli import configs
+    from seal_jax.core import vary
+    from seal_jax.training import points
 
     root = files.as_path(options.workdir)
     if configs.split(options.config)[1]:
@@ -221,19 +241,44 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if not variants:
         raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
     # All errors of settings come before any training.
-    for variant in variants:
-        configs.load(f"{options.config}:{variant}", overrides)
+    runs = {variant: configs.load(f"{options.config}:{variant}", overrides) for variant in variants}
     _start_jax(options)
     # In the order of VARIANTS: a later one may start from the run of an earlier one, as PoF from SAM.
-    for variant in variants:
-        code = _train_one(f"{options.config}:{variant}", overrides, root / variant)
+    waiting, apart = list(variants), set[str]()
+    while waiting:
+        group, *_ = points.together({name: runs[name] for name in waiting}, apart, options.together)
+        try:
+            code = _train_group({name: runs[name] for name in group}, root)
+        except vary.CannotVary as error:
+            apart.add(error.field)
+            continue
         # A stop or a full disk ends the sweep. The same command finds the finished variants done and resumes
         # this one.
         if code:
             return code
+        waiting = [name for name in waiting if name not in group]
     if _is_main_process():
         _write_report([root / variant for variant in variants], root)
     return OK
+
+
+def _train_group(runs: Mapping[str, Any], root: Path) -> int:
+    """Train runs that differ in numbers alone as one, unless some were begun alone."""
+    from seal_jax.training import points
+    from seal_jax.training import workdir as workdirs
+
+    first, *others = runs
+    joint = root / TOGETHER / first
+    if others and not (joint / workdirs.CONFIG).exists():
+        begun = [name for name in runs if (root / name / workdirs.CONFIG).exists()]
+        if begun:
+            rest = {name: run for name, run in runs.items() if name not in begun}
+            groups = [{name: runs[name]} for name in begun] + [rest] * bool(rest)
+            return next((code for group in groups if (code := _train_group(group, root))), OK)
+    if not others:
+        return _train_one(runs[first], root / first)
+    targets = [root / name for name in runs]
+    return _train_one(points.joined(list(runs.values())), joint, targets)
 
 
 def _start_jax(options: argparse.Namespace) -> None:
@@ -262,18 +307,16 @@ def _is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
+def _train_one(settings: Any, workdir: Path, points: Sequence[Path] = ()) -> int:
     import jax
 
     from seal_jax import reports
-    from seal_jax.cli import configs
     from seal_jax.training import experiment, loop
     from seal_jax.training import workdir as workdirs
 
-    settings = configs.load(config, overrides)
-    dataset = experiment.load_data(settings.data)
+    dataset = experiment.load(settings)
     try:
-        outcome = loop.train(settings, workdir, dataset)
+        outcome = loop.train(settings, workdir, dataset, points=points)
     except OSError as error:  # a full disk, or a folder that went away
         # Of stdout, not of the folder: `exit_code` handles it.
         if isinstance(error, BrokenPipeError):
@@ -286,7 +329,8 @@ def _train_one(config: str, overrides: Sequence[str], workdir: Path) -> int:
         return code
     # A run that stopped within its first epoch has no row to draw.
     try:
-        if _is_main_process() and (workdir / workdirs.METRICS).stat().st_size:
+        drawn = _is_main_process() and not settings.train.vary
+        if drawn and (workdir / workdirs.METRICS).stat().st_size:
             reports.draw_run(workdir)
     except (OSError, UsageError) as error:
         # The run is whole without its picture, and so is its exit code.

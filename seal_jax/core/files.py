@@ -177,6 +177,14 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it."""
+    if is_remote(path):
+        path.rmtree()  # type: ignore[attr-defined]
+    else:
+        shutil.rmtree(path)
+
+
 @contextlib.contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
     """Make a folder for as long as the context lasts; remove those of this prefix that killed processes left."""

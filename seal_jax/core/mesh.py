@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from seal_jax.core import vary
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import State
 from seal_jax.errors import UsageError
@@ -38,7 +39,7 @@ def layout(settings: Settings, devices: int) -> tuple[int, int]:
     Raises:
       UsageError: the numbers asked for do not fit the devices, the seeds or the batch.
     """
-    seeds, batch = settings.train.seeds, settings.train.batch_size
+    seeds, batch = vary.trainings(settings), settings.train.batch_size
     along_seed, along_data = settings.run.seed_devices, settings.run.data_devices
     if not along_seed:
         # The most devices that the seeds can be divided over evenly.

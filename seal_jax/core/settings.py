@@ -71,6 +71,8 @@ class Data:
         2019); 0 for none. With both, each batch draws one of the two.
       randaugment: operations of RandAugment on each image (Cubuk et al. 2020); 0 for none.
       randaugment_magnitude: of these, from 0 to 10, AutoAugment's strongest.
+      draws: whether the draws of wrong labels and of subsets are "shared" by all seeds of training, or each
+        seed has its own, "per_seed": then its seed is added to ``label_noise_seed`` and ``subset_seed``.
     """
 
     name: str = "digits"
@@ -101,6 +103,7 @@ class Data:
     cutmix: float = 0.0
     randaugment: int = 0
     randaugment_magnitude: float = 9.0
+    draws: Literal["shared", "per_seed"] = "shared"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +239,10 @@ class Train:
         left out of a run, and is an error in a file. "replace" starts with a new one, as FAST always does.
       allow_pickle: whether ``pretrained`` may be a .pth, .pt or .bin file of PyTorch, a pickle; it is
         read by ``torch.load(weights_only=True)``.
+      vary: settings that take several values in one program, as JSON: {"optimizer.learning_rate": [0.1, 0.3]},
+        with more fields their product; or a list of points, [{"optimizer.learning_rate": 0.1}]. Every point
+        has all seeds, and the outcome is a run folder for each in ``points/``. Numbers of the method, the
+        optimizer, and ``data.label_noise``, ``label_noise_seed`` and ``subset_seed``; empty for none.
     """
 
     generations: int = 10
@@ -256,6 +263,7 @@ class Train:
     remat: bool = False
     pretrained_head: Literal["keep", "replace"] = "keep"
     allow_pickle: bool = False
+    vary: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

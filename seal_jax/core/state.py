@@ -109,6 +109,15 @@ class EarlyStoppingState(NamedTuple):
     since: jax.Array  # the epoch of the last change of rate_scale, or of the generation's start
 
 
+class Varied(NamedTuple):
+    """What sets a training apart from the others of its run, besides the seed."""
+
+    values: dict[str, jax.Array] = {}  # noqa: RUF012 - of settings by their full names: ``train.vary``
+    draw: jax.Array | None = (
+        None  # which draw of the training data is its own; None where there is one
+    )
+
+
 class State(NamedTuple):
     """The state of one training; in a run every leaf has a leading axis of seeds."""
 
@@ -121,6 +130,7 @@ class State(NamedTuple):
     best: Best | None  # of this generation; None without a validation split
     early_stopping: EarlyStoppingState | None  # None if neither it nor plateaus are on
     ema: Weights | None = None  # the average of the weights; None if it is off
+    varied: Varied = Varied()
 
 
 # What three fields of the state were called in checkpoints of earlier versions.

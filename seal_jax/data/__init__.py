@@ -12,6 +12,7 @@ from seal_jax.data.catalogue import name_of as name_of
 from seal_jax.data.catalogue import normalisation as normalisation
 from seal_jax.data.catalogue import statistics as statistics
 from seal_jax.data.dataset import Dataset as Dataset
+from seal_jax.data.dataset import Draws as Draws
 from seal_jax.data.dataset import Split as Split
 from seal_jax.data.dataset import from_arrays as from_arrays
 from seal_jax.data.dataset import stratified_split as stratified_split

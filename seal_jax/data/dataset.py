@@ -54,6 +54,14 @@ class Split:
         return not isinstance(self.images, np.ndarray)
 
 
+class Draws(NamedTuple):
+    """Several draws of one training split, each int32 ``[draws, n]``: other images, or under other labels."""
+
+    labels: np.ndarray
+    clean_labels: np.ndarray | None = None  # the images' own where some were replaced in any draw
+    rows: np.ndarray | None = None  # of the split
+
+
 class Origin(NamedTuple):
     """The prepared data that a data set was loaded from.
 
@@ -89,6 +97,8 @@ class Dataset:
     # Where labels were replaced: those of the whole training split in stored order, int32, what is not trained on
     # included. It is what ``data.label_file`` takes.
     label_record: np.ndarray | None = None
+    # What trainings of one run see where they do not all see ``train``.
+    draws: Draws | None = None
 
     def __post_init__(self):
         if len(self.class_names) != self.num_classes:

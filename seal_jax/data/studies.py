@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from seal_jax.core import files
-from seal_jax.data.dataset import Dataset, Split, stratified_split
+from seal_jax.data.dataset import Dataset, Draws, Split, stratified_split
 from seal_jax.errors import UsageError
 
 
@@ -22,6 +24,7 @@ def study(
     label_noise: float = 0.0,
     label_noise_seed: int = 0,
     label_file: str = "",
+    draws: Sequence[Mapping[str, Any]] = (),
 ) -> Dataset:
     """Hold a validation split out of the training split, then choose images of the rest and change labels.
 
@@ -30,10 +33,13 @@ def study(
 
     Args:
       dataset: without a validation split.
+      draws: of several draws the ``subset_seed``, ``label_noise`` and ``label_noise_seed`` of each, in place of the
+        arguments.
 
     Returns:
       The data set; where labels were replaced, ``train.clean_labels`` are the images' own and
-      ``label_record`` those of all images of the whole training split.
+      ``label_record`` those of all images of the whole training split. With ``draws`` the training split has all
+      images that are not held out, and the draws are beside it.
 
     Raises:
       UsageError: as the functions below, and :func:`seal_jax.data.stratified_split`.
@@ -41,21 +47,40 @@ def study(
     whole, classes = dataset.train, dataset.num_classes
     rows, held_out = stratified_split(whole.labels, validation_fraction, validation_seed)
     # Held out by the data set's own labels, and before anything else: no option below changes the validation split.
-    if train_count or imbalance > 1:
-        chosen = subset_rows(whole.labels[rows], classes, train_count, imbalance, subset_seed)
-        rows = rows[chosen]
-    record = None
-    if label_file:
-        record = read_labels(label_file, len(whole), classes)
-    elif label_noise:
-        record = whole.labels.copy()
-        record[rows] = noisy_labels(whole.labels[rows], classes, label_noise, label_noise_seed)
-    # No copy of images where all of them stay.
-    train = whole if len(rows) == len(whole) else whole.rows(rows)
-    if record is not None:
-        train = Split(train.images, record[rows], train.labels)
+    record = read_labels(label_file, len(whole), classes) if label_file else whole.labels
+
+    def drawn(
+        subset_seed: int, label_noise: float, label_noise_seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Choose among the images that are not held out, and replace labels; return labels, clean ones, rows."""
+        chosen = np.arange(len(rows), dtype=np.int32)
+        if train_count or imbalance > 1:
+            own = whole.labels[rows]
+            chosen = subset_rows(own, classes, train_count, imbalance, subset_seed)
+        seen = record[rows[chosen]]
+        if label_noise:
+            seen = noisy_labels(seen, classes, label_noise, label_noise_seed)
+        return seen, whole.labels[rows][chosen], chosen.astype(np.int32)
+
+    validation = whole.rows(held_out)
+    if draws:
+        # No copy of images where all of them stay.
+        train = whole if len(rows) == len(whole) else whole.rows(rows)
+        stacked = Draws(*map(np.stack, zip(*(drawn(**draw) for draw in draws), strict=True)))
+        if (stacked.labels == stacked.clean_labels).all():
+            stacked = stacked._replace(clean_labels=None)
+        return dataclasses.replace(dataset, train=train, validation=validation, draws=stacked)
+    seen, clean, chosen = drawn(subset_seed, label_noise, label_noise_seed)
+    train = whole if len(chosen) == len(whole) else whole.rows(rows[chosen])
+    if not (label_file or label_noise):
+        return dataclasses.replace(dataset, train=train, validation=validation)
+    record = record.copy()
+    record[rows[chosen]] = seen
     return dataclasses.replace(
-        dataset, train=train, validation=whole.rows(held_out), label_record=record
+        dataset,
+        train=Split(train.images, seen, clean),
+        validation=validation,
+        label_record=record,
     )
 
 

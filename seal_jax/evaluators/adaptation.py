@@ -265,7 +265,7 @@ class Replay:
         return pretrained.take(
             self.settings,
             self._source,
-            self.experiment.abstract_state(self.settings.train.seeds),
+            self.experiment.abstract_state(),
             momentum=self.experiment.method.continues_momentum,
         )
 

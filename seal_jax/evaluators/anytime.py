@@ -138,6 +138,11 @@ def _repeated(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
             f"adaptation (train.pretrained = {settings.train.pretrained!r}), which is gone through "
             "as it was; leave it out, or give the run that it started from"
         )
+    if settings.data.draws == "per_seed":
+        raise UsageError(
+            f"{loaded_run.run} has data.draws = 'per_seed': only an adaptation on one draw of the data is gone through "
+            "again"
+        )
     count = options.seeds or settings.train.seeds
     if count > settings.train.seeds:
         raise UsageError(

@@ -113,22 +113,22 @@ def evaluate(
         process writes to.
     """
     # Not at the top: the command line imports this module for every command, and these import Flax and Orbax.
-    from seal_jax.evaluators.loaded_run import LoadedRun
+    from seal_jax.evaluators import loaded_run
     from seal_jax.training import workdir as workdirs
     from seal_jax.training.progress import Progress
 
-    loaded_run = LoadedRun(folder, weights=weights, steps=steps)
+    loaded = loaded_run.load(folder, weights=weights, steps=steps)
     # What a cached record depends on. Records under another header are refused, not mixed with new ones.
     header = {
         "kind": evaluator.name,
-        "run": loaded_run.label,
-        "networks": [network.key for network in loaded_run.networks],
-        "fingerprint": loaded_run.fingerprint,
+        "run": loaded[0].label,
+        "networks": [network.key for part in loaded for network in part.networks],
+        "fingerprint": " ".join(part.fingerprint for part in loaded),
         "options": dataclasses.asdict(options),
     }
     # Unusable input is an error before the first file is written.
     files.check_writable(output, "--output")
-    items = evaluator.work_items(loaded_run, options)
+    items = [item for part in loaded for item in evaluator.work_items(part, options)]
     with workdirs.locked(output / LOCK, "--output"):
         # Read under the lock: another process could be in the middle of a line.
         cache = ResultCache(output / UNITS, header, overwrite=overwrite)

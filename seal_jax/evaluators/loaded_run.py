@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seal_jax import data, paths
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
+from seal_jax.core import vary
 from seal_jax.core.settings import Settings
 from seal_jax.data.readers import IN_PLACE
 from seal_jax.errors import UsageError
@@ -98,6 +99,18 @@ class DescribedRun:
         return data.apply(images, None, self.augmentation)
 
 
+def load(run: Path, *, weights: Sequence[str] = (), steps: str = "newest") -> list[LoadedRun]:
+    """Load a run: once, or where its seeds have draws of the data of their own, once for each of them."""
+    which: dict[str, Any] = {"weights": weights, "steps": steps}
+    # Where it is no run, the class says so.
+    if (run / workdirs.CONFIG).is_file():
+        settings = settings_lib.read(Settings, workdirs.read_single(run))
+        if len(vary.draws(settings)[0]) > 1:
+            first, count = settings.train.seed, settings.train.seeds
+            return [LoadedRun(run, **which, seed=seed) for seed in range(first, first + count)]
+    return [LoadedRun(run, **which)]
+
+
 class LoadedRun(DescribedRun):
     """A run's networks and data.
 
@@ -105,6 +118,7 @@ class LoadedRun(DescribedRun):
       run: the run's folder.
       weights: some of "last", "best" and "ema"; by default those that the run has.
       steps: "newest", "all", or steps separated by commas.
+      seed: of the only training to load, where each seed has a draw of the data of its own; see :func:`load`.
 
     Attributes:
       run, settings, dataset, model: the training's.
@@ -115,7 +129,14 @@ class LoadedRun(DescribedRun):
         finite, or data that was not prepared.
     """
 
-    def __init__(self, run: Path, *, weights: Sequence[str] = (), steps: str = "newest"):
+    def __init__(
+        self,
+        run: Path,
+        *,
+        weights: Sequence[str] = (),
+        steps: str = "newest",
+        seed: int | None = None,
+    ):
         if not (run / workdirs.CONFIG).is_file():
             raise UsageError(
                 f"--checkpoint={run} is not the folder of a run: it has no {workdirs.CONFIG}"
@@ -124,10 +145,14 @@ class LoadedRun(DescribedRun):
         if len(set(weights)) < len(weights):
             raise UsageError(f"--weights={','.join(weights)} names one twice; name each once")
         self.run = run
-        settings = settings_lib.read(Settings, workdirs.read(run))
+        settings = settings_lib.read(Settings, workdirs.read_single(run))
+        self._seeds = range(settings.train.seed, settings.train.seed + settings.train.seeds)
+        if seed is not None:
+            train = dataclasses.replace(settings.train, seed=seed, seeds=1)
+            settings = dataclasses.replace(settings, train=train)
         chosen = _steps(run / workdirs.CHECKPOINTS, steps)
         # The data before the network: images and classes determine its shape.
-        dataset = experiments.load_data(settings.data, run)
+        dataset = experiments.load_data(vary.draw(settings.data, settings.train.seed), run)
         super().__init__(settings, dataset, on_cpu=jax.default_backend() == "cpu")
         self.networks = [
             network for step in chosen for network in self._networks(step, tuple(weights))
@@ -226,10 +251,10 @@ class LoadedRun(DescribedRun):
                     f"{step}; use --weights=last"
                 )
             all_seeds = self._variables(leaves, SOURCES[weights], step)
-            for index in range(train.seeds):
+            for index, seed in enumerate(self._seeds):
+                if not train.seed <= seed < train.seed + train.seeds:
+                    continue
                 variables = jax.tree.map(lambda leaf, index=index: leaf[index], all_seeds)
-                # A run's seeds are consecutive.
-                seed = train.seed + index
                 identity = {"weights": weights, "seed": seed, "step": step}
                 identity = {**self.label, **identity, "generation": generation}
                 networks.append(Network(weights, seed, step, variables, identity))
@@ -255,10 +280,10 @@ class LoadedRun(DescribedRun):
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: {name} "
                     f"is {saved_shape} there and {list(shape)} here; evaluate the run's own folder"
                 )
-            if len(stacked) != self.settings.train.seeds:
+            if len(stacked) != len(self._seeds):
                 raise UsageError(
                     f"checkpoint {where} has {len(stacked)} seeds, and {workdirs.CONFIG} has "
-                    f"train.seeds = {self.settings.train.seeds}; evaluate the run's own folder"
+                    f"train.seeds = {len(self._seeds)}; evaluate the run's own folder"
                 )
         for name, leaf in saved.items():
             # The reverse check: a smaller network would fit, and lose weights. Only LW's normalisers may be extra.

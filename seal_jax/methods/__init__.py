@@ -73,7 +73,11 @@ def build(values: Mapping[str, Any], context: Context) -> Method:
     Raises:
       UsageError: no such method, or an option that it does not have or that does not fit.
     """
-    return _module(values["name"]).build(_options(values), context)
+    method: Method = _module(values["name"]).build(_options(values), context)
+    # The setting overrides the method's own rule.
+    if context.train.batch_statistics == "frozen":
+        method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
+    return method
 
 
 def complete(settings: Settings) -> Settings:

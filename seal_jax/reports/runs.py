@@ -175,7 +175,7 @@ def read_all(folders: PathLike | Sequence[PathLike]) -> list[Run]:
     return [
         dataclasses.replace(run, rows=_rows(run))
         for index, (path, name) in enumerate(zip(paths, files.short_names(paths), strict=True))
-        for run in [Run(path, name, workdirs.read(path), (), index)]
+        for run in [Run(path, name, workdirs.read_single(path), (), index)]
     ]
 
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Data, Train
 from seal_jax.core.state import Stream, stream_key
-from seal_jax.data import Split, StoredImages, augment, mixing
+from seal_jax.data import Draws, Split, StoredImages, augment, mixing
 from seal_jax.errors import UsageError, check_integer
 from seal_jax.methods import Method
 from seal_jax.models import Model
@@ -187,35 +187,43 @@ def padded_batches(n: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["images", "labels", "clean_labels"],
+    data_fields=["images", "labels", "clean_labels", "rows"],
     meta_fields=["stored"],
 )
 @dataclasses.dataclass(frozen=True)
 class Arrays:
     """A split on the device: flat uint8 ``images [n, row]`` and int32 ``labels [n]``.
 
-    Where images are streamed, they are ``stored`` elsewhere, and there are labels alone.
+    Where images are streamed, they are ``stored`` elsewhere, and there are labels alone. Several draws of a training
+    split share the images: ``rows [draws, n]`` are those of each, under ``labels [draws, n]``.
     """
 
     images: jax.Array | None
     labels: jax.Array
     clean_labels: jax.Array | None = None
     stored: StoredImages | None = None
+    rows: jax.Array | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
+    def at(self, draw: jax.Array | None) -> Arrays:
+        """Return one draw of the split; traced."""
+        if draw is None:
+            return self
+        drawn = (self.labels, self.clean_labels, self.rows)
+        labels, clean, rows = jax.tree.map(lambda leaf: leaf[draw], drawn)
+        return dataclasses.replace(self, labels=labels, clean_labels=clean, rows=rows)
 
-def place(mesh: Mesh, split: Split) -> Arrays:
-    """Return a split on every device of the mesh; of one that is streamed only the labels."""
-    labels, clean = (
-        None if part is None else meshes.place(mesh, part)
-        for part in (split.labels, split.clean_labels)
-    )
-    assert labels is not None  # every split has them
+
+def place(mesh: Mesh, split: Split, draws: Draws | None = None) -> Arrays:
+    """Return a split, or draws of it, on every device of the mesh; of one that is streamed only the labels."""
+    clean = split.clean_labels
+    host = Draws(split.labels, clean) if draws is None else draws
+    labels, clean, rows = jax.tree.map(functools.partial(meshes.place, mesh), tuple(host))
     if split.streamed:
         return Arrays(None, labels, clean, split.images)
-    return Arrays(meshes.place(mesh, flatten(split)), labels, clean)
+    return Arrays(meshes.place(mesh, flatten(split)), labels, clean, rows=rows)
 
 
 class Pixels(NamedTuple):
@@ -240,6 +248,8 @@ class DataShape(NamedTuple):
     num_classes: int
     streamed: bool = False  # images come with every call of the programs
     noisy: bool = False  # some training labels were replaced, and their clean ones come with them
+    draws: int = 0  # of which each training has one; 0 where all have the same
+    images: int = 0  # that the draws share
 
 
 class Batch(NamedTuple):
@@ -409,7 +419,8 @@ class Batches:
                 images = pixels.reshape(*rows.shape, *self.shape.image_shape)
             else:
                 assert data.images is not None  # they are on the device
-                images = take(data.images, rows, self.shape.image_shape)
+                shared = rows if data.rows is None else jnp.take(data.rows, rows, mode="clip")
+                images = take(data.images, shared, self.shape.image_shape)
             labels = jnp.take(data.labels, rows, mode="clip")
         with jax.named_scope("augment"):
             images = augment.apply(images, augmentation, self.augmentation, self.model.module.dtype)

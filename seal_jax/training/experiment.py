@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from jax.sharding import Mesh
 from seal_jax import data, methods, models
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
+from seal_jax.core import vary
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
 from seal_jax.methods import Method
@@ -25,7 +28,15 @@ from seal_jax.training.batches import Batches, DataShape, row_bytes, steps_per_e
 from seal_jax.training.step import Experiment
 
 
-def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Dataset:
+def load(settings: Settings) -> data.Dataset:
+    """Load the data that the trainings of a run see: :func:`load_data`, or several draws of it."""
+    draws = vary.draws(settings)[0]
+    return load_data(draws[0], draws=draws if len(draws) > 1 else ())
+
+
+def load_data(
+    fields: settings_lib.Data, run: Path | None = None, draws: Sequence[settings_lib.Data] = ()
+) -> data.Dataset:
     """Load the data set that the settings name, into host memory or to be streamed.
 
     With the folder of a ``run`` that replaced labels, its training labels are those that it trained on,
@@ -56,6 +67,7 @@ def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Datase
         label_noise=fields.label_noise,
         label_noise_seed=fields.label_noise_seed,
         label_file=fields.label_file,
+        draws=[{field: getattr(draw, field) for field in vary.DRAWN} for draw in draws],
     )
     if fields.selection == "test_best":
         # The test split in the validation split's place: nothing below knows the difference.
@@ -78,9 +90,14 @@ def _room() -> int | None:
 
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raise if the training split lacks what the settings need of it, or a device has no room."""
+    if dataset.train.streamed and dataset.draws is not None:
+        raise UsageError(
+            'data.placement: trainings with draws of their own share images on the device; set it to "device", or '
+            'data.draws to "shared" and train.vary without data'
+        )
     if dataset.train.streamed:
         # Decoded, stacked and on their way to the devices, those of the next step beside those of this one.
-        images = settings.train.seeds * settings.train.batch_size
+        images = vary.trainings(settings) * settings.train.batch_size
         needed = 4 * images * math.prod(dataset.image_shape)
         free = data.available_memory() or needed
         if needed > free:
@@ -101,24 +118,30 @@ def check_data(settings: Settings, dataset: data.Dataset) -> None:
                 "it to stream, lower data.image_size, or choose smaller splits"
             )
     if settings.train.sampling == "balanced":
-        counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
-        if not counts.all():
-            raise UsageError(
-                f"data.train_split = {settings.data.train_split!r} has no image of class "
-                f'{np.argmin(counts)}, and train.sampling = "balanced" needs one of each'
-            )
+        labels = dataset.train.labels[None] if dataset.draws is None else dataset.draws.labels
+        for drawn in labels:
+            counts = np.bincount(drawn, minlength=dataset.num_classes)
+            if not counts.all():
+                raise UsageError(
+                    f"data.train_split = {settings.data.train_split!r} has no image of class "
+                    f'{np.argmin(counts)}, and train.sampling = "balanced" needs one of each'
+                )
 
 
 def data_shape(dataset: data.Dataset) -> DataShape:
     """Return the shape of a loaded data set."""
+    draws = dataset.draws
+    noisy = dataset.train if draws is None else draws
     return DataShape(
-        train=len(dataset.train),
+        train=len(dataset.train) if draws is None else draws.labels.shape[1],
         validation=len(dataset.validation),
         test=len(dataset.test),
         image_shape=dataset.image_shape,
         num_classes=dataset.num_classes,
-        noisy=dataset.train.clean_labels is not None,
+        noisy=noisy.clean_labels is not None,
         streamed=dataset.train.streamed,
+        draws=0 if draws is None else len(draws.labels),
+        images=0 if draws is None else len(dataset.train),
     )
 
 
@@ -129,6 +152,11 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
       UsageError: settings that do not fit the data, the model, the devices or each other.
     """
     train = settings.train
+    points = vary.points(settings)
+    if points[0]:
+        # What the programs are built from has the values of one point, so that it differs from the others in numbers
+        # alone.
+        settings = dataclasses.replace(vary.at(settings, points[0]), train=train)
     steps = steps_per_epoch(shape.train, train.batch_size, train.drop_last)
     # Checked again: Settings assumes one step per epoch, only the data tells how many there are.
     settings_lib.check_steps(train, steps)
@@ -158,9 +186,6 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     # A method is built from shapes only: preflight compiles without weights or data.
     context = methods.Context(model, params, steps, settings.optimizer, train)
     method = methods.build(settings.method, context)
-    # The setting overrides the method's own rule.
-    if train.batch_statistics == "frozen":
-        method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
     # A warm start sees fewer images than there are.
     _check_extra_batches(method, warm_count(shape.train, settings.data), mesh)
     shards = mesh.shape[meshes.DATA]
@@ -173,7 +198,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
             )
     steps_per_call = _steps_per_call(settings, steps, shape, method)
     augmentation = augmentation_of(settings, shape.image_shape)
-    return Experiment(
+    experiment = Experiment(
         settings=settings,
         mesh=mesh,
         context=context,
@@ -184,6 +209,50 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
         early_stopping=early_stopping.rules(settings, context.clock, bool(shape.validation)),
         steps_per_call=steps_per_call,
     )
+    if points[0]:
+        _check_points(experiment)
+    return experiment
+
+
+def _check_points(experiment: Experiment) -> None:
+    """Raise unless every point is an experiment, and all of them are one program."""
+    settings, context = experiment.settings, experiment.context
+    for point in vary.points(settings):
+        alone = vary.at(settings, point)
+        methods.build(alone.method, dataclasses.replace(context, optimizer=alone.optimizer))
+    fields = tuple(vary.values(settings))
+    try:
+        if fields:
+            _trace(experiment)
+    except _NEEDS_VALUE as error:
+        # Which of them: the traceback names none.
+        for field in fields:
+            only = json.dumps([{field: vary.points(settings)[0][field]}])
+            train = dataclasses.replace(settings.train, vary=only)
+            try:
+                _trace(
+                    dataclasses.replace(
+                        experiment, settings=dataclasses.replace(settings, train=train)
+                    )
+                )
+            except _NEEDS_VALUE:
+                raise vary.CannotVary(field, "it changes the program itself") from error
+        raise vary.CannotVary(" with ".join(fields), "they change the program itself") from error
+
+
+# Raised where Python asks for the value of a traced number, to branch on it or to make a shape of it.
+_NEEDS_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _trace(experiment: Experiment) -> None:
+    """Trace the programs that depend on varied values, without compiling them."""
+    state, data = experiment.abstract_state(), experiment.abstract_data()
+    jax.eval_shape(experiment.start_generation, state, data)
+    jax.eval_shape(experiment.train, state, data)
 
 
 def create_model(
@@ -225,7 +294,7 @@ def _steps_per_call(settings: Settings, steps: int, shape: DataShape, method: Me
     count = settings.run.steps_per_call or every or steps
     if shape.streamed and not settings.run.steps_per_call:
         images = settings.train.batch_size + method.extra_batches * method.extra_batch_size
-        step_bytes = settings.train.seeds * images * math.prod(shape.image_shape)
+        step_bytes = vary.trainings(settings) * images * math.prod(shape.image_shape)
         count = streaming.steps_per_call(step_bytes, count)
     if steps % count:
         raise UsageError(

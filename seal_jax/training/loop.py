@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,13 +14,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seal_jax import data, methods
-from seal_jax.core import files
+from seal_jax.core import files, vary
 from seal_jax.core import mesh as meshes
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import State
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment as experiments
 from seal_jax.training import loggers, manifest, pretrained, streaming
+from seal_jax.training import points as points_lib
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.batches import Arrays, place
 from seal_jax.training.checkpoints import Checkpoints, same_everywhere
@@ -106,7 +107,12 @@ class Outcome(NamedTuple):
 
 
 def train(
-    settings: Settings, workdir: Path, dataset: data.Dataset, *, devices: int | None = None
+    settings: Settings,
+    workdir: Path,
+    dataset: data.Dataset,
+    *,
+    devices: int | None = None,
+    points: Sequence[Path] = (),
 ) -> Outcome:
     """Train until the end, or until SIGTERM or SIGINT; resume the run in ``workdir`` if there is one.
 
@@ -118,6 +124,8 @@ def train(
       workdir: the run's folder; see :mod:`seal_jax.training.workdir`.
       dataset: the images, on the host.
       devices: how many of the devices to use, the first ones; all by default.
+      points: folders for the points of ``train.vary``, by default those of
+        :func:`seal_jax.training.points.folders`.
 
     Raises:
       UsageError: input that cannot be used, before anything is written.
@@ -132,7 +140,7 @@ def train(
     experiments.check_data(settings, dataset)
     main = jax.process_index() == 0
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
-    abstract = experiment.abstract_state(settings.train.seeds)
+    abstract = experiment.abstract_state()
     init_from: dict[str, np.ndarray] = {}
     source = None
     if settings.train.pretrained:
@@ -147,7 +155,7 @@ def train(
             init_from = pretrained.take(
                 settings, source, abstract, momentum=method.continues_momentum
             )
-        abstract = experiment.abstract_state(settings.train.seeds, {**saved_leaves, **init_from})
+        abstract = experiment.abstract_state(init_from={**saved_leaves, **init_from})
     with ExitStack() as held, checkpoints, _stop() as stop:
 
         def claim() -> None:
@@ -183,7 +191,7 @@ def train(
                         open_log(unseen)
 
                 _on_first_process(open_unseen)
-                return Outcome(step, True, restored.state)
+                return _outcome(experiment, workdir, step, restored.state, points)
             into_epoch, count = step % experiment.clock.steps_per_epoch, experiment.steps_per_call
             if into_epoch % count:  # calls would go past the end of the epoch
                 raise UsageError(
@@ -196,7 +204,7 @@ def train(
         _on_first_process(lambda: manifest.write(workdir, settings, dataset, mesh, step))
         _on_first_process(open_log)
         progress = held.enter_context(Progress(experiment.total_steps, initial=step))
-        train_data = place(mesh, dataset.train)
+        train_data = place(mesh, dataset.train, dataset.draws)
         test_data = place(mesh, dataset.test)
         validation_data = None
         if dataset.validation is dataset.test:  # data.selection = "test_best"
@@ -217,11 +225,12 @@ def train(
             state, step = call.state, call.step
             # This waits for the devices, so that a loss that is not finite stops the run in the call it comes from.
             losses = fetch(call.losses)
-            if not np.isfinite(losses).all():
+            finite = np.isfinite(losses)
+            if _is_lost(experiment, finite.all(1)):
                 before = call.trained - losses.shape[1]
-                first = before + int(np.flatnonzero(~np.isfinite(losses).all(0))[0])
+                first = before + int(np.flatnonzero(~finite.all(0))[0])
                 _diverged(experiment, checkpoints, first, saved)
-            progress.update(call.trained, loss=float(losses[:, -1].mean()))
+            progress.update(call.trained, loss=float(losses[finite[:, -1], -1].mean()))
             if call.trained % clock.steps_per_epoch == 0:
                 # The row must be on disk before the checkpoint: a run resumed at `step` keeps the
                 # rows up to there, and would miss this one.
@@ -234,14 +243,32 @@ def train(
             due = step == experiment.total_steps or step % checkpoint_every == 0
             if due or stopping or call.ended_early:
                 # A finite loss is not enough: it was computed before the last update.
-                if not fetch(experiment.finite(state)).all():
+                if _is_lost(experiment, fetch(experiment.finite(state))):
                     _diverged(experiment, checkpoints, call.trained - 1, saved)
                 checkpoints.save(step, state, {"epoch": int(clock.epoch(step))})
                 saved = step
             if stopping:
                 break
         checkpoints.wait()
-        return Outcome(step, step == experiment.total_steps, state)
+        return _outcome(experiment, workdir, step, state, points)
+
+
+def _is_lost(experiment: Experiment, finite: np.ndarray) -> bool:
+    """Return whether a run must stop, of whose trainings some are not ``finite`` any more."""
+    # Points are tried out: one that diverges must not end the others.
+    tried = bool(vary.points(experiment.settings)[0])
+    return not (finite.any() if tried else finite.all())
+
+
+def _outcome(
+    experiment: Experiment, workdir: Path, step: int, state: State, points: Sequence[Path]
+) -> Outcome:
+    """Return how a run ended, after writing its points if that was its end."""
+    finished, settings = step == experiment.total_steps, experiment.settings
+    if finished and vary.points(settings)[0]:
+        targets = points or points_lib.folders(workdir, settings)
+        points_lib.split(workdir, settings, state, step, int(experiment.clock.epoch(step)), targets)
+    return Outcome(step, finished, state)
 
 
 def _row(
@@ -263,11 +290,13 @@ def _row(
     for name, total in metric_sums.measures.items():
         row[f"train/{name}"] = (total / clock.steps_per_epoch).tolist()
     if (noise := metric_sums.noise) is not None:
-        row["train/clean_accuracy"] = (noise.clean_correct / metric_sums.weight).tolist()
-        # A small epoch may have no image under a wrong label: 0 / 0, which the row has as null.
-        with np.errstate(invalid="ignore"):
-            row["train/memorised"] = (noise.memorised / noise.wrong).tolist()
-            row["train/corrected"] = (noise.corrected / noise.wrong).tolist()
+        shares = {
+            "clean_accuracy": (noise.clean_correct, metric_sums.weight),
+            "memorised": (noise.memorised, noise.wrong),
+            "corrected": (noise.corrected, noise.wrong),
+        }
+        for name, (part, whole) in shares.items():
+            row[f"train/{name}"] = _share(part, whole, metric_sums.loss)
     if call.validation is not None:
         row |= _means("validation", fetch(call.validation))
         if state.ema is not None and validation_data is not None:
@@ -292,7 +321,15 @@ def _means(name: str, sums: Any) -> dict[str, list[float]]:
     totals = {"loss": sums.loss, "accuracy": sums.correct}
     if "top5" in sums.measures and name.startswith("test"):
         totals["top5_accuracy"] = sums.measures["top5"]
-    return {f"{name}/{of}": (total / sums.weight).tolist() for of, total in totals.items()}
+    return {f"{name}/{of}": _share(total, sums.weight, sums.loss) for of, total in totals.items()}
+
+
+def _share(part: np.ndarray, whole: np.ndarray, loss: np.ndarray) -> list[float]:
+    """Return a share per training, NaN for those that diverged, whose networks call every image the first class."""
+    # A small epoch may have no image under a wrong label: 0 / 0, which the row has as null.
+    with np.errstate(invalid="ignore"):
+        shares: list[float] = np.where(np.isfinite(loss), part / whole, np.nan).tolist()
+    return shares
 
 
 def _diverged(experiment: Experiment, checkpoints: Checkpoints, step: int, saved: int) -> NoReturn:

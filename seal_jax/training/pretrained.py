@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from seal_jax import data, methods, paths
-from seal_jax.core import files
+from seal_jax.core import files, vary
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
@@ -147,7 +147,7 @@ def read_run(folder: Path, label: str) -> Source:
     """
     if not (folder / workdirs.CONFIG).is_file():
         raise UsageError(f"{label} is not the folder of a run")
-    settings = settings_lib.read(Settings, workdirs.read(folder))
+    settings = settings_lib.read(Settings, workdirs.read_single(folder))
     leaves = read_leaves(folder / workdirs.CHECKPOINTS)
     if leaves is None:
         raise UsageError(f"{label} holds no checkpoint yet")
@@ -231,9 +231,11 @@ def take(
             f"{source.label} is of another network: nothing there fits "
             f"{missing[0].removeprefix('weights/')}{nearest(missing[0], source.leaves)}"
         )
-    seeds = abstract["seed"].shape[0]
+    trainings = abstract["seed"].shape[0]
+    points = len(vary.points(settings))
     return {
-        name: for_seeds(leaf, seeds, source.label)
+        # Every point starts from the same.
+        name: np.concatenate([for_seeds(leaf, trainings // points, source.label)] * points)
         for name, leaf in {**taken, **normalisers}.items()
     }
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from seal_jax import paths, slimming
-from seal_jax.core import files
+from seal_jax.core import files, vary
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.state import Weights
@@ -42,10 +42,10 @@ def export(run: Path, output: Path) -> str:
     # The devices of the run do not matter here.
     settings = dataclasses.replace(settings, run=settings_lib.Run())
     keep = settings.method.get("keep", kels.Options.keep)
-    dataset = experiments.load_data(settings.data, run)
+    dataset = experiments.load_data(vary.draw(settings.data, settings.train.seed), run)
     mesh = meshes.make(settings, jax.devices()[:1])
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
-    abstract = experiment.abstract_state(settings.train.seeds).weights
+    abstract = experiment.abstract_state().weights
     for name, leaf in paths.named_leaves(abstract):
         shape = np.shape(leaves.get(f"weights/{name}", ()))
         if shape != leaf.shape:

@@ -18,8 +18,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seal_jax import masks, models
+from seal_jax import masks, methods, models
 from seal_jax.core import mesh as meshes
+from seal_jax.core import vary
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import (
     Best,
@@ -27,6 +28,7 @@ from seal_jax.core.state import (
     NoiseSums,
     State,
     Stream,
+    Varied,
     Weights,
     stream_key,
 )
@@ -34,7 +36,7 @@ from seal_jax.data import mixing
 from seal_jax.generations import Clock
 from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
-from seal_jax.training import accumulation, streaming
+from seal_jax.training import accumulation, early_stopping, streaming
 from seal_jax.training.batches import Arrays, Batches, Pixels, Step, padded_batches, row_bytes
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
@@ -60,6 +62,7 @@ class Start(NamedTuple):
 
     seed: jax.Array
     init_from: dict[str, jax.Array]
+    varied: Varied = Varied()
 
 
 def _compiled(*specs: Any, donate: bool = False, sliced: bool = True) -> Callable[[Any], Any]:
@@ -75,8 +78,13 @@ def _compiled(*specs: Any, donate: bool = False, sliced: bool = True) -> Callabl
 
     def decorate(method: Callable[..., Any]) -> Any:
         def build(self: Experiment) -> Any:
+            def one(first: Any, *others: Any) -> Any:
+                # Weights alone are the same function of images at every point.
+                varied = getattr(first, "varied", Varied())
+                return method(self.at(varied.values), first, *others)
+
             function = meshes.over_seeds(
-                functools.partial(method, self),
+                one,
                 self.seed_batching,
                 [meshes.SEED in jax.tree.leaves(spec)[0] for spec in specs],
             )
@@ -155,24 +163,52 @@ class Experiment:
 
     @property
     def seeds(self) -> np.ndarray:
-        """The seeds of its trainings, uint32."""
+        """The seeds of its trainings, uint32: those of the run, again at every point."""
         train = self.settings.train
-        return np.arange(train.seeds, dtype=np.uint32) + train.seed
+        seeds = np.arange(train.seeds, dtype=np.uint32) + train.seed
+        return np.tile(seeds, len(vary.points(self.settings)))
 
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, for the log."""
+    def at(self, values: Mapping[str, Any]) -> Experiment:
+        """Return the experiment with other values of settings, which may be traced."""
+        if not values:
+            return self
+        settings = vary.replaced(self.settings, values)
+        context = dataclasses.replace(self.context, optimizer=settings.optimizer)
+        return dataclasses.replace(
+            self,
+            settings=settings,
+            context=context,
+            method=methods.build(settings.method, context),
+            early_stopping=early_stopping.rules(
+                settings, context.clock, bool(self.batches.shape.validation)
+            ),
+        )
+
+    def learning_rate(self, step: int) -> float | list[float]:
+        """Return the learning rate of a step, for the log; where points differ in it that of every training."""
         # As the transformation's own clock restarts it.
         clock = Clock(self.context.steps_per_epoch, self.context.epochs)
-        return float(clock.restart(self.method.rate or self.context.schedule())(step))
+
+        def rate(values: Mapping[str, Any]) -> jax.Array:
+            experiment = self.at(values)
+            return clock.restart(experiment.method.rate or experiment.context.schedule())(step)
+
+        values = vary.values(self.settings)
+        if not values:
+            return float(rate({}))
+        rates = np.asarray(jax.vmap(rate)(values), float)
+        return float(rates[0]) if (rates == rates[0]).all() else rates.tolist()
 
     def summary(self) -> str:
         """Return a few lines that say what will be trained, and what the mask selects."""
         train, mesh = self.settings.train, self.mesh
         params = self.context.params
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        points = vary.points(self.settings)
+        together = f"{len(points)} points of {', '.join(points[0])} with " if points[0] else ""
         lines = [
             f"{self.settings.method['name']} on {self.settings.data.name}: {self.model.name}, "
-            f"{count:,} parameters, {train.seeds} seed(s), {train.generations} generations of "
+            f"{count:,} parameters, {together}{train.seeds} seed(s), {train.generations} generations of "
             f"{train.epochs_per_generation} epochs of {self.clock.steps_per_epoch} steps",
             f"devices: {mesh.shape[meshes.SEED]} along seeds, {mesh.shape[meshes.DATA]} along data",
         ]
@@ -190,29 +226,56 @@ class Experiment:
     def starts(self, seeds: np.ndarray, init_from: Mapping[str, np.ndarray] | None = None) -> Start:
         """Put what the trainings of these ``seeds`` start from on the mesh."""
         place = functools.partial(meshes.place, self.mesh, spec=meshes.BY_SEED)
-        return Start(place(seeds), {name: place(leaf) for name, leaf in (init_from or {}).items()})
+        # On the host until here.
+        start: Any = (seeds, dict(init_from or {}), self.varied())
+        return Start(*jax.tree.map(place, start))
+
+    def varied(self) -> Varied:
+        """Return what sets its trainings apart besides the seed, with an axis of trainings, on the host."""
+        values: Any = vary.values(self.settings)
+        draw: Any = vary.draws(self.settings)[1] if self.batches.shape.draws else None
+        return Varied(values, draw)
 
     def abstract_data(self, size: int | None = None) -> Any:
         """Return the training split on the device, or another one of this size, its shapes only."""
-        noisy = self.batches.shape.noisy and size is None
-        size = self.batches.shape.train if size is None else size
-        row = row_bytes(self.model.image_shape)
-        images: Any = jax.ShapeDtypeStruct((size, row), jnp.uint8)
-        labels: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
-        return Arrays(images, labels, labels if noisy else None)
+        shape, row = self.batches.shape, row_bytes(self.model.image_shape)
 
-    def abstract_state(self, seeds: int, init_from: Mapping[str, Any] | None = None) -> State:
+        def integers(*shape: int) -> Any:
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+        def images(count: int) -> Any:
+            return jax.ShapeDtypeStruct((count, row), jnp.uint8)
+
+        if size is not None:
+            return Arrays(images(size), integers(size))
+        drawn = integers(*[shape.draws] * bool(shape.draws), shape.train)
+        return Arrays(
+            images(shape.images or shape.train),
+            drawn,
+            drawn if shape.noisy else None,
+            rows=drawn if shape.draws else None,
+        )
+
+    def abstract_state(
+        self, seeds: int | None = None, init_from: Mapping[str, Any] | None = None
+    ) -> State:
         """Return the state's shapes and shardings, to restore a checkpoint against.
 
-        Of what the training takes from another run only normalisers change the shapes.
+        Of all its trainings, or of so many ``seeds``. Of what the training takes from another run only normalisers
+        change the shapes.
         """
-        seed: Any = jax.ShapeDtypeStruct((seeds,), jnp.uint32)
+        count = len(self.seeds) if seeds is None else seeds
+        seed: Any = jax.ShapeDtypeStruct((count,), jnp.uint32)
+        varied = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count,), leaf.dtype), self.varied()
+        )
         normalisers: Any = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             for name, leaf in (init_from or {}).items()
             if name.startswith(NORMALISERS)
         }
-        shapes = jax.eval_shape(self.init, Start(seed, normalisers), self.abstract_data())
+        start = Start(seed, normalisers, varied)
+        shapes = jax.eval_shape(self.init, start, self.abstract_data())
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -246,7 +309,7 @@ class Experiment:
     @_compiled(meshes.BY_SEED, meshes.REPLICATED)
     def init(self, start: Start, data: Arrays) -> State:
         """Return the state before the first step."""
-        seed = start.seed
+        seed, data = start.seed, data.at(start.varied.draw)
         # The order of what follows matters: the other run's weights take the place of the initial ones, then on_start
         # may change them (FAST's new head), then the optimizer state is made of the result.
         variables = self.model.init(stream_key(seed, Stream.INIT, 0))
@@ -258,7 +321,7 @@ class Experiment:
         sums = self._no_sums()
         stopping = self.early_stopping.start(step) if self.early_stopping else None
         # The two Nones, optimizer state and best weights, are made below of the weights that on_start leaves.
-        state = State(step, seed, weights, None, (), sums, None, stopping)
+        state = State(step, seed, weights, None, (), sums, None, stopping, varied=start.varied)
         state = self._apply(self.method.on_start, Stream.START, step, state, data)
         opt_state = self.method.tx.init(state.weights.params)
         return state._replace(
@@ -270,6 +333,7 @@ class Experiment:
     @_compiled(meshes.BY_SEED, meshes.REPLICATED, donate=True)
     def start_generation(self, state: State, data: Arrays) -> State:
         """Apply the method's forgetting event, and start the generation's records."""
+        data = data.at(state.varied.draw)
         generation, hook = self.clock.generation(state.step), self.method.on_generation_start
         single = self.settings.optimizer.schedule == "single"
         state = self._apply(hook, Stream.EVENT, generation, state, data)
@@ -310,6 +374,7 @@ class Experiment:
         self, state: State, data: Arrays, pixels: Pixels | None = None
     ) -> tuple[State, jax.Array]:
         """Train for ``steps_per_call`` steps; return the state and the losses ``[steps_per_call]``."""
+        data = data.at(state.varied.draw)
         # A call lies within one epoch, since steps_per_call divides it.
         per_epoch = self.clock.steps_per_epoch
         steps = self.batches.steps(

@@ -56,7 +56,12 @@ def claim(workdir: Path, settings: Settings) -> None:
     if foreign:
         raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
     # A kill leaves either no config, and so no run, or a whole one.
-    files.write(path, json.dumps(record, indent=2) + "\n")
+    write(workdir, settings)
+
+
+def write(workdir: Path, settings: Settings) -> None:
+    """Write the settings of a run, which makes a folder its own."""
+    files.write(workdir / CONFIG, json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
 
 def record_labels(workdir: Path, labels: np.ndarray | None) -> None:
@@ -149,6 +154,21 @@ def read(workdir: Path) -> dict[str, Any]:
         settings_lib.read(Settings, {**record, **known})
     except UsageError as error:
         raise UsageError(f"{path} cannot be read: {error}; {remedy}") from None
+    return record
+
+
+def read_single(workdir: Path) -> dict[str, Any]:
+    """Return the settings of a run whose trainings differ in their seeds alone.
+
+    Raises:
+      UsageError: as :func:`read`, or the run has several points, which are run folders of their own.
+    """
+    record = read(workdir)
+    if record["train"].get("vary"):
+        raise UsageError(
+            f"{workdir} trains several points (train.vary): give their folders, which it writes when it ends, "
+            f"{workdir}/points/* or those of the sweep's variants"
+        )
     return record
 
 

@@ -232,7 +232,7 @@ def _on_mesh(experiment: Experiment, size: int | None = None) -> Any:
 
 
 def _state(experiment: Experiment) -> Any:
-    return experiment.abstract_state(experiment.settings.train.seeds)
+    return experiment.abstract_state()
 
 
 def _described(experiment: Experiment) -> tuple[DescribedRun, dict[str, Any]]:

@@ -1,0 +1,135 @@
+"""The points of ``train.vary``: their outcome as runs of their own, and which runs can be points of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from seal_jax.core import files, vary
+from seal_jax.core.settings import Settings
+from seal_jax.core.state import State, Varied
+from seal_jax.training import manifest
+from seal_jax.training import workdir as workdirs
+from seal_jax.training.checkpoints import Checkpoints
+from seal_jax.training.metrics import MetricsLog, read
+
+FOLDER = "points"
+
+
+def folders(workdir: Path, settings: Settings) -> list[Path]:
+    """Return where the points of a run are stored; of a run without ``train.vary`` none."""
+    points = vary.points(settings)
+    return [workdir / FOLDER / vary.label(point) for point in points if point]
+
+
+def split(
+    workdir: Path, settings: Settings, state: State, step: int, epoch: int, targets: Sequence[Path]
+) -> None:
+    """Write each point of a finished run as the run folder that training it alone would have left.
+
+    It has the last checkpoint alone. A folder that is there already is left as it is.
+
+    Args:
+      workdir: the run's folder.
+      settings: the run's, complete.
+      state: at its end; every leaf has the axis of trainings.
+      step, epoch: of its end.
+      targets: a folder for each point.
+    """
+    seeds, rows = settings.train.seeds, read(workdir)
+    for index, (point, target) in enumerate(zip(vary.points(settings), targets, strict=True)):
+        # The settings are written last: where they are, so is the rest.
+        if (target / workdirs.CONFIG).exists():
+            continue
+        own = slice(index * seeds, (index + 1) * seeds)
+        alone = vary.at(settings, point)
+        draws, draw = vary.draws(alone)
+        part = jax.tree.map(lambda leaf, own=own: leaf[own], state._replace(varied=Varied()))
+        if len(draws) > 1:
+            part = part._replace(varied=Varied(draw=jnp.asarray(draw)))
+        main = jax.process_index() == 0
+        if main and target.exists():
+            files.remove_folder(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("seal_jax: what a kill left of a point is gone")
+        with Checkpoints(target / workdirs.CHECKPOINTS) as checkpoints:
+            checkpoints.save(step, part, {"epoch": epoch})
+        if main:
+            with MetricsLog(target, resume_step=-1) as log:
+                for row in rows:
+                    log.append({name: _part(name, value, own) for name, value in row.items()})
+            for name in (manifest.MANIFEST, workdirs.LABELS):
+                if (workdir / name).exists():
+                    (target / name).write_bytes((workdir / name).read_bytes())
+            if alone.train.pretrained.startswith(".."):
+                source = os.path.relpath(workdir / alone.train.pretrained, target)
+                train = dataclasses.replace(alone.train, pretrained=source)
+                alone = dataclasses.replace(alone, train=train)
+            workdirs.write(target, alone)
+
+
+def _part(name: str, value: Any, own: slice) -> Any:
+    """Return a value of a row of metrics as the row of the trainings ``own`` has it."""
+    if not isinstance(value, list):
+        return value
+    # Of a point alone it is one number, which no seed changes.
+    return value[own.start] if name == "learning_rate" else value[own]
+
+
+def together(runs: Mapping[str, Settings], apart: Container[str], most: int) -> list[list[str]]:
+    """Return which of some runs can be points of one, by their names, in the order of the first of each.
+
+    Args:
+      runs: their settings.
+      apart: fields that cannot be varied within a program.
+      most: trainings in a group.
+    """
+    groups: list[list[str]] = []
+    for name, settings in runs.items():
+        room = most // settings.train.seeds
+        for group in groups:
+            fields = _varied([*(runs[member] for member in group), settings])
+            if len(group) < room and fields and not any(field in apart for field in fields):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def joined(runs: Sequence[Settings]) -> Settings:
+    """Return the settings of one run whose points are these runs."""
+    varied = _varied(runs)
+    points = [{field: _value(settings, field) for field in varied} for settings in runs]
+    train = dataclasses.replace(runs[0].train, vary=json.dumps(points))
+    return dataclasses.replace(runs[0], train=train)
+
+
+def _varied(runs: Sequence[Settings]) -> list[str]:
+    """Return the fields in which runs differ, or none where one of them cannot be varied."""
+    flat = [_flat(settings) for settings in runs]
+    if any(fields.keys() != flat[0].keys() for fields in flat):
+        return []
+    # A path that begins with ".." is of the run's own folder, which is another one for the run of all points.
+    if any(fields["train.vary"] or fields["train.pretrained"].startswith("..") for fields in flat):
+        return []
+    differing = [name for name in flat[0] if any(of[name] != flat[0][name] for of in flat)]
+    numbers = all(type(fields[name]) in (int, float) for fields in flat for name in differing)
+    return differing if numbers and all(map(vary.is_variable, differing)) else []
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    sections = dataclasses.asdict(settings)
+    return {f"{name}.{field}": v for name, part in sections.items() for field, v in part.items()}
+
+
+def _value(settings: Settings, field: str) -> Any:
+    return _flat(settings)[field]
