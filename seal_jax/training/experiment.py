@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -217,42 +216,30 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
 def _check_points(experiment: Experiment) -> None:
     """Raise unless every point is an experiment, and all of them are one program."""
     settings, context = experiment.settings, experiment.context
+    fields = tuple(vary.values(settings))
     for point in vary.points(settings):
         alone = vary.at(settings, point)
         methods.build(alone.method, dataclasses.replace(context, optimizer=alone.optimizer))
-    fields = tuple(vary.values(settings))
+    if not fields:
+        return
+
+    def trace(*fields: str) -> None:
+        """Trace the programs that depend on the values of these fields."""
+        state, data = experiment.abstract_state(fields=fields), experiment.abstract_data()
+        jax.eval_shape(experiment.start_generation, state, data)
+        jax.eval_shape(experiment.train, state, data)
+
     try:
-        if fields:
-            _trace(experiment)
-    except _NEEDS_VALUE as error:
-        # Which of them: the traceback names none.
+        trace(*fields)
+    # Raised where Python asks for the value of a traced number, to branch on it, to print it or to make a shape of it.
+    except (UsageError, TypeError) as error:
+        trace()  # whatever is wrong without any point is another error
         for field in fields:
-            only = json.dumps([{field: vary.points(settings)[0][field]}])
-            train = dataclasses.replace(settings.train, vary=only)
             try:
-                _trace(
-                    dataclasses.replace(
-                        experiment, settings=dataclasses.replace(settings, train=train)
-                    )
-                )
-            except _NEEDS_VALUE:
+                trace(field)
+            except (UsageError, TypeError):
                 raise vary.CannotVary(field, "it changes the program itself") from error
         raise vary.CannotVary(" with ".join(fields), "they change the program itself") from error
-
-
-# Raised where Python asks for the value of a traced number, to branch on it or to make a shape of it.
-_NEEDS_VALUE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
-
-def _trace(experiment: Experiment) -> None:
-    """Trace the programs that depend on varied values, without compiling them."""
-    state, data = experiment.abstract_state(), experiment.abstract_data()
-    jax.eval_shape(experiment.start_generation, state, data)
-    jax.eval_shape(experiment.train, state, data)
 
 
 def create_model(

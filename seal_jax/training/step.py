@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -230,9 +230,14 @@ class Experiment:
         start: Any = (seeds, dict(init_from or {}), self.varied())
         return Start(*jax.tree.map(place, start))
 
-    def varied(self) -> Varied:
-        """Return what sets its trainings apart besides the seed, with an axis of trainings, on the host."""
+    def varied(self, fields: Sequence[str] | None = None) -> Varied:
+        """Return what sets its trainings apart besides the seed, with an axis of trainings, on the host.
+
+        With ``fields`` only values of these, or of all.
+        """
         values: Any = vary.values(self.settings)
+        if fields is not None:
+            values = {field: values[field] for field in fields}
         draw: Any = vary.draws(self.settings)[1] if self.batches.shape.draws else None
         return Varied(values, draw)
 
@@ -257,17 +262,20 @@ class Experiment:
         )
 
     def abstract_state(
-        self, seeds: int | None = None, init_from: Mapping[str, Any] | None = None
+        self,
+        seeds: int | None = None,
+        init_from: Mapping[str, Any] | None = None,
+        fields: Sequence[str] | None = None,
     ) -> State:
         """Return the state's shapes and shardings, to restore a checkpoint against.
 
-        Of all its trainings, or of so many ``seeds``. Of what the training takes from another run only normalisers
-        change the shapes.
+        Of all its trainings, or of so many ``seeds``; with all varied values, or those of some ``fields``. Of what the
+        training takes from another run only normalisers change the shapes.
         """
         count = len(self.seeds) if seeds is None else seeds
         seed: Any = jax.ShapeDtypeStruct((count,), jnp.uint32)
         varied = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((count,), leaf.dtype), self.varied()
+            lambda leaf: jax.ShapeDtypeStruct((count,), leaf.dtype), self.varied(fields)
         )
         normalisers: Any = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

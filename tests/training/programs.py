@@ -64,7 +64,7 @@ class Trainer:
         self.splits = {
             name: place(mesh, getattr(dataset, name)) for name in ("train", "validation", "test")
         }
-        seeds = np.arange(config.train.seeds, dtype=np.uint32) + config.train.seed
+        seeds = self.experiment.seeds
         starts = self.experiment.starts(seeds, init_from(self.experiment) if init_from else None)
         self.state = self.experiment.init(starts, self.splits["train"])
         self.losses = []

@@ -1,0 +1,233 @@
+"""Several values of a setting in one program equal runs of their own."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from programs import STRIPES, Trainer, host, mlp
+from trainer_runs import Runs, leaves
+
+from seal_jax import data
+from seal_jax.cli import configs, main
+from seal_jax.core import vary
+from seal_jax.core.settings import Data, Settings, Train
+from seal_jax.errors import UsageError
+from seal_jax.evaluators import loaded_run
+from seal_jax.training import experiment, metrics
+
+SEAL = {"name": "seal", "threshold": "dense2"}
+
+
+@pytest.fixture(scope="module")
+def runs(shared_folder):
+    return Runs(shared_folder)
+
+
+def config(values, method=SEAL, **sections):
+    train = {"generations": 2, "epochs_per_generation": 2, "batch_size": 30, "seeds": 2}
+    sections["train"] = (
+        train | {"vary": json.dumps(values) if values else ""} | sections.get("train", {})
+    )
+    return mlp(method, run={"steps_per_call": 3} | sections.pop("run", {}), **sections)
+
+
+@pytest.mark.parametrize(("batching", "devices"), [("map", 1), ("vmap", 1), ("map", 3), ("map", 2)])
+def test_points_equal_single_trainings(batching, devices):
+    values = [
+        {
+            "optimizer.learning_rate": 0.05,
+            "method.ascent_scale": 0.2,
+            "optimizer.weight_decay": 0.0,
+        },
+        {
+            "optimizer.learning_rate": 0.1,
+            "method.ascent_scale": 0.2,
+            "optimizer.weight_decay": 0.01,
+        },
+        {
+            "optimizer.learning_rate": 0.05,
+            "method.ascent_scale": 0.4,
+            "optimizer.weight_decay": 0.01,
+        },
+    ]
+    joint = config(values, run={"seed_batching": batching})
+    together = Trainer(STRIPES, joint, devices).calls(4)
+    losses = np.concatenate(together.losses, 1)
+    assert losses.shape == (6, 12)
+    # The rates are those of the log, too: one for each training where points differ.
+    assert together.experiment.learning_rate(0) == pytest.approx([0.05, 0.05, 0.1, 0.1, 0.05, 0.05])
+    for index, point in enumerate(values):
+        alone = Trainer(STRIPES, vary.at(joint, point)).calls(4)
+        own = slice(2 * index, 2 * index + 2)
+        rtol = 0 if (batching, devices) == ("map", 1) else 1e-4
+        np.testing.assert_allclose(losses[own], np.concatenate(alone.losses, 1), rtol=rtol)
+        part = jax.tree.map(lambda leaf, own=own: leaf[own], host(together).weights)
+        for ours, theirs in zip(*map(jax.tree.leaves, (part, host(alone).weights)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=0 if not rtol else 1e-5)
+    assert together.experiment.train._cache_size() == 1
+
+
+def test_run_folders_of_points(runs, tmp_path, capsys):
+    """With draws of the data; one point diverges, and the run is stopped and resumed."""
+    values = {"optimizer.learning_rate": [0.1, 1e30], "data.label_noise": [0.2, 0.4]}
+    options = [
+        "--config.data.draws=per_seed",
+        "--config.train.seeds=2",
+        "--config.train.generations=1",
+        "--config.data.validation_fraction=0.5",
+        "--config.train.batch_size=128",
+    ]
+    together = [f"--config.train.vary={json.dumps(values)}", *options]
+    runs.finish(tmp_path / "run", *together, signalled_at=(10, signal.SIGTERM), code=main.STOPPED)
+    runs.finish(tmp_path / "run", *together)
+    printed = capsys.readouterr().out
+    assert "4 points of optimizer.learning_rate, data.label_noise with 2 seed(s)" in printed
+    assert "resuming at step" in printed
+    point, single = tmp_path / "run/points/learning_rate=0.1_label_noise=0.4", tmp_path / "single"
+    alone = [*options, "--config.optimizer.learning_rate=0.1", "--config.data.label_noise=0.4"]
+    runs.finish(single, *alone)
+    assert (point / "config.json").read_bytes() == (single / "config.json").read_bytes()
+    assert metrics.read(point) == metrics.read(single)
+    ours, theirs = leaves(point, 20), leaves(single, 20)
+    assert ours.keys() == theirs.keys()
+    for name, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+    # Trained alone it is already finished.
+    runs.finish(point, *alone)
+    assert "epochs" in capsys.readouterr().out
+    for noise in (0.2, 0.4):
+        last = metrics.read(tmp_path / f"run/points/learning_rate=1e+30_label_noise={noise}")[-1]
+        assert np.isnan(last["test_last/accuracy"]).all()
+    # Each seed has labels of its own, which an evaluation of its network sees.
+    one, two = loaded_run.load(point, weights=("last",))
+    assert [network.seed for part in (one, two) for network in part.networks] == [0, 1]
+    whole = data.load("digits", data_dir=str(runs.folder / "digits"), validation_fraction=0.0)
+    for seed, part in enumerate((one, two)):
+        drawn = data.study(whole, validation_fraction=0.5, label_noise=0.4, label_noise_seed=seed)
+        np.testing.assert_array_equal(part.dataset.train.labels, drawn.train.labels)
+        np.testing.assert_array_equal(
+            part.networks[0].variables["params"]["fc"]["bias"],
+            leaves(point, 20)["weights/params/fc/bias"][seed],
+        )
+    assert (one.dataset.train.labels != two.dataset.train.labels).mean() > 0.3
+    with pytest.raises(UsageError, match=r"trains several points .*: give their folders"):
+        loaded_run.load(tmp_path / "run")
+
+
+def test_every_training_sees_its_own_draw():
+    """Which images and labels a training sees, against the host's own choice."""
+    fields = Data(
+        train_count=9,
+        draws="per_seed",
+        normalisation="digits",
+        label_noise=0.5,
+        validation_fraction=0.0,
+    )
+    settings = Settings(
+        data=fields,
+        method={"name": "normal"},
+        train=Train(vary='{"data.label_noise": [0.2, 0.5]}', seeds=2),
+    )
+    distinct, index = vary.draws(settings)
+    assert [(draw.label_noise, draw.subset_seed) for draw in distinct] == [
+        (0.2, 0),
+        (0.2, 1),
+        (0.5, 0),
+        (0.5, 1),
+    ]
+    assert index.tolist() == [0, 1, 2, 3]
+    draws = [{field: getattr(draw, field) for field in vary.DRAWN} for draw in distinct]
+    shared = data.study(STRIPES, train_count=9, draws=draws)
+    for draw, *drawn in zip(draws, *shared.draws, strict=True):
+        alone = data.study(STRIPES, train_count=9, **draw).train
+        labels, clean, rows = drawn
+        np.testing.assert_array_equal(labels, alone.labels)
+        np.testing.assert_array_equal(clean, alone.clean_labels)
+        np.testing.assert_array_equal(shared.train.images[rows], alone.images)
+
+
+@pytest.mark.slow
+def test_sweep_trains_variants_together(runs, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text(
+        runs.config.read_text().replace("def get_config(", "def _config(")
+        + """
+
+VARIANTS = ("normal", "fast", "short", "longer")
+
+
+def get_config(variant="normal"):
+    config = _config("seal" if variant in ("short", "longer") else "normal")
+    config.train.generations = 2 if variant in ("short", "longer") else 1
+    config.train.epochs_per_generation = 2
+    config.optimizer.learning_rate = {"fast": 0.2}.get(variant, 0.1)
+    if variant in ("short", "longer"):
+        config.method.ascent_epochs = {"short": 0.5, "longer": 1.0}[variant]
+    return config
+"""
+    )
+    sweep = ["sweep", f"--config={own}"]
+    assert main.run([*sweep, f"--workdir={tmp_path / 'a'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 points of optimizer.learning_rate" in printed
+    # How long the ascent is changes the program: these two are trained one after the other.
+    assert printed.count("seal on digits") == 2
+    assert main.run([*sweep, f"--workdir={tmp_path / 'b'}", "--together=1"]) == 0
+    assert "points" not in capsys.readouterr().out
+    for variant in configs.variants(str(own)):
+        a, b = tmp_path / "a" / variant, tmp_path / "b" / variant
+        assert (a / "config.json").read_bytes() == (b / "config.json").read_bytes()
+        for row, other in zip(*map(metrics.read, (a, b)), strict=True):
+            assert row == {name: pytest.approx(value, rel=1e-4) for name, value in other.items()}
+    # What was begun alone goes on alone, and what is finished is left.
+    assert main.run([*sweep, f"--workdir={tmp_path / 'b'}"]) == 0
+    assert not (tmp_path / "b/together").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ("{", "cannot be read: it is not JSON"),
+        ("[]", "must set the same fields in each point"),
+        ('[{"optimizer.momentum": 0.1}, {"optimizer.weight_decay": 0.1}]', "must set the same fields"),
+        ('{"optimizer.momentum": ["high"]}', r"optimizer.momentum\[0\] = 'high' must be of type int or float"),
+        ('[{"optimizer.momentum": 0.1}, {"optimizer.momentum": 0.1}]', "has a point twice"),
+        ('{"optimizer.momemtum": [0.1]}', "optimizer.momemtum is not a setting; nearest: momentum"),
+        ('{"train.batch_size": [10, 20]}', "train.batch_size cannot take several values in one program"),
+        ('{"data.label_noise": [0.1, 1.5]}', r"data.label_noise = 1.5 must lie in \[0, 1\)"),
+        ('{"method.ascent_scale": [0.1, -1]}', "ascent_scale = -1 must be positive"),
+        ('{"method.ascent_epochs": [1, 2]}', "method.ascent_epochs cannot take several .*changes the program"),
+        ('{"optimizer.ema": [0.9, 0.99]}', "optimizer.ema cannot take several values"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_varied_is_one_line(values, says):
+    with pytest.raises(UsageError, match=says):
+        Trainer.build(STRIPES, config(None, train={"vary": values}))
+
+
+def test_settings_that_do_not_fit_otherwise_keep_their_message():
+    method = {"name": "lw", "sample_size": 1000}
+    with pytest.raises(
+        UsageError, match=r"method\.sample_size = 1000 is larger than the training split"
+    ):
+        Trainer.build(
+            STRIPES,
+            config(
+                {"optimizer.learning_rate": [0.1, 0.2]},
+                method,
+                train={"generations": 2, "epochs_per_generation": 1},
+            ),
+        )
+
+
+def test_streamed_images_have_one_draw():
+    dataset = data.study(STRIPES, train_count=9, draws=[dict.fromkeys(vary.DRAWN, 0)] * 2)
+
+    class Streamed:
+        train = type("Split", (), {"streamed": True})
+        draws = dataset.draws
+
+    with pytest.raises(UsageError, match=r"data\.placement: trainings with draws of their own"):
+        experiment.check_data(Settings(), Streamed)
