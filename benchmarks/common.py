@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: the quickstart's setting, interleaved timing, the table and the JSON.
+"""Shared parts of the benchmarks: the setting of configs/digits_resnet8.py, interleaved timing, the table and the JSON.
 
 Only jax, flax, optax, NumPy and scikit-learn are needed, so that the benchmarks also run where the
 trainer's other requirements are not installed.
@@ -29,10 +29,10 @@ from seal_jax.training.batches import Arrays, place
 from seal_jax.training.experiment import Experiment
 
 
-def quickstart(
+def digits_resnet8(
     *, seeds: int = 1, seed_batching: str = "auto", width: int | None = None
 ) -> Settings:
-    """Return the settings of ``configs/quickstart.py`` (SEAL), without ml_collections."""
+    """Return the settings of ``configs/digits_resnet8.py`` (SEAL), without ml_collections."""
     # A test compares them with the config.
     return Settings(
         data=settings_lib.Data(name="digits", validation_fraction=0.75, crop_padding=1),

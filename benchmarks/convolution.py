@@ -108,7 +108,7 @@ def compare(shape: tuple[int, int, int], steps: int, rounds: int) -> common.Repo
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = common.arguments(__doc__, rounds=15, argv=argv)
-    # Blocks of the quickstart's ResNet-8 and a larger one: (side, channels, stride), and steps per round.
+    # Blocks of the ResNet-8 of width 16 and a larger one: (side, channels, stride), and steps per round.
     shapes = [((8, 16, 1), 20), ((8, 16, 2), 20), ((16, 32, 1), 4)]
     if options.quick:
         shapes = [((4, 4, 1), 2)]

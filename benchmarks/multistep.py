@@ -2,7 +2,7 @@
 
     python -m benchmarks.multistep
 
-About a minute on two CPU cores. The setting is the quickstart's: SEAL, ResNet-8, digits, batch 32,
+About a minute on two CPU cores. The setting is that of configs/digits_resnet8.py: SEAL, ResNet-8, digits, batch 32,
 one seed, 11 steps an epoch. Each candidate trains whole epochs and fetches its losses once an epoch.
 
 - compiled: ``Experiment.train``, the program that the trainer runs: shuffle, augmentation and all
@@ -57,7 +57,7 @@ def train_step(state: TrainState, images: jax.Array, labels: jax.Array):
 
 
 def initial(settings: settings_lib.Settings, dataset: data.Dataset, steps: int) -> TrainState:
-    """Return the state of the loop: the model and the optimizer of the quickstart."""
+    """Return the state of the loop: the model and the optimizer of configs/digits_resnet8.py."""
     # Without a width the model's default, as in the trainer.
     options = {} if settings.model.width is None else {"width": settings.model.width}
     model = models.create(
@@ -145,7 +145,7 @@ class Compiled:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = common.arguments(__doc__, rounds=20, argv=argv)
-    settings = common.quickstart(width=4 if options.quick else None)
+    settings = common.digits_resnet8(width=4 if options.quick else None)
     epochs = 1 if options.quick else 16
     dataset = common.digits(settings.data.validation_fraction)
     compiled = Compiled(settings, dataset)

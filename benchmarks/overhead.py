@@ -32,7 +32,7 @@ BATCH = 32
 def optimizers(model: models.Model) -> dict[str, optax.GradientTransformation]:
     """Return SGD, the same again, and SEAL with the paper's hyper-parameters."""
     sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
-    # 11 steps per epoch are the quickstart's; the generation's length is the default.
+    # 11 steps per epoch are those of configs/digits_resnet8.py; the generation's length is the default.
     seal = make_seal_tx(masks.before(model.blocks, "layer3"), 0.01, steps_per_epoch=11)
     return {"sgd": sgd, "sgd again": sgd, "seal": seal}
 

@@ -3,7 +3,7 @@
     python -m benchmarks.seeds
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m benchmarks.seeds   # two CPU devices
 
-About two minutes on two CPU cores. The setting is the quickstart's (SEAL, ResNet-8, digits, batch
+About two minutes on two CPU cores. The setting is that of configs/digits_resnet8.py (SEAL, ResNet-8, digits, batch
 32) with 8 seeds. "vmap" and "map" are ``run.seed_batching``: all seeds as one batched program, or
 one after the other inside the program. "runs" is one seed per run, each from the initial state of that
 seed, through a program that is compiled once. "vmap over devices" and "map over devices" appear where
@@ -11,7 +11,7 @@ there are several devices: the seeds are spread over the mesh's seed axis.
 
 "ratio" is the time of the runs over that of the candidate, for all seeds' steps, without
 compilation: how many times faster the candidate is, from the fastest rounds; "median" is the median
-of the rounds' ratios. "with compilation" is the same ratio for the quickstart's 128 epochs with the
+of the rounds' ratios. "with compilation" is the same ratio for its 128 epochs with the
 compilation of the train program: once for each row, except for "runs", where every seed compiles it (in
 separate processes, without a persistent compilation cache).
 """
@@ -29,7 +29,7 @@ from benchmarks import common
 from seal_jax import data
 from seal_jax.core import mesh as meshes
 
-# Epochs of the quickstart, over which the compilation is spread.
+# Epochs of that config, over which the compilation is spread.
 EPOCHS = 128
 
 
@@ -40,7 +40,7 @@ class Run:
         self, dataset: data.Dataset, seeds: int, batching: str, *, spread: bool, width: Any
     ):
         one_each = batching == "runs"
-        settings = common.quickstart(
+        settings = common.digits_resnet8(
             seeds=1 if one_each else seeds,
             seed_batching="auto" if one_each else batching,
             width=width,
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = {"runs": ("runs", False), "vmap": ("vmap", False), "map": ("map", False)}
     devices = len(jax.devices())
     # Only where the whole mesh is seeds: a divided batch would be another comparison.
-    if devices > 1 and meshes.layout(common.quickstart(seeds=seeds), devices)[1] == 1:
+    if devices > 1 and meshes.layout(common.digits_resnet8(seeds=seeds), devices)[1] == 1:
         candidates |= {f"{name} over devices": (name, True) for name in ("vmap", "map")}
     runs = {
         name: Run(dataset, seeds, batching, spread=spread, width=width)

@@ -1,10 +1,12 @@
-"""The quickstart's SEAL: accuracy falls in every ascent and recovers (SEAL paper, section 3)."""
+"""What the quickstart shows, and what ascent does to a small ResNet (SEAL paper, section 3)."""
 
 import numpy as np
 import pytest
 
 from seal_jax import reports
 from seal_jax.cli import configs
+from seal_jax.reports import runs
+from seal_jax.reports.studies import memorisation
 from seal_jax.training import experiment, loop, metrics
 
 pytestmark = pytest.mark.slow
@@ -12,7 +14,9 @@ pytestmark = pytest.mark.slow
 
 def test_training_accuracy_falls_and_recovers_in_every_generation_but_the_first(tmp_path):
     # All four seeds: how far a single one falls depends on how the processor rounds.
-    settings = configs.load("configs/quickstart.py:seal", [f"--config.data.data_dir={tmp_path}"])
+    settings = configs.load(
+        "configs/digits_resnet8.py:seal", [f"--config.data.data_dir={tmp_path}"]
+    )
     dataset = experiment.load_data(settings.data)
     outcome = loop.train(settings, tmp_path / "run", dataset, devices=4)
     assert outcome.finished
@@ -30,3 +34,26 @@ def test_training_accuracy_falls_and_recovers_in_every_generation_but_the_first(
         assert accuracy[generation, -1] > start - 0.02
     table = reports.compare([tmp_path / "run"]).as_text()
     assert all(f"\n{generation:3d} │" in table for generation in range(1, generations + 1))
+
+
+def test_the_quickstart_shows_that_forgetting_undoes_memorisation(tmp_path):
+    last = {}
+    for variant in configs.variants("configs/quickstart.py"):
+        options = [f"--config.data.data_dir={tmp_path}", "--config.train.seeds=4"]
+        settings = configs.load(f"configs/quickstart.py:{variant}", options)
+        loop.train(settings, tmp_path / variant, experiment.load(settings), devices=4)
+        last[variant] = metrics.read(tmp_path / variant)[-1]
+    test, learnt = (
+        {variant: np.array(row[key]) for variant, row in last.items()}
+        for key in ("test_last/accuracy", "train/memorised")
+    )
+    assert (learnt["normal"] > 0.95).all()
+    for variant in ("llf", "seal"):
+        # By far more than how a processor rounds: 13 points in the README.
+        assert (test[variant] - test["normal"]).mean() > 0.06
+        assert learnt[variant].mean() < 0.6
+    section = memorisation.section(runs.read_all([tmp_path / variant for variant in last])).drawn()
+    assert section.picture
+    (table,) = section.tables
+    assert len(table.rows) == 3 * settings.train.generations
+    assert table.rows[-1][:2] == ["seal", "4"]

@@ -56,9 +56,9 @@ COMMANDS = (
         f"train --config=configs/digits.py:{name} --workdir=runs/{name} {SHORT} {SMALLER.get(name, '')}"
         for name in VARIANTS
     ),
-    f"train --config=configs/quickstart.py:seal --workdir=runs/resnet8 {SHORT} --config.train.seeds=2 "
+    f"train --config=configs/digits_resnet8.py:seal --workdir=runs/resnet8 {SHORT} --config.train.seeds=2 "
     "--config.model.width=4",
-    f"train --config=configs/quickstart.py:normal --workdir=runs/dropout {SHORT} --config.train.seeds=1 "
+    f"train --config=configs/digits_resnet8.py:normal --workdir=runs/dropout {SHORT} --config.train.seeds=1 "
     "--config.train.generations=1 --config.model.name=wrn10-1 --config.model.dropout=0.3",
     *(
         f"evaluate --kind={kind} --checkpoint=runs/{run} {options}"

@@ -113,7 +113,7 @@ class Model:
     Attributes:
       name: see ``seal_jax.models.names()``.
       stem: "imagenet" or "cifar" (resnet18 to resnet101, ResNeXt and DenseNet).
-      width: channels of the first stage, or of a ViT's tokens.
+      width: channels of the first stage, of a ViT's tokens, or of each hidden layer of an MLP.
       shortcut: "A" or "B" (the CIFAR networks of depth 6n + 2).
       norm: "batch", "layer" or "group".
       initialiser: "he", "he_fan_out", "xavier" or "normal".
@@ -124,7 +124,7 @@ class Model:
       pool: side of scnn's max-pools.
       growth: channels that each dense layer of a DenseNet adds.
       patch: side of a ViT's patches.
-      depth: blocks of a ViT.
+      depth: blocks of a ViT, or hidden layers of an MLP.
     """
 
     name: str = "resnet18"

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 
+from seal_jax.errors import check_integer
 from seal_jax.models import network as net
 
 
@@ -47,8 +48,17 @@ class MLP(net.Network, kw_only=True):
         )
 
 
+def _build(*, width: int = 32, depth: int = 2, hidden: tuple[int, ...] = (), **fields: Any) -> MLP:
+    """Return an MLP of ``hidden`` layers, or of ``depth`` layers of one ``width``."""
+    return MLP(hidden=hidden or (width,) * check_integer("depth", depth, 1), **fields)
+
+
 MODELS = {
     "mlp": net.Entry(
-        MLP, ("hidden",), "LW paper, section 1.1", "LW paper, section 1.1", "digits.py"
+        _build,
+        ("hidden", "width", "depth"),
+        "LW paper, section 1.1",
+        "LW paper, section 1.1",
+        "digits.py",
     )
 }

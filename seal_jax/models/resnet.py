@@ -258,7 +258,7 @@ MODELS = {
             functools.partial(cifar_resnet, depth),
             ("shortcut", "width"),
             _RESNET,
-            *_CIFAR.get(depth, ("", "quickstart.py")),
+            *_CIFAR.get(depth, ("", "digits_resnet8.py")),
         )
         for depth in (8, 14, 20, 32, 44, 56, 110)
     },

@@ -12,7 +12,16 @@ from seal_jax.reports import curves, evaluations
 from seal_jax.reports.generations import Column, Comparison, compare
 from seal_jax.reports.page import Missing, Section, data_table, page
 from seal_jax.reports.runs import PathLike, differences
-from seal_jax.reports.studies import budget, scatter, significance, size, speed, tree
+from seal_jax.reports.studies import (
+    budget,
+    memorisation,
+    scatter,
+    significance,
+    size,
+    speed,
+    surface,
+    tree,
+)
 from seal_jax.reports.studies.settings import entries
 from seal_jax.training import manifest
 
@@ -58,10 +67,12 @@ def write(workdirs: PathLike | Sequence[PathLike], output: PathLike) -> Comparis
     # The order of the page.
     made = [
         *_of_runs(comparison),
+        memorisation.section(runs),
         *evaluated,
         *(study.section(compared) for study in (significance, scatter, tree, budget)),
         speed.section(runs),
         size.section(compared, margins),
+        surface.section(runs),
     ]
     sections = [section.drawn() for section in made if isinstance(section, Section)]
     missing = [section for section in made if isinstance(section, Missing)]

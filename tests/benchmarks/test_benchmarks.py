@@ -78,7 +78,7 @@ def test_quick_run_prints_and_writes_its_table(name, column, rows, tmp_path):
         assert any(line.startswith(f"{label} ") for line in printed)
 
 
-def test_setting_is_that_of_the_quickstart():
+def test_setting_is_that_of_digits_resnet8():
     from benchmarks import common
     from seal_jax import methods
     from seal_jax.cli import configs
@@ -91,8 +91,8 @@ def test_setting_is_that_of_the_quickstart():
             kind, options, "method"
         )
 
-    expected = configs.load(str(ROOT / "configs" / "quickstart.py"), ["--config.train.seeds=1"])
-    assert complete(common.quickstart()) == complete(expected)
+    expected = configs.load(str(ROOT / "configs" / "digits_resnet8.py"), ["--config.train.seeds=1"])
+    assert complete(common.digits_resnet8()) == complete(expected)
 
 
 def test_images_are_those_of_the_data_set(tmp_path):

@@ -23,6 +23,7 @@ from seal_jax.reports.studies import (
     significance,
     size,
     speed,
+    surface,
     tree,
 )
 from seal_jax.reports.studies import settings as grouping
@@ -427,3 +428,54 @@ def test_size_of_weights(trained):
     np.testing.assert_allclose(density, stats.norm(mean, std).pdf(x), rtol=1e-9)
     for too_little in ({"lw": rows(1, 2, 3)}, {"bl": rows(1), "lw": rows(1)}, {}):
         assert isinstance(size.section(entries, too_little), Missing)
+
+
+def test_surface_over_the_settings_that_differ(make_run):
+    """Of three settings two are drawn, with the best of the third by validation; names are left apart."""
+    folders = []
+    for rate in (0.1, 0.2):
+        for scale in (0.01, 0.02, 0.03):
+            for decay in (0.0, 0.5):
+                # The higher decay tests better, and validates worse.
+                test = [([0.5] * 2, [0.5] * 2), ([rate + scale + 0.1 * decay] * 2, [0.5] * 2)]
+                folders.append(
+                    make_run(
+                        f"{rate}-{scale}-{decay}",
+                        test=test,
+                        validation=[[0.3] * 2] * 2,
+                        method={"ascent_scale": scale},
+                        optimizer={"learning_rate": rate, "weight_decay": decay},
+                    )
+                )
+                path = folders[-1] / "metrics.jsonl"
+                *rows, last = map(json.loads, path.read_text().splitlines())
+                last["validation/accuracy"] = [0.9 - decay] * 2
+                path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]))
+    plain = make_run("plain", test=[([0.5] * 2, [0.5] * 2)] * 2, method={"name": "normal"})
+    runs = read_all([*folders, plain])
+    (group,) = surface.surfaces(runs)
+    assert group.fields[0] == "method.ascent_scale"
+    assert {*group.fields} == {
+        "method.ascent_scale",
+        "optimizer.learning_rate",
+        "optimizer.weight_decay",
+    }
+    section = surface.section(runs).drawn()
+    (table,) = section.tables
+    assert len(table.rows) == 12
+    assert {row[group.fields.index("optimizer.weight_decay") + 1] for row in table.rows[:6]} == {
+        "0"
+    }
+    figure = Figure()
+    section.draw(figure)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert sorted(texts) == sorted(
+        f"{100 * (rate + scale):.2f}\nto {100 * (rate + scale):.2f}"
+        for rate in (0.1, 0.2)
+        for scale in (0.01, 0.02, 0.03)
+    )
+    # One setting is a line; two runs are too few.
+    line = [run for run in runs if run.name.startswith("0.1-") and run.name.endswith("-0.0")]
+    assert len(line) == 3
+    surface.section(line).drawn()
+    assert isinstance(surface.section(line[:2]), Missing)

@@ -163,7 +163,7 @@ def test_bad_options(tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 def test_exit_codes(tmp_path, capfd):
-    arguments = ["--config=configs/quickstart.py:normal", "--config.train.seeds=1"]
+    arguments = ["--config=configs/digits_resnet8.py:normal", "--config.train.seeds=1"]
     output = tmp_path / "report.json"
     assert command.run([*arguments, "--topology=v5e:1x1", "--price=2", f"--json={output}"]) == 0
     record = json.loads(output.read_text())

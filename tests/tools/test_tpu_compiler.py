@@ -18,7 +18,7 @@ pytestmark = [
     ("options", "cycles", "collectives"),
     [
         pytest.param(
-            ["--config=configs/quickstart.py:seal"],
+            ["--config=configs/digits_resnet8.py:seal"],
             273_287,
             {("all-reduce", "gradient_reduce"): 1, ("all-reduce", "batch_norm"): 14},
             id="SEAL",
