@@ -26,6 +26,7 @@ from seal_jax.schedules import cosine as cosine
 from seal_jax.transforms import ascend as ascend
 from seal_jax.transforms import make_fast_tx as make_fast_tx
 from seal_jax.transforms import make_imp_tx as make_imp_tx
+from seal_jax.transforms import make_l2_init_tx as make_l2_init_tx
 from seal_jax.transforms import make_llf_tx as make_llf_tx
 from seal_jax.transforms import make_normal_tx as make_normal_tx
 from seal_jax.transforms import make_pof_tx as make_pof_tx

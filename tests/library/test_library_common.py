@@ -85,6 +85,8 @@ ROWS = dict(
         row("make_imp_tx", 0.1, rewind_step=1, **SPAN),
         row("make_sam_tx", **SPAN),
         row("make_sam_tx", rho=0.5, adaptive=True, eta=0.01, **SPAN, note="adaptive"),
+        row("make_l2_init_tx", 0.1, weight_decay=0.3, **SPAN),
+        row("make_l2_init_tx", mask="conv1", **ADAM, **SPAN, note="adam"),
         row("make_pof_tx", "fc", 0.1),
         row("make_pof_tx", "fc", 0.1, classifier_learning_rate=0.1, note="classifier"),
         *[
@@ -97,6 +99,7 @@ ROWS = dict(
         row("scale_by_two_rates", "fc", 0.1, falling, CLOCK),
         row("scale_by_restarting_rate", falling, CLOCK),
         row("decay_weights", 0.1, mask="conv1", when=CLOCK.ascending, factor=-1.0),
+        row("decay_towards_initial", 0.1, mask="conv1"),
         row("sharpness_aware", optax.adam(0.1), note="adam"),
     ]
 )

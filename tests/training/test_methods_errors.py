@@ -37,6 +37,7 @@ CASES = [
     ("sa_gd", {"q": -1.0}, {}, "method.q"),
     ("sa_gd", {"epsilon": 0.0}, {}, "method.epsilon"),
     ("sa_gd", {"ascent_cap": 1.5}, {}, "method.ascent_cap"),
+    ("l2_init", {}, {"optimizer": {"name": "adamw"}}, "optimizer.name"),
     ("wels", {"fraction": 0.0}, {}, "method.fraction"),
     ("wels", {"fraction": 1.0}, {}, "method.fraction"),
     ("wels", {"rate": 0.2}, {}, "method.rate"),
