@@ -7,6 +7,7 @@ The names below need jax and optax only. The trainer is in ``seal_jax.training``
 from seal_jax import forgetting as forgetting
 from seal_jax import generations as generations
 from seal_jax import heads as heads
+from seal_jax import isometry as isometry
 from seal_jax import layers as layers
 from seal_jax import layerwise as layerwise
 from seal_jax import line_search as line_search
