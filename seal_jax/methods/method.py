@@ -35,6 +35,8 @@ class HookContext(NamedTuple):
     opt_state: PyTree  # None before the first step, when there is none yet
     method_state: PyTree  # what the method keeps; () before the first step
     images: Callable[[int], jax.Array]  # n training images, not augmented, sampled for this call
+    # (n, i) -> (images, labels): batch i, which may be traced, of n of them in one random order.
+    examples: Any = None
 
     def with_params(self, params: PyTree) -> HookContext:
         """Return the context with other parameters; statistics and optimizer state stay."""

@@ -296,11 +296,15 @@ class Experiment:
             return state
         key = stream_key(state.seed, stream, generation)
         # Another key for the images: the hook may use ``key`` itself in any way.
-        images = functools.partial(
+        examples = functools.partial(
             self.batches.sample, data, state.seed, generation, jax.random.fold_in(key, 1)
         )
+
+        def images(count: int) -> jax.Array:
+            return examples(count)[0]
+
         before = (state.weights, state.opt_state, state.method_state)
-        after = hook(HookContext(key, generation, *before, images))
+        after = hook(HookContext(key, generation, *before, images, examples))
         return state._replace(
             weights=after.weights, opt_state=after.opt_state, method_state=after.method_state
         )

@@ -1,8 +1,11 @@
 """Methods that keep a network plastic, through the compiled programs, against NumPy."""
 
 import jax
+import numpy as np
 import numpy_mlp as oracle
-from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
+from programs import STRIPES, Trainer, assert_same, batch, host, mlp, normalised, seed_of
+
+from seal_jax.core.state import Stream, stream_key
 
 EPOCH = {"epochs_per_generation": 1}  # of five steps
 
@@ -25,3 +28,38 @@ def test_l2_init_pulls_towards_the_first_weights_in_all_generations():
     plain = Trainer(STRIPES, mlp(optimizer={"weight_decay": 0.3}, train=EPOCH)).run(2)
     difference = jax.tree.map(lambda a, b: a - b, params, seed_of(host(plain).weights.params))
     assert oracle.norm(difference) > 0.1
+
+
+def shrunk(weights, gradient, least):
+    """Shin et al. 2024: a dense layer's columns, and its biases together."""
+    size = np.linalg.norm(weights, axis=0) * np.linalg.norm(gradient, axis=0)
+    # Units that are off have no gradient.
+    return weights * np.clip(-(weights * gradient).sum(0) / np.maximum(size, 1e-12), least, 1)
+
+
+def test_dash_shrinks_by_the_average_gradient_of_the_training_images():
+    """Two seeds on two devices each; seven batches of 16 of the 90 images, in an order that starts over."""
+    method = {"name": "dash", "least": 0.05, "alpha": 0.4, "batches": 7}
+    trainer = Trainer(STRIPES, mlp(method, train={**EPOCH, "seeds": 2}), devices=4)
+    assert trainer.experiment.mesh.shape == {"seed": 2, "data": 2}
+    before = host(trainer.run(1))
+    trainer.event()
+    after = host(trainer)
+    for seed in range(2):
+        params = oracle.wide(seed_of(before.weights.params, seed))
+        key = jax.random.fold_in(stream_key(seed, Stream.EVENT, 1), 1)
+        order = np.tile(np.asarray(jax.random.permutation(key, 90)), 2)
+        average = oracle.zeros(params)
+        for rows in order[: 7 * 16].reshape(7, 16):
+            images, labels = normalised(STRIPES.train.images[rows]), STRIPES.train.labels[rows]
+            _, gradient = oracle.loss_and_gradient(params, images, labels)
+            average = jax.tree.map(lambda a, g: 0.6 * a + 0.4 * g, average, gradient)
+        wanted = jax.tree.map(lambda w, g: shrunk(w, g, 0.05), params, average)
+        assert_same(seed_of(after.weights.params, seed), wanted, rtol=1e-3, atol=1e-5)
+        kernels = [
+            (wanted[n]["linear"]["kernel"] / params[n]["linear"]["kernel"])[0]
+            for n in oracle.HIDDEN
+        ]
+        factors = np.concatenate(kernels)
+        assert factors.max() > 0.1 > 0.06 > factors.min()
+    assert_same(after.opt_state, before.opt_state)
