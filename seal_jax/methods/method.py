@@ -126,6 +126,10 @@ class Method:
     measures: tuple[str, ...] = ()
     mask: PyTree | None = None  # the forget subtree, to be reported before training
     note: str = ""  # a line to be printed before training
+    # Decay of the average of the weights, where it is the method's and not that of ``optimizer.ema``.
+    ema: Any = None
+    # step -> whether the weights go back to their average before it. The average outlives generations then.
+    returns_to_ema: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,6 +159,11 @@ class Experiment:
         train = self.settings.train
         return np.arange(train.seeds, dtype=np.uint32) + train.seed
 
+    @property
+    def ema_decay(self) -> Any:
+        """The decay of the average of the weights, ``None`` if there is none."""
+        return (self.settings.optimizer.ema or None) if self.method.ema is None else self.method.ema
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, for the log."""
         # As the transformation's own clock restarts it.
@@ -272,17 +277,18 @@ class Experiment:
         """Apply the method's forgetting event, and start the generation's records."""
         generation, hook = self.clock.generation(state.step), self.method.on_generation_start
         single = self.settings.optimizer.schedule == "single"
+        keeps_ema = single or self.method.returns_to_ema is not None
         state = self._apply(hook, Stream.EVENT, generation, state, data)
         return state._replace(
             best=Best.none(state.weights) if state.best is not None else None,
             # Or it would remember what was to be forgotten. With one schedule for all generations nothing is.
-            ema=state.ema if single else self._ema(state.weights),
+            ema=state.ema if keeps_ema else self._ema(state.weights),
             early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
 
     def _ema(self, weights: Weights) -> Weights | None:
         """Return the average of the weights where it starts, ``None`` if there is none."""
-        return weights if self.settings.optimizer.ema else None
+        return None if self.ema_decay is None else weights
 
     def _no_sums(self) -> MetricSums:
         """Return the metric sums of an epoch before its first step."""
@@ -332,6 +338,11 @@ class Experiment:
         """Train one seed for one step on a batch, of which this device takes its shard."""
         # Here and at the end, or XLA divides what is to be whole between two steps and gathers it twice.
         state = self._divided(state, self._specs(state))
+        if self.method.returns_to_ema is not None:
+            returns = self.method.returns_to_ema(state.step)
+            if state.early_stopping is not None:
+                returns &= ~state.early_stopping.stopped
+            state = state._replace(weights=_where(returns, state.ema, state.weights))
         slices = jax.tree.map(
             lambda leaf: meshes.sliced(leaf.shape, self.slices), state.weights.params
         )
@@ -388,7 +399,7 @@ class Experiment:
             opt_state = with_clocks(frozen_state, opt_state, params)
         ema = state.ema
         if ema is not None:
-            rate = 1 - self.settings.optimizer.ema
+            rate = 1 - self.ema_decay
             # By the difference, so that what does not change stays as it is.
             moved = jax.tree.map(lambda mean, leaf: mean + rate * (leaf - mean), ema, new)
             ema = moved if stopping is None else _where(stopping.stopped, ema, moved)

@@ -63,3 +63,38 @@ def test_dash_shrinks_by_the_average_gradient_of_the_training_images():
         factors = np.concatenate(kernels)
         assert factors.max() > 0.1 > 0.06 > factors.min()
     assert_same(after.opt_state, before.opt_state)
+
+
+def test_the_hare_goes_back_to_the_tortoise_across_generations():
+    """Weights and BatchNorm's statistics, every third epoch of generations of two."""
+    method = {"name": "hare_tortoise", "decay": 0.8, "every_epochs": 3}
+    train = {"generations": 4, "epochs_per_generation": 2}
+    trainer = Trainer(STRIPES, mlp(method, norm="batch", train=train))
+    assert trainer.experiment.clock.steps_per_epoch == 5
+    tortoise = oracle.wide(seed_of(trainer.state.weights))
+    for step in range(31):
+        before = host(trainer)
+        trainer.calls(1)  # the event of a generation included
+        after = oracle.wide(seed_of(trainer.state.weights))
+        tortoise = jax.tree.map(lambda slow, fast: 0.8 * slow + 0.2 * fast, tortoise, after)
+        assert_same(seed_of(trainer.state.ema), tortoise, rtol=1e-4, atol=1e-6)
+        if step in (15, 30):
+            # As if the step had begun at the average: every bit of it.
+            assert oracle.norm(oracle.add(before.ema, -1, before.weights)) > 0.1
+            parts = ("weights", "ema", "opt_state")
+            found = [getattr(host(trainer), part) for part in parts]
+            trainer.put(before._replace(weights=before.ema)).calls(1)
+            assert_same([getattr(host(trainer), part) for part in parts], found)
+
+
+def test_a_training_that_has_stopped_stays_where_it_is():
+    config = mlp(
+        {"name": "hare_tortoise", "decay": 0.8, "every_epochs": 1},
+        train={"generations": 1, "until_accuracy": 0.9},
+    )
+    trainer = Trainer(STRIPES, config).run(1)
+    state = host(trainer)
+    stopped = state.early_stopping._replace(stopped=np.ones(1, bool))
+    trainer.put(state._replace(early_stopping=stopped)).calls(2)
+    assert_same(host(trainer).weights, state.weights)
+    assert_same(host(trainer).ema, state.ema)
