@@ -17,7 +17,7 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """L2-Init has none: ``optimizer.weight_decay`` is the strength of the pull, and what else it is elsewhere."""
+    """L2-Init has none: its strength is ``optimizer.weight_decay``, which decays nothing else then."""
 
 
 def build(options: Options, context: Context) -> Method:

@@ -19,7 +19,7 @@ PyTree = Any
 class HareTortoiseState(NamedTuple):
     """State of :func:`hare_and_tortoise`: updates so far, int32, the average, and the optimizer's state."""
 
-    count: jax.Array  # type: ignore[assignment]  # optax's name, which hides tuple.count
+    count: jax.Array
     tortoise: PyTree
     inner: PyTree
 
