@@ -43,6 +43,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sa_gd": {},
     "wels": {},
     "imp": {},
+    "l2_init": {},
+    "hare_tortoise": {},
     "lw": {},
     "sam": {},
     "asam": {"name": "sam", "adaptive": True, "rho": 0.5},

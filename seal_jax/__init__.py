@@ -7,6 +7,7 @@ The names below need jax and optax only. The trainer is in ``seal_jax.training``
 from seal_jax import forgetting as forgetting
 from seal_jax import generations as generations
 from seal_jax import heads as heads
+from seal_jax import isometry as isometry
 from seal_jax import layers as layers
 from seal_jax import layerwise as layerwise
 from seal_jax import line_search as line_search
@@ -26,6 +27,7 @@ from seal_jax.schedules import cosine as cosine
 from seal_jax.transforms import ascend as ascend
 from seal_jax.transforms import make_fast_tx as make_fast_tx
 from seal_jax.transforms import make_imp_tx as make_imp_tx
+from seal_jax.transforms import make_l2_init_tx as make_l2_init_tx
 from seal_jax.transforms import make_llf_tx as make_llf_tx
 from seal_jax.transforms import make_normal_tx as make_normal_tx
 from seal_jax.transforms import make_pof_tx as make_pof_tx

@@ -191,6 +191,67 @@ def shrink_and_perturb(
     return jax.tree.map(mix, masks.resolve(mask, params), fresh, params)
 
 
+def shrink_by_direction(
+    params: PyTree,
+    gradient: PyTree,
+    *,
+    least: Any = 0.3,
+    layout: layers.Layout | None = None,
+) -> PyTree:
+    r"""Return ``params`` with the weights of each neuron shrunk, the more the less its descent goes their way.
+
+    .. math:: w \leftarrow \max(\cos(w, -g), \lambda) \, w
+
+    w are the weights of one unit, g the part of the gradient that belongs to them: the incoming weights of a neuron in
+    a dense layer, the positions of one input and output channel in a convolution (so in one of 1x1 the cosine is a
+    sign), all biases of a layer together. What belongs to no kernel, such as normalisations, stays. The
+    cosine with a gradient of zero counts as 0.
+
+    Args:
+      params: pytree of arrays.
+      gradient: of the loss, a tree like ``params``; usually an average over batches.
+      least: :math:`\lambda`, the least factor, in [0, 1]; may be traced.
+      layout: which axes of kernels are inputs; see :func:`seal_jax.layers.fans`.
+
+    References:
+      Shin et al., `DASH: Warm-Starting Neural Network Training in Stationary Settings without Loss of Plasticity`,
+      2024; what a unit is, and the default, are those of its released code.
+
+    >>> params = {"kernel": jnp.array([[2.0, 2.0], [0.0, 0.0]])}
+    >>> gradient = {"kernel": jnp.array([[-1.0, 1.0], [0.0, 0.0]])}  # descent lengthens the first neuron's weights
+    >>> shrink_by_direction(params, gradient, least=0.5)["kernel"].tolist()
+    [[2.0, 1.0], [0.0, 0.0]]
+    """
+    check_number("least", least, lambda value: 0 <= value <= 1, "lie in [0, 1]")
+    slopes = [slope for _, slope, _ in paths.aligned("gradient", gradient, params)]
+    kinds = layers.roles(params)
+
+    def shrink(path, leaf, slope, role):
+        if role == "norm" or path.rpartition("/")[2] in layers.EMBEDDINGS:
+            return leaf
+        axes = tuple(range(leaf.ndim))
+        if role == "kernel":
+            torch = layers.layout_of(path, layout) == "out_in"
+            # Of two axes the inputs' alone; of more all but inputs and outputs, which are then positions.
+            axes = axes[2:] if torch else axes[:-2]
+            axes = axes or ((1,) if torch else (0,))
+        # Each made a unit vector by itself: a product of small norms would vanish in float32.
+        unit, towards = (_unit(x.astype(jnp.float32), axes) for x in (leaf, -slope))
+        cosine = jnp.sum(unit * towards, axes, keepdims=True)
+        return (jnp.clip(cosine, least, 1) * leaf).astype(leaf.dtype)
+
+    return paths.map_named(shrink, params, slopes, kinds)
+
+
+def _unit(vector: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Return ``vector`` at norm 1 over some axes, 0 where it is zero."""
+    # By the largest entry first, whose square then neither overflows nor vanishes.
+    size = jnp.max(jnp.abs(vector), axes, keepdims=True)
+    vector = vector / jnp.where(size > 0, size, 1)
+    norm = jnp.sqrt(jnp.sum(jnp.square(vector), axes, keepdims=True))
+    return vector / jnp.where(norm > 0, norm, 1)
+
+
 def check_like(fresh: PyTree, params: PyTree) -> None:
     """Raise ``UsageError`` unless ``fresh`` has the structure and the shapes of ``params``."""
     for path, new, old in paths.aligned("the result of init_fn", fresh, params):

@@ -73,10 +73,19 @@ def fans(path: str, shape: tuple[int, ...], layout: Layout | None = None) -> tup
     >>> fans("conv/kernel", (3, 3, 8, 16)), fans("conv/weight", (16, 8, 3, 3))
     ((72, 16), (72, 16))
     """
-    check_choice("layout", layout, (*get_args(Layout), None))
-    if layout is None:
-        # Recurrent cells have several kernels: ``weight_ih``, ``weight_hh``.
-        torch = re.fullmatch(r"weight(_.*)?", path.rpartition("/")[2])
-        layout = "out_in" if torch else "in_out"
-    outputs = shape[0] if layout == "out_in" else shape[-1]
+    outputs = shape[0] if layout_of(path, layout) == "out_in" else shape[-1]
     return math.prod(shape) // max(outputs, 1), outputs
+
+
+def layout_of(path: str, layout: Layout | None = None) -> Layout:
+    """Return ``layout``, or if it is ``None`` the one that the name of a kernel tells; see :func:`fans`.
+
+    >>> layout_of("conv/kernel"), layout_of("conv/weight")
+    ('in_out', 'out_in')
+    """
+    check_choice("layout", layout, (*get_args(Layout), None))
+    if layout is not None:
+        return layout
+    # Recurrent cells have several kernels: ``weight_ih``, ``weight_hh``.
+    torch = re.fullmatch(r"weight(_.*)?", path.rpartition("/")[2])
+    return "out_in" if torch else "in_out"

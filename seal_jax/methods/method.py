@@ -35,6 +35,8 @@ class HookContext(NamedTuple):
     opt_state: PyTree  # None before the first step, when there is none yet
     method_state: PyTree  # what the method keeps; () before the first step
     images: Callable[[int], jax.Array]  # n training images, not augmented, sampled for this call
+    # (n, i) -> (images, labels): batch i, which may be traced, of n of them in one random order.
+    examples: Any = None
 
     def with_params(self, params: PyTree) -> HookContext:
         """Return the context with other parameters; statistics and optimizer state stay."""
@@ -124,6 +126,10 @@ class Method:
     measures: tuple[str, ...] = ()
     mask: PyTree | None = None  # the forget subtree, to be reported before training
     note: str = ""  # a line to be printed before training
+    # Decay of the average of the weights, where it is the method's and not that of ``optimizer.ema``.
+    ema: Any = None
+    # step -> whether the weights go back to their average before it. The average outlives generations then.
+    returns_to_ema: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

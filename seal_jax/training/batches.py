@@ -427,24 +427,34 @@ class Batches:
         return images, labels
 
     def sample(
-        self, data: Arrays, seed: jax.Array, generation: jax.Array, key: jax.Array, count: int
-    ) -> jax.Array:
-        """Return ``count`` random training images, not augmented, that the ``generation`` may see.
+        self,
+        data: Arrays,
+        seed: jax.Array,
+        generation: jax.Array,
+        key: jax.Array,
+        count: int,
+        index: Any = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return ``count`` random training images, not augmented, that the ``generation`` may see, and labels.
+
+        ``index``, which may be traced, makes it that one of the batches of one random order, which starts over
+        when it is used up.
 
         Raises:
-          UsageError: there are not so many.
+          UsageError: there are not so many, and no ``index``.
         """
         size, warm = self.shape.train, self.data.warm_generations
         fewest = warm_count(size, self.data)
-        if count > fewest:
+        if index is None and count > fewest:
             raise UsageError(
                 f"method.sample_size = {count} is larger than the training split, {fewest} images"
             )
+        places = jnp.arange(count) + (0 if index is None else index * count)
         # The whole sample on every device: what a hook computes from it must be the same along the data axis.
-        rows = jax.random.choice(key, size, (count,), replace=False)
+        rows = jax.random.permutation(key, size)[places % size]
         if warm:
-            share = jax.random.choice(key, self._share(seed), (count,), replace=False)
-            rows = jnp.where(generation < warm, share, rows)
+            share = jax.random.permutation(key, self._share(seed))
+            rows = jnp.where(generation < warm, share[places % fewest], rows)
         pixels = None
         if data.stored is not None:
             # Few images, between generations: the host is asked from within the program.
@@ -453,4 +463,4 @@ class Batches:
             pixels = jax.pure_callback(
                 lambda rows: stored[np.asarray(rows)], shape, rows, vmap_method="sequential"
             )
-        return self.images(data, rows, None, pixels)[0]
+        return self.images(data, rows, None, pixels)

@@ -168,6 +168,11 @@ class Experiment:
         seeds = np.arange(train.seeds, dtype=np.uint32) + train.seed
         return np.tile(seeds, len(vary.points(self.settings)))
 
+    @property
+    def ema_decay(self) -> Any:
+        """The decay of the average of the weights, ``None`` if there is none."""
+        return (self.settings.optimizer.ema or None) if self.method.ema is None else self.method.ema
+
     def at(self, values: Mapping[str, Any]) -> Experiment:
         """Return the experiment with other values of settings, which may be traced."""
         if not values:
@@ -344,17 +349,18 @@ class Experiment:
         data = data.at(state.varied.draw)
         generation, hook = self.clock.generation(state.step), self.method.on_generation_start
         single = self.settings.optimizer.schedule == "single"
+        keeps_ema = single or self.method.returns_to_ema is not None
         state = self._apply(hook, Stream.EVENT, generation, state, data)
         return state._replace(
             best=Best.none(state.weights) if state.best is not None else None,
             # Or it would remember what was to be forgotten. With one schedule for all generations nothing is.
-            ema=state.ema if single else self._ema(state.weights),
+            ema=state.ema if keeps_ema else self._ema(state.weights),
             early_stopping=self.early_stopping.start(state.step) if self.early_stopping else None,
         )
 
     def _ema(self, weights: Weights) -> Weights | None:
         """Return the average of the weights where it starts, ``None`` if there is none."""
-        return weights if self.settings.optimizer.ema else None
+        return None if self.ema_decay is None else weights
 
     def _no_sums(self) -> MetricSums:
         """Return the metric sums of an epoch before its first step."""
@@ -368,11 +374,15 @@ class Experiment:
             return state
         key = stream_key(state.seed, stream, generation)
         # Another key for the images: the hook may use ``key`` itself in any way.
-        images = functools.partial(
+        examples = functools.partial(
             self.batches.sample, data, state.seed, generation, jax.random.fold_in(key, 1)
         )
+
+        def images(count: int) -> jax.Array:
+            return examples(count)[0]
+
         before = (state.weights, state.opt_state, state.method_state)
-        after = hook(HookContext(key, generation, *before, images))
+        after = hook(HookContext(key, generation, *before, images, examples))
         return state._replace(
             weights=after.weights, opt_state=after.opt_state, method_state=after.method_state
         )
@@ -401,6 +411,11 @@ class Experiment:
         """Train one seed for one step on a batch, of which this device takes its shard."""
         # Here and at the end, or XLA divides what is to be whole between two steps and gathers it twice.
         state = self._divided(state, self._specs(state))
+        if self.method.returns_to_ema is not None:
+            returns = self.method.returns_to_ema(state.step)
+            if state.early_stopping is not None:
+                returns &= ~state.early_stopping.stopped
+            state = state._replace(weights=_where(returns, state.ema, state.weights))
         slices = jax.tree.map(
             lambda leaf: meshes.sliced(leaf.shape, self.slices), state.weights.params
         )
@@ -457,7 +472,7 @@ class Experiment:
             opt_state = with_clocks(frozen_state, opt_state, params)
         ema = state.ema
         if ema is not None:
-            rate = 1 - self.settings.optimizer.ema
+            rate = 1 - self.ema_decay
             # By the difference, so that what does not change stays as it is.
             moved = jax.tree.map(lambda mean, leaf: mean + rate * (leaf - mean), ema, new)
             ema = moved if stopping is None else _where(stopping.stopped, ema, moved)

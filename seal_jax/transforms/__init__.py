@@ -2,8 +2,13 @@
 
 from seal_jax.transforms.fast import make_fast_tx as make_fast_tx
 from seal_jax.transforms.fast import scale_by_two_rates as scale_by_two_rates
+from seal_jax.transforms.hare_tortoise import HareTortoiseState as HareTortoiseState
+from seal_jax.transforms.hare_tortoise import hare_and_tortoise as hare_and_tortoise
 from seal_jax.transforms.imp import hold_pruned as hold_pruned
 from seal_jax.transforms.imp import make_imp_tx as make_imp_tx
+from seal_jax.transforms.l2_init import InitialState as InitialState
+from seal_jax.transforms.l2_init import decay_towards_initial as decay_towards_initial
+from seal_jax.transforms.l2_init import make_l2_init_tx as make_l2_init_tx
 from seal_jax.transforms.pof import make_pof_tx as make_pof_tx
 from seal_jax.transforms.preconditioners import damped_trace as damped_trace
 from seal_jax.transforms.preconditioners import preconditioner as preconditioner

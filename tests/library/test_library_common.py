@@ -25,6 +25,7 @@ STEPS, BREAK = 5, 3  # after BREAK updates generation 1 is half over
 SPAN = {"steps_per_epoch": 1, "epochs_per_generation": 2}
 REINIT = {"init_fn": "torch_default", "key": KEY, **SPAN}
 ADAM = {"optimizer": optax.adam(0.1)}
+VALUES = ("masked_reinit", "make_imp_tx", "hare_and_tortoise")  # whose updates must reach some
 RELEARN = {
     "wels": transforms.wels(0.4, KEY),
     "welsr": transforms.welsr(0.4),
@@ -85,6 +86,10 @@ ROWS = dict(
         row("make_imp_tx", 0.1, rewind_step=1, **SPAN),
         row("make_sam_tx", **SPAN),
         row("make_sam_tx", rho=0.5, adaptive=True, eta=0.01, **SPAN, note="adaptive"),
+        row("hare_and_tortoise", optax.sgd(0.1, momentum=0.9), 2, 0.5),
+        row("hare_and_tortoise", optax.adam(0.1), 2, note="adam"),
+        row("make_l2_init_tx", 0.1, weight_decay=0.3, **SPAN),
+        row("make_l2_init_tx", mask="conv1", **ADAM, **SPAN, note="adam"),
         row("make_pof_tx", "fc", 0.1),
         row("make_pof_tx", "fc", 0.1, classifier_learning_rate=0.1, note="classifier"),
         *[
@@ -97,6 +102,7 @@ ROWS = dict(
         row("scale_by_two_rates", "fc", 0.1, falling, CLOCK),
         row("scale_by_restarting_rate", falling, CLOCK),
         row("decay_weights", 0.1, mask="conv1", when=CLOCK.ascending, factor=-1.0),
+        row("decay_towards_initial", 0.1, mask="conv1"),
         row("sharpness_aware", optax.adam(0.1), note="adam"),
     ]
 )
@@ -136,7 +142,7 @@ class Row:
 
     def __init__(self, factory, args, options):
         self.factory = factory
-        self.moves_to_values = "init_fn" in options or factory in ("masked_reinit", "make_imp_tx")
+        self.moves_to_values = "init_fn" in options or factory in VALUES
         self.moves_to_values |= factory == "hold_pruned" and "when" in options
         self.make = lambda: getattr(transforms, factory)(*args, **options)
         tx = self.tx = optax.with_extra_args_support(self.make())

@@ -164,12 +164,24 @@ def test_samples_of_a_warm_start_are_of_its_share(warm):
     arrays = place(meshes.make(mlp(), jax.devices()[:1]), STRIPES.train)
     images = normalised(STRIPES.train.images)
     for generation, inside in ((0, True), (1, False)):
-        sample = batches.sample(arrays, 0, jnp.asarray(generation), jax.random.key(5), 20)
+        sample, labels = batches.sample(arrays, 0, jnp.asarray(generation), jax.random.key(5), 20)
         distances = np.abs(images[:, None] - np.asarray(sample)).max((2, 3, 4))
         rows = distances.argmin(0)
         assert distances.min(0).max() < 1e-5
         assert len(set(rows.tolist())) == 20
         assert np.isin(rows, share).all() == inside
+        np.testing.assert_array_equal(labels, STRIPES.train.labels[rows])
+        # In batches: each of its images once in as many as hold all, and so again.
+        size, count = (9, 3) if inside else (30, 3)
+        rounds = []
+        for index in range(2 * count):
+            part, _ = batches.sample(
+                arrays, 0, jnp.asarray(generation), jax.random.key(5), size, jnp.asarray(index)
+            )
+            rounds.append(np.abs(images[:, None] - np.asarray(part)).max((2, 3, 4)).argmin(0))
+        rounds = np.reshape(rounds, (2, -1))
+        np.testing.assert_array_equal(rounds[0], rounds[1])
+        np.testing.assert_array_equal(np.sort(rounds[0]), share if inside else np.arange(90))
     with pytest.raises(UsageError, match="larger than the training split, 27 images"):
         batches.sample(arrays, 0, jnp.asarray(0), jax.random.key(5), 28)
 

@@ -17,6 +17,7 @@ OPTIONS = {
     "imp": {"rewind_step": 2},
     "pof": {"weak_batch_size": 8, "resample": 1},
     "foca": {"weak_batch_size": 8},
+    "hare_tortoise": {"decay": 0.8, "every_epochs": 1},
     "fast": {"head": "kaiming_fan_in", "warmup": True},
 }
 ELSEWHERE = {"normal", "llf", "seal"}  # in test_step.py

@@ -28,6 +28,7 @@ METHODS = {name: {} for name in methods.NAMES if name != "seal"} | {
     "sam": {"adaptive": True, "rho": 0.5, "eta": 0.01},
     "pof": {"weak_batch_size": 8, "resample": 1},
     "foca": {"weak_batch_size": 8},
+    "hare_tortoise": {"decay": 0.8, "every_epochs": 1},
     # A warm-up of steps 0 to 8: how long it has gone on must outlive both stops.
     "fast": {"head": "kaiming_fan_in", "warmup": True, "warmup_gain": 0.9, "warmup_steps": 8},
     "born_again": {"tolerance": 0.2, "tolerant_classes": 3},

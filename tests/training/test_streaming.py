@@ -135,10 +135,17 @@ RUNS = {
         ),
         2,
     ),
+    "batches_between_generations": (
+        mlp({"name": "dash"}, train={"generations": 2, "epochs_per_generation": 2, "seeds": 2}),
+        2,
+    ),
 }
 
+SLOW = ("batches_between_generations",)
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS]
 
-@pytest.mark.parametrize("name", RUNS)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_both_placements_train_alike(name, rounding):
     config, devices = RUNS[name]
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps_per_call=0))
@@ -152,7 +159,7 @@ def test_both_placements_train_alike(name, rounding):
     assert trainer.splits["train"].images is None
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_call_is_given_the_images_that_its_steps_draw(name):
     """Of every step, from any step on: for the devices what the order of the epoch says, bit for bit."""
     config, devices = RUNS[name]
