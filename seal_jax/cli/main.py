@@ -221,7 +221,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     root = files.as_path(options.workdir)
     _start_jax(options)
-    settings = configs.load(options.config, overrides)
+    settings = points.tuned(configs.load(options.config, overrides), root)
     code = _train_one(settings, root)
     if code == OK and settings.train.vary and _is_main_process():
         _write_report(points.folders(root, settings), root)
@@ -246,7 +246,16 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     # In the order of VARIANTS: a later one may start from the run of an earlier one, as PoF from SAM.
     waiting, apart = list(variants), set[str]()
     while waiting:
-        group, *_ = points.together({name: runs[name] for name in waiting}, apart, options.together)
+        ready: dict[str, Any] = {}
+        for name in waiting:
+            source = os.path.basename(runs[name].train.tuned_on)
+            if source not in waiting:
+                ready[name] = runs[name] = points.tuned(runs[name], root / name)
+        if not ready:
+            raise UsageError(
+                f"{waiting[0]}: train.tuned_on names {source}, which waits for it in turn"
+            )
+        group, *_ = points.together(ready, apart, options.together)
         try:
             code = _train_group({name: runs[name] for name in group}, root)
         except vary.CannotVary as error:
@@ -258,7 +267,12 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             return code
         waiting = [name for name in waiting if name not in group]
     if _is_main_process():
-        _write_report([root / variant for variant in variants], root)
+        # Those that others were tuned on are many, and not what was asked for.
+        single = [root / name for name, run in runs.items() if not run.train.vary]
+        every = [
+            folder for name, run in runs.items() for folder in points.folders(root / name, run)
+        ]
+        _write_report(single or every, root)
     return OK
 
 

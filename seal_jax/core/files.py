@@ -61,6 +61,14 @@ def as_path(name: str | os.PathLike[str]) -> Path:
     return path
 
 
+def relative_to(folder: Path, name: str) -> Path:
+    """Return the path that a text means; one that begins with ".." is relative to the folder."""
+    if Path(name).parts[:1] != ("..",):
+        return as_path(name)
+    path = folder / name
+    return path.resolve() if is_remote(folder) else Path(os.path.normpath(path))
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Write a whole file, which no reader sees half of.
 

@@ -243,6 +243,10 @@ class Train:
         with more fields their product; or a list of points, [{"optimizer.learning_rate": 0.1}]. Every point
         has all seeds, and the outcome is a run folder for each in ``points/``. Numbers of the method, the
         optimizer, and ``data.label_noise``, ``label_noise_seed`` and ``subset_seed``; empty for none.
+      tuned_on: the folder of a run with ``vary``, whose point with the best validation accuracy, a mean over its
+        seeds, among those with this run's data gives its values; a path that begins with ".." is relative to
+        the run's own folder, as in a sweep; empty for none.
+      tuned_weights: by which that accuracy is, the "last" or the "best" of the last generation.
     """
 
     generations: int = 10
@@ -264,6 +268,8 @@ class Train:
     pretrained_head: Literal["keep", "replace"] = "keep"
     allow_pickle: bool = False
     vary: str = ""
+    tuned_on: str = ""
+    tuned_weights: Literal["last", "best"] = "last"
 
 
 @dataclasses.dataclass(frozen=True)

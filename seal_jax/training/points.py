@@ -11,17 +11,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from seal_jax.core import files, vary
+from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import State, Varied
+from seal_jax.errors import UsageError
 from seal_jax.training import manifest
 from seal_jax.training import workdir as workdirs
 from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.metrics import MetricsLog, read
 
 FOLDER = "points"
+_VALIDATION = "validation/accuracy"
 
 
 def folders(workdir: Path, settings: Settings) -> list[Path]:
@@ -84,6 +88,49 @@ def _part(name: str, value: Any, own: slice) -> Any:
     return value[own.start] if name == "learning_rate" else value[own]
 
 
+def tuned(settings: Settings, workdir: Path) -> Settings:
+    """Return the settings with the values that ``train.tuned_on`` finds best, which is then empty.
+
+    Raises:
+      UsageError: it names no run with points, one that has not ended, or none on the same data, or all of these
+        diverged.
+    """
+    name = settings.train.tuned_on
+    if not name:
+        return settings
+    source = files.relative_to(workdir, name)
+    field = f"train.tuned_on = {name!r}"
+    if not (source / workdirs.CONFIG).is_file():
+        raise UsageError(f"{field} is not the folder of a run: {source} has no {workdirs.CONFIG}")
+    tuning = settings_lib.read(Settings, workdirs.read(source))
+    best, highest = None, -1.0
+    for point, folder in zip(
+        vary.points(tuning), folders(source, tuning), strict=bool(tuning.train.vary)
+    ):
+        if any(value != _value(settings, of) for of, value in point.items() if of in vary.DRAWS):
+            continue
+        if not (folder / workdirs.CONFIG).exists():
+            raise UsageError(f"{field} has not ended, there is no {folder}: train it first")
+        rows = read(folder)
+        if settings.train.tuned_weights == "last":
+            rows = rows[-1:]
+        scores = [
+            np.asarray(row[_VALIDATION], float)
+            for row in rows
+            if row["generation"] == rows[-1]["generation"]
+        ]
+        accuracy = float(np.nan_to_num(np.max(scores, axis=0), nan=-1.0).mean()) if scores else -1.0
+        if accuracy > highest:
+            best, highest = point, accuracy
+    if best is None:
+        raise UsageError(
+            f"{field} has no point with this run's data and a validation accuracy: give a run with train.vary"
+        )
+    train = dataclasses.replace(settings.train, tuned_on="", tuned_weights="last")
+    chosen = {of: value for of, value in best.items() if of not in vary.DRAWS}
+    return vary.at(dataclasses.replace(settings, train=train), chosen)
+
+
 def together(runs: Mapping[str, Settings], apart: Container[str], most: int) -> list[list[str]]:
     """Return which of some runs can be points of one, by their names, in the order of the first of each.
 
@@ -120,6 +167,9 @@ def _varied(runs: Sequence[Settings]) -> list[str]:
         return []
     # A path that begins with ".." is of the run's own folder, which is another one for the run of all points.
     if any(fields["train.vary"] or fields["train.pretrained"].startswith("..") for fields in flat):
+        return []
+    # Without wrong labels nothing of them is in the state.
+    if len({bool(fields["data.label_noise"]) for fields in flat}) > 1:
         return []
     differing = [name for name in flat[0] if any(of[name] != flat[0][name] for of in flat)]
     numbers = all(type(fields[name]) in (int, float) for fields in flat for name in differing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,10 +119,8 @@ def read(
 
 def _path(settings: Settings, workdir: Path) -> str:
     name = settings.train.pretrained
-    if Path(name).parts[:1] != ("..",):
-        return name
-    path = workdir / name
-    return str(path.resolve()) if files.is_remote(workdir) else os.path.normpath(path)
+    # What does not begin with ".." may also be a repository of the hub.
+    return str(files.relative_to(workdir, name)) if name.startswith("..") else name
 
 
 def _file(settings: Settings, workdir: Path) -> weight_files.WeightsFile | None:
