@@ -33,7 +33,12 @@ def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Datase
     """
     if run is not None and (labels := run / workdirs.LABELS).exists():
         fields = dataclasses.replace(fields, label_noise=0.0, label_file=str(labels))
-    dataset = data.load(
+    return split_data(fields, load_source(fields))
+
+
+def load_source(fields: settings_lib.Data) -> data.Dataset:
+    """Load the data set that the settings name as it is: no validation split, no options for studies."""
+    return data.load(
         fields.name,
         data_dir=fields.data_dir or None,
         train_split=fields.train_split,
@@ -46,8 +51,12 @@ def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Datase
         corrupt=fields.corrupt,
         channels=fields.channels or None,
     )
+
+
+def split_data(fields: settings_lib.Data, source: data.Dataset) -> data.Dataset:
+    """Return what the settings make of a data set that has no validation split yet: see :func:`seal_jax.data.study`."""
     dataset = data.study(
-        dataset,
+        source,
         validation_fraction=fields.validation_fraction,
         validation_seed=fields.validation_seed,
         train_count=fields.train_count,
