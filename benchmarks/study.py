@@ -29,7 +29,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -119,27 +119,33 @@ def quick() -> Study:
     return Study(variants, common.synthetic(200, side=8, classes=4))
 
 
-def measure(settings: Settings, dataset: data.Dataset) -> Iterator[dict[str, Scalar]]:
-    """Yield the speed of the compiled train program, for each way in which the seeds of a device can run."""
-    batchings = ("vmap", "map") if settings.train.seeds > 1 else ("auto",)
-    images = settings.train.seeds * settings.train.batch_size
-    for batching in batchings:
+def measure(settings: Settings, dataset: data.Dataset) -> list[dict[str, Any]]:
+    """Return the speed of the compiled train program, for each way in which the seeds of a device can run."""
+    speeds: list[dict[str, Any]] = []
+    for batching in ("vmap", "map") if settings.train.seeds > 1 else ("auto",):
         run = dataclasses.replace(settings.run, seed_batching=batching)
-        speed: dict[str, Scalar] = dict.fromkeys(("compile s", "ms/step", "images/s", "note"))
-        speed = {"seeds by": batching, **speed}
-        start = time.perf_counter()
         # One of them may not fit the memory, which must not cost the study.
         try:
-            training = common.Training(dataclasses.replace(settings, run=run), dataset)
-            steps = training.train().shape[-1]
-            first = time.perf_counter() - start
-            seconds = min(common.seconds(training.train) for _ in range(3))
+            found = _speed(dataclasses.replace(settings, run=run), dataset)
         except jax.errors.JaxRuntimeError as error:
-            yield speed | {"note": f"failed: {str(error).splitlines()[0][:100]}"}
-            continue
-        step = seconds / steps
-        speed |= {"compile s": first - seconds, "ms/step": 1e3 * step, "images/s": images / step}
-        yield speed
+            found = {"note": f"failed: {str(error).splitlines()[0][:100]}"}
+        speeds.append({"seeds by": batching, **found})
+    return speeds
+
+
+def _speed(settings: Settings, dataset: data.Dataset) -> dict[str, Any]:
+    # A function, so that its arrays are gone when the next one is measured.
+    start = time.perf_counter()
+    training = common.Training(settings, dataset)
+    steps = training.train().shape[-1]
+    first = time.perf_counter() - start
+    seconds = min(common.seconds(training.train) for _ in range(3))
+    images = settings.train.seeds * settings.train.batch_size * steps
+    return {
+        "compile s": first - seconds,
+        "ms/step": 1e3 * seconds / steps,
+        "images/s": images / seconds,
+    }
 
 
 def make_plan(study: Study, names: list[str], minutes: float, per_call: float) -> Plan:
@@ -164,14 +170,10 @@ def make_plan(study: Study, names: list[str], minutes: float, per_call: float) -
     began = time.monotonic()
     dataset = experiments.split_data(chosen[0].data, study.source)
     experiment = common.build(chosen[0], dataset)
-    speeds = list(measure(chosen[0], dataset))
-    best = min(
-        (speed for speed in speeds if speed["ms/step"]),
-        key=lambda speed: speed["ms/step"],
-        default=None,
-    )
-    if best is None:
-        raise UsageError(f"{names[0]} does not train on this device: {speeds[0]['note']}")
+    speeds = measure(chosen[0], dataset)
+    best = min(speeds, key=lambda speed: speed.get("ms/step", math.inf))
+    if "note" in best:
+        raise UsageError(f"{names[0]} does not train on this device: {best['note']}")
     epoch = experiment.clock.steps_per_epoch * best["ms/step"] / 1e3  # seconds
     # The programs that score and save are compiled as well.
     start = 1.5 * best["compile s"]
@@ -300,7 +302,7 @@ def speed_rows(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             **{column: speed.get(column) for column in columns},
-            "MFU %": utilisation(plan, speed["images/s"]),
+            "MFU %": utilisation(plan, speed.get("images/s")),
             "note": speed.get("note"),
         }
         for speed in plan["speeds"]
@@ -358,7 +360,12 @@ def accuracy_rows(found: Sequence[Run]) -> list[dict[str, Any]]:
     for run in found:
         for row in run.rows:
             if (epoch := int(row["epoch"]) + 1) in ends:
-                values = {key: row[key] for key in MEASURED if key in row}
+                # JSON has no NaN: the share of wrong labels of an epoch without one.
+                values = {
+                    key: [None if math.isnan(value) else value for value in row[key]]
+                    for key in MEASURED
+                    if key in row
+                }
                 rows.append({"variant": run.name, "epoch": epoch, **values})
     return rows
 
