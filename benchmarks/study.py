@@ -13,8 +13,9 @@ The first call measures a step of the first variant, with its seeds by "vmap" an
 shortens the generations of all variants alike to what fits `--minutes` (a longer one keeps its ratio to the shortest;
 epochs of warm-up and of decays stay as they are). `plan.json` keeps that. A call ends in time for its last checkpoint,
 and the same command goes on (exit code 75 until the study is done, as `train` has it). With `--per-call`, whole
-variants are planned into each call, so that `plan.json`, `calls.jsonl` and the run folders without `checkpoints/`,
-less than a megabyte, are all that has to be carried to another machine between two calls.
+variants are planned into each call, so that the folder without the `checkpoints/` in it, some hundred kilobytes a
+variant, is all that has to be carried to another machine between two calls; a variant that was stopped half way is
+then trained again.
 
 Every call writes `study.md`, `study.json` and `study.png`: speed, MFU (see benchmarks.gpu), accuracy, and the wrong
 labels learnt. A variant whose loss is not finite is reported as diverged, and the others are trained.
@@ -27,6 +28,7 @@ import dataclasses
 import json
 import math
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -139,7 +141,8 @@ def _speed(settings: Settings, dataset: data.Dataset) -> dict[str, Any]:
     training = common.Training(settings, dataset)
     steps = training.train().shape[-1]
     first = time.perf_counter() - start
-    seconds = min(common.seconds(training.train) for _ in range(3))
+    # Not the fastest: it is to tell how long the study will take, on this machine as it is.
+    seconds = statistics.median(common.seconds(training.train) for _ in range(3))
     images = settings.train.seeds * settings.train.batch_size * steps
     return {
         "compile s": first - seconds,
@@ -239,16 +242,12 @@ def train(study: Study, workdir: Path, minutes: float, per_call: float, names: l
         workdir.mkdir(parents=True, exist_ok=True)
         files.write(workdir / PLAN, json.dumps(plan, indent=2) + "\n")
     until = began + 60 * STOP * per_call
-    code = OK
     for name in names:
         if is_done(workdir, name):
             continue
         # Every call trains something, however late it is: `loop.train` trains at least one call of its steps.
-        if code == OK and not train_variant(study, plan, workdir, name, until):
-            code = STOPPED
-        if time.monotonic() > until:
-            code = STOPPED
-        if code != OK:
+        ended = train_variant(study, plan, workdir, name, until)
+        if not ended or time.monotonic() > until:
             break
     publish(workdir, plan)
     return OK if all(is_done(workdir, name) for name in names) else STOPPED
