@@ -6,7 +6,7 @@
 Fashion-MNIST, 51,200 images. On a fifth of CIFAR-100, 9,000 images, by these overrides of `pack`:
 
     --config.data.name=cifar100 --config.data.train_split=train[:20%] --config.data.train_count=0
-    --config.data.crop_padding=4 --config.run.steps_per_call=0
+    --config.data.crop_padding=4 --config.run.steps_per_call=10
 
 `epochs_per_generation` is the most that `train` takes; it shortens all variants alike to what fits the minutes. 40 % of
 the training labels are wrong, but for the variants `_clean`; validation and test labels never are. Learning rate,
@@ -24,9 +24,9 @@ def get_config(variant="seal"):
     config = base(method)
     use_preset(config, "reference")
     config.data.name = "fashion_mnist"
-    # 5,400 of each class are not held out. 400 steps make an epoch, and a signal is answered after 50.
+    # 5,400 of each class are not held out. 400 steps make an epoch, and a signal is answered after 20.
     config.data.train_count = 5120
-    config.run.steps_per_call = 50
+    config.run.steps_per_call = 20
     config.data.crop_padding = 2
     config.data.flip = True
     config.data.label_noise = 0.0 if variant.endswith("_clean") else 0.4

@@ -39,7 +39,7 @@ def figures(folder):
     return json.loads((folder / "study.json").read_text())
 
 
-def test_calls_end_like_one_without_the_trainers_requirements(tmp_path):
+def test_calls_end_like_one_without_the_trainers_requirements(tmp_path, capsys):
     from benchmarks import study
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -92,6 +92,8 @@ def test_calls_end_like_one_without_the_trainers_requirements(tmp_path):
     shutil.rmtree(parts / "seal" / "checkpoints")
     assert study.main([*OPTIONS, f"--workdir={parts}"]) == 0
     assert len(study.read_calls(parts)) == 3
+    assert study.main([*OPTIONS, f"--workdir={parts}", "--minutes=30"]) == 2
+    assert "was made for --minutes=60 --variants=seal,llf: give these" in capsys.readouterr().err
 
 
 def test_length_fits_the_minutes(monkeypatch):
@@ -217,7 +219,7 @@ def test_settings_of_the_gpu_study_fit_fashion_mnist():
         settings = configs.load(f"{config}:{name}")
         dataset = experiment.split_data(settings.data, source)
         built = common.build(settings, dataset)
-        assert (built.steps_per_call, built.clock.steps_per_epoch) == (50, 400)
+        assert (built.steps_per_call, built.clock.steps_per_epoch) == (20, 400)
         assert (dataset.train.clean_labels is None) == name.endswith("_clean")
         epochs.add(settings.train.generations * settings.train.epochs_per_generation)
     assert epochs == {120}
