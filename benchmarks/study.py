@@ -373,6 +373,24 @@ def accuracy_rows(found: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def difference_rows(found: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return how much better each variant ended than the first one on the same data: a mean of paired seeds."""
+    firsts: dict[str, Run] = {}
+    rows = []
+    for run in found:
+        first = firsts.setdefault(json.dumps(run.setting("data"), sort_keys=True), run)
+        if first is run or not (first.finished and run.finished):
+            continue
+        row: dict[str, Any] = {"variant": run.name, "over": first.name}
+        for key, column in MEASURED.items():
+            ours, theirs = run.series(key)[1], first.series(key)[1]  # [epochs, seeds]
+            # Seed i of both has the same initial weights and order of images.
+            both = len(ours) and len(theirs)
+            row[column] = stat(ours[-1] - theirs[-1]).text() if both else None
+        rows.append(row)
+    return rows
+
+
 def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the same rows with means and intervals as text."""
     return [
@@ -413,6 +431,7 @@ def publish(workdir: Path, plan: Plan) -> None:
         ),
         "Whole trainings, with compilation, scoring and checkpoints": training_rows(workdir, plan),
         "Accuracy where generations end": accuracy_table(accuracies),
+        "Paired differences at the end": difference_rows(found),
     }
     texts = [common.Report(title, rows).as_text() for title, rows in tables.items() if rows]
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
@@ -435,6 +454,7 @@ def publish(workdir: Path, plan: Plan) -> None:
         "plan": plan,
         "trainings": training_rows(workdir, plan),
         "accuracy": accuracies,
+        "differences": difference_rows(found),
     }
     files.write(workdir / f"{REPORT}.json", json.dumps(figures, indent=2) + "\n")
 

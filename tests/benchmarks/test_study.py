@@ -96,6 +96,39 @@ def test_calls_end_like_one_without_the_trainers_requirements(tmp_path, capsys):
     assert "was made for --minutes=60 --variants=seal,llf: give these" in capsys.readouterr().err
 
 
+def test_differences_are_of_the_same_seeds_and_data():
+    from benchmarks import study
+
+    def run(name, noise, accuracies, memorised=None):
+        train = {"generations": 1, "epochs_per_generation": 2, "seeds": 3}
+        config = {"data": {"name": "digits", "label_noise": noise}, "train": train}
+        rows = [
+            {"epoch": 0, "generation": 0},
+            {"epoch": 1, "generation": 0, "test_last/accuracy": accuracies},
+        ]
+        if memorised:
+            rows[1]["train/memorised"] = memorised
+        # One that is not finished has no such row yet.
+        return study.Run(Path(name), name, config, rows[: 2 if accuracies else 1])
+
+    found = [
+        run("long", 0.4, [0.5, 0.6, 0.7], [0.9, 0.9, 0.9]),
+        run("long_clean", 0.0, [0.9, 0.9, 0.9]),
+        run("llf", 0.4, [0.6, 0.7, 0.8], [0.4, 0.5, 0.6]),
+        run("seal", 0.4, None),
+        run("llf_clean", 0.0, [0.9, 0.8, 0.7]),
+    ]
+    rows = study.difference_rows(found)
+    assert [(row["variant"], row["over"]) for row in rows] == [
+        ("llf", "long"),
+        ("llf_clean", "long_clean"),
+    ]
+    assert [row["test %"] for row in rows] == ["10.00 ± 0.00", "-10.00 ± 24.84"]
+    # Student's t of three values: 4.3027 / sqrt(3) deviations.
+    assert [row["wrong labels learnt %"] for row in rows] == ["-40.00 ± 24.84", None]
+    assert "llf_clean" in study.common.Report("differences", rows).as_text()
+
+
 def test_length_fits_the_minutes(monkeypatch):
     """Six variants of which a call of ten minutes trains two: by hand."""
     from benchmarks import gpu, study
