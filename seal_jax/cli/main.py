@@ -300,10 +300,10 @@ def _start_jax(options: argparse.Namespace) -> None:
     from seal_jax.cli import processes
 
     processes.join(options.coordinator, options.processes, options.process)
-    _cache_programs()
+    cache_programs()
 
 
-def _cache_programs() -> None:
+def cache_programs() -> None:
     """Keep compiled programs on disk, so that a resumed run does not compile again."""
     import jax
 
@@ -374,7 +374,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Evaluate a run's networks as the papers do; each kind has options of its own."""
     from seal_jax.evaluators import command
 
-    _cache_programs()
+    cache_programs()
     print(command.run(options))
     return OK
 

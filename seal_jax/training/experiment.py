@@ -28,14 +28,17 @@ from seal_jax.training.step import Experiment
 
 
 def load(settings: Settings) -> data.Dataset:
-    """Load the data that the trainings of a run see: :func:`load_data`, or several draws of it."""
+    """Load the data that the trainings of a run see, into host memory or to be streamed."""
+    return split(settings, load_source(settings.data))
+
+
+def split(settings: Settings, source: data.Dataset) -> data.Dataset:
+    """Return what the trainings of a run see of a data set: :func:`split_data`, or several draws of it."""
     draws = vary.draws(settings)[0]
-    return load_data(draws[0], draws=draws if len(draws) > 1 else ())
+    return split_data(draws[0], source, draws if len(draws) > 1 else ())
 
 
-def load_data(
-    fields: settings_lib.Data, run: Path | None = None, draws: Sequence[settings_lib.Data] = ()
-) -> data.Dataset:
+def load_data(fields: settings_lib.Data, run: Path | None = None) -> data.Dataset:
     """Load the data set that the settings name, into host memory or to be streamed.
 
     With the folder of a ``run`` that replaced labels, its training labels are those that it trained on,
@@ -43,7 +46,12 @@ def load_data(
     """
     if run is not None and (labels := run / workdirs.LABELS).exists():
         fields = dataclasses.replace(fields, label_noise=0.0, label_file=str(labels))
-    dataset = data.load(
+    return split_data(fields, load_source(fields))
+
+
+def load_source(fields: settings_lib.Data) -> data.Dataset:
+    """Load the data set that the settings name as it is: no validation split, no options for studies."""
+    return data.load(
         fields.name,
         data_dir=fields.data_dir or None,
         train_split=fields.train_split,
@@ -56,8 +64,14 @@ def load_data(
         corrupt=fields.corrupt,
         channels=fields.channels or None,
     )
+
+
+def split_data(
+    fields: settings_lib.Data, source: data.Dataset, draws: Sequence[settings_lib.Data] = ()
+) -> data.Dataset:
+    """Return what the settings make of a data set that has no validation split yet: see :func:`seal_jax.data.study`."""
     dataset = data.study(
-        dataset,
+        source,
         validation_fraction=fields.validation_fraction,
         validation_seed=fields.validation_seed,
         train_count=fields.train_count,

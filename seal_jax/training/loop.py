@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -113,6 +115,7 @@ def train(
     *,
     devices: int | None = None,
     points: Sequence[Path] = (),
+    until: float = math.inf,
 ) -> Outcome:
     """Train until the end, or until SIGTERM or SIGINT; resume the run in ``workdir`` if there is one.
 
@@ -126,6 +129,8 @@ def train(
       devices: how many of the devices to use, the first ones; all by default.
       points: folders for the points of ``train.vary``, by default those of
         :func:`seal_jax.training.points.folders`.
+      until: the time, of ``time.monotonic``, from which on it stops as at a signal. A call of the compiled
+        steps is trained whatever the time is, so that runs that are started again and again do end.
 
     Raises:
       UsageError: input that cannot be used, before anything is written.
@@ -239,7 +244,7 @@ def train(
                     log.append(row)
                 if call.ended_early:
                     progress.update(step)
-            stopping = _any_process(stop.is_set())
+            stopping = _any_process(stop.is_set() or time.monotonic() >= until)
             due = step == experiment.total_steps or step % checkpoint_every == 0
             if due or stopping or call.ended_early:
                 # A finite loss is not enough: it was computed before the last update.
