@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fnmatch
 import os
 import sys
 import warnings
@@ -157,6 +158,8 @@ def parser(kind: str | None = None, *, evaluate: bool = True) -> argparse.Argume
         help_text = f"the folder of the {folder}"
         to.add_argument("--workdir", required=True, metavar="DIR", help=help_text)
         if train is _sweep:
+            help_text = "patterns of variants, with commas between: llf,seal*"
+            to.add_argument("--only", metavar="NAMES", help=help_text)
             to.add_argument(
                 "--together",
                 type=int,
@@ -240,6 +243,12 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     variants = configs.variants(options.config)
     if not variants:
         raise UsageError(f"--config={options.config} declares no VARIANTS; use train")
+    if options.only:
+        patterns = options.only.split(",")
+        chosen = [name for name in variants if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        if not chosen:
+            raise UsageError(f"--only={options.only} fits none of {', '.join(variants)}")
+        variants = tuple(chosen)
     # All errors of settings come before any training.
     runs = {variant: configs.load(f"{options.config}:{variant}", overrides) for variant in variants}
     _start_jax(options)

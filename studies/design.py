@@ -1,0 +1,148 @@
+"""The design of a study, and the variants of its config: every system is tuned alike, then trained with fresh seeds.
+
+A config file of ``configs/studies/`` declares a :class:`Study`; its ``VARIANTS`` and ``get_config`` are those of the
+study. ``python -m seal_jax sweep`` trains them: first the tuning of each system in each condition, a grid of points by
+``train.vary``, then the system with its best point by validation accuracy (``train.tuned_on``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ml_collections import ConfigDict
+
+from seal_jax.cli.configs import base, set_fields
+
+SEEDS, TUNING_SEEDS = 10, 3
+# Far from the seeds that are reported: nothing that was tuned on is reported.
+FIRST_TUNING_SEED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A way to train.
+
+    Attributes:
+      name: what tables call it.
+      method: ``method.name``.
+      fields: settings that set it apart; without a dot options of the method.
+      grid: values of each tuned setting, whose product are the points; every system of a study has as many.
+      weights: which are scored, the "last" or the "best" by validation.
+    """
+
+    name: str
+    method: str = "normal"
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    weights: Literal["last", "best"] = "last"
+
+
+class Claim(NamedTuple):
+    """That one system is more accurate than another in some conditions."""
+
+    text: str
+    source: str
+    better: str  # keys of systems
+    worse: str
+    conditions: Sequence[str] | None = None  # keys; None for all
+
+
+class Cell(NamedTuple):
+    """What one final variant trains: keys of setting, system and condition."""
+
+    setting: str
+    system: str
+    condition: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared with what, where.
+
+    Attributes:
+      title: of its section.
+      question: and what was looked at before the settings were fixed.
+      fields: settings that all variants share.
+      settings: networks and data, by a key: their fields.
+      conditions: by a key: their fields.
+      names: what tables call settings and conditions, by their keys.
+      systems: by a key; a setting may have some of them only.
+      some: for settings, the keys of their systems and of their conditions where they have not all.
+      claims: the comparisons, over all of which Holm's correction goes.
+    """
+
+    title: str
+    question: str
+    fields: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]]
+    conditions: Mapping[str, Mapping[str, Any]]
+    names: Mapping[str, str]
+    systems: Mapping[str, System]
+    claims: Sequence[Claim]
+    some: Mapping[str, tuple[Sequence[str], Sequence[str]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        """Check that every system has as many points to be tuned on."""
+        points = {math.prod(map(len, system.grid.values())) for system in self.systems.values()}
+        if len(points) > 1:
+            raise ValueError(
+                f"{self.title}: systems have {sorted(points)} points: give all as many"
+            )
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield what is trained and reported."""
+        for setting in self.settings:
+            systems, conditions = self.some.get(setting, (self.systems, self.conditions))
+            yield from itertools.starmap(Cell, itertools.product([setting], systems, conditions))
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The names of the config's variants: the tuning of each cell, then the cell."""
+        return tuple(
+            name for cell in self.cells() for name in (f"tuning-{_name(cell)}", _name(cell))
+        )
+
+    def config(self, variant: str) -> ConfigDict:
+        """Return the settings of a variant."""
+        tunes, name = variant.startswith("tuning-"), variant.removeprefix("tuning-")
+        setting, key, condition = name.split("-")
+        system = self.systems[key]
+        config = base(system.method)
+        config.train.seeds = SEEDS
+        for fields in (
+            self.fields,
+            self.settings[setting],
+            self.conditions[condition],
+            system.fields,
+        ):
+            set_fields(config, fields)
+        if tunes:
+            config.train.vary = json.dumps(
+                {_full(field): [*values] for field, values in system.grid.items()}
+            )
+            config.train.seed, config.train.seeds = FIRST_TUNING_SEED, TUNING_SEEDS
+        else:
+            config.train.tuned_on = f"../tuning-{name}"
+            config.train.tuned_weights = system.weights
+        # One at the end: a study is many short trainings.
+        config.run.checkpoint_every_epochs = (
+            config.train.generations * config.train.epochs_per_generation
+        )
+        config.run.keep_checkpoints = 1
+        config.run.loggers = ""
+        return config
+
+
+def _full(field: str) -> str:
+    return field if "." in field else f"method.{field}"
+
+
+def _name(cell: Cell) -> str:
+    return "-".join(cell)
