@@ -104,9 +104,13 @@ class Study:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The names of the config's variants: the tuning of each cell, then the cell."""
+        """The names of the config's variants: the tuning of each system in all conditions, then its trainings."""
+        names: dict[tuple[str, str], list[str]] = {}
+        for cell in self.cells():
+            names.setdefault(cell[:2], []).append("-".join(cell))
+        # In this order a sweep can train those of a system as one.
         return tuple(
-            name for cell in self.cells() for name in (f"tuning-{_name(cell)}", _name(cell))
+            stage + name for group in names.values() for stage in ("tuning-", "") for name in group
         )
 
     def config(self, variant: str) -> ConfigDict:
@@ -142,7 +146,3 @@ class Study:
 
 def _full(field: str) -> str:
     return field if "." in field else f"method.{field}"
-
-
-def _name(cell: Cell) -> str:
-    return "-".join(cell)

@@ -4,9 +4,9 @@
     python -m studies collect --config=configs/studies/label_noise.py --workdir=runs/label_noise
     python -m studies write
 
-Part of it: `--only='*mlp_digits*'`. Every system has nine points of its settings, tuned on three seeds by the accuracy on
-validation images with right labels, and then ten other seeds, each with wrong labels (and a subset of Fashion-MNIST) of
-its own. All train 80 epochs, in four generations where they forget; LW in three, one for each block.
+Part of it: `--only='*mlp_digits*'`. Every system has nine points of its settings, tuned on three seeds by the accuracy
+on validation images with right labels, and then ten other seeds, each with wrong labels (and a subset of Fashion-MNIST)
+of its own. All train 80 epochs, in four generations where they forget; LW in three, one for each block.
 """
 
 from studies.design import Claim, Study, System
