@@ -74,6 +74,7 @@ class Study:
       systems: by a key; a setting may have some of them only.
       some: for settings, the keys of their systems and of their conditions where they have not all.
       claims: the comparisons, over all of which Holm's correction goes.
+      chance: accuracy in % of a network that has learnt nothing, where it is not that of ten classes.
     """
 
     title: str
@@ -129,7 +130,7 @@ class Study:
             set_fields(config, fields)
         if tunes:
             config.train.vary = json.dumps(
-                {_full(field): [*values] for field, values in system.grid.items()}
+                {self.full(field): [*values] for field, values in system.grid.items()}
             )
             config.train.seed, config.train.seeds = FIRST_TUNING_SEED, TUNING_SEEDS
         else:
@@ -143,6 +144,7 @@ class Study:
         config.run.loggers = ""
         return config
 
-
-def _full(field: str) -> str:
-    return field if "." in field else f"method.{field}"
+    @staticmethod
+    def full(field: str) -> str:
+        """Return the full name of a setting, which without a dot is an option of the method."""
+        return field if "." in field else f"method.{field}"

@@ -90,7 +90,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> Settings:
         setting or has a value of another type.
     """
     path, variant = split(config)
-    module = _module(path)
+    module = load_module(path)
     known = _variants(path, module)
     # Before `get_config` is called, which may treat any unknown name as its default.
     if variant and variant not in known:
@@ -130,7 +130,7 @@ def split(config: str) -> tuple[str, str]:
 def variants(config: str) -> tuple[str, ...]:
     """Return the variants that a config file declares in ``VARIANTS``."""
     path = split(config)[0]
-    return _variants(path, _module(path))
+    return _variants(path, load_module(path))
 
 
 def _variants(path: str, module: types.ModuleType) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def _variants(path: str, module: types.ModuleType) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _module(name: str) -> types.ModuleType:
+def load_module(name: str) -> types.ModuleType:
     """Return the module of a config file, after running it."""
     path = files.as_path(name)
     # The spec is None for a name that does not end in .py.

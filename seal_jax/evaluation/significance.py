@@ -107,21 +107,20 @@ def correct(p_values: np.ndarray, level: float = 0.05) -> np.ndarray:
     tested &= (p_values < p_values.T) | (upper & (p_values == p_values.T))
     rejected = np.zeros(p_values.shape, bool)
     # The smaller of two one-sided p-values, doubled, is the two-sided one: the binomial with 1/2 is symmetric.
-    rejected[tested] = holm(2 * p_values[tested], level)
+    rejected[tested] = holm(2 * p_values[tested]) <= level
     return rejected
 
 
-def holm(p_values: np.ndarray, level: float = 0.05) -> np.ndarray:
-    """Return which hypotheses Holm's step-down procedure rejects, ``[n]``.
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p-values ``[n]`` after Holm's step-down correction: those at most a level are rejected at that level.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
-    [True, False, False]
+    [0.03, 0.06, 0.06]
     """
     order = np.argsort(p_values, kind="stable")
-    # level / m, level / (m - 1), ..., level / 1 for the p-values in ascending order
-    limits = level / np.arange(len(p_values), 0, -1)
-    # A product, since the procedure stops at the first hypothesis that is not rejected.
-    passed = np.cumprod(p_values[order] <= limits).astype(bool)
-    rejected = np.zeros(len(p_values), bool)
-    rejected[order] = passed
-    return rejected
+    # Times m, m - 1, ..., 1 in ascending order; no smaller than the one before, since the procedure stops at the first
+    # hypothesis that is not rejected.
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(np.minimum(p_values[order] * factors, 1))
+    return corrected

@@ -38,22 +38,27 @@ def test_the_correction_is_over_pairs():
         p_values = np.where(upper, p_values, 1 - p_values.T)  # of one direction small, or neither
         pairs = np.minimum(p_values, p_values.T)[upper]
         found = significance.correct(p_values)
-        np.testing.assert_array_equal((found | found.T)[upper], significance.holm(2 * pairs))
+        np.testing.assert_array_equal(
+            (found | found.T)[upper], significance.holm(2 * pairs) <= 0.05
+        )
         assert not (found & found.T).any()
     untested = np.full((3, 3), np.nan)
     untested[0, 1], untested[1, 0] = 0.02, 0.99  # the only pair: 0.04 is within 0.05
     assert significance.correct(untested).tolist() == [[False, True, False], *[[False] * 3] * 2]
 
 
-def test_holm_equals_adjusted_p_values():
-    """Rejected where the running maximum of (n - rank) p is within the level."""
+def test_holm_rejects_step_by_step():
+    """The smallest p-value against level / n, the next against level / (n - 1), until one is not rejected."""
     random = np.random.default_rng(1)
-    for _ in range(50):
-        p_values = random.uniform(0, 0.2, 8) ** 2
-        order = np.argsort(p_values)
-        adjusted = np.empty(8)
-        adjusted[order] = np.maximum.accumulate((8 - np.arange(8)) * p_values[order])
-        np.testing.assert_array_equal(significance.holm(p_values), adjusted <= 0.05)
+    for level in (0.01, 0.05, 0.2):
+        for _ in range(50):
+            p_values = random.uniform(0, 0.2, 8) ** 2
+            rejected = np.zeros(8, bool)
+            for left, index in zip(range(8, 0, -1), np.argsort(p_values), strict=True):
+                if p_values[index] > level / left:
+                    break
+                rejected[index] = True
+            np.testing.assert_array_equal(significance.holm(p_values) <= level, rejected)
 
 
 def test_bad_input():

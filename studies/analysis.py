@@ -1,0 +1,95 @@
+"""Paired comparisons: effects with intervals, Holm's correction over all claims, and what would have been seen."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from seal_jax.evaluation.significance import holm
+from studies.design import Cell, Claim, Study
+
+LEVEL, POWER = 0.05, 0.8
+FEWEST = 3  # pairs of seeds
+SHOWN, CONTRADICTED, OPEN = "shown", "contradicted", "not shown"
+
+
+class Comparison(NamedTuple):
+    """One claim in one setting and condition, over the seeds that both systems have.
+
+    Attributes:
+      claim, setting, condition: what is compared, and where.
+      effect: mean difference in points, positive where the claim's better system is better.
+      half: half the 95 % interval of the mean (Student's t), not corrected.
+      p_value: two-sided, of the paired t test, after Holm's correction over all comparisons of the study.
+      seeds: pairs; one with a training that diverged counts with the accuracy of chance.
+      detectable: true difference that would have been significant with a probability of 80 %, at the level of Holm's
+        first step, by the spread that was seen.
+    """
+
+    claim: Claim
+    setting: str
+    condition: str
+    effect: float
+    half: float
+    p_value: float
+    seeds: int
+    detectable: float
+
+    @property
+    def verdict(self) -> str:
+        """What it says of the claim."""
+        if self.p_value > LEVEL:
+            return OPEN
+        return SHOWN if self.effect > 0 else CONTRADICTED
+
+
+def compare(study: Study, scores: Mapping[Cell, Mapping[int, float]]) -> list[Comparison]:
+    """Return all comparisons of a study whose two cells have been trained.
+
+    Args:
+      study: its claims.
+      scores: accuracy in % by cell and seed; NaN for a training that diverged.
+    """
+    from scipy import stats
+
+    compared = []
+    for claim, setting in itertools.product(study.claims, study.settings):
+        for condition in claim.conditions or study.conditions:
+            pair = [Cell(setting, key, condition) for key in (claim.better, claim.worse)]
+            if all(cell in scores for cell in pair):
+                better, worse = (scores[cell] for cell in pair)
+                seeds = sorted({*better} & {*worse})
+                differences = np.array([[of[seed] for seed in seeds] for of in (better, worse)])
+                differences = np.nan_to_num(differences, nan=study.chance.get(setting, 10.0))
+                if len(seeds) >= FEWEST:
+                    compared.append((claim, setting, condition, differences[0] - differences[1]))
+    p_values = []
+    for *_, differences in compared:
+        # Equal in every seed: no difference at all, which the test has no answer to.
+        same = np.ptp(differences) == 0
+        p_values.append(
+            float(differences[0] == 0) if same else stats.ttest_1samp(differences, 0).pvalue
+        )
+    corrected = holm(np.array(p_values)).tolist()
+    comparisons = []
+    for (claim, setting, condition, differences), p_value in zip(compared, corrected, strict=True):
+        count = len(differences)
+        error = differences.std(ddof=1) / math.sqrt(count)
+        critical = stats.t.ppf(1 - LEVEL / 2 / len(compared), count - 1)
+        comparisons.append(
+            Comparison(
+                claim,
+                setting,
+                condition,
+                float(differences.mean()),
+                float(stats.t.ppf(1 - LEVEL / 2, count - 1) * error),
+                p_value,
+                count,
+                float((critical + stats.t.ppf(POWER, count - 1)) * error),
+            )
+        )
+    return comparisons

@@ -1,0 +1,81 @@
+"""The command: keeps the numbers of studies that were trained, and writes them into docs/results.md.
+
+python -m studies collect --config=configs/studies/label_noise.py --workdir=runs/label_noise
+python -m studies write
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from seal_jax.cli import configs, main
+from seal_jax.core import files
+from seal_jax.errors import UsageError
+from studies import results, text
+from studies.design import Study
+
+CONFIGS, NUMBERS, PAGE = Path("configs/studies"), Path("docs/results"), Path("docs/results.md")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command with these arguments; return the exit code."""
+
+    def command() -> int:
+        options, _ = main.parse(_parser(), arguments)
+        code: int = options.run(options)
+        return code
+
+    return main.exit_code(command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    root = main.Parser(prog="python -m studies", description=str(__doc__).splitlines()[0])
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.set_defaults(command=name, run=run)
+        return added
+
+    to = command("collect", _collect, f"write what the runs of a study measured into {NUMBERS}/")
+    to.add_argument("--config", required=True, metavar="FILE", help=f"a file of {CONFIGS}/")
+    to.add_argument("--workdir", required=True, metavar="DIR", help="the folder of its sweep")
+    command("write", _write, f"write tables and verdicts of what was collected into {PAGE}")
+    return root
+
+
+def load(config: str | Path) -> Study:
+    """Return the study that a config file declares."""
+    study = getattr(configs.load_module(str(config)), "STUDY", None)
+    if not isinstance(study, Study):
+        raise UsageError(f"--config={config} declares no STUDY; see {CONFIGS}/")
+    return study
+
+
+def _collect(options: argparse.Namespace) -> int:
+    study = load(options.config)
+    rows = results.collect(study, files.as_path(options.workdir))
+    cells = len({row.cell for row in rows})
+    path = NUMBERS / f"{Path(options.config).stem}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, results.as_csv(rows))
+    print(f"{path}: {len(rows)} trainings, {cells} of {len(list(study.cells()))} cells")
+    return main.OK
+
+
+def _write(options: argparse.Namespace) -> int:
+    files.write(PAGE, page(PAGE.read_text()))
+    print(f"{PAGE} is written")
+    return main.OK
+
+
+def page(old: str) -> str:
+    """Return the page with the section of every study between its marks."""
+    collected = {path.stem: path for path in sorted(NUMBERS.glob("*.csv"))}
+    studies = {name: load(CONFIGS / f"{name}.py") for name in collected}
+    rows = {name: results.read(path) for name, path in collected.items()}
+    for name, study in studies.items():
+        old = text.replaced(old, f"study {name}", text.section(name, study, rows[name]))
+    return text.replaced(old, "verdicts", text.verdicts(studies, rows))
