@@ -88,6 +88,7 @@ class Study:
     some: Mapping[str, tuple[Sequence[str], Sequence[str]]] = dataclasses.field(
         default_factory=dict
     )
+    chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that every system has as many points to be tuned on."""

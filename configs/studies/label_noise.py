@@ -9,54 +9,10 @@ on validation images with right labels, and then ten other seeds, each with wron
 of its own. All train 80 epochs, in four generations where they forget; LW in three, one for each block.
 """
 
-from studies.design import Claim, Study, System
+from studies.design import Claim, Study
+from studies.systems import systems, thresholds
 
-RATES = {"optimizer.learning_rate": (0.005, 0.02, 0.08)}
-DECAYS = {"optimizer.weight_decay": (0.0, 5e-4, 5e-3)}
-PLAIN = RATES | DECAYS
-LONG = {"train.generations": 1, "train.epochs_per_generation": 80}
-
-SYSTEMS = {
-    "short": System(
-        "Plain, 20 epochs, best by validation",
-        fields={"train.generations": 1},
-        grid=PLAIN,
-        weights="best",
-    ),
-    "long": System("Plain, 80 epochs", fields=LONG, grid=PLAIN),
-    "restarts": System("Plain, restarts", grid=PLAIN),
-    "smoothing": System(
-        "Label smoothing, 80 epochs",
-        fields=LONG,
-        grid=RATES | {"optimizer.label_smoothing": (0.1, 0.3, 0.6)},
-    ),
-    "sam": System("SAM, 80 epochs", "sam", LONG, RATES | {"rho": (0.02, 0.1, 0.5)}),
-    "llf": System("LLF", "llf", {"threshold": "second"}, PLAIN),
-    "seal": System(
-        "SEAL", "seal", {"threshold": "third"}, RATES | {"ascent_scale": (0.03, 0.3, 1.0)}
-    ),
-    "lw": System("LW", "lw", {"train.generations": 3, "train.epochs_per_generation": 27}, PLAIN),
-    "wels": System("WELS", "wels", {"fraction": 0.5}, PLAIN),
-    "kels": System("KELS", "kels", {"keep": 0.5}, PLAIN),
-    "dsd": System("DSD", "dsd", {"fraction": 0.5}, PLAIN),
-    "imp": System("IMP", "imp", {"fraction": 0.4}, PLAIN),
-    "fc": System("FC", "fc", {}, PLAIN),
-    "born_again": System("Born-again", "born_again", {}, RATES | {"weight": (0.3, 0.6, 0.9)}),
-    "shrink_perturb": System(
-        "Shrink and perturb", "shrink_perturb", {}, RATES | {"shrink": (0.2, 0.4, 0.8)}
-    ),
-    "l2_init": System(
-        "L2-Init", "l2_init", {}, RATES | {"optimizer.weight_decay": (5e-4, 5e-3, 5e-2)}
-    ),
-    "dash": System("DASH", "dash", {}, RATES | {"least": (0.1, 0.3, 0.6)}),
-    "fire": System("FIRE", "fire", {}, PLAIN),
-    "hare_tortoise": System(
-        "Hare & Tortoise",
-        "hare_tortoise",
-        {"every_epochs": 2},
-        RATES | {"decay": (0.9, 0.99, 0.999)},
-    ),
-}
+SYSTEMS = systems(generations=4, epochs=20)
 FORGETTING = ("llf", "seal", "lw", "wels", "kels", "dsd", "shrink_perturb", "dash", "fire")
 NOISY = ("noise20", "noise40", "noise60")
 
@@ -135,9 +91,4 @@ VARIANTS = STUDY.variants
 
 
 def get_config(variant=VARIANTS[-1]):
-    config = STUDY.config(variant)
-    # All blocks but the lowest are reinitialised, and the lower two of four ascend.
-    lower = {"mlp": ("dense2", "dense3"), "resnet8": ("layer2", "layer3")}[config.model.name]
-    if "threshold" in config.method:
-        config.method.threshold = lower[config.method.name == "seal"]
-    return config
+    return thresholds(STUDY.config(variant))

@@ -1,0 +1,85 @@
+"""Study: which ways of forgetting help where there are few training images, with right labels?
+
+    TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/studies/few_images.py --workdir=runs/few_images
+    python -m studies collect --config=configs/studies/few_images.py --workdir=runs/few_images
+    python -m studies write
+
+Every system has nine points of its settings, tuned on three seeds by validation accuracy, and then ten other seeds,
+each with a subset of its own. All train 160 epochs, in four generations where they forget; LW in three, one for each
+block.
+"""
+
+from studies.design import Claim, Study
+from studies.systems import systems, thresholds
+
+SYSTEMS = systems(generations=4, epochs=40)
+FORGETTING = ("llf", "seal", "lw", "wels", "kels", "dsd", "fc", "shrink_perturb", "dash", "fire")
+MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
+
+STUDY = Study(
+    title="Few images",
+    question="Do trainings that forget and relearn beat plain training on few images with right labels, the regime of "
+    "the layerwise paper and of knowledge evolution? Nothing was looked at on these subsets before the settings were "
+    "fixed, which are those of the study of label noise.",
+    fields={
+        "data.draws": "per_seed",
+        "optimizer.label_smoothing": 0.0,
+        "train.batch_size": 32,
+        "train.generations": 4,
+        "train.epochs_per_generation": 40,
+    },
+    settings={
+        "mlp_digits": {"data.name": "digits", "data.validation_fraction": 0.2, **MLP},
+        "mlp_fashion": {"data.name": "fashion_mnist", "data.validation_fraction": 0.02, **MLP},
+        "resnet8_digits": {
+            "data.name": "digits",
+            "data.validation_fraction": 0.2,
+            "model.name": "resnet8",
+            "model.width": 8,
+        },
+    },
+    conditions={
+        "n10": {"data.train_count": 10},
+        "n30": {"data.train_count": 30},
+        "n100": {"data.train_count": 100},
+    },
+    names={
+        "mlp_digits": "MLP on digits",
+        "mlp_fashion": "MLP on Fashion-MNIST",
+        "resnet8_digits": "ResNet-8 of width 8 on digits",
+        "n10": "10 a class",
+        "n30": "30 a class",
+        "n100": "100 a class",
+    },
+    systems=SYSTEMS,
+    some={
+        "resnet8_digits": (
+            ("long", "restarts", "sam", "llf", "seal", "lw", "wels", "dsd", "shrink_perturb"),
+            ("n10", "n30"),
+        )
+    },
+    claims=(
+        Claim("LW beats WELS", "LW Table 2", "lw", "wels"),
+        Claim("LW beats DSD", "LW Table 2", "lw", "dsd"),
+        Claim("KELS beats plain training as long", "Taha et al. 2021, Table 1", "kels", "long"),
+        Claim("SEAL beats LLF", "SEAL Table 2", "seal", "llf"),
+        Claim("SAM beats plain training as long", "PoF Table 1", "sam", "long"),
+        Claim("Born-again beats plain training as long", "SEAL Table 9", "born_again", "long"),
+        *(
+            Claim(f"{SYSTEMS[key].name} beats plain training as long", source, key, "long")
+            for key, source in {
+                "lw": "LW Table 2",
+                "seal": "SEAL Table 2",
+                "llf": "Zhou et al. 2022, Table 1",
+                **dict.fromkeys(
+                    ("wels", "dsd", "fc", "shrink_perturb", "dash", "fire"), "Zaidi et al. 2022"
+                ),
+            }.items()
+        ),
+    ),
+)
+VARIANTS = STUDY.variants
+
+
+def get_config(variant=VARIANTS[-1]):
+    return thresholds(STUDY.config(variant))

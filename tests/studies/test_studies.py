@@ -1,0 +1,202 @@
+"""Studies: their variants, the statistics against scipy and by simulation, and their page from kept numbers."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from seal_jax.cli import configs, main
+from seal_jax.errors import UsageError
+from seal_jax.training import experiment, loop, metrics
+from studies import analysis, command, results, text
+from studies.design import Cell, Claim, Study, System
+
+CONFIGS = sorted(
+    path for path in Path("configs/studies").glob("*.py") if "STUDY" in path.read_text()
+)
+
+STUDY = Study(
+    title="Tiny study",
+    question="Is it?",
+    fields={"train.generations": 1, "train.epochs_per_generation": 1, "data.draws": "per_seed"},
+    settings={"mlp": {"data.name": "digits", "model.name": "mlp"}},
+    conditions={"clean": {}, "noise": {"data.label_noise": 0.4}},
+    names={"mlp": "MLP on digits", "clean": "right labels", "noise": "40 % wrong"},
+    systems={
+        "slow": System("Slow", grid={"optimizer.learning_rate": (1e-6, 1e-5)}),
+        "quick": System("Quick", grid={"optimizer.learning_rate": (1e-6, 0.1)}),
+        "best": System("Best", grid={"optimizer.learning_rate": (0.1, 1e30)}, weights="best"),
+    },
+    claims=(Claim("Quick beats slow", "no paper", "quick", "slow"),),
+)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
+    study, variants = command.load(path), configs.variants(str(path))
+    assert len(variants) == 2 * len(list(study.cells())) == len({*variants})
+    for variant in variants[:: max(len(variants) // 40, 1)]:
+        settings = configs.load(f"{path}:{variant}")
+        if variant.startswith("tuning-"):
+            assert settings.train.vary
+            continue
+        source = settings.train.tuned_on.removeprefix("../")
+        assert variants.index(source) < variants.index(variant)
+        tuning = configs.load(f"{path}:{source}")
+        # Nothing differs but what is tuned and the seeds.
+        assert tuning.data == settings.data
+        own, its = settings.train, tuning.train
+        reported = range(own.seed, own.seed + own.seeds)
+        assert own.seeds >= 10
+        assert not {*reported} & {*range(its.seed, its.seed + its.seeds)}
+    for claim in study.claims:
+        assert {claim.better, claim.worse} <= {*study.systems}
+
+
+def test_systems_with_more_points_are_refused():
+    systems = {"a": System("A", grid={"x": (1, 2)}), "b": System("B", grid={"x": (1, 2, 3)})}
+    with pytest.raises(ValueError, match="give all as many"):
+        dataclasses.replace(STUDY, systems=systems)
+
+
+def planted(differences):
+    """Scores of two systems that differ by these amounts, in both conditions."""
+    random = np.random.default_rng(0)
+    base = 50 + 10 * random.normal(size=len(differences))
+    return {
+        Cell("mlp", system, condition): dict(enumerate(base + sign * scale * differences))
+        for (condition, scale), (system, sign) in itertools.product(
+            (("clean", 1.0), ("noise", -0.02)), (("quick", 0.5), ("slow", -0.5))
+        )
+    }
+
+
+def test_comparisons_are_paired_t_tests_with_holm():
+    differences = np.random.default_rng(1).normal(1.5, 1, 10)
+    scores = planted(differences)
+    clean, noise = analysis.compare(STUDY, scores)
+    quick, slow = (
+        np.array([*scores[Cell("mlp", system, "clean")].values()]) for system in ("quick", "slow")
+    )
+    test = stats.ttest_rel(quick, slow)
+    low, high = test.confidence_interval(0.95)
+    assert clean.effect == pytest.approx((low + high) / 2)
+    assert clean.half == pytest.approx((high - low) / 2)
+    # The same test in both conditions, but for the sign: Holm takes the smaller twice, and the larger once at least.
+    assert clean.p_value == pytest.approx(2 * test.pvalue)
+    assert noise.p_value == pytest.approx(2 * test.pvalue, rel=1e-6)
+    assert (clean.verdict, noise.verdict) == ("shown", "contradicted")
+    # What would have been seen is so with the power of the noncentral t distribution, at the level of two tests.
+    count, error = 10, differences.std(ddof=1) / np.sqrt(10)
+    critical = stats.t.ppf(1 - 0.05 / 4, count - 1)
+    power = stats.nct.sf(critical, count - 1, clean.detectable / error)
+    assert power == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_training_that_diverged_counts_as_chance_and_no_difference_is_none():
+    scores = planted(np.zeros(10))
+    assert all(one.p_value == 1 and one.effect == 0 for one in analysis.compare(STUDY, scores))
+    scores[Cell("mlp", "quick", "clean")] |= {0: float("nan")}
+    clean, _ = analysis.compare(STUDY, scores)
+    expected = (10 - scores[Cell("mlp", "slow", "clean")][0]) / 10
+    assert clean.effect == pytest.approx(expected)
+    assert "(1 diverged)" in text._accuracies(STUDY, "mlp", scores)
+
+
+@pytest.mark.slow
+def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "from test_studies import STUDY\nVARIANTS = STUDY.variants\nget_config = STUDY.config\n"
+    )
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    (shared_folder / "digits").mkdir(exist_ok=True)
+    sweep = ["sweep", f"--config={config}", f"--workdir={tmp_path / 'runs'}", "--only=*noise"]
+    assert main.run([*sweep, f"--config.data.data_dir={shared_folder / 'digits'}"]) == 0
+    printed = capsys.readouterr().out
+    # Those of a system that differ in numbers are trained together.
+    assert "2 points of optimizer.learning_rate with 3 seed(s)" in printed
+    monkeypatch.setattr(command, "NUMBERS", tmp_path / "results")
+    monkeypatch.setattr(command, "CONFIGS", tmp_path)
+    monkeypatch.setattr(command, "PAGE", tmp_path / "results.md")
+    collect = ["collect", f"--config={config}", f"--workdir={tmp_path / 'runs'}"]
+    assert command.run(collect) == 0
+    assert "30 trainings, 3 of 6 cells" in capsys.readouterr().out
+    rows = results.read(tmp_path / "results/tiny.csv")
+    chosen = {row.cell.system: row.chosen for row in rows}
+    assert chosen["quick"] == chosen["best"] == "learning_rate=0.1"
+    for system in ("slow", "quick"):
+        points = [
+            (
+                np.mean(metrics.read(point)[-1]["validation/accuracy"]),
+                json.loads((point / "config.json").read_text()),
+            )
+            for point in (tmp_path / f"runs/tuning-mlp-{system}-noise/points").iterdir()
+        ]
+        _, best = max(points, key=lambda pair: pair[0])
+        assert chosen[system] == f"learning_rate={best['optimizer']['learning_rate']:g}"
+    for system, key in (("quick", "test_last/accuracy"), ("best", "test_best/accuracy")):
+        last = metrics.read(tmp_path / f"runs/mlp-{system}-noise")[-1]
+        scored = results.scores(STUDY, rows)[Cell("mlp", system, "noise")]
+        assert [*scored] == [*range(10)]
+        np.testing.assert_allclose([*scored.values()], 100 * np.array(last[key]), rtol=1e-4)
+    page = "<!-- verdicts --><!-- end verdicts -->\n<!-- study tiny -->old<!-- end study tiny -->\n"
+    (tmp_path / "results.md").write_text(page)
+    assert command.run(["write"]) == 0
+    written = (tmp_path / "results.md").read_text()
+    assert "old" not in written
+    assert (
+        "| Quick beats slow | no paper | **shown** in 1 of 1: MLP on digits, 40 % wrong |"
+        in written
+    )
+    # Written once more it is the same.
+    assert command.page(written) == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["collect", "--config=configs/digits.py", "--workdir=x"], "declares no STUDY"),
+        (["collect", "--config=configs/studies/label_noise.py", "--workdir=x"], "no finished run"),
+        (["writ"], "invalid choice"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, says, capsys):
+    assert command.run(arguments) == main.USAGE
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_the_page_is_what_the_kept_numbers_say():
+    page = command.PAGE.read_text()
+    assert command.page(page) == page
+
+
+@pytest.mark.slow
+def test_a_kept_table_is_trained_again(tmp_path):
+    """Plain training that stops in time, on digits: a row of the first table."""
+    path = Path("configs/studies/label_noise.py")
+    study, rows = command.load(path), results.read(command.NUMBERS / "label_noise.csv")
+    kept = results.scores(study, rows)
+    for condition in study.conditions:
+        cell = Cell("mlp_digits", "short", condition)
+        (chosen,) = {row.chosen for row in rows if row.cell == cell}
+        options = [f"--config.optimizer.{setting}" for setting in chosen.split()]
+        options += ["--config.train.tuned_on=", f"--config.data.data_dir={tmp_path}"]
+        settings = configs.load(f"{path}:{'-'.join(cell)}", options)
+        loop.train(settings, tmp_path / condition, experiment.load(settings), devices=2)
+        last = metrics.read(tmp_path / condition)[-1]
+        again = 100 * np.array(last["test_best/accuracy"])
+        # Another processor rounds otherwise; an image is 0.28 points.
+        np.testing.assert_allclose(again, [*kept[cell].values()], atol=3)
+        assert again.mean() == pytest.approx(np.mean([*kept[cell].values()]), abs=0.6)
+
+
+def test_a_page_without_a_place_is_refused():
+    with pytest.raises(UsageError, match="has no place for study tiny"):
+        text.replaced("", "study tiny", "")
