@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from seal_jax.evaluation.significance import holm
-from studies.design import Cell, Claim, Study
+from studies.design import ACCURACY, Cell, Claim, Study
+from studies.results import Scores
 
 LEVEL, POWER = 0.05, 0.8
 FEWEST = 3  # pairs of seeds
@@ -22,10 +23,11 @@ class Comparison(NamedTuple):
 
     Attributes:
       claim, setting, condition: what is compared, and where.
-      effect: mean difference in points, positive where the claim's better system is better.
+      effect: mean difference between the better and the worse system of the claim, of accuracies in points.
       half: half the 95 % interval of the mean (Student's t), not corrected.
       p_value: two-sided, of the paired t test, after Holm's correction over all comparisons of the study.
-      seeds: pairs; one with a training that diverged counts with the accuracy of chance.
+      seeds: pairs; a training that diverged has the accuracy of chance, and leaves the pair out of other measures.
+      lower: whether less of the measure is better.
       detectable: true difference that would have been significant with a probability of 80 %, at the level of Holm's
         first step, by the spread that was seen.
     """
@@ -37,6 +39,7 @@ class Comparison(NamedTuple):
     half: float
     p_value: float
     seeds: int
+    lower: bool
     detectable: float
 
     @property
@@ -44,29 +47,32 @@ class Comparison(NamedTuple):
         """What it says of the claim."""
         if self.p_value > LEVEL:
             return OPEN
-        return SHOWN if self.effect > 0 else CONTRADICTED
+        return SHOWN if (self.effect < 0) == self.lower else CONTRADICTED
 
 
-def compare(study: Study, scores: Mapping[Cell, Mapping[int, float]]) -> list[Comparison]:
+def compare(study: Study, scores: Mapping[str, Scores]) -> list[Comparison]:
     """Return all comparisons of a study whose two cells have been trained.
 
     Args:
       study: its claims.
-      scores: accuracy in % by cell and seed; NaN for a training that diverged.
+      scores: by measure, cell and seed; NaN for a training that diverged.
     """
     from scipy import stats
 
     compared = []
     for claim, setting in itertools.product(study.claims, study.settings):
         for condition in claim.conditions or study.conditions:
-            pair = [Cell(setting, key, condition) for key in (claim.better, claim.worse)]
-            if all(cell in scores for cell in pair):
-                better, worse = (scores[cell] for cell in pair)
-                seeds = sorted({*better} & {*worse})
-                differences = np.array([[of[seed] for seed in seeds] for of in (better, worse)])
-                differences = np.nan_to_num(differences, nan=study.chance.get(setting, 10.0))
-                if len(seeds) >= FEWEST:
-                    compared.append((claim, setting, condition, differences[0] - differences[1]))
+            pair = [
+                scores.get(claim.measure, {}).get(Cell(setting, key, condition), {})
+                for key in (claim.better, claim.worse)
+            ]
+            seeds = sorted({*pair[0]} & {*pair[1]})
+            values = np.array([[of[seed] for seed in seeds] for of in pair])
+            if claim.measure == ACCURACY:
+                values = np.nan_to_num(values, nan=study.chance.get(setting, 10.0))
+            better, worse = values[:, np.isfinite(values).all(0)]
+            if len(better) >= FEWEST:
+                compared.append((claim, setting, condition, better - worse))
     p_values = []
     for *_, differences in compared:
         # Equal in every seed: no difference at all, which the test has no answer to.
@@ -89,6 +95,7 @@ def compare(study: Study, scores: Mapping[Cell, Mapping[int, float]]) -> list[Co
                 float(stats.t.ppf(1 - LEVEL / 2, count - 1) * error),
                 p_value,
                 count,
+                claim.measure != ACCURACY and study.measures[claim.measure].lower,
                 float((critical + stats.t.ppf(POWER, count - 1)) * error),
             )
         )

@@ -42,6 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     to = command("collect", _collect, f"write what the runs of a study measured into {NUMBERS}/")
     to.add_argument("--config", required=True, metavar="FILE", help=f"a file of {CONFIGS}/")
     to.add_argument("--workdir", required=True, metavar="DIR", help="the folder of its sweep")
+    to = command(
+        "evaluate",
+        _evaluate,
+        "do the evaluations that a study's measures need; what is done stays done",
+    )
+    to.add_argument("--config", required=True, metavar="FILE", help=f"a file of {CONFIGS}/")
+    to.add_argument("--workdir", required=True, metavar="DIR", help="the folder of its sweep")
     command("write", _write, f"write tables and verdicts of what was collected into {PAGE}")
     return root
 
@@ -60,8 +67,14 @@ def _collect(options: argparse.Namespace) -> int:
     cells = len({row.cell for row in rows})
     path = NUMBERS / f"{Path(options.config).stem}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, results.as_csv(rows))
+    files.write(path, results.as_csv(study, rows))
     print(f"{path}: {len(rows)} trainings, {cells} of {len(list(study.cells()))} cells")
+    return main.OK
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    main.cache_programs()
+    results.evaluate(load(options.config), files.as_path(options.workdir))
     return main.OK
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
@@ -42,14 +43,41 @@ class System:
     weights: Literal["last", "best"] = "last"
 
 
+ACCURACY = "accuracy"
+
+
+class Measure(NamedTuple):
+    """A number of every network besides its accuracy.
+
+    Attributes:
+      name: what tables call it.
+      field: of a row, "largest/0" for the first entry of a list.
+      kind: of the evaluation whose rows these are; empty for metrics.jsonl.
+      options: of the evaluation.
+      where: fields that choose among the evaluation's rows of a network, or the epoch of metrics.jsonl, the last one
+        by default.
+      lower: whether less of it is better.
+      scale: factor on it.
+    """
+
+    name: str
+    field: str
+    kind: str = ""
+    options: Mapping[str, Any] = MappingProxyType({})
+    where: Mapping[str, Any] = MappingProxyType({})
+    lower: bool = False
+    scale: float = 1.0
+
+
 class Claim(NamedTuple):
-    """That one system is more accurate than another in some conditions."""
+    """That one system is better than another in some conditions, by its accuracy or another measure."""
 
     text: str
     source: str
     better: str  # keys of systems
     worse: str
-    conditions: Sequence[str] | None = None  # keys; None for all
+    conditions: Sequence[str] = ()  # keys; empty for all
+    measure: str = ACCURACY  # a key
 
 
 class Cell(NamedTuple):
@@ -74,6 +102,7 @@ class Study:
       systems: by a key; a setting may have some of them only.
       some: for settings, the keys of their systems and of their conditions where they have not all.
       claims: the comparisons, over all of which Holm's correction goes.
+      measures: by a key, besides the accuracy.
       chance: accuracy in % of a network that has learnt nothing, where it is not that of ten classes.
     """
 
@@ -89,6 +118,7 @@ class Study:
         default_factory=dict
     )
     chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that every system has as many points to be tuned on."""

@@ -9,14 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from seal_jax import evaluators
 from seal_jax.errors import UsageError
+from seal_jax.evaluators import command as evaluation
 from seal_jax.reports import runs as run_folders
 from seal_jax.reports.runs import Run, per_seed
-from studies.design import Cell, Study
+from seal_jax.training import workdir as workdirs
+from studies.design import ACCURACY, Cell, Measure, Study
 
-# Of the network at the end and of the one with the best validation accuracy, in %; what is not measured is empty.
-NUMBERS = ("last", "best", "memorised")
-_KEYS = {"last": "test_last/accuracy", "best": "test_best/accuracy", "memorised": "train/memorised"}
+# Of every training in %, the weights at its end and those with the best validation accuracy.
+_ALWAYS = {
+    "last": Measure("last", "test_last/accuracy", scale=100),
+    "best": Measure("best", "test_best/accuracy", scale=100),
+    "memorised": Measure("memorised", "train/memorised", scale=100),
+}
 
 
 class Row(NamedTuple):
@@ -25,7 +31,7 @@ class Row(NamedTuple):
     Attributes:
       cell: what was trained.
       seed: of the training.
-      numbers: by name in %, NaN for one that diverged.
+      numbers: by the measure's key, NaN for one that diverged; what was not measured is left out.
       chosen: the tuned settings, as text.
     """
 
@@ -56,28 +62,78 @@ def collect(study: Study, workdir: Path) -> list[Row]:
     return rows
 
 
+def measures(study: Study) -> dict[str, Measure]:
+    """Return what is kept of every training, by key."""
+    return {**_ALWAYS, **study.measures}
+
+
 def _rows(cell: Cell, run: Run, study: Study) -> list[Row]:
-    last, first = run.rows[-1], int(run.setting("train.seed"))
-    values = {name: 100 * per_seed(last[key]) for name, key in _KEYS.items() if key in last}
+    seeds = range(first := int(run.setting("train.seed")), first + run.seeds)
+    numbers: dict[int, dict[str, float]] = {seed: {} for seed in seeds}
+    for key, measure in measures(study).items():
+        values = _of_evaluation(run, measure) if measure.kind else _of_metrics(run, measure)
+        for seed, value in values.items():
+            numbers[seed][key] = measure.scale * value
+    grid = study.systems[cell.system].grid
     chosen = " ".join(
-        f"{field.rpartition('.')[2]}={run.setting(study.full(field)):g}"
-        for field in study.systems[cell.system].grid
+        f"{field.rpartition('.')[2]}={run.setting(study.full(field)):g}" for field in grid
     )
-    return [
-        Row(
-            cell, first + seed, {name: float(value[seed]) for name, value in values.items()}, chosen
-        )
-        for seed in range(run.seeds)
+    return [Row(cell, seed, numbers[seed], chosen) for seed in seeds]
+
+
+def _of_metrics(run: Run, measure: Measure) -> dict[int, float]:
+    rows = [
+        row
+        for row in run.rows
+        if all(row.get(name) == value for name, value in measure.where.items())
     ]
+    if not rows or measure.field not in rows[-1]:
+        return {}
+    return dict(
+        enumerate(per_seed(rows[-1][measure.field]).tolist(), int(run.setting("train.seed")))
+    )
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def _of_evaluation(run: Run, measure: Measure) -> dict[int, float]:
+    path = run.path / evaluation.EVALUATIONS / measure.kind / evaluation.RESULTS
+    if not path.exists():
+        return {}
+    values = {}
+    for row in evaluation.read(path)["rows"]:
+        if row["weights"] == "last" and all(
+            row.get(name) == value for name, value in measure.where.items()
+        ):
+            value = row
+            for part in measure.field.split("/"):
+                value = value[int(part)] if isinstance(value, list) else value[part]
+            values[int(row["seed"])] = math.nan if value is None else float(value)
+    return values
+
+
+def evaluate(study: Study, workdir: Path) -> None:
+    """Do the evaluations that the study's measures need, of all its finished runs; what is done stays done."""
+    for cell in study.cells():
+        folder = workdir / "-".join(cell)
+        for kind, options in {
+            measure.kind: measure.options for measure in study.measures.values()
+        }.items():
+            if kind and (folder / workdirs.CONFIG).exists():
+                print(f"{kind} of {folder.name}", flush=True)
+                evaluator = evaluators.load(kind)
+                output = folder / evaluation.EVALUATIONS / kind
+                evaluation.evaluate(
+                    evaluator, folder, evaluator.options(**options), output, weights=("last",)
+                )
+
+
+def as_csv(study: Study, rows: Sequence[Row]) -> str:
     """Return rows as the content of a CSV file."""
+    keys = [key for key in measures(study) if any(key in row.numbers for row in rows)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*Cell._fields, "seed", *NUMBERS, "chosen"])
+    writer.writerow([*Cell._fields, "seed", *keys, "chosen"])
     for row in rows:
-        numbers = [_text(row.numbers.get(name)) for name in NUMBERS]
+        numbers = [_text(row.numbers.get(name)) for name in keys]
         writer.writerow([*row.cell, row.seed, *numbers, row.chosen])
     return file.getvalue()
 
@@ -88,22 +144,28 @@ def _text(value: float | None) -> str:
 
 def read(path: Path) -> list[Row]:
     """Return the rows of a CSV file that :func:`as_csv` made."""
+    named = (*Cell._fields, "seed", "chosen")
     with path.open(newline="") as file:
         return [
             Row(
                 Cell(*(line[field] for field in Cell._fields)),
                 int(line["seed"]),
-                {name: float(line[name]) for name in NUMBERS if line[name]},
+                {name: float(line[name]) for name in line if name not in named and line[name]},
                 line["chosen"],
             )
             for line in csv.DictReader(file)
         ]
 
 
-def scores(study: Study, rows: Sequence[Row]) -> dict[Cell, dict[int, float]]:
-    """Return the accuracy of each cell by seed, of the weights that its system is scored by."""
-    table: dict[Cell, dict[int, float]] = {}
+Scores = dict[Cell, dict[int, float]]  # by cell and seed
+
+
+def scores(study: Study, rows: Sequence[Row]) -> dict[str, Scores]:
+    """Return all numbers by measure; the accuracy is that of the weights that a system is scored by."""
+    table: dict[str, Scores] = {ACCURACY: {}}
     for row in rows:
-        value = row.numbers.get(study.systems[row.cell.system].weights, math.nan)
-        table.setdefault(row.cell, {})[row.seed] = value
+        weights = study.systems[row.cell.system].weights
+        table[ACCURACY].setdefault(row.cell, {})[row.seed] = row.numbers.get(weights, math.nan)
+        for key, value in row.numbers.items():
+            table.setdefault(key, {}).setdefault(row.cell, {})[row.seed] = value
     return table

@@ -9,8 +9,8 @@ from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
 from studies import analysis, results
 from studies.analysis import CONTRADICTED, SHOWN, Comparison
-from studies.design import FIRST_TUNING_SEED, Cell, Study
-from studies.results import Row
+from studies.design import ACCURACY, FIRST_TUNING_SEED, Cell, Study
+from studies.results import Row, Scores
 
 _MARKS = {SHOWN: " **▲**", CONTRADICTED: " **▼**"}
 
@@ -34,33 +34,34 @@ def replaced(page: str, name: str, content: str) -> str:
 
 def section(name: str, study: Study, rows: Sequence[Row]) -> str:
     """Return the section of a study: its question, its commands, accuracies and comparisons."""
-    scores, comparisons = (
-        results.scores(study, rows),
-        analysis.compare(study, results.scores(study, rows)),
-    )
+    every = results.scores(study, rows)
+    scores, comparisons = every[ACCURACY], analysis.compare(study, every)
     config = f"configs/studies/{name}.py"
     parts = [
         f"## {study.title}",
         study.question,
         "```bash\n"
         f"python -m seal_jax sweep --config={config} --workdir=runs/{name}\n"
-        f"python -m studies collect --config={config} --workdir=runs/{name}\n"
+        + f"python -m studies evaluate --config={config} --workdir=runs/{name}\n"
+        * bool(study.measures)
+        + f"python -m studies collect --config={config} --workdir=runs/{name}\n"
         "python -m studies write\n"
         "```",
-        f"Every system was tuned on seeds from {FIRST_TUNING_SEED} on, by validation accuracy; the numbers are test "
-        "accuracies in %, mean ± half the 95 % interval over the seeds that were trained afterwards. All of them, "
-        f"with the settings that were chosen, are in [results/{name}.csv](results/{name}.csv).",
+        f"Every system was tuned on seeds from {FIRST_TUNING_SEED} on, by validation accuracy; the numbers are test\n"
+        "accuracies in %, mean ± half the 95 % interval over the seeds that were trained afterwards. All of them, with\n"
+        f"the settings that were chosen, are in [results/{name}.csv](results/{name}.csv).",
     ]
     for setting in study.settings:
         if any(cell.setting == setting for cell in scores):
             parts += [f"### {study.names[setting]}", _accuracies(study, setting, scores)]
+            parts += _measures(study, setting, every)
             if any(one.setting == setting for one in comparisons):
                 parts.append(_comparisons(study, setting, comparisons))
     if comparisons:
         parts.append(
-            "Differences in points over the same seeds ± half the 95 % interval. **▲** shown and **▼** contradicted, "
-            f"by paired t tests with Holm's correction over all {len(comparisons)} comparisons of this study at 5 %; "
-            "in parentheses the true difference that would have been seen with a probability of 80 %."
+            "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and **▼**\n"
+            f"contradicted, by paired t tests with Holm's correction over all {len(comparisons)} comparisons of this\n"
+            "study at 5 %; in parentheses the true difference that would have been seen with a probability of 80 %."
         )
     return "\n\n".join(parts)
 
@@ -81,6 +82,27 @@ def _accuracies(study: Study, setting: str, scores: Mapping[Cell, Mapping[int, f
     return _table(["", *(study.names[condition] for condition in conditions)], lines)
 
 
+def _measures(study: Study, setting: str, scores: Mapping[str, Scores]) -> list[str]:
+    """Return a table for each condition in which anything else was measured: measures by system."""
+    tables = []
+    for condition in study.conditions:
+        lines = []
+        systems = [
+            key for key in study.systems if Cell(setting, key, condition) in scores[ACCURACY]
+        ]
+        for key, measure in study.measures.items():
+            cells = [
+                scores.get(key, {}).get(Cell(setting, system, condition), {}) for system in systems
+            ]
+            if any(cells):
+                texts = [spread(of.values()).text(None) if of else MISSING for of in cells]
+                lines.append([measure.name, *texts])
+        if lines:
+            names = [study.systems[system].name for system in systems]
+            tables.append(_table([study.names[condition], *names], lines))
+    return tables
+
+
 def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) -> str:
     of_setting = [one for one in comparisons if one.setting == setting]
     conditions = [c for c in study.conditions if any(one.condition == c for one in of_setting)]
@@ -99,7 +121,12 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
 
 
 def _cell(one: Comparison) -> str:
-    return f"{one.effect:+.2f} ± {one.half:.2f} ({one.detectable:.1f}){_MARKS.get(one.verdict, '')}"
+    return f"{_number(one.effect):+g} ± {_number(one.half):g} ({_number(one.detectable):g}){_MARKS.get(one.verdict, '')}"
+
+
+def _number(value: float) -> float:
+    # Two decimals are enough for points; other measures may be far smaller or larger.
+    return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
 
 
 def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) -> str:

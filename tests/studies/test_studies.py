@@ -13,7 +13,7 @@ from seal_jax.cli import configs, main
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment, loop, metrics
 from studies import analysis, command, results, text
-from studies.design import Cell, Claim, Study, System
+from studies.design import ACCURACY, Cell, Claim, Measure, Study, System
 
 CONFIGS = sorted(
     path for path in Path("configs/studies").glob("*.py") if "STUDY" in path.read_text()
@@ -31,7 +31,21 @@ STUDY = Study(
         "quick": System("Quick", grid={"optimizer.learning_rate": (1e-6, 0.1)}),
         "best": System("Best", grid={"optimizer.learning_rate": (0.1, 1e30)}, weights="best"),
     },
-    claims=(Claim("Quick beats slow", "no paper", "quick", "slow"),),
+    claims=(
+        Claim("Quick beats slow", "no paper", "quick", "slow"),
+        Claim("Quick is smaller", "no paper", "quick", "slow", ("noise",), "size"),
+        Claim("Slow begins better", "no paper", "slow", "quick", ("noise",), "first"),
+    ),
+    measures={
+        "size": Measure(
+            "size of the weights", "size_of_weights", "margins", {"sample": 20}, lower=True
+        ),
+        "median": Measure("median margin", "median", "margins", {"sample": 20}),
+        "worst": Measure("smallest margin", "smallest/0", "margins", {"sample": 20}),
+        "first": Measure(
+            "accuracy of the first epoch", "train/accuracy", where={"epoch": 0}, scale=100
+        ),
+    },
 )
 
 
@@ -64,7 +78,7 @@ def test_systems_with_more_points_are_refused():
 
 
 def planted(differences):
-    """Scores of two systems that differ by these amounts, in both conditions."""
+    """Accuracies of two systems that differ by these amounts, in both conditions."""
     random = np.random.default_rng(0)
     base = 50 + 10 * random.normal(size=len(differences))
     return {
@@ -78,7 +92,7 @@ def planted(differences):
 def test_comparisons_are_paired_t_tests_with_holm():
     differences = np.random.default_rng(1).normal(1.5, 1, 10)
     scores = planted(differences)
-    clean, noise = analysis.compare(STUDY, scores)
+    clean, noise = analysis.compare(STUDY, {ACCURACY: scores})
     quick, slow = (
         np.array([*scores[Cell("mlp", system, "clean")].values()]) for system in ("quick", "slow")
     )
@@ -99,9 +113,11 @@ def test_comparisons_are_paired_t_tests_with_holm():
 
 def test_a_training_that_diverged_counts_as_chance_and_no_difference_is_none():
     scores = planted(np.zeros(10))
-    assert all(one.p_value == 1 and one.effect == 0 for one in analysis.compare(STUDY, scores))
+    assert all(
+        one.p_value == 1 and one.effect == 0 for one in analysis.compare(STUDY, {ACCURACY: scores})
+    )
     scores[Cell("mlp", "quick", "clean")] |= {0: float("nan")}
-    clean, _ = analysis.compare(STUDY, scores)
+    clean, _ = analysis.compare(STUDY, {ACCURACY: scores})
     expected = (10 - scores[Cell("mlp", "slow", "clean")][0]) / 10
     assert clean.effect == pytest.approx(expected)
     assert "(1 diverged)" in text._accuracies(STUDY, "mlp", scores)
@@ -123,6 +139,8 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     monkeypatch.setattr(command, "NUMBERS", tmp_path / "results")
     monkeypatch.setattr(command, "CONFIGS", tmp_path)
     monkeypatch.setattr(command, "PAGE", tmp_path / "results.md")
+    evaluate = ["evaluate", f"--config={config}", f"--workdir={tmp_path / 'runs'}"]
+    assert command.run(evaluate) == 0
     collect = ["collect", f"--config={config}", f"--workdir={tmp_path / 'runs'}"]
     assert command.run(collect) == 0
     assert "30 trainings, 3 of 6 cells" in capsys.readouterr().out
@@ -141,9 +159,19 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
         assert chosen[system] == f"learning_rate={best['optimizer']['learning_rate']:g}"
     for system, key in (("quick", "test_last/accuracy"), ("best", "test_best/accuracy")):
         last = metrics.read(tmp_path / f"runs/mlp-{system}-noise")[-1]
-        scored = results.scores(STUDY, rows)[Cell("mlp", system, "noise")]
+        scored = results.scores(STUDY, rows)[ACCURACY][Cell("mlp", system, "noise")]
         assert [*scored] == [*range(10)]
         np.testing.assert_allclose([*scored.values()], 100 * np.array(last[key]), rtol=1e-4)
+    evaluated = json.loads(
+        (tmp_path / "runs/mlp-quick-noise/evaluations/margins/results.json").read_text()
+    )
+    assert [row["seed"] for row in evaluated["rows"]] == [*range(10)]
+    for measured, row in zip(
+        [row for row in rows if row.cell.system == "quick"], evaluated["rows"], strict=True
+    ):
+        values = {key: measured.numbers[key] for key in ("size", "median", "worst")}
+        its = {"size": row["size_of_weights"], "median": row["median"], "worst": row["smallest"][0]}
+        assert values == pytest.approx(its, rel=1e-4)
     page = "<!-- verdicts --><!-- end verdicts -->\n<!-- study tiny -->old<!-- end study tiny -->\n"
     (tmp_path / "results.md").write_text(page)
     assert command.run(["write"]) == 0
@@ -153,6 +181,12 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
         "| Quick beats slow | no paper | **shown** in 1 of 1: MLP on digits, 40 % wrong |"
         in written
     )
+    assert (
+        "| Quick is smaller | no paper | **shown** in 1 of 1: MLP on digits, 40 % wrong |"
+        in written
+    )
+    assert "| Slow begins better | no paper | **contradicted** in 1 of 1" in written
+    assert "| smallest margin | -" in written
     # Written once more it is the same.
     assert command.page(written) == written
 
@@ -182,7 +216,7 @@ def test_a_kept_table_is_trained_again(tmp_path):
     """Plain training that stops in time, on digits: a row of the first table."""
     path = Path("configs/studies/label_noise.py")
     study, rows = command.load(path), results.read(command.NUMBERS / "label_noise.csv")
-    kept = results.scores(study, rows)
+    kept = results.scores(study, rows)[ACCURACY]
     for condition in study.conditions:
         cell = Cell("mlp_digits", "short", condition)
         (chosen,) = {row.chosen for row in rows if row.cell == cell}
