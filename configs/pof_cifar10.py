@@ -1,4 +1,4 @@
-"""SGD, SAM and PoF on CIFAR-10 with WRN-28-10 (PoF paper, Table 1), with ASAM and FOCA.
+"""SGD, SAM and PoF on CIFAR-10 with WRN-28-10 (PoF paper, Table 1), with ASAM, MSAM and FOCA.
 
     TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/pof_cifar10.py --workdir=runs/pof
 
@@ -16,7 +16,7 @@ TPU or GPU; not run at this size.
 
 from seal_jax.cli.configs import base
 
-VARIANTS = ("sgd", "sam", "asam", "foca", "pof")
+VARIANTS = ("sgd", "sam", "asam", "msam", "foca", "pof")
 METHODS = {"sgd": "normal", "asam": "sam"}
 
 

@@ -124,6 +124,8 @@ class Method:
     measures: tuple[str, ...] = ()
     mask: PyTree | None = None  # the forget subtree, to be reported before training
     note: str = ""  # a line to be printed before training
+    # (params, opt_state, step) -> where ``gradient`` is taken, of whole parameters; ``tx`` is given these themselves.
+    point: Callable[[PyTree, PyTree, Any], PyTree] = lambda params, opt_state, step: params
 
 
 @dataclasses.dataclass(frozen=True)

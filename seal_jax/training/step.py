@@ -345,7 +345,8 @@ class Experiment:
                 out_specs=(slices, whole, whole),
                 axis_names={meshes.DATA},
             )
-        gradient, statistics, sums = summed(state.weights.params, state, data, step)
+        point = self.method.point(state.weights.params, state.opt_state, state.step)
+        gradient, statistics, sums = summed(point, state, data, step)
         gradient = self._clipped(gradient)
 
         def gradient_at(params):

@@ -4,6 +4,8 @@ from seal_jax.transforms.fast import make_fast_tx as make_fast_tx
 from seal_jax.transforms.fast import scale_by_two_rates as scale_by_two_rates
 from seal_jax.transforms.imp import hold_pruned as hold_pruned
 from seal_jax.transforms.imp import make_imp_tx as make_imp_tx
+from seal_jax.transforms.msam import momentum as momentum
+from seal_jax.transforms.msam import perturb_along_momentum as perturb_along_momentum
 from seal_jax.transforms.pof import make_pof_tx as make_pof_tx
 from seal_jax.transforms.preconditioners import damped_trace as damped_trace
 from seal_jax.transforms.preconditioners import preconditioner as preconditioner

@@ -21,7 +21,7 @@ import optax
 from seal_jax import masks, selections, slimming
 from seal_jax.errors import check_choice, check_key, require_params
 from seal_jax.forgetting import Initialiser, check_like, initialiser
-from seal_jax.generations import Clock, Schedule
+from seal_jax.generations import Clock, Schedule, branch
 from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 PyTree = Any
@@ -114,7 +114,7 @@ def masked_reinit(
         # In every step, since both branches must have the same dtypes.
         updates = jax.tree.map(widen, updates)
         # A branch, so that the initialisation runs in the steps that need it only.
-        updates = jax.lax.cond(when(state.count), event, lambda: updates)
+        updates = branch(when(state.count), event, updates)
         return updates, ReinitState(optax.safe_increment(state.count), state.key)
 
     return optax.GradientTransformationExtraArgs(init_state, update_fn)

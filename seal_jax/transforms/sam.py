@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 
 from seal_jax import optimizer_state
 from seal_jax.errors import UsageError, check_number, known_zero, nonnegative, require_params
-from seal_jax.generations import Clock, Schedule
+from seal_jax.generations import Clock, Schedule, branch
 from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 PyTree = Any

@@ -1,4 +1,4 @@
-"""SAM, ASAM and SA-GD through the compiled programs, against NumPy loops and plain training."""
+"""SAM, its relatives and SA-GD through the compiled programs, against NumPy loops and plain training."""
 
 import jax
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
 
 from seal_jax.core.state import Stream, stream_key
+from seal_jax.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +142,44 @@ def test_seeds_of_sa_gd_choose_apart(plain):
         chosen.append(signs)
     assert chosen[0] != chosen[1]
     assert all({-1, 1} == set(signs) for signs in chosen)
+
+
+def msam_loop(params, config, steps):
+    """Becker et al. 2024, Algorithm 1, with the loss of each step: one gradient, at the perturbed weights."""
+    trace, losses = oracle.zeros(params), []
+    for step in range(steps):
+        if step % 20 == 0:  # a generation starts
+            trace = oracle.zeros(params)
+        offset = config.method["rho"] / (oracle.norm(trace) + 1e-12)
+        perturbed = oracle.add(params, -offset, trace)
+        loss, gradient = oracle.loss_and_gradient(perturbed, *batch(step, config))
+        losses.append(loss)
+        trace = jax.tree.map(lambda g, p, t: g + 5e-4 * p + 0.9 * t, gradient, params, trace)
+        params = oracle.add(params, -oracle.rate(step % 20), trace)
+    return params, losses
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_msam_equals_a_loop_of_one_gradient(devices):
+    """Into the second generation, whose first step has no momentum to go along."""
+    config = mlp({"name": "msam", "rho": 0.5})
+    trainer = Trainer(STRIPES, config, devices=devices)
+    start = oracle.wide(seed_of(trainer.state.weights.params))
+    trainer.calls(22)
+    expected, losses = msam_loop(start, config, 22)
+    np.testing.assert_allclose(np.concatenate(trainer.losses, 1)[0], losses, rtol=1e-3)
+    assert_same(seed_of(trainer.state.weights.params), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_msam_with_radius_zero_is_plain_training_bit_for_bit(plain):
+    msam = Trainer(STRIPES, mlp({"name": "msam", "rho": 0.0})).run(3)
+    assert_same(msam.state, plain.state)
+    assert_same(msam.losses, plain.losses)
+
+
+def test_msam_needs_a_momentum():
+    optimizer = {"name": "adafactor", "momentum": 0.0, "weight_decay": 0.0}
+    with pytest.raises(
+        UsageError, match="optimizer.name = 'adafactor': the optimizer has no momentum"
+    ):
+        Trainer.build(STRIPES, mlp({"name": "msam"}, optimizer=optimizer))
