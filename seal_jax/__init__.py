@@ -27,6 +27,7 @@ from seal_jax.transforms import ascend as ascend
 from seal_jax.transforms import make_fast_tx as make_fast_tx
 from seal_jax.transforms import make_imp_tx as make_imp_tx
 from seal_jax.transforms import make_llf_tx as make_llf_tx
+from seal_jax.transforms import make_looksam_tx as make_looksam_tx
 from seal_jax.transforms import make_normal_tx as make_normal_tx
 from seal_jax.transforms import make_pof_tx as make_pof_tx
 from seal_jax.transforms import make_relearn_tx as make_relearn_tx

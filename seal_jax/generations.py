@@ -154,6 +154,16 @@ class Clock:
         # Without ascent k is 0, and the first step of a generation must not count as the end of one.
         return (self.generation(step) >= 1) & (self.step_in_generation(step) == k) & (k > 0)
 
+    def last(self, epochs: int) -> Callable[[Step], Any]:
+        """Return the function that tells whether a step is in the last ``epochs`` of its generation.
+
+        >>> late = Clock(steps_per_epoch=10, epochs_per_generation=8).last(2)
+        >>> late(59), late(60), late(79), late(80)
+        (False, True, True, False)
+        """
+        epochs = check_integer("last_epochs", epochs, 1, self.epochs_per_generation)
+        return lambda step: self.epoch_in_generation(step) >= self.epochs_per_generation - epochs
+
     def restart(self, schedule: float | Schedule) -> Schedule:
         """Return the schedule of the step within the generation as one of the step since the start.
 

@@ -161,6 +161,11 @@ class Context:
         single = self.optimizer.schedule == "single"
         return self.train.epochs_per_generation * (self.train.generations if single else 1)
 
+    @property
+    def schedule_clock(self) -> Clock:
+        """The clock of transformations and learning rate, whose generation is all of them where nothing restarts."""
+        return Clock(self.steps_per_epoch, self.epochs)
+
     def schedule(self, learning_rate: float | None = None) -> Schedule:
         """Return the learning rate as a function of the step within a cosine.
 
@@ -195,7 +200,7 @@ class Context:
         }
         if optimizer.of_optax:
             # Of its own updates, as many as steps unless its state is reset: it restarts in either case.
-            schedule = Clock(self.steps_per_epoch, self.epochs).restart(self.schedule())
+            schedule = self.schedule_clock.restart(self.schedule())
             return {**shared, "optimizer": self.optax_optimizer(schedule)}
         return {
             **shared,

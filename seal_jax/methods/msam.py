@@ -38,8 +38,7 @@ def build(options: Options, context: Context) -> Method:
         momentum(jax.eval_shape(tx.init, context.params), context.params)
     except UsageError as error:
         raise UsageError(f"optimizer.name = {context.optimizer.name!r}: {error}") from None
-    clock = dataclasses.replace(context.clock, epochs_per_generation=context.epochs)
-    resets = reset_condition(clock, arguments["reset_momentum"])
+    resets = reset_condition(context.schedule_clock, arguments["reset_momentum"])
 
     def point(params, opt_state, step):
         # The update resets the momentum, and only after the gradient.

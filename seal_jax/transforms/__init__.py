@@ -4,6 +4,9 @@ from seal_jax.transforms.fast import make_fast_tx as make_fast_tx
 from seal_jax.transforms.fast import scale_by_two_rates as scale_by_two_rates
 from seal_jax.transforms.imp import hold_pruned as hold_pruned
 from seal_jax.transforms.imp import make_imp_tx as make_imp_tx
+from seal_jax.transforms.looksam import LookSamState as LookSamState
+from seal_jax.transforms.looksam import look_sharpness_aware as look_sharpness_aware
+from seal_jax.transforms.looksam import make_looksam_tx as make_looksam_tx
 from seal_jax.transforms.msam import momentum as momentum
 from seal_jax.transforms.msam import perturb_along_momentum as perturb_along_momentum
 from seal_jax.transforms.pof import make_pof_tx as make_pof_tx
@@ -26,6 +29,7 @@ from seal_jax.transforms.reset_state import split_state as split_state
 from seal_jax.transforms.sa_gd import AnnealState as AnnealState
 from seal_jax.transforms.sa_gd import anneal as anneal
 from seal_jax.transforms.sa_gd import make_sa_gd_tx as make_sa_gd_tx
+from seal_jax.transforms.sam import SharpnessState as SharpnessState
 from seal_jax.transforms.sam import make_sam_tx as make_sam_tx
 from seal_jax.transforms.sam import perturb as perturb
 from seal_jax.transforms.sam import sharpness_aware as sharpness_aware

@@ -84,7 +84,7 @@ def test_seeds_and_radii_together_equal_algorithm_1(reset):
 
 
 def test_radius_0_is_the_optimizer_bit_for_bit():
-    params, noise, coefficient = start()
+    params, noise, _ = start()
     tx = optax.sgd(RATE, momentum=0.9)
     _, state = tx.update(jax.tree.map(lambda leaf: leaf[0], noise), tx.init(params), params)
     for rho in (0.0, jnp.array(0.0)):

@@ -24,17 +24,17 @@ def uphill(params, gradient, rho, adaptive=False):
     return oracle.add(params, rho / oracle.norm(scaled), direction)
 
 
-def sam_loop(params, config, steps, *, parts=1, adaptive=False):
+def sam_loop(params, config, steps, *, parts=1, adaptive=False, plain_steps=0, seed=0):
     """Two gradients a step, the second of each part of the batch at a point of its own."""
     rho, losses, trace = config.method["rho"], [], oracle.zeros(params)
     for step in range(steps):
-        images, labels = batch(step, config)
+        images, labels = batch(step, config, seed=seed)
         losses.append(oracle.loss_and_gradient(params, images, labels)[0])
         total = oracle.zeros(params)
         for part in np.split(np.arange(len(labels)), parts):
             own = images[part], labels[part]
             first = oracle.loss_and_gradient(params, *own)[1]
-            moved = uphill(params, first, rho, adaptive)
+            moved = uphill(params, first, rho if step >= plain_steps else 0.0, adaptive)
             total = oracle.add(total, 1 / parts, oracle.loss_and_gradient(moved, *own)[1])
         trace = jax.tree.map(
             lambda g, p, t: g + 5e-4 * p + 0.9 * t,
@@ -180,6 +180,57 @@ def test_msam_with_radius_zero_is_plain_training_bit_for_bit(plain):
 def test_msam_needs_a_momentum():
     optimizer = {"name": "adafactor", "momentum": 0.0, "weight_decay": 0.0}
     with pytest.raises(
-        UsageError, match="optimizer.name = 'adafactor': the optimizer has no momentum"
+        UsageError, match=r"optimizer.name = 'adafactor': the optimizer has no momentum"
     ):
         Trainer.build(STRIPES, mlp({"name": "msam"}, optimizer=optimizer))
+
+
+def looksam_loop(params, config, steps):
+    """Liu et al. 2022, Algorithm 1."""
+    rho, alpha, every = (config.method[name] for name in ("rho", "alpha", "every"))
+    trace = oracle.zeros(params)
+    for step in range(steps):
+        images, labels = batch(step, config)
+        first = oracle.loss_and_gradient(params, images, labels)[1]
+        if step % every == 0:
+            used = oracle.loss_and_gradient(uphill(params, first, rho), images, labels)[1]
+            products = jax.tree.map(lambda a, b: (a * b).sum(), used, first)
+            share = sum(jax.tree.leaves(products)) / oracle.norm(first) ** 2
+            across = oracle.add(used, -share, first)
+        else:
+            used = oracle.add(first, alpha * oracle.norm(first) / oracle.norm(across), across)
+        trace = jax.tree.map(lambda g, p, t: g + 5e-4 * p + 0.9 * t, used, params, trace)
+        params = oracle.add(params, -oracle.rate(step), trace)
+    return params
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_looksam_equals_a_loop(devices):
+    config = mlp({"name": "looksam", "rho": 0.5, "alpha": 0.7, "every": 3})
+    trainer = Trainer(STRIPES, config, devices=devices)
+    start = oracle.wide(seed_of(trainer.state.weights.params))
+    trainer.calls(8)
+    found = seed_of(trainer.state.weights.params)
+    assert_same(found, looksam_loop(start, config, 8), rtol=1e-3, atol=1e-4)
+
+
+def test_sam_in_the_last_epochs_of_batched_seeds():
+    config = mlp(
+        {"name": "sam", "rho": 0.5, "last_epochs": 3},
+        train={"seeds": 2},
+        run={"seed_batching": "vmap"},
+    )
+    trainer = Trainer(STRIPES, config)
+    starts = [oracle.wide(seed_of(trainer.state.weights.params, seed)) for seed in (0, 1)]
+    trainer.calls(7)
+    for seed in (0, 1):
+        expected, _ = sam_loop(starts[seed], config, 7, plain_steps=5, seed=seed)
+        found = seed_of(trainer.state.weights.params, seed)
+        assert_same(found, expected, rtol=1e-3, atol=2e-5)
+        other, _ = sam_loop(starts[seed], config, 7, seed=seed)
+        assert oracle.norm(oracle.add(expected, -1, other)) > 1e-2
+    for last in (0, 5):
+        with pytest.raises(UsageError, match=rf"method\.last_epochs = {last} must be .* in 1\.\.4"):
+            Trainer.build(STRIPES, mlp({"name": "sam", "last_epochs": last}))
+    with pytest.raises(UsageError, match=r"method\.last_epochs does not go with"):
+        Trainer.build(STRIPES, mlp({"name": "sam", "last_epochs": 1, "sharpness": "device"}))
