@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sam late": {"name": "sam", "last_epochs": 1},
     "msam": {},
     # One second gradient in each call.
-    "looksam, k = 2": {"name": "looksam", "every": STEPS},
+    "looksam k=2": {"name": "looksam", "every": STEPS},
     "pof": {},
     "foca": {},
     "fast": {},

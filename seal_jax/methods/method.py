@@ -94,7 +94,7 @@ class Method:
 
     # Turns gradients into updates; knows its generations by its own clock. Its ``update`` is given
     # ``value`` (the batch's loss), ``grad_fn`` (params -> gradient of the same batch with the same
-    # randomness), ``key`` (of the step) and ``extra_args(method_state)``.
+    # randomness), ``key`` (of the step) and ``extra_args(method_state, step)``.
     tx: optax.GradientTransformationExtraArgs
     # (logits [b, classes], labels [b], targets) -> [b].
     loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
@@ -108,11 +108,11 @@ class Method:
     # (method_state, accuracy, step) -> method_state, after each scoring of the validation split.
     on_validation: Callable[[PyTree, jax.Array, jax.Array], PyTree] | None = None
     gradient: GradientFunction = plain_gradient
-    # Further arguments of ``tx.update``, from the method state.
-    extra_args: Callable[[PyTree], Mapping[str, Any]] = lambda method_state: {}
+    # Further arguments of ``tx.update``, from the method state and the step.
+    extra_args: Callable[[PyTree, Any], Mapping[str, Any]] = lambda method_state, step: {}
     # Whether training passes use BatchNorm's running statistics and leave them as they are, traced or
     # not; ``train.batch_statistics="frozen"`` means always.
-    frozen_statistics: Callable[[PyTree], Any] = lambda method_state: False
+    frozen_statistics: Callable[[PyTree, Any], Any] = lambda method_state, step: False
     extra_batch_size: int = 0  # images in each further batch that ``gradient`` may ask for
     extra_batches: int = 1  # how many of them there are per step
     continues_momentum: bool = False  # of the run that the training starts from

@@ -160,7 +160,7 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
     method = methods.build(settings.method, context)
     # The setting overrides the method's own rule.
     if train.batch_statistics == "frozen":
-        method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
+        method = dataclasses.replace(method, frozen_statistics=lambda method_state, step: True)
     # A warm start sees fewer images than there are.
     _check_extra_batches(method, warm_count(shape.train, settings.data), mesh)
     shards = mesh.shape[meshes.DATA]
