@@ -34,6 +34,7 @@ from seal_jax.transforms import make_relearn_tx as make_relearn_tx
 from seal_jax.transforms import make_sa_gd_tx as make_sa_gd_tx
 from seal_jax.transforms import make_sam_tx as make_sam_tx
 from seal_jax.transforms import make_seal_tx as make_seal_tx
+from seal_jax.transforms import make_zapping_tx as make_zapping_tx
 from seal_jax.transforms import masked_reinit as masked_reinit
 from seal_jax.transforms import perturb_along_momentum as perturb_along_momentum
 from seal_jax.transforms import reset_state as reset_state

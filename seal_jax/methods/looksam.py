@@ -8,7 +8,11 @@ from seal_jax.methods.method import Context, Method, Variant, check_options
 from seal_jax.transforms.looksam import make_looksam_tx
 
 ORDER = 34
-VARIANTS = {"looksam": Variant("LookSAM", "Liu et al. 2022, Algorithm 1", "pof_cifar10.py")}
+VARIANTS = {
+    "looksam": Variant(
+        "LookSAM", "Liu et al. 2022, Algorithm 1", "pof_cifar10.py", digits={"alpha": 0.2}
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Options:
 
     Attributes:
       rho: ρ, radius of the perturbation; 0 is plain training, bit for bit.
-      alpha: α, size of the reused part, as a share of the gradient.
+      alpha: α, size of the reused part, as a share of the gradient; 0.7 as in public code, which can be too much.
       every: k, the steps from one second gradient to the next; 1 is SAM.
     """
 

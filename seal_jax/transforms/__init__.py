@@ -18,7 +18,9 @@ from seal_jax.transforms.relearn import dsd as dsd
 from seal_jax.transforms.relearn import kels as kels
 from seal_jax.transforms.relearn import make_llf_tx as make_llf_tx
 from seal_jax.transforms.relearn import make_relearn_tx as make_relearn_tx
+from seal_jax.transforms.relearn import make_zapping_tx as make_zapping_tx
 from seal_jax.transforms.relearn import masked_reinit as masked_reinit
+from seal_jax.transforms.relearn import random_classes as random_classes
 from seal_jax.transforms.relearn import wels as wels
 from seal_jax.transforms.relearn import welsr as welsr
 from seal_jax.transforms.reset_state import ResetState as ResetState

@@ -71,7 +71,7 @@ def look_sharpness_aware(
     wrapped = optimizer_state.keep_dtypes(inner)
 
     def init_fn(params):
-        across = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+        across = optax.tree.zeros_like(params, dtype=jnp.float32)
         return LookSamState(ClockState(jnp.zeros((), jnp.int32)), across, wrapped.init(params))
 
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
