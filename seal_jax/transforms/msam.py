@@ -63,13 +63,13 @@ def momentum(opt_state: PyTree, params: PyTree) -> PyTree:
     >>> momentum(optax.adamw(0.1).init(params), params)["w"].tolist()
     [0.0, 0.0]
     """
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     candidates = [
         tree
         for field in _FIELDS
         for _, tree in optax.tree.get_all_with_path(opt_state, field)
         # A parameter may have the name of such a field.
-        if jax.tree.structure(tree) == structure
+        if structure == jax.tree.structure(tree)
     ]
     if len(candidates) != 1:
         raise UsageError(
