@@ -63,17 +63,21 @@ def momentum(opt_state: PyTree, params: PyTree) -> PyTree:
     >>> momentum(optax.adamw(0.1).init(params), params)["w"].tolist()
     [0.0, 0.0]
     """
-    structure: Any = jax.tree.structure(params)
+
+    def outline(tree: PyTree) -> Any:
+        return jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)]
+
     candidates = [
         tree
         for field in _FIELDS
         for _, tree in optax.tree.get_all_with_path(opt_state, field)
-        # A parameter may have the name of such a field.
-        if structure == jax.tree.structure(tree)
+        # A parameter may have the name of such a field; Galore's momentum has other shapes.
+        if outline(tree) == outline(params)
     ]
     if len(candidates) != 1:
+        number = "several momenta" if candidates else "no momentum"
         raise UsageError(
-            f"the optimizer has {len(candidates) or 'no'} momentum(s) of all parameters; Momentum-SAM needs one: use "
-            "sgd with momentum, adam, adamw, ..."
+            f"the optimizer has {number} of all parameters; Momentum-SAM needs one: use sgd with momentum, adam, "
+            "adamw, lion, ..."
         )
     return candidates[0]

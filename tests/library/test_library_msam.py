@@ -127,9 +127,11 @@ def test_what_has_no_momentum():
     )
     for tx in (optax.sgd(0.1), optax.adafactor(0.1), parts):
         with pytest.raises(
-            UsageError, match=r"momentum\(s\) of all parameters; Momentum-SAM needs one"
+            UsageError, match="no momentum of all parameters; Momentum-SAM needs one"
         ):
             perturb_along_momentum(params, tx.init(params))
+    with pytest.raises(UsageError, match="several momenta"):
+        perturb_along_momentum(params, [tx.init(params) for tx in [optax.adam(0.1)] * 2])
     state = optax.chain(optax.clip(1.0), optax.lion(0.1)).init(params)
     jax.tree.map(np.testing.assert_array_equal, perturb_along_momentum(params, state), params)
     with pytest.raises(UsageError, match="rho = -1"):

@@ -25,7 +25,7 @@ METHODS = {name: {} for name in methods.NAMES if name != "seal"} | {
     "kels": {"keep": 0.5},
     "fc": {"threshold": "dense2"},
     "imp": {"rewind_step": 2},
-    "sam": {"adaptive": True, "rho": 0.5, "eta": 0.01},
+    "sam": {"adaptive": True, "rho": 0.5, "eta": 0.01, "last_epochs": 1},
     "pof": {"weak_batch_size": 8, "resample": 1},
     "foca": {"weak_batch_size": 8},
     # A warm-up of steps 0 to 8: how long it has gone on must outlive both stops.
