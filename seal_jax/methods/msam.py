@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from seal_jax.errors import UsageError
 from seal_jax.methods.method import Context, Method, Variant, check_options
-from seal_jax.transforms import make_normal_tx
+from seal_jax.transforms import aliases, make_normal_tx
 from seal_jax.transforms.msam import momentum, perturb_along_momentum
 from seal_jax.transforms.sgd import reset_condition
 
@@ -34,6 +34,11 @@ def build(options: Options, context: Context) -> Method:
     check_options(options, "be 0 or positive", "rho")
     arguments = context.arguments()
     tx = make_normal_tx(**arguments)
+    if context.optimizer.name in aliases.SUMS_STEPS:
+        raise UsageError(
+            f"optimizer.name = {context.optimizer.name!r} does not go with method 'msam': its momentum is of steps, "
+            "not of gradients; use another, such as lamb"
+        )
     try:
         momentum(jax.eval_shape(tx.init, context.params), context.params)
     except UsageError as error:

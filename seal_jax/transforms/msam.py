@@ -29,7 +29,8 @@ def perturb_along_momentum(params: PyTree, opt_state: PyTree, rho: Any = 0.3) ->
     Args:
       params: w.
       opt_state: the state of the optimizer, however its parts are chained and wrapped, which has the momentum
-        :math:`v_t`, or Adam's first moment. Before the first step, at :math:`v = 0`, nothing is perturbed.
+        :math:`v_t`, or Adam's first moment; not that of ``optax.lars``, a sum of steps and so downhill. Before the
+        first step, at :math:`v = 0`, nothing is perturbed.
       rho: :math:`\rho`, at least 0; may be traced. 0.3 is the default of the authors' code. Give 0 where the next
         update begins by resetting the momentum, at the start of a generation.
 

@@ -11,6 +11,7 @@ from library_oracles import assert_close, flat, jax_gradient, nested, numpy_grad
 from seal_jax import make_normal_tx, perturb_along_momentum
 from seal_jax.errors import UsageError
 from seal_jax.generations import Clock
+from seal_jax.transforms import aliases, momentum
 
 CLOCK = Clock(steps_per_epoch=2, epochs_per_generation=3)
 STEPS, DECAY, RATE = 12, 0.05, 0.1  # two generations
@@ -118,6 +119,24 @@ def test_adam_uses_its_first_moment_as_in_torch():
         updates, state = tx.update(gradient(point), state, ours)
         ours = optax.apply_updates(ours, updates)
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+def test_the_momentum_of_every_optimizer_points_uphill():
+    params = {"fc": jnp.ones((4, 3))}
+    gradient, found = jax.tree.map(lambda leaf: 0.5 * leaf, params), set()
+    for name in aliases.names():
+        tx = aliases.make(name, lambda step: 0.1, {})
+        try:
+            momentum(jax.eval_shape(tx.init, params), params)
+        except UsageError:
+            continue
+        state = tx.init(params)
+        for _ in range(2):  # the first step of adopt has no momentum
+            _, state = tx.update(gradient, state, params)
+        uphill = (momentum(state, params)["fc"] > 0).all()
+        assert uphill == (name not in aliases.SUMS_STEPS), name
+        found.add(name)
+    assert found > {"adamw", "lion", "lamb", "lars"}
 
 
 def test_what_has_no_momentum():

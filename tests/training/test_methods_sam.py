@@ -177,11 +177,13 @@ def test_msam_with_radius_zero_is_plain_training_bit_for_bit(plain):
     assert_same(msam.losses, plain.losses)
 
 
-def test_msam_needs_a_momentum():
-    optimizer = {"name": "adafactor", "momentum": 0.0, "weight_decay": 0.0}
-    with pytest.raises(
-        UsageError, match=r"optimizer.name = 'adafactor': the optimizer has no momentum"
-    ):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("adafactor", "the optimizer has no momentum"), ("lars", "does not go with method 'msam'")],
+)
+def test_msam_needs_a_momentum_of_gradients(name, words):
+    optimizer = {"name": name, "momentum": 0.0, "weight_decay": 0.0}
+    with pytest.raises(UsageError, match=rf"optimizer\.name = '{name}'.*{words}"):
         Trainer.build(STRIPES, mlp({"name": "msam"}, optimizer=optimizer))
 
 
