@@ -11,7 +11,7 @@ from seal_jax.errors import UsageError
 from seal_jax.transforms.sam import perturb
 
 PyTree = Any
-# Where transformations keep the momentum: optax.trace and damped_trace; Adam and its relatives, Lion, Muon.
+# Where transformations keep the momentum: optax.trace and damped_trace; Adam and its relatives, Lion.
 _FIELDS = ("trace", "mu")
 
 

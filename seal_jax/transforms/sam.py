@@ -134,36 +134,30 @@ def sharpness_aware(
     check_radius(rho, options.get("eta", 0.0))
     wrapped = optimizer_state.keep_dtypes(inner)
 
-    def gradient_at_the_point(updates, params, grad_fn, count):
-        # Decided at trace time: a program for radius 0 has no second pass.
-        if known_zero(rho):
-            return updates
-        require_params(params)
-        require_gradient(grad_fn)
-
-        def second():
-            return grad_fn(perturb(params, updates, rho, **options))
-
-        gradient = second() if when is None else branch(when(count), second, updates)
-        return _unless_zero(rho, gradient, updates)
+    def init_fn(params):
+        state = wrapped.init(params)
+        return state if when is None else SharpnessState(jnp.zeros((), jnp.int32), state)
 
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
-        updates = gradient_at_the_point(updates, params, grad_fn, None)
-        return wrapped.update(updates, state, params, grad_fn=grad_fn, **extra_args)
+        count, inner_state = (None, state) if when is None else state
+        # Decided at trace time: a program for radius 0 has no second pass.
+        if not known_zero(rho):
+            require_params(params)
+            require_gradient(grad_fn)
 
-    def init_and_count(params):
-        return SharpnessState(jnp.zeros((), jnp.int32), wrapped.init(params))
+            def second():
+                return grad_fn(perturb(params, updates, rho, **options))
 
-    def update_and_count(updates, state, params=None, *, grad_fn=None, **extra_args):
-        updates = gradient_at_the_point(updates, params, grad_fn, state.count)
+            gradient = second() if when is None else branch(when(count), second, updates)
+            updates = _unless_zero(rho, gradient, updates)
         updates, inner_state = wrapped.update(
-            updates, state.inner, params, grad_fn=grad_fn, **extra_args
+            updates, inner_state, params, grad_fn=grad_fn, **extra_args
         )
-        return updates, SharpnessState(optax.safe_increment(state.count), inner_state)
+        if when is None:
+            return updates, inner_state
+        return updates, SharpnessState(optax.safe_increment(count), inner_state)
 
-    if when is None:
-        return optax.GradientTransformationExtraArgs(wrapped.init, update_fn)
-    return optax.GradientTransformationExtraArgs(init_and_count, update_and_count)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def require_gradient(grad_fn: Any) -> None:
