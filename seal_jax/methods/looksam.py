@@ -34,4 +34,7 @@ def build(options: Options, context: Context) -> Method:
     """Return LookSAM around the optimizer of plain training."""
     check_options(options, "be 0 or positive", "rho", "alpha")
     check_options(options, "be at least 1", "every")
-    return context.plain(tx=make_looksam_tx(**dataclasses.asdict(options), **context.arguments()))
+    tx = make_looksam_tx(
+        rho=options.rho, alpha=options.alpha, every=options.every, **context.arguments()
+    )
+    return context.plain(tx=tx)
