@@ -162,8 +162,8 @@ class Experiment:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, for the log."""
         # As the transformation's own clock restarts it.
-        rate_at = self.context.schedule_clock.restart(self.method.rate or self.context.schedule())
-        return float(rate_at(step))
+        clock = Clock(self.context.steps_per_epoch, self.context.epochs)
+        return float(clock.restart(self.method.rate or self.context.schedule())(step))
 
     def summary(self) -> str:
         """Return a few lines that say what will be trained, and what the mask selects."""
