@@ -151,8 +151,9 @@ def build(options: Options, context: Context) -> Method:
     check_options(
         dataclasses.replace(options, alpha=alpha, beta=beta), "be 0 or positive", "alpha", "beta"
     )
-    # A rate of 0 freezes its part, so both would freeze everything.
-    if not alpha and not beta:
+    # A rate of 0 freezes its part, so both would freeze everything. Traced rates are not 0.
+    frozen_head, frozen_features = known_zero(alpha), known_zero(beta)
+    if frozen_head and frozen_features:
         raise UsageError("method.alpha = 0 and method.beta = 0 leave nothing to train")
     check_options(options, "lie in [0, 1)", "probe_share")
     probes = not known_zero(options.probe_share)
@@ -161,7 +162,7 @@ def build(options: Options, context: Context) -> Method:
             "method.probe_share does not go with method.warmup = True: set one of them"
         )
     # Both end by training everything: neither part may be frozen for good.
-    if (options.warmup or probes) and not (alpha and beta):
+    if (options.warmup or probes) and (frozen_head or frozen_features):
         field = "probe_share" if probes else "warmup = True"
         raise UsageError(f"method.{field} needs method.alpha and method.beta above 0")
     if options.warmup_statistics and context.train.batch_statistics == "frozen":
@@ -183,8 +184,8 @@ def build(options: Options, context: Context) -> Method:
     tx = make_fast_tx(
         head,
         # What is frozen has the number 0 as its rate: a schedule must be positive.
-        context.schedule(alpha) if alpha else 0.0,
-        context.schedule(beta) if beta else 0.0,
+        0.0 if frozen_head else context.schedule(alpha),
+        0.0 if frozen_features else context.schedule(beta),
         steps_per_epoch=context.steps_per_epoch,
         epochs_per_generation=context.epochs,
         reset_momentum=optimizer.reset_momentum,
@@ -192,9 +193,9 @@ def build(options: Options, context: Context) -> Method:
     )
     # What does not learn needs no backward pass.
     gradient: GradientFunction = plain_gradient
-    if not beta:
+    if frozen_features:
         gradient = context.gradient_of(head)
-    elif not alpha:
+    elif frozen_head:
         gradient = context.gradient_of(masks.invert(head))
 
     def start(hook: HookContext) -> HookContext:
@@ -207,7 +208,7 @@ def build(options: Options, context: Context) -> Method:
         tx=tx,
         on_start=start,
         gradient=gradient,
-        rate=context.schedule(beta or alpha),
+        rate=context.schedule(alpha if frozen_features else beta),
         replaces_head=True,
     )
     if probes:
