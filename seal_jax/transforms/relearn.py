@@ -62,8 +62,8 @@ def masked_reinit(
         parameters, generation) that returns a selection (see :mod:`seal_jax.selections`).
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
-      key: a random key; every event uses another key derived from it, reproducibly. ``None`` uses the extra argument
-        ``key`` of ``update``, which must then be another one in every step.
+      key: a random key; every event uses another key derived from it, reproducibly. ``None`` stands for the
+        extra argument ``key`` of ``update``.
       generation: maps the count to the generation that such a function is given, e.g.
         ``Clock.generation``; by default the count itself.
       spends_step: whether the others have no update in that step. Otherwise they keep theirs, which belongs to the
