@@ -48,6 +48,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "lw": {},
     "sam": {},
     "asam": {"name": "sam", "adaptive": True, "rho": 0.5},
+    # Its plain steps.
+    "sam late": {"name": "sam", "last_epochs": 1},
+    "msam": {},
+    # One second gradient in each call.
+    "looksam k=2": {"name": "looksam", "every": STEPS},
     "pof": {},
     "foca": {},
     "fast": {},

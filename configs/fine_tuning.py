@@ -14,7 +14,7 @@ import os
 from seal_jax import methods
 from seal_jax.cli.configs import base, set_fields
 
-SYSTEMS = ("fast", "kaiming_fan_in", "feature_extraction", "warmup")
+SYSTEMS = ("fast", "kaiming_fan_in", "feature_extraction", "warmup", "lp_ft")
 VARIANTS = tuple(f"{task}_{system}" for task in ("eurosat", "fashion") for system in SYSTEMS)
 
 

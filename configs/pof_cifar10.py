@@ -1,4 +1,4 @@
-"""SGD, SAM and PoF on CIFAR-10 with WRN-28-10 (PoF paper, Table 1), with ASAM and FOCA.
+"""SGD, SAM and PoF on CIFAR-10 with WRN-28-10 (PoF paper, Table 1), with SAM's relatives and FOCA.
 
     TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/pof_cifar10.py --workdir=runs/pof
 
@@ -16,8 +16,8 @@ TPU or GPU; not run at this size.
 
 from seal_jax.cli.configs import base
 
-VARIANTS = ("sgd", "sam", "asam", "foca", "pof")
-METHODS = {"sgd": "normal", "asam": "sam"}
+VARIANTS = ("sgd", "sam", "asam", "sam_late", "msam", "looksam", "foca", "pof")
+METHODS = {"sgd": "normal", "asam": "sam", "sam_late": "sam"}
 
 
 def get_config(variant="pof"):
@@ -39,6 +39,9 @@ def get_config(variant="pof"):
     if variant == "asam":
         config.method.adaptive = True
         config.method.rho = 0.5
+    # Zhou et al. 2024 change over to SAM at epoch 175 of 200.
+    if variant == "sam_late":
+        config.method.last_epochs = 25
     if variant == "pof":
         # As seen from the run's folder: the one that a sweep has trained before.
         config.train.pretrained = "../sam"

@@ -29,13 +29,16 @@ from seal_jax.transforms import make_fast_tx as make_fast_tx
 from seal_jax.transforms import make_imp_tx as make_imp_tx
 from seal_jax.transforms import make_l2_init_tx as make_l2_init_tx
 from seal_jax.transforms import make_llf_tx as make_llf_tx
+from seal_jax.transforms import make_looksam_tx as make_looksam_tx
 from seal_jax.transforms import make_normal_tx as make_normal_tx
 from seal_jax.transforms import make_pof_tx as make_pof_tx
 from seal_jax.transforms import make_relearn_tx as make_relearn_tx
 from seal_jax.transforms import make_sa_gd_tx as make_sa_gd_tx
 from seal_jax.transforms import make_sam_tx as make_sam_tx
 from seal_jax.transforms import make_seal_tx as make_seal_tx
+from seal_jax.transforms import make_zapping_tx as make_zapping_tx
 from seal_jax.transforms import masked_reinit as masked_reinit
+from seal_jax.transforms import perturb_along_momentum as perturb_along_momentum
 from seal_jax.transforms import reset_state as reset_state
 
 __version__ = "0.1.0"

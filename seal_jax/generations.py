@@ -10,10 +10,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from seal_jax.errors import UsageError, check_integer, check_number
 
+PyTree = Any
 Step = Any  # int or a traced integer array
 Schedule = Callable[[Step], Any]
 
@@ -22,6 +24,37 @@ def never(step: Step) -> Any:
     """Return False for every step: the condition of an event that never happens."""
     del step
     return False
+
+
+def branch(condition: Any, compute: Callable[[], PyTree], otherwise: PyTree) -> PyTree:
+    """Return ``compute()`` if a condition holds, else ``otherwise``, without computing what is not needed.
+
+    ``jax.lax.cond`` becomes a select under ``vmap``, which computes both sides in every step, although trainings that
+    are batched together agree on the step. This remains a branch: it is taken if the condition holds for any of them.
+
+    Args:
+      condition: a bool scalar, may be traced.
+      compute: returns a tree like ``otherwise``, of the same shapes and dtypes.
+      otherwise: a tree of arrays.
+
+    >>> square = lambda x, flag: branch(flag, lambda: x**2, x)
+    >>> jax.vmap(square)(jnp.array([3.0, 4.0]), jnp.array([True, False])).tolist()
+    [9.0, 4.0]
+    """
+    result = jax.lax.cond(_any_of_batch(condition), compute, lambda: otherwise)
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), result, otherwise)
+
+
+@jax.custom_batching.custom_vmap
+def _any_of_batch(condition: Any) -> Any:
+    return condition
+
+
+@_any_of_batch.def_vmap
+def _(size: int, batched: list[bool], condition: Any) -> tuple[Any, bool]:
+    # Called again, so that an outer ``vmap`` reduces its own axis; the result has none.
+    del size
+    return _any_of_batch(condition.any(0)) if batched[0] else condition, False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +153,16 @@ class Clock:
         k = self.ascent_steps
         # Without ascent k is 0, and the first step of a generation must not count as the end of one.
         return (self.generation(step) >= 1) & (self.step_in_generation(step) == k) & (k > 0)
+
+    def last(self, epochs: int) -> Callable[[Step], Any]:
+        """Return the function that tells whether a step is in the last ``epochs`` of its generation.
+
+        >>> late = Clock(steps_per_epoch=10, epochs_per_generation=8).last(2)
+        >>> late(59), late(60), late(79), late(80)
+        (False, True, True, False)
+        """
+        epochs = check_integer("last_epochs", epochs, 1, self.epochs_per_generation)
+        return lambda step: self.epoch_in_generation(step) >= self.epochs_per_generation - epochs
 
     def restart(self, schedule: float | Schedule) -> Schedule:
         """Return the schedule of the step within the generation as one of the step since the start.

@@ -138,18 +138,20 @@ def system_of(settings: Settings) -> str:
         kind = changes.get("optimizer.name", "sgd")
         if traits == _traits(changes, kind, changes.get("optimizer.nesterov", False)):
             return name
-    head, *_, warmup, _, kind = traits
-    return f"{head} warmup {kind}" if warmup else f"{head} {kind}"
+    head, *_, warmup, _, probes, kind = traits
+    first = "warmup " if warmup else "probing " if probes else ""
+    return f"{head} {first}{kind}"
 
 
 def _traits(options: Mapping[str, Any], optimizer: str, nesterov: bool) -> tuple[Any, ...]:
-    """Return the traits that identify a system: the head, what learns, the warm-up and the optimizer."""
+    """Return the traits that identify a system: the head, what learns, what precedes it and the optimizer."""
     options = {**dataclasses.asdict(methods.options("fast")), **options}
     # Both are FAST's head: exactly 0, or normal with deviation 1e-8.
     head = "zero" if options["head"] == "tiny" else options["head"]
     kind = "nesterov" if optimizer == "sgd" and nesterov else optimizer
     learns = (options["alpha"] != 0, options["beta"] != 0)
-    return head, *learns, options["warmup"], options["warmup_statistics"], kind
+    before = (options["warmup"], options["warmup_statistics"], options["probe_share"] != 0)
+    return head, *learns, *before, kind
 
 
 def source_of(loaded_run: LoadedRun, networks: Sequence[Network]) -> pretrained.Source:

@@ -76,7 +76,7 @@ def build(values: Mapping[str, Any], context: Context) -> Method:
     method: Method = _module(values["name"]).build(_options(values), context)
     # The setting overrides the method's own rule.
     if context.train.batch_statistics == "frozen":
-        method = dataclasses.replace(method, frozen_statistics=lambda method_state: True)
+        method = dataclasses.replace(method, frozen_statistics=lambda method_state, step: True)
     return method
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from seal_jax import heads, masks
 from seal_jax.core.settings import Settings
-from seal_jax.errors import UsageError
+from seal_jax.errors import UsageError, known_zero
 from seal_jax.methods.method import (
     Context,
     GradientFunction,
@@ -70,6 +70,13 @@ VARIANTS = {
         {"head": "kaiming_fan_in", "warmup": True, "warmup_statistics": True},
         **{"train.validate_every": 5},
     ),
+    "lp_ft": Variant(
+        "LP-FT",
+        "Kumar et al. 2022",
+        "fast_cifar100.py",
+        {"head": "kaiming_fan_in", "probe_share": 0.5},
+        _ADAPTATION,
+    ),
 }
 
 
@@ -94,6 +101,9 @@ class Options:
       warmup_statistics: normalise with the statistics of the batch during the warm-up, and update the
         running ones (the blue and red curves of Figure 7); otherwise BatchNorm is in inference mode
         until it ends.
+      probe_share: share of the training's steps in which the classifier alone is trained, before everything is, the
+        features with a fresh optimizer: linear probing, then fine-tuning (LP-FT). 0.5 is ours; see ``warmup`` for
+        a rule instead of a length.
     """
 
     head: heads.Name = "zero"
@@ -105,6 +115,7 @@ class Options:
     warmup_gain: float = 0.01
     warmup_steps: int = 10
     warmup_statistics: bool = False
+    probe_share: float = 0.0
 
 
 class Warmup(NamedTuple):
@@ -140,12 +151,20 @@ def build(options: Options, context: Context) -> Method:
     check_options(
         dataclasses.replace(options, alpha=alpha, beta=beta), "be 0 or positive", "alpha", "beta"
     )
-    # A rate of 0 freezes its part, so both would freeze everything.
-    if not alpha and not beta:
+    # A rate of 0 freezes its part, so both would freeze everything. Traced rates are not 0.
+    frozen_head, frozen_features = known_zero(alpha), known_zero(beta)
+    if frozen_head and frozen_features:
         raise UsageError("method.alpha = 0 and method.beta = 0 leave nothing to train")
-    # The warm-up ends by training both: neither may be frozen for good.
-    if options.warmup and not (alpha and beta):
-        raise UsageError("method.warmup = True needs method.alpha and method.beta above 0")
+    check_options(options, "lie in [0, 1)", "probe_share")
+    probes = not known_zero(options.probe_share)
+    if probes and options.warmup:
+        raise UsageError(
+            "method.probe_share does not go with method.warmup = True: set one of them"
+        )
+    # Both end by training everything: neither part may be frozen for good.
+    if (options.warmup or probes) and (frozen_head or frozen_features):
+        field = "probe_share" if probes else "warmup = True"
+        raise UsageError(f"method.{field} needs method.alpha and method.beta above 0")
     if options.warmup_statistics and context.train.batch_statistics == "frozen":
         raise UsageError(
             'method.warmup_statistics = True does not go with train.batch_statistics = "frozen"; use '
@@ -165,8 +184,8 @@ def build(options: Options, context: Context) -> Method:
     tx = make_fast_tx(
         head,
         # What is frozen has the number 0 as its rate: a schedule must be positive.
-        context.schedule(alpha) if alpha else 0.0,
-        context.schedule(beta) if beta else 0.0,
+        0.0 if frozen_head else context.schedule(alpha),
+        0.0 if frozen_features else context.schedule(beta),
         steps_per_epoch=context.steps_per_epoch,
         epochs_per_generation=context.epochs,
         reset_momentum=optimizer.reset_momentum,
@@ -174,9 +193,9 @@ def build(options: Options, context: Context) -> Method:
     )
     # What does not learn needs no backward pass.
     gradient: GradientFunction = plain_gradient
-    if not beta:
+    if frozen_features:
         gradient = context.gradient_of(head)
-    elif not alpha:
+    elif frozen_head:
         gradient = context.gradient_of(masks.invert(head))
 
     def start(hook: HookContext) -> HookContext:
@@ -189,10 +208,26 @@ def build(options: Options, context: Context) -> Method:
         tx=tx,
         on_start=start,
         gradient=gradient,
-        rate=context.schedule(beta or alpha),
+        rate=context.schedule(alpha if frozen_features else beta),
         replaces_head=True,
     )
+    if probes:
+        return _with_probing(method, options.probe_share * context.total_steps)
     return _with_warmup(method, start, options) if options.warmup else method
+
+
+def _with_probing(method: Method, steps: Any) -> Method:
+    """Return the method with the features as they are for so many steps, in inference mode."""
+
+    def probing(method_state: tuple[()], step: jax.Array) -> jax.Array:
+        del method_state
+        return step < steps
+
+    return dataclasses.replace(
+        method,
+        extra_args=lambda method_state, step: {"warming": probing(method_state, step)},
+        frozen_statistics=probing,
+    )
 
 
 def _with_warmup(
@@ -216,7 +251,8 @@ def _with_warmup(
         warming = method_state.warming & (step - since < options.warmup_steps)
         return Warmup(warming, best, since)
 
-    def frozen(method_state: Warmup) -> Any:
+    def frozen(method_state: Warmup, step: jax.Array) -> Any:
+        del step
         # Section 5.3.3: in this phase "the feature extractor works in its inference mode".
         return False if options.warmup_statistics else method_state.warming
 
@@ -224,6 +260,6 @@ def _with_warmup(
         method,
         on_start=start_warmup,
         on_validation=on_validation,
-        extra_args=lambda method_state: {"warming": method_state.warming},
+        extra_args=lambda method_state, step: {"warming": method_state.warming},
         frozen_statistics=frozen,
     )

@@ -96,7 +96,7 @@ class Method:
 
     # Turns gradients into updates; knows its generations by its own clock. Its ``update`` is given
     # ``value`` (the batch's loss), ``grad_fn`` (params -> gradient of the same batch with the same
-    # randomness), ``key`` (of the step) and ``extra_args(method_state)``.
+    # randomness), ``key`` (of the step) and ``extra_args(method_state, step)``.
     tx: optax.GradientTransformationExtraArgs
     # (logits [b, classes], labels [b], targets) -> [b].
     loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
@@ -110,11 +110,11 @@ class Method:
     # (method_state, accuracy, step) -> method_state, after each scoring of the validation split.
     on_validation: Callable[[PyTree, jax.Array, jax.Array], PyTree] | None = None
     gradient: GradientFunction = plain_gradient
-    # Further arguments of ``tx.update``, from the method state.
-    extra_args: Callable[[PyTree], Mapping[str, Any]] = lambda method_state: {}
+    # Further arguments of ``tx.update``, from the method state and the step.
+    extra_args: Callable[[PyTree, Any], Mapping[str, Any]] = lambda method_state, step: {}
     # Whether training passes use BatchNorm's running statistics and leave them as they are, traced or
     # not; ``train.batch_statistics="frozen"`` means always.
-    frozen_statistics: Callable[[PyTree], Any] = lambda method_state: False
+    frozen_statistics: Callable[[PyTree, Any], Any] = lambda method_state, step: False
     extra_batch_size: int = 0  # images in each further batch that ``gradient`` may ask for
     extra_batches: int = 1  # how many of them there are per step
     continues_momentum: bool = False  # of the run that the training starts from
@@ -130,6 +130,8 @@ class Method:
     ema: Any = None
     # step -> whether the weights go back to their average before it. The average outlives generations then.
     returns_to_ema: Callable[[Any], Any] | None = None
+    # (params, opt_state, step) -> where ``gradient`` is taken, of whole parameters; ``tx`` is given these themselves.
+    point: Callable[[PyTree, PyTree, Any], PyTree] = lambda params, opt_state, step: params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,11 @@ class Context:
         single = self.optimizer.schedule == "single"
         return self.train.epochs_per_generation * (self.train.generations if single else 1)
 
+    @property
+    def schedule_clock(self) -> Clock:
+        """The clock of transformations and learning rate, whose generation is all of them where nothing restarts."""
+        return Clock(self.steps_per_epoch, self.epochs)
+
     def schedule(self, learning_rate: float | None = None) -> Schedule:
         """Return the learning rate as a function of the step within a cosine.
 
@@ -199,7 +206,7 @@ class Context:
         }
         if optimizer.of_optax:
             # Of its own updates, as many as steps unless its state is reset: it restarts in either case.
-            schedule = Clock(self.steps_per_epoch, self.epochs).restart(self.schedule())
+            schedule = self.schedule_clock.restart(self.schedule())
             return {**shared, "optimizer": self.optax_optimizer(schedule)}
         return {
             **shared,

@@ -26,6 +26,13 @@ VARIANTS = {
         {"adaptive": True, "rho": 0.5},
         digits=_NESTEROV,
     ),
+    "sam_late": Variant(
+        "SAM in the last epochs",
+        "Zhou et al. 2024",
+        "pof_cifar10.py",
+        {"last_epochs": 25},
+        digits={**_NESTEROV, "last_epochs": 2},
+    ),
 }
 
 
@@ -40,6 +47,8 @@ class Options:
       decay_in_perturbation: add the weight decay to g for the direction of the perturbation.
       sharpness: one perturbation for the whole batch ("synchronised"), or one on each device from
         its own part ("device", m-sharpness).
+      last_epochs: the epochs at the end of a generation (of the training, with ``optimizer.schedule`` "single") that
+        are SAM's, after plain training at its cost; ``None`` for all.
     """
 
     rho: float = 0.05
@@ -47,6 +56,7 @@ class Options:
     eta: float = 0.0
     decay_in_perturbation: bool = False
     sharpness: Literal["synchronised", "device"] = "synchronised"
+    last_epochs: int | None = None
 
 
 def build(options: Options, context: Context) -> Method:
@@ -62,6 +72,10 @@ def build(options: Options, context: Context) -> Method:
             "method.decay_in_perturbation = True needs the coupled decay of sgd, adam or radam, and "
             f"optimizer.name is {context.optimizer.name!r}"
         )
+    if options.sharpness == "device" and options.last_epochs is not None:
+        raise UsageError(
+            'method.last_epochs does not go with method.sharpness = "device"; use "synchronised"'
+        )
     decay = context.optimizer.weight_decay if options.decay_in_perturbation else 0.0
     perturbation: dict[str, Any] = {
         "rho": options.rho,
@@ -71,7 +85,13 @@ def build(options: Options, context: Context) -> Method:
     }
     if options.sharpness == "synchronised":
         descent = make_normal_tx(**context.arguments())
-        return context.plain(tx=sharpness_aware(descent, **perturbation))
+        when = None
+        if options.last_epochs is not None:
+            try:
+                when = context.schedule_clock.last(options.last_epochs)
+            except UsageError as error:
+                raise UsageError(f"method.{error}") from None
+        return context.plain(tx=sharpness_aware(descent, when=when, **perturbation))
 
     # In `tx` the gradient is already summed over devices; here each device perturbs by its own.
     def gradient(step: StepContext, params) -> Gradient:

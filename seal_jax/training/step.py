@@ -433,7 +433,8 @@ class Experiment:
                 out_specs=(slices, whole, whole),
                 axis_names={meshes.DATA},
             )
-        gradient, statistics, sums = summed(state.weights.params, state, data, step)
+        point = self.method.point(state.weights.params, state.opt_state, state.step)
+        gradient, statistics, sums = summed(point, state, data, step)
         gradient = self._clipped(gradient)
 
         def gradient_at(params):
@@ -450,7 +451,7 @@ class Experiment:
                 value=loss,
                 grad_fn=gradient_at,
                 key=step.key_for(Stream.UPDATE),
-                **self.method.extra_args(state.method_state),
+                **self.method.extra_args(state.method_state, state.step),
             )
             # The old state is never taken: what an optimizer sets to a constant (Adafactor's unused moments) would no
             # longer vary along the seeds, and a scan cannot carry it.
@@ -461,7 +462,7 @@ class Experiment:
             if stopping is not None:
                 updates = jax.tree.map(lambda leaf: leaf * stopping.rate_scale, updates)
             params = self._divided(optax.apply_updates(state.weights.params, updates), slices)
-        frozen = self.method.frozen_statistics(state.method_state)
+        frozen = self.method.frozen_statistics(state.method_state, state.step)
         # The mean over the devices of one and the same number may be rounded to another.
         statistics = _where(frozen, state.weights.batch_stats, statistics)
         new = state.weights._replace(params=params, batch_stats=statistics)
@@ -538,7 +539,7 @@ class Experiment:
         clean_labels = None
         if data.clean_labels is not None:
             clean_labels = jnp.take(data.clean_labels, batch.rows, mode="clip")
-        frozen = method.frozen_statistics(state.method_state)
+        frozen = method.frozen_statistics(state.method_state, state.step)
 
         def targets_of(images: Any) -> Any:
             return None if method.targets is None else method.targets(state.method_state, images)

@@ -9,6 +9,11 @@ from seal_jax.transforms.imp import make_imp_tx as make_imp_tx
 from seal_jax.transforms.l2_init import InitialState as InitialState
 from seal_jax.transforms.l2_init import decay_towards_initial as decay_towards_initial
 from seal_jax.transforms.l2_init import make_l2_init_tx as make_l2_init_tx
+from seal_jax.transforms.looksam import LookSamState as LookSamState
+from seal_jax.transforms.looksam import look_sharpness_aware as look_sharpness_aware
+from seal_jax.transforms.looksam import make_looksam_tx as make_looksam_tx
+from seal_jax.transforms.msam import momentum as momentum
+from seal_jax.transforms.msam import perturb_along_momentum as perturb_along_momentum
 from seal_jax.transforms.pof import make_pof_tx as make_pof_tx
 from seal_jax.transforms.preconditioners import damped_trace as damped_trace
 from seal_jax.transforms.preconditioners import preconditioner as preconditioner
@@ -18,7 +23,9 @@ from seal_jax.transforms.relearn import dsd as dsd
 from seal_jax.transforms.relearn import kels as kels
 from seal_jax.transforms.relearn import make_llf_tx as make_llf_tx
 from seal_jax.transforms.relearn import make_relearn_tx as make_relearn_tx
+from seal_jax.transforms.relearn import make_zapping_tx as make_zapping_tx
 from seal_jax.transforms.relearn import masked_reinit as masked_reinit
+from seal_jax.transforms.relearn import random_classes as random_classes
 from seal_jax.transforms.relearn import wels as wels
 from seal_jax.transforms.relearn import welsr as welsr
 from seal_jax.transforms.reset_state import ResetState as ResetState
@@ -29,6 +36,7 @@ from seal_jax.transforms.reset_state import split_state as split_state
 from seal_jax.transforms.sa_gd import AnnealState as AnnealState
 from seal_jax.transforms.sa_gd import anneal as anneal
 from seal_jax.transforms.sa_gd import make_sa_gd_tx as make_sa_gd_tx
+from seal_jax.transforms.sam import SharpnessState as SharpnessState
 from seal_jax.transforms.sam import make_sam_tx as make_sam_tx
 from seal_jax.transforms.sam import perturb as perturb
 from seal_jax.transforms.sam import sharpness_aware as sharpness_aware

@@ -43,6 +43,9 @@ _SHARE_A_COUNT = frozenset(("dadapt_adamw", "madgrad", "momo", "momo_adam", "pro
 # Their steps are as long as norms of the parameters say, which must be seen, negated or not.
 SCALES_BY_NORM = frozenset(("adafactor", "fromage", "lamb", "lars"))
 
+# Their momentum is one of finished steps, which go downhill, and not of gradients.
+SUMS_STEPS = frozenset(("lars",))
+
 
 def names() -> tuple[str, ...]:
     """Return the names that :func:`make` takes, sorted.

@@ -19,9 +19,9 @@ import numpy as np
 import optax
 
 from seal_jax import masks, selections, slimming
-from seal_jax.errors import check_choice, check_key, require_params
+from seal_jax.errors import UsageError, check_choice, check_integer, check_key, require_params
 from seal_jax.forgetting import Initialiser, check_like, initialiser
-from seal_jax.generations import Clock, Schedule
+from seal_jax.generations import Clock, Schedule, branch
 from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 PyTree = Any
@@ -32,10 +32,10 @@ _SELECTING = np.uint32(0xFFFFFFFF)
 
 
 class ReinitState(NamedTuple):
-    """State of :func:`masked_reinit`: updates so far, int32, and the key that events derive theirs from."""
+    """State of :func:`masked_reinit`: updates so far, int32, and the key that events derive theirs from, if any."""
 
     count: jax.Array
-    key: jax.Array
+    key: jax.Array | None
 
 
 def masked_reinit(
@@ -43,8 +43,9 @@ def masked_reinit(
     init_fn: Initialiser,
     when: Callable[[Any], Any],
     *,
-    key: jax.Array,
+    key: jax.Array | None,
     generation: Callable[[Any], Any] = lambda count: count,
+    spends_step: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Spend an update on moving the masked parameters to freshly initialized values.
 
@@ -61,9 +62,15 @@ def masked_reinit(
         parameters, generation) that returns a selection (see :mod:`seal_jax.selections`).
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
       when: maps the (traced) count of updates to a bool, e.g. ``Clock.starts_generation``.
-      key: a random key; every event uses another key derived from it, reproducibly.
+      key: a random key; every event uses another key derived from it, reproducibly. ``None`` stands for the
+        extra argument ``key`` of ``update``.
       generation: maps the count to the generation that such a function is given, e.g.
         ``Clock.generation``; by default the count itself.
+      spends_step: whether the others have no update in that step. Otherwise they keep theirs, which belongs to the
+        weights before the event: it then takes place after the step.
+
+    Raises:
+      ValueError: there is no key of either kind.
 
     >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(())}
     >>> fresh = lambda key: {"conv": jnp.zeros(()), "fc": jnp.full((), 5.0)}
@@ -72,52 +79,64 @@ def masked_reinit(
     >>> float(updates["conv"]), float(updates["fc"])
     (0.0, 4.0)
     """
-    check_key("key", key)
+    sample_key = check_key("key", key, optional=True)
     static = None if is_select(mask) else masks.fixed(mask)
 
-    def selection(state, params):
+    def selection(base, count, params):
         if static is not None:
             return static(params)
         # Another key than that of the fresh weights: what is forgotten must not depend on what replaces it.
-        event_key = jax.random.fold_in(jax.random.fold_in(state.key, _SELECTING), state.count)
-        chosen = mask(event_key, params, generation(state.count))
+        event_key = jax.random.fold_in(jax.random.fold_in(base, _SELECTING), count)
+        chosen = mask(event_key, params, generation(count))
         selections.check(chosen, params)
         return chosen
 
     def init_state(params):
         # A copy: a training step that donates its state must not take the caller's key with it.
-        state = ReinitState(jnp.zeros((), jnp.int32), jnp.copy(key))
+        state = ReinitState(jnp.zeros((), jnp.int32), None if key is None else jnp.copy(key))
         # What cannot be used fails here, before any training.
         if static is None:
-            jax.eval_shape(selection, state, params)
+            jax.eval_shape(selection, sample_key, state.count, params)
         else:
             static(params)
-        check_like(jax.eval_shape(initialiser(init_fn, params), key), params)
+        check_like(jax.eval_shape(initialiser(init_fn, params), sample_key), params)
         return state
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update_fn(updates, state, params=None, *, key=None, **extra_args):
         del extra_args
         require_params(params)
+        base = key if state.key is None else state.key
+        require_key(base)
 
         def event():
             # From the count, not a key that is split and carried: a resumed run repeats the event.
-            fresh = initialiser(init_fn, params)(jax.random.fold_in(state.key, state.count))
+            fresh = initialiser(init_fn, params)(jax.random.fold_in(base, state.count))
 
             # A static mask gives Python's bool for whole leaves, a selection arrays of bool.
             def move(chosen, new, old, update):
+                kept = jnp.zeros_like(update) if spends_step else update
                 if isinstance(chosen, bool):
-                    return difference(new, old, update) if chosen else jnp.zeros_like(update)
-                return jnp.where(chosen, difference(new, old, update), 0)
+                    return difference(new, old, update) if chosen else kept
+                return jnp.where(chosen, difference(new, old, update), kept)
 
-            return jax.tree.map(move, selection(state, params), fresh, params, updates)
+            chosen = selection(base, state.count, params)
+            return jax.tree.map(move, chosen, fresh, params, updates)
 
         # In every step, since both branches must have the same dtypes.
         updates = jax.tree.map(widen, updates)
         # A branch, so that the initialisation runs in the steps that need it only.
-        updates = jax.lax.cond(when(state.count), event, lambda: updates)
+        updates = branch(when(state.count), event, updates)
         return updates, ReinitState(optax.safe_increment(state.count), state.key)
 
     return optax.GradientTransformationExtraArgs(init_state, update_fn)
+
+
+def require_key(key: Any) -> None:
+    """Raise unless an optax ``update`` has a random key."""
+    if key is None:
+        raise ValueError(
+            "update needs key: call update(..., key=...), or make the transformation with key=..."
+        )
 
 
 def widen(update: jax.Array) -> jax.Array:
@@ -211,6 +230,37 @@ def kels(
     )
 
 
+def random_classes(head: masks.Mask, classes: int) -> Select:
+    """Select the weights and biases of a few random classes in the classifier (zapping).
+
+    Args:
+      head: the classifier, in any form of :mod:`seal_jax.masks`; the last axis of each of its tensors is the classes.
+      classes: how many, fewer than there are.
+
+    >>> select = random_classes("fc", 2)
+    >>> chosen = select(jax.random.key(0), {"conv": jnp.ones(4), "fc": jnp.ones((4, 5))}, 1)
+    >>> bool(chosen["conv"]), chosen["fc"].sum(1).tolist()
+    (False, [2, 2, 2, 2])
+    """
+    classes, head = check_integer("classes", classes, 1), masks.fixed(head)
+
+    def select(key, params, generation):
+        del generation
+
+        def of_classes(flag, leaf):
+            if not flag:
+                return jnp.zeros((), bool)
+            count = leaf.shape[-1]
+            if classes >= count:
+                raise UsageError(f"classes = {classes} must be fewer than the {count} of the head")
+            # The same for kernel and bias: both have the key and the count.
+            return jnp.broadcast_to(jax.random.permutation(key, count) < classes, leaf.shape)
+
+        return jax.tree.map(of_classes, head(params), params)
+
+    return select
+
+
 @takes_options_of(make_normal_tx)
 def make_relearn_tx(
     select: Select | masks.Mask,
@@ -292,3 +342,65 @@ def make_llf_tx(
     1.0 0.0
     """
     return make_relearn_tx(mask, learning_rate, **options)
+
+
+@takes_options_of(make_normal_tx)
+def make_zapping_tx(
+    head: masks.Mask,
+    learning_rate: float | Schedule = 0.01,
+    *,
+    init_fn: Initialiser,
+    key: jax.Array | None = None,
+    every: int = 1,
+    classes: int | None = None,
+    steps_per_epoch: int,
+    epochs_per_generation: int = 160,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Return zapping, training whose classifier is resampled again and again, as one optax transformation.
+
+    The event follows the first step of every k-th epoch, so that the classifier has relearned by the epoch's end; the
+    features take that step as any other. The momentum of the classifier goes on.
+
+    Args:
+      head: the classifier, in any form of :mod:`seal_jax.masks`.
+      learning_rate: a float, or a schedule of the step within the generation.
+      init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
+      key: a random key; ``None`` for the extra argument ``key`` of ``update``.
+      every: k, epochs. The paper resamples in several ways, as the task has classes one by one or all at once; these
+        defaults are ours.
+      classes: random classes that are resampled at a time; ``None`` for all.
+      steps_per_epoch: S.
+      epochs_per_generation: E, for momentum and schedule, which restart.
+      **options: of momentum SGD, see :func:`make_normal_tx`.
+
+    References:
+      Frati et al., `Reset It and Forget It: Relearning Last-Layer Weights Improves Continual and Transfer Learning`,
+      2024.
+
+    >>> params = {"conv": jnp.ones(()), "fc": jnp.ones(2)}
+    >>> tx = make_zapping_tx("fc", 0.1, init_fn=lambda key: {"conv": 0.0, "fc": jnp.full(2, 7.0)}, weight_decay=0.0,
+    ...                      momentum=0.0, steps_per_epoch=2, key=jax.random.key(0))
+    >>> gradient, state = jax.tree.map(jnp.ones_like, params), tx.init(params)
+    >>> for _ in range(4):
+    ...     updates, state = tx.update(gradient, state, params)
+    ...     params = optax.apply_updates(params, updates)
+    ...     print(round(float(params["conv"]), 2), round(float(params["fc"][0]), 2))
+    0.9 0.9
+    0.8 0.8
+    0.7 7.0
+    0.6 6.9
+    """
+    clock = Clock(steps_per_epoch, epochs_per_generation)
+    interval = check_integer("every", every, 1) * clock.steps_per_epoch
+    return optax.chain(
+        descent(clock, learning_rate, **options),
+        masked_reinit(
+            head if classes is None else random_classes(head, classes),
+            init_fn,
+            # The initial classifier has nothing to forget.
+            lambda count: (count > 0) & (count % interval == 0),
+            key=key,
+            spends_step=False,
+        ),
+    )

@@ -10,6 +10,7 @@ import optax
 
 from seal_jax.errors import check_key, check_number, positive
 from seal_jax.generations import Clock, Schedule
+from seal_jax.transforms.relearn import require_key
 from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 
@@ -98,10 +99,8 @@ def anneal(
         del params, extra_args
         if value is None:
             raise ValueError("update needs value: call update(..., value=loss)")
-        if key is None and state.key is None:
-            raise ValueError(
-                "update needs key: call update(..., key=...), or make the transformation with key=..."
-            )
+        if state.key is None:
+            require_key(key)
         # Derived from the count, so that a resumed run draws what the uninterrupted one does.
         step_key = jax.random.fold_in(state.key, state.count) if key is None else key
         loss = jnp.asarray(value).astype(jnp.float32)

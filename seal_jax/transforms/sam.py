@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 
 from seal_jax import optimizer_state
 from seal_jax.errors import UsageError, check_number, known_zero, nonnegative, require_params
-from seal_jax.generations import Clock, Schedule
+from seal_jax.generations import Clock, Schedule, branch
 from seal_jax.transforms.sgd import descent, make_normal_tx, takes_options_of
 
 PyTree = Any
@@ -91,10 +91,19 @@ def check_radius(rho: Any, eta: float) -> None:
         check_number(field, value, nonnegative, "be 0 or positive")
 
 
+class SharpnessState(NamedTuple):
+    """State of :func:`sharpness_aware` with ``when``: updates so far, int32, and the state of the wrapped optimizer."""
+
+    count: jax.Array
+    inner: optax.OptState
+
+
 @takes_options_of(perturb)
 def sharpness_aware(
     inner: optax.GradientTransformation,
     rho: Any = 0.05,
+    *,
+    when: Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wrap ``inner`` so that it gets the gradient at the perturbed point; the state is that of ``inner``.
@@ -108,6 +117,8 @@ def sharpness_aware(
     Args:
       inner: any optax optimizer; it updates the parameters themselves, not the perturbed point.
       rho: the radius.
+      when: maps the (traced) count of updates to a bool: the steps that are SAM's, such as those late in the training;
+        the others are ``inner``'s and compute no second gradient. ``None`` for all. With it the state also counts.
       **options: see :func:`perturb`; the weight decay of ``inner`` is independent of it.
 
     Raises:
@@ -123,17 +134,36 @@ def sharpness_aware(
     check_radius(rho, options.get("eta", 0.0))
     wrapped = optimizer_state.keep_dtypes(inner)
 
+    def init_fn(params):
+        state = wrapped.init(params)
+        return state if when is None else SharpnessState(jnp.zeros((), jnp.int32), state)
+
     def update_fn(updates, state, params=None, *, grad_fn=None, **extra_args):
+        count, inner_state = (None, state) if when is None else state
         # Decided at trace time: a program for radius 0 has no second pass.
         if not known_zero(rho):
             require_params(params)
-            if grad_fn is None:
-                raise ValueError("update needs grad_fn: call update(..., grad_fn=...)")
-            second = grad_fn(perturb(params, updates, rho, **options))
-            updates = _unless_zero(rho, second, updates)
-        return wrapped.update(updates, state, params, grad_fn=grad_fn, **extra_args)
+            require_gradient(grad_fn)
 
-    return optax.GradientTransformationExtraArgs(wrapped.init, update_fn)
+            def second():
+                return grad_fn(perturb(params, updates, rho, **options))
+
+            gradient = second() if when is None else branch(when(count), second, updates)
+            updates = _unless_zero(rho, gradient, updates)
+        updates, inner_state = wrapped.update(
+            updates, inner_state, params, grad_fn=grad_fn, **extra_args
+        )
+        if when is None:
+            return updates, inner_state
+        return updates, SharpnessState(optax.safe_increment(count), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def require_gradient(grad_fn: Any) -> None:
+    """Raise unless an optax ``update`` was given the gradient as a function."""
+    if grad_fn is None:
+        raise ValueError("update needs grad_fn: call update(..., grad_fn=...)")
 
 
 def _unless_zero(rho: Any, second: PyTree, first: PyTree) -> PyTree:
@@ -189,6 +219,7 @@ def make_sam_tx(
     weight_decay: float = 5e-4,
     nesterov: bool = True,
     decay_in_perturbation: bool = False,
+    last_epochs: int | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return SAM (or ASAM) over momentum SGD as one optax transformation.
@@ -205,10 +236,13 @@ def make_sam_tx(
       nesterov: whether the momentum is Nesterov's; without effect together with ``preconditioner``
         or ``optimizer``.
       decay_in_perturbation: whether the perturbation follows the decay as well as the loss.
+      last_epochs: the epochs at the end of a generation that are SAM's; those before them are plain training, at its
+        cost. ``None`` for all.
       **options: of momentum SGD, see :func:`make_normal_tx`.
 
     References:
-      Foret et al., 2021, Algorithm 1; the PoF paper, section 4.1, for the defaults.
+      Foret et al., 2021, Algorithm 1; the PoF paper, section 4.1, for the defaults; Zhou et al., `Sharpness-Aware
+      Minimization Efficiently Selects Flatter Minima Late in Training`, 2024, for the last epochs.
 
     >>> gradient = jax.grad(lambda params: 0.5 * params**2)
     >>> tx = make_sam_tx(1.0, rho=0.5, momentum=0.0, weight_decay=0.0, steps_per_epoch=1,
@@ -224,9 +258,10 @@ def make_sam_tx(
             "decay_in_perturbation = True has no effect beside optimizer=: "
             "use sharpness_aware(optimizer, rho, weight_decay=...)"
         )
+    clock = Clock(steps_per_epoch, epochs_per_generation)
     return sharpness_aware(
         descent(
-            Clock(steps_per_epoch, epochs_per_generation),
+            clock,
             learning_rate,
             weight_decay=weight_decay,
             # True is this function's default, not a choice of the caller's: it gives way to what replaces momentum.
@@ -237,6 +272,7 @@ def make_sam_tx(
             **options,
         ),
         rho,
+        when=None if last_epochs is None else clock.last(last_epochs),
         adaptive=adaptive,
         eta=eta,
         weight_decay=weight_decay if decay_in_perturbation else 0.0,

@@ -83,6 +83,8 @@ ROWS = dict(
             **REINIT,
             note="reinit",
         ),
+        row("make_zapping_tx", "fc", 0.1, every=2, **REINIT),
+        row("make_zapping_tx", "fc", init_fn="torch_default", classes=3, **SPAN, note="classes"),
         row("make_imp_tx", 0.1, rewind_step=1, **SPAN),
         row("make_sam_tx", **SPAN),
         row("make_sam_tx", rho=0.5, adaptive=True, eta=0.01, **SPAN, note="adaptive"),
@@ -90,6 +92,8 @@ ROWS = dict(
         row("hare_and_tortoise", optax.adam(0.1), 2, note="adam"),
         row("make_l2_init_tx", 0.1, weight_decay=0.3, **SPAN),
         row("make_l2_init_tx", mask="conv1", **ADAM, **SPAN, note="adam"),
+        row("make_sam_tx", rho=0.5, last_epochs=1, **SPAN, note="late"),
+        row("make_looksam_tx", rho=0.5, every=2, **SPAN),
         row("make_pof_tx", "fc", 0.1),
         row("make_pof_tx", "fc", 0.1, classifier_learning_rate=0.1, note="classifier"),
         *[
@@ -104,6 +108,7 @@ ROWS = dict(
         row("decay_weights", 0.1, mask="conv1", when=CLOCK.ascending, factor=-1.0),
         row("decay_towards_initial", 0.1, mask="conv1"),
         row("sharpness_aware", optax.adam(0.1), note="adam"),
+        row("look_sharpness_aware", optax.adam(0.1), 0.5, note="adam"),
     ]
 )
 

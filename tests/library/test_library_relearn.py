@@ -10,7 +10,20 @@ from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from library_oracles import SHAPES, STEPS, E, G, NnxTree, S, flat, jax_gradient, nested, problem
+from library_oracles import (
+    SHAPES,
+    STEPS,
+    E,
+    G,
+    NnxTree,
+    S,
+    assert_close,
+    flat,
+    jax_gradient,
+    nested,
+    numpy_gradient,
+    problem,
+)
 
 import seal_jax
 from seal_jax import UsageError, forgetting, layerwise, masks, paths, pruning, selections
@@ -122,6 +135,53 @@ def test_kels_and_fc():
         assert not chosen["fc/bias"].any()
     for chosen in forgotten(history(tx_for("fc"))):
         assert counts(chosen) == {"bn1/scale": 0, "conv1/kernel": 0, "fc/bias": 8, "fc/kernel": 64}
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_zapping_is_sgd_whose_classifier_is_replaced(classes):
+    """A loop in NumPy with an event after the first step of every third epoch, of whole classes."""
+    key, every = jax.random.key(7), 3 * S
+    options = {"every": 3, "classes": classes, "weight_decay": 0.05, **CLOCK}
+    run = history(seal_jax.make_zapping_tx("fc", 0.1, init_fn=draw, key=key, **options))
+    params, noise, coefficient = problem()
+    gradient = numpy_gradient(noise, coefficient)
+    params, expected, seen = {n: p.astype(np.float64) for n, p in params.items()}, [], set()
+    for t in range(STEPS):
+        if t % (S * E) == 0:
+            buffer = {n: np.zeros_like(p) for n, p in params.items()}
+        slopes = gradient(params, t)
+        for n, p in params.items():
+            buffer[n] = 0.9 * buffer[n] + slopes[n] + 0.05 * p
+            params[n] = p - 0.1 * buffer[n]
+        if t > 0 and t % every == 0:
+            number = float(draw(jax.random.fold_in(key, t))["fc"]["bias"][0])
+            zapped = np.isclose(run["fc/bias"][t], number, rtol=1e-6)
+            assert zapped.sum() == (classes or 8)
+            seen.add(tuple(zapped))
+            for n in ("fc/kernel", "fc/bias"):
+                params[n] = np.where(zapped, number, params[n])
+        expected.append(dict(params))
+    assert (len(seen) > 1) == (classes is not None)
+    assert_close(run, expected, tolerance=1e-5)
+
+
+def test_zapping_takes_the_key_of_each_step():
+    params = start()[0]
+    tx = seal_jax.make_zapping_tx("fc", init_fn=draw, steps_per_epoch=1)
+    state = tx.init(params)
+    for t in range(3):
+        updates, state = tx.update(params, state, params, key=jax.random.key(t))
+    number = draw(jax.random.fold_in(jax.random.key(2), 2))["fc"]["bias"]
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["fc"]["bias"], number, rtol=1e-6)
+    with pytest.raises(ValueError, match="update needs key"):
+        tx.update(params, state, params)
+    for options, words in (
+        ({"every": 0}, "every = 0"),
+        ({"classes": 8}, "classes = 8 must be fewer"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            seal_jax.make_zapping_tx("fc", init_fn=draw, steps_per_epoch=1, **options).init(params)
 
 
 def test_a_static_mask_is_llf_bit_for_bit():

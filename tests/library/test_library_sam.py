@@ -1,4 +1,4 @@
-"""SAM and ASAM against NumPy in float64 and against two passes of PyTorch."""
+"""SAM, ASAM and LookSAM against NumPy in float64, and SAM against two passes of PyTorch."""
 
 import functools
 
@@ -22,6 +22,7 @@ from library_oracles import (
 
 from seal_jax.core import mesh as meshes
 from seal_jax.errors import UsageError
+from seal_jax.transforms.looksam import make_looksam_tx
 from seal_jax.transforms.preconditioners import preconditioner
 from seal_jax.transforms.sam import (
     make_sam_tx,
@@ -50,7 +51,9 @@ def perturbed(params, gradient, rho, adaptive=False, eta=0.0, decay=0.0):
     return {n: p + rho * scale[n] ** 2 * gradient[n] / (norm + 1e-12) for n, p in params.items()}
 
 
-def book(seed=0, *, rho=0.3, nesterov=True, reset=True, decay_in_perturbation=False, **options):
+def book(
+    seed=0, *, rho=0.3, nesterov=True, reset=True, decay_in_perturbation=False, last=E, **options
+):
     params, noise, coefficient = problem(seed)
     gradient = numpy_gradient(noise, coefficient)
     params = {n: p.astype(np.float64) for n, p in params.items()}
@@ -60,7 +63,9 @@ def book(seed=0, *, rho=0.3, nesterov=True, reset=True, decay_in_perturbation=Fa
         if reset and t % (S * E) == 0:
             buffer = {n: np.zeros_like(p) for n, p in params.items()}
         decay = DECAY if decay_in_perturbation else 0.0
-        point = perturbed(params, gradient(params, t), rho, decay=decay, **options)
+        late = t % (S * E) >= S * (E - last)
+        radius = rho if late else 0.0
+        point = perturbed(params, gradient(params, t), radius, decay=decay, **options)
         slopes = gradient(point, t)
         for n, p in params.items():
             slope = slopes[n] + DECAY * p
@@ -97,6 +102,7 @@ VARIANTS = {
     "plain momentum": ({"nesterov": False}, {"nesterov": False}),
     "no reset": ({"reset_momentum": "never"}, {"reset": False}),
     "no perturbation": ({"rho": 0.0}, {"rho": 0.0}),
+    "last epochs": ({"last_epochs": 2}, {"last": 2}),
 }
 
 
@@ -208,6 +214,104 @@ def test_gradients_too_small_to_square():
     """By the formula, 1e-12 in the denominator is then all that counts."""
     point = perturb({"w": jnp.zeros(2)}, {"w": jnp.array([1e-25, 0.0])}, 0.5)["w"]
     np.testing.assert_allclose(point, [5e-14, 0.0], rtol=1e-5)
+
+
+# A second gradient in some steps only
+
+
+def look_by_the_book(seed=0, *, rho=0.3, alpha=0.7, every=4):
+    """Liu et al. 2022, Algorithm 1, on vectors of float64, over momentum SGD whose generations restart."""
+    params, noise, coefficient = problem(seed)
+    gradient = numpy_gradient(noise, coefficient)
+    params = {n: p.astype(np.float64) for n, p in params.items()}
+    shapes = {n: p.shape for n, p in params.items()}
+    ends = np.cumsum([p.size for p in params.values()])[:-1]
+
+    def vector(tree):
+        return np.concatenate([tree[n].ravel() for n in shapes])
+
+    def tree(vector):
+        parts = np.split(vector, ends)
+        return {n: part.reshape(shapes[n]) for n, part in zip(shapes, parts, strict=True)}
+
+    history = []
+    for t in range(STEPS):
+        if t % (S * E) == 0:
+            buffer = np.zeros(sum(p.size for p in params.values()))
+        w, g = vector(params), vector(gradient(params, t))
+        unit = g / np.linalg.norm(g)
+        if t % (S * E) % every == 0:
+            step = vector(gradient(tree(w + rho * unit), t))
+            cosine = unit @ step / np.linalg.norm(step)
+            across = step - np.linalg.norm(step) * cosine * unit
+        else:
+            step = g + alpha * np.linalg.norm(g) / np.linalg.norm(across) * across
+        buffer = 0.9 * buffer + step + DECAY * w
+        params = tree(w - 0.1 * buffer)
+        history.append(params)
+    return history
+
+
+def looksam(**options):
+    return make_looksam_tx(
+        0.1, **{"rho": 0.3, "every": 4, "weight_decay": DECAY, **CLOCK, **options}
+    )
+
+
+def test_looksam_of_seeds_and_settings_together_equals_the_reference():
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), start(0), start(1))
+    settings = jnp.array([3.0, 2.0]), jnp.array([0.7, 0.2])
+    run = jax.jit(jax.vmap(lambda rho, alpha, *p: scanned(looksam(rho=rho, alpha=alpha), *p)))
+    params = run(*settings, *stacked)
+    for seed, (rho, alpha) in enumerate(((3.0, 0.7), (2.0, 0.2))):
+        found = jax.tree.map(lambda x, s=seed: x[s], params)
+        # What is left of two gradients that are almost the same loses a digit.
+        assert_close(flat(found), look_by_the_book(seed, rho=rho, alpha=alpha), tolerance=1e-5)
+    last = [look_by_the_book(alpha=alpha)[-1]["fc/kernel"] for alpha in (0.7, 0.0)]
+    assert np.abs(last[0] - last[1]).max() > 0.1
+
+
+def test_looksam_at_its_ends_is_sam_or_the_base():
+    problem = start()
+    base = make_normal_tx(0.1, weight_decay=DECAY, **CLOCK)
+    run = jax.jit(lambda rho, *problem: scanned(looksam(rho=rho, every=3), *problem))
+    expected = jax.jit(functools.partial(scanned, base))(*problem)
+    assert bits(run(0.0, *problem)) == bits(expected)
+    assert bits(jax.jit(functools.partial(scanned, looksam(rho=0.0)))(*problem)) == bits(expected)
+    every_step = jax.jit(functools.partial(scanned, looksam(every=1)))(*problem)
+    assert_close(flat(every_step), book(nesterov=False))
+
+
+@pytest.mark.parametrize("tx", [looksam(), sam(last_epochs=1)], ids=["looksam", "late"])
+def test_batched_seeds_skip_the_second_gradient(tx):
+    """The gradient is counted as it is computed, in steps of two seeds that agree or do not."""
+    calls = []
+
+    def grad_fn(w):
+        jax.debug.callback(lambda: calls.append(1))
+        return 2 * w
+
+    def step(state, w):
+        return tx.update(3 * w, state, w, grad_fn=grad_fn)
+
+    w = jnp.ones((2, 3))
+    state = jax.vmap(tx.init)(w)
+    run, counts = jax.jit(jax.vmap(step)), []
+    for _ in range(S * E):
+        _, state = run(state, w)
+        jax.effects_barrier()
+        counts.append(len(calls))
+        calls.clear()
+    # One call of the host for each seed.
+    due = [0, 4] if tx.init(w[0])._fields[0] == "clock" else [4, 5]
+    assert [count > 0 for count in counts] == [t in due for t in range(S * E)]
+
+
+def test_looksam_at_a_zero_gradient():
+    zero = {"w": jnp.zeros(3)}
+    tx = looksam()
+    updates, state = tx.update(zero, tx.init(zero), zero, grad_fn=lambda params: zero)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves((updates, state.across)))
 
 
 # Any base, any place
@@ -341,6 +445,7 @@ def test_no_second_pass_at_a_static_radius_of_0():
         ({"rho": -0.1}, "rho = -0.1"),
         ({"rho": float("nan")}, "rho = nan"),
         ({"eta": -1.0, "adaptive": True}, "eta = -1"),
+        ({"last_epochs": 4}, r"last_epochs = 4 must be a whole number in 1..3"),
         ({"optimizer": optax.sgd(0.1), "decay_in_perturbation": True}, "decay_in_perturbation"),
         ({"optimizer": optax.sgd(0.1), "learning_rate": 0.2}, "learning_rate"),
         ({"optimizer": optax.sgd(0.1), "preconditioner": optax.identity()}, "preconditioner"),
@@ -351,6 +456,15 @@ def test_no_second_pass_at_a_static_radius_of_0():
 def test_errors(options, words):
     with pytest.raises(UsageError, match=words):
         make_sam_tx(**CLOCK, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"rho": -0.1}, "rho = -0.1"), ({"alpha": -1.0}, "alpha = -1"), ({"every": 0}, "every = 0")],
+)
+def test_errors_of_looksam(options, words):
+    with pytest.raises(UsageError, match=words):
+        looksam(**options)
 
 
 def test_update_says_what_it_lacks():

@@ -99,7 +99,16 @@ NEVER = {"reset_momentum": "never"}
             marks=pytest.mark.slow,
         ),
         ({"name": "llf", "threshold": "dense2", "optimizer_state": "zero"}, {}),
-        pytest.param({"name": "sa_gd", "temperature": 0.01}, NEVER, marks=pytest.mark.slow),
+        *(
+            pytest.param(method, NEVER, marks=pytest.mark.slow)
+            for method in (
+                {"name": "sa_gd", "temperature": 0.01},
+                {"name": "sam", "last_epochs": 2},
+                {"name": "looksam"},
+                {"name": "zapping", "classes": 2},
+            )
+        ),
+        pytest.param({"name": "msam"}, {}, marks=pytest.mark.slow),
     ],
 )
 def test_stopped_seeds_do_not_see_how_long_a_third_goes_on(method, optimizer):

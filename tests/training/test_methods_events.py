@@ -8,6 +8,7 @@ from programs import STRIPES, Trainer, assert_same, batch, differ, host, mlp, se
 
 from seal_jax import paths
 from seal_jax.core.state import Stream, stream_key
+from seal_jax.errors import UsageError
 
 
 def named(tree):
@@ -202,3 +203,26 @@ def test_llf_resets_the_memory_it_is_told_to(optimizer, policy, reset, zeroed):
         assert [parts[name] for name in sorted(parts)] == [0, 2]  # masked, rest
     else:
         assert list(counts.values()) == [0 if zeroed else 2]
+
+
+def test_zapping_resamples_classes_after_the_first_step_of_an_epoch():
+    """The features take that step as in plain training, the other classes too."""
+    method, train = {"name": "zapping", "classes": 3}, {"seeds": 2}
+    trainer = Trainer(STRIPES, mlp(method, train=train, run={"seed_batching": "vmap"}))
+    plain = Trainer(STRIPES, mlp(train=train)).calls(6)
+    trainer.calls(6)
+    draw, chosen = jax.jit(trainer.experiment.model.init), []
+    for seed in (0, 1):
+        found, expected = (named(seed_of(t.state.weights.params, seed)) for t in (trainer, plain))
+        key = jax.random.fold_in(stream_key(seed, Stream.UPDATE, 5), 5)
+        fresh = named(draw(key)["params"])
+        zapped = np.isclose(found["fc/kernel"], fresh["fc/kernel"], rtol=1e-5, atol=1e-7).all(0)
+        assert zapped.sum() == 3
+        for name, leaf in expected.items():
+            if name.startswith("fc/"):
+                leaf = np.where(zapped, fresh[name], leaf)
+            np.testing.assert_allclose(found[name], leaf, rtol=1e-4, atol=1e-6)
+        chosen.append((tuple(zapped), fresh["fc/kernel"]))
+    assert differ(chosen[0][1], chosen[1][1])
+    with pytest.raises(UsageError, match=r"method\.classes = 4 must be below the 4 classes"):
+        Trainer.build(STRIPES, mlp({"name": "zapping", "classes": 4}))

@@ -20,6 +20,7 @@ from programs import (
 )
 
 from seal_jax.core.state import Stream, stream_key
+from seal_jax.errors import UsageError
 from seal_jax.training import loop, workdir
 from seal_jax.training.batches import balanced_order
 
@@ -239,6 +240,62 @@ def test_features_wait_for_the_warm_up(statistics):
     first = sum(warm)
     assert not any(leaf.any() for leaf in momenta(seen[first].opt_state))
     assert any(leaf.any() for leaf in momenta(seen[first + 1].opt_state))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_probing_then_fine_tuning_is_two_trainings(optimizer):
+    """Feature extraction for 8 of 20 steps; then everything, the features with a fresh optimizer."""
+    settings = CONSTANT | {"name": optimizer, "schedule": "steps", "decay_epochs": "1"}
+    if optimizer == "adamw":
+        settings |= {"momentum": 0.0}
+    train = {"generations": 1, "batch_statistics": "batch", "seeds": 2}
+
+    def trainer(**options):
+        method = {"name": "fast", "head": "kaiming_fan_in", "alpha": 0.02, **options}
+        return Trainer(STRIPES, mlp(method, norm="batch", optimizer=settings, train=train))
+
+    both = trainer(probe_share=0.39, beta=0.01)  # 7.8 steps
+    frozen = {"batch_statistics": "frozen"}
+    alone = Trainer(
+        STRIPES,
+        mlp(
+            {"name": "fast", "head": "kaiming_fan_in", "alpha": 0.02, "beta": 0.0},
+            norm="batch",
+            optimizer=settings,
+            train=train | frozen,
+        ),
+    )
+    both.calls(8)
+    alone.calls(8)
+    assert_same(both.state.weights, alone.state.weights, rtol=1e-6, atol=1e-7)
+    assert not any(leaf.any() for leaf in momenta(host(both).opt_state))
+    # From here on the weights are those of ordinary training that the head's optimizer enters with its memory.
+    plain = trainer(beta=0.01)
+    start = host(both)
+    plain.put(
+        host(plain)._replace(weights=start.weights, step=start.step, opt_state=start.opt_state)
+    )
+    both.calls(5)
+    plain.calls(5)
+    assert_same(both.state.weights, plain.state.weights, rtol=1e-6, atol=1e-7)
+    assert differ(both.state.weights.batch_stats, start.weights.batch_stats)
+    assert differ(both.state.weights.params["dense1"], start.weights.params["dense1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"probe_share": 1.0}, r"method.probe_share = 1 must lie in \[0, 1\)"),
+        ({"probe_share": 0.5, "warmup": True}, "method.probe_share does not go with method.warmup"),
+        (
+            {"probe_share": 0.5, "beta": 0.0},
+            "method.probe_share needs method.alpha and method.beta",
+        ),
+    ],
+)
+def test_probing_that_cannot_be(options, words):
+    with pytest.raises(UsageError, match=words):
+        Trainer.build(STRIPES, fast(options))
 
 
 def momenta(opt_state):

@@ -1,4 +1,4 @@
-"""SAM, ASAM and SA-GD through the compiled programs, against NumPy loops and plain training."""
+"""SAM, its relatives and SA-GD through the compiled programs, against NumPy loops and plain training."""
 
 import jax
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
 
 from seal_jax.core.state import Stream, stream_key
+from seal_jax.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +24,17 @@ def uphill(params, gradient, rho, adaptive=False):
     return oracle.add(params, rho / oracle.norm(scaled), direction)
 
 
-def sam_loop(params, config, steps, *, parts=1, adaptive=False):
+def sam_loop(params, config, steps, *, parts=1, adaptive=False, plain_steps=0, seed=0):
     """Two gradients a step, the second of each part of the batch at a point of its own."""
     rho, losses, trace = config.method["rho"], [], oracle.zeros(params)
     for step in range(steps):
-        images, labels = batch(step, config)
+        images, labels = batch(step, config, seed=seed)
         losses.append(oracle.loss_and_gradient(params, images, labels)[0])
         total = oracle.zeros(params)
         for part in np.split(np.arange(len(labels)), parts):
             own = images[part], labels[part]
             first = oracle.loss_and_gradient(params, *own)[1]
-            moved = uphill(params, first, rho, adaptive)
+            moved = uphill(params, first, rho if step >= plain_steps else 0.0, adaptive)
             total = oracle.add(total, 1 / parts, oracle.loss_and_gradient(moved, *own)[1])
         trace = jax.tree.map(
             lambda g, p, t: g + 5e-4 * p + 0.9 * t,
@@ -141,3 +142,97 @@ def test_seeds_of_sa_gd_choose_apart(plain):
         chosen.append(signs)
     assert chosen[0] != chosen[1]
     assert all({-1, 1} == set(signs) for signs in chosen)
+
+
+def msam_loop(params, config, steps):
+    """Becker et al. 2024, Algorithm 1, with the loss of each step: one gradient, at the perturbed weights."""
+    trace, losses = oracle.zeros(params), []
+    for step in range(steps):
+        if step % 20 == 0:  # a generation starts
+            trace = oracle.zeros(params)
+        offset = config.method["rho"] / (oracle.norm(trace) + 1e-12)
+        perturbed = oracle.add(params, -offset, trace)
+        loss, gradient = oracle.loss_and_gradient(perturbed, *batch(step, config))
+        losses.append(loss)
+        trace = jax.tree.map(lambda g, p, t: g + 5e-4 * p + 0.9 * t, gradient, params, trace)
+        params = oracle.add(params, -oracle.rate(step % 20), trace)
+    return params, losses
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_msam_equals_a_loop_of_one_gradient(devices):
+    """Into the second generation, whose first step has no momentum to go along."""
+    config = mlp({"name": "msam", "rho": 0.5})
+    trainer = Trainer(STRIPES, config, devices=devices)
+    start = oracle.wide(seed_of(trainer.state.weights.params))
+    trainer.calls(22)
+    expected, losses = msam_loop(start, config, 22)
+    np.testing.assert_allclose(np.concatenate(trainer.losses, 1)[0], losses, rtol=1e-3)
+    assert_same(seed_of(trainer.state.weights.params), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_msam_with_radius_zero_is_plain_training_bit_for_bit(plain):
+    msam = Trainer(STRIPES, mlp({"name": "msam", "rho": 0.0})).run(3)
+    assert_same(msam.state, plain.state)
+    assert_same(msam.losses, plain.losses)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("adafactor", "the optimizer has no momentum"), ("lars", "does not go with method 'msam'")],
+)
+def test_msam_needs_a_momentum_of_gradients(name, words):
+    optimizer = {"name": name, "momentum": 0.0, "weight_decay": 0.0}
+    with pytest.raises(UsageError, match=rf"optimizer\.name = '{name}'.*{words}"):
+        Trainer.build(STRIPES, mlp({"name": "msam"}, optimizer=optimizer))
+
+
+def looksam_loop(params, config, steps):
+    """Liu et al. 2022, Algorithm 1."""
+    rho, alpha, every = (config.method[name] for name in ("rho", "alpha", "every"))
+    trace = oracle.zeros(params)
+    for step in range(steps):
+        images, labels = batch(step, config)
+        first = oracle.loss_and_gradient(params, images, labels)[1]
+        if step % every == 0:
+            used = oracle.loss_and_gradient(uphill(params, first, rho), images, labels)[1]
+            products = jax.tree.map(lambda a, b: (a * b).sum(), used, first)
+            share = sum(jax.tree.leaves(products)) / oracle.norm(first) ** 2
+            across = oracle.add(used, -share, first)
+        else:
+            used = oracle.add(first, alpha * oracle.norm(first) / oracle.norm(across), across)
+        trace = jax.tree.map(lambda g, p, t: g + 5e-4 * p + 0.9 * t, used, params, trace)
+        params = oracle.add(params, -oracle.rate(step), trace)
+    return params
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_looksam_equals_a_loop(devices):
+    config = mlp({"name": "looksam", "rho": 0.5, "alpha": 0.7, "every": 3})
+    trainer = Trainer(STRIPES, config, devices=devices)
+    start = oracle.wide(seed_of(trainer.state.weights.params))
+    trainer.calls(8)
+    found = seed_of(trainer.state.weights.params)
+    assert_same(found, looksam_loop(start, config, 8), rtol=1e-3, atol=1e-4)
+
+
+def test_sam_in_the_last_epochs_of_batched_seeds():
+    config = mlp(
+        {"name": "sam", "rho": 0.5, "last_epochs": 3},
+        train={"seeds": 2},
+        run={"seed_batching": "vmap"},
+    )
+    trainer = Trainer(STRIPES, config)
+    starts = [oracle.wide(seed_of(trainer.state.weights.params, seed)) for seed in (0, 1)]
+    trainer.calls(7)
+    for seed in (0, 1):
+        expected, _ = sam_loop(starts[seed], config, 7, plain_steps=5, seed=seed)
+        found = seed_of(trainer.state.weights.params, seed)
+        assert_same(found, expected, rtol=1e-3, atol=2e-5)
+        other, _ = sam_loop(starts[seed], config, 7, seed=seed)
+        assert oracle.norm(oracle.add(expected, -1, other)) > 1e-2
+    for last in (0, 5):
+        with pytest.raises(UsageError, match=rf"method\.last_epochs = {last} must be .* in 1\.\.4"):
+            Trainer.build(STRIPES, mlp({"name": "sam", "last_epochs": last}))
+    with pytest.raises(UsageError, match=r"method\.last_epochs does not go with"):
+        Trainer.build(STRIPES, mlp({"name": "sam", "last_epochs": 1, "sharpness": "device"}))

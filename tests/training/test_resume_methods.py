@@ -25,7 +25,7 @@ METHODS = {name: {} for name in methods.NAMES if name != "seal"} | {
     "kels": {"keep": 0.5},
     "fc": {"threshold": "dense2"},
     "imp": {"rewind_step": 2},
-    "sam": {"adaptive": True, "rho": 0.5, "eta": 0.01},
+    "sam": {"adaptive": True, "rho": 0.5, "eta": 0.01, "last_epochs": 1},
     "pof": {"weak_batch_size": 8, "resample": 1},
     "foca": {"weak_batch_size": 8},
     "hare_tortoise": {"decay": 0.8, "every_epochs": 1},
