@@ -47,6 +47,8 @@ class Auxiliary(NamedTuple):
     batch_stats: PyTree  # BatchNorm's running statistics after the batch
     sums: MetricSums  # over this device's examples
     features: jax.Array  # the classifier's input, float32 [b, C]
+    # Mean magnitudes of hidden units by layer, [n] each: this part's share of the whole batch's mean.
+    activations: dict[str, jax.Array]  # empty unless Method.uses_activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Method:
 
     # Turns gradients into updates; knows its generations by its own clock. Its ``update`` is given
     # ``value`` (the batch's loss), ``grad_fn`` (params -> gradient of the same batch with the same
-    # randomness), ``key`` (of the step) and ``extra_args(method_state)``.
+    # randomness), ``key`` (of the step), ``activations`` and ``extra_args(method_state)``.
     tx: optax.GradientTransformationExtraArgs
     # (logits [b, classes], labels [b], targets) -> [b].
     loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
@@ -124,6 +126,8 @@ class Method:
     measures: tuple[str, ...] = ()
     mask: PyTree | None = None  # the forget subtree, to be reported before training
     note: str = ""  # a line to be printed before training
+    # Whether ``tx`` needs the mean magnitude over the batch of every hidden unit of ``Model.units``.
+    uses_activations: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +233,19 @@ class Context:
         if self.optimizer.schedule == "single":
             raise UsageError(
                 f'optimizer.schedule = "single" does not go with method {name!r}; use "restart"'
+            )
+
+    def require_units(self, name: str) -> None:
+        """Raise if method ``name`` cannot replace hidden units of the network."""
+        if not self.model.units:
+            raise UsageError(
+                f"model.name = {self.model.name!r} declares no units, which method {name!r} replaces: "
+                "take another network"
+            )
+        # It scales finished updates, and those that replace a unit have to reach given values.
+        if epochs := self.optimizer.plateau_epochs:
+            raise UsageError(
+                f"optimizer.plateau_epochs = {epochs} does not go with method {name!r}; set it to 0"
             )
 
     def at_threshold(self, split: Callable[..., masks.Mask], threshold: str) -> masks.Mask:
