@@ -17,6 +17,8 @@ OPTIONS = {
     "imp": {"rewind_step": 2},
     "pof": {"weak_batch_size": 8, "resample": 1},
     "foca": {"weak_batch_size": 8},
+    "redo": {"every": 2, "threshold": 0.5},
+    "continual_backprop": {"replacement_rate": 0.1, "maturity": 1},
     "fast": {"head": "kaiming_fan_in", "warmup": True},
 }
 ELSEWHERE = {"normal", "llf", "seal"}  # in test_step.py
