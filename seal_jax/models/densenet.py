@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.models import network as net
+from seal_jax.units import Units
 
 
 class DenseLayer(net.Layered, kw_only=True):
@@ -119,7 +120,8 @@ class DenseNet(net.Network, kw_only=True):
         """K = 4 dense blocks; 121 layers in DenseNet-121, whose depth counts the transitions."""
         blocks = net.numbered("block", len(self.block_sizes))
         transitions = (*net.numbered("transition", len(blocks) - 1), "norm")
-        order, layers, units = ["conv1", "bn1"], ["conv1"], ()
+        order, layers = ["conv1", "bn1"], ["conv1"]
+        units: tuple[Units, ...] = ()
         for block, size, transition in zip(blocks, self.block_sizes, transitions, strict=True):
             dense_layers = net.within([block], *(f"layer{index}" for index in range(size)))
             order += [*dense_layers, transition]

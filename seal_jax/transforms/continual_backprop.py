@@ -136,6 +136,14 @@ def make_continual_backprop_tx(
       steps_per_epoch: S.
       epochs_per_generation: E.
       **options: of momentum SGD, see :func:`make_normal_tx`.
+
+    >>> params = {"a": {"kernel": jnp.ones((1, 2))}, "b": {"kernel": jnp.ones((2, 1))}}
+    >>> tx = make_continual_backprop_tx(
+    ...     [Units("hidden", ("a",), ("b",))], 0.5, init_fn=lambda key: params, steps_per_epoch=1,
+    ...     weight_decay=0.0, key=jax.random.key(0))
+    >>> updates, _ = tx.update(params, tx.init(params), params, activations={"hidden": jnp.ones(2)})
+    >>> updates["b"]["kernel"].tolist()  # no unit is mature yet
+    [[-0.5], [-0.5]]
     """
     return continual_backprop(
         descent(Clock(steps_per_epoch, epochs_per_generation), learning_rate, **options),

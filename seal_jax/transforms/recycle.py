@@ -62,6 +62,16 @@ def recycle(
     Raises:
       UsageError: no units, or such as the parameters do not have.
       ValueError: ``update`` was called without ``activations``, or there is no key of either kind.
+
+    >>> params = {"a": {"kernel": jnp.ones((1, 2))}, "b": {"kernel": jnp.ones((2, 1))}}
+    >>> def choose(count, kept, params, activations):  # the most active unit
+    ...     return {name: h == h.max() for name, h in activations.items()}, kept
+    >>> tx = recycle(optax.sgd(0.0), [Units("hidden", ("a",), ("b",))], "torch_default", choose,
+    ...              key=jax.random.key(0))
+    >>> updates, _ = tx.update(params, tx.init(params), params,
+    ...                        activations={"hidden": jnp.array([1.0, 2.0])})
+    >>> optax.apply_updates(params, updates)["b"]["kernel"].tolist()
+    [[1.0], [0.0]]
     """
     units = tuple(units)
     if not units:
