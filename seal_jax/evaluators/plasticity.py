@@ -94,13 +94,11 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
     def measure(network: Network) -> dict[str, Any]:
         params = network.variables["params"]
         found = loaded_run.apply(activity, network, sample.images, options.batch_size)
-        dormant = {
-            name: np.asarray(units.dormant(values.mean(0), options.threshold))
-            for name, values in found["magnitudes"].items()
-        }
+        magnitudes = {name: values.mean(0) for name, values in found["magnitudes"].items()}
         batches = (sample.images[rows], sample.labels[rows], weights)
         slope = jax.device_get(gradient(*batching.place(network.variables, batches)))
-        values: dict[str, Mapping[str, float]] = {
+        values: dict[str, Mapping[str, Any]] = {
+            "dormant": library.dormant_shares(magnitudes, model.blocks, options.threshold),
             "rank": {
                 block: library.effective_rank(values, options.share)
                 for block, values in found["features"].items()
@@ -118,10 +116,6 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             start = jax.device_get(initial(np.uint32(network.seed)))
             moved = jax.tree.map(np.subtract, params, start)
             values["distance"] = library.norms(moved, model.blocks)
-        by_block = {
-            block: [flags for name, flags in dormant.items() if paths.below(name, block)]
-            for block in model.blocks
-        }
         return {
             **network.identity,
             "examples": len(sample),
@@ -129,13 +123,14 @@ def work_items(loaded_run: LoadedRun, options: Options) -> Sequence[WorkItem]:
             "share": options.share,
             "label_smoothing": smoothing,
             "blocks": list(model.blocks),
-            "units": [sum(map(len, flags)) for flags in by_block.values()],
-            "dormant": [
-                float(np.concatenate(flags).mean()) if flags else None
-                for flags in by_block.values()
+            "units": [
+                sum(len(of) for name, of in magnitudes.items() if paths.below(name, block))
+                for block in model.blocks
             ],
             **{
-                name: [by_name.get(block) for block in model.blocks]
+                name: [
+                    float(by_name[block]) if block in by_name else None for block in model.blocks
+                ]
                 for name, by_name in values.items()
             },
         }
@@ -204,7 +199,7 @@ def table(rows: Sequence[Record]) -> Table:
             "norm, distance, gradient: Euclidean norms of all parameters of the block, of their difference "
             "from the seed's initial ones, and of the gradient of the mean loss.",
             "isometry: deviation of the squared singular values of a kernel, relative to their mean; 0 "
-            "for a scaled isometry. Mean over the block's kernels.",
+            "for a scaled isometry. Mean over positions and over the block's kernels.",
             batching.loss_note(rows),
         ),
     )

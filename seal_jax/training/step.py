@@ -31,16 +31,26 @@ from seal_jax.core.state import (
     stream_key,
 )
 from seal_jax.data import mixing
+from seal_jax.evaluation import plasticity
 from seal_jax.generations import Clock
 from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
 from seal_jax.training import accumulation, streaming
-from seal_jax.training.batches import Arrays, Batches, Pixels, Step, padded_batches, row_bytes
+from seal_jax.training.batches import (
+    Arrays,
+    Batches,
+    Pixels,
+    Step,
+    padded_batches,
+    row_bytes,
+    warm_count,
+)
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 
 PyTree = Any
 TOP = 5
+PLASTICITY_IMAGES = 256
 
 
 class _Examples(NamedTuple):
@@ -588,6 +598,39 @@ class Experiment:
         """Skip to the end of the running generation."""
         assert self.early_stopping is not None
         return self.early_stopping.end_generation(state)
+
+    @_compiled(meshes.BY_SEED, meshes.REPLICATED, sliced=False)
+    def plasticity(self, state: State, data: Arrays) -> dict[str, jax.Array]:
+        """Return what ``run.log_plasticity`` adds to the row of the epoch that has just ended, by name."""
+        blocks = self.model.blocks
+
+        def measure(hook: HookContext) -> HookContext:
+            count = warm_count(self.batches.shape.train, self.settings.data)
+            images = hook.images(min(PLASTICITY_IMAGES, count))
+            hidden = self.model.hidden(hook.weights._asdict(), images)
+            params = hook.weights.params
+            found = {
+                "dormant": plasticity.dormant_shares(
+                    jax.tree.map(units.mean_magnitude, hidden), blocks
+                ),
+                "norm": plasticity.norms(params, blocks),
+            }
+            # What another run or a file gave is gone by now.
+            if not self.settings.train.pretrained:
+                start = self.model.init(stream_key(state.seed, Stream.INIT, 0))["params"]
+                found["distance"] = plasticity.norms(
+                    jax.tree.map(jnp.subtract, params, start), blocks
+                )
+            by_name = {
+                f"{name}/{block}": value
+                for name, by_block in found.items()
+                for block, value in by_block.items()
+            }
+            return hook._replace(method_state=by_name)
+
+        # A hook that only looks: as any other it has a sample of the images of the generation.
+        generation = self.clock.generation(state.step - 1)
+        return self._apply(measure, Stream.PLASTICITY, generation, state, data).method_state
 
     @_compiled(meshes.BY_SEED)
     def finite(self, state: State) -> jax.Array:

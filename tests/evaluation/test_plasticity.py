@@ -40,15 +40,18 @@ def test_ranks_by_their_singular_values():
 def test_deviation_from_isometry_is_that_of_the_gram_matrix():
     for shape in ((6, 4), (4, 6), (3, 3, 2, 5)):
         kernel = RANDOM.normal(size=shape)
-        matrix = kernel.reshape(-1, shape[-1])
-        gram = matrix.T @ matrix if len(matrix) >= shape[-1] else matrix @ matrix.T
-        scaled = gram / (np.trace(gram) / len(gram)) - np.eye(len(gram))
-        expected = np.linalg.norm(scaled) / np.sqrt(len(gram))
+        deviations = []
+        for matrix in kernel.reshape(-1, *shape[-2:]):
+            gram = matrix.T @ matrix if shape[-2] >= shape[-1] else matrix @ matrix.T
+            scaled = gram / (np.trace(gram) / len(gram)) - np.eye(len(gram))
+            deviations.append(np.linalg.norm(scaled) / np.sqrt(len(gram)))
+        expected = np.mean(deviations)
         assert plasticity.isometry_deviation(kernel) == pytest.approx(expected)
         assert plasticity.isometry_deviation(7 * kernel) == pytest.approx(expected)
     assert plasticity.isometry_deviation(with_singular_values([2.0] * 3, 5, 3)) < 1e-12
     # One singular value alone is the farthest, the root of k - 1.
     assert plasticity.isometry_deviation(np.ones((8, 5))) == pytest.approx(2)
+    assert plasticity.isometry_deviation(np.zeros((3, 2, 2))) == 0
 
 
 def test_bad_input():
@@ -56,6 +59,7 @@ def test_bad_input():
         (lambda: plasticity.effective_rank(np.ones(3)), r"features is float64\[3\]"),
         (lambda: plasticity.effective_rank(np.ones((3, 3)), 0), r"share = 0 must lie in \(0, 1\]"),
         (lambda: plasticity.entropy_rank(np.full((2, 2), np.nan)), "features hold NaN"),
+        (lambda: plasticity.isometry_deviation(np.ones(3)), r"kernel is float64\[3\]: it must be"),
         (lambda: plasticity.norms({"a": np.ones(2)}, ["b"]), "blocks name 'b', which is not in"),
         (lambda: command.Options(share=1.5), "--share=1.5 must lie in"),
         (lambda: command.Options(threshold=-1.0), "--threshold=-1 must be at least 0"),

@@ -1,11 +1,15 @@
-"""Methods that replace hidden units, in the trainer: the activations that they are given, and what they do."""
+"""Hidden units in the trainer: the activations that methods are given, what they replace, what is logged."""
 
 import dataclasses
+import json
 
 import numpy as np
 import optax
+import pytest
 from numpy_mlp import forward, wide
-from programs import STRIPES, Trainer, assert_same, batch, host, mlp, seed_of
+from programs import STRIPES, Trainer, assert_same, batch, host, mlp, normalised, seed_of
+
+from seal_jax.training import loop
 
 REDO = {"name": "redo", "every": 2, "threshold": 0.6}
 
@@ -76,3 +80,26 @@ def test_replaced_units_are_those_of_the_models_own_initialisation():
     assert (below ^ fresh).all()
     scale = np.sqrt(2 / 64)  # He-normal
     assert 0.7 * scale < end["dense1"]["linear"]["kernel"][:, new].std() < 1.3 * scale
+
+
+def test_plasticity_is_logged(tmp_path):
+    """The sample of 256 is all of the 90 images that there are."""
+    run = {"log_plasticity": True, "steps_per_call": 0, "loggers": ""}
+    settings = config({"name": "normal"}, train={"seeds": 2}, run=run)
+    state = loop.train(settings, tmp_path, STRIPES, devices=2).state
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    first = Trainer(STRIPES, settings, devices=2)
+    for seed in (0, 1):
+        params = wide(seed_of(state.weights.params, seed))
+        start = wide(seed_of(host(first).weights.params, seed))
+        inputs, _ = forward(params, normalised(STRIPES.train.images))
+        for block, activations in zip(("dense1", "dense2"), inputs[1:], strict=True):
+            means = activations.mean(0)
+            share = (means <= 0.025 * means.mean()).mean()
+            assert row[f"plasticity/dormant/{block}"][seed] == pytest.approx(share)
+        for block, layer in params.items():
+            layers = [tree.get("linear", tree) for tree in (layer, start[block])]
+            after, before = (np.concatenate([tree[k].ravel() for k in tree]) for tree in layers)
+            assert row[f"plasticity/norm/{block}"][seed] == pytest.approx(np.linalg.norm(after))
+            distance = np.linalg.norm(after - before)
+            assert row[f"plasticity/distance/{block}"][seed] == pytest.approx(distance, rel=1e-4)
