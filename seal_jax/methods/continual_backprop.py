@@ -33,7 +33,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return plain training with continual backpropagation."""
-    context.require_units("continual_backprop")
+    context.require_unscaled("continual_backprop")
     check_options(options, "lie in [0, 1]", "replacement_rate")
     check_options(options, "lie in [0, 1)", "decay")
     check_options(options, "be at least 0", "maturity")

@@ -235,14 +235,8 @@ class Context:
                 f'optimizer.schedule = "single" does not go with method {name!r}; use "restart"'
             )
 
-    def require_units(self, name: str) -> None:
-        """Raise if method ``name`` cannot replace hidden units of the network."""
-        if not self.model.units:
-            raise UsageError(
-                f"model.name = {self.model.name!r} declares no units, which method {name!r} replaces: "
-                "take another network"
-            )
-        # It scales finished updates, and those that replace a unit have to reach given values.
+    def require_unscaled(self, name: str) -> None:
+        """Raise if something scales the updates of method ``name``, which have to reach given values."""
         if epochs := self.optimizer.plateau_epochs:
             raise UsageError(
                 f"optimizer.plateau_epochs = {epochs} does not go with method {name!r}; set it to 0"

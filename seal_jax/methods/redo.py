@@ -30,7 +30,7 @@ class Options:
 
 def build(options: Options, context: Context) -> Method:
     """Return plain training that replaces dormant units, also within a generation."""
-    context.require_units("redo")
+    context.require_unscaled("redo")
     check_options(options, "be 0 or positive", "threshold")
     check_options(options, "be at least 1", "every")
     tx = make_redo_tx(

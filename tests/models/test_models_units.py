@@ -10,11 +10,23 @@ from flax import linen as nn
 from seal_jax import UsageError, models, units
 
 # With BatchNorm a channel's normalisation in inference mode is its own.
-CASES = [(family, {} if family in ("mlp", "vit") else {"norm": "batch"}) for family in FAMILIES]
+# Those that declare their units in the same way as another one are left to the slow tests.
+SLOW = ("vgg", "wide_resnet", "densenet")
+CASES = [
+    pytest.param(
+        family,
+        {} if family in ("mlp", "vit") else {"norm": "batch"},
+        marks=[pytest.mark.slow] * (family in SLOW),
+        id=family,
+    )
+    for family in FAMILIES
+]
 GROUPED = {"norm": "batch", "block": "bottleneck", "groups": 2, "width_per_group": 2}
 
 
-@pytest.mark.parametrize(("family", "fields"), [*CASES, ("resnet", GROUPED)])
+@pytest.mark.parametrize(
+    ("family", "fields"), [*CASES, pytest.param("resnet", GROUPED, id="grouped")]
+)
 def test_nothing_sees_new_units_and_nothing_else_makes_them(family, fields):
     model, variables, images = make_family(family, **fields)
     # Vectors of no negative numbers, so that hardly any unit is dead.
