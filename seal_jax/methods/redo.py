@@ -16,11 +16,11 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of ReDo; the paper's, which is of reinforcement learning.
+    """Options of ReDo; the defaults are the paper's, which is of reinforcement learning.
 
     Attributes:
       threshold: τ; a unit is dormant whose mean activation over the batch is at most this share of its
-        layer's mean. The paper has 0.025 and, where it trains more per sample, 0.1.
+        layer's mean. 0.025 and 0.1 are the paper's, for different trainings.
       every: steps from one replacement of all dormant units to the next.
     """
 
