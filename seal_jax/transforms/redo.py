@@ -35,7 +35,8 @@ def redo(
       inner: any optax optimizer.
       units: the layers of hidden units.
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
-      threshold: tau, at least 0; 0 takes only units that are never active. The paper has 0.025 and 0.1, for different trainings.
+      threshold: tau, at least 0; 0 takes only units that are never active. The paper has 0.025 and 0.1, for
+        different trainings.
       every: F, updates from one replacement to the next; the paper's 1000 are gradient steps too.
       key: a random key, for calls of ``update`` without one.
 
