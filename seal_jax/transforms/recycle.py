@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 import optax
 
@@ -114,9 +115,24 @@ def recycle(
                 optimizer_state.reinitialise_entries(memory, inner.init(params), params, touched),
             )
 
-        # A branch, so that the initialisation runs in the steps that need it only.
-        some = jnp.any(jnp.stack([flags.any() for flags in chosen.values()]))
+        # A branch, so that the initialisation runs in the steps that need it only. Without chosen units it changes
+        # nothing, so trainings that run side by side may take it together.
+        some = _anywhere(jnp.any(jnp.stack([flags.any() for flags in chosen.values()])))
         updates, memory = jax.lax.cond(some, replace, lambda: (updates, memory))
         return updates, RecycleState(optax.safe_increment(state.count), state.key, kept, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(flag: jax.Array) -> jax.Array:
+    """Return a flag; under ``vmap`` whether it is True anywhere, or ``cond`` would compute both branches."""
+    return flag
+
+
+@_anywhere.def_vmap
+def _anywhere_vmapped(
+    axis_size: int, in_batched: list[bool], flag: jax.Array
+) -> tuple[jax.Array, bool]:
+    del axis_size
+    return (_anywhere(flag.any()) if in_batched[0] else flag), False

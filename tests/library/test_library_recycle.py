@@ -186,6 +186,27 @@ def test_moments_of_replaced_weights_start_again_and_counts_go_on():
     assert float(found.v_row["l1"]["kernel"][0]) == 0
 
 
+def test_trainings_side_by_side_draw_new_weights_only_where_one_needs_them():
+    """The branch stays a branch, and each training has its own outcome."""
+    tx = redo(optax.sgd(0.1), UNITS, init_fn=init, every=1, threshold=0.0)
+    params = init(KEY)
+
+    def update(activations, key):
+        return tx.update(params, tx.init(params), params, activations=activations, key=key)[0]
+
+    silent = {"l1": jnp.arange(6.0), "l2": jnp.ones(5)}
+    active = jax.tree.map(lambda leaf: leaf + 1, silent)
+    pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), active, silent)
+    keys = jax.random.split(KEY, 2)
+    together = jax.vmap(update)
+    found = jax.jit(together)(pair, keys)
+    for index, activations in enumerate((active, silent)):
+        expected = jax.jit(update)(activations, keys[index])
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a[index], b)
+    assert "stablehlo.case" in jax.jit(together).lower(pair, keys).as_text()
+
+
 def test_what_is_wrong_is_said():
     params = init(KEY)
     call = {"init_fn": init, "key": KEY}
