@@ -91,6 +91,23 @@ def sizes(units: Sequence[Units], params: PyTree) -> dict[str, int]:
     return _parts(units, params).sizes
 
 
+def zeros(units: Sequence[Units], params: PyTree) -> dict[str, jax.Array]:
+    """Return zeros for each unit, float32 ``[n]`` by name of the layer, on the devices of what makes it.
+
+    >>> params = {"a": {"kernel": jnp.ones((3, 5))}, "b": {"kernel": jnp.ones((5, 2))}}
+    >>> zeros([Units("hidden", ("a",), ("b",))], params)["hidden"].shape
+    (5,)
+    """
+    # Like a part of a parameter: where that differs between devices, so may what is kept of its units.
+    leaves = dict(paths.named_leaves(params))
+    # One leaf of each layer, whichever comes last.
+    made = {name: leaves[path] for path, name in _parts(units, params).incoming.items()}
+    return {
+        name: jnp.zeros_like(leaf[(0,) * (leaf.ndim - 1)], jnp.float32)
+        for name, leaf in made.items()
+    }
+
+
 def _parts(units: Sequence[Units], params: PyTree) -> _Parts:
     leaves = zip(paths.named_leaves(params), layers.roles(params), strict=True)
     shapes = {path: (jnp.shape(leaf), role) for (path, leaf), role in leaves}

@@ -76,11 +76,11 @@ def continual_backprop(
     check_number("decay", decay, lambda value: 0 <= value < 1, "lie in [0, 1)")
     check_number("maturity", maturity, lambda value: value >= 0, "be at least 0")
 
-    def start(sizes):
+    def start(zeros):
         return Usefulness(
-            {name: jnp.zeros(count) for name, count in sizes.items()},
-            {name: jnp.zeros(count, jnp.int32) for name, count in sizes.items()},
-            {name: jnp.zeros(()) for name in sizes},
+            zeros,
+            {name: jnp.zeros_like(of_layer, jnp.int32) for name, of_layer in zeros.items()},
+            {name: jnp.zeros_like(of_layer, shape=()) for name, of_layer in zeros.items()},
         )
 
     def choose(count, kept, params, activations):

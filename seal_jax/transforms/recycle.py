@@ -37,7 +37,7 @@ def recycle(
     init_fn: Initialiser,
     choose: Choose,
     *,
-    start: Callable[[Mapping[str, int]], PyTree] = lambda sizes: (),
+    start: Callable[[Mapping[str, jax.Array]], PyTree] = lambda zeros: (),
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimizer so that after its update chosen units are replaced, see :func:`seal_jax.units.replace`.
@@ -57,7 +57,7 @@ def recycle(
       init_fn: maps a key to a whole tree of fresh parameters, or "torch_default".
       choose: maps (updates so far, what is kept, parameters after the update, activations) to the units
         to be replaced, bool ``[n]`` by name, and what is kept.
-      start: maps the sizes of the layers, by name, to what is kept before the first update.
+      start: maps zeros for each unit, float32 ``[n]`` by name, to what is kept before the first update.
       key: a random key.
 
     Raises:
@@ -81,11 +81,11 @@ def recycle(
     inner = optimizer_state.keep_dtypes(inner)
 
     def init(params):
-        sizes = units_lib.sizes(units, params)
+        kept = start(units_lib.zeros(units, params))
         check_like(jax.eval_shape(initialiser(init_fn, params), jax.random.key(0)), params)
         # A copy: a training step that donates its state must not take the caller's key with it.
         copied = None if key is None else jnp.copy(key)
-        return RecycleState(jnp.zeros((), jnp.int32), copied, start(sizes), inner.init(params))
+        return RecycleState(jnp.zeros((), jnp.int32), copied, kept, inner.init(params))
 
     def update(updates, state, params=None, *, activations=None, key=None, **extra_args):
         require_params(params)
