@@ -58,6 +58,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fast": {},
     "feature extraction": {"name": "fast", "beta": 0.0},
     "born_again": {},
+    "redo": {},
+    "continual_backprop": {},
 }
 AIMS = {"seal": 1.03, "fast": 1.03, "sam": 2.05, "pof": 1.25}
 PAPER = papers.load("PoF", "Table 2")

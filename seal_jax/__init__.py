@@ -19,12 +19,14 @@ from seal_jax import schedules as schedules
 from seal_jax import selections as selections
 from seal_jax import slimming as slimming
 from seal_jax import transforms as transforms
+from seal_jax import units as units
 from seal_jax import weak_classifiers as weak_classifiers
 from seal_jax.errors import UsageError as UsageError
 from seal_jax.generations import Clock as Clock
 from seal_jax.schedules import PRESETS as PRESETS
 from seal_jax.schedules import cosine as cosine
 from seal_jax.transforms import ascend as ascend
+from seal_jax.transforms import make_continual_backprop_tx as make_continual_backprop_tx
 from seal_jax.transforms import make_fast_tx as make_fast_tx
 from seal_jax.transforms import make_imp_tx as make_imp_tx
 from seal_jax.transforms import make_l2_init_tx as make_l2_init_tx
@@ -32,6 +34,7 @@ from seal_jax.transforms import make_llf_tx as make_llf_tx
 from seal_jax.transforms import make_looksam_tx as make_looksam_tx
 from seal_jax.transforms import make_normal_tx as make_normal_tx
 from seal_jax.transforms import make_pof_tx as make_pof_tx
+from seal_jax.transforms import make_redo_tx as make_redo_tx
 from seal_jax.transforms import make_relearn_tx as make_relearn_tx
 from seal_jax.transforms import make_sa_gd_tx as make_sa_gd_tx
 from seal_jax.transforms import make_sam_tx as make_sam_tx

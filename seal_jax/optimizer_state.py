@@ -65,6 +65,39 @@ def reinitialise(
     return jax.tree.unflatten(structure, chosen)
 
 
+def reinitialise_entries(state: PyTree, fresh: PyTree, params: PyTree, selection: PyTree) -> PyTree:
+    """Return ``state`` with the memory of single entries of the parameters replaced by that in ``fresh``.
+
+    What has the shape of a parameter is replaced where its entry is selected. All else stays: clocks, and
+    a number that entries share, such as Adam's count.
+
+    Args:
+      state: the state of an optax transformation.
+      fresh: the values to go back to, of the same structure: ``tx.init(params)``.
+      params: parameters, for their structure and shapes.
+      selection: a tree of bool as in :mod:`seal_jax.selections`; may be traced.
+
+    >>> tx, params = optax.trace(decay=0.9), {"fc": jnp.ones(2)}
+    >>> _, state = tx.update(params, tx.init(params))
+    >>> selection = {"fc": jnp.array([False, True])}
+    >>> reinitialise_entries(state, tx.init(params), params, selection).trace["fc"].tolist()
+    [1.0, 0.0]
+    """
+    shapes, chosen = map(jnp.shape, jax.tree.leaves(params)), jax.tree.leaves(selection)
+    parameters = list(zip(shapes, chosen, strict=True))
+
+    def choose(owners, old, new):
+        if owners is None or len(owners) > 1:
+            return old
+        (owner,) = owners
+        shape, flags = parameters[owner]
+        return jnp.where(flags, new, old) if jnp.shape(old) == shape else old
+
+    leaves, structure = jax.tree.flatten(state)
+    replaced = map(choose, _owners(state, params), leaves, jax.tree.leaves(fresh))
+    return jax.tree.unflatten(structure, replaced)
+
+
 def shares(state: PyTree, params: PyTree, mask: PyTree) -> bool:
     """Tell whether masked and other parameters have a leaf in common, such as Adam's count.
 

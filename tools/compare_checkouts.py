@@ -47,6 +47,7 @@ EVALUATIONS = {
     "hessian": "--examples=60 --batches=1 --eigenvalues=1 --max-products=30",
     "flatness": "--draws=2 --sigmas=0.01",
     "margins": "--sample=20",
+    "plasticity": "--examples=60",
     "landscape": "--examples=60 --points=5 --max-products=30",
     "gradients": "--batches=4 --batch-size=20 --examples=60 --eigenvectors=2",
     "perturbations": "--batches=4 --batch-size=20 --weak-batch-size=10",

@@ -296,6 +296,9 @@ class Run:
         only up to rounding; slower. CPUs and TPUs always do.
       parameter_sharding: what each device along the data axis holds only a slice of: "none", the "optimizer"'s state
         with averages, best weights and what the method keeps, or "all" of them and the parameters.
+      log_plasticity: whether each epoch's row has the share of dormant units, the norm and the distance from the
+        initial values of the weights of every block, as ``evaluate --kind=plasticity`` measures them, on
+        256 training images.
     """
 
     seed_devices: int = 0
@@ -309,6 +312,7 @@ class Run:
     loggers: str = "tensorboard"
     deterministic: bool = False
     parameter_sharding: Literal["none", "optimizer", "all"] = "none"
+    log_plasticity: bool = False
 
 
 # By the words of the messages. Fields whose condition does not exclude infinity are integers.

@@ -34,6 +34,7 @@ class Stream(enum.Enum):
     EXTRA_AUGMENT = (7,)
     WARM = (8,)
     MIX = (9,)
+    PLASTICITY = (10,)
 
     def within(self, key: jax.Array) -> jax.Array:
         """Return the key of this use from that of its step, ``stream_key(seed, STEP, step)``."""

@@ -49,6 +49,8 @@ class Auxiliary(NamedTuple):
     batch_stats: PyTree  # BatchNorm's running statistics after the batch
     sums: MetricSums  # over this device's examples
     features: jax.Array  # the classifier's input, float32 [b, C]
+    # Mean magnitudes of hidden units by layer, [n] each: this part's share of the whole batch's mean.
+    activations: dict[str, jax.Array]  # empty unless Method.uses_activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Method:
 
     # Turns gradients into updates; knows its generations by its own clock. Its ``update`` is given
     # ``value`` (the batch's loss), ``grad_fn`` (params -> gradient of the same batch with the same
-    # randomness), ``key`` (of the step) and ``extra_args(method_state, step)``.
+    # randomness), ``key`` (of the step), ``activations`` and ``extra_args(method_state, step)``.
     tx: optax.GradientTransformationExtraArgs
     # (logits [b, classes], labels [b], targets) -> [b].
     loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
@@ -132,6 +134,8 @@ class Method:
     returns_to_ema: Callable[[Any], Any] | None = None
     # (params, opt_state, step) -> where ``gradient`` is taken, of whole parameters; ``tx`` is given these themselves.
     point: Callable[[PyTree, PyTree, Any], PyTree] = lambda params, opt_state, step: params
+    # Whether ``tx`` needs the mean magnitude over the batch of every hidden unit of ``Model.units``.
+    uses_activations: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +246,13 @@ class Context:
         if self.optimizer.schedule == "single":
             raise UsageError(
                 f'optimizer.schedule = "single" does not go with method {name!r}; use "restart"'
+            )
+
+    def require_unscaled(self, name: str) -> None:
+        """Raise if something scales the updates of method ``name``, which have to reach given values."""
+        if epochs := self.optimizer.plateau_epochs:
+            raise UsageError(
+                f"optimizer.plateau_epochs = {epochs} does not go with method {name!r}; set it to 0"
             )
 
     def at_threshold(self, split: Callable[..., masks.Mask], threshold: str) -> masks.Mask:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seal_jax.models import network as net
+from seal_jax.units import Units
 
 
 class DenseLayer(net.Layered, kw_only=True):
@@ -37,7 +38,7 @@ class DenseLayer(net.Layered, kw_only=True):
         """Map ``[N, H, W, C]`` to ``[N, H, W, C + growth]``."""
         y = nn.relu(self._norm(x, train, "norm1"))
         y = self._conv(self.bottleneck * self.growth, 1, "conv1")(y)
-        y = nn.relu(self._norm(y, train, "norm2"))
+        y = self._hidden(1, nn.relu(self._norm(y, train, "norm2")))
         y = self._conv(self.growth, 3, "conv2")(y)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return jnp.concatenate([x, y], axis=-1)
@@ -120,10 +121,12 @@ class DenseNet(net.Network, kw_only=True):
         blocks = net.numbered("block", len(self.block_sizes))
         transitions = (*net.numbered("transition", len(blocks) - 1), "norm")
         order, layers = ["conv1", "bn1"], ["conv1"]
+        units: tuple[Units, ...] = ()
         for block, size, transition in zip(blocks, self.block_sizes, transitions, strict=True):
             dense_layers = net.within([block], *(f"layer{index}" for index in range(size)))
             order += [*dense_layers, transition]
             layers += [*net.within(dense_layers, "conv1", "conv2"), f"{transition}/conv"]
+            units += net.inner_units(dense_layers, ("conv1", "norm2", "conv2"))
         return net.Structure(
             blocks=(*order, net.HEAD),
             layers=(*layers[:-1], net.HEAD),  # the last normalisation has no convolution
@@ -131,6 +134,7 @@ class DenseNet(net.Network, kw_only=True):
             concatenated=self._concatenated,
             total_stride=net.STEMS[self.stem] * 2 ** (len(blocks) - 1),
             smaller_stride=", or stem='cifar'" if self.stem == "imagenet" else "",
+            units=units,
         )
 
     @property

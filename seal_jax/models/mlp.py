@@ -44,7 +44,10 @@ class MLP(net.Network, kw_only=True):
         hidden = net.numbered("dense", len(self.hidden))
         layers = net.within(hidden, "linear")
         return net.Structure(
-            blocks=(*hidden, net.HEAD), layers=(*layers, net.HEAD), round_blocks=hidden
+            blocks=(*hidden, net.HEAD),
+            layers=(*layers, net.HEAD),
+            round_blocks=hidden,
+            units=net.chained(hidden, net.HEAD),
         )
 
 

@@ -14,6 +14,7 @@ Convolutions are padded symmetrically, also where they stride, and have no bias.
 """
 
 import functools
+import itertools
 from typing import Any, ClassVar
 
 import jax
@@ -21,6 +22,7 @@ from flax import linen as nn
 
 from seal_jax.errors import UsageError
 from seal_jax.models import network as net
+from seal_jax.units import Units
 
 
 class MobileNet(net.Network, kw_only=True):
@@ -66,11 +68,19 @@ class MobileNet(net.Network, kw_only=True):
     def structure(self) -> net.Structure:
         """K = 7 blocks. Depthwise and pointwise convolutions count as one layer each."""
         first, *others = blocks = net.numbered("block", len(self.widths))
+        made = ((first,), *(net.within([block], "pointwise", "norm2") for block in others))
+        readers = ((reader,) for reader in (*net.within(others, "depthwise"), net.HEAD))
         return net.Structure(
             blocks=(*blocks, net.HEAD),
             layers=(f"{first}/conv", *net.within(others, "depthwise", "pointwise"), net.HEAD),
             round_blocks=blocks,
             total_stride=2 ** self.strides.count(2),
+            units=(
+                *net.inner_units(others, ("depthwise", "norm1", "pointwise")),
+                *itertools.starmap(
+                    Units, zip(net.within(blocks, "output"), made, readers, strict=True)
+                ),
+            ),
         )
 
     def torch_layers(self) -> dict[str, dict[str, str]]:

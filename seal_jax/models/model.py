@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +82,21 @@ class Model(Structure):
                 )
         return {block: sown[f"{block}/before_relu"] for block in self.round_blocks}
 
+    def hidden(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        """Return the activations of each layer of ``units`` in inference mode, ``[N, ..., n]`` by name."""
+        _, sown, _ = self._apply(variables, images)
+        return self.activations(sown)
+
+    def activations(self, sown: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return those of what the modules sow, by path, that are activations of ``units``."""
+        for layer in self.units:
+            if layer.name not in sown:
+                raise UsageError(
+                    f"model.name={self.name!r}: its module must sow {layer.name!r} into 'intermediates', "
+                    "as it declares these units"
+                )
+        return {layer.name: sown[layer.name] for layer in self.units}
+
     def extract(
         self, variables: Any, images: jax.Array, train: bool, *, rngs: Any = None
     ) -> tuple[jax.Array, Any]:
@@ -136,6 +152,13 @@ class Model(Structure):
             self.module.slim(keep), name=f"{self.name} at {keep:g}", image_shape=self.image_shape
         )
 
+    @staticmethod
+    def sown(state: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Return what modules have sown into "intermediates" of the changed ``state``, by path."""
+        flat = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
+        # Sowing appends to a tuple, of one entry here.
+        return {path: values[0] for path, values in flat.items()}
+
     def _apply(
         self, variables: Any, images: jax.Array, train: bool = False, rngs: Any = None
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
@@ -145,14 +168,12 @@ class Model(Structure):
             variables, images, train=train, mutable=mutable, rngs=rngs
         )
         # Methods and evaluations see inside a network by what it sows; a user's own module may not sow it.
-        sown = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
+        sown = self.sown(state)
         for path in ("features", *(f"{block}/output" for block in self.round_blocks)):
             if path not in sown:
                 raise UsageError(
                     f"model.name={self.name!r}: its module must sow {path!r} into 'intermediates'"
                 )
-        # Sowing appends to a tuple, of one entry here.
-        sown = {path: values[0] for path, values in sown.items()}
         return logits, sown, state.get("batch_stats", variables.get("batch_stats", {}))
 
 

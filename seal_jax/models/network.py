@@ -6,6 +6,7 @@ an even image and so shifts the sampling grid. A layer that a normalisation foll
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -17,6 +18,7 @@ from flax import linen as nn
 from seal_jax.errors import UsageError, check_choice, check_integer, check_number
 from seal_jax.models.convolution import CONVOLUTIONS
 from seal_jax.slimming import kept
+from seal_jax.units import Units
 
 NORMS = ("batch", "layer", "group")
 
@@ -276,6 +278,11 @@ class Layered(nn.Module, kw_only=True):
         x = nn.GroupNorm(groups, epsilon=1e-5, dtype=self.dtype, name=name)(x)
         return x if max_pool is None else max_pool(x)
 
+    def _hidden(self, number: int, x: jax.Array) -> jax.Array:
+        """Sow the activations of hidden units within a block as ``hidden1`` upwards, and return them."""
+        self.sow("intermediates", f"hidden{number}", x)
+        return x
+
     def _finish(self, x: jax.Array) -> jax.Array:
         r"""Sow a block's ``output``, and return it or, where one is inserted, its normalised form.
 
@@ -324,7 +331,7 @@ class SeparableBlock(Layered, kw_only=True):
         """Map ``[N, H, W, C]`` to ``[N, H / stride, W / stride, width]``, sizes rounded up."""
         activate, channels = ACTIVATIONS[self.activation], x.shape[-1]
         x = self._conv(channels, 3, "depthwise", self.stride, groups=channels)(x)
-        x = activate(self._norm(x, train, "norm1"))
+        x = self._hidden(1, activate(self._norm(x, train, "norm1")))
         x = self._conv(self.width, 1, "pointwise")(x)
         return self._finish(activate(self._norm(x, train, "norm2")))
 
@@ -403,6 +410,8 @@ class Structure:
         total_stride: factor by which the image has shrunk at the last convolution.
         smaller_stride: what else one may do about images smaller than that, for the error message.
         side_multiple: what height and width of the images must be multiples of.
+        units: the layers of hidden units that a method may replace, named by what the modules sow: not
+            those of stems and residual sums, which all layers above read.
     """
 
     blocks: tuple[str, ...]
@@ -418,6 +427,7 @@ class Structure:
     total_stride: int = 1
     smaller_stride: str = ""
     side_multiple: int = 1
+    units: tuple[Units, ...] = ()
 
 
 class Network(Layered, kw_only=True):
@@ -555,6 +565,33 @@ def staged(sizes: Iterable[int]) -> tuple[str, ...]:
 def within(blocks: Sequence[str], *layers: str) -> tuple[str, ...]:
     """Return the paths of ``layers`` in each of ``blocks``."""
     return tuple(f"{block}/{layer}" for block in blocks for layer in layers)
+
+
+def chained(blocks: Sequence[str], *above: str) -> tuple[Units, ...]:
+    """Return the units of blocks whose output the next one reads, the last one's the layer ``above``.
+
+    >>> chained(("dense1", "dense2"), "fc")[1]
+    Units(name='dense2/output', incoming=('dense2',), outgoing=('fc',))
+    """
+    return tuple(
+        Units(f"{block}/output", (block,), (reader,))
+        for block, reader in itertools.pairwise((*blocks, *above))
+    )
+
+
+def inner_units(blocks: Sequence[str], *layers: tuple[str, str, str]) -> tuple[Units, ...]:
+    """Return the units within each block: (convolution, its normalisation or "", reader) of ``hidden1`` upwards.
+
+    >>> inner_units(("block1",), ("fc1", "", "fc2"))
+    (Units(name='block1/hidden1', incoming=('block1/fc1',), outgoing=('block1/fc2',)),)
+    """
+    return tuple(
+        Units(
+            f"{block}/hidden{number}", within([block], *filter(None, made)), within([block], reader)
+        )
+        for block in blocks
+        for number, (*made, reader) in enumerate(layers, start=1)
+    )
 
 
 def slim_stages(keep: float, width: int, of: str = "channels") -> int:

@@ -63,7 +63,7 @@ class ResidualBlock(net.Layered, kw_only=True):
         y = x
         for index, size in enumerate(sizes):
             # No ReLU after the last norm: the shortcut is added first.
-            y = nn.relu(y) if index else y
+            y = self._hidden(index, nn.relu(y)) if index else y
             width = out if index == len(sizes) - 1 else self.inner_width
             stride = self.stride if index == sizes.index(3) else 1
             groups = self.groups if size == 3 else 1
@@ -147,6 +147,7 @@ class ResNet(net.Network, kw_only=True):
     def structure(self) -> net.Structure:
         """K = 16 residual blocks in ResNet-50; the stem is none of them."""
         blocks = net.staged(self.stage_sizes)
+        inner = range(1, len(BLOCKS[self.block]))
         return net.Structure(
             blocks=("conv1", "bn1", *blocks, net.HEAD),
             layers=(
@@ -160,6 +161,9 @@ class ResNet(net.Network, kw_only=True):
             ),
             total_stride=net.STEMS[self.stem] * 2 ** (len(self.stage_sizes) - 1),
             smaller_stride=", or stem='cifar'" if self.stem == "imagenet" else "",
+            units=net.inner_units(
+                blocks, *((f"conv{number}", f"bn{number}", f"conv{number + 1}") for number in inner)
+            ),
         )
 
     def torch_layers(self) -> dict[str, dict[str, str]]:

@@ -59,6 +59,7 @@ class SimpleCNN(net.Network, kw_only=True):
             dense_after_convs=("dense", net.HEAD),
             flattened={"dense/linear/kernel": self.widths[-1]},
             total_stride=2 ** (len(self.widths) // 2),
+            units=net.chained((*blocks, "dense"), net.HEAD),
         )
 
 

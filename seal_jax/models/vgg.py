@@ -69,6 +69,7 @@ class VGG(net.Network, kw_only=True):
             round_blocks=blocks,
             dense_after_convs=("dense1", "dense2", net.HEAD),
             flattened={"dense1/linear/kernel": self.widths[-1]},
+            units=net.chained((*blocks, "dense1", "dense2"), net.HEAD),
         )
 
     def torch_layers(self) -> dict[str, dict[str, str]]:

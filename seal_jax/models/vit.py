@@ -62,7 +62,7 @@ class TransformerBlock(net.Layered, kw_only=True):
         x = x + drop(self._dense(width, "proj")(y.reshape(x.shape)))
         y = self._dense(4 * width, "fc1")(self._layer_norm("norm2")(x))
         # GELU: Flax's default is the tanh approximation.
-        y = drop(y * _normal_cdf(y))
+        y = drop(self._hidden(1, y * _normal_cdf(y)))
         return self._finish(x + drop(self._dense(width, "fc2")(y)))
 
     def _dense(self, width: int, name: str) -> nn.Dense:
@@ -142,6 +142,7 @@ class ViT(net.Network, kw_only=True):
             round_blocks=blocks,
             total_stride=self.patch,
             side_multiple=self.patch,
+            units=net.inner_units(blocks, ("fc1", "", "fc2")),
         )
 
     def slim(self, keep: float) -> Self:

@@ -47,7 +47,7 @@ class WideBlock(net.Layered, kw_only=True):
         if self.stride != 1 or x.shape[-1] != self.width:
             x = self._conv(self.width, 1, "downsample_conv", self.stride)(y)
         y = self._conv(self.width, 3, "conv1", first)(y)
-        y = nn.relu(self._norm(y, train, "bn2"))
+        y = self._hidden(1, nn.relu(self._norm(y, train, "bn2")))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return self._finish(x + self._conv(self.width, 3, "conv2", second)(y))
 
@@ -113,6 +113,7 @@ class WideResNet(net.Network, kw_only=True):
             layers=("conv1", *net.within(blocks, "conv1", "conv2"), net.HEAD),
             round_blocks=blocks,
             total_stride=4,
+            units=net.inner_units(blocks, ("conv1", "bn2", "conv2")),
         )
 
     def slim(self, keep: float) -> Self:

@@ -240,6 +240,9 @@ def train(
                 # The row must be on disk before the checkpoint: a run resumed at `step` keeps the
                 # rows up to there, and would miss this one.
                 row = _row(experiment, call, test_data, validation_data)
+                if settings.run.log_plasticity:
+                    measures = fetch(experiment.plasticity(state, train_data))
+                    row |= {f"plasticity/{name}": of.tolist() for name, of in measures.items()}
                 for log in logs:
                     log.append(row)
                 if call.ended_early:

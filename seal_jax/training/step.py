@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seal_jax import masks, methods, models
+from seal_jax import masks, methods, models, units
 from seal_jax.core import mesh as meshes
 from seal_jax.core import vary
 from seal_jax.core.settings import Settings
@@ -33,16 +33,26 @@ from seal_jax.core.state import (
     stream_key,
 )
 from seal_jax.data import mixing
+from seal_jax.evaluation import plasticity
 from seal_jax.generations import Clock
 from seal_jax.losses import cross_entropy
 from seal_jax.methods.method import Auxiliary, Context, HookContext, Method, StepContext
 from seal_jax.training import accumulation, early_stopping, streaming
-from seal_jax.training.batches import Arrays, Batches, Pixels, Step, padded_batches, row_bytes
+from seal_jax.training.batches import (
+    Arrays,
+    Batches,
+    Pixels,
+    Step,
+    padded_batches,
+    row_bytes,
+    warm_count,
+)
 from seal_jax.training.early_stopping import EarlyStopping, with_clocks
 from seal_jax.training.pretrained import NORMALISERS, inserted, merge
 
 PyTree = Any
 TOP = 5
+PLASTICITY_IMAGES = 256
 
 
 class _Examples(NamedTuple):
@@ -430,16 +440,16 @@ class Experiment:
             summed = jax.shard_map(
                 summed,
                 in_specs=(whole, whole, whole, Step(whole, whole, pixels, whole)),
-                out_specs=(slices, whole, whole),
+                out_specs=(slices, whole, whole, whole),
                 axis_names={meshes.DATA},
             )
         point = self.method.point(state.weights.params, state.opt_state, state.step)
-        gradient, statistics, sums = summed(point, state, data, step)
+        gradient, statistics, sums, activations = summed(point, state, data, step)
         gradient = self._clipped(gradient)
 
         def gradient_at(params):
             """Return the gradient of the same batch at other parameters."""
-            gradient, _, _ = summed(params, state, data, step)
+            gradient, *_ = summed(params, state, data, step)
             return self._clipped(gradient)
 
         loss = sums.loss / sums.weight
@@ -451,6 +461,7 @@ class Experiment:
                 value=loss,
                 grad_fn=gradient_at,
                 key=step.key_for(Stream.UPDATE),
+                activations=activations,
                 **self.method.extra_args(state.method_state, state.step),
             )
             # The old state is never taken: what an optimizer sets to a constant (Adafactor's unused moments) would no
@@ -492,8 +503,8 @@ class Experiment:
 
     def _summed(
         self, slices: PyTree, params: PyTree, state: State, data: Arrays, step: Step
-    ) -> tuple[PyTree, PyTree, MetricSums]:
-        """Return gradient at ``params``, BatchNorm statistics and metric sums of the whole batch.
+    ) -> tuple[PyTree, PyTree, MetricSums, PyTree]:
+        """Return gradient at ``params``, BatchNorm statistics, metric sums and activations of the whole batch.
 
         Written for one device, whose part of the gradient are its ``slices``. A second call within a step sees the
         same images and the same dropout.
@@ -509,7 +520,8 @@ class Experiment:
             statistics = jax.tree.map(lambda leaf: leaf * fraction, auxiliary.batch_stats)
             # Every device has the same number; psum of the n-th parts is that number, known to be the same.
             measures = jax.tree.map(lambda leaf: leaf / self.mesh.shape[meshes.DATA], measures)
-            rest = (statistics, auxiliary.sums._replace(measures=measures))
+            sums = auxiliary.sums._replace(measures=measures)
+            rest = (statistics, sums, auxiliary.activations)
             specs = jax.tree.map(lambda leaf: meshes.REPLICATED, rest)
             return meshes.sum_over_data((gradient, *rest), (slices, *specs))
 
@@ -555,7 +567,7 @@ class Experiment:
         dropout, extra_dropout = rngs(Stream.DROPOUT), rngs(Stream.EXTRA_DROPOUT)
 
         def forward(params: Any, images: Any, rngs: Any, example_mask: Any) -> tuple[Any, Any, Any]:
-            """Return logits, features and the statistics after a pass in training mode."""
+            """Return logits, what the modules sow and the statistics after a pass in training mode."""
             with models.batch_statistics(frozen=frozen, example_mask=example_mask):
                 logits, changed = module.apply(
                     weights._replace(params=params)._asdict(),
@@ -564,9 +576,7 @@ class Experiment:
                     mutable=["batch_stats", "intermediates"],
                     rngs=rngs,
                 )
-            # Sowing appends to a tuple, of one entry here.
-            features = changed["intermediates"]["features"][0]
-            return logits, features, changed.get("batch_stats", {})
+            return logits, self.model.sown(changed), changed.get("batch_stats", {})
 
         def losses_of(logits: jax.Array, examples: _Examples, targets: Any) -> jax.Array:
             losses = method.loss(logits, examples.labels, targets)
@@ -579,7 +589,7 @@ class Experiment:
             weights = examples.weights
             # Images that only fill the batch up must not enter BatchNorm either.
             mask = weights if batches.fills else None
-            logits, features, statistics = forward(params, examples.images, examples.rngs, mask)
+            logits, sown, statistics = forward(params, examples.images, examples.rngs, mask)
             losses, predicted = losses_of(logits, examples, targets), logits.argmax(-1)
             # The label of a mixed image is that of its larger part, which is always its own.
             correct = weights * (predicted == examples.labels)
@@ -587,7 +597,12 @@ class Experiment:
             if examples.clean_labels is not None:
                 noise = noise_sums(predicted, examples.labels, examples.clean_labels, weights)
             sums = MetricSums(losses.sum(), correct.sum(), weights.sum(), {}, noise)
-            return losses.sum() / total, Auxiliary(statistics, sums, features)
+            activations: dict[str, jax.Array] = {}
+            if method.uses_activations:
+                # This part's share of the means over the whole batch.
+                mean = functools.partial(units.mean_magnitude, weights=weights / total)
+                activations = jax.tree.map(mean, self.model.activations(sown))
+            return losses.sum() / total, Auxiliary(statistics, sums, sown["features"], activations)
 
         partners = None if share is None else mixing.partners(labels)
         examples = _Examples(images, labels, batch.weights, partners, share, clean_labels, {})
@@ -616,8 +631,8 @@ class Experiment:
             extra = batches.part(extra, method.extra_batch_size)
             images, labels = batches.images(data, extra.rows, extra.augmentation, pixels)
             # No mask: further batches are always full.
-            _, features, statistics = forward(params, images, extra_dropout, None)
-            whole = jax.lax.all_gather((features, labels), meshes.DATA, tiled=True)
+            _, sown, statistics = forward(params, images, extra_dropout, None)
+            whole = jax.lax.all_gather((sown["features"], labels), meshes.DATA, tiled=True)
             return whole, statistics
 
         key = step.key_for(Stream.GRADIENT)
@@ -672,6 +687,39 @@ class Experiment:
         """Skip to the end of the running generation."""
         assert self.early_stopping is not None
         return self.early_stopping.end_generation(state)
+
+    @_compiled(meshes.BY_SEED, meshes.REPLICATED, sliced=False)
+    def plasticity(self, state: State, data: Arrays) -> dict[str, jax.Array]:
+        """Return what ``run.log_plasticity`` adds to the row of the epoch that has just ended, by name."""
+        data, blocks = data.at(state.varied.draw), self.model.blocks
+
+        def measure(hook: HookContext) -> HookContext:
+            count = warm_count(self.batches.shape.train, self.settings.data)
+            images = hook.images(min(PLASTICITY_IMAGES, count))
+            hidden = self.model.hidden(hook.weights._asdict(), images)
+            params = hook.weights.params
+            found = {
+                "dormant": plasticity.dormant_shares(
+                    jax.tree.map(units.mean_magnitude, hidden), blocks
+                ),
+                "norm": plasticity.norms(params, blocks),
+            }
+            # What another run or a file gave is gone by now.
+            if not self.settings.train.pretrained:
+                start = self.model.init(stream_key(state.seed, Stream.INIT, 0))["params"]
+                found["distance"] = plasticity.norms(
+                    jax.tree.map(jnp.subtract, params, start), blocks
+                )
+            by_name = {
+                f"{name}/{block}": value
+                for name, by_block in found.items()
+                for block, value in by_block.items()
+            }
+            return hook._replace(method_state=by_name)
+
+        # A hook that only looks: as any other it has a sample of the images of the generation.
+        generation = self.clock.generation(state.step - 1)
+        return self._apply(measure, Stream.PLASTICITY, generation, state, data).method_state
 
     @_compiled(meshes.BY_SEED)
     def finite(self, state: State) -> jax.Array:
@@ -769,6 +817,7 @@ def _merged(parts: Auxiliary) -> Auxiliary:
         jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1), parts.batch_stats),
         jax.tree.map(lambda leaf: leaf.sum(0), parts.sums),
         accumulation.join(parts.features),
+        jax.tree.map(lambda leaf: leaf.sum(0), parts.activations),
     )
 
 

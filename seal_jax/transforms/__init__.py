@@ -1,5 +1,9 @@
 """Optax gradient transformations, one method per file."""
 
+from seal_jax.transforms.continual_backprop import continual_backprop as continual_backprop
+from seal_jax.transforms.continual_backprop import (
+    make_continual_backprop_tx as make_continual_backprop_tx,
+)
 from seal_jax.transforms.fast import make_fast_tx as make_fast_tx
 from seal_jax.transforms.fast import scale_by_two_rates as scale_by_two_rates
 from seal_jax.transforms.hare_tortoise import HareTortoiseState as HareTortoiseState
@@ -18,6 +22,9 @@ from seal_jax.transforms.pof import make_pof_tx as make_pof_tx
 from seal_jax.transforms.preconditioners import damped_trace as damped_trace
 from seal_jax.transforms.preconditioners import preconditioner as preconditioner
 from seal_jax.transforms.preconditioners import scale_by_radam as scale_by_radam
+from seal_jax.transforms.recycle import recycle as recycle
+from seal_jax.transforms.redo import make_redo_tx as make_redo_tx
+from seal_jax.transforms.redo import redo as redo
 from seal_jax.transforms.relearn import ReinitState as ReinitState
 from seal_jax.transforms.relearn import dsd as dsd
 from seal_jax.transforms.relearn import kels as kels

@@ -382,6 +382,7 @@ def test_prediction_depth_equals_scikit_learn(run, loaded_run, evaluated, monkey
     [
         ("prediction_depth", {"images": 60, "byte_budget": 2**17}),
         ("margins", {"sample": 50}),
+        pytest.param("plasticity", {"examples": 50}, marks=pytest.mark.slow),
         pytest.param(
             "linear_probe", {"datasets": ("digits",), "epochs": 2}, marks=pytest.mark.slow
         ),

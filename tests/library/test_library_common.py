@@ -17,6 +17,7 @@ from library_oracles import NnxTree
 
 from seal_jax import paths, transforms
 from seal_jax.generations import Clock
+from seal_jax.units import Units
 
 KEY = jax.random.key(7)
 # Generations start at steps 2 and 4; each from 1 on ascends for its first step.
@@ -33,6 +34,15 @@ RELEARN = {
     "kels": transforms.kels(0.5, "conv1", "fc"),
     "fc": "fc",
 }
+
+
+UNITS = [Units("hidden", ("conv1",), ("fc",))]
+RECYCLE = {"init_fn": "torch_default", "key": KEY}
+USEFUL = {"replacement_rate": 0.2, "maturity": 1}
+
+
+def most_active(count, kept, params, activations):
+    return {name: (count > 0) & (h == h.max()) for name, h in activations.items()}, kept
 
 
 def falling(step):
@@ -109,6 +119,11 @@ ROWS = dict(
         row("decay_towards_initial", 0.1, mask="conv1"),
         row("sharpness_aware", optax.adam(0.1), note="adam"),
         row("look_sharpness_aware", optax.adam(0.1), 0.5, note="adam"),
+        row("recycle", optax.adam(0.1), UNITS, choose=most_active, **RECYCLE),
+        row("redo", optax.sgd(0.1, momentum=0.9), UNITS, threshold=0.5, every=2, **RECYCLE),
+        row("continual_backprop", optax.adam(0.1), UNITS, **USEFUL, **RECYCLE),
+        row("make_redo_tx", UNITS, 0.1, threshold=0.5, every=2, **RECYCLE, **SPAN),
+        row("make_continual_backprop_tx", UNITS, **ADAM, **USEFUL, **RECYCLE, **SPAN),
     ]
 )
 
@@ -138,6 +153,7 @@ def given(params, step):
         "grad_fn": slope,
         "key": jax.random.fold_in(KEY, step),
         "warming": step < 1,
+        "activations": {"hidden": jnp.abs(jnp.sin(jnp.arange(8.0) + step))},
         "unheard_of": {"anything": step},
     }
 

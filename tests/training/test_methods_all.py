@@ -18,6 +18,8 @@ OPTIONS = {
     "pof": {"weak_batch_size": 8, "resample": 1},
     "foca": {"weak_batch_size": 8},
     "hare_tortoise": {"decay": 0.8, "every_epochs": 1},
+    "redo": {"every": 2, "threshold": 0.5},
+    "continual_backprop": {"replacement_rate": 0.1, "maturity": 1},
     "fast": {"head": "kaiming_fan_in", "warmup": True},
 }
 ELSEWHERE = {"normal", "llf", "seal"}  # in test_step.py

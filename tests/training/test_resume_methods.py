@@ -32,6 +32,8 @@ METHODS = {name: {} for name in methods.NAMES if name != "seal"} | {
     # A warm-up of steps 0 to 8: how long it has gone on must outlive both stops.
     "fast": {"head": "kaiming_fan_in", "warmup": True, "warmup_gain": 0.9, "warmup_steps": 8},
     "born_again": {"tolerance": 0.2, "tolerant_classes": 3},
+    "redo": {"every": 7, "threshold": 0.5},  # right after the event, before which both resume
+    "continual_backprop": {"replacement_rate": 0.1, "maturity": 1},
 }
 NAMES = {"welsr": "wels"}
 # What is in the optimizer's state, or beside it, must outlive both stops too.
@@ -40,6 +42,7 @@ OPTIMIZERS = {
     "fc": {"name": "muon", "accumulate": 2, "clip_norm": 1.0},
     "sa_gd": {"name": "lion"},
     "fast": {"name": "lamb", "args": {"weight_decay": 0.1}, "ema": 0.5},
+    "redo": {"name": "adam", "accumulate": 2},
 }
 STARTED = ("pof", "fast")  # from the weights of another run
 
