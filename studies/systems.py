@@ -60,6 +60,30 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
             {"every_epochs": 2},
             RATES | {"decay": (0.9, 0.99, 0.999)},
         ),
+        "redo": System("ReDo", "redo", {"every": 100}, RATES | {"threshold": (0.025, 0.1, 0.3)}),
+        "continual_backprop": System(
+            "Continual backpropagation",
+            "continual_backprop",
+            grid=RATES | {"replacement_rate": (1e-5, 1e-4, 1e-3)},
+        ),
+        "zapping": System(
+            "Zapping", "zapping", {"every": 5, "optimizer.schedule": "constant"}, PLAIN
+        ),
+        "msam": System(
+            f"Momentum-SAM, {whole} epochs", "msam", long, RATES | {"rho": (0.1, 0.5, 2.0)}
+        ),
+        "looksam": System(
+            f"LookSAM, {whole} epochs",
+            "looksam",
+            {**long, "alpha": 0.2, "every": 2},
+            RATES | {"rho": (0.02, 0.1, 0.5)},
+        ),
+        "late_sam": System(
+            f"SAM in the last eighth of {whole} epochs",
+            "sam",
+            {**long, "last_epochs": whole // 8},
+            RATES | {"rho": (0.02, 0.1, 0.5)},
+        ),
     }
 
 

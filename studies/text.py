@@ -47,8 +47,8 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
         + f"python -m studies collect --config={config} --workdir=runs/{name}\n"
         "python -m studies write\n"
         "```",
-        f"Every system was tuned on seeds from {FIRST_TUNING_SEED} on, by validation accuracy; the numbers are test\n"
-        "accuracies in %, mean ± half the 95 % interval over the seeds that were trained afterwards. All of them, with\n"
+        f"Every system was tuned on seeds from {FIRST_TUNING_SEED} on, by validation accuracy; the numbers are\n"
+        "test accuracies in %, mean ± half the 95 % interval over the seeds that were trained afterwards. All of them, with\n"
         f"the settings that were chosen, are in [results/{name}.csv](results/{name}.csv).",
     ]
     for setting in study.settings:
@@ -59,8 +59,8 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
                 parts.append(_comparisons(study, setting, comparisons))
     if comparisons:
         parts.append(
-            "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and **▼**\n"
-            f"contradicted, by paired t tests with Holm's correction over all {len(comparisons)} comparisons of this\n"
+            "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and\n"
+            f"**▼** contradicted, by paired t tests with Holm's correction over all {len(comparisons)} comparisons of this\n"
             "study at 5 %; in parentheses the true difference that would have been seen with a probability of 80 %."
         )
     return "\n\n".join(parts)
@@ -121,7 +121,8 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
 
 
 def _cell(one: Comparison) -> str:
-    return f"{_number(one.effect):+g} ± {_number(one.half):g} ({_number(one.detectable):g}){_MARKS.get(one.verdict, '')}"
+    interval = f"{_number(one.effect):+g} ± {_number(one.half):g}"
+    return f"{interval} ({_number(one.detectable):g}){_MARKS.get(one.verdict, '')}"
 
 
 def _number(value: float) -> float:

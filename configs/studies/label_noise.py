@@ -13,15 +13,15 @@ from studies.design import Claim, Study
 from studies.systems import systems, thresholds
 
 SYSTEMS = systems(generations=4, epochs=20)
-FORGETTING = ("llf", "seal", "lw", "wels", "kels", "dsd", "shrink_perturb", "dash", "fire")
+FORGETTING = ("llf", "seal", "lw", "wels", "kels", "dsd", "shrink_perturb", "dash", "fire", "redo")
 NOISY = ("noise20", "noise40", "noise60")
 
 STUDY = Study(
     title="Label noise",
     question="Do trainings that forget and relearn beat plain training where training labels are wrong, and where they "
     "are right? Looked at before the settings were fixed: an MLP on digits and on Fashion-MNIST with 40 % noise, test "
-    "accuracies of plain training, LLF, SEAL (configs/quickstart.py) and of shrink and perturb, FIRE, DASH, L2-Init "
-    "and Hare & Tortoise on digits; none of these chose a grid below.",
+    "accuracies of plain training, LLF, SEAL (configs/quickstart.py) and of shrink and perturb, FIRE, DASH, L2-Init, "
+    "Hare & Tortoise, ReDo and continual backpropagation on digits; none of these chose a grid below.",
     fields={
         "data.draws": "per_seed",
         "optimizer.label_smoothing": 0.0,
@@ -76,6 +76,9 @@ STUDY = Study(
         Claim("LW beats WELS", "LW Table 2", "lw", "wels"),
         Claim("LW beats DSD", "LW Table 2", "lw", "dsd"),
         Claim("SAM beats plain training as long", "PoF Table 1", "sam", "long"),
+        Claim("Momentum-SAM beats plain training as long", "Becker et al. 2024", "msam", "long"),
+        Claim("LookSAM is as good as SAM or better", "Liu et al. 2022", "looksam", "sam"),
+        Claim("SAM late beats plain training as long", "Zhou et al. 2024", "late_sam", "long"),
         *(
             Claim(
                 f"{SYSTEMS[key].name} beats plain training that stops in time",
