@@ -296,8 +296,8 @@ class Run:
         only up to rounding; slower. CPUs and TPUs always do.
       parameter_sharding: what each device along the data axis holds only a slice of: "none", the "optimizer"'s state
         with averages, best weights and what the method keeps, or "all" of them and the parameters.
-      log_plasticity: whether each epoch's row has the share of dormant units, the norm and the distance from the
-        initial values of the weights of every block, as ``evaluate --kind=plasticity`` measures them, on
+      log_plasticity: whether each epoch's row has the share of dormant units, the norms of the weights, of their
+        distance from the initial ones and of the gradient in every block, as ``evaluate --kind=plasticity`` measures them, on
         256 training images.
     """
 

@@ -695,14 +695,22 @@ class Experiment:
 
         def measure(hook: HookContext) -> HookContext:
             count = warm_count(self.batches.shape.train, self.settings.data)
-            images = hook.images(min(PLASTICITY_IMAGES, count))
-            hidden = self.model.hidden(hook.weights._asdict(), images)
-            params = hook.weights.params
+            images, labels = hook.examples(min(PLASTICITY_IMAGES, count), 0)
+            variables, params = hook.weights._asdict(), hook.weights.params
+            hidden = self.model.hidden(variables, images)
+
+            def loss(params: PyTree) -> jax.Array:
+                logits = self.model.module.apply(
+                    {**variables, "params": params}, images, train=False
+                )
+                return cross_entropy(logits, labels).mean()
+
             found = {
                 "dormant": plasticity.dormant_shares(
                     jax.tree.map(units.mean_magnitude, hidden), blocks
                 ),
                 "norm": plasticity.norms(params, blocks),
+                "gradient": plasticity.norms(jax.grad(loss)(params), blocks),
             }
             # What another run or a file gave is gone by now.
             if not self.settings.train.pretrained:

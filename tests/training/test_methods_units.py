@@ -6,7 +6,7 @@ import json
 import numpy as np
 import optax
 import pytest
-from numpy_mlp import forward, wide
+from numpy_mlp import forward, softmax, wide
 from programs import STRIPES, Trainer, assert_same, batch, host, mlp, normalised, seed_of
 
 from seal_jax.training import loop
@@ -92,7 +92,12 @@ def test_plasticity_is_logged(tmp_path):
     for seed in (0, 1):
         params = wide(seed_of(state.weights.params, seed))
         start = wide(seed_of(host(first).weights.params, seed))
-        inputs, _ = forward(params, normalised(STRIPES.train.images))
+        inputs, logits = forward(params, normalised(STRIPES.train.images))
+        # Of the cross entropy by the classifier.
+        slope = (softmax(logits) - np.eye(4)[STRIPES.train.labels]) / len(logits)
+        gradient = np.concatenate([(inputs[-1].T @ slope).ravel(), slope.sum(0)])
+        logged = row["plasticity/gradient/fc"][seed]
+        assert logged == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
         for block, activations in zip(("dense1", "dense2"), inputs[1:], strict=True):
             means = activations.mean(0)
             share = (means <= 0.025 * means.mean()).mean()
