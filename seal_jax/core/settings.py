@@ -297,8 +297,8 @@ class Run:
       parameter_sharding: what each device along the data axis holds only a slice of: "none", the "optimizer"'s state
         with averages, best weights and what the method keeps, or "all" of them and the parameters.
       log_plasticity: whether each epoch's row has the share of dormant units, the norms of the weights, of their
-        distance from the initial ones and of the gradient in every block, as ``evaluate --kind=plasticity`` measures them, on
-        256 training images.
+        distance from the initial ones and of the gradient in every block, as ``evaluate --kind=plasticity``
+        measures them, on 256 training images.
     """
 
     seed_devices: int = 0

@@ -27,6 +27,7 @@ BENCHMARKS = [
     ("eigenvalues", "solver", ["lanczos", "power", "power, torch"]),
     ("gpu", "by", ["torch, eager", "torch, compile", *OURS]),
     ("cpu_vs_torch", "network", ["resnet8", "wrn10-1"]),
+    ("vary", "points as", ["map", "vmap", "runs", "processes"]),
     ("input", "images by", ["DataLoader", "stream", "Grain", "stream, threads", "device"]),
 ]
 NEEDS = {
