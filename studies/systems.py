@@ -44,7 +44,6 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
         "kels": System("KELS", "kels", {"keep": 0.5}, PLAIN),
         "dsd": System("DSD", "dsd", {"fraction": 0.5}, PLAIN),
         "imp": System("IMP", "imp", {"fraction": 0.4}, PLAIN),
-        "fc": System("FC", "fc", {}, PLAIN),
         "born_again": System("Born-again", "born_again", {}, RATES | {"weight": (0.3, 0.6, 0.9)}),
         "shrink_perturb": System(
             "Shrink and perturb", "shrink_perturb", {}, RATES | {"shrink": (0.2, 0.4, 0.8)}

@@ -122,13 +122,11 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
 
 
 def _cell(one: Comparison) -> str:
-    interval = f"{_number(one.effect):+g} ± {_number(one.half):g}"
-    return f"{interval} ({_number(one.detectable):g}){_MARKS.get(one.verdict, '')}"
-
-
-def _number(value: float) -> float:
-    # Two decimals are enough for points; other measures may be far smaller or larger.
-    return round(value, 2) if abs(value) >= 0.1 else float(f"{value:.2g}")
+    mark = _MARKS.get(one.verdict, "")
+    if one.claim.measure == ACCURACY:
+        return f"{one.effect:+.2f} ± {one.half:.2f} ({one.detectable:.1f}){mark}"
+    # Other measures may be far smaller or larger.
+    return f"{one.effect:+.2g} ± {one.half:.2g} ({one.detectable:.2g}){mark}"
 
 
 def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) -> str:

@@ -13,7 +13,7 @@ from studies.design import Claim, Study
 from studies.systems import systems, thresholds
 
 SYSTEMS = systems(generations=4, epochs=40)
-FORGETTING = ("llf", "seal", "lw", "wels", "kels", "dsd", "fc", "shrink_perturb", "dash", "fire")
+FORGETTING = ("llf", "seal", "lw", "wels", "kels", "dsd", "shrink_perturb", "dash", "fire")
 MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
 
 STUDY = Study(
@@ -72,7 +72,7 @@ STUDY = Study(
                 "seal": "SEAL Table 2",
                 "llf": "Zhou et al. 2022, Table 1",
                 **dict.fromkeys(
-                    ("wels", "dsd", "fc", "shrink_perturb", "dash", "fire"), "Zaidi et al. 2022"
+                    ("wels", "dsd", "shrink_perturb", "dash", "fire"), "Zaidi et al. 2022"
                 ),
             }.items()
         ),
