@@ -2,11 +2,11 @@
 
     python -m benchmarks.vary
 
-About four minutes on two quiet CPU cores. SEAL on digits, an MLP of three layers and ResNet-8, twelve points: four learning
-rates times three scales of ascent. Whole trainings are timed, compilation included, as a user waits for them: "map" and
-"vmap" are one program; "runs" compiles and trains each point in this process, as values are constants of a program;
-"processes" starts `python -m seal_jax train` for each, as many at a time as there are cores, as tuners do, without a
-cache of compiled programs. "ratio" is the time of "runs" over that of the row.
+About four minutes on two quiet CPU cores. SEAL on digits, an MLP of three layers and ResNet-8, twelve points: four
+learning rates times three scales of ascent. Whole trainings are timed, compilation included, as a user waits for them:
+"map" and "vmap" are one program; "runs" compiles and trains each point in this process, as values are constants of a
+program; "processes" starts `python -m seal_jax train` for each, as many at a time as there are cores, as tuners do,
+without a cache of compiled programs. "ratio" is the time of "runs" over that of the row.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ The file is runs/fine/source.safetensors, the export of configs/fine_tuning_sour
 torchvision's or timm's own weights take its place by --config.train.pretrained=FILE. EUROSAT is a folder with a
 subfolder of images for each class. The network is adapted with a new head, five seeds each, on some 100 images of
 each class (section 6.2.1 of the FAST paper: balanced batches, constant rates, damped momentum, no decay).
-Results: docs/results.md.
 """
 
 import os

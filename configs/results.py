@@ -1,13 +1,12 @@
-"""Plain training, LLF, SEAL, LW, SAM and PoF on small data: the runs of docs/results.md.
+"""Plain training, LLF, SEAL, LW, SAM and PoF on small data: the runs that docs/reproduce.md evaluates.
 
     python -m seal_jax sweep --config=configs/results.py --workdir=runs/digits
     TFDS_DATA_DIR=... python -m seal_jax sweep --config=configs/results.py --workdir=runs/fashion \
         --config.data.name=fashion_mnist --config.data.train_split=train[:10%] \
         --config.data.validation_fraction=0.1 --config.train.epochs_per_generation=10
 
-Expected: digits five minutes on two CPU cores, a tenth of Fashion-MNIST half an hour; the tables are in
-docs/results.md. A ResNet-8 of width 8, three seeds, three generations (LW: three rounds, one per
-block). PoF continues the run of `sam` for four epochs.
+Expected: digits five minutes on two CPU cores, a tenth of Fashion-MNIST half an hour. A ResNet-8 of width 8, three
+seeds, three generations (LW: three rounds, one per block). PoF continues the run of `sam` for four epochs.
 """
 
 from seal_jax.cli.configs import base

@@ -13,7 +13,6 @@ from studies.design import Claim, Study
 from studies.systems import systems, thresholds
 
 SYSTEMS = systems(generations=4, epochs=40)
-FORGETTING = ("llf", "seal", "lw", "wels", "kels", "dsd", "shrink_perturb", "dash", "fire")
 MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
 
 STUDY = Study(
