@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from papers import catalogue
 from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
 from studies import analysis, results
@@ -12,6 +13,7 @@ from studies.analysis import CONTRADICTED, SHOWN, Comparison
 from studies.design import ACCURACY, FIRST_TUNING_SEED, Cell, Study
 from studies.results import Row, Scores
 
+BEYOND = "beyond these machines"
 _MARKS = {SHOWN: " **▲**", CONTRADICTED: " **▼**"}
 
 
@@ -121,8 +123,8 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
     return _table(["claim", "source", *(study.names[condition] for condition in conditions)], lines)
 
 
-def _cell(one: Comparison) -> str:
-    mark = _MARKS.get(one.verdict, "")
+def _cell(one: Comparison, *, marks: bool = True) -> str:
+    mark = _MARKS.get(one.verdict, "") if marks else ""
     if one.claim.measure == ACCURACY:
         return f"{one.effect:+.2f} ± {one.half:.2f} ({one.detectable:.1f}){mark}"
     # Other measures may be far smaller or larger.
@@ -130,29 +132,62 @@ def _cell(one: Comparison) -> str:
 
 
 def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) -> str:
-    """Return a table of all claims of all studies: in how many comparisons each is shown, and where."""
-    lines = []
+    """Return what the studies say of every table and figure of the papers, then of other sources."""
+    claims: dict[str, list[str]] = {}
     for name, study in studies.items():
         compared = analysis.compare(study, results.scores(study, rows[name]))
+        link = f"[{study.title}](#{_anchor(study.title)})"
         for claim in study.claims:
             of_claim = [one for one in compared if one.claim == claim]
             if of_claim:
-                link = f"[{study.title}](#{_anchor(study.title)})"
-                lines.append([claim.text, claim.source, _verdict(study, of_claim), link])
-    return _table(["claim", "source", "verdict", "study"], lines)
+                line = _line([claim.text, _verdict(study, of_claim), link])
+                claims.setdefault(claim.source, []).append(line)
+    lines = []
+    for item in catalogue.ITEMS:
+        # A drawing of an idea claims nothing.
+        if item.commands:
+            sources = [source for source in claims if is_of(source, item)]
+            own = [line for source in sources for line in claims.pop(source)]
+            source = f"{item.paper}, {item.name}"
+            lines += [f"| {source} {line}" for line in own]
+            if not own:
+                lines.append(
+                    _line(
+                        [source, item.shows, f"{BEYOND}: {item.paper_size or 'not compared'}", ""]
+                    )
+                )
+    for source, own in claims.items():
+        lines += [f"| {source} {line}" for line in own]
+    return "\n".join(
+        [_line(["source", "claim", "verdict", "study"]), "| --- | --- | --- | --- |", *lines]
+    )
+
+
+def is_of(source: str, item: catalogue.Item) -> bool:
+    """Return whether a claim's source, such as "SEAL Table 2", is one of the tables and figures of an item.
+
+    >>> item = catalogue.Item("LW", "Table 3, Figures 2, 3", "")
+    >>> is_of("LW Figure 3", item), is_of("LW Table 2", item), is_of("SEAL Table 3", item)
+    (True, False, False)
+    """
+    names, kind = set(), ""
+    for word, number, last in re.findall(r"(Table|Figure)?s? ?(\d+)(?: to (\d+))?", item.name):
+        kind = word or kind
+        names |= {f"{item.paper} {kind} {n}" for n in range(int(number), int(last or number) + 1)}
+    return source in names
 
 
 def _verdict(study: Study, compared: Sequence[Comparison]) -> str:
     parts = []
     for verdict in (SHOWN, CONTRADICTED):
         where = [
-            f"{study.names[one.setting]}, {study.names[one.condition]}"
+            f"{study.names[one.setting]}, {study.names[one.condition]} ({_cell(one, marks=False)})"
             for one in compared
             if one.verdict == verdict
         ]
         if where:
             parts.append(f"**{verdict}** in {len(where)} of {len(compared)}: {'; '.join(where)}")
-    return "; ".join(parts) or f"not shown in any of {len(compared)}"
+    return "; ".join(parts) or f"**not shown** in any of {len(compared)}"
 
 
 def _anchor(title: str) -> str:
@@ -161,4 +196,8 @@ def _anchor(title: str) -> str:
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+    return "\n".join(map(_line, [header, rule, *lines]))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

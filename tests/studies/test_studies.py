@@ -178,14 +178,14 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     written = (tmp_path / "results.md").read_text()
     assert "old" not in written
     assert (
-        "| Quick beats slow | no paper | **shown** in 1 of 1: MLP on digits, 40 % wrong |"
+        "| no paper | Quick beats slow | **shown** in 1 of 1: MLP on digits, 40 % wrong (+"
         in written
     )
     assert (
-        "| Quick is smaller | no paper | **shown** in 1 of 1: MLP on digits, 40 % wrong |"
+        "| no paper | Quick is smaller | **shown** in 1 of 1: MLP on digits, 40 % wrong (-"
         in written
     )
-    assert "| Slow begins better | no paper | **contradicted** in 1 of 1" in written
+    assert "| no paper | Slow begins better | **contradicted** in 1 of 1" in written
     assert "| smallest margin | -" in written
     # Written once more it is the same.
     assert command.page(written) == written
