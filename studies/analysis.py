@@ -63,8 +63,11 @@ def compare(study: Study, scores: Mapping[str, Scores]) -> list[Comparison]:
     for claim, setting in itertools.product(study.claims, study.settings):
         for condition in claim.conditions or study.conditions:
             pair = [
-                scores.get(claim.measure, {}).get(Cell(setting, key, condition), {})
-                for key in (claim.better, claim.worse)
+                scores.get(measure, {}).get(Cell(setting, key, condition), {})
+                for key, measure in (
+                    (claim.better, claim.measure),
+                    (claim.worse, claim.worse_measure or claim.measure),
+                )
             ]
             seeds = sorted({*pair[0]} & {*pair[1]})
             values = np.array([[of[seed] for seed in seeds] for of in pair])

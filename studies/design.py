@@ -22,6 +22,7 @@ from seal_jax.cli.configs import base, set_fields
 SEEDS, TUNING_SEEDS = 10, 3
 # Far from the seeds that are reported: nothing that was tuned on is reported.
 FIRST_TUNING_SEED = 1000
+_SOURCE = "source-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class System:
       fields: settings that set it apart; without a dot options of the method.
       grid: values of each tuned setting, whose product are the points; every system of a study has as many.
       weights: which are scored, the "last" or the "best" by validation.
+      continues: key of the system, before this one, from whose final run in the same setting and condition it starts;
+        its tuning starts from the first seeds of that run.
     """
 
     name: str
@@ -41,6 +44,7 @@ class System:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     weights: Literal["last", "best"] = "last"
+    continues: str = ""
 
 
 ACCURACY = "accuracy"
@@ -51,7 +55,7 @@ class Measure(NamedTuple):
 
     Attributes:
       name: what tables call it.
-      field: of a row, "largest/0" for the first entry of a list.
+      field: of a row, "largest/0" for the first entry of a list and "smallest/mean" for its mean.
       kind: of the evaluation whose rows these are; empty for metrics.jsonl.
       options: of the evaluation.
       where: fields that choose among the evaluation's rows of a network, or the epoch of metrics.jsonl, the last one
@@ -78,6 +82,7 @@ class Claim(NamedTuple):
     worse: str
     conditions: Sequence[str] = ()  # keys; empty for all
     measure: str = ACCURACY  # a key
+    worse_measure: str = ""  # where that of the worse is another one
 
 
 class Cell(NamedTuple):
@@ -102,7 +107,9 @@ class Study:
       systems: by a key; a setting may have some of them only.
       some: for settings, the keys of their systems and of their conditions where they have not all.
       claims: the comparisons, over all of which Holm's correction goes.
-      measures: by a key, besides the accuracy.
+      measures: by a key, besides the accuracy; those of one evaluation have the same options.
+      sources: networks that are trained plainly before all others, by a key: all of their fields, as ``fields`` are of
+        the others alone. A setting starts from one by ``train.pretrained`` = "../source-KEY", seed from seed.
       chance: accuracy in % of a network that has learnt nothing, where it is not that of ten classes.
     """
 
@@ -119,14 +126,33 @@ class Study:
     )
     chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that every system has as many points to be tuned on."""
+        """Check that systems have as many points to be tuned on and follow those they start from, and the options."""
         points = {math.prod(map(len, system.grid.values())) for system in self.systems.values()}
         if len(points) > 1:
             raise ValueError(
                 f"{self.title}: systems have {sorted(points)} points: give all as many"
             )
+        keys = [*self.systems]
+        for key, system in self.systems.items():
+            if system.continues and system.continues not in keys[: keys.index(key)]:
+                raise ValueError(
+                    f"{self.title}: {key} starts from {system.continues}: declare that before it"
+                )
+        self.evaluations()
+
+    def evaluations(self) -> dict[str, Mapping[str, Any]]:
+        """Return the options of the evaluations that the measures need, by their kind."""
+        kinds: dict[str, Mapping[str, Any]] = {}
+        for measure in self.measures.values():
+            # One evaluation of a kind is kept for each run.
+            if measure.kind and kinds.setdefault(measure.kind, measure.options) != measure.options:
+                raise ValueError(
+                    f"{self.title}: measures of {measure.kind} differ in its options: give all the same"
+                )
+        return kinds
 
     def cells(self) -> Iterator[Cell]:
         """Yield what is trained and reported."""
@@ -136,17 +162,38 @@ class Study:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The names of the config's variants: the tuning of each system in all conditions, then its trainings."""
+        """The names of the variants: sources, then of each system the tuning in all conditions and its trainings."""
         names: dict[tuple[str, str], list[str]] = {}
         for cell in self.cells():
             names.setdefault(cell[:2], []).append("-".join(cell))
         # In this order a sweep can train those of a system as one.
-        return tuple(
-            stage + name for group in names.values() for stage in ("tuning-", "") for name in group
+        return (
+            *(f"{_SOURCE}{key}" for key in self.sources),
+            *(
+                stage + name
+                for group in names.values()
+                for stage in ("tuning-", "")
+                for name in group
+            ),
         )
 
     def config(self, variant: str) -> ConfigDict:
         """Return the settings of a variant."""
+        if variant.startswith(_SOURCE):
+            config = base("normal")
+            config.train.seeds = SEEDS
+            set_fields(config, self.sources[variant.removeprefix(_SOURCE)])
+        else:
+            config = self._config_of_cell(variant)
+        # One at the end: a study is many short trainings.
+        config.run.checkpoint_every_epochs = (
+            config.train.generations * config.train.epochs_per_generation
+        )
+        config.run.keep_checkpoints = 1
+        config.run.loggers = ""
+        return config
+
+    def _config_of_cell(self, variant: str) -> ConfigDict:
         tunes, name = variant.startswith("tuning-"), variant.removeprefix("tuning-")
         setting, key, condition = name.split("-")
         system = self.systems[key]
@@ -159,6 +206,8 @@ class Study:
             system.fields,
         ):
             set_fields(config, fields)
+        if system.continues:
+            config.train.pretrained = f"../{'-'.join(Cell(setting, system.continues, condition))}"
         if tunes:
             config.train.vary = json.dumps(
                 {self.full(field): [*values] for field, values in system.grid.items()}
@@ -167,12 +216,6 @@ class Study:
         else:
             config.train.tuned_on = f"../tuning-{name}"
             config.train.tuned_weights = system.weights
-        # One at the end: a study is many short trainings.
-        config.run.checkpoint_every_epochs = (
-            config.train.generations * config.train.epochs_per_generation
-        )
-        config.run.keep_checkpoints = 1
-        config.run.loggers = ""
         return config
 
     @staticmethod

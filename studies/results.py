@@ -7,7 +7,9 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from seal_jax import evaluators
 from seal_jax.errors import UsageError
@@ -105,19 +107,23 @@ def _of_evaluation(run: Run, measure: Measure) -> dict[int, float]:
         ):
             value = row
             for part in measure.field.split("/"):
-                value = value[int(part)] if isinstance(value, list) else value[part]
+                value = _entry(value, part)
             values[int(row["seed"])] = math.nan if value is None else float(value)
     return values
+
+
+def _entry(value: Any, part: str) -> Any:
+    if not isinstance(value, list):
+        return value[part]
+    return float(np.mean(value)) if part == "mean" else value[int(part)]
 
 
 def evaluate(study: Study, workdir: Path) -> None:
     """Do the evaluations that the study's measures need, of all its finished runs; what is done stays done."""
     for cell in study.cells():
         folder = workdir / "-".join(cell)
-        for kind, options in {
-            measure.kind: measure.options for measure in study.measures.values()
-        }.items():
-            if kind and (folder / workdirs.CONFIG).exists():
+        for kind, options in study.evaluations().items():
+            if (folder / workdirs.CONFIG).exists():
                 print(f"{kind} of {folder.name}", flush=True)
                 evaluator = evaluators.load(kind)
                 output = folder / evaluation.EVALUATIONS / kind

@@ -23,18 +23,41 @@ STUDY = Study(
     title="Tiny study",
     question="Is it?",
     fields={"train.generations": 1, "train.epochs_per_generation": 1, "data.draws": "per_seed"},
-    settings={"mlp": {"data.name": "digits", "model.name": "mlp"}},
+    sources={
+        "plain": {
+            "data.name": "digits",
+            "model.name": "mlp",
+            "train.generations": 1,
+            "train.epochs_per_generation": 1,
+        }
+    },
+    settings={
+        "mlp": {"data.name": "digits", "model.name": "mlp"},
+        "adapted": {
+            "data.name": "digits",
+            "model.name": "mlp",
+            "train.pretrained": "../source-plain",
+        },
+    },
     conditions={"clean": {}, "noise": {"data.label_noise": 0.4}},
-    names={"mlp": "MLP on digits", "clean": "right labels", "noise": "40 % wrong"},
+    some={"adapted": (("slow",), ("noise",))},
+    names={
+        "mlp": "MLP on digits",
+        "adapted": "Digits to digits",
+        "clean": "right labels",
+        "noise": "40 % wrong",
+    },
     systems={
         "slow": System("Slow", grid={"optimizer.learning_rate": (1e-6, 1e-5)}),
         "quick": System("Quick", grid={"optimizer.learning_rate": (1e-6, 0.1)}),
         "best": System("Best", grid={"optimizer.learning_rate": (0.1, 1e30)}, weights="best"),
+        "on": System("On", grid={"optimizer.learning_rate": (1e-9, 1e-8)}, continues="quick"),
     },
     claims=(
         Claim("Quick beats slow", "no paper", "quick", "slow"),
         Claim("Quick is smaller", "no paper", "quick", "slow", ("noise",), "size"),
         Claim("Slow begins better", "no paper", "slow", "quick", ("noise",), "first"),
+        Claim("Medians are larger", "no paper", "quick", "quick", ("noise",), "median", "worst"),
     ),
     measures={
         "size": Measure(
@@ -42,6 +65,7 @@ STUDY = Study(
         ),
         "median": Measure("median margin", "median", "margins", {"sample": 20}),
         "worst": Measure("smallest margin", "smallest/0", "margins", {"sample": 20}),
+        "mean": Measure("mean margin", "smallest/mean", "margins", {"sample": 20}),
         "first": Measure(
             "accuracy of the first epoch", "train/accuracy", where={"epoch": 0}, scale=100
         ),
@@ -52,9 +76,15 @@ STUDY = Study(
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
     study, variants = command.load(path), configs.variants(str(path))
-    assert len(variants) == 2 * len(list(study.cells())) == len({*variants})
+    assert len(variants) == len({*variants})
+    assert len(variants) == 2 * len(list(study.cells())) + len(study.sources)
     for variant in variants[:: max(len(variants) // 40, 1)]:
         settings = configs.load(f"{path}:{variant}")
+        if source := settings.train.pretrained.removeprefix("../"):
+            assert variants.index(source) < variants.index(variant)
+        if variant.startswith("source-"):
+            assert settings.train.seeds >= 10
+            continue
         if variant.startswith("tuning-"):
             assert settings.train.vary
             continue
@@ -69,12 +99,37 @@ def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
         assert not {*reported} & {*range(its.seed, its.seed + its.seeds)}
     for claim in study.claims:
         assert {claim.better, claim.worse} <= {*study.systems}
+        assert {claim.measure, claim.worse_measure or claim.measure} <= {ACCURACY, *study.measures}
+        # Its comparison is made somewhere.
+        cells = {*study.cells()}
+        assert any(
+            {Cell(*where, condition) for where in zip([setting] * 2, claim[2:4], strict=True)}
+            <= cells
+            for setting in study.settings
+            for condition in claim.conditions or study.conditions
+        )
 
 
-def test_systems_with_more_points_are_refused():
-    systems = {"a": System("A", grid={"x": (1, 2)}), "b": System("B", grid={"x": (1, 2, 3)})}
-    with pytest.raises(ValueError, match="give all as many"):
-        dataclasses.replace(STUDY, systems=systems)
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"systems": {"a": System("A", grid={"x": (1, 2)}), "b": System("B", grid={"x": (1,)})}},
+            "give all as many",
+        ),
+        (
+            {"systems": {"a": System("A", continues="b"), "b": System("B")}},
+            "a starts from b: declare that before it",
+        ),
+        (
+            {"measures": {n: Measure(n, n, "margins", {"sample": n}) for n in (1, 2)}},
+            "measures of margins differ in its options",
+        ),
+    ],
+)
+def test_studies_that_cannot_be_trained_alike_are_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(STUDY, **fields)
 
 
 def planted(differences):
@@ -131,7 +186,12 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     )
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     (shared_folder / "digits").mkdir(exist_ok=True)
-    sweep = ["sweep", f"--config={config}", f"--workdir={tmp_path / 'runs'}", "--only=*noise"]
+    sweep = [
+        "sweep",
+        f"--config={config}",
+        f"--workdir={tmp_path / 'runs'}",
+        "--only=source-*,*noise",
+    ]
     assert main.run([*sweep, f"--config.data.data_dir={shared_folder / 'digits'}"]) == 0
     printed = capsys.readouterr().out
     # Those of a system that differ in numbers are trained together.
@@ -143,9 +203,9 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     assert command.run(evaluate) == 0
     collect = ["collect", f"--config={config}", f"--workdir={tmp_path / 'runs'}"]
     assert command.run(collect) == 0
-    assert "30 trainings, 3 of 6 cells" in capsys.readouterr().out
+    assert "50 trainings, 5 of 9 cells" in capsys.readouterr().out
     rows = results.read(tmp_path / "results/tiny.csv")
-    chosen = {row.cell.system: row.chosen for row in rows}
+    chosen = {row.cell.system: row.chosen for row in rows if row.cell.setting == "mlp"}
     assert chosen["quick"] == chosen["best"] == "learning_rate=0.1"
     for system in ("slow", "quick"):
         points = [
@@ -157,6 +217,15 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
         ]
         _, best = max(points, key=lambda pair: pair[0])
         assert chosen[system] == f"learning_rate={best['optimizer']['learning_rate']:g}"
+    # At a rate of almost zero what started from another run still is that run, seed by seed.
+    for run, source in (
+        ("mlp-on-noise", "mlp-quick-noise"),
+        ("adapted-slow-noise", "source-plain"),
+    ):
+        ends, begins = (
+            metrics.read(tmp_path / f"runs/{of}")[-1]["test_last/accuracy"] for of in (run, source)
+        )
+        np.testing.assert_allclose(ends, begins, atol=0.01)
     for system, key in (("quick", "test_last/accuracy"), ("best", "test_best/accuracy")):
         last = metrics.read(tmp_path / f"runs/mlp-{system}-noise")[-1]
         scored = results.scores(STUDY, rows)[ACCURACY][Cell("mlp", system, "noise")]
@@ -169,8 +238,9 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     for measured, row in zip(
         [row for row in rows if row.cell.system == "quick"], evaluated["rows"], strict=True
     ):
-        values = {key: measured.numbers[key] for key in ("size", "median", "worst")}
-        its = {"size": row["size_of_weights"], "median": row["median"], "worst": row["smallest"][0]}
+        values = {key: measured.numbers[key] for key in ("size", "median", "worst", "mean")}
+        its = {"size": row["size_of_weights"], "median": row["median"]}
+        its |= {"worst": row["smallest"][0], "mean": np.mean(row["smallest"])}
         assert values == pytest.approx(its, rel=1e-4)
     page = "<!-- verdicts --><!-- end verdicts -->\n<!-- study tiny -->old<!-- end study tiny -->\n"
     (tmp_path / "results.md").write_text(page)
@@ -186,6 +256,7 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
         in written
     )
     assert "| no paper | Slow begins better | **contradicted** in 1 of 1" in written
+    assert "| no paper | Medians are larger | **shown** in 1 of 1" in written
     assert "| smallest margin | -" in written
     # Written once more it is the same.
     assert command.page(written) == written
