@@ -1,8 +1,8 @@
 """The design of a study, and the variants of its config: every system is tuned alike, then trained with fresh seeds.
 
 A config file of ``configs/studies/`` declares a :class:`Study`; its ``VARIANTS`` and ``get_config`` are those of the
-study. ``python -m seal_jax sweep`` trains them: first the tuning of each system in each condition, a grid of points by
-``train.vary``, then the system with its best point by validation accuracy (``train.tuned_on``).
+study. ``python -m seal_jax sweep`` trains them: first the tuning of each system in each condition, quasi-random
+points by ``train.vary``, then the system with its best point by validation accuracy (``train.tuned_on``).
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
+from scipy.stats import qmc
 
 from seal_jax.cli.configs import base, set_fields
 
-SEEDS, TUNING_SEEDS = 10, 3
+SEEDS, TUNING_SEEDS = 10, 2
+POINTS = 16  # that each system is tuned on
 # Far from the seeds that are reported: nothing that was tuned on is reported.
 FIRST_TUNING_SEED = 1000
 _SOURCE = "source-"
@@ -33,7 +34,7 @@ class System:
       name: what tables call it.
       method: ``method.name``.
       fields: settings that set it apart; without a dot options of the method.
-      grid: values of each tuned setting, whose product are the points; every system of a study has as many.
+      space: the range of each tuned setting, in which points are drawn evenly on a logarithmic scale.
       weights: which are scored, the "last" or the "best" by validation.
       continues: key of the system, before this one, from whose final run in the same setting and condition it starts;
         its tuning starts from the first seeds of that run.
@@ -42,9 +43,32 @@ class System:
     name: str
     method: str = "normal"
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    grid: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    space: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     weights: Literal["last", "best"] = "last"
     continues: str = ""
+
+    def points(self) -> list[dict[str, float]]:
+        """Return the points that the system is tuned on, by full names.
+
+        The first settings of two systems have the same values where their ranges agree.
+
+        >>> System("SGD", space={"optimizer.learning_rate": (0.01, 1.0)}).points()[:2]
+        [{'optimizer.learning_rate': 0.1}, {'optimizer.learning_rate': 0.0316}]
+        """
+        # Not scrambled, so that it is the same everywhere; the first one is 0 in all dimensions.
+        drawn = qmc.Halton(len(self.space), scramble=False).random(POINTS + 1)[1:]
+        return [
+            {
+                full(field): float(f"{low * (high / low) ** share:.3g}")
+                for share, (field, (low, high)) in zip(shares, self.space.items(), strict=True)
+            }
+            for shares in drawn
+        ]
+
+
+def full(field: str) -> str:
+    """Return the full name of a setting, which without a dot is an option of the method."""
+    return field if "." in field else f"method.{field}"
 
 
 ACCURACY = "accuracy"
@@ -129,12 +153,7 @@ class Study:
     sources: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that systems have as many points to be tuned on and follow those they start from, and the options."""
-        points = {math.prod(map(len, system.grid.values())) for system in self.systems.values()}
-        if len(points) > 1:
-            raise ValueError(
-                f"{self.title}: systems have {sorted(points)} points: give all as many"
-            )
+        """Check that systems follow those they start from, and the options of evaluations."""
         keys = [*self.systems]
         for key, system in self.systems.items():
             if system.continues and system.continues not in keys[: keys.index(key)]:
@@ -209,16 +228,9 @@ class Study:
         if system.continues:
             config.train.pretrained = f"../{'-'.join(Cell(setting, system.continues, condition))}"
         if tunes:
-            config.train.vary = json.dumps(
-                {self.full(field): [*values] for field, values in system.grid.items()}
-            )
+            config.train.vary = json.dumps(system.points())
             config.train.seed, config.train.seeds = FIRST_TUNING_SEED, TUNING_SEEDS
         else:
             config.train.tuned_on = f"../tuning-{name}"
             config.train.tuned_weights = system.weights
         return config
-
-    @staticmethod
-    def full(field: str) -> str:
-        """Return the full name of a setting, which without a dot is an option of the method."""
-        return field if "." in field else f"method.{field}"

@@ -17,7 +17,7 @@ from seal_jax.evaluators import command as evaluation
 from seal_jax.reports import runs as run_folders
 from seal_jax.reports.runs import Run, per_seed
 from seal_jax.training import workdir as workdirs
-from studies.design import ACCURACY, Cell, Measure, Study
+from studies.design import ACCURACY, Cell, Measure, Study, full
 
 # Of every training in %, the weights at its end and those with the best validation accuracy.
 _ALWAYS = {
@@ -76,10 +76,8 @@ def _rows(cell: Cell, run: Run, study: Study) -> list[Row]:
         values = _of_evaluation(run, measure) if measure.kind else _of_metrics(run, measure)
         for seed, value in values.items():
             numbers[seed][key] = measure.scale * value
-    grid = study.systems[cell.system].grid
-    chosen = " ".join(
-        f"{field.rpartition('.')[2]}={run.setting(study.full(field)):g}" for field in grid
-    )
+    space = study.systems[cell.system].space
+    chosen = " ".join(f"{field.rpartition('.')[2]}={run.setting(full(field)):g}" for field in space)
     return [Row(cell, seed, numbers[seed], chosen) for seed in seeds]
 
 

@@ -1,4 +1,4 @@
-"""The systems of the studies, each with as many points to be tuned on."""
+"""The systems of the studies, each with what it is tuned on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from ml_collections import ConfigDict
 
 from studies.design import System
 
-RATES = {"optimizer.learning_rate": (0.005, 0.02, 0.08)}
-PLAIN = RATES | {"optimizer.weight_decay": (0.0, 5e-4, 5e-3)}
+# On a logarithmic scale.
+PLAIN = {"optimizer.learning_rate": (0.002, 0.2), "optimizer.weight_decay": (1e-5, 3e-2)}
+RADII = PLAIN | {"rho": (0.01, 1.0)}
 
 
 def systems(generations: int, epochs: int) -> dict[str, System]:
@@ -21,19 +22,19 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
         "short": System(
             f"Plain, {epochs} epochs, best by validation",
             fields={"train.generations": 1},
-            grid=PLAIN,
+            space=PLAIN,
             weights="best",
         ),
-        "long": System(f"Plain, {whole} epochs", fields=long, grid=PLAIN),
-        "restarts": System("Plain, restarts", grid=PLAIN),
+        "long": System(f"Plain, {whole} epochs", fields=long, space=PLAIN),
+        "restarts": System("Plain, restarts", space=PLAIN),
         "smoothing": System(
             f"Label smoothing, {whole} epochs",
             fields=long,
-            grid=RATES | {"optimizer.label_smoothing": (0.1, 0.3, 0.6)},
+            space=PLAIN | {"optimizer.label_smoothing": (0.05, 0.8)},
         ),
-        "sam": System(f"SAM, {whole} epochs", "sam", long, RATES | {"rho": (0.02, 0.1, 0.5)}),
+        "sam": System(f"SAM, {whole} epochs", "sam", long, RADII),
         "llf": System("LLF", "llf", {}, PLAIN),
-        "seal": System("SEAL", "seal", {}, RATES | {"ascent_scale": (0.03, 0.3, 1.0)}),
+        "seal": System("SEAL", "seal", {}, PLAIN | {"ascent_scale": (0.01, 2.0)}),
         "lw": System(
             "LW",
             "lw",
@@ -44,44 +45,40 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
         "kels": System("KELS", "kels", {"keep": 0.5}, PLAIN),
         "dsd": System("DSD", "dsd", {"fraction": 0.5}, PLAIN),
         "imp": System("IMP", "imp", {"fraction": 0.4}, PLAIN),
-        "born_again": System("Born-again", "born_again", {}, RATES | {"weight": (0.3, 0.6, 0.9)}),
+        "born_again": System("Born-again", "born_again", {}, PLAIN | {"weight": (0.1, 0.95)}),
         "shrink_perturb": System(
-            "Shrink and perturb", "shrink_perturb", {}, RATES | {"shrink": (0.2, 0.4, 0.8)}
+            "Shrink and perturb", "shrink_perturb", {}, PLAIN | {"shrink": (0.1, 0.9)}
         ),
-        "l2_init": System(
-            "L2-Init", "l2_init", {}, RATES | {"optimizer.weight_decay": (5e-4, 5e-3, 5e-2)}
-        ),
-        "dash": System("DASH", "dash", {}, RATES | {"least": (0.1, 0.3, 0.6)}),
+        "l2_init": System("L2-Init", "l2_init", {}, PLAIN),
+        "dash": System("DASH", "dash", {}, PLAIN | {"least": (0.05, 0.9)}),
         "fire": System("FIRE", "fire", {}, PLAIN),
         "hare_tortoise": System(
             "Hare & Tortoise",
             "hare_tortoise",
             {"every_epochs": 2},
-            RATES | {"decay": (0.9, 0.99, 0.999)},
+            PLAIN | {"decay": (0.8, 0.999)},
         ),
-        "redo": System("ReDo", "redo", {"every": 100}, RATES | {"threshold": (0.025, 0.1, 0.3)}),
+        "redo": System("ReDo", "redo", {"every": 100}, PLAIN | {"threshold": (0.005, 0.5)}),
         "continual_backprop": System(
             "Continual backpropagation",
             "continual_backprop",
-            grid=RATES | {"replacement_rate": (1e-5, 1e-4, 1e-3)},
+            space=PLAIN | {"replacement_rate": (1e-6, 1e-2)},
         ),
         "zapping": System(
             "Zapping", "zapping", {"every": 5, "optimizer.schedule": "constant"}, PLAIN
         ),
-        "msam": System(
-            f"Momentum-SAM, {whole} epochs", "msam", long, RATES | {"rho": (0.1, 0.5, 2.0)}
-        ),
+        "msam": System(f"Momentum-SAM, {whole} epochs", "msam", long, PLAIN | {"rho": (0.05, 5.0)}),
         "looksam": System(
             f"LookSAM, {whole} epochs",
             "looksam",
             {**long, "alpha": 0.2, "every": 2},
-            RATES | {"rho": (0.02, 0.1, 0.5)},
+            RADII,
         ),
         "late_sam": System(
             f"SAM in the last eighth of {whole} epochs",
             "sam",
             {**long, "last_epochs": whole // 8},
-            RATES | {"rho": (0.02, 0.1, 0.5)},
+            RADII,
         ),
     }
 

@@ -5,7 +5,7 @@
     python -m studies collect --config=configs/studies/features.py --workdir=runs/features
     python -m studies write
 
-Every system has nine points of its settings, tuned on three seeds by validation accuracy, and then ten other seeds, all
+Every system has 16 points of its settings, tuned on two seeds by validation accuracy, and then ten other seeds, all
 on the same images and wrong labels, so that an evaluation of a run is one program. All train 60 epochs, in four
 generations where they forget; LW in three, one for each block. PoF trains 10 further epochs from the networks of SAM.
 The features are probed on Fashion-MNIST at 8x8 pixels.
@@ -14,15 +14,15 @@ The features are probed on Fashion-MNIST at 8x8 pixels.
 import dataclasses
 
 from studies.design import Claim, Measure, Study, System
-from studies.systems import PLAIN, RATES, systems, thresholds
+from studies.systems import PLAIN, systems, thresholds
 
 EPOCHS = 15  # of a generation
 WHOLE = 4 * EPOCHS
 CHOSEN = ("long", "restarts", "llf", "seal", "lw", "sam", "late_sam")
-# Less decay than in the study of label noise: with 5e-3 networks do not fit wrong labels.
-FITTING = RATES | {"optimizer.weight_decay": (0.0, 1e-4, 1e-3)}
+# Less decay than in the study of label noise: with much of it networks do not fit wrong labels.
+FITTING = PLAIN | {"optimizer.weight_decay": (1e-6, 1e-3)}
 SYSTEMS = {
-    key: dataclasses.replace(system, grid=FITTING) if system.grid == PLAIN else system
+    key: dataclasses.replace(system, space={**system.space, **FITTING})
     for key, system in systems(generations=4, epochs=EPOCHS).items()
     if key in CHOSEN
 } | {
@@ -35,7 +35,7 @@ SYSTEMS = {
             "adaptive": True,
             "eta": 0.01,
         },
-        RATES | {"rho": (0.2, 1.0, 5.0)},
+        FITTING | {"rho": (0.1, 5.0)},
     ),
     "pof": System(
         "PoF, 10 epochs after SAM",
@@ -45,7 +45,7 @@ SYSTEMS = {
             "train.epochs_per_generation": 10,
             "optimizer.schedule": "constant",
         },
-        {"optimizer.learning_rate": (0.0005, 0.002, 0.008), "gamma_high": (0.5, 1.0, 2.0)},
+        {"optimizer.learning_rate": (3e-4, 0.02), "gamma_high": (0.3, 3.0)},
         continues="sam",
     ),
 }
@@ -139,7 +139,7 @@ STUDY = Study(
     title="Features of networks that fit their data",
     question="Do networks that fit their training images, with right labels and with wrong ones, differ in their "
     "features and in the flatness of their minima as the papers say? Looked at before the settings were fixed: plain "
-    "training and restarts at one point of their grids with 40 % wrong labels, for whether they fit and what the "
+    "training and restarts at one point of their settings with 40 % wrong labels, for whether they fit and what the "
     "evaluations cost. All seeds share the images and the wrong labels.",
     fields={
         "data.name": "digits",

@@ -4,7 +4,7 @@
     python -m studies collect --config=configs/studies/few_images.py --workdir=runs/few_images
     python -m studies write
 
-Every system has nine points of its settings, tuned on three seeds by validation accuracy, and then ten other seeds,
+Every system has 16 points of its settings, tuned on two seeds by validation accuracy, and then ten other seeds,
 each with a subset of its own. All train 160 epochs, in four generations where they forget; LW in three, one for each
 block.
 """

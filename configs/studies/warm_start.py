@@ -5,7 +5,7 @@
     python -m studies write
 
 Two generations of 60 epochs: half of the images, then all of them. "From scratch" trains the second one alone. Every
-system has nine points of its settings, tuned on three seeds by validation accuracy, and then ten other seeds, each with
+system has 16 points of its settings, tuned on two seeds by validation accuracy, and then ten other seeds, each with
 a subset, a half and wrong labels of its own.
 """
 
@@ -15,8 +15,8 @@ from studies.systems import PLAIN, systems, thresholds
 ONCE = {"train.generations": 1, "data.warm_generations": 0}
 KEPT = ("llf", "seal", "wels", "dsd", "shrink_perturb", "l2_init", "dash", "fire", "hare_tortoise")
 SYSTEMS = {
-    "scratch": System("From scratch", fields=ONCE, grid=PLAIN),
-    "warm": System("Plain, warm start", grid=PLAIN),
+    "scratch": System("From scratch", fields=ONCE, space=PLAIN),
+    "warm": System("Plain, warm start", space=PLAIN),
     **{key: system for key, system in systems(2, 60).items() if key in KEPT},
 }
 MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
