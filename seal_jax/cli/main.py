@@ -264,7 +264,7 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             raise UsageError(
                 f"{waiting[0]}: train.tuned_on names {source}, which waits for it in turn"
             )
-        group, *_ = points.together(ready, apart, options.together)
+        group = points.together(ready, apart, options.together)
         try:
             code = _train_group({name: runs[name] for name in group}, root)
         except vary.CannotVary as error:

@@ -131,25 +131,21 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
     return vary.at(dataclasses.replace(settings, train=train), chosen)
 
 
-def together(runs: Mapping[str, Settings], apart: Container[str], most: int) -> list[list[str]]:
-    """Return which of some runs can be points of one, by their names, in the order of the first of each.
+def together(runs: Mapping[str, Settings], apart: Container[str], most: int) -> list[str]:
+    """Return which of some runs can be points of one with the first of them, by their names, itself included.
 
     Args:
       runs: their settings.
       apart: fields that cannot be varied within a program.
       most: trainings in a group.
     """
-    groups: list[list[str]] = []
-    for name, settings in runs.items():
-        room = most // settings.train.seeds
-        for group in groups:
-            fields = _varied([*(runs[member] for member in group), settings])
-            if len(group) < room and fields and not any(field in apart for field in fields):
-                group.append(name)
-                break
-        else:
-            groups.append([name])
-    return groups
+    first, *others = runs
+    group, room = [first], most // runs[first].train.seeds
+    for name in others:
+        fields = _varied([runs[member] for member in (*group, name)]) if len(group) < room else []
+        if fields and not any(field in apart for field in fields):
+            group.append(name)
+    return group
 
 
 def joined(runs: Sequence[Settings]) -> Settings:

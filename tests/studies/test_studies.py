@@ -191,7 +191,7 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     assert main.run([*sweep, f"--config.data.data_dir={shared_folder / 'digits'}"]) == 0
     printed = capsys.readouterr().out
     # Those of a system that differ in numbers are trained together.
-    assert "2 points of optimizer.learning_rate with 3 seed(s)" in printed
+    assert "16 points of optimizer.learning_rate with 2 seed(s)" in printed
     monkeypatch.setattr(command, "NUMBERS", tmp_path / "results")
     monkeypatch.setattr(command, "CONFIGS", tmp_path)
     monkeypatch.setattr(command, "PAGE", tmp_path / "results.md")
