@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from papers import catalogue
@@ -10,7 +11,7 @@ from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
 from studies import analysis, results
 from studies.analysis import CONTRADICTED, SHOWN, Comparison
-from studies.design import ACCURACY, FIRST_TUNING_SEED, Cell, Study
+from studies.design import ACCURACY, FIRST_TUNING_SEED, POINTS, TUNING_SEEDS, Cell, Study
 from studies.results import Row, Scores
 
 BEYOND = "beyond these machines"
@@ -38,10 +39,10 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
     """Return the section of a study: its question, its commands, accuracies and comparisons."""
     every = results.scores(study, rows)
     scores, comparisons = every[ACCURACY], analysis.compare(study, every)
-    config = f"configs/studies/{name}.py"
+    config, count = f"configs/studies/{name}.py", len(list(study.cells()))
     parts = [
         f"## {study.title}",
-        study.question,
+        _paragraph(study.question),
         "```bash\n"
         f"python -m seal_jax sweep --config={config} --workdir=runs/{name}\n"
         + f"python -m studies evaluate --config={config} --workdir=runs/{name}\n"
@@ -49,9 +50,13 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
         + f"python -m studies collect --config={config} --workdir=runs/{name}\n"
         "python -m studies write\n"
         "```",
-        f"Every system was tuned on seeds from {FIRST_TUNING_SEED} on, by validation accuracy. Test accuracies in\n"
-        "%, mean ± half the 95 % interval over the seeds that were trained afterwards; all of them, with the\n"
-        f"settings that were chosen, are in [results/{name}.csv](results/{name}.csv).",
+        _paragraph(
+            f"Each system was tuned on {POINTS} points and {TUNING_SEEDS} seeds from {FIRST_TUNING_SEED} on, by",
+            "validation accuracy. Test accuracies in %, mean ± half the 95 % interval over the seeds that were trained",
+            "afterwards; all of them, with the settings that were chosen, are in",
+            f"[results/{name}.csv](results/{name}.csv).",
+            f"So far {len(scores)} of {count} cells are trained." if len(scores) < count else "",
+        ),
     ]
     for setting in study.settings:
         if any(cell.setting == setting for cell in scores):
@@ -61,12 +66,18 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
                 parts.append(_comparisons(study, setting, comparisons))
     if comparisons:
         parts.append(
-            "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and\n"
-            "**▼** contradicted by paired t tests, with Holm's correction over the "
-            f"{len(comparisons)} comparisons of\nthis study at 5 %; in parentheses the true difference "
-            "that would have been seen with a probability of 80 %."
+            _paragraph(
+                "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and",
+                "**▼** contradicted by paired t tests, with Holm's correction over the",
+                f"{len(comparisons)} comparisons of this study at 5 %; in parentheses the true difference that would",
+                "have been seen with a probability of 80 %.",
+            )
         )
     return "\n\n".join(parts)
+
+
+def _paragraph(*parts: str) -> str:
+    return textwrap.fill(" ".join(parts), 120)
 
 
 def _accuracies(study: Study, setting: str, scores: Mapping[Cell, Mapping[int, float]]) -> str:
