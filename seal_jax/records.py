@@ -155,9 +155,11 @@ def check(hint: Any, value: Any, path: str) -> Any:
     Raises:
       UsageError: it has another type; the message names ``path``.
     """
-    # Arrays pass unread, as in `errors.check_number`: a traced one has no value yet.
-    if hint is Any or (hint in (int, float) and hasattr(value, "aval")):
+    if hint is Any:
         return value
+    # Arrays pass unread, as in `errors.check_number`: a traced one has no value yet.
+    if hint in (int, float) and hasattr(value, "aval"):
+        return value.astype("float32") if hint is float and value.dtype.kind == "i" else value
     if dataclasses.is_dataclass(hint):
         return read(typing.cast(type, hint), value, path)
     origin, choices = typing.get_origin(hint), typing.get_args(hint)

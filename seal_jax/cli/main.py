@@ -11,7 +11,7 @@ import fnmatch
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,24 +251,29 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         variants = tuple(chosen)
     # All errors of settings come before any training.
     runs = {variant: configs.load(f"{options.config}:{variant}", overrides) for variant in variants}
+    for run in runs.values():
+        for point in vary.points(run):
+            vary.at(run, point)
     _start_jax(options)
     # In the order of VARIANTS: a later one may start from the run of an earlier one, as PoF from SAM.
     waiting, apart = list(variants), set[str]()
     while waiting:
         ready: dict[str, Any] = {}
+        untrained = {(root / name).resolve() for name in waiting}
         for name in waiting:
-            source = os.path.basename(runs[name].train.tuned_on)
-            if source not in waiting:
+            source = runs[name].train.tuned_on
+            if not source or files.relative_to(root / name, source).resolve() not in untrained:
                 ready[name] = runs[name] = points.tuned(runs[name], root / name)
         if not ready:
-            raise UsageError(
-                f"{waiting[0]}: train.tuned_on names {source}, which waits for it in turn"
-            )
+            raise UsageError(f"{waiting[-1]}: train.tuned_on = {source!r} waits for it in turn")
         group = points.together(ready, apart, options.together)
         try:
             code = _train_group({name: runs[name] for name in group}, root)
         except vary.CannotVary as error:
-            apart.add(error.field)
+            # Of the group, or of what a variant itself varies.
+            if len(group) == 1:
+                raise
+            apart.update(error.fields)
             continue
         # A stop or a full disk ends the sweep. The same command finds the finished variants done and resumes
         # this one.
@@ -286,22 +291,37 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _train_group(runs: Mapping[str, Any], root: Path) -> int:
-    """Train runs that differ in numbers alone as one, unless some were begun alone."""
-    from seal_jax.training import points
+    """Train runs that differ in numbers alone as one, unless some have folders of their own already."""
+    from seal_jax.training import metrics, points
     from seal_jax.training import workdir as workdirs
 
+    def steps(folder: Path) -> int:
+        return max((row["step"] for row in metrics.read(folder)), default=0)
+
+    def each(groups: Iterable[Mapping[str, Any]]) -> int:
+        return next((code for group in groups if (code := _train_group(group, root))), OK)
+
     first, *others = runs
-    joint = root / TOGETHER / first
-    if others and not (joint / workdirs.CONFIG).exists():
-        begun = [name for name in runs if (root / name / workdirs.CONFIG).exists()]
-        if begun:
-            rest = {name: run for name, run in runs.items() if name not in begun}
-            groups = [{name: runs[name]} for name in begun] + [rest] * bool(rest)
-            return next((code for group in groups if (code := _train_group(group, root))), OK)
     if not others:
         return _train_one(runs[first], root / first)
-    targets = [root / name for name in runs]
-    return _train_one(points.joined(list(runs.values())), joint, targets)
+    joint, joined = root / TOGETHER / first, points.joined(list(runs.values()))
+    alone = {name: run for name, run in runs.items() if (root / name / workdirs.CONFIG).exists()}
+    begun = (joint / workdirs.CONFIG).exists()
+    if begun and workdirs.read(joint)["train"].get("vary") == joined.train.vary:
+        code = _train_one(joined, joint, [root / name for name in runs])
+        # Folders that it found were left as they are, and what was begun alone may not have ended.
+        return code or each(
+            {name: run} for name, run in alone.items() if steps(root / name) < steps(joint)
+        )
+    if alone:
+        rest = {name: run for name, run in runs.items() if name not in alone}
+        return each([*({name: run} for name, run in alone.items()), *[rest] * bool(rest)])
+    if begun:
+        raise UsageError(
+            f"{joint} holds a run of other points than {', '.join(runs)}: sweep as it was begun (--config, --only, "
+            "--together), or give another --workdir"
+        )
+    return _train_one(joined, joint, [root / name for name in runs])
 
 
 def _start_jax(options: argparse.Namespace) -> None:

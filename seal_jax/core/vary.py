@@ -10,7 +10,8 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,20 @@ Point = Mapping[str, float]
 # They say which images a training sees under which labels; the draws are made on the host, and are data to the program.
 DRAWN = ("label_noise", "label_noise_seed", "subset_seed")
 DRAWS = tuple(f"data.{field}" for field in DRAWN)
+NOISE = DRAWS[0]
 # Sections whose numbers enter the update. Those of others say how large something is, or what is done on the host.
 _SECTIONS = ("method", "optimizer")
 
 
 class CannotVary(UsageError):
-    """A field cannot take several values in one program."""
+    """Fields cannot take several values, or not these, in one program."""
 
-    def __init__(self, field: str, why: str):
+    def __init__(self, fields: Iterable[str], why: str):
+        self.fields = tuple(fields)
         super().__init__(
-            f"train.vary: {field} cannot take several values in one program ({why}); make them variants of the config, "
-            "for sweep"
+            f"train.vary: {', '.join(self.fields)} cannot take several values in one program ({why}); "
+            "make them variants of the config, for sweep"
         )
-        self.field = field
 
 
 @functools.lru_cache
@@ -58,6 +60,8 @@ def _points(vary: str) -> tuple[Point, ...]:
         raise UsageError(f"train.vary cannot be read: {error}; {remedy}") from None
     if not points or not all(points) or any(set(point) != set(points[0]) for point in points):
         raise UsageError(f"train.vary = {vary!r} must set the same fields in each point; {remedy}")
+    # In one order, however each was written.
+    points = [{field: point[field] for field in points[0]} for point in points]
     if len({tuple(point.values()) for point in points}) < len(points):
         raise UsageError(f"train.vary = {vary!r} has a point twice; name each once")
     return tuple(points)
@@ -82,8 +86,11 @@ def points(settings: Settings) -> tuple[Point, ...]:
     for field in varied[0]:
         if not is_variable(field):
             raise CannotVary(
-                field, f"only numbers of method and optimizer and {', '.join(DRAWS)} can"
+                [field], f"only numbers of method and optimizer and {', '.join(DRAWS)} can"
             )
+    if len({bool(point.get(NOISE)) for point in varied}) > 1:
+        # Its state and its rows have nothing of wrong labels.
+        raise CannotVary([NOISE], "0 is another program than a share of wrong labels")
     return varied
 
 
@@ -136,11 +143,12 @@ def at(settings: Settings, point: Point) -> Settings:
     values = dataclasses.asdict(settings)
     values["train"]["vary"] = ""
     for field, value in point.items():
-        section, _, name = field.partition(".")
-        *outer, name = name.split(".")
-        node = values[section]
+        *outer, name = field.split(".")
+        node: Any = values
         for part in outer:
-            node = node.get(part, {})
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise UsageError(f"train.vary: {field} is not a setting")
         node[name] = value
     try:
         return settings_lib.read(Settings, values)
@@ -152,18 +160,19 @@ def values(settings: Settings) -> dict[str, np.ndarray]:
     """Return the value of each varied field of method and optimizer in every training, ``[points * seeds]``."""
     varied = points(settings)
     return {
-        field: np.repeat(
-            np.asarray([point[field] for point in varied], _dtype(varied, field)),
-            settings.train.seeds,
-        )
+        field: np.repeat(_column(field, [point[field] for point in varied]), settings.train.seeds)
         for field in varied[0]
         if field not in DRAWS
     }
 
 
-def _dtype(varied: Sequence[Point], field: str) -> Any:
-    whole = all(isinstance(point[field], int) for point in varied)
-    return np.int32 if whole else np.float32
+def _column(field: str, column: Sequence[float]) -> np.ndarray:
+    if not all(isinstance(value, int) for value in column):
+        return np.asarray(column, np.float32)
+    if max(map(abs, column)) >= 2**31:
+        raise CannotVary([field], "whole numbers have 32 bits there")
+    # A field of type float takes them as such where it is read.
+    return np.asarray(column, np.int32)
 
 
 def replaced(settings: Settings, values: Mapping[str, Any]) -> Settings:
@@ -181,15 +190,16 @@ def replaced(settings: Settings, values: Mapping[str, Any]) -> Settings:
                 fields, **{outer: {**getattr(fields, outer), inner: value}}
             )
         else:
-            fields = dataclasses.replace(fields, **{name: value})
+            kind = typing.get_type_hints(type(fields))[name]
+            fields = dataclasses.replace(fields, **{name: records.check(kind, value, field)})
         object.__setattr__(changed, section, fields)
     return changed
 
 
 def label(point: Point) -> str:
-    """Return a short name of a point, for folders.
+    """Return a short name of a point, for folders, in which no two points of a run agree.
 
     >>> label({"optimizer.learning_rate": 0.1, "method.ascent_scale": 0.01})
     'learning_rate=0.1_ascent_scale=0.01'
     """
-    return "_".join(f"{field.rpartition('.')[2]}={value:g}" for field, value in point.items())
+    return "_".join(f"{field.rpartition('.')[2]}={value}" for field, value in point.items())

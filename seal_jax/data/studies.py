@@ -39,7 +39,7 @@ def study(
     Returns:
       The data set; where labels were replaced, ``train.clean_labels`` are the images' own and
       ``label_record`` those of all images of the whole training split. With ``draws`` the training split has all
-      images that are not held out, and the draws are beside it.
+      images that are not held out, the draws are beside it, and there is a record of ``label_file`` alone.
 
     Raises:
       UsageError: as the functions below, and :func:`seal_jax.data.stratified_split`.
@@ -67,9 +67,15 @@ def study(
         # No copy of images where all of them stay.
         train = whole if len(rows) == len(whole) else whole.rows(rows)
         stacked = Draws(*map(np.stack, zip(*(drawn(**draw) for draw in draws), strict=True)))
-        if (stacked.labels == stacked.clean_labels).all():
+        if not (label_file or any(draw["label_noise"] for draw in draws)):
             stacked = stacked._replace(clean_labels=None)
-        return dataclasses.replace(dataset, train=train, validation=validation, draws=stacked)
+        return dataclasses.replace(
+            dataset,
+            train=train,
+            validation=validation,
+            draws=stacked,
+            label_record=record if label_file else None,
+        )
     seen, clean, chosen = drawn(subset_seed, label_noise, label_noise_seed)
     train = whole if len(chosen) == len(whole) else whole.rows(rows[chosen])
     if not (label_file or label_noise):

@@ -193,6 +193,11 @@ def _adapted(loaded_run: LoadedRun, options: Options) -> list[_Adaptation]:
     for (step, weights), networks in groups.items():
         count = options.seeds or len(networks)
         # A single network may start any number of seeds, which then differ in their random numbers alone.
+        if options.seeds and loaded_run.settings.data.draws == "per_seed":
+            raise UsageError(
+                f"--seeds={options.seeds} goes with a run whose seeds share the draw of the data, and "
+                f"{loaded_run.run} has data.draws = 'per_seed': leave it out"
+            )
         if count > len(networks) > 1:
             raise UsageError(
                 f"--seeds={count} is more than the {len(networks)} of {loaded_run.run}; give as many, or "

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from seal_jax import data, methods, models
+from seal_jax import data, methods, models, paths
 from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core import vary
@@ -104,9 +104,11 @@ def _room() -> int | None:
 def check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raise if the training split lacks what the settings need of it, or a device has no room."""
     if dataset.train.streamed and dataset.draws is not None:
+        if varied := [field for field in vary.points(settings)[0] if field in vary.DRAWS]:
+            raise vary.CannotVary(varied, "images are streamed")
         raise UsageError(
             'data.placement: trainings with draws of their own share images on the device; set it to "device", or '
-            'data.draws to "shared" and train.vary without data'
+            'data.draws to "shared"'
         )
     if dataset.train.streamed:
         # Decoded, stacked and on their way to the devices, those of the next step beside those of this one.
@@ -230,21 +232,28 @@ def build(settings: Settings, shape: DataShape, mesh: Mesh) -> Experiment:
 def _check_points(experiment: Experiment) -> None:
     """Raise unless every point is an experiment, and all of them are one program."""
     settings, context = experiment.settings, experiment.context
-    fields = tuple(vary.values(settings))
-    for point in vary.points(settings):
-        alone = vary.at(settings, point)
-        methods.build(alone.method, dataclasses.replace(context, optimizer=alone.optimizer))
+    fields, points = tuple(vary.values(settings)), vary.points(settings)
+
+    def leaves(opt_state: Any) -> list[str]:
+        return [name for name, _ in paths.named_leaves(opt_state)]
+
+    alone = []
+    for point in points:
+        one = vary.at(settings, point)
+        method = methods.build(one.method, dataclasses.replace(context, optimizer=one.optimizer))
+        alone.append(leaves(jax.eval_shape(method.tx.init, context.params)))
     if not fields:
         return
 
-    def trace(*fields: str) -> None:
-        """Trace the programs that depend on the values of these fields."""
+    def trace(*fields: str) -> list[str]:
+        """Trace the programs that depend on the values of these fields; return the leaves of the optimizer's state."""
         state, data = experiment.abstract_state(fields=fields), experiment.abstract_data()
         jax.eval_shape(experiment.start_generation, state, data)
         jax.eval_shape(experiment.train, state, data)
+        return leaves(state.opt_state)
 
     try:
-        trace(*fields)
+        together = trace(*fields)
     # Raised where Python asks for the value of a traced number, to branch on it, to print it or to make a shape of it.
     except (UsageError, TypeError) as error:
         trace()  # whatever is wrong without any point is another error
@@ -252,8 +261,13 @@ def _check_points(experiment: Experiment) -> None:
             try:
                 trace(field)
             except (UsageError, TypeError):
-                raise vary.CannotVary(field, "it changes the program itself") from error
-        raise vary.CannotVary(" with ".join(fields), "they change the program itself") from error
+                raise vary.CannotVary([field], "it changes the program itself") from error
+        raise vary.CannotVary(fields, "together they change the program itself") from error
+    # A rate of 0 that is known when a method is built may leave parts of it out.
+    for point, parts in zip(points, alone, strict=True):
+        if parts != together:
+            zeros = [field for field in fields if not point[field]]
+            raise vary.CannotVary(zeros or fields, "0 is another program")
 
 
 def create_model(

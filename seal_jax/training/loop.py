@@ -143,6 +143,7 @@ def train(
     # Built before the folder is claimed: settings that do not fit must leave nothing behind.
     experiment = experiments.build(settings, experiments.data_shape(dataset), mesh)
     experiments.check_data(settings, dataset)
+    points = points or points_lib.folders(workdir, settings)
     main = jax.process_index() == 0
     checkpoints = Checkpoints(workdir / workdirs.CHECKPOINTS, keep=settings.run.keep_checkpoints)
     abstract = experiment.abstract_state()
@@ -164,6 +165,10 @@ def train(
     with ExitStack() as held, checkpoints, _stop() as stop:
 
         def claim() -> None:
+            # Once it is claimed, what is there without settings is a point that a kill cut off.
+            if not (workdir / workdirs.CONFIG).exists():
+                for point in points:
+                    workdirs.check_free(point)
             workdirs.claim(workdir, settings)
             held.enter_context(workdirs.locked(workdir / workdirs.CONFIG, "--workdir"))
             workdirs.record_labels(workdir, dataset.label_record)
@@ -274,8 +279,7 @@ def _outcome(
     """Return how a run ended, after writing its points if that was its end."""
     finished, settings = step == experiment.total_steps, experiment.settings
     if finished and vary.points(settings)[0]:
-        targets = points or points_lib.folders(workdir, settings)
-        points_lib.split(workdir, settings, state, step, int(experiment.clock.epoch(step)), targets)
+        points_lib.split(workdir, settings, state, step, int(experiment.clock.epoch(step)), points)
     return Outcome(step, finished, state)
 
 

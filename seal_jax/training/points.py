@@ -25,13 +25,24 @@ from seal_jax.training.checkpoints import Checkpoints
 from seal_jax.training.metrics import MetricsLog, read
 
 FOLDER = "points"
+_LONGEST = 200  # most file systems take names of 255
 _VALIDATION = "validation/accuracy"
 
 
 def folders(workdir: Path, settings: Settings) -> list[Path]:
-    """Return where the points of a run are stored; of a run without ``train.vary`` none."""
-    points = vary.points(settings)
-    return [workdir / FOLDER / vary.label(point) for point in points if point]
+    """Return where the points of a run are stored; of a run without ``train.vary`` none.
+
+    Raises:
+      UsageError: a point has more fields than the name of a folder can have.
+    """
+    names = [vary.label(point) for point in vary.points(settings) if point]
+    for name in names:
+        if len(name) > _LONGEST:
+            raise UsageError(
+                f"train.vary sets too many fields for a folder's name, {name[:40]}...: make the points variants of the "
+                "config, for sweep"
+            )
+    return [workdir / FOLDER / name for name in names]
 
 
 def split(
@@ -78,6 +89,9 @@ def split(
                 train = dataclasses.replace(alone.train, pretrained=source)
                 alone = dataclasses.replace(alone, train=train)
             workdirs.write(target, alone)
+    if jax.process_count() > 1:
+        # The others may read the last one next.
+        multihost_utils.sync_global_devices("seal_jax: the points are written")
 
 
 def _part(name: str, value: Any, own: slice) -> Any:
@@ -103,6 +117,10 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
     if not (source / workdirs.CONFIG).is_file():
         raise UsageError(f"{field} is not the folder of a run: {source} has no {workdirs.CONFIG}")
     tuning = settings_lib.read(Settings, workdirs.read(source))
+    if tuning.data.selection == "test_best":
+        raise UsageError(
+            f"{field} would choose by the test split: it has data.selection = 'test_best'"
+        )
     best, highest = None, -1.0
     for point, folder in zip(
         vary.points(tuning), folders(source, tuning), strict=bool(tuning.train.vary)
@@ -117,14 +135,15 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
         scores = [
             np.asarray(row[_VALIDATION], float)
             for row in rows
-            if row["generation"] == rows[-1]["generation"]
+            if _VALIDATION in row and row["generation"] == rows[-1]["generation"]
         ]
         accuracy = float(np.nan_to_num(np.max(scores, axis=0), nan=-1.0).mean()) if scores else -1.0
         if accuracy > highest:
             best, highest = point, accuracy
     if best is None:
         raise UsageError(
-            f"{field} has no point with this run's data and a validation accuracy: give a run with train.vary"
+            f"{field} has no point with this run's data and a validation accuracy: give a run with train.vary and a "
+            "validation split"
         )
     train = dataclasses.replace(settings.train, tuned_on="", tuned_weights="last")
     chosen = {of: value for of, value in best.items() if of not in vary.DRAWS}
@@ -169,7 +188,11 @@ def _varied(runs: Sequence[Settings]) -> list[str]:
         return []
     differing = [name for name in flat[0] if any(of[name] != flat[0][name] for of in flat)]
     numbers = all(type(fields[name]) in (int, float) for fields in flat for name in differing)
-    return differing if numbers and all(map(vary.is_variable, differing)) else []
+    if not numbers or not all(map(vary.is_variable, differing)):
+        return []
+    # Runs that agree, such as in what they were tuned on, would be one point.
+    distinct = {tuple(fields[name] for name in differing) for fields in flat}
+    return differing if len(distinct) == len(flat) else []
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

@@ -50,13 +50,20 @@ def claim(workdir: Path, settings: Settings) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        foreign = any(entry != files.partial(path) for entry in workdir.iterdir())
+        check_free(workdir)
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    if foreign:
-        raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
     # A kill leaves either no config, and so no run, or a whole one.
     write(workdir, settings)
+
+
+def check_free(workdir: Path) -> None:
+    """Raise if a folder is there that is neither empty nor that of a run."""
+    path = workdir / CONFIG
+    if not workdir.exists() or path.exists():
+        return
+    if any(entry != files.partial(path) for entry in workdir.iterdir()):
+        raise UsageError(f"{workdir} is not empty and holds no run; give another --workdir")
 
 
 def write(workdir: Path, settings: Settings) -> None:

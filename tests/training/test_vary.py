@@ -1,6 +1,8 @@
 """Several values of a setting in one program equal runs of their own."""
 
+import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -15,7 +17,7 @@ from seal_jax.core import vary
 from seal_jax.core.settings import Data, Settings, Train
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import loaded_run
-from seal_jax.training import experiment, metrics
+from seal_jax.training import experiment, metrics, points, workdir
 
 SEAL = {"name": "seal", "threshold": "dense2"}
 
@@ -148,6 +150,36 @@ def test_every_training_sees_its_own_draw():
         np.testing.assert_array_equal(shared.train.images[rows], alone.images)
 
 
+def test_sweep_ends_where_a_variant_cannot_vary(runs, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text(
+        runs.config.read_text().replace("def get_config(", "def _config(")
+        + """
+
+VARIANTS = ("ema",)
+
+
+def get_config(variant="ema"):
+    config = _config("normal")
+    config.train.vary = '{"optimizer.ema": [0.9, 0.99]}'
+    return config
+"""
+    )
+    sweep = ["sweep", f"--config={own}", f"--workdir={tmp_path / 'runs'}"]
+    assert main.run(sweep) == main.USAGE
+    assert "optimizer.ema cannot take several values" in capsys.readouterr().err
+    # What is in the way of a point is found before anything is trained, and left as it is.
+    thesis = tmp_path / "runs/ema/points/learning_rate=0.1/thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.touch()
+    own.write_text(
+        own.read_text().replace('"optimizer.ema": [0.9', '"optimizer.learning_rate": [0.1')
+    )
+    assert main.run(sweep) == main.USAGE
+    assert "learning_rate=0.1 is not empty and holds no run" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own, thesis]
+
+
 @pytest.mark.slow
 def test_sweep_trains_variants_together(runs, tmp_path, capsys):
     own = tmp_path / "own.py"
@@ -184,6 +216,19 @@ def get_config(variant="normal"):
     # What was begun alone goes on alone, and what is finished is left.
     assert main.run([*sweep, f"--workdir={tmp_path / 'b'}"]) == 0
     assert not (tmp_path / "b/together").exists()
+    # Of those that were trained together a part is left alone, and one that is gone is written again.
+    capsys.readouterr()
+    assert main.run([*sweep, f"--workdir={tmp_path / 'a'}", "--only=fast,short"]) == 0
+    assert "points" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "a/fast")
+    assert main.run([*sweep, f"--workdir={tmp_path / 'a'}", "--only=normal,fast"]) == 0
+    assert metrics.read(tmp_path / "a/fast") == metrics.read(tmp_path / "b/fast")
+    # Before they are, a part would be trained twice.
+    shutil.rmtree(tmp_path / "a/normal")
+    shutil.rmtree(tmp_path / "a/fast")
+    own.write_text(own.read_text().replace('"fast": 0.2', '"fast": 0.3'))
+    assert main.run([*sweep, f"--workdir={tmp_path / 'a'}", "--only=normal,fast"]) == main.USAGE
+    assert "holds a run of other points than normal, fast" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -200,11 +245,90 @@ def get_config(variant="normal"):
         ('{"method.ascent_scale": [0.1, -1]}', "ascent_scale = -1 must be positive"),
         ('{"method.ascent_epochs": [1, 2]}', "method.ascent_epochs cannot take several .*changes the program"),
         ('{"optimizer.ema": [0.9, 0.99]}', "optimizer.ema cannot take several values"),
+        ('{"data.label_noise": [0, 0.2]}', r"data.label_noise cannot take several .*\(0 is another program"),
+        ('[{"optimizer.momentum": 0.1, "optimizer.weight_decay": 0.2},'
+         ' {"optimizer.weight_decay": 0.2, "optimizer.momentum": 0.1}]', "has a point twice"),
+        ('{"optimizer.learning_rate.x": [1]}', "optimizer.learning_rate.x is not a setting"),
+        ('{"optimizer.arg.b1": [0.9]}', "optimizer.arg.b1 is not a setting"),
+        ('{"method.a.b": [1]}', "method.a.b is not a setting"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_varied_is_one_line(values, says):
     with pytest.raises(UsageError, match=says):
         Trainer.build(STRIPES, config(None, train={"vary": values}))
+
+
+def test_a_rate_of_0_is_another_program():
+    """FAST has no optimizer for what does not learn, where it is one of optax."""
+    method = {"name": "fast", "alpha": 0.1, "beta": 0.1}
+    other = {
+        "train": {"generations": 1},
+        "optimizer": {"name": "adamw", "momentum": 0.0, "weight_decay": 0.0},
+    }
+    Trainer.build(STRIPES, config({"method.beta": [0.1, 0.2]}, method, **other))
+    with pytest.raises(vary.CannotVary, match=r"method\.beta .*\(0 is another program\)"):
+        Trainer.build(STRIPES, config({"method.beta": [0.1, 0]}, method, **other))
+
+
+def test_points_are_told_apart_in_any_order_and_to_the_last_digit():
+    """Folders, and types: an integer for a field of numbers is one of these."""
+    fields = ("optimizer.learning_rate", "data.label_noise_seed")
+    values = [(1, 1_000_001), (2, 1_000_002), (2, 1_000_001)]
+    written = [dict(zip(fields, point, strict=True)) for point in values]
+    written[1] = dict(reversed(written[1].items()))
+    settings = config(written, data={"label_noise": 0.2})
+    assert [tuple(point.values()) for point in vary.points(settings)] == values
+    assert len({vary.label(point) for point in vary.points(settings)}) == 3
+    rate = jax.numpy.int32(2)
+    assert vary.replaced(settings, {fields[0]: rate}).optimizer.learning_rate.dtype == "float32"
+    with pytest.raises(vary.CannotVary, match="32 bits"):
+        vary.values(config({"method.threshold": [2**31, 1]}))
+
+
+def test_tuned_on(tmp_path):
+    """The best point by validation among those with this run's data, and what it cannot be."""
+    own = config(None, data={"label_noise": 0.4, "validation_fraction": 0.5})
+    tuned_on = dataclasses.replace(own.train, tuned_on="../tuning")
+    own = dataclasses.replace(own, train=tuned_on)
+
+    def tuning(rows=(), **data):
+        shutil.rmtree(tmp_path / "tuning", ignore_errors=True)
+        values = {"optimizer.learning_rate": [0.1, 0.2, 0.3], "data.label_noise": [0.2, 0.4]}
+        settings = config(values, data={"validation_fraction": 0.5} | data)
+        (tmp_path / "tuning").mkdir()
+        workdir.write(tmp_path / "tuning", settings)
+        for folder, row in zip(points.folders(tmp_path / "tuning", settings), rows, strict=False):
+            with metrics.MetricsLog(folder, resume_step=-1) as log:
+                log.append({"step": 3, "generation": 0, "validation/accuracy": [1.0, 1.0]})
+                log.append({"step": 6, "generation": 1, **row})
+            workdir.write(folder, settings)
+        return points.tuned(own, tmp_path / "own")
+
+    accuracies = [[0.1, 0.9], [0.6, 0.6], [1.0, 1.0], [0.7, 0.6], [1.0, 1.0], [1.0, np.nan]]
+    rows = [{"validation/accuracy": accuracy} for accuracy in accuracies]
+    # The second of each pair has this run's noise; of these the third diverged in a seed.
+    chosen = tuning(rows)
+    assert chosen.optimizer.learning_rate == 0.2
+    assert (chosen.data, chosen.train.tuned_on, chosen.train.vary) == (own.data, "", "")
+    for arguments, says in (
+        ({"rows": rows[:3]}, r"has not ended, there is no .*learning_rate=0\.2_label_noise=0\.4"),
+        ({"rows": [{}] * 6}, "has no point with this run's data and a validation accuracy"),
+        ({"rows": rows, "selection": "test_best", "validation_fraction": 0.0}, "by the test split"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            tuning(**arguments)
+    with pytest.raises(UsageError, match="is not the folder of a run"):
+        points.tuned(own, tmp_path / "own/deeper")
+
+
+def test_a_file_of_labels_is_kept_beside_draws(tmp_path):
+    np.savetxt(tmp_path / "labels.txt", STRIPES.train.labels[::-1], fmt="%d")
+    draws = [{**dict.fromkeys(vary.DRAWN, 0), "subset_seed": seed} for seed in range(2)]
+    file = str(tmp_path / "labels.txt")
+    drawn = data.study(STRIPES, train_count=9, label_file=file, draws=draws)
+    np.testing.assert_array_equal(drawn.label_record, STRIPES.train.labels[::-1])
+    clean = data.study(STRIPES, train_count=9, draws=draws)
+    assert clean.label_record is clean.draws.clean_labels is None
 
 
 def test_settings_that_do_not_fit_otherwise_keep_their_message():
@@ -231,3 +355,6 @@ def test_streamed_images_have_one_draw():
 
     with pytest.raises(UsageError, match=r"data\.placement: trainings with draws of their own"):
         experiment.check_data(Settings(), Streamed)
+    # By which a sweep knows that its variants are to be trained one by one.
+    with pytest.raises(vary.CannotVary, match=r"data\.label_noise .*\(images are streamed\)"):
+        experiment.check_data(Settings(train=Train(vary='{"data.label_noise": [0.1]}')), Streamed)

@@ -57,7 +57,7 @@ def surfaces(runs: Sequence[Run]) -> Iterator[Surface]:
         if run.finished and TEST in run.rows[-1]:
             # What is no number must agree, and so must which settings there are.
             others = tuple(
-                (name, None if _is_number(value) else value)
+                (name, float if _is_number(value) else value)
                 for name, value in run.experiment.items()
             )
             groups.setdefault(others, []).append(run)
