@@ -178,7 +178,7 @@ def test_a_training_that_diverged_counts_as_chance_and_no_difference_is_none():
 def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     config = tmp_path / "tiny.py"
     config.write_text(
-        "from test_studies import STUDY\nVARIANTS = STUDY.variants\nget_config = STUDY.config\n"
+        "from test_power import STUDY\nVARIANTS = STUDY.variants\nget_config = STUDY.config\n"
     )
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     (shared_folder / "digits").mkdir(exist_ok=True)
