@@ -19,7 +19,7 @@ from studies.systems import PLAIN, RATES, systems, thresholds
 EPOCHS = 15  # of a generation
 WHOLE = 4 * EPOCHS
 CHOSEN = ("long", "restarts", "llf", "seal", "lw", "sam", "late_sam")
-# Less decay than in the study of label noise: with 5e-3 networks do not fit wrong labels.
+# Less decay than in the study of label noise, so that networks fit wrong labels, too.
 FITTING = RATES | {"optimizer.weight_decay": (0.0, 1e-4, 1e-3)}
 SYSTEMS = {
     key: dataclasses.replace(system, grid=FITTING) if system.grid == PLAIN else system
@@ -77,7 +77,7 @@ EVALUATIONS = {
         "weight_decay": 0.0,
     },
     "flatness": {"sigmas": (0.02, 0.05), "images": 0},
-    "perturbations": {"batches": 64},
+    "perturbations": {"batches": 64, "gamma": 2.0},
     "gradients": {"batches": 64, "eigenvectors": 1},
     "plasticity": {},
 }
