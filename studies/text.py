@@ -47,9 +47,9 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
         + f"python -m studies collect --config={config} --workdir=runs/{name}\n"
         "python -m studies write\n"
         "```",
-        f"Every system was tuned on seeds from {FIRST_TUNING_SEED} on, by validation accuracy; the numbers are\n"
-        "test accuracies in %, mean ± half the 95 % interval over the seeds that were trained afterwards. All of them,\n"
-        f"with the settings that were chosen, are in [results/{name}.csv](results/{name}.csv).",
+        f"Every system was tuned on seeds from {FIRST_TUNING_SEED} on, by validation accuracy; numbers are\n"
+        "test accuracies in %, mean ± half the 95 % interval over the seeds that were trained afterwards. All of\n"
+        f"them, with the settings that were chosen, are in [results/{name}.csv](results/{name}.csv).",
     ]
     for setting in study.settings:
         if any(cell.setting == setting for cell in scores):
@@ -60,8 +60,8 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
     if comparisons:
         parts.append(
             "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and\n"
-            f"**▼** contradicted, by paired t tests with Holm's correction over all {len(comparisons)} comparisons of\n"
-            "this study at 5 %; in parentheses the true difference that would have been seen with a probability of 80 %."
+            f"**▼** contradicted, by paired t tests with Holm's correction over all {len(comparisons)} comparisons\n"
+            "of this study at 5 %; in brackets the true difference that is seen with a probability of 80 %."
         )
     return "\n\n".join(parts)
 
