@@ -125,9 +125,13 @@ def evaluate(study: Study, workdir: Path) -> None:
                 print(f"{kind} of {folder.name}", flush=True)
                 evaluator = evaluators.load(kind)
                 output = folder / evaluation.EVALUATIONS / kind
-                evaluation.evaluate(
-                    evaluator, folder, evaluator.options(**options), output, weights=("last",)
-                )
+                try:
+                    evaluation.evaluate(
+                        evaluator, folder, evaluator.options(**options), output, weights=("last",)
+                    )
+                except UsageError as error:
+                    # A run in which a training diverged has no such numbers; those of the others are not lost.
+                    print(f"left out: {error}", flush=True)
 
 
 def as_csv(study: Study, rows: Sequence[Row]) -> str:

@@ -77,7 +77,7 @@ EVALUATIONS = {
         "weight_decay": 0.0,
     },
     "flatness": {"sigmas": (0.02, 0.05), "images": 0},
-    "perturbations": {"batches": 64},
+    "perturbations": {"batches": 64, "gamma": 2.0},
     "gradients": {"batches": 64, "eigenvectors": 1},
     "plasticity": {},
 }
@@ -139,8 +139,8 @@ STUDY = Study(
     title="Features of networks that fit their data",
     question="Do networks that fit their training images, with right labels and with wrong ones, differ in their "
     "features and in the flatness of their minima as the papers say? Looked at before the settings were fixed: plain "
-    "training and restarts at one point of their settings with 40 % wrong labels, for whether they fit and what the "
-    "evaluations cost. All seeds share the images and the wrong labels.",
+    "training and restarts at one point of their settings with 40 % wrong labels, their accuracies included, for "
+    "whether they fit and what the evaluations cost. All seeds share the images and the wrong labels.",
     fields={
         "data.name": "digits",
         "data.draws": "shared",
