@@ -114,9 +114,8 @@ class Varied(NamedTuple):
     """What sets a training apart from the others of its run, besides the seed."""
 
     values: dict[str, jax.Array] = {}  # noqa: RUF012 - of settings by their full names: ``train.vary``
-    draw: jax.Array | None = (
-        None  # which draw of the training data is its own; None where there is one
-    )
+    # Which draw of the training data is its own; None where there is one.
+    draw: jax.Array | None = None
 
 
 class State(NamedTuple):

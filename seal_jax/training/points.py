@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from seal_jax.core import files, vary
+from seal_jax.core import mesh as meshes
 from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.core.state import State, Varied
@@ -60,6 +60,7 @@ def split(
       targets: a folder for each point.
     """
     seeds, rows = settings.train.seeds, read(workdir)
+    mesh = state.seed.sharding.mesh  # type: ignore[attr-defined]  # of all processes
     for index, (point, target) in enumerate(zip(vary.points(settings), targets, strict=True)):
         # The settings are written last: where they are, so is the rest.
         if (target / workdirs.CONFIG).exists():
@@ -69,7 +70,7 @@ def split(
         draws, draw = vary.draws(alone)
         part = jax.tree.map(lambda leaf, own=own: leaf[own], state._replace(varied=Varied()))
         if len(draws) > 1:
-            part = part._replace(varied=Varied(draw=jnp.asarray(draw)))
+            part = part._replace(varied=Varied(draw=meshes.place(mesh, draw)))
         main = jax.process_index() == 0
         if main and target.exists():
             files.remove_folder(target)

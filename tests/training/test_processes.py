@@ -64,6 +64,23 @@ def test_a_seed_on_each_process_is_the_single_run_bit_for_bit(runs, tmp_path):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
+def test_points_with_draws_of_their_own_are_written_by_both(runs, tmp_path):
+    arguments = [
+        '--config.train.vary={"optimizer.learning_rate": [0.1, 0.2]}',
+        "--config.train.seeds=2",
+        "--config.data.draws=per_seed",
+        "--config.data.label_noise=0.2",
+        SELDOM,
+    ]
+    codes, errors = end(start(runs, tmp_path / "both", *arguments))
+    assert codes == [0, 0], errors
+    runs.finish(tmp_path / "one", *arguments)
+    for rate in (0.1, 0.2):
+        both, one = (tmp_path / run / f"points/learning_rate={rate}" for run in ("both", "one"))
+        assert_same_run(both, one)
+        assert (leaves(both)["varied/draw"] == [0, 1]).all()
+
+
 @pytest.mark.parametrize(
     ("killed", "arguments"),
     [
