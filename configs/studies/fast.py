@@ -74,8 +74,8 @@ STUDY = Study(
     title="Task adaptation",
     question="Does FAST, whose classifier starts at zero and whose features learn slowly, adapt faster than other ways "
     "of fine-tuning, end more accurate, and forget less? Images are 16x16 and grey; each number of images of a "
-    "class is one draw, which all seeds share. Looked at before the settings were fixed: accuracies of FAST and Kaiming "
-    "fan-in at grids of nine points, from Fashion-MNIST to 5 digits a class.",
+    "class is one draw, which all seeds share. Looked at before the settings were fixed: accuracies of FAST and "
+    "Kaiming fan-in at grids of nine points, from Fashion-MNIST to 5 digits a class.",
     fields={
         **IMAGES,
         "data.draws": "shared",
