@@ -51,9 +51,13 @@ class MLP(net.Network, kw_only=True):
         )
 
 
-def _build(*, width: int = 32, depth: int = 2, hidden: tuple[int, ...] = (), **fields: Any) -> MLP:
+def _build(
+    *, width: int = 32, depth: int = 2, hidden: tuple[int, ...] | None = None, **fields: Any
+) -> MLP:
     """Return an MLP of ``hidden`` layers, or of ``depth`` layers of one ``width``."""
-    return MLP(hidden=hidden or (width,) * check_integer("depth", depth, 1), **fields)
+    if hidden is None:
+        hidden = (width,) * check_integer("depth", depth, 1)
+    return MLP(hidden=hidden, **fields)
 
 
 MODELS = {

@@ -165,11 +165,7 @@ def train(
     with ExitStack() as held, checkpoints, _stop() as stop:
 
         def claim() -> None:
-            # Once it is claimed, what is there without settings is a point that a kill cut off.
-            if not (workdir / workdirs.CONFIG).exists():
-                for point in points:
-                    workdirs.check_free(point)
-            workdirs.claim(workdir, settings)
+            workdirs.claim(workdir, settings, points)
             held.enter_context(workdirs.locked(workdir / workdirs.CONFIG, "--workdir"))
             workdirs.record_labels(workdir, dataset.label_record)
 

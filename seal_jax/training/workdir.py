@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,10 +25,11 @@ METRICS = "metrics.jsonl"
 LABELS = "labels.npy"
 
 
-def claim(workdir: Path, settings: Settings) -> None:
+def claim(workdir: Path, settings: Settings, later: Sequence[Path] = ()) -> None:
     """Make ``workdir`` the folder of this experiment, or check that it is already.
 
-    The settings of ``run`` may differ: they say how an experiment is run, not which one it is.
+    The settings of ``run`` may differ: they say how an experiment is run, not which one it is. What the run will write
+    ``later`` are folders of runs, too: once it is begun, one without settings is what a kill cut off.
 
     Raises:
       UsageError: the folder belongs to another experiment, cannot be read or cannot be written.
@@ -49,15 +50,17 @@ def claim(workdir: Path, settings: Settings) -> None:
             )
         return
     try:
+        for folder in later:
+            _check_free(folder)
         workdir.mkdir(parents=True, exist_ok=True)
-        check_free(workdir)
+        _check_free(workdir)
     except OSError as error:
         raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
     # A kill leaves either no config, and so no run, or a whole one.
     write(workdir, settings)
 
 
-def check_free(workdir: Path) -> None:
+def _check_free(workdir: Path) -> None:
     """Raise if a folder is there that is neither empty nor that of a run."""
     path = workdir / CONFIG
     if not workdir.exists() or path.exists():
