@@ -86,9 +86,10 @@ def _write(options: argparse.Namespace) -> int:
 
 def page(old: str) -> str:
     """Return the page with the section of every study between its marks."""
-    collected = {path.stem: path for path in sorted(NUMBERS.glob("*.csv"))}
-    studies = {name: load(CONFIGS / f"{name}.py") for name in collected}
-    rows = {name: results.read(path) for name, path in collected.items()}
-    for name, study in studies.items():
-        old = text.replaced(old, f"study {name}", text.section(name, study, rows[name]))
+    modules = {path.stem: configs.load_module(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
+    studies = {name: of.STUDY for name, of in modules.items() if hasattr(of, "STUDY")}
+    collected = {name: NUMBERS / f"{name}.csv" for name in studies}
+    rows = {name: results.read(path) for name, path in collected.items() if path.exists()}
+    for name in rows:
+        old = text.replaced(old, f"study {name}", text.section(name, studies[name], rows[name]))
     return text.replaced(old, "verdicts", text.verdicts(studies, rows))

@@ -146,49 +146,47 @@ def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) ->
     """Return what the studies say of every table and figure of the papers, then of other sources."""
     claims: dict[str, list[str]] = {}
     for name, study in studies.items():
-        compared = analysis.compare(study, results.scores(study, rows[name]))
-        link = f"[{study.title}](#{_anchor(study.title)})"
+        compared = analysis.compare(study, results.scores(study, rows.get(name, ())))
+        link = f"[{study.title}](#{_anchor(study.title)})" if name in rows else study.title
         for claim in study.claims:
             of_claim = [one for one in compared if one.claim == claim]
-            if of_claim:
-                line = _line([claim.text, _verdict(study, of_claim), link])
-                claims.setdefault(claim.source, []).append(line)
-    lines = []
+            line = _line([claim.text, _verdict(study, of_claim), link])
+            claims.setdefault(claim.source, []).append(line)
+    lines, left = [], dict(claims)
     for item in catalogue.ITEMS:
-        # A drawing of an idea claims nothing.
-        if item.commands:
-            sources = [source for source in claims if is_of(source, item)]
-            own = [line for source in sources for line in claims.pop(source)]
-            source = f"{item.paper}, {item.name}"
-            lines += [f"| {source} {line}" for line in own]
-            if not own:
-                lines.append(
-                    _line(
-                        [source, item.shows, f"{BEYOND}: {item.paper_size or 'not compared'}", ""]
-                    )
-                )
-    for source, own in claims.items():
-        lines += [f"| {source} {line}" for line in own]
-    return "\n".join(
-        [_line(["source", "claim", "verdict", "study"]), "| --- | --- | --- | --- |", *lines]
-    )
+        # Drawings of an idea and lists of data sets claim nothing.
+        if not {*item.commands} - {"datasets"}:
+            continue
+        source = f"{item.paper}, {item.name}"
+        own = [of for of in claims if places(of) & places(f"{item.paper} {item.name}")]
+        lines += [f"| {source} {line}" for of in own for line in claims[of]]
+        if not own:
+            verdict = f"{BEYOND}: {item.paper_size or 'not compared'}"
+            lines.append(_line([source, item.shows, verdict, ""]))
+        left = {of: line for of, line in left.items() if of not in own}
+    lines += [f"| {of} {line}" for of, own in left.items() for line in own]
+    header = _line(["source", "claim", "verdict", "study"])
+    return "\n".join([header, "| --- | --- | --- | --- |", *lines])
 
 
-def is_of(source: str, item: catalogue.Item) -> bool:
-    """Return whether a claim's source, such as "SEAL Table 2", is one of the tables and figures of an item.
+def places(source: str) -> set[tuple[str, str, int]]:
+    """Return the tables and figures that a text names, after the name of their paper.
 
-    >>> item = catalogue.Item("LW", "Table 3, Figures 2, 3", "")
-    >>> is_of("LW Figure 3", item), is_of("LW Table 2", item), is_of("SEAL Table 3", item)
-    (True, False, False)
+    >>> sorted(places("LW Table 3, Figures 2, 4 to 5"))
+    [('LW', 'Figure', 2), ('LW', 'Figure', 4), ('LW', 'Figure', 5), ('LW', 'Table', 3)]
     """
-    names, kind = set(), ""
-    for word, number, last in re.findall(r"(Table|Figure)?s? ?(\d+)(?: to (\d+))?", item.name):
+    paper, _, names = source.partition(" ")
+    found, kind = set(), ""
+    for word, first, last in re.findall(r"(?:(Table|Figure)s? )?(\d+)(?: to (\d+))?", names):
         kind = word or kind
-        names |= {f"{item.paper} {kind} {n}" for n in range(int(number), int(last or number) + 1)}
-    return source in names
+        found |= {(paper, kind, n) for n in range(int(first), int(last or first) + 1)}
+    # Years and sections are none.
+    return {place for place in found if place[1]}
 
 
 def _verdict(study: Study, compared: Sequence[Comparison]) -> str:
+    if not compared:
+        return "not trained yet"
     parts = []
     for verdict in (SHOWN, CONTRADICTED):
         where = [

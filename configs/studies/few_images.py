@@ -60,7 +60,7 @@ STUDY = Study(
     claims=(
         Claim("LW beats WELS", "LW Table 2", "lw", "wels"),
         Claim("LW beats DSD", "LW Table 2", "lw", "dsd"),
-        Claim("KELS beats plain training as long", "Taha et al. 2021, Table 1", "kels", "long"),
+        Claim("KELS beats plain training as long", "Taha et al. 2021", "kels", "long"),
         Claim("SEAL beats LLF", "SEAL Table 2", "seal", "llf"),
         Claim("SAM beats plain training as long", "PoF Table 1", "sam", "long"),
         Claim("Born-again beats plain training as long", "SEAL Table 9", "born_again", "long"),
@@ -69,7 +69,7 @@ STUDY = Study(
             for key, source in {
                 "lw": "LW Table 2",
                 "seal": "SEAL Table 2",
-                "llf": "Zhou et al. 2022, Table 1",
+                "llf": "Zhou et al. 2022",
                 **dict.fromkeys(
                     ("wels", "dsd", "shrink_perturb", "dash", "fire"), "Zaidi et al. 2022"
                 ),

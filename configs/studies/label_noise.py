@@ -76,7 +76,7 @@ STUDY = Study(
     claims=(
         Claim("SEAL beats plain training as long", "SEAL Table 2", "seal", "long"),
         Claim("SEAL beats LLF", "SEAL Table 2", "seal", "llf"),
-        Claim("LLF beats plain training as long", "Zhou et al. 2022, Table 1", "llf", "long"),
+        Claim("LLF beats plain training as long", "Zhou et al. 2022", "llf", "long"),
         Claim("LW beats plain training as long", "LW Table 2", "lw", "long"),
         Claim("LW beats WELS", "LW Table 2", "lw", "wels"),
         Claim("LW beats DSD", "LW Table 2", "lw", "dsd"),

@@ -67,7 +67,7 @@ STUDY = Study(
     systems=SYSTEMS,
     some={"resnet8_digits": (("scratch", "warm", "shrink_perturb", "dash", "fire"), ("clean",))},
     claims=(
-        Claim("A warm start is worse than scratch", "Ash & Adams 2020, Table 1", "scratch", "warm"),
+        Claim("A warm start is worse than scratch", "Ash & Adams 2020", "scratch", "warm"),
         *(
             Claim(f"{SYSTEMS[key].name} beats a plain warm start", source, key, "warm")
             for key, source in {
@@ -77,7 +77,7 @@ STUDY = Study(
                 "hare_tortoise": "Lee et al. 2024",
                 "l2_init": "Kumar et al. 2023",
                 "llf": "Zhou et al. 2022",
-                "seal": "SEAL section 3",
+                "seal": "SEAL",
             }.items()
         ),
     ),
