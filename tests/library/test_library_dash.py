@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from seal_jax import UsageError, forgetting, methods, models
 from seal_jax.core.settings import Optimizer, Train
@@ -23,6 +22,7 @@ def draw(seed, scale=1.0):
 
 def book(weights, slopes, axis, least):
     """PyTorch's cosine along one axis of what is laid out as PyTorch has it."""
+    torch = pytest.importorskip("torch")
     weights, slopes = (torch.tensor(np.asarray(x, np.float64)) for x in (weights, slopes))
     cosine = torch.cosine_similarity(weights, -slopes, dim=axis, eps=1e-300)
     return (weights * cosine.clamp(min=least).unsqueeze(axis)).numpy()

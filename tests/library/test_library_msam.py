@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from library_oracles import assert_close, flat, jax_gradient, nested, numpy_gradient, problem
 
 from seal_jax import make_normal_tx, perturb_along_momentum
@@ -94,6 +93,7 @@ def test_radius_0_is_the_optimizer_bit_for_bit():
 
 
 def test_adam_uses_its_first_moment_as_in_torch():
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(8, 3)).astype("f"), rng.normal(size=(8, 2)).astype("f")
     kernel = rng.normal(size=(3, 2)).astype("f")
