@@ -129,10 +129,10 @@ def measure(settings: Settings, dataset: data.Dataset) -> list[dict[str, Any]]:
         run = dataclasses.replace(settings.run, seed_batching=batching)
         # One of them may not fit the memory, which must not cost the study.
         try:
-            found = _speed(dataclasses.replace(settings, run=run), dataset)
+            speed = _speed(dataclasses.replace(settings, run=run), dataset)
         except jax.errors.JaxRuntimeError as error:
-            found = {"note": f"failed: {str(error).splitlines()[0][:100]}"}
-        speeds.append({"seeds by": batching, **found})
+            speed = {"note": f"failed: {str(error).splitlines()[0][:100]}"}
+        speeds.append({"seeds by": batching, **speed})
     return speeds
 
 
@@ -319,13 +319,13 @@ def utilisation(plan: Plan, rate: Any) -> float | None:
 
 def training_rows(workdir: Path, plan: Plan) -> list[dict[str, Any]]:
     """Return a row for each variant: how far it is, and its speed with everything in it."""
-    calls, found = read_calls(workdir), {run.name: run for run in _named(workdir, plan)}
+    calls, by_name = read_calls(workdir), {run.name: run for run in _named(workdir, plan)}
     rows = []
     for name in plan["variants"]:
         of_variant = [call for call in calls if call["variant"] == name]
         seconds = sum(call["seconds"] for call in of_variant if call["steps"])
         steps = sum(call["steps"] for call in of_variant)
-        run = found.get(name)
+        run = by_name.get(name)
         rate = None
         if run and seconds:
             rate = steps * run.seeds * run.setting("train.batch_size") / seconds
@@ -352,15 +352,15 @@ def _named(workdir: Path, plan: Plan) -> list[Run]:
     ]
 
 
-def accuracy_rows(found: Sequence[Run]) -> list[dict[str, Any]]:
+def accuracy_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a row for each variant and each epoch at which a generation of any ends, with lists over seeds."""
     ends = {
         epoch
-        for run in found
+        for run in runs
         for epoch in range(run.epochs_per_generation, run.epochs + 1, run.epochs_per_generation)
     }
     rows = []
-    for run in found:
+    for run in runs:
         for row in run.rows:
             if (epoch := int(row["epoch"]) + 1) in ends:
                 # JSON has no NaN: the share of wrong labels of an epoch without one.
@@ -373,11 +373,11 @@ def accuracy_rows(found: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def difference_rows(found: Sequence[Run]) -> list[dict[str, Any]]:
+def difference_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return how much better each variant ended than the first one on the same data: a mean of paired seeds."""
     firsts: dict[str, Run] = {}
     rows = []
-    for run in found:
+    for run in runs:
         first = firsts.setdefault(json.dumps(run.setting("data"), sort_keys=True), run)
         if first is run or not (first.finished and run.finished):
             continue
@@ -406,13 +406,13 @@ def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def draw(found: Sequence[Run]) -> bytes:
+def draw(runs: Sequence[Run]) -> bytes:
     """Return the picture: accuracy on clean labels and wrong labels learnt, by epoch, as PNG."""
     figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
-    keys = [key for key in DRAWN if any(key in row for run in found for row in run.rows)]
+    keys = [key for key in DRAWN if any(key in row for run in runs for row in run.rows)]
     panels = plots.panel_grid(figure, len(keys), 2)
     for panel, key in zip(panels, keys, strict=True):
-        for run in found:
+        for run in runs:
             style = plots.style(run.index)
             curves.curve(panel, run, key, scale=100, label=plots.drawable(run.name), **style)
         panel.set_ylabel(MEASURED[key])
@@ -423,15 +423,15 @@ def draw(found: Sequence[Run]) -> bytes:
 
 def publish(workdir: Path, plan: Plan) -> None:
     """Print the tables, and write them with the command, the machine and the picture."""
-    found = _named(workdir, plan)
-    accuracies = accuracy_rows(found)
+    runs = _named(workdir, plan)
+    accuracies = accuracy_rows(runs)
     tables = {
         f"Compiled steps of {plan['variants'][0]}, {plan['flops'] / 1e9:.4g} Gflops an image": speed_rows(
             plan
         ),
         "Whole trainings, with compilation, scoring and checkpoints": training_rows(workdir, plan),
         "Accuracy where generations end": accuracy_table(accuracies),
-        "Paired differences at the end": difference_rows(found),
+        "Paired differences at the end": difference_rows(runs),
     }
     texts = [common.Report(title, rows).as_text() for title, rows in tables.items() if rows]
     command = shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]])
@@ -443,8 +443,8 @@ def publish(workdir: Path, plan: Plan) -> None:
     )
     lines = ["# Study", f"    {command}", f"{machine}."]
     lines += [f"```\n{text}\n```" for text in texts] + [note]
-    if any(key in row for run in found for row in run.rows for key in DRAWN):
-        files.write(workdir / f"{REPORT}.png", draw(found))
+    if any(key in row for run in runs for row in run.rows for key in DRAWN):
+        files.write(workdir / f"{REPORT}.png", draw(runs))
         lines.append(f"![by epoch]({REPORT}.png)")
     files.write(workdir / f"{REPORT}.md", "\n\n".join(lines) + "\n")
     figures = {
@@ -454,7 +454,7 @@ def publish(workdir: Path, plan: Plan) -> None:
         "plan": plan,
         "trainings": training_rows(workdir, plan),
         "accuracy": accuracies,
-        "differences": difference_rows(found),
+        "differences": difference_rows(runs),
     }
     files.write(workdir / f"{REPORT}.json", json.dumps(figures, indent=2) + "\n")
 

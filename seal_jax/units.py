@@ -114,7 +114,7 @@ def _parts(units: Sequence[Units], params: PyTree) -> _Parts:
     parts = _Parts({}, {}, {})
 
     def below(layer: Units, field: str, kinds: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {}
+        layer_shapes: dict[str, tuple[int, ...]] = {}
         for parent in getattr(layer, field):
             here = {
                 path: shape
@@ -126,15 +126,15 @@ def _parts(units: Sequence[Units], params: PyTree) -> _Parts:
                 raise UsageError(
                     f"units {layer.name!r}: {field} names {parent!r}, which is no such layer{near}"
                 )
-            found |= here
+            layer_shapes |= here
         taken = getattr(parts, field)
-        for path in found:
+        for path in layer_shapes:
             if path in taken:
                 raise UsageError(
                     f"units {layer.name!r} and {taken[path]!r} both name {path!r} as {field}: leave one out"
                 )
             taken[path] = layer.name
-        return found
+        return layer_shapes
 
     for layer in units:
         made = below(layer, "incoming", ("kernel", "bias", "norm"))
@@ -196,15 +196,15 @@ def outgoing_magnitudes(units: Sequence[Units], params: PyTree) -> dict[str, jax
     [3.0, 3.0]
     """
     parts = _parts(units, params)
-    found = {name: jnp.zeros(count) for name, count in parts.sizes.items()}
+    magnitude_sums = {name: jnp.zeros(count) for name, count in parts.sizes.items()}
     for path, leaf in paths.named_leaves(params):
         if (name := parts.outgoing.get(path)) is not None:
             magnitudes = jnp.abs(leaf.astype(jnp.float32)).sum(tuple(range(leaf.ndim - 2)))
             inputs, groups = leaf.shape[-2], max(1, parts.sizes[name] // leaf.shape[-2])
             # [inputs, groups] -> [groups, inputs]: unit i of group g is unit g * inputs + i of the layer.
             by_input = magnitudes.reshape(inputs, groups, -1).sum(2).T
-            found[name] += by_input.reshape(-1, parts.sizes[name]).sum(0)
-    return found
+            magnitude_sums[name] += by_input.reshape(-1, parts.sizes[name]).sum(0)
+    return magnitude_sums
 
 
 def replace(params: PyTree, fresh: PyTree, chosen: Chosen, units: Sequence[Units]) -> PyTree:

@@ -176,12 +176,12 @@ def places(source: str) -> set[tuple[str, str, int]]:
     [('LW', 'Figure', 2), ('LW', 'Figure', 4), ('LW', 'Figure', 5), ('LW', 'Table', 3)]
     """
     paper, _, names = source.partition(" ")
-    found, kind = set(), ""
+    named, kind = set(), ""
     for word, first, last in re.findall(r"(?:(Table|Figure)s? )?(\d+)(?: to (\d+))?", names):
         kind = word or kind
-        found |= {(paper, kind, n) for n in range(int(first), int(last or first) + 1)}
+        named |= {(paper, kind, n) for n in range(int(first), int(last or first) + 1)}
     # Years and sections are none.
-    return {place for place in found if place[1]}
+    return {place for place in named if place[1]}
 
 
 def _verdict(study: Study, compared: Sequence[Comparison]) -> str:

@@ -119,10 +119,10 @@ def draws(settings: Settings) -> tuple[list[settings_lib.Data], np.ndarray]:
 
 def draw(data: settings_lib.Data, seed: int) -> settings_lib.Data:
     """Return the settings of the draw that a training of this seed has."""
-    own = seed if data.draws == "per_seed" else 0
+    offset = seed if data.draws == "per_seed" else 0
     # Seeds that nothing is drawn with make no difference.
-    noise = data.label_noise_seed + own if data.label_noise else 0
-    subset = data.subset_seed + own if data.train_count or data.imbalance > 1 else 0
+    noise = data.label_noise_seed + offset if data.label_noise else 0
+    subset = data.subset_seed + offset if data.train_count or data.imbalance > 1 else 0
     return dataclasses.replace(data, label_noise_seed=noise, subset_seed=subset, draws="shared")
 
 

@@ -55,8 +55,8 @@ def study(
         """Choose among the images that are not held out, and replace labels; return labels, clean ones, rows."""
         chosen = np.arange(len(rows), dtype=np.int32)
         if train_count or imbalance > 1:
-            own = whole.labels[rows]
-            chosen = subset_rows(own, classes, train_count, imbalance, subset_seed)
+            clean = whole.labels[rows]
+            chosen = subset_rows(clean, classes, train_count, imbalance, subset_seed)
         seen = record[rows[chosen]]
         if label_noise:
             seen = noisy_labels(seen, classes, label_noise, label_noise_seed)

@@ -97,11 +97,11 @@ def isometry_deviations(params: PyTree, blocks: Sequence[str]) -> dict[str, floa
     roles = dict(
         zip([path for path, _ in paths.named_leaves(params)], layers.roles(params), strict=True)
     )
-    found = {
+    deviations = {
         block: [isometry_deviation(leaf) for path, leaf in below if roles[path] == "kernel"]
         for block, below in _by_block(params, blocks).items()
     }
-    return {block: float(np.mean(values)) for block, values in found.items() if values}
+    return {block: float(np.mean(values)) for block, values in deviations.items() if values}
 
 
 def norms(tree: PyTree, blocks: Sequence[str]) -> dict[str, jax.Array]:
@@ -111,8 +111,8 @@ def norms(tree: PyTree, blocks: Sequence[str]) -> dict[str, jax.Array]:
       tree: parameters, a gradient, or a difference of two of them.
       blocks: paths in the tree.
 
-    >>> found = norms({"a": {"kernel": np.array([3.0, 4.0])}, "b": {"bias": np.ones(1)}}, ["a", "b"])
-    >>> float(found["a"]), float(found["b"])
+    >>> by_block = norms({"a": {"kernel": np.array([3.0, 4.0])}, "b": {"bias": np.ones(1)}}, ["a", "b"])
+    >>> float(by_block["a"]), float(by_block["b"])
     (5.0, 1.0)
     """
     return {
@@ -136,24 +136,24 @@ def dormant_shares(
     {'a': 0.5, 'b': 0.0}
     """
     flags = {name: units.dormant(values, threshold) for name, values in magnitudes.items()}
-    found = {
+    of_blocks = {
         block: [of_layer for name, of_layer in flags.items() if paths.below(name, block)]
         for block in blocks
     }
     return {
         block: jnp.concatenate(below).astype(jnp.float32).mean()
-        for block, below in found.items()
+        for block, below in of_blocks.items()
         if below
     }
 
 
 def _by_block(tree: PyTree, blocks: Sequence[str]) -> dict[str, list[tuple[str, Any]]]:
     leaves = paths.named_leaves(tree)
-    found = {block: [pair for pair in leaves if paths.below(pair[0], block)] for block in blocks}
-    for block, below in found.items():
+    grouped = {block: [pair for pair in leaves if paths.below(pair[0], block)] for block in blocks}
+    for block, below in grouped.items():
         if not below:
             raise UsageError(f"blocks name {block!r}, which is not in the tree: leave it out")
-    return found
+    return grouped
 
 
 def _singular_values(features: Any) -> np.ndarray:

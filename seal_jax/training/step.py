@@ -705,7 +705,7 @@ class Experiment:
                 )
                 return cross_entropy(logits, labels).mean()
 
-            found = {
+            measures = {
                 "dormant": plasticity.dormant_shares(
                     jax.tree.map(units.mean_magnitude, hidden), blocks
                 ),
@@ -715,12 +715,12 @@ class Experiment:
             # What another run or a file gave is gone by now.
             if not self.settings.train.pretrained:
                 start = self.model.init(stream_key(state.seed, Stream.INIT, 0))["params"]
-                found["distance"] = plasticity.norms(
+                measures["distance"] = plasticity.norms(
                     jax.tree.map(jnp.subtract, params, start), blocks
                 )
             by_name = {
                 f"{name}/{block}": value
-                for name, by_block in found.items()
+                for name, by_block in measures.items()
                 for block, value in by_block.items()
             }
             return hook._replace(method_state=by_name)
