@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import FAMILIES, draw_variables, make_family
+from families import FAMILIES, draw_variables, make_family
 from flax import linen as nn
 
 from seal_jax import UsageError, models, units
