@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -130,6 +130,7 @@ class Study:
       names: what tables call settings and conditions, by their keys.
       systems: by a key; a setting may have some of them only.
       some: for settings, the keys of their systems and of their conditions where they have not all.
+      adapt: sets what systems take from the settings of a variant, all of which it is given.
       claims: the comparisons, over all of which Holm's correction goes.
       measures: by a key, besides the accuracy; those of one evaluation have the same options.
       sources: networks that are trained plainly before all others, by a key: all of their fields, as ``fields`` are of
@@ -145,6 +146,7 @@ class Study:
     names: Mapping[str, str]
     systems: Mapping[str, System]
     claims: Sequence[Claim]
+    adapt: Callable[[ConfigDict], None] = lambda config: None
     some: Mapping[str, tuple[Sequence[str], Sequence[str]]] = dataclasses.field(
         default_factory=dict
     )
@@ -225,6 +227,7 @@ class Study:
             system.fields,
         ):
             set_fields(config, fields)
+        self.adapt(config)
         if system.continues:
             config.train.pretrained = f"../{'-'.join(Cell(setting, system.continues, condition))}"
         if tunes:

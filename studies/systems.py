@@ -14,7 +14,7 @@ RADII = PLAIN | {"rho": (0.01, 1.0)}
 def systems(generations: int, epochs: int) -> dict[str, System]:
     """Return all systems, by key, for trainings in so many generations of so many epochs.
 
-    Those that forget nothing train as many epochs in all; LW in three generations, one for each block.
+    Those that forget nothing train as many epochs in all, and so does LW, in other generations (:func:`for_network`).
     """
     whole = generations * epochs
     long = {"train.generations": 1, "train.epochs_per_generation": whole}
@@ -35,12 +35,7 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
         "sam": System(f"SAM, {whole} epochs", "sam", long, RADII),
         "llf": System("LLF", "llf", {}, PLAIN),
         "seal": System("SEAL", "seal", {}, PLAIN | {"ascent_scale": (0.01, 2.0)}),
-        "lw": System(
-            "LW",
-            "lw",
-            {"train.generations": 3, "train.epochs_per_generation": round(whole / 3)},
-            PLAIN,
-        ),
+        "lw": System("LW", "lw", {}, PLAIN),
         "wels": System("WELS", "wels", {"fraction": 0.5}, PLAIN),
         "kels": System("KELS", "kels", {"keep": 0.5}, PLAIN),
         "dsd": System("DSD", "dsd", {"fraction": 0.5}, PLAIN),
@@ -83,12 +78,19 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
     }
 
 
-def thresholds(config: ConfigDict) -> ConfigDict:
-    """Return the settings of a variant with the blocks that LLF and SEAL forget in its network.
+def for_network(config: ConfigDict) -> None:
+    """Set what LLF, SEAL and LW take from the network of a variant.
 
-    LLF reinitialises all blocks but the lowest, and SEAL ascends in the lower two.
+    LLF reinitialises all blocks but the lowest, SEAL ascends in the lower two, and LW has a generation for each.
     """
-    blocks = {"mlp": ("dense2", "dense3"), "resnet8": ("layer2", "layer3")}[config.model.name]
-    if config.method.name in ("llf", "seal"):
-        config.method.threshold = blocks[config.method.name == "seal"]
-    return config
+    method, train = config.method, config.train
+    second, third, blocks = {
+        "mlp": ("dense2", "dense3", 3),
+        "resnet8": ("layer2", "layer3", 3),
+        "scnn": ("block2", "block3", 4),
+    }[config.model.name]
+    if method.name in ("llf", "seal"):
+        method.threshold = second if method.name == "llf" else third
+    if method.name == "lw":
+        epochs = train.generations * train.epochs_per_generation
+        train.generations, train.epochs_per_generation = blocks, round(epochs / blocks)

@@ -7,14 +7,14 @@
 
 Every system has 16 points of its settings, tuned on two seeds by validation accuracy, and then ten other seeds, all
 on the same images and wrong labels, so that an evaluation of a run is one program. All train 60 epochs, in four
-generations where they forget; LW in three, one for each block. PoF trains 10 further epochs from the networks of SAM.
+generations where they forget; LW in one for each block. PoF trains 10 further epochs from the networks of SAM.
 The features are probed on Fashion-MNIST at 8x8 pixels.
 """
 
 import dataclasses
 
 from studies.design import Claim, Measure, Study, System
-from studies.systems import PLAIN, systems, thresholds
+from studies.systems import PLAIN, for_network, systems
 
 EPOCHS = 15  # of a generation
 WHOLE = 4 * EPOCHS
@@ -161,6 +161,7 @@ STUDY = Study(
         "noise40": "40 % wrong",
     },
     systems=SYSTEMS,
+    adapt=for_network,
     measures=MEASURES,
     claims=(
         *claims(
@@ -255,4 +256,4 @@ VARIANTS = STUDY.variants
 
 
 def get_config(variant=VARIANTS[-1]):
-    return thresholds(STUDY.config(variant))
+    return STUDY.config(variant)

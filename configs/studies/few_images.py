@@ -5,12 +5,11 @@
     python -m studies write
 
 Every system has 16 points of its settings, tuned on two seeds by validation accuracy, and then ten other seeds,
-each with a subset of its own. All train 160 epochs, in four generations where they forget; LW in three, one for each
-block.
+each with a subset of its own. All train 160 epochs, in four generations where they forget; LW in one for each block.
 """
 
 from studies.design import Claim, Study
-from studies.systems import systems, thresholds
+from studies.systems import for_network, systems
 
 SYSTEMS = systems(generations=4, epochs=40)
 MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
@@ -29,7 +28,6 @@ STUDY = Study(
     },
     settings={
         "mlp_digits": {"data.name": "digits", "data.validation_fraction": 0.2, **MLP},
-        "mlp_fashion": {"data.name": "fashion_mnist", "data.validation_fraction": 0.02, **MLP},
         "resnet8_digits": {
             "data.name": "digits",
             "data.validation_fraction": 0.2,
@@ -44,13 +42,13 @@ STUDY = Study(
     },
     names={
         "mlp_digits": "MLP on digits",
-        "mlp_fashion": "MLP on Fashion-MNIST",
         "resnet8_digits": "ResNet-8 of width 8 on digits",
         "n10": "10 a class",
         "n30": "30 a class",
         "n100": "100 a class",
     },
     systems=SYSTEMS,
+    adapt=for_network,
     some={
         "resnet8_digits": (
             ("long", "restarts", "sam", "llf", "seal", "lw", "wels", "dsd", "shrink_perturb"),
@@ -81,4 +79,4 @@ VARIANTS = STUDY.variants
 
 
 def get_config(variant=VARIANTS[-1]):
-    return thresholds(STUDY.config(variant))
+    return STUDY.config(variant)

@@ -10,7 +10,7 @@ a subset, a half and wrong labels of its own.
 """
 
 from studies.design import Claim, Study, System
-from studies.systems import PLAIN, systems, thresholds
+from studies.systems import PLAIN, for_network, systems
 
 ONCE = {"train.generations": 1, "data.warm_generations": 0}
 KEPT = ("llf", "seal", "wels", "dsd", "shrink_perturb", "l2_init", "dash", "fire", "hare_tortoise")
@@ -45,6 +45,7 @@ STUDY = Study(
         "mlp_fashion": {
             "data.name": "fashion_mnist",
             "data.validation_fraction": 0.02,
+            "data.test_split": "test[:20%]",
             "data.train_count": 100,
             **MLP,
         },
@@ -65,7 +66,11 @@ STUDY = Study(
         "noise20": "20 % wrong",
     },
     systems=SYSTEMS,
-    some={"resnet8_digits": (("scratch", "warm", "shrink_perturb", "dash", "fire"), ("clean",))},
+    adapt=for_network,
+    some=dict.fromkeys(
+        ("mlp_fashion", "resnet8_digits"),
+        (("scratch", "warm", "shrink_perturb", "dash", "fire", "hare_tortoise"), ("clean",)),
+    ),
     claims=(
         Claim("A warm start is worse than scratch", "Ash & Adams 2020", "scratch", "warm"),
         *(
@@ -86,4 +91,4 @@ VARIANTS = STUDY.variants
 
 
 def get_config(variant=VARIANTS[-1]):
-    return thresholds(STUDY.config(variant))
+    return STUDY.config(variant)
