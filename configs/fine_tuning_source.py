@@ -2,13 +2,17 @@
 
 TFDS_DATA_DIR=... python -m seal_jax train --config=configs/fine_tuning_source.py --workdir=runs/fine/source
 python -m seal_jax export --checkpoint=runs/fine/source --output=runs/fine/source.safetensors
+
+The variant `zapping` resamples its classifier before every epoch, which shall make features that are adapted faster.
 """
 
 from seal_jax.cli.configs import base
 
+VARIANTS = ("normal", "zapping")
 
-def get_config():
-    config = base("normal")
+
+def get_config(variant="normal"):
+    config = base(variant)
     config.data.name = "cifar100"
     config.data.train_split = "train[:20%]"
     config.data.crop_padding = 4

@@ -11,6 +11,7 @@ VARIANTS = {
     "continual_backprop": Variant(
         "Continual backpropagation",
         "Dohare et al. 2024, Algorithm 1",
+        "warm_start_cifar10.py",
         digits={"replacement_rate": 0.002, "maturity": 20},
     )
 }

@@ -11,7 +11,7 @@ import optax
 from seal_jax import forgetting
 from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
-VARIANTS = {"dash": Variant("DASH", "Shin et al. 2024")}
+VARIANTS = {"dash": Variant("DASH", "Shin et al. 2024", "warm_start_cifar10.py")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 from seal_jax import isometry
 from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
-VARIANTS = {"fire": Variant("FIRE", "Han et al. 2026")}
+VARIANTS = {"fire": Variant("FIRE", "Han et al. 2026", "warm_start_cifar10.py")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,10 @@ from seal_jax.transforms.hare_tortoise import returns_after
 
 VARIANTS = {
     "hare_tortoise": Variant(
-        "Hare & Tortoise", "Lee et al. 2024", digits={"decay": 0.9, "every_epochs": 2}
+        "Hare & Tortoise",
+        "Lee et al. 2024",
+        "warm_start_cifar10.py",
+        digits={"decay": 0.9, "every_epochs": 2},
     ),
 }
 

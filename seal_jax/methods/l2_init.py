@@ -10,7 +10,10 @@ from seal_jax.transforms import make_l2_init_tx
 
 VARIANTS = {
     "l2_init": Variant(
-        "L2-Init", "Kumar et al. 2023, section 3", digits={"optimizer.weight_decay": 0.01}
+        "L2-Init",
+        "Kumar et al. 2023, section 3",
+        "warm_start_cifar10.py",
+        digits={"optimizer.weight_decay": 0.01},
     ),
 }
 

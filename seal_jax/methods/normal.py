@@ -13,7 +13,10 @@ VARIANTS = {
         "SEAL paper, section 4.1",
         "seal_tiny_imagenet.py:normal_paper",
         # The paper's Normal (long).
-        also=("seal_tiny_imagenet.py:long_restart_paper,long_single_paper",),
+        also=(
+            "seal_tiny_imagenet.py:long_restart_paper,long_single_paper",
+            "warm_start_cifar10.py:scratch,warm",
+        ),
     ),
 }
 

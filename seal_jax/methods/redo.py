@@ -9,7 +9,10 @@ from seal_jax.transforms import make_redo_tx
 
 VARIANTS = {
     "redo": Variant(
-        "ReDo", "Sokar et al. 2023, Algorithm 1", digits={"every": 20, "threshold": 0.1}
+        "ReDo",
+        "Sokar et al. 2023, Algorithm 1",
+        "warm_start_cifar10.py",
+        digits={"every": 20, "threshold": 0.1},
     )
 }
 

@@ -7,7 +7,14 @@ import dataclasses
 from seal_jax import forgetting
 from seal_jax.methods.method import Context, HookContext, Method, Variant, check_options
 
-VARIANTS = {"shrink_perturb": Variant("Shrink and perturb", "Ash & Adams 2020", "ke_cifar100.py")}
+VARIANTS = {
+    "shrink_perturb": Variant(
+        "Shrink and perturb",
+        "Ash & Adams 2020",
+        "warm_start_cifar10.py",
+        also=("ke_cifar100.py:shrink_perturb",),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ VARIANTS = {
     "zapping": Variant(
         "Zapping",
         "Frati et al. 2024",
+        "fine_tuning_source.py",
         digits={
             "every": 4,
             "optimizer.schedule": "constant",
