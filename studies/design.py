@@ -35,7 +35,7 @@ class System:
       method: ``method.name``.
       fields: settings that set it apart; without a dot options of the method.
       space: the range of each tuned setting, in which points are drawn evenly on a logarithmic scale.
-      weights: which are scored, the "last" or the "best" by validation.
+      weights: which are scored, the "last", the "best" by validation, or the average of the weights, "ema".
       continues: key of the system, before this one, from whose final run in the same setting and condition it starts;
         its tuning starts from the first seeds of that run.
     """
@@ -44,7 +44,7 @@ class System:
     method: str = "normal"
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     space: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    weights: Literal["last", "best"] = "last"
+    weights: Literal["last", "best", "ema"] = "last"
     continues: str = ""
 
     def points(self) -> list[dict[str, float]]:

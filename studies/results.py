@@ -19,10 +19,11 @@ from seal_jax.reports.runs import Run, per_seed
 from seal_jax.training import workdir as workdirs
 from studies.design import ACCURACY, Cell, Measure, Study, full
 
-# Of every training in %, the weights at its end and those with the best validation accuracy.
+# Of every training in %: the weights at its end, those with the best validation accuracy, and their average.
 _ALWAYS = {
     "last": Measure("last", "test_last/accuracy", scale=100),
     "best": Measure("best", "test_best/accuracy", scale=100),
+    "ema": Measure("ema", "test_ema/accuracy", scale=100),
     "memorised": Measure("memorised", "train/memorised", scale=100),
 }
 

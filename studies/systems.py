@@ -52,6 +52,7 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
             "hare_tortoise",
             {"every_epochs": 2},
             PLAIN | {"decay": (0.8, 0.999)},
+            weights="ema",  # the tortoise
         ),
         "redo": System("ReDo", "redo", {"every": 100}, PLAIN | {"threshold": (0.005, 0.5)}),
         "continual_backprop": System(

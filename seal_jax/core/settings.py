@@ -246,7 +246,7 @@ class Train:
       tuned_on: the folder of a run with ``vary``, whose point with the best validation accuracy, a mean over its
         seeds, among those with this run's data gives its values; a path that begins with ".." is relative to
         the run's own folder, as in a sweep; empty for none.
-      tuned_weights: by which that accuracy is, the "last" or the "best" of the last generation.
+      tuned_weights: by which that accuracy is, the "last", the "best" of the last generation, or their average, "ema".
     """
 
     generations: int = 10
@@ -269,7 +269,7 @@ class Train:
     allow_pickle: bool = False
     vary: str = ""
     tuned_on: str = ""
-    tuned_weights: Literal["last", "best"] = "last"
+    tuned_weights: Literal["last", "best", "ema"] = "last"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,6 @@ from seal_jax.training.metrics import MetricsLog, read
 
 FOLDER = "points"
 _LONGEST = 200  # most file systems take names of 255
-_VALIDATION = "validation/accuracy"
 
 
 def folders(workdir: Path, settings: Settings) -> list[Path]:
@@ -123,6 +122,8 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
             f"{field} would choose by the test split: it has data.selection = 'test_best'"
         )
     best, highest = None, -1.0
+    weights = settings.train.tuned_weights
+    measure = f"{'validation_ema' if weights == 'ema' else 'validation'}/accuracy"
     for point, folder in zip(
         vary.points(tuning), folders(source, tuning), strict=bool(tuning.train.vary)
     ):
@@ -131,20 +132,20 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
         if not (folder / workdirs.CONFIG).exists():
             raise UsageError(f"{field} has not ended, there is no {folder}: train it first")
         rows = read(folder)
-        if settings.train.tuned_weights == "last":
+        if weights != "best":
             rows = rows[-1:]
         scores = [
-            np.asarray(row[_VALIDATION], float)
+            np.asarray(row[measure], float)
             for row in rows
-            if _VALIDATION in row and row["generation"] == rows[-1]["generation"]
+            if measure in row and row["generation"] == rows[-1]["generation"]
         ]
         accuracy = float(np.nan_to_num(np.max(scores, axis=0), nan=-1.0).mean()) if scores else -1.0
         if accuracy > highest:
             best, highest = point, accuracy
     if best is None:
         raise UsageError(
-            f"{field} has no point with this run's data and a validation accuracy: give a run with train.vary and a "
-            "validation split"
+            f"{field} has no point with this run's data and {measure} in its metrics: give a run with train.vary and a "
+            f"validation split{', and optimizer.ema' * (weights == 'ema')}"
         )
     train = dataclasses.replace(settings.train, tuned_on="", tuned_weights="last")
     chosen = {of: value for of, value in best.items() if of not in vary.DRAWS}

@@ -311,9 +311,22 @@ def test_tuned_on(tmp_path):
     chosen = tuning(rows)
     assert chosen.optimizer.learning_rate == 0.2
     assert (chosen.data, chosen.train.tuned_on, chosen.train.vary) == (own.data, "", "")
+    # By the average of the weights the first of those with this noise is the best.
+    by_average = [
+        row | {"validation_ema/accuracy": [value] * 2}
+        for row, value in zip(rows, (0.9, 0.8, 0.9, 0.7, 0.9, 0.7), strict=True)
+    ]
+    last, own = (
+        own,
+        dataclasses.replace(own, train=dataclasses.replace(own.train, tuned_weights="ema")),
+    )
+    assert tuning(by_average).optimizer.learning_rate == 0.1
+    with pytest.raises(UsageError, match=r"and validation_ema/accuracy .*, and optimizer\.ema$"):
+        tuning(rows)
+    own = last
     for arguments, says in (
         ({"rows": rows[:3]}, r"has not ended, there is no .*learning_rate=0\.2_label_noise=0\.4"),
-        ({"rows": [{}] * 6}, "has no point with this run's data and a validation accuracy"),
+        ({"rows": [{}] * 6}, "has no point with this run's data and validation/accuracy in"),
         ({"rows": rows, "selection": "test_best", "validation_fraction": 0.0}, "by the test split"),
     ):
         with pytest.raises(UsageError, match=says):
