@@ -17,17 +17,17 @@ import socket
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from seal_jax import records
-from seal_jax.core import files
+from seal_jax.core import files, vary
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError, nearest
 
 Value = int | float | bool | list[float]
-# Names to numbers, or to lists of numbers with one per seed.
+# Names to numbers, or to lists of numbers with one per training.
 Row = dict[str, Any]
 
 # The identities of a run with wandb and MLflow, so that a resumed run continues them; and, as "shown", the step up to
@@ -53,10 +53,26 @@ def mean(value: Value) -> float:
     return statistics.fmean(value) if isinstance(value, list) else float(value)
 
 
-def scalars(row: Row, separator: str = "/") -> dict[str, float]:
-    """Return the numbers of a row by name, without its step: of several seeds the mean, and each seed's own.
+def members(settings: Settings) -> list[str]:
+    """Return what the trainings of a run are called: seeds, or with ``train.vary`` the point that several seeds share.
 
-    >>> scalars({"step": 3, "loss": [1.0, 2.0], "epoch": 1})
+    >>> from seal_jax.core.settings import Train
+    >>> members(Settings(train=Train(seeds=2)))
+    ['seed0', 'seed1']
+    >>> members(Settings(train=Train(seeds=2, vary='{"optimizer.learning_rate": [0.1, 0.3]}')))
+    ['learning_rate-0.1', 'learning_rate-0.1', 'learning_rate-0.3', 'learning_rate-0.3']
+    """
+    if not settings.train.vary:
+        return [f"seed{seed}" for seed in range(settings.train.seeds)]
+    # MLflow takes no "=" in names.
+    labels = [vary.label(point).replace("=", "-") for point in vary.points(settings)]
+    return [label for label in labels for _ in range(settings.train.seeds)]
+
+
+def scalars(row: Row, names: Sequence[str], separator: str = "/") -> dict[str, float]:
+    """Return the numbers of a row by name, without its step: of several trainings the mean, and that of each name.
+
+    >>> scalars({"step": 3, "loss": [1.0, 2.0], "epoch": 1}, ["seed0", "seed1"])
     {'loss': 1.5, 'loss/seed0': 1.0, 'loss/seed1': 2.0, 'epoch': 1.0}
     """
     numbers = {}
@@ -65,9 +81,10 @@ def scalars(row: Row, separator: str = "/") -> dict[str, float]:
             continue
         numbers[name] = mean(value)
         if isinstance(value, list) and len(value) > 1:
-            numbers |= {
-                f"{name}{separator}seed{seed}": float(number) for seed, number in enumerate(value)
-            }
+            of_names: dict[str, list[float]] = {}
+            for member, number in zip(names, value, strict=True):
+                of_names.setdefault(f"{name}{separator}{member}", []).append(float(number))
+            numbers |= {member: mean(of_member) for member, of_member in of_names.items()}
     return numbers
 
 
@@ -83,7 +100,7 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event, self._summary = Event, Summary
+        self._event, self._summary, self._names = Event, Summary, members(settings)
         folder = workdir / _FILES["tensorboard"]
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is not a folder: move it away, or give another --workdir")
@@ -99,7 +116,7 @@ class TensorBoard:
     def log(self, *rows: Row) -> None:
         """Bring the scalars of rows to disk."""
         for row in rows:
-            numbers = scalars(row).items()
+            numbers = scalars(row, self._names).items()
             values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in numbers]
             self._record(step=row["step"], summary=self._summary(value=values))
         self._writer.flush()
@@ -119,13 +136,14 @@ class Csv:
         self._path = workdir / _FILES["csv"]
         if self._path.exists() and not self._path.is_file():
             raise UsageError(f"{self._path} is not a file: move it away, or give another --workdir")
+        self._names = members(settings)
         self._columns: dict[str, None] = {}  # in the order in which they first came
         self._lines: list[dict[str, float]] = []
         self._write("w")
 
     def log(self, *rows: Row) -> None:
         """Append lines; where the rows have new columns, write the file again."""
-        lines = [{"step": row["step"], **scalars(row)} for row in rows]
+        lines = [{"step": row["step"], **scalars(row, self._names)} for row in rows]
         self._lines += lines
         columns = {name: None for line in lines for name in line}
         if columns.keys() <= self._columns.keys():
@@ -155,7 +173,7 @@ class Wandb:
     def __init__(self, workdir: Path, settings: Settings) -> None:
         import wandb
 
-        ids = _read_ids(workdir)
+        ids, self._names = _read_ids(workdir), members(settings)
         # Ours, and written first: a run that was started is found again whenever this is killed.
         if "wandb" not in ids:
             ids["wandb"] = secrets.token_hex(8)
@@ -176,7 +194,7 @@ class Wandb:
             # After a resume wandb's own step is the one behind the last row that it has.
             if row["step"] >= self._run.step:
                 # A row with a step is otherwise kept back until the next one.
-                self._run.log(scalars(row), step=row["step"], commit=True)
+                self._run.log(scalars(row, self._names), step=row["step"], commit=True)
 
     def close(self, *, failed: bool) -> None:
         """Send what is left, and mark the run as finished or failed."""
@@ -195,7 +213,7 @@ class Mlflow:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
-        self._client, self._metric = MlflowClient(), Metric
+        self._client, self._metric, self._names = MlflowClient(), Metric, members(settings)
         ids = _read_ids(workdir)
         if "mlflow" in ids:
             self._id = ids["mlflow"]
@@ -228,7 +246,7 @@ class Mlflow:
             if step <= self._last:
                 continue
             # MLflow's folders store `loss` as a file, beside which `loss/seed0` has no place.
-            numbers = scalars(row, separator=".")
+            numbers = scalars(row, self._names, separator=".")
             numbers["epoch"] = numbers.pop("epoch", 0.0)
             now = int(time.time() * 1000)
             metrics = [self._metric(name, value, now, step) for name, value in numbers.items()]

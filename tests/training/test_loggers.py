@@ -12,7 +12,7 @@ import warnings
 import pytest
 from programs import STRIPES, mlp
 
-from seal_jax.core.settings import Run, Settings
+from seal_jax.core.settings import Run, Settings, Train
 from seal_jax.errors import UsageError
 from seal_jax.training import loggers, loop
 from seal_jax.training.metrics import MetricsLog, read
@@ -25,7 +25,7 @@ ROWS = [
 
 
 def settings(names):
-    return Settings(run=Run(loggers=names))
+    return Settings(train=Train(seeds=2), run=Run(loggers=names))
 
 
 def write(folder, rows, names, resume_step=-1):
@@ -122,6 +122,23 @@ def test_one_that_does_not_start_is_one_line(tmp_path, monkeypatch):
     assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30]
 
 
+def test_points_of_a_program_are_shown_by_their_values(tmp_path):
+    """Each is a mean over its seeds, all of them under names that every logger takes."""
+    varied = '{"optimizer.learning_rate": [0.1, 0.3]}'
+    several = Settings(train=Train(seeds=2, vary=varied), run=Run(loggers="csv"))
+    with MetricsLog(tmp_path, resume_step=-1) as log:
+        log.show_in(loggers.start(tmp_path, several))
+        log.append({"step": 10, "train/loss": [1.0, 2.0, 4.0, 6.0]})
+    assert lines(tmp_path) == [
+        {
+            "step": 10,
+            "train/loss": 3.25,
+            "train/loss/learning_rate-0.1": 1.5,
+            "train/loss/learning_rate-0.3": 5.0,
+        }
+    ]
+
+
 def test_wandb_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -133,7 +150,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     # Each start has a folder of its own, all of the same run, and the last one has all rows.
     files = sorted(tmp_path.glob(f"wandb/offline-run-*-{run_id}*/run-{run_id}.wandb"))
     assert len(files) == 2
-    shown = [{"_step": row["step"], **loggers.scalars(row)} for row in ROWS]
+    shown = [{"_step": row["step"], **loggers.scalars(row, ["seed0", "seed1"])} for row in ROWS]
     # As text: NaN is not equal to itself.
     assert [str(sorted(row.items())) for row in wandb_rows(files[-1])] == [
         str(sorted({name: float(value) for name, value in row.items()}.items())) for row in shown

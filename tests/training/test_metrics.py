@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from seal_jax.core.settings import Run, Settings
+from seal_jax.core.settings import Run, Settings, Train
 from seal_jax.errors import UsageError
 from seal_jax.training import loggers
 from seal_jax.training import progress as progress_module
@@ -38,7 +38,7 @@ def board(folder):
 
 def started(folder, resume_step=-1, names="tensorboard"):
     log = MetricsLog(folder, resume_step=resume_step)
-    log.show_in(loggers.start(folder, Settings(run=Run(loggers=names))))
+    log.show_in(loggers.start(folder, Settings(train=Train(seeds=2), run=Run(loggers=names))))
     return log
 
 
