@@ -225,7 +225,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     root = files.as_path(options.workdir)
     _start_jax(options)
     settings = points.tuned(configs.load(options.config, overrides), root)
-    code = _train_one(settings, root)
+    code = _train_one(settings, root, alone=True)
     if code == OK and settings.train.vary and _is_main_process():
         _write_report(points.folders(root, settings), root)
     return code
@@ -350,7 +350,10 @@ def _is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def _train_one(settings: Any, workdir: Path, points: Sequence[Path] = ()) -> int:
+def _train_one(
+    settings: Any, workdir: Path, points: Sequence[Path] = (), *, alone: bool = False
+) -> int:
+    """Train a run; of one that ended at a signal OK is returned if it is ``alone``, with nothing after it to stop."""
     import jax
 
     from seal_jax import reports
@@ -380,6 +383,9 @@ def _train_one(settings: Any, workdir: Path, points: Sequence[Path] = ()) -> int
         warnings.warn(f"no curves were drawn: {error}", stacklevel=1)
     if not outcome.finished:
         print(f"stopped at step {outcome.step}; the same command goes on from there", flush=True)
+        return STOPPED
+    if outcome.signalled and not alone:
+        print(f"stopped after {workdir}; the same command goes on from there", flush=True)
         return STOPPED
     return OK
 

@@ -101,11 +101,12 @@ def calls(
 
 
 class Outcome(NamedTuple):
-    """How a run ended: at which step, whether that was its end, and the experiment's state."""
+    """How a run ended: at which step, whether that was its end, the state, and whether a signal asked to stop."""
 
     step: int
     finished: bool
     state: State
+    signalled: bool = False
 
 
 def train(
@@ -259,7 +260,9 @@ def train(
             if stopping:
                 break
         checkpoints.wait()
-        return _outcome(experiment, workdir, step, state, points)
+        outcome = _outcome(experiment, workdir, step, state, points)
+        # One that came after the last call stops what would follow this run.
+        return outcome._replace(signalled=_any_process(stop.is_set()))
 
 
 def _is_lost(experiment: Experiment, finite: np.ndarray) -> bool:

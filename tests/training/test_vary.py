@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from programs import STRIPES, Trainer, host, mlp
-from trainer_runs import Runs, leaves
+from trainer_runs import EPOCHS, LAST, Runs, leaves, row_count
 
 from seal_jax import data
 from seal_jax.cli import configs, main
@@ -18,6 +18,7 @@ from seal_jax.core.settings import Data, Settings, Train
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import loaded_run
 from seal_jax.training import experiment, metrics, points, workdir
+from seal_jax.training.progress import Progress
 
 SEAL = {"name": "seal", "threshold": "dense2"}
 
@@ -178,6 +179,27 @@ def get_config(variant="ema"):
     assert main.run(sweep) == main.USAGE
     assert "learning_rate=0.1 is not empty and holds no run" in capsys.readouterr().err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own, thesis]
+
+
+def test_a_sweep_stops_at_a_signal_in_the_last_step_of_a_variant(
+    runs, tmp_path, capsys, monkeypatch
+):
+    update, command = Progress.update, ["sweep", f"--config={runs.config}", "--only=normal,llf"]
+
+    def signal_at_the_end(self, step, **latest):
+        update(self, step, **latest)
+        if step == LAST:
+            signal.raise_signal(signal.SIGTERM)
+
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: device)
+    monkeypatch.setattr(Progress, "update", signal_at_the_end)
+    assert main.run([*command, f"--workdir={tmp_path}"]) == main.STOPPED
+    assert f"stopped after {tmp_path / 'normal'}" in capsys.readouterr().out
+    assert row_count(tmp_path / "normal") == EPOCHS
+    assert not (tmp_path / "llf").exists()
+    # A run alone has nothing left to stop.
+    assert main.run(["train", f"--config={runs.config}:llf", f"--workdir={tmp_path / 'llf'}"]) == 0
 
 
 @pytest.mark.slow
