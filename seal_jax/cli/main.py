@@ -373,11 +373,14 @@ def _train_one(
             sys.stdout.flush()
             os._exit(code)
         return code
-    # A run that stopped within its first epoch has no row to draw.
     try:
-        drawn = _is_main_process() and not settings.train.vary
-        if drawn and (workdir / workdirs.METRICS).stat().st_size:
-            reports.draw_run(workdir)
+        if _is_main_process() and not settings.train.vary:
+            record, picture = ((workdir / name) for name in (workdirs.METRICS, reports.CURVES))
+            # Drawing takes longer than all else that a sweep does with a variant that it has trained before.
+            drawn = picture.exists() and picture.stat().st_mtime > record.stat().st_mtime
+            # A run that stopped within its first epoch has no row to draw.
+            if record.stat().st_size and not drawn:
+                reports.draw_run(workdir)
     except (OSError, UsageError) as error:
         # The run is whole without its picture, and so is its exit code.
         warnings.warn(f"no curves were drawn: {error}", stacklevel=1)

@@ -5,8 +5,17 @@
 """
 
 from seal_jax.core.tables import Spread
-from seal_jax.reports.curves import draw, draw_run
+from seal_jax.reports.curves import CURVES, draw, draw_run
 from seal_jax.reports.generations import Column, Comparison, compare
 from seal_jax.reports.report import write as write_report
 
-__all__ = ["Column", "Comparison", "Spread", "compare", "draw", "draw_run", "write_report"]
+__all__ = [
+    "CURVES",
+    "Column",
+    "Comparison",
+    "Spread",
+    "compare",
+    "draw",
+    "draw_run",
+    "write_report",
+]
