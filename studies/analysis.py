@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -25,7 +24,8 @@ class Comparison(NamedTuple):
       claim, setting, condition: what is compared, and where.
       effect: mean difference between the better and the worse system of the claim, of accuracies in points.
       half: half the 95 % interval of the mean (Student's t), not corrected.
-      p_value: two-sided, of the paired t test, after Holm's correction over all comparisons of the study.
+      p_value: two-sided, of the paired t test, after Holm's correction over all comparisons of the study, those that
+        are not trained yet too.
       seeds: pairs; a training that diverged has the accuracy of chance, and leaves the pair out of other measures.
       lower: whether less of the measure is better.
       detectable: true difference that would have been significant with a probability of 80 %, at the level of Holm's
@@ -57,25 +57,24 @@ def compare(study: Study, scores: Mapping[str, Scores]) -> list[Comparison]:
       study: its claims.
       scores: by measure, cell and seed; NaN for a training that diverged.
     """
-    from scipy import stats
+    from scipy import optimize, stats
 
-    compared = []
-    for claim, setting in itertools.product(study.claims, study.settings):
-        for condition in claim.conditions or study.conditions:
-            pair = [
-                scores.get(measure, {}).get(Cell(setting, key, condition), {})
-                for key, measure in (
-                    (claim.better, claim.measure),
-                    (claim.worse, claim.worse_measure or claim.measure),
-                )
-            ]
-            seeds = sorted({*pair[0]} & {*pair[1]})
-            values = np.array([[of[seed] for seed in seeds] for of in pair])
-            if claim.measure == ACCURACY:
-                values = np.nan_to_num(values, nan=study.chance.get(setting, 10.0))
-            better, worse = values[:, np.isfinite(values).all(0)]
-            if len(better) >= FEWEST:
-                compared.append((claim, setting, condition, better - worse))
+    compared, planned = [], study.comparisons()
+    for claim, setting, condition in planned:
+        pair = [
+            scores.get(measure, {}).get(Cell(setting, key, condition), {})
+            for key, measure in (
+                (claim.better, claim.measure),
+                (claim.worse, claim.worse_measure or claim.measure),
+            )
+        ]
+        seeds = sorted({*pair[0]} & {*pair[1]})
+        values = np.array([[of[seed] for seed in seeds] for of in pair])
+        if claim.measure == ACCURACY:
+            values = np.nan_to_num(values, nan=study.chance.get(setting, 10.0))
+        better, worse = values[:, np.isfinite(values).all(0)]
+        if len(better) >= FEWEST:
+            compared.append((claim, setting, condition, better - worse))
     p_values = []
     for *_, differences in compared:
         # Equal in every seed: no difference at all, which the test has no answer to.
@@ -83,12 +82,22 @@ def compare(study: Study, scores: Mapping[str, Scores]) -> list[Comparison]:
         p_values.append(
             float(differences[0] == 0) if same else stats.ttest_1samp(differences, 0).pvalue
         )
+    # Of the whole study, so that no verdict depends on what else has been trained by now.
+    p_values += [1.0] * (len(planned) - len(compared))
     corrected = holm(np.array(p_values)).tolist()
     comparisons = []
-    for (claim, setting, condition, differences), p_value in zip(compared, corrected, strict=True):
+    for (claim, setting, condition, differences), p_value in zip(compared, corrected, strict=False):
         count = len(differences)
         error = differences.std(ddof=1) / math.sqrt(count)
-        critical = stats.t.ppf(1 - LEVEL / 2 / len(compared), count - 1)
+        critical = stats.t.ppf(1 - LEVEL / 2 / len(planned), count - 1)
+        # In standard errors: the noncentral t of this shift is beyond the critical value with this probability.
+        shift = optimize.brentq(
+            lambda shift, critical=critical, count=count: (
+                stats.nct.sf(critical, count - 1, shift) - POWER
+            ),
+            0.0,
+            4 * critical,
+        )
         comparisons.append(
             Comparison(
                 claim,
@@ -99,7 +108,7 @@ def compare(study: Study, scores: Mapping[str, Scores]) -> list[Comparison]:
                 p_value,
                 count,
                 claim.measure != ACCURACY and study.measures[claim.measure].lower,
-                float((critical + stats.t.ppf(POWER, count - 1)) * error),
+                float(shift * error),
             )
         )
     return comparisons

@@ -19,8 +19,7 @@ from scipy.stats import qmc
 
 from seal_jax.cli.configs import base, set_fields
 
-SEEDS, TUNING_SEEDS = 10, 2
-POINTS = 16  # that each system is tuned on
+TUNING_SEEDS = 2
 # Far from the seeds that are reported: nothing that was tuned on is reported.
 FIRST_TUNING_SEED = 1000
 _SOURCE = "source-"
@@ -47,16 +46,16 @@ class System:
     weights: Literal["last", "best", "ema"] = "last"
     continues: str = ""
 
-    def points(self) -> list[dict[str, float]]:
+    def points(self, count: int) -> list[dict[str, float]]:
         """Return the points that the system is tuned on, by full names.
 
         The first settings of two systems have the same values where their ranges agree.
 
-        >>> System("SGD", space={"optimizer.learning_rate": (0.01, 1.0)}).points()[:2]
+        >>> System("SGD", space={"optimizer.learning_rate": (0.01, 1.0)}).points(2)
         [{'optimizer.learning_rate': 0.1}, {'optimizer.learning_rate': 0.0316}]
         """
         # Not scrambled, so that it is the same everywhere; the first one is 0 in all dimensions.
-        drawn = qmc.Halton(len(self.space), scramble=False).random(POINTS + 1)[1:]
+        drawn = qmc.Halton(len(self.space), scramble=False).random(count + 1)[1:]
         return [
             {
                 full(field): float(f"{low * (high / low) ** share:.3g}")
@@ -98,15 +97,36 @@ class Measure(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """That one system is better than another in some conditions, by its accuracy or another measure."""
+    """That one system is better than another, by its accuracy or another measure.
+
+    Attributes:
+      text: what is claimed.
+      source: who claims it.
+      better, worse: keys of systems.
+      measure: a key.
+      worse_measure: where that of the worse is another one.
+      conditions: keys, where they are compared; empty for all.
+      said_of: the conditions that the source speaks of; empty for all.
+      elsewhere: who claims it, or asks, of the others.
+    """
 
     text: str
     source: str
-    better: str  # keys of systems
+    better: str
     worse: str
-    conditions: Sequence[str] = ()  # keys; empty for all
-    measure: str = ACCURACY  # a key
-    worse_measure: str = ""  # where that of the worse is another one
+    measure: str = ACCURACY
+    worse_measure: str = ""
+    conditions: Sequence[str] = ()
+    said_of: Sequence[str] = ()
+    elsewhere: str = "ours"
+
+    def source_of(self, condition: str) -> str:
+        """Return who claims it of a condition.
+
+        >>> Claim("A beats B", "its paper", "a", "b", said_of=["clean"]).source_of("noise")
+        'ours'
+        """
+        return self.source if condition in (self.said_of or [condition]) else self.elsewhere
 
 
 class Cell(NamedTuple):
@@ -132,6 +152,8 @@ class Study:
       some: for settings, the keys of their systems and of their conditions where they have not all.
       adapt: sets what systems take from the settings of a variant, all of which it is given.
       claims: the comparisons, over all of which Holm's correction goes.
+      points: that each system is tuned on.
+      seeds: of the trainings that are compared.
       measures: by a key, besides the accuracy; those of one evaluation have the same options.
       sources: networks that are trained plainly before all others, by a key: all of their fields, as ``fields`` are of
         the others alone. A setting starts from one by ``train.pretrained`` = "../source-KEY", seed from seed.
@@ -146,6 +168,8 @@ class Study:
     names: Mapping[str, str]
     systems: Mapping[str, System]
     claims: Sequence[Claim]
+    points: int = 32
+    seeds: int = 20
     adapt: Callable[[ConfigDict], None] = lambda config: None
     some: Mapping[str, tuple[Sequence[str], Sequence[str]]] = dataclasses.field(
         default_factory=dict
@@ -181,6 +205,16 @@ class Study:
             systems, conditions = self.some.get(setting, (self.systems, self.conditions))
             yield from itertools.starmap(Cell, itertools.product([setting], systems, conditions))
 
+    def comparisons(self) -> list[tuple[Claim, str, str]]:
+        """Return what is compared where: claim, setting and condition, of which both systems are trained."""
+        cells = {*self.cells()}
+        return [
+            (claim, setting, condition)
+            for claim, setting in itertools.product(self.claims, self.settings)
+            for condition in claim.conditions or self.conditions
+            if {Cell(setting, key, condition) for key in (claim.better, claim.worse)} <= cells
+        ]
+
     @property
     def variants(self) -> tuple[str, ...]:
         """The names of the variants: sources, then of each system the tuning in all conditions and its trainings."""
@@ -202,7 +236,7 @@ class Study:
         """Return the settings of a variant."""
         if variant.startswith(_SOURCE):
             config = base("normal")
-            config.train.seeds = SEEDS
+            config.train.seeds = self.seeds
             set_fields(config, self.sources[variant.removeprefix(_SOURCE)])
         else:
             config = self._config_of_cell(variant)
@@ -211,6 +245,8 @@ class Study:
             config.train.generations * config.train.epochs_per_generation
         )
         config.run.keep_checkpoints = 1
+        # It has the accuracy of chance, and the others are not lost.
+        config.run.keep_diverged = True
         config.run.loggers = ""
         return config
 
@@ -219,7 +255,7 @@ class Study:
         setting, key, condition = name.split("-")
         system = self.systems[key]
         config = base(system.method)
-        config.train.seeds = SEEDS
+        config.train.seeds = self.seeds
         for fields in (
             self.fields,
             self.settings[setting],
@@ -231,7 +267,7 @@ class Study:
         if system.continues:
             config.train.pretrained = f"../{'-'.join(Cell(setting, system.continues, condition))}"
         if tunes:
-            config.train.vary = json.dumps(system.points())
+            config.train.vary = json.dumps(system.points(self.points))
             config.train.seed, config.train.seeds = FIRST_TUNING_SEED, TUNING_SEEDS
         else:
             config.train.tuned_on = f"../tuning-{name}"

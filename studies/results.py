@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seal_jax import evaluators
+from seal_jax import evaluators, methods
+from seal_jax.core import settings as settings_lib
+from seal_jax.core import vary
+from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import command as evaluation
 from seal_jax.reports import runs as run_folders
 from seal_jax.reports.runs import Run, per_seed
+from seal_jax.training import pretrained
 from seal_jax.training import workdir as workdirs
 from studies.design import ACCURACY, Cell, Measure, Study, full
 
@@ -48,7 +53,7 @@ def collect(study: Study, workdir: Path) -> list[Row]:
     """Return the rows of all cells whose run in ``workdir`` has ended.
 
     Raises:
-      UsageError: none has.
+      UsageError: none has, or one has other settings than the study's.
     """
     rows = []
     for cell in study.cells():
@@ -71,14 +76,20 @@ def measures(study: Study) -> dict[str, Measure]:
 
 
 def _rows(cell: Cell, run: Run, study: Study) -> list[Row]:
+    space = [full(field) for field in study.systems[cell.system].space]
+    settings = settings_lib.read(Settings, study.config("-".join(cell)).to_dict())
+    train = dataclasses.replace(settings.train, tuned_on="", tuned_weights="last")
+    point = {field: run.setting(field) for field in space}
+    expected = vary.at(dataclasses.replace(settings, train=train), point)
+    # Of an older study, or swept with other options.
+    workdirs.claim(run.path, pretrained.complete(methods.complete(expected), run.path))
     seeds = range(first := int(run.setting("train.seed")), first + run.seeds)
     numbers: dict[int, dict[str, float]] = {seed: {} for seed in seeds}
     for key, measure in measures(study).items():
         values = _of_evaluation(run, measure) if measure.kind else _of_metrics(run, measure)
         for seed, value in values.items():
             numbers[seed][key] = measure.scale * value
-    space = study.systems[cell.system].space
-    chosen = " ".join(f"{field.rpartition('.')[2]}={run.setting(full(field)):g}" for field in space)
+    chosen = " ".join(f"{field.rpartition('.')[2]}={value:g}" for field, value in point.items())
     return [Row(cell, seed, numbers[seed], chosen) for seed in seeds]
 
 
@@ -172,9 +183,17 @@ Scores = dict[Cell, dict[int, float]]  # by cell and seed
 def scores(study: Study, rows: Sequence[Row]) -> dict[str, Scores]:
     """Return all numbers by measure; the accuracy is that of the weights that a system is scored by."""
     table: dict[str, Scores] = {ACCURACY: {}}
+    cells = {*study.cells()}
     for row in rows:
+        if row.cell not in cells:
+            raise UsageError(f"{'-'.join(row.cell)} is no cell of the study: collect it again")
         weights = study.systems[row.cell.system].weights
-        table[ACCURACY].setdefault(row.cell, {})[row.seed] = row.numbers.get(weights, math.nan)
+        if weights not in row.numbers:
+            raise UsageError(
+                f"{'-'.join(row.cell)}, seed {row.seed} has no accuracy of its {weights!r} weights: train and collect "
+                "it again"
+            )
+        table[ACCURACY].setdefault(row.cell, {})[row.seed] = row.numbers[weights]
         for key, value in row.numbers.items():
             table.setdefault(key, {}).setdefault(row.cell, {})[row.seed] = value
     return table

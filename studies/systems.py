@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from studies.design import System
 
 # On a logarithmic scale.
-PLAIN = {"optimizer.learning_rate": (0.002, 0.2), "optimizer.weight_decay": (1e-5, 3e-2)}
+PLAIN = {"optimizer.learning_rate": (0.002, 0.1), "optimizer.weight_decay": (1e-4, 3e-2)}
 RADII = PLAIN | {"rho": (0.01, 1.0)}
 
 
@@ -19,13 +19,8 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
     whole = generations * epochs
     long = {"train.generations": 1, "train.epochs_per_generation": whole}
     return {
-        "short": System(
-            f"Plain, {epochs} epochs, best by validation",
-            fields={"train.generations": 1},
-            space=PLAIN,
-            weights="best",
-        ),
         "long": System(f"Plain, {whole} epochs", fields=long, space=PLAIN),
+        "stopped": System("Plain, best by validation", fields=long, space=PLAIN, weights="best"),
         "restarts": System("Plain, restarts", space=PLAIN),
         "smoothing": System(
             f"Label smoothing, {whole} epochs",

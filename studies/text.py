@@ -11,7 +11,7 @@ from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
 from studies import analysis, results
 from studies.analysis import CONTRADICTED, SHOWN, Comparison
-from studies.design import ACCURACY, FIRST_TUNING_SEED, POINTS, TUNING_SEEDS, Cell, Study
+from studies.design import ACCURACY, FIRST_TUNING_SEED, TUNING_SEEDS, Cell, Study
 from studies.results import Row, Scores
 
 BEYOND = "beyond these machines"
@@ -51,9 +51,9 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
         "python -m studies write\n"
         "```",
         _paragraph(
-            f"Each system was tuned on {POINTS} points and {TUNING_SEEDS} seeds from {FIRST_TUNING_SEED} on, by",
+            f"Each system was tuned on {study.points} points and {TUNING_SEEDS} seeds from {FIRST_TUNING_SEED} on, by",
             "validation accuracy. Test accuracies in %, mean ± half the 95 % interval over the seeds that were trained",
-            "afterwards; all of them, with the settings that were chosen, are in",
+            "afterwards, without those that diverged; all of them, with the settings that were chosen, are in",
             f"[results/{name}.csv](results/{name}.csv).",
             f"So far {len(scores)} of {count} cells are trained." if len(scores) < count else "",
         ),
@@ -68,9 +68,9 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
         parts.append(
             _paragraph(
                 "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and",
-                "**▼** contradicted by paired t tests, with Holm's correction over the",
-                f"{len(comparisons)} comparisons of this study at 5 %; in parentheses the true difference that would",
-                "have been seen with a probability of 80 %.",
+                "**▼** contradicted by paired t tests, with Holm's correction over all",
+                f"{len(study.comparisons())} comparisons of this study at 5 %; in parentheses the true difference that",
+                "would have been seen with a probability of 80 %.",
             )
         )
     return "\n\n".join(parts)
@@ -149,18 +149,24 @@ def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) ->
         compared = analysis.compare(study, results.scores(study, rows.get(name, ())))
         link = f"[{study.title}](#{_anchor(study.title)})" if name in rows else study.title
         for claim in study.claims:
-            of_claim = [one for one in compared if one.claim == claim]
-            line = _line([claim.text, _verdict(study, of_claim), link])
-            claims.setdefault(claim.source, []).append(line)
+            planned = [place for of, *place in study.comparisons() if of == claim]
+            for source in dict.fromkeys(claim.source_of(condition) for _, condition in planned):
+                of_source = [
+                    one
+                    for one in compared
+                    if one.claim == claim and claim.source_of(one.condition) == source
+                ]
+                line = _line([claim.text, _verdict(study, of_source), link])
+                claims.setdefault(source, []).append(line)
     lines, left = [], dict(claims)
     for item in catalogue.ITEMS:
         # Drawings of an idea and lists of data sets claim nothing.
         if not {*item.commands} - {"datasets"}:
             continue
-        source = f"{item.paper}, {item.name}"
-        own = [of for of in claims if places(of) & places(f"{item.paper} {item.name}")]
-        lines += [f"| {source} {line}" for of in own for line in claims[of]]
-        if not own:
+        source = f"{item.paper} {item.name}"
+        own = [of for of in left if places(of) & places(source)]
+        lines += [f"| {of} {line}" for of in own for line in claims[of]]
+        if not any(places(of) & places(source) for of in claims):
             verdict = f"{BEYOND}: {item.paper_size or 'not compared'}"
             lines.append(_line([source, item.shows, verdict, ""]))
         left = {of: line for of, line in left.items() if of not in own}

@@ -299,6 +299,8 @@ class Run:
       log_plasticity: whether each epoch's row has the share of dormant units, the norms of the weights, of their
         distance from the initial ones and of the gradient in every block, as ``evaluate --kind=plasticity``
         measures them, on 256 training images.
+      keep_diverged: whether a run with several seeds goes on while any of their losses is finite; otherwise the first
+        that is not ends it with an error. The metrics of one that diverged are ``null`` from there on.
     """
 
     seed_devices: int = 0
@@ -313,6 +315,7 @@ class Run:
     deterministic: bool = False
     parameter_sharding: Literal["none", "optimizer", "all"] = "none"
     log_plasticity: bool = False
+    keep_diverged: bool = False
 
 
 # By the words of the messages. Fields whose condition does not exclude infinity are integers.

@@ -268,7 +268,8 @@ def train(
 def _is_lost(experiment: Experiment, finite: np.ndarray) -> bool:
     """Return whether a run must stop, of whose trainings some are not ``finite`` any more."""
     # Points are tried out: one that diverges must not end the others.
-    tried = bool(vary.points(experiment.settings)[0])
+    settings = experiment.settings
+    tried = settings.run.keep_diverged or bool(vary.points(settings)[0])
     return not (finite.any() if tried else finite.all())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
     """Return the settings with the values that ``train.tuned_on`` finds best, which is then empty.
 
     Raises:
-      UsageError: it names no run with points, one that has not ended, or none on the same data, or all of these
+      UsageError: it names no run with points, one that has not ended or trains something else, or all points
         diverged.
     """
     name = settings.train.tuned_on
@@ -121,9 +122,19 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
         raise UsageError(
             f"{field} would choose by the test split: it has data.selection = 'test_best'"
         )
-    best, highest = None, -1.0
+    for section in ("data", "model", "method"):
+        its, own = (
+            of.method.get("name") if section == "method" else getattr(of, section).name
+            for of in (tuning, settings)
+        )
+        if its != own:
+            raise UsageError(
+                f"{field} has {section}.name = {its!r} and this run {own!r}: name a run that is tuned alike"
+            )
+    best, highest = None, (-1.0, -math.inf)
     weights = settings.train.tuned_weights
-    measure = f"{'validation_ema' if weights == 'ema' else 'validation'}/accuracy"
+    split = "validation_ema" if weights == "ema" else "validation"
+    measure = f"{split}/accuracy"
     for point, folder in zip(
         vary.points(tuning), folders(source, tuning), strict=bool(tuning.train.vary)
     ):
@@ -139,9 +150,12 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
             for row in rows
             if measure in row and row["generation"] == rows[-1]["generation"]
         ]
-        accuracy = float(np.nan_to_num(np.max(scores, axis=0), nan=-1.0).mean()) if scores else -1.0
-        if accuracy > highest:
-            best, highest = point, accuracy
+        if scores:
+            accuracy = float(np.nan_to_num(np.max(scores, axis=0), nan=-1.0).mean())
+            # Accuracies of few images are often equal.
+            loss = float(np.mean(rows[-1].get(f"{split}/loss", 0.0)))
+            if (accuracy, -loss) > highest:
+                best, highest = point, (accuracy, -loss)
     if best is None:
         raise UsageError(
             f"{field} has no point with this run's data and {measure} in its metrics: give a run with train.vary and a "
