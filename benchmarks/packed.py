@@ -130,7 +130,15 @@ def load(path: Path) -> Study:
             class_names=header["class_names"],
             validation_fraction=0.0,
         )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, UsageError) as error:
+    except (
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        zipfile.BadZipFile,
+        UsageError,
+    ) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UsageError(f"--study={path} cannot be read: {reason}; write it by `pack`") from None
     origin = Origin(header["version"], str(path), header["fingerprint"])

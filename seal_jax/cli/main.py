@@ -238,6 +238,8 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from seal_jax.training import points
 
     root = files.as_path(options.workdir)
+    if options.together < 1:
+        raise UsageError(f"--together={options.together} must be at least 1")
     if configs.split(options.config)[1]:
         raise UsageError(f"--config={options.config} must be a file; sweep trains all its variants")
     variants = configs.variants(options.config)

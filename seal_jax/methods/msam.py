@@ -1,4 +1,4 @@
-"""MSAM: the gradient is taken uphill along the momentum, at the cost of plain training (Becker et al. 2024)."""
+"""MSAM: the gradient is taken ahead, along the momentum, at the cost of plain training (Becker et al. 2024)."""
 
 from __future__ import annotations
 

@@ -116,7 +116,9 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
     source = files.relative_to(workdir, name)
     field = f"train.tuned_on = {name!r}"
     if not (source / workdirs.CONFIG).is_file():
-        raise UsageError(f"{field} is not the folder of a run: {source} has no {workdirs.CONFIG}")
+        raise UsageError(
+            f"{field} is not the folder of a run: {source} has no {workdirs.CONFIG}; train that one first"
+        )
     tuning = settings_lib.read(Settings, workdirs.read(source))
     if tuning.data.selection == "test_best":
         raise UsageError(

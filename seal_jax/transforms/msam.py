@@ -1,4 +1,4 @@
-"""Momentum-SAM: the gradient at a point uphill along the momentum, without a second pass."""
+"""Momentum-SAM: the gradient at a point ahead, along the momentum, without a second pass."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _FIELDS = ("trace", "mu")
 
 
 def perturb_along_momentum(params: PyTree, opt_state: PyTree, rho: Any = 0.3) -> PyTree:
-    r"""Return where Momentum-SAM takes its gradient: the parameters moved against the next momentum step.
+    r"""Return where Momentum-SAM takes its gradient: the parameters moved along the momentum's step.
 
     .. math:: \tilde w_t = w_t - \rho \frac{v_t}{\|v_t\| + 10^{-12}}, \qquad
         v_{t+1} = \mu v_t + \nabla L(\tilde w_t), \qquad w_{t+1} = w_t - \eta v_{t+1}
 
-    The momentum is a sum of gradients, so this is uphill, against the way the optimizer goes. Nothing but the place of
+    The momentum is a sum of gradients, so this is the way the optimizer goes, though mostly further than its step; the
+    authors' code calls it an ascent. Nothing but the place of
     the gradient differs from the optimizer itself, which any with one momentum for all parameters may be: give its
     ``update`` this gradient and the parameters themselves. Its weight decay is then that of the parameters
     themselves; the authors' code has that of the perturbed ones, which it stores in their place.
@@ -50,7 +51,7 @@ def perturb_along_momentum(params: PyTree, opt_state: PyTree, rho: Any = 0.3) ->
     >>> round(float(w), 4)  # 0.9 - 0.1 (0.9 * 1 + 0.9 - 0.5)
     0.77
     """
-    # SAM's own step, along minus the momentum.
+    # SAM's own step, but along minus the momentum.
     return perturb(params, jax.tree.map(lambda v: -v, momentum(opt_state, params)), rho)
 
 

@@ -207,7 +207,8 @@ def test_packed_study_is_that_of_the_config(tmp_path, digits_dir, monkeypatch, c
     content[len(content) // 2] ^= 255
     broken.write_bytes(content)
     folder = f"--workdir={tmp_path / 'run'}"
-    for bad in (broken, tmp_path / "absent.npz", ROOT / "README.md"):
+    (tmp_path / "empty.npz").touch()
+    for bad in (broken, tmp_path / "absent.npz", tmp_path / "empty.npz", ROOT / "README.md"):
         line = error("train", f"--study={bad}", folder, "--minutes=1")
         assert "cannot be read" in line
         assert line.endswith("write it by `pack`")

@@ -1,11 +1,14 @@
 """Several values of a setting in one program equal runs of their own."""
 
 import dataclasses
+import functools
+import inspect
 import json
 import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import STRIPES, Trainer, host, mlp
@@ -17,7 +20,7 @@ from seal_jax.core import vary
 from seal_jax.core.settings import Data, Settings, Train
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import loaded_run
-from seal_jax.training import experiment, metrics, points, workdir
+from seal_jax.training import experiment, loop, metrics, points, workdir
 from seal_jax.training.progress import Progress
 
 SEAL = {"name": "seal", "threshold": "dense2"}
@@ -333,6 +336,12 @@ def test_tuned_on(tmp_path):
     chosen = tuning(rows)
     assert chosen.optimizer.learning_rate == 0.2
     assert (chosen.data, chosen.train.tuned_on, chosen.train.vary) == (own.data, "", "")
+    # Of equal ones that with the lower loss is the best.
+    equal = [
+        {"validation/accuracy": [0.9, 0.9], "validation/loss": [1.0, of]}
+        for of in (0, 3, 0, 1, 0, 2)
+    ]
+    assert tuning(equal).optimizer.learning_rate == 0.2
     # By the average of the weights the first of those with this noise is the best.
     by_average = [
         row | {"validation_ema/accuracy": [value] * 2}
@@ -347,6 +356,7 @@ def test_tuned_on(tmp_path):
         tuning(rows)
     own = last
     for arguments, says in (
+        ({"rows": rows, "name": "other"}, "has data.name = 'other' and this run 'digits'"),
         ({"rows": rows[:3]}, r"has not ended, there is no .*learning_rate=0\.2_label_noise=0\.4"),
         ({"rows": [{}] * 6}, "has no point with this run's data and validation/accuracy in"),
         ({"rows": rows, "selection": "test_best", "validation_fraction": 0.0}, "by the test split"),
@@ -355,6 +365,27 @@ def test_tuned_on(tmp_path):
             tuning(**arguments)
     with pytest.raises(UsageError, match="is not the folder of a run"):
         points.tuned(own, tmp_path / "own/deeper")
+
+
+def test_a_seed_that_diverges_ends_no_run_that_keeps_it(tmp_path, monkeypatch):
+    init = inspect.getattr_static(experiment.Experiment, "init").func
+
+    def second_is_lost(self, *arguments):
+        state = init(self)(*arguments)
+        params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.weights.params)
+        return state._replace(weights=state.weights._replace(params=params))
+
+    alone = loop.train(config(None, train={"seeds": 1}), tmp_path / "alone", STRIPES, devices=1)
+    lost = property(lambda self: functools.partial(second_is_lost, self))
+    monkeypatch.setattr(experiment.Experiment, "init", lost)
+    with pytest.raises(loop.NonFiniteError):
+        loop.train(config(None), tmp_path / "ends", STRIPES, devices=1)
+    kept = config(None, run={"keep_diverged": True})
+    assert loop.train(kept, tmp_path / "kept", STRIPES, devices=1).finished
+    for row, its in zip(*map(metrics.read, (tmp_path / "kept", tmp_path / "alone")), strict=True):
+        assert row["train/accuracy"][0] == pytest.approx(its["train/accuracy"][0])
+        assert np.isnan(row["train/loss"][1])
+    assert alone.finished
 
 
 def test_a_file_of_labels_is_kept_beside_draws(tmp_path):
