@@ -179,13 +179,21 @@ class Study:
     sources: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that systems follow those they start from, and the options of evaluations."""
+        """Check that there is what is named, that systems follow those they start from, and evaluations' options."""
         keys = [*self.systems]
         for key, system in self.systems.items():
             if system.continues and system.continues not in keys[: keys.index(key)]:
                 raise ValueError(
                     f"{self.title}: {key} starts from {system.continues}: declare that before it"
                 )
+        named = itertools.chain.from_iterable(
+            (setting, *systems, *conditions) for setting, (systems, conditions) in self.some.items()
+        )
+        of_claims = ((claim.better, claim.worse) for claim in self.claims)
+        known = {*self.settings, *self.systems, *self.conditions}
+        for key in (*named, *itertools.chain.from_iterable(of_claims)):
+            if key not in known:
+                raise ValueError(f"{self.title}: {key} is no setting, system or condition of it")
         self.evaluations()
 
     def evaluations(self) -> dict[str, Mapping[str, Any]]:

@@ -119,7 +119,6 @@ STUDY = Study(
     },
     conditions={
         "n5": {"data.train_count": 5, "train.epochs_per_generation": 20},
-        "n20": {"data.train_count": 20, "train.epochs_per_generation": 10},
         "n100": {"data.train_count": 100, "train.epochs_per_generation": 4},
     },
     names={
@@ -127,7 +126,6 @@ STUDY = Study(
         "fashion_eurosat": "Fashion-MNIST to EuroSAT",
         "digits_fashion": "Digits to Fashion-MNIST",
         "n5": "5 a class, 100 steps",
-        "n20": "20 a class, 200 steps",
         "n100": "100 a class, 400 steps",
     },
     systems=SYSTEMS,

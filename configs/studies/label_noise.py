@@ -14,18 +14,7 @@ from studies.systems import for_network, systems
 
 SYSTEMS = systems(generations=4, epochs=20)
 # Of the networks that take longer.
-SOME = (
-    "short",
-    "long",
-    "restarts",
-    "smoothing",
-    "sam",
-    "llf",
-    "seal",
-    "lw",
-    "shrink_perturb",
-    "fire",
-)
+SOME = ("long", "stopped", "smoothing", "sam", "llf", "seal", "lw", "shrink_perturb", "fire")
 SMALL = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
 RIGHT, WRONG = ("clean",), ("noise20", "noise40", "noise60")
 # Who says of each that it beats plain training as long, of right labels (Zaidi et al. of wrong ones, with tuned decay).

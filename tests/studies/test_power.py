@@ -119,6 +119,7 @@ def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
             {"systems": {"a": System("A", continues="b"), "b": System("B")}},
             "a starts from b: declare that before it",
         ),
+        ({"some": {"mlp": (("slow", "slwo"), ("noise",))}}, "slwo is no setting, system or cond"),
         (
             {"measures": {n: Measure(n, n, "margins", {"sample": n}) for n in (1, 2)}},
             "measures of margins differ in its options",
