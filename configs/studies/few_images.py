@@ -71,7 +71,7 @@ STUDY = Study(
     some={
         "resnet8_digits": (
             ("long", "sam", "llf", "seal", "lw", "wels", "dsd", "shrink_perturb"),
-            ("n10", "n30"),
+            ("n10",),
         )
     },
     claims=(

@@ -102,7 +102,7 @@ STUDY = Study(
     systems=SYSTEMS,
     adapt=for_network,
     some={
-        "mlp_fashion": (SOME, ("clean", "noise40")),
+        "mlp_fashion": (SOME, ("noise40",)),
         "mlp_cifar100": (SOME, ("clean", "noise40")),
         "resnet8_digits": (
             ("long", "stopped", "smoothing", "llf", "seal", "shrink_perturb"),

@@ -49,28 +49,22 @@ STUDY = Study(
             "data.train_count": 100,
             **MLP,
         },
-        "resnet8_digits": {
-            "data.name": "digits",
-            "data.validation_fraction": 0.2,
-            "data.train_count": 50,
-            "model.name": "resnet8",
-            "model.width": 8,
-        },
     },
     conditions={"clean": {}, "noise20": {"data.label_noise": 0.2}},
     names={
         "mlp_digits": "MLP on 500 images of digits",
         "mlp_fashion": "MLP on 1,000 images of Fashion-MNIST",
-        "resnet8_digits": "ResNet-8 of width 8 on 500 images of digits",
         "clean": "right labels",
         "noise20": "20 % wrong",
     },
     systems=SYSTEMS,
     adapt=for_network,
-    some=dict.fromkeys(
-        ("mlp_fashion", "resnet8_digits"),
-        (("scratch", "warm", "shrink_perturb", "dash", "fire", "hare_tortoise"), ("clean",)),
-    ),
+    some={
+        "mlp_fashion": (
+            ("scratch", "warm", "shrink_perturb", "dash", "fire", "hare_tortoise"),
+            ("clean",),
+        )
+    },
     claims=(
         Claim(
             "A warm start is worse than scratch",
