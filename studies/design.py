@@ -19,10 +19,11 @@ from scipy.stats import qmc
 
 from seal_jax.cli.configs import base, set_fields
 
-TUNING_SEEDS = 2
+# Seeds of the tuning, where few of many points that were screened with one seed are left, and where none were screened.
+FINAL_SEEDS, ONLY_SEEDS = 8, 2
 # Far from the seeds that are reported: nothing that was tuned on is reported.
 FIRST_TUNING_SEED = 1000
-_SOURCE = "source-"
+_SOURCE, _SCREEN, _TUNING = "source-", "screen-", "tuning-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,7 @@ class Study:
       adapt: sets what systems take from the settings of a variant, all of which it is given.
       claims: the comparisons, over all of which Holm's correction goes.
       points: that each system is tuned on.
+      finalists: how many of the points, the best with one seed, are tuned on more seeds; 0 for all.
       seeds: of the trainings that are compared.
       measures: by a key, besides the accuracy; those of one evaluation have the same options.
       sources: networks that are trained plainly before all others, by a key: all of their fields, as ``fields`` are of
@@ -169,6 +171,7 @@ class Study:
     systems: Mapping[str, System]
     claims: Sequence[Claim]
     points: int = 32
+    finalists: int = 4
     seeds: int = 20
     adapt: Callable[[ConfigDict], None] = lambda config: None
     some: Mapping[str, tuple[Sequence[str], Sequence[str]]] = dataclasses.field(
@@ -225,7 +228,7 @@ class Study:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The names of the variants: sources, then of each system the tuning in all conditions and its trainings."""
+        """The names of the variants: sources, then of each system the tunings in all conditions and its trainings."""
         names: dict[tuple[str, str], list[str]] = {}
         for cell in self.cells():
             names.setdefault(cell[:2], []).append("-".join(cell))
@@ -235,7 +238,7 @@ class Study:
             *(
                 stage + name
                 for group in names.values()
-                for stage in ("tuning-", "")
+                for stage in (*[_SCREEN] * bool(self.finalists), _TUNING, "")
                 for name in group
             ),
         )
@@ -259,8 +262,9 @@ class Study:
         return config
 
     def _config_of_cell(self, variant: str) -> ConfigDict:
-        tunes, name = variant.startswith("tuning-"), variant.removeprefix("tuning-")
-        setting, key, condition = name.split("-")
+        *stages, setting, key, condition = variant.split("-")
+        stage = f"{stages[0]}-" if stages else ""
+        name = "-".join(Cell(setting, key, condition))
         system = self.systems[key]
         config = base(system.method)
         config.train.seeds = self.seeds
@@ -274,10 +278,17 @@ class Study:
         self.adapt(config)
         if system.continues:
             config.train.pretrained = f"../{'-'.join(Cell(setting, system.continues, condition))}"
-        if tunes:
-            config.train.vary = json.dumps(system.points(self.points))
-            config.train.seed, config.train.seeds = FIRST_TUNING_SEED, TUNING_SEEDS
+        train = config.train
+        if stage:
+            train.seed = FIRST_TUNING_SEED
+            train.seeds = 1 if stage == _SCREEN else ONLY_SEEDS
+        if stage == _TUNING and self.finalists:
+            train.seed, train.seeds = FIRST_TUNING_SEED + 1, FINAL_SEEDS
+            train.tuned_on, train.tuned_points = f"../{_SCREEN}{name}", self.finalists
+        elif stage:
+            train.vary = json.dumps(system.points(self.points))
         else:
-            config.train.tuned_on = f"../tuning-{name}"
-            config.train.tuned_weights = system.weights
+            train.tuned_on = f"../{_TUNING}{name}"
+        if train.tuned_on:
+            train.tuned_weights = system.weights
         return config

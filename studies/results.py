@@ -80,8 +80,9 @@ def _rows(cell: Cell, run: Run, study: Study) -> list[Row]:
     settings = settings_lib.read(Settings, study.config("-".join(cell)).to_dict())
     train = dataclasses.replace(settings.train, tuned_on="", tuned_weights="last")
     point = {field: run.setting(field) for field in space}
-    expected = vary.at(dataclasses.replace(settings, train=train), point)
-    # Of an older study, or swept with other options.
+    where = {"data.data_dir": run.setting("data.data_dir")}
+    expected = vary.at(dataclasses.replace(settings, train=train), point | where)
+    # Of an older study, or swept with other options, but for where the data is.
     workdirs.claim(run.path, pretrained.complete(methods.complete(expected), run.path))
     seeds = range(first := int(run.setting("train.seed")), first + run.seeds)
     numbers: dict[int, dict[str, float]] = {seed: {} for seed in seeds}

@@ -11,7 +11,7 @@ from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
 from studies import analysis, results
 from studies.analysis import CONTRADICTED, SHOWN, Comparison
-from studies.design import ACCURACY, FIRST_TUNING_SEED, TUNING_SEEDS, Cell, Study
+from studies.design import ACCURACY, FINAL_SEEDS, FIRST_TUNING_SEED, ONLY_SEEDS, Cell, Study
 from studies.results import Row, Scores
 
 BEYOND = "beyond these machines"
@@ -51,8 +51,8 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
         "python -m studies write\n"
         "```",
         _paragraph(
-            f"Each system was tuned on {study.points} points and {TUNING_SEEDS} seeds from {FIRST_TUNING_SEED} on, by",
-            "validation accuracy. Test accuracies in %, mean ± half the 95 % interval over the seeds that were trained",
+            _tuning(study),
+            f"Test accuracies in %, mean ± half the 95 % interval over the {study.seeds} seeds that were trained",
             "afterwards, without those that diverged; all of them, with the settings that were chosen, are in",
             f"[results/{name}.csv](results/{name}.csv).",
             f"So far {len(scores)} of {count} cells are trained." if len(scores) < count else "",
@@ -74,6 +74,19 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
             )
         )
     return "\n\n".join(parts)
+
+
+def _tuning(study: Study) -> str:
+    first = FIRST_TUNING_SEED
+    if not study.finalists:
+        return (
+            f"The settings of each system are those of {study.points} points with the best validation accuracy, a mean "
+            f"over {ONLY_SEEDS} seeds from {first} on."
+        )
+    return (
+        f"Of {study.points} points of each system's settings, the {study.finalists} with the best validation accuracy "
+        f"with seed {first} were trained with the {FINAL_SEEDS} next seeds, and the best of these was chosen."
+    )
 
 
 def _paragraph(*parts: str) -> str:

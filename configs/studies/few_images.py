@@ -4,8 +4,9 @@
     python -m studies collect --config=configs/studies/few_images.py --workdir=runs/few_images
     python -m studies write
 
-Every system has 32 points of its settings, tuned on two seeds by validation accuracy, and then twenty other seeds,
-each with a subset of its own. All train 160 epochs, in four generations where they forget; LW in one for each block.
+Every system has 32 points of its settings, of which the best four by validation accuracy have eight more seeds, and
+then twenty other seeds, each with a subset of its own. All train 160 epochs, in four generations where they forget; LW
+in one for each block.
 """
 
 from studies.design import Claim, Study

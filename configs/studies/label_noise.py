@@ -4,9 +4,11 @@
     python -m studies collect --config=configs/studies/label_noise.py --workdir=runs/label_noise
     python -m studies write
 
-Part of it: `--only='*mlp_digits*'`. Every system has 32 points of its settings, tuned on two seeds by the accuracy
-on validation images with right labels, and then twenty other seeds, each with wrong labels (and a subset of the images)
-of its own. All train 80 epochs, in four generations where they forget; LW in one for each block.
+Part of it: `--only='*mlp_digits*'`.
+
+Every system has 32 points of its settings, of which the best four by the accuracy on
+validation images with right labels have eight more seeds, and then twenty other seeds, each with wrong labels (and a
+subset of the images) of its own. All train 80 epochs, in four generations where they forget; LW in one for each block.
 """
 
 from studies.design import Claim, Study

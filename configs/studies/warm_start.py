@@ -5,8 +5,8 @@
     python -m studies write
 
 Two generations of 60 epochs: half of the images, then all of them. "From scratch" trains the second one alone. Every
-system has 32 points of its settings, tuned on two seeds by validation accuracy, and then twenty other seeds, each with
-a subset, a half and wrong labels of its own.
+system has 32 points of its settings, of which the best four by validation accuracy have eight more seeds, and then
+twenty other seeds, each with a subset, a half and wrong labels of its own.
 """
 
 from studies.design import Claim, Study, System

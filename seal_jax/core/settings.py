@@ -246,6 +246,7 @@ class Train:
       tuned_on: the folder of a run with ``vary``, whose point with the best validation accuracy, a mean over its
         seeds, among those with this run's data gives its values; a path that begins with ".." is relative to
         the run's own folder, as in a sweep; empty for none.
+      tuned_points: how many of the best points are taken; several become those of ``vary``.
       tuned_weights: by which that accuracy is, the "last", the "best" of the last generation, or their average, "ema".
     """
 
@@ -269,6 +270,7 @@ class Train:
     allow_pickle: bool = False
     vary: str = ""
     tuned_on: str = ""
+    tuned_points: int = 1
     tuned_weights: Literal["last", "best", "ema"] = "last"
 
 
@@ -341,7 +343,7 @@ _BOUNDS = (
     ("lie in [0, 10]", "data", "randaugment_magnitude"),
     ("be at least 0", "optimizer", "warmup_epochs plateau_epochs"),
     ("be at least 0", "train", "patience validate_every seed"),
-    ("be at least 1", "train", "generations epochs_per_generation batch_size seeds"),
+    ("be at least 1", "train", "generations epochs_per_generation batch_size seeds tuned_points"),
     ("be at least 0", "run", "seed_devices data_devices steps_per_call data_workers"),
     ("be at least 1", "run", "eval_batch_size checkpoint_every_epochs keep_checkpoints"),
     ("be at least 1", "optimizer", "accumulate"),

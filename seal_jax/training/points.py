@@ -104,7 +104,7 @@ def _part(name: str, value: Any, own: slice) -> Any:
 
 
 def tuned(settings: Settings, workdir: Path) -> Settings:
-    """Return the settings with the values that ``train.tuned_on`` finds best, which is then empty.
+    """Return the settings with the values that ``train.tuned_on`` finds best, one or several points; it is then empty.
 
     Raises:
       UsageError: it names no run with points, one that has not ended or trains something else, or all points
@@ -133,7 +133,7 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
             raise UsageError(
                 f"{field} has {section}.name = {its!r} and this run {own!r}: name a run that is tuned alike"
             )
-    best, highest = None, (-1.0, -math.inf)
+    found: list[tuple[float, float, vary.Point]] = []
     weights = settings.train.tuned_weights
     split = "validation_ema" if weights == "ema" else "validation"
     measure = f"{split}/accuracy"
@@ -155,17 +155,30 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
         if scores:
             accuracy = float(np.nan_to_num(np.max(scores, axis=0), nan=-1.0).mean())
             # Accuracies of few images are often equal.
-            loss = float(np.mean(rows[-1].get(f"{split}/loss", 0.0)))
-            if (accuracy, -loss) > highest:
-                best, highest = point, (accuracy, -loss)
-    if best is None:
+            loss = np.nan_to_num(np.mean(rows[-1].get(f"{split}/loss", 0.0)), nan=math.inf)
+            if accuracy > -1:
+                found.append((accuracy, -float(loss), point))
+    if not found:
         raise UsageError(
             f"{field} has no point with this run's data and {measure} in its metrics: give a run with train.vary and a "
             f"validation split{', and optimizer.ema' * (weights == 'ema')}"
         )
-    train = dataclasses.replace(settings.train, tuned_on="", tuned_weights="last")
-    chosen = {of: value for of, value in best.items() if of not in vary.DRAWS}
-    return vary.at(dataclasses.replace(settings, train=train), chosen)
+    # Stable: of points that are equal in both the first come first.
+    found.sort(key=lambda one: one[:2], reverse=True)
+    best = [
+        {of: value for of, value in point.items() if of not in vary.DRAWS}
+        for *_, point in found[: settings.train.tuned_points]
+    ]
+    several = settings.train.tuned_points > 1
+    train = dataclasses.replace(
+        settings.train,
+        tuned_on="",
+        tuned_weights="last",
+        tuned_points=1,
+        vary=json.dumps(best) if several else settings.train.vary,
+    )
+    chosen = dataclasses.replace(settings, train=train)
+    return chosen if several else vary.at(chosen, best[0])
 
 
 def together(runs: Mapping[str, Settings], apart: Container[str], most: int) -> list[str]:

@@ -23,6 +23,7 @@ STUDY = Study(
     title="Tiny study",
     question="Is it?",
     points=16,
+    finalists=3,
     seeds=10,
     fields={"train.generations": 1, "train.epochs_per_generation": 1, "data.draws": "per_seed"},
     sources={
@@ -79,7 +80,8 @@ STUDY = Study(
 def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
     study, variants = command.load(path), configs.variants(str(path))
     assert len(variants) == len({*variants})
-    assert len(variants) == 2 * len(list(study.cells())) + len(study.sources)
+    stages = 3 if study.finalists else 2
+    assert len(variants) == stages * len(list(study.cells())) + len(study.sources)
     for variant in variants[:: max(len(variants) // 40, 1)]:
         settings = configs.load(f"{path}:{variant}")
         if source := settings.train.pretrained.removeprefix("../"):
@@ -87,8 +89,9 @@ def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
         if variant.startswith("source-"):
             assert settings.train.seeds >= 10
             continue
-        if variant.startswith("tuning-"):
-            assert settings.train.vary
+        first = "screen-" if study.finalists else "tuning-"
+        assert bool(settings.train.vary) == variant.startswith(first)
+        if variant.startswith(first):
             continue
         source = settings.train.tuned_on.removeprefix("../")
         assert variants.index(source) < variants.index(variant)
@@ -97,7 +100,8 @@ def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
         assert tuning.data == settings.data
         own, its = settings.train, tuning.train
         reported = range(own.seed, own.seed + own.seeds)
-        assert own.seeds == study.seeds >= 10
+        assert own.seeds == (8 if variant.startswith("tuning-") else study.seeds)
+        assert study.seeds >= 10
         assert not {*reported} & {*range(its.seed, its.seed + its.seeds)}
     for claim in study.claims:
         assert {claim.better, claim.worse} <= {*study.systems}
@@ -197,7 +201,8 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     assert main.run([*sweep, f"--config.data.data_dir={shared_folder / 'digits'}"]) == 0
     printed = capsys.readouterr().out
     # Those of a system that differ in numbers are trained together.
-    assert "16 points of optimizer.learning_rate with 2 seed(s)" in printed
+    assert "16 points of optimizer.learning_rate with 1 seed(s)" in printed
+    assert "3 points of optimizer.learning_rate with 8 seed(s)" in printed
     monkeypatch.setattr(command, "NUMBERS", tmp_path / "results")
     monkeypatch.setattr(command, "CONFIGS", tmp_path)
     monkeypatch.setattr(command, "PAGE", tmp_path / "results.md")
@@ -209,15 +214,18 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     rows = results.read(tmp_path / "results/tiny.csv")
     chosen = {row.cell.system: row.chosen for row in rows if row.cell.setting == "mlp"}
     for system in ("slow", "quick"):
-        points = [
-            (
-                np.mean(metrics.read(point)[-1]["validation/accuracy"]),
-                json.loads((point / "config.json").read_text()),
-            )
-            for point in (tmp_path / f"runs/tuning-mlp-{system}-noise/points").iterdir()
-        ]
-        _, best = max(points, key=lambda pair: pair[0])
-        assert chosen[system] == f"learning_rate={best['optimizer']['learning_rate']:g}"
+        screened, tuned = (
+            {
+                json.loads((point / "config.json").read_text())["optimizer"]["learning_rate"]: (
+                    np.mean((last := metrics.read(point)[-1])["validation/accuracy"]),
+                    -np.mean(last["validation/loss"]),
+                )
+                for point in (tmp_path / f"runs/{stage}-mlp-{system}-noise/points").iterdir()
+            }
+            for stage in ("screen", "tuning")
+        )
+        assert {*tuned} == {*sorted(screened, key=screened.get, reverse=True)[:3]}
+        assert chosen[system] == f"learning_rate={max(tuned, key=tuned.get):g}"
     # At a rate of almost zero what started from another run still is that run, seed by seed.
     for run, source in (
         ("mlp-on-noise", "mlp-quick-noise"),

@@ -342,6 +342,12 @@ def test_tuned_on(tmp_path):
         for of in (0, 3, 0, 1, 0, 2)
     ]
     assert tuning(equal).optimizer.learning_rate == 0.2
+    # Several of them become the points of this run, the best one first.
+    alone, own = own, dataclasses.replace(own, train=dataclasses.replace(own.train, tuned_points=2))
+    several = tuning(rows).train
+    assert json.loads(several.vary) == [{"optimizer.learning_rate": rate} for rate in (0.2, 0.1)]
+    assert (several.tuned_on, several.tuned_points) == ("", 1)
+    own = alone
     # By the average of the weights the first of those with this noise is the best.
     by_average = [
         row | {"validation_ema/accuracy": [value] * 2}
