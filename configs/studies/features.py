@@ -156,10 +156,10 @@ STUDY = Study(
     question="Do networks differ in their features and in the flatness of their minima as the papers say? Claims of "
     "networks that fit their training images are compared with right labels only, since by their validation accuracy "
     "settings were chosen that do not fit wrong ones. Weight decay is at most 0.001, with which plain training fits "
-    "them: accuracies after more of it are in the study of label noise. Looked at before the settings were fixed: plain "
-    "training and restarts at one point of their settings with 40 % wrong labels, their accuracies included, for "
-    "whether they fit and what the evaluations cost; and before the claims were restricted and SAM's further epochs "
-    "added, training accuracies of four systems. All seeds share the images and the wrong labels.",
+    "them: accuracies after more of it are in the study of label noise. All seeds share the images and the wrong "
+    "labels. Looked at before the settings were fixed: plain training and restarts at one point of their settings with "
+    "40 % wrong labels, their accuracies included, for whether they fit and what the evaluations cost; and before the "
+    "claims were restricted and SAM's further epochs added, accuracies of four systems.",
     points=16,
     finalists=0,
     seeds=10,
