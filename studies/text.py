@@ -181,6 +181,8 @@ def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) ->
         lines += [f"| {of} {line}" for of in own for line in claims[of]]
         if not any(places(of) & places(source) for of in claims):
             verdict = f"{BEYOND}: {item.paper_size or 'not compared'}"
+            if item.paper_size == "the same":
+                verdict = f"run at its size: [{item.name}](reproduce.md#{_anchor(item.name)})"
             lines.append(_line([source, item.shows, verdict, ""]))
         left = {of: line for of, line in left.items() if of not in own}
     lines += [f"| {of} {line}" for of, own in left.items() for line in own]
