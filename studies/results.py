@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seal_jax import evaluators, methods
+from seal_jax.core import programs, vary
 from seal_jax.core import settings as settings_lib
-from seal_jax.core import vary
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import command as evaluation
@@ -136,6 +136,7 @@ def evaluate(study: Study, workdir: Path) -> None:
         for kind, options in study.evaluations().items():
             if (folder / workdirs.CONFIG).exists():
                 print(f"{kind} of {folder.name}", flush=True)
+                programs.make_room()
                 evaluator = evaluators.load(kind)
                 output = folder / evaluation.EVALUATIONS / kind
                 try:

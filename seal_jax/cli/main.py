@@ -234,7 +234,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train every variant of a config, each in a folder of its own, then compare them."""
     from seal_jax.cli import configs
-    from seal_jax.core import vary
+    from seal_jax.core import programs, vary
     from seal_jax.training import points
 
     root = files.as_path(options.workdir)
@@ -269,6 +269,7 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if not ready:
             raise UsageError(f"{waiting[-1]}: train.tuned_on = {source!r} waits for it in turn")
         group = points.together(ready, apart, options.together)
+        programs.make_room()
         try:
             code = _train_group({name: runs[name] for name in group}, root)
         except vary.CannotVary as error:

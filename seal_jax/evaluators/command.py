@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from seal_jax import evaluators, records
-from seal_jax.core import files, plots
+from seal_jax.core import files, plots, programs
 from seal_jax.core.settings import differences
 from seal_jax.core.tables import Record, csv_text
 from seal_jax.errors import UsageError
@@ -81,6 +81,7 @@ def run(parsed: argparse.Namespace) -> str:
         default = folder / EVALUATIONS / evaluator.name
         output = files.as_path(parsed.output) if parsed.output else default
         which: dict[str, Any] = {"weights": weights, "steps": parsed.steps}
+        programs.make_room()
         of_run = evaluate(evaluator, folder, options, output, **which, overwrite=parsed.overwrite)
         # Folders of one name in different places would otherwise be one run in the table.
         rows += [{**row, "run": name} for row in of_run]
