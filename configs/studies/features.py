@@ -108,7 +108,11 @@ MEASURES = {
         "Hessian of mini-batches: largest eigenvalue", "hessian", "batch_max", lower=True
     ),
     "negative": measure(
-        "Hessian of mini-batches: negative, %", "hessian", "batch_negative", lower=True, scale=100
+        "Hessian of mini-batches: negative of the five largest, %",
+        "hessian",
+        "batch_negative",
+        lower=True,
+        scale=100,
     ),
     "trace": measure("Hessian: trace", "hessian", "trace", lower=True),
     "margin": measure("mean of the 400 smallest margins", "margins", "smallest/mean"),
