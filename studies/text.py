@@ -177,15 +177,15 @@ def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) ->
         if not {*item.commands} - {"datasets"}:
             continue
         source = f"{item.paper} {item.name}"
-        own = [of for of in left if places(of) & places(source)]
-        lines += [f"| {of} {line}" for of in own for line in claims[of]]
+        here = [of for of in left if places(of) & places(source)]
+        lines += [f"| {of} {line}" for of in here for line in claims[of]]
         if not any(places(of) & places(source) for of in claims):
             verdict = f"{BEYOND}: {item.paper_size or 'not compared'}"
             if item.paper_size == "the same":
                 verdict = f"run at its size: [{item.name}](reproduce.md#{_anchor(item.name)})"
             lines.append(_line([source, item.shows, verdict, ""]))
-        left = {of: line for of, line in left.items() if of not in own}
-    lines += [f"| {of} {line}" for of, own in left.items() for line in own]
+        left = {of: line for of, line in left.items() if of not in here}
+    lines += [f"| {of} {line}" for of, of_source in left.items() for line in of_source]
     header = _line(["source", "claim", "verdict", "study"])
     return "\n".join([header, "| --- | --- | --- | --- |", *lines])
 

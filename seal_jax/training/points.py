@@ -125,15 +125,15 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
             f"{field} would choose by the test split: it has data.selection = 'test_best'"
         )
     for section in ("data", "model", "method"):
-        its, own = (
+        its, ours = (
             of.method.get("name") if section == "method" else getattr(of, section).name
             for of in (tuning, settings)
         )
-        if its != own:
+        if its != ours:
             raise UsageError(
-                f"{field} has {section}.name = {its!r} and this run {own!r}: name a run that is tuned alike"
+                f"{field} has {section}.name = {its!r} and this run {ours!r}: name a run that is tuned alike"
             )
-    found: list[tuple[float, float, vary.Point]] = []
+    scored: list[tuple[float, float, vary.Point]] = []
     weights = settings.train.tuned_weights
     split = "validation_ema" if weights == "ema" else "validation"
     measure = f"{split}/accuracy"
@@ -157,17 +157,17 @@ def tuned(settings: Settings, workdir: Path) -> Settings:
             # Accuracies of few images are often equal.
             loss = np.nan_to_num(np.mean(rows[-1].get(f"{split}/loss", 0.0)), nan=math.inf)
             if accuracy > -1:
-                found.append((accuracy, -float(loss), point))
-    if not found:
+                scored.append((accuracy, -float(loss), point))
+    if not scored:
         raise UsageError(
             f"{field} has no point with this run's data and {measure} in its metrics: give a run with train.vary and a "
             f"validation split{', and optimizer.ema' * (weights == 'ema')}"
         )
     # Stable: of points that are equal in both the first come first.
-    found.sort(key=lambda one: one[:2], reverse=True)
+    scored.sort(key=lambda one: one[:2], reverse=True)
     best = [
         {of: value for of, value in point.items() if of not in vary.DRAWS}
-        for *_, point in found[: settings.train.tuned_points]
+        for *_, point in scored[: settings.train.tuned_points]
     ]
     several = settings.train.tuned_points > 1
     train = dataclasses.replace(

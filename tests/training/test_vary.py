@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 import signal
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -313,11 +314,13 @@ def test_points_are_told_apart_in_any_order_and_to_the_last_digit():
 
 def test_tuned_on(tmp_path):
     """The best point by validation among those with this run's data, and what it cannot be."""
-    own = config(None, data={"label_noise": 0.4, "validation_fraction": 0.5})
-    tuned_on = dataclasses.replace(own.train, tuned_on="../tuning")
-    own = dataclasses.replace(own, train=tuned_on)
+    run = config(None, data={"label_noise": 0.4, "validation_fraction": 0.5})
 
-    def tuning(rows=(), **data):
+    def tuned(folder="run", **train):
+        changed = dataclasses.replace(run.train, tuned_on="../tuning", **train)
+        return points.tuned(dataclasses.replace(run, train=changed), tmp_path / folder)
+
+    def tuning(rows=(), train=MappingProxyType({}), **data):
         shutil.rmtree(tmp_path / "tuning", ignore_errors=True)
         values = {"optimizer.learning_rate": [0.1, 0.2, 0.3], "data.label_noise": [0.2, 0.4]}
         settings = config(values, data={"validation_fraction": 0.5} | data)
@@ -328,14 +331,14 @@ def test_tuned_on(tmp_path):
                 log.append({"step": 3, "generation": 0, "validation/accuracy": [1.0, 1.0]})
                 log.append({"step": 6, "generation": 1, **row})
             workdir.write(folder, settings)
-        return points.tuned(own, tmp_path / "own")
+        return tuned(**train)
 
     accuracies = [[0.1, 0.9], [0.6, 0.6], [1.0, 1.0], [0.7, 0.6], [1.0, 1.0], [1.0, np.nan]]
     rows = [{"validation/accuracy": accuracy} for accuracy in accuracies]
     # The second of each pair has this run's noise; of these the third diverged in a seed.
     chosen = tuning(rows)
     assert chosen.optimizer.learning_rate == 0.2
-    assert (chosen.data, chosen.train.tuned_on, chosen.train.vary) == (own.data, "", "")
+    assert (chosen.data, chosen.train.tuned_on, chosen.train.vary) == (run.data, "", "")
     # Of equal ones that with the lower loss is the best.
     equal = [
         {"validation/accuracy": [0.9, 0.9], "validation/loss": [1.0, of]}
@@ -343,24 +346,17 @@ def test_tuned_on(tmp_path):
     ]
     assert tuning(equal).optimizer.learning_rate == 0.2
     # Several of them become the points of this run, the best one first.
-    alone, own = own, dataclasses.replace(own, train=dataclasses.replace(own.train, tuned_points=2))
-    several = tuning(rows).train
+    several = tuning(rows, {"tuned_points": 2}).train
     assert json.loads(several.vary) == [{"optimizer.learning_rate": rate} for rate in (0.2, 0.1)]
     assert (several.tuned_on, several.tuned_points) == ("", 1)
-    own = alone
     # By the average of the weights the first of those with this noise is the best.
     by_average = [
         row | {"validation_ema/accuracy": [value] * 2}
         for row, value in zip(rows, (0.9, 0.8, 0.9, 0.7, 0.9, 0.7), strict=True)
     ]
-    last, own = (
-        own,
-        dataclasses.replace(own, train=dataclasses.replace(own.train, tuned_weights="ema")),
-    )
-    assert tuning(by_average).optimizer.learning_rate == 0.1
+    assert tuning(by_average, {"tuned_weights": "ema"}).optimizer.learning_rate == 0.1
     with pytest.raises(UsageError, match=r"and validation_ema/accuracy .*, and optimizer\.ema$"):
-        tuning(rows)
-    own = last
+        tuning(rows, {"tuned_weights": "ema"})
     for arguments, says in (
         ({"rows": rows, "name": "other"}, "has data.name = 'other' and this run 'digits'"),
         ({"rows": rows[:3]}, r"has not ended, there is no .*learning_rate=0\.2_label_noise=0\.4"),
@@ -370,7 +366,7 @@ def test_tuned_on(tmp_path):
         with pytest.raises(UsageError, match=says):
             tuning(**arguments)
     with pytest.raises(UsageError, match="is not the folder of a run"):
-        points.tuned(own, tmp_path / "own/deeper")
+        tuned("run/deeper")
 
 
 def test_a_seed_that_diverges_ends_no_run_that_keeps_it(tmp_path, monkeypatch):
