@@ -7,8 +7,8 @@
 
 Every system has 16 points of its settings, tuned on two seeds by validation accuracy, and then ten other seeds, all
 on the same images and wrong labels, so that an evaluation of a run is one program. All train 60 epochs, in four
-generations where they forget; LW in one for each block. PoF, and SAM
-beside it, train 10 further epochs from the networks of SAM, two of which they were tuned on.
+generations where they forget; LW in one for each block. PoF, and SAM beside it, train 10 further epochs from the
+networks of SAM; their tuning starts from the first two of these.
 The features are probed on Fashion-MNIST at 8x8 pixels.
 """
 
