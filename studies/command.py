@@ -39,7 +39,11 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=name, run=run)
         return added
 
-    to = command("collect", _collect, f"write what the runs of a study measured into {NUMBERS}/")
+    to = command(
+        "collect",
+        _collect,
+        f"write what the runs of a study measured into {NUMBERS}/, beside cells that other machines trained",
+    )
     to.add_argument("--config", required=True, metavar="FILE", help=f"a file of {CONFIGS}/")
     to.add_argument("--workdir", required=True, metavar="DIR", help="the folder of its sweep")
     to = command(
@@ -63,12 +67,16 @@ def load(config: str | Path) -> Study:
 
 def _collect(options: argparse.Namespace) -> int:
     study = load(options.config)
-    rows = results.collect(study, files.as_path(options.workdir))
-    cells = len({row.cell for row in rows})
+    collected = results.collect(study, files.as_path(options.workdir))
     path = NUMBERS / f"{Path(options.config).stem}.csv"
+    rows = results.merge(study, collected, results.read(path) if path.exists() else [])
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, results.as_csv(study, rows))
-    print(f"{path}: {len(rows)} trainings, {cells} of {len(list(study.cells()))} cells")
+    cells, here = (len({row.cell for row in part}) for part in (rows, collected))
+    print(
+        f"{path}: {len(rows)} trainings, {cells} of {len(list(study.cells()))} cells, {here} of them from "
+        f"{options.workdir}"
+    )
     return main.OK
 
 

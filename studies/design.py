@@ -8,6 +8,7 @@ points by ``train.vary``, then the system with its best point by validation accu
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from scipy.stats import qmc
 
 from seal_jax.cli.configs import base, set_fields
+from seal_jax.core.settings import differences
 
 # Seeds of the tuning, where few of many points that were screened with one seed are left, and where none were screened.
 FINAL_SEEDS, ONLY_SEEDS = 8, 2
@@ -242,6 +244,21 @@ class Study:
                 for name in group
             ),
         )
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Return what changes with every setting that leads to a cell, of its tuning too, but not where data is.
+
+        Defaults are not in it: a new setting makes no cell another one.
+        """
+        default = base().to_dict()
+        variants, lines = ["-".join(cell)], []
+        while variants:
+            config = self.config(variants.pop())
+            config.data.data_dir = default["data"]["data_dir"]
+            lines += differences(default, config.to_dict())
+            starts = (config.train.tuned_on, config.train.pretrained)
+            variants += [name.removeprefix("../") for name in starts if name.startswith("../")]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
     def config(self, variant: str) -> ConfigDict:
         """Return the settings of a variant."""

@@ -41,12 +41,14 @@ class Row(NamedTuple):
       seed: of the training.
       numbers: by the measure's key, NaN for one that diverged; what was not measured is left out.
       chosen: the tuned settings, as text.
+      settings: the fingerprint of all of its settings.
     """
 
     cell: Cell
     seed: int
     numbers: Mapping[str, float]
     chosen: str
+    settings: str
 
 
 def collect(study: Study, workdir: Path) -> list[Row]:
@@ -91,7 +93,8 @@ def _rows(cell: Cell, run: Run, study: Study) -> list[Row]:
         for seed, value in values.items():
             numbers[seed][key] = measure.scale * value
     chosen = " ".join(f"{field.rpartition('.')[2]}={value:g}" for field, value in point.items())
-    return [Row(cell, seed, numbers[seed], chosen) for seed in seeds]
+    fingerprint = study.fingerprint(cell)
+    return [Row(cell, seed, numbers[seed], chosen, fingerprint) for seed in seeds]
 
 
 def _of_metrics(run: Run, measure: Measure) -> dict[int, float]:
@@ -148,15 +151,27 @@ def evaluate(study: Study, workdir: Path) -> None:
                     print(f"left out: {error}", flush=True)
 
 
+def merge(study: Study, rows: Sequence[Row], kept: Sequence[Row]) -> list[Row]:
+    """Return the rows, and of the kept ones, from other machines or earlier, those of other cells, in order.
+
+    What was kept of cells that the study has no more, or with other settings, is left out.
+    """
+    cells = {cell: study.fingerprint(cell) for cell in study.cells()}
+    new = {row.cell for row in rows}
+    others = [row for row in kept if row.cell not in new and cells.get(row.cell) == row.settings]
+    order = [*cells]
+    return sorted([*rows, *others], key=lambda row: (order.index(row.cell), row.seed))
+
+
 def as_csv(study: Study, rows: Sequence[Row]) -> str:
     """Return rows as the content of a CSV file."""
     keys = [key for key in measures(study) if any(key in row.numbers for row in rows)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*Cell._fields, "seed", *keys, "chosen"])
+    writer.writerow([*Cell._fields, "seed", *keys, "chosen", "settings"])
     for row in rows:
         numbers = [_text(row.numbers.get(name)) for name in keys]
-        writer.writerow([*row.cell, row.seed, *numbers, row.chosen])
+        writer.writerow([*row.cell, row.seed, *numbers, row.chosen, row.settings])
     return file.getvalue()
 
 
@@ -166,7 +181,7 @@ def _text(value: float | None) -> str:
 
 def read(path: Path) -> list[Row]:
     """Return the rows of a CSV file that :func:`as_csv` made."""
-    named = (*Cell._fields, "seed", "chosen")
+    named = (*Cell._fields, "seed", "chosen", "settings")
     with path.open(newline="") as file:
         return [
             Row(
@@ -174,6 +189,7 @@ def read(path: Path) -> list[Row]:
                 int(line["seed"]),
                 {name: float(line[name]) for name in line if name not in named and line[name]},
                 line["chosen"],
+                line["settings"],
             )
             for line in csv.DictReader(file)
         ]
@@ -185,10 +201,12 @@ Scores = dict[Cell, dict[int, float]]  # by cell and seed
 def scores(study: Study, rows: Sequence[Row]) -> dict[str, Scores]:
     """Return all numbers by measure; the accuracy is that of the weights that a system is scored by."""
     table: dict[str, Scores] = {ACCURACY: {}}
-    cells = {*study.cells()}
+    cells = {cell: study.fingerprint(cell) for cell in study.cells()}
     for row in rows:
-        if row.cell not in cells:
-            raise UsageError(f"{'-'.join(row.cell)} is no cell of the study: collect it again")
+        if cells.get(row.cell) != row.settings:
+            raise UsageError(
+                f"{'-'.join(row.cell)} is no cell of the study, or has other settings: train and collect it again"
+            )
         weights = study.systems[row.cell.system].weights
         if weights not in row.numbers:
             raise UsageError(

@@ -282,6 +282,33 @@ STUDY = dataclasses.replace(STUDY, fields={**STUDY.fields, "train.batch_size": 1
     assert "holds a run with other settings (train.batch_size: 32 -> 16)" in capsys.readouterr().err
 
 
+def test_cells_of_other_machines_are_kept_while_their_settings_are_the_studys():
+    slow, quick, begun = (Cell("mlp", key, "noise") for key in ("slow", "quick", "on"))
+
+    def rows(cells, accuracy, of=STUDY):
+        numbers = {"last": accuracy}
+        return [
+            results.Row(cell, seed, numbers, "", of.fingerprint(cell))
+            for cell in cells
+            for seed in (0, 1)
+        ]
+
+    kept = rows([slow, quick, begun], 50.0)
+    merged = results.merge(STUDY, rows([quick], 60.0), kept)
+    assert merged == [*rows([slow], 50.0), *rows([quick], 60.0), *rows([begun], 50.0)]
+    assert [*results.scores(STUDY, merged)[ACCURACY]] == [slow, quick, begun]
+    # Other settings of a system are those of what starts from its runs too, other places of the data nobody's.
+    for fields, left in (
+        ({"optimizer.momentum": 0.5}, [slow]),
+        ({"data.data_dir": "elsewhere"}, [slow, quick, begun]),
+    ):
+        system = dataclasses.replace(STUDY.systems["quick"], fields=fields)
+        changed = dataclasses.replace(STUDY, systems={**STUDY.systems, "quick": system})
+        assert {row.cell for row in results.merge(changed, [], kept)} == {*left}
+    with pytest.raises(UsageError, match="mlp-quick-noise is no cell of the study, or has other"):
+        results.scores(dataclasses.replace(STUDY, points=15), kept[2:])
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
