@@ -74,6 +74,7 @@ def full(field: str) -> str:
 
 
 ACCURACY = "accuracy"
+OURS = "ours"  # the source of a claim that nobody else makes: a question
 
 
 class Measure(NamedTuple):
@@ -121,7 +122,7 @@ class Claim(NamedTuple):
     worse_measure: str = ""
     conditions: Sequence[str] = ()
     said_of: Sequence[str] = ()
-    elsewhere: str = "ours"
+    elsewhere: str = OURS
 
     def source_of(self, condition: str) -> str:
         """Return who claims it of a condition.

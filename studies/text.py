@@ -10,8 +10,8 @@ from papers import catalogue
 from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
 from studies import analysis, results
-from studies.analysis import CONTRADICTED, SHOWN, Comparison
-from studies.design import ACCURACY, FINAL_SEEDS, FIRST_TUNING_SEED, ONLY_SEEDS, Cell, Study
+from studies.analysis import CONTRADICTED, OPEN, SHOWN, Comparison
+from studies.design import ACCURACY, FINAL_SEEDS, FIRST_TUNING_SEED, ONLY_SEEDS, OURS, Cell, Study
 from studies.results import Row, Scores
 
 BEYOND = "beyond these machines"
@@ -156,14 +156,15 @@ def _cell(one: Comparison, *, marks: bool = True) -> str:
 
 
 def verdicts(studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) -> str:
-    """Return what the studies say of every table and figure of the papers, then of other sources."""
+    """Return what the studies say of every table and figure of the papers, then of other sources but ourselves."""
     claims: dict[str, list[str]] = {}
     for name, study in studies.items():
         compared = analysis.compare(study, results.scores(study, rows.get(name, ())))
         link = f"[{study.title}](#{_anchor(study.title)})" if name in rows else study.title
         for claim in study.claims:
             planned = [place for of, *place in study.comparisons() if of == claim]
-            for source in dict.fromkeys(claim.source_of(condition) for _, condition in planned):
+            sources = dict.fromkeys(claim.source_of(condition) for _, condition in planned)
+            for source in [of for of in sources if of != OURS]:
                 of_source = [
                     one
                     for one in compared
@@ -209,15 +210,18 @@ def _verdict(study: Study, compared: Sequence[Comparison]) -> str:
     if not compared:
         return "not trained yet"
     parts = []
-    for verdict in (SHOWN, CONTRADICTED):
+    for verdict in (SHOWN, CONTRADICTED, OPEN):
+        those = [one for one in compared if one.verdict == verdict]
         where = [
             f"{study.names[one.setting]}, {study.names[one.condition]} ({_cell(one, marks=False)})"
-            for one in compared
-            if one.verdict == verdict
+            for one in those
         ]
+        if verdict == OPEN and len(those) > 1:
+            ends = [order(those, key=lambda one: one.effect) for order in (min, max)]
+            where = [" to ".join(_cell(one, marks=False) for one in ends)]
         if where:
-            parts.append(f"**{verdict}** in {len(where)} of {len(compared)}: {'; '.join(where)}")
-    return "; ".join(parts) or f"**not shown** in any of {len(compared)}"
+            parts.append(f"**{verdict}** in {len(those)} of {len(compared)}: {'; '.join(where)}")
+    return "; ".join(parts)
 
 
 def _anchor(title: str) -> str:

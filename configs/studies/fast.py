@@ -14,7 +14,7 @@ rates are constant, and BatchNorm is frozen (section 6.2.1 of the FAST paper).
 import os
 
 from seal_jax import methods
-from studies.design import Claim, Measure, Study, System
+from studies.design import OURS, Claim, Measure, Study, System
 
 # Of the classifier, and of all where there is no other.
 RATES = {"optimizer.learning_rate": (0.01, 1.0)}
@@ -58,7 +58,7 @@ SYSTEMS = {
     "lp_ft": system("LP-FT", "lp_ft", RATES | {"probe_share": (0.1, 0.9)}),
 }
 FINE_TUNED = {key: SYSTEMS[key].name for key in ("kaiming", "kaiming_apart", "warmup", "lp_ft")}
-NOT_IN_PAPER = {"kaiming_apart": "ours", "lp_ft": "Kumar et al. 2022"}
+NOT_IN_PAPER = {"kaiming_apart": OURS, "lp_ft": "Kumar et al. 2022"}
 
 
 def claims(text, source, measure="accuracy", baselines=tuple(FINE_TUNED)):

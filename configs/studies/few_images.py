@@ -9,7 +9,7 @@ then twenty other seeds, each with a subset of its own. All train 160 epochs, in
 in one for each block.
 """
 
-from studies.design import Claim, Study
+from studies.design import OURS, Claim, Study
 from studies.systems import for_network, systems
 
 CHOSEN = (
@@ -86,7 +86,7 @@ STUDY = Study(
                 "dsd": "Han et al. 2017",
                 "born_again": "Furlanello et al. 2018",
                 "sam": "PoF Table 1",
-                **dict.fromkeys(("wels", "shrink_perturb", "dash", "fire", "smoothing"), "ours"),
+                **dict.fromkeys(("wels", "shrink_perturb", "dash", "fire", "smoothing"), OURS),
             }.items()
         ),
         *(

@@ -11,7 +11,7 @@ validation images with right labels have eight more seeds, and then twenty other
 subset of the images) of its own. All train 80 epochs, in four generations where they forget; LW in one for each block.
 """
 
-from studies.design import Claim, Study
+from studies.design import OURS, Claim, Study
 from studies.systems import for_network, systems
 
 SYSTEMS = systems(generations=4, epochs=20)
@@ -30,10 +30,10 @@ BETTER = {
     "looksam": "Liu et al. 2022",
     "late_sam": "Zhou et al. 2024",
 }
-OURS = ("imp", "l2_init", "dash", "fire", "hare_tortoise", "redo", "continual_backprop", "zapping")
+ASKED = ("imp", "l2_init", "dash", "fire", "hare_tortoise", "redo", "continual_backprop", "zapping")
 
 
-def claim(key, source, said_of=RIGHT, elsewhere="ours"):
+def claim(key, source, said_of=RIGHT, elsewhere=OURS):
     """Return the claim that a system beats plain training as long."""
     text = f"{SYSTEMS[key].name} beats plain training as long"
     return Claim(text, source, key, "long", said_of=said_of, elsewhere=elsewhere)
@@ -120,7 +120,7 @@ STUDY = Study(
         claim("sam", "PoF Table 1", RIGHT, "Foret et al. 2021"),
         claim("smoothing", "Lukasik et al. 2020", WRONG),
         claim("stopped", "Li et al. 2020", WRONG),
-        *(claim(key, "ours") for key in OURS),
+        *(claim(key, OURS) for key in ASKED),
         *(
             Claim(
                 f"{SYSTEMS[better].name} beats {SYSTEMS[worse].name}",

@@ -9,7 +9,7 @@ system has 32 points of its settings, of which the best four by validation accur
 twenty other seeds, each with a subset, a half and wrong labels of its own.
 """
 
-from studies.design import Claim, Study, System
+from studies.design import OURS, Claim, Study, System
 from studies.systems import PLAIN, for_network, systems
 
 ONCE = {"train.generations": 1, "data.warm_generations": 0}
@@ -86,9 +86,9 @@ STUDY = Study(
                 "dash": "Shin et al. 2024",
                 "fire": "Han et al. 2026",
                 "hare_tortoise": "Lee et al. 2024",
-                "l2_init": "ours",
-                "llf": "ours",
-                "seal": "ours",
+                "l2_init": OURS,
+                "llf": OURS,
+                "seal": OURS,
             }.items()
         ),
     ),

@@ -13,7 +13,7 @@ from seal_jax.cli import configs, main
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment, loop, metrics
 from studies import analysis, command, results, text
-from studies.design import ACCURACY, Cell, Claim, Measure, Study, System
+from studies.design import ACCURACY, OURS, Cell, Claim, Measure, Study, System
 
 CONFIGS = sorted(
     path for path in Path("configs/studies").glob("*.py") if "STUDY" in path.read_text()
@@ -170,6 +170,28 @@ def test_comparisons_are_paired_t_tests_with_holm():
     draws = np.random.default_rng(2).normal(clean.detectable, error, (20_000, 10))
     seen = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05 / family
     assert seen.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_verdict_lists_what_is_shown_and_the_ends_of_what_is_not():
+    differences = np.random.default_rng(1).normal(0, 1, 10)
+    compared = analysis.compare(STUDY, {ACCURACY: planted(differences + 2)})
+    verdict = text._verdict(STUDY, compared)
+    assert verdict.startswith("**shown** in 1 of 2: MLP on digits, right labels (+")
+    assert "); **contradicted** in 1 of 2: MLP on digits, 40 % wrong (-" in verdict
+    compared = analysis.compare(STUDY, {ACCURACY: planted(differences)})
+    low, high = sorted(one.effect for one in compared)
+    verdict = text._verdict(STUDY, compared)
+    assert verdict.startswith(f"**not shown** in 2 of 2: {low:+.2f} ± ")
+    assert f" to {high:+.2f} ± " in verdict
+    rows = [
+        results.Row(cell, seed, {"last": score}, "", STUDY.fingerprint(cell))
+        for cell, of_seeds in planted(differences).items()
+        for seed, score in of_seeds.items()
+    ]
+    asked = dataclasses.replace(STUDY, claims=[STUDY.claims[0]._replace(source=OURS)])
+    for study, said in ((STUDY, True), (asked, False)):
+        table = text.verdicts({"tiny": study}, {"tiny": rows})
+        assert ("| Quick beats slow | **not shown** in 2 of 2" in table) == said
 
 
 def test_a_training_that_diverged_counts_as_chance_and_no_difference_is_none():
