@@ -41,6 +41,7 @@ EUROSAT = {
     "data.data_dir": os.environ.get("EUROSAT", "eurosat"),
     "data.train_split": "train[:80%]",
     "data.test_split": "train[80%:]",
+    "data.normalisation": "0.37/0.14",  # of the training images in grey
 }
 
 
