@@ -310,21 +310,20 @@ def _train_group(runs: Mapping[str, Any], root: Path) -> int:
     joint, joined = root / TOGETHER / first, points.joined(list(runs.values()))
     alone = {name: run for name, run in runs.items() if (root / name / workdirs.CONFIG).exists()}
     begun = (joint / workdirs.CONFIG).exists()
-    if begun and workdirs.read(joint)["train"].get("vary") == joined.train.vary:
+    same = begun and workdirs.read(joint)["train"].get("vary") == joined.train.vary
+    if same or not (begun or alone):
         code = _train_one(joined, joint, [root / name for name in runs])
-        # Folders that it found were left as they are, and what was begun alone may not have ended.
+        # Folders that it found were left as they are, and what was begun alone, maybe meanwhile, may not have ended.
         return code or each(
-            {name: run} for name, run in alone.items() if steps(root / name) < steps(joint)
+            {name: run} for name, run in runs.items() if steps(root / name) < steps(joint)
         )
     if alone:
         rest = {name: run for name, run in runs.items() if name not in alone}
         return each([*({name: run} for name, run in alone.items()), *[rest] * bool(rest)])
-    if begun:
-        raise UsageError(
-            f"{joint} holds a run of other points than {', '.join(runs)}: sweep as it was begun (--config, --only, "
-            "--together), or give another --workdir"
-        )
-    return _train_one(joined, joint, [root / name for name in runs])
+    raise UsageError(
+        f"{joint} holds a run of other points than {', '.join(runs)}: sweep as it was begun (--config, --only, "
+        "--together), or give another --workdir"
+    )
 
 
 def _start_jax(options: argparse.Namespace) -> None:
