@@ -439,8 +439,8 @@ def publish(workdir: Path, plan: Plan) -> None:
     print("\n".join(["", machine, *(f"\n{text}" for text in texts)]), flush=True)
     note = (
         "±: half the 95 % interval of the mean over seeds. Wrong labels learnt, corrected: of the training images "
-        "under a wrong label, the share predicted as that says, and as their own says. MFU counts one gradient for each "
-        "image: of a method that computes two it is half of what the device did."
+        "under a wrong label, the share predicted as that says, and as their own says. MFU counts one gradient for "
+        "each image: of a method that computes two it is half of what the device did."
     )
     lines = ["# Study", f"    {command}", f"{machine}."]
     lines += [f"```\n{text}\n```" for text in texts] + [note]

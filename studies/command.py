@@ -7,14 +7,15 @@ python -m studies write
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seal_jax.cli import configs, main
-from seal_jax.core import files
+from seal_jax.core import files, plots
 from seal_jax.errors import UsageError
-from studies import results, text
+from studies import analysis, figure, results, text
 from studies.design import Study
+from studies.results import Row
 
 CONFIGS, NUMBERS, PAGE = Path("configs/studies"), Path("docs/results"), Path("docs/results.md")
 
@@ -87,17 +88,27 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    files.write(PAGE, page(PAGE.read_text()))
-    print(f"{PAGE} is written")
+    studies, rows = _collected()
+    files.write(PAGE, page(PAGE.read_text(), studies, rows))
+    for name in rows:
+        compared = analysis.compare(studies[name], results.scores(studies[name], rows[name]))
+        if drawn := figure.drawable(studies[name], compared):
+            picture = plots.as_png(figure.draw(studies[name], drawn))
+            files.write(NUMBERS / f"{name}.png", picture)
+    print(f"{PAGE} and the pictures in {NUMBERS}/ are written")
     return main.OK
 
 
-def page(old: str) -> str:
-    """Return the page with the section of every study between its marks."""
+def _collected() -> tuple[dict[str, Study], dict[str, list[Row]]]:
+    """Return all studies, and the rows of those of which some were kept, by name."""
     modules = {path.stem: configs.load_module(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
     studies = {name: of.STUDY for name, of in modules.items() if hasattr(of, "STUDY")}
-    collected = {name: NUMBERS / f"{name}.csv" for name in studies}
-    rows = {name: results.read(path) for name, path in collected.items() if path.exists()}
+    paths = {name: NUMBERS / f"{name}.csv" for name in studies}
+    return studies, {name: results.read(path) for name, path in paths.items() if path.exists()}
+
+
+def page(old: str, studies: Mapping[str, Study], rows: Mapping[str, Sequence[Row]]) -> str:
+    """Return the page with the section of every study between its marks."""
     for name in rows:
         old = text.replaced(old, f"study {name}", text.section(name, studies[name], rows[name]))
     return text.replaced(old, "verdicts", text.verdicts(studies, rows))

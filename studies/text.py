@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from papers import catalogue
 from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
-from studies import analysis, results
+from studies import analysis, figure, results
 from studies.analysis import CONTRADICTED, OPEN, SHOWN, Comparison
 from studies.design import ACCURACY, FINAL_SEEDS, FIRST_TUNING_SEED, ONLY_SEEDS, OURS, Cell, Study
 from studies.results import Row, Scores
@@ -58,6 +58,11 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
             f"So far {len(scores)} of {count} cells are trained." if len(scores) < count else "",
         ),
     ]
+    if figure.drawable(study, comparisons):
+        parts += [
+            f"![Differences with intervals](results/{name}.png)",
+            "Filled circles: shown or contradicted after Holm's correction. Beyond 2 points the axis is logarithmic.",
+        ]
     for setting in study.settings:
         if any(cell.setting == setting for cell in scores):
             parts += [f"### {study.names[setting]}", _accuracies(study, setting, scores)]

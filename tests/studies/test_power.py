@@ -12,7 +12,7 @@ from scipy import stats
 from seal_jax.cli import configs, main
 from seal_jax.errors import UsageError
 from seal_jax.training import experiment, loop, metrics
-from studies import analysis, command, results, text
+from studies import analysis, command, figure, results, text
 from studies.design import ACCURACY, OURS, Cell, Claim, Measure, Study, System
 
 CONFIGS = sorted(
@@ -194,6 +194,24 @@ def test_a_verdict_lists_what_is_shown_and_the_ends_of_what_is_not():
         assert ("| Quick beats slow | **not shown** in 2 of 2" in table) == said
 
 
+def test_the_picture_shows_every_difference_with_its_interval():
+    differences = np.random.default_rng(1).normal(1.5, 1, 10)
+    compared = analysis.compare(STUDY, {ACCURACY: planted(differences)})
+    panels = figure.draw(STUDY, figure.drawable(STUDY, compared)).axes
+    assert [panel.get_title() for panel in panels] == ["right labels", "40 % wrong"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["Quick beats slow"]
+    for panel, one in zip(panels, compared, strict=True):
+        ((point, _, (bar,)),) = panel.containers
+        assert point.get_xdata() == pytest.approx([one.effect])
+        ends = bar.get_segments()[0][:, 0]
+        assert ends == pytest.approx([one.effect - one.half, one.effect + one.half])
+        # Both verdicts are significant, one of them against the claim.
+        assert point.get_markerfacecolor() == point.get_color()
+    (open_one, _) = analysis.compare(STUDY, {ACCURACY: planted(differences - 1.5)})
+    (panel,) = figure.draw(STUDY, [open_one]).axes
+    assert panel.containers[0][0].get_markerfacecolor() == "white"
+
+
 def test_a_training_that_diverged_counts_as_chance_and_no_difference_is_none():
     scores = planted(np.zeros(10))
     assert all(
@@ -290,7 +308,8 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     assert "| no paper | Medians are larger | **shown** in 1 of 1" in written
     assert "| smallest margin | -" in written
     # Written once more it is the same.
-    assert command.page(written) == written
+    assert command.page(written, *command._collected()) == written
+    assert (tmp_path / "results/tiny.png").read_bytes().startswith(b"\x89PNG")
     # Runs of other settings are not the study's.
     config.write_text(
         config.read_text().replace(
@@ -348,7 +367,7 @@ def test_wrong_input_is_one_line(arguments, says, capsys):
 
 def test_the_page_is_what_the_kept_numbers_say():
     page = command.PAGE.read_text()
-    assert command.page(page) == page
+    assert command.page(page, *command._collected()) == page
 
 
 @pytest.mark.slow
