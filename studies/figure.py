@@ -22,7 +22,7 @@ def drawable(study: Study, comparisons: Sequence[Comparison]) -> list[Comparison
 
 
 def draw(study: Study, drawn: Sequence[Comparison]) -> Figure:
-    """Return a panel for each condition, with a line for each claim and a colour for each setting."""
+    """Return a panel for each condition, a line for each claim, a colour for each setting; to the right is as claimed."""
     claims = [claim for claim in study.claims if any(one.claim == claim for one in drawn)]
     settings, conditions = (
         [key for key in keys if any(getattr(one, of) == key for one in drawn)]
@@ -40,7 +40,7 @@ def draw(study: Study, drawn: Sequence[Comparison]) -> Figure:
                 shift = (place + 1) / (len(settings) + 1) - 0.5
                 colour = plots.style(place)["color"]
                 panel.errorbar(
-                    one.effect,
+                    -one.effect if one.lower else one.effect,
                     claims.index(one.claim) + shift,
                     xerr=one.half,
                     fmt="o",
