@@ -22,7 +22,7 @@ def drawable(study: Study, comparisons: Sequence[Comparison]) -> list[Comparison
 
 
 def draw(study: Study, drawn: Sequence[Comparison]) -> Figure:
-    """Return a panel for each condition, a line for each claim, a colour for each setting; to the right is as claimed."""
+    """Return a panel for each condition, a line for each claim, a colour for each setting; right is as claimed."""
     claims = [claim for claim in study.claims if any(one.claim == claim for one in drawn)]
     settings, conditions = (
         [key for key in keys if any(getattr(one, of) == key for one in drawn)]

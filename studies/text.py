@@ -61,8 +61,8 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
     if figure.drawable(study, comparisons):
         parts += [
             f"![Differences with intervals](results/{name}.png)",
-            "To the right is as claimed. Filled circles: shown or contradicted after Holm's correction. Beyond 2 points the "
-            "axis is logarithmic.",
+            "To the right is as claimed. Filled circles: shown or contradicted after Holm's correction. Beyond 2 "
+            "points the axis is logarithmic.",
         ]
     for setting in study.settings:
         if any(cell.setting == setting for cell in scores):
