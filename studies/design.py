@@ -246,6 +246,10 @@ class Study:
             ),
         )
 
+    def is_percentage(self, measure: str) -> bool:
+        """Return whether a measure, by its key, is in %, so that its differences are points."""
+        return measure == ACCURACY or self.measures[measure].scale == 100
+
     def fingerprint(self, cell: Cell) -> str:
         """Return what changes with every setting that leads to a cell, of its tuning too, but not where data is.
 

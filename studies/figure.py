@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from seal_jax.core import plots
 from studies.analysis import OPEN, Comparison
-from studies.design import ACCURACY, Study
+from studies.design import Study
 
-# In points: up to where the axis is linear, it is logarithmic beyond, and where it has ticks.
-LINEAR, TICKS = 2.0, (0.5, 1.0, 3.0, 10.0, 30.0)
+TICKS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 def drawable(study: Study, comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return the comparisons of what is measured in %."""
-    percent = {ACCURACY, *(key for key, measure in study.measures.items() if measure.scale == 100)}
-    return [one for one in comparisons if one.claim.measure in percent]
+    return [one for one in comparisons if study.is_percentage(one.claim.measure)]
 
 
 def draw(study: Study, drawn: Sequence[Comparison]) -> Figure:
@@ -54,10 +53,10 @@ def draw(study: Study, drawn: Sequence[Comparison]) -> Figure:
         panel.set_title(study.names[condition], fontsize=10)
         panel.set_xlabel("points", fontsize=9)
         panel.tick_params(axis="x", labelsize=8)
-    # A few differences are far larger than all others.
-    panels[0].set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
-    widest = max(abs(one.effect) + one.half for one in drawn)
-    ends = [end for end in TICKS if end <= widest][-3:]
+    widths = [abs(one.effect) + one.half for one in drawn]
+    # A few differences may be far larger than all others.
+    panels[0].set_xscale("symlog", linthresh=max(np.quantile(widths, 0.9), 1e-3), linscale=1.5)
+    ends = [end for end in TICKS if end <= max(widths)][-3:]
     ticks = [*(-end for end in ends[::-1]), 0.0, *ends]
     panels[0].set_xticks(ticks, [f"{tick:+g}" if tick else "0" for tick in ticks])
     panels[0].minorticks_off()

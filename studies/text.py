@@ -61,8 +61,10 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
     if figure.drawable(study, comparisons):
         parts += [
             f"![Differences with intervals](results/{name}.png)",
-            "To the right is as claimed. Filled circles: shown or contradicted after Holm's correction. Beyond 2 "
-            "points the axis is logarithmic.",
+            _paragraph(
+                "To the right is as claimed. Filled circles: shown or contradicted after Holm's correction. Far from 0",
+                "the axis is logarithmic.",
+            ),
         ]
     for setting in study.settings:
         if any(cell.setting == setting for cell in scores):
@@ -73,7 +75,7 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
     if comparisons:
         parts.append(
             _paragraph(
-                "Differences over the same seeds, of accuracies in points, ± half the 95 % interval. **▲** shown and",
+                "Differences over the same seeds, of what is in % in points, ± half the 95 % interval. **▲** shown and",
                 "**▼** contradicted by paired t tests, with Holm's correction over all",
                 f"{len(study.comparisons())} comparisons of this study at 5 %; in parentheses the true difference that",
                 "would have been seen with a probability of 80 %.",
@@ -141,7 +143,9 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
     conditions = [c for c in study.conditions if any(one.condition == c for one in of_setting)]
     lines = []
     for claim in study.claims:
-        by_condition = {one.condition: _cell(one) for one in of_setting if one.claim == claim}
+        by_condition = {
+            one.condition: _cell(study, one) for one in of_setting if one.claim == claim
+        }
         if by_condition:
             lines.append(
                 [
@@ -153,9 +157,9 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
     return _table(["claim", "source", *(study.names[condition] for condition in conditions)], lines)
 
 
-def _cell(one: Comparison, *, marks: bool = True) -> str:
+def _cell(study: Study, one: Comparison, *, marks: bool = True) -> str:
     mark = _MARKS.get(one.verdict, "") if marks else ""
-    if one.claim.measure == ACCURACY:
+    if study.is_percentage(one.claim.measure):
         return f"{one.effect:+.2f} ± {one.half:.2f} ({one.detectable:.1f}){mark}"
     # Other measures may be far smaller or larger.
     return f"{one.effect:+.2g} ± {one.half:.2g} ({one.detectable:.2g}){mark}"
@@ -219,12 +223,12 @@ def _verdict(study: Study, compared: Sequence[Comparison]) -> str:
     for verdict in (SHOWN, CONTRADICTED, OPEN):
         those = [one for one in compared if one.verdict == verdict]
         where = [
-            f"{study.names[one.setting]}, {study.names[one.condition]} ({_cell(one, marks=False)})"
+            f"{study.names[one.setting]}, {study.names[one.condition]} ({_cell(study, one, marks=False)})"
             for one in those
         ]
         if verdict == OPEN and len(those) > 1:
             ends = [order(those, key=lambda one: one.effect) for order in (min, max)]
-            where = [" to ".join(_cell(one, marks=False) for one in ends)]
+            where = [" to ".join(_cell(study, one, marks=False) for one in ends)]
         if where:
             parts.append(f"**{verdict}** in {len(those)} of {len(compared)}: {'; '.join(where)}")
     return "; ".join(parts)
