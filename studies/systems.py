@@ -31,9 +31,9 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
         "llf": System("LLF", "llf", {}, PLAIN),
         "seal": System("SEAL", "seal", {}, PLAIN | {"ascent_scale": (0.01, 2.0)}),
         "lw": System("LW", "lw", {}, PLAIN),
-        "wels": System("WELS", "wels", {"fraction": 0.5}, PLAIN),
+        "wels": System("WELS", "wels", {}, PLAIN),
         "kels": System("KELS", "kels", {"keep": 0.5}, PLAIN),
-        "dsd": System("DSD", "dsd", {"fraction": 0.5}, PLAIN),
+        "dsd": System("DSD", "dsd", {}, PLAIN),
         "imp": System("IMP", "imp", {"fraction": 0.4}, PLAIN),
         "born_again": System("Born-again", "born_again", {}, PLAIN | {"weight": (0.1, 0.95)}),
         "shrink_perturb": System(
