@@ -49,14 +49,18 @@ def draw(study: Study, drawn: Sequence[Comparison]) -> Figure:
                     markerfacecolor="white" if one.verdict == OPEN else colour,
                     linewidth=1,
                 )
+        for line in range(len(claims)):
+            panel.axhline(line, color="#eeeeee", linewidth=0.6, zorder=0)
         panel.axvline(0, color="black", linewidth=0.8, zorder=0)
         panel.set_title(study.names[condition], fontsize=10)
         panel.set_xlabel("points", fontsize=9)
         panel.tick_params(axis="x", labelsize=8)
     widths = [abs(one.effect) + one.half for one in drawn]
     # A few differences may be far larger than all others.
-    panels[0].set_xscale("symlog", linthresh=max(np.quantile(widths, 0.9), 1e-3), linscale=1.5)
-    ends = [end for end in TICKS if end <= max(widths)][-3:]
+    linear = max(np.quantile(widths, 0.9), 1e-3)
+    panels[0].set_xscale("symlog", linthresh=linear, linscale=1.5)
+    panels[0].margins(x=0.08)
+    ends = [end for end in TICKS if 0.3 * linear < end <= max(widths)]
     ticks = [*(-end for end in ends[::-1]), 0.0, *ends]
     panels[0].set_xticks(ticks, [f"{tick:+g}" if tick else "0" for tick in ticks])
     panels[0].minorticks_off()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,16 @@ from seal_jax.core.tables import MISSING, spread
 from seal_jax.errors import UsageError
 from studies import analysis, figure, results
 from studies.analysis import CONTRADICTED, OPEN, SHOWN, Comparison
-from studies.design import ACCURACY, FINAL_SEEDS, FIRST_TUNING_SEED, ONLY_SEEDS, OURS, Cell, Study
+from studies.design import (
+    ACCURACY,
+    FINAL_SEEDS,
+    FIRST_TUNING_SEED,
+    ONLY_SEEDS,
+    OURS,
+    Cell,
+    Study,
+    full,
+)
 from studies.results import Row, Scores
 
 BEYOND = "beyond these machines"
@@ -55,6 +65,7 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
             f"Test accuracies in %, mean ± half the 95 % interval over the {study.seeds} seeds that were trained",
             "afterwards, without those that diverged; all of them, with the settings that were chosen, are in",
             f"[results/{name}.csv](results/{name}.csv).",
+            _at_ends(study, rows),
             f"So far {len(scores)} of {count} cells are trained." if len(scores) < count else "",
         ),
     ]
@@ -62,8 +73,8 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
         parts += [
             f"![Differences with intervals](results/{name}.png)",
             _paragraph(
-                "To the right is as claimed. Filled circles: shown or contradicted after Holm's correction. Far from 0",
-                "the axis is logarithmic.",
+                "What is measured in %; to the right is as claimed. Filled circles: shown or contradicted after Holm's",
+                "correction. Far from 0 the axis is logarithmic.",
             ),
         ]
     for setting in study.settings:
@@ -75,9 +86,9 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
     if comparisons:
         parts.append(
             _paragraph(
-                "Differences over the same seeds, of what is in % in points, ± half the 95 % interval. **▲** shown and",
-                "**▼** contradicted by paired t tests, with Holm's correction over all",
-                f"{len(study.comparisons())} comparisons of this study at 5 %; in parentheses the true difference that",
+                "Differences over the same seeds, of what is in % in points, ± half the 95 % interval, which is not",
+                "corrected; **▲** shown and **▼** contradicted by paired t tests are, by Holm's method over all",
+                f"{len(study.comparisons())} comparisons of this study at 5 %. In parentheses the true difference that",
                 "would have been seen with a probability of 80 %.",
             )
         )
@@ -94,6 +105,22 @@ def _tuning(study: Study) -> str:
     return (
         f"Of {study.points} points of each system's settings, the {study.finalists} with the best validation accuracy "
         f"with seed {first} were trained with the {FINAL_SEEDS} next seeds, and the best of these was chosen."
+    )
+
+
+def _at_ends(study: Study, rows: Sequence[Row]) -> str:
+    """Return in how many cells the chosen point lies near an end of a range."""
+    chosen = {row.cell: dict(pair.split("=") for pair in row.chosen.split()) for row in rows}
+    near = 0
+    for cell, values in chosen.items():
+        shares = [
+            math.log(float(values[full(field).rpartition(".")[2]]) / low) / math.log(high / low)
+            for field, (low, high) in study.systems[cell.system].space.items()
+        ]
+        near += any(min(share, 1 - share) < 0.1 for share in shares)
+    return (
+        f"In {near} of {len(chosen)} cells a chosen setting lies in the outer tenth of its range, on a logarithmic "
+        "scale, and one beyond may be better still."
     )
 
 
@@ -159,6 +186,8 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
 
 def _cell(study: Study, one: Comparison, *, marks: bool = True) -> str:
     mark = _MARKS.get(one.verdict, "") if marks else ""
+    if one.effect == one.half == 0:
+        return "0 in every seed"
     if study.is_percentage(one.claim.measure):
         return f"{one.effect:+.2f} ± {one.half:.2f} ({one.detectable:.1f}){mark}"
     # Other measures may be far smaller or larger.

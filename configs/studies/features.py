@@ -14,7 +14,7 @@ The features are probed on Fashion-MNIST at 8x8 pixels.
 
 import dataclasses
 
-from studies.design import Claim, Measure, Study, System
+from studies.design import OURS, Claim, Measure, Study, System
 from studies.systems import for_network, systems
 
 EPOCHS = 15  # of a generation
@@ -230,13 +230,13 @@ STUDY = Study(
         *claims(
             "noise",
             ("LW's minima bear more noise than plain ones", "LW Figure 5", "lw", "long"),
-            ("LW's minima bear more noise than restarts'", "LW Figure 5", "lw", "restarts"),
+            ("LW's minima bear more noise than restarts'", OURS, "lw", "restarts"),
         ),
         *claims(
             "margin",
             ("LW's margins are larger than plain ones", "LW Figure 6", "lw", "long"),
         ),
-        *claims("size", ("LW's weights are smaller", "LW Figure 7", "lw", "long")),
+        *claims("size", ("LW's weights are smaller", OURS, "lw", "long")),
         *claims(
             "accuracy", ("SAM is more accurate than plain training", "PoF Table 1", "sam", "long")
         ),
