@@ -38,7 +38,7 @@ STUDY = Study(
     title="Few images",
     question="Do trainings that forget and relearn beat plain training on few images with right labels, the regime of "
     "the layerwise paper and of knowledge evolution? Nothing was looked at on these subsets before the settings were "
-    "fixed, which are those of the study of label noise.",
+    "fixed, which are those of the study of label noise, but for WELS and DSD, as there.",
     fields={
         "data.draws": "per_seed",
         "optimizer.label_smoothing": 0.0,

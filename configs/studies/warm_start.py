@@ -25,7 +25,7 @@ STUDY = Study(
     title="Warm start",
     question="Ash and Adams (2020): a network that was trained on half of the images first ends worse than one from "
     "scratch. Does it, and which ways of forgetting undo it? Nothing was looked at in this regime before the settings "
-    "were fixed, which are those of the study of label noise.",
+    "were fixed, which are those of the study of label noise, but for WELS and DSD, as there.",
     fields={
         "data.draws": "per_seed",
         "data.warm_generations": 1,
