@@ -49,8 +49,10 @@ class System:
     weights: Literal["last", "best", "ema"] = "last"
     continues: str = ""
 
-    def points(self, count: int) -> list[dict[str, float]]:
-        """Return the points that the system is tuned on, by full names.
+    def points(
+        self, count: int, space: Mapping[str, tuple[float, float]] | None = None
+    ) -> list[dict[str, float]]:
+        """Return the points that the system is tuned on in its space or another one, by full names.
 
         The first settings of two systems have the same values where their ranges agree.
 
@@ -58,11 +60,12 @@ class System:
         [{'optimizer.learning_rate': 0.1}, {'optimizer.learning_rate': 0.0316}]
         """
         # Not scrambled, so that it is the same everywhere; the first one is 0 in all dimensions.
-        drawn = qmc.Halton(len(self.space), scramble=False).random(count + 1)[1:]
+        space = space or self.space
+        drawn = qmc.Halton(len(space), scramble=False).random(count + 1)[1:]
         return [
             {
                 full(field): float(f"{low * (high / low) ** share:.3g}")
-                for share, (field, (low, high)) in zip(shares, self.space.items(), strict=True)
+                for share, (field, (low, high)) in zip(shares, space.items(), strict=True)
             }
             for shares in drawn
         ]
@@ -154,6 +157,7 @@ class Study:
       names: what tables call settings and conditions, by their keys.
       systems: by a key; a setting may have some of them only.
       some: for settings, the keys of their systems and of their conditions where they have not all.
+      ranges: for settings, the ranges of tuned fields that are not those of the systems.
       adapt: sets what systems take from the settings of a variant, all of which it is given.
       claims: the comparisons, over all of which Holm's correction goes.
       points: that each system is tuned on.
@@ -178,6 +182,9 @@ class Study:
     seeds: int = 20
     adapt: Callable[[ConfigDict], None] = lambda config: None
     some: Mapping[str, tuple[Sequence[str], Sequence[str]]] = dataclasses.field(
+        default_factory=dict
+    )
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]] = dataclasses.field(
         default_factory=dict
     )
     chance: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -218,6 +225,14 @@ class Study:
         for setting in self.settings:
             systems, conditions = self.some.get(setting, (self.systems, self.conditions))
             yield from itertools.starmap(Cell, itertools.product([setting], systems, conditions))
+
+    def space(self, setting: str, system: str) -> dict[str, tuple[float, float]]:
+        """Return the range of each field that a system is tuned in, in a setting."""
+        ranges = self.ranges.get(setting, {})
+        return {
+            field: ranges.get(field, default)
+            for field, default in self.systems[system].space.items()
+        }
 
     def comparisons(self) -> list[tuple[Claim, str, str]]:
         """Return what is compared where: claim, setting and condition, of which both systems are trained."""
@@ -308,7 +323,7 @@ class Study:
             train.seed, train.seeds = FIRST_TUNING_SEED + 1, FINAL_SEEDS
             train.tuned_on, train.tuned_points = f"../{_SCREEN}{name}", self.finalists
         elif stage:
-            train.vary = json.dumps(system.points(self.points))
+            train.vary = json.dumps(system.points(self.points, self.space(setting, key)))
         else:
             train.tuned_on = f"../{_TUNING}{name}"
         if train.tuned_on:

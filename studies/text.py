@@ -115,7 +115,7 @@ def _at_ends(study: Study, rows: Sequence[Row]) -> str:
     for cell, values in chosen.items():
         shares = [
             math.log(float(values[full(field).rpartition(".")[2]]) / low) / math.log(high / low)
-            for field, (low, high) in study.systems[cell.system].space.items()
+            for field, (low, high) in study.space(cell.setting, cell.system).items()
         ]
         near += any(min(share, 1 - share) < 0.1 for share in shares)
     return (
