@@ -204,9 +204,13 @@ class Study:
         )
         of_claims = ((claim.better, claim.worse) for claim in self.claims)
         known = {*self.settings, *self.systems, *self.conditions}
-        for key in (*named, *itertools.chain.from_iterable(of_claims)):
+        for key in (*named, *self.ranges, *itertools.chain.from_iterable(of_claims)):
             if key not in known:
                 raise ValueError(f"{self.title}: {key} is no setting, system or condition of it")
+        tuned = {field for system in self.systems.values() for field in system.space}
+        for field in itertools.chain.from_iterable(self.ranges.values()):
+            if field not in tuned:
+                raise ValueError(f"{self.title}: ranges name {field}, which no system is tuned in")
         self.evaluations()
 
     def evaluations(self) -> dict[str, Mapping[str, Any]]:

@@ -128,11 +128,23 @@ def test_every_variant_loads_and_is_tuned_before_it_is_trained(path):
             {"measures": {n: Measure(n, n, "margins", {"sample": n}) for n in (1, 2)}},
             "measures of margins differ in its options",
         ),
+        ({"ranges": {"mlpp": {}}}, "mlpp is no setting, system or condition"),
+        ({"ranges": {"mlp": {"optimizer.decay": (1, 2)}}}, "optimizer.decay, which no system is"),
     ],
 )
 def test_studies_that_cannot_be_trained_alike_are_refused(fields, says):
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(STUDY, **fields)
+
+
+def test_ranges_of_a_setting_replace_those_of_its_systems():
+    study = dataclasses.replace(STUDY, ranges={"mlp": {"optimizer.learning_rate": (1.0, 4.0)}})
+    for setting, low, high in (("mlp", 1.0, 4.0), ("adapted", 1e-6, 1e-5)):
+        points = json.loads(study.config(f"screen-{setting}-slow-noise").train.vary)
+        rates = [point["optimizer.learning_rate"] for point in points]
+        assert len(rates) == study.points
+        assert low <= min(rates) < 1.3 * low
+        assert high / 1.3 < max(rates) <= high
 
 
 def planted(differences):
