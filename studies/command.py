@@ -70,12 +70,18 @@ def _collect(options: argparse.Namespace) -> int:
     study = load(options.config)
     collected = results.collect(study, files.as_path(options.workdir))
     path = NUMBERS / f"{Path(options.config).stem}.csv"
-    rows = results.merge(study, collected, results.read(path) if path.exists() else [])
+    before = results.read(path) if path.exists() else []
+    rows = results.merge(study, collected, before)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, results.as_csv(study, rows))
-    cells, here = (len({row.cell for row in part}) for part in (rows, collected))
+    kept = {row.cell for row in rows}
+    for cell in sorted({row.cell for row in before} - kept):
+        print(
+            f"left out: {'-'.join(cell)}, which was collected with other settings; train it again"
+        )
+    here = len({row.cell for row in collected})
     print(
-        f"{path}: {len(rows)} trainings, {cells} of {len(list(study.cells()))} cells, {here} of them from "
+        f"{path}: {len(rows)} trainings, {len(kept)} of {len(list(study.cells()))} cells, {here} of them from "
         f"{options.workdir}"
     )
     return main.OK

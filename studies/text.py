@@ -119,7 +119,7 @@ def _at_ends(study: Study, rows: Sequence[Row]) -> str:
         ]
         near += any(min(share, 1 - share) < 0.1 for share in shares)
     return (
-        f"In {near} of {len(chosen)} cells a chosen setting lies in the outer tenth of its range, on a logarithmic "
+        f"In {near} of {len(chosen)} cells a chosen setting is in the outer tenth of its range, on a logarithmic "
         "scale, and one beyond may be better still."
     )
 
