@@ -47,8 +47,8 @@ STUDY = Study(
     "in two earlier designs with fewer points, seeds and validation images: a grid of nine points, whose best ones "
     "often lay at its ends, and sixteen points in wider ranges, where ties among 144 validation images chose. WELS and "
     "DSD were trained with half of the weights reinitialised first, and once more with the fifth of the LW paper; "
-    "eight systems on Fashion-MNIST with a decay of at most 0.03 first, where LLF, SEAL and LW were 5 points above plain "
-    "training on test images, and then, for validation accuracies over decays, with one of at most 0.1.",
+    "eight systems on Fashion-MNIST with a decay of at most 0.03 first, where LLF, SEAL and LW were 5 points above "
+    "plain training on test images, and then, for validation accuracies over decays, with one of at most 0.1.",
     fields={
         "data.draws": "per_seed",
         "data.validation_fraction": 0.25,
