@@ -49,31 +49,29 @@ class System:
     weights: Literal["last", "best", "ema"] = "last"
     continues: str = ""
 
-    def points(
-        self, count: int, space: Mapping[str, tuple[float, float]] | None = None
-    ) -> list[dict[str, float]]:
-        """Return the points that the system is tuned on in its space or another one, by full names.
-
-        The first settings of two systems have the same values where their ranges agree.
-
-        >>> System("SGD", space={"optimizer.learning_rate": (0.01, 1.0)}).points(2)
-        [{'optimizer.learning_rate': 0.1}, {'optimizer.learning_rate': 0.0316}]
-        """
-        # Not scrambled, so that it is the same everywhere; the first one is 0 in all dimensions.
-        space = space or self.space
-        drawn = qmc.Halton(len(space), scramble=False).random(count + 1)[1:]
-        return [
-            {
-                full(field): float(f"{low * (high / low) ** share:.3g}")
-                for share, (field, (low, high)) in zip(shares, space.items(), strict=True)
-            }
-            for shares in drawn
-        ]
-
 
 def full(field: str) -> str:
     """Return the full name of a setting, which without a dot is an option of the method."""
     return field if "." in field else f"method.{field}"
+
+
+def spread(count: int, space: Mapping[str, tuple[float, float]]) -> list[dict[str, float]]:
+    """Return so many points spread evenly over the ranges of a space, by full names.
+
+    The first settings of two spaces have the same values where their ranges agree.
+
+    >>> spread(2, {"optimizer.learning_rate": (0.01, 1.0)})
+    [{'optimizer.learning_rate': 0.1}, {'optimizer.learning_rate': 0.0316}]
+    """
+    # Not scrambled, so that it is the same everywhere; the first one is 0 in all dimensions.
+    drawn = qmc.Halton(len(space), scramble=False).random(count + 1)[1:]
+    return [
+        {
+            full(field): float(f"{low * (high / low) ** share:.3g}")
+            for share, (field, (low, high)) in zip(shares, space.items(), strict=True)
+        }
+        for shares in drawn
+    ]
 
 
 ACCURACY = "accuracy"
@@ -327,7 +325,7 @@ class Study:
             train.seed, train.seeds = FIRST_TUNING_SEED + 1, FINAL_SEEDS
             train.tuned_on, train.tuned_points = f"../{_SCREEN}{name}", self.finalists
         elif stage:
-            train.vary = json.dumps(system.points(self.points, self.space(setting, key)))
+            train.vary = json.dumps(spread(self.points, self.space(setting, key)))
         else:
             train.tuned_on = f"../{_TUNING}{name}"
         if train.tuned_on:

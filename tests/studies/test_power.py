@@ -219,6 +219,9 @@ def test_the_picture_shows_every_difference_with_its_interval():
         assert ends == pytest.approx([one.effect - one.half, one.effect + one.half])
         # Both verdicts are significant, one of them against the claim.
         assert point.get_markerfacecolor() == point.get_color()
+    # To the right is as claimed: of what is better when it is less, less.
+    (panel,) = figure.draw(STUDY, [compared[0]._replace(lower=True)]).axes
+    assert panel.containers[0][0].get_xdata() == pytest.approx([-compared[0].effect])
     (open_one, _) = analysis.compare(STUDY, {ACCURACY: planted(differences - 1.5)})
     (panel,) = figure.draw(STUDY, [open_one]).axes
     assert panel.containers[0][0].get_markerfacecolor() == "white"
@@ -261,8 +264,13 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     evaluate = ["evaluate", f"--config={config}", f"--workdir={tmp_path / 'runs'}"]
     assert command.run(evaluate) == 0
     collect = ["collect", f"--config={config}", f"--workdir={tmp_path / 'runs'}"]
+    (tmp_path / "results").mkdir()
+    older = results.Row(Cell("mlp", "slow", "clean"), 0, {"last": 50.0}, "", "of other settings")
+    (tmp_path / "results/tiny.csv").write_text(results.as_csv(STUDY, [older]))
     assert command.run(collect) == 0
-    assert "50 trainings, 5 of 9 cells" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "left out: mlp-slow-clean, which was collected with other settings" in printed
+    assert "50 trainings, 5 of 9 cells" in printed
     rows = results.read(tmp_path / "results/tiny.csv")
     chosen = {row.cell.system: row.chosen for row in rows if row.cell.setting == "mlp"}
     for system in ("slow", "quick"):
