@@ -10,6 +10,7 @@ in one for each block.
 """
 
 from studies.design import OURS, Claim, Study
+from studies.settings import MLP_ON_DIGITS, NAMES, RESNET8
 from studies.systems import for_network, systems
 
 CHOSEN = (
@@ -32,7 +33,6 @@ CHOSEN = (
 )
 ALL = systems(generations=4, epochs=40)
 SYSTEMS = {key: ALL[key] for key in CHOSEN}
-MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
 
 STUDY = Study(
     title="Few images",
@@ -41,19 +41,15 @@ STUDY = Study(
     "fixed, which are those of the study of label noise, but for WELS and DSD, as there.",
     fields={
         "data.draws": "per_seed",
+        "data.validation_fraction": 0.2,
         "optimizer.label_smoothing": 0.0,
         "train.batch_size": 32,
         "train.generations": 4,
         "train.epochs_per_generation": 40,
     },
     settings={
-        "mlp_digits": {"data.name": "digits", "data.validation_fraction": 0.2, **MLP},
-        "resnet8_digits": {
-            "data.name": "digits",
-            "data.validation_fraction": 0.2,
-            "model.name": "resnet8",
-            "model.width": 8,
-        },
+        "mlp_digits": MLP_ON_DIGITS,
+        "resnet8_digits": {"data.name": "digits", **RESNET8},
     },
     conditions={
         "n10": {"data.train_count": 10},
@@ -61,8 +57,7 @@ STUDY = Study(
         "n100": {"data.train_count": 100},
     },
     names={
-        "mlp_digits": "MLP on digits",
-        "resnet8_digits": "ResNet-8 of width 8 on digits",
+        **NAMES,
         "n10": "10 a class",
         "n30": "30 a class",
         "n100": "100 a class",

@@ -12,12 +12,12 @@ subset of the images) of its own. All train 80 epochs, in four generations where
 """
 
 from studies.design import OURS, Claim, Study
+from studies.settings import LABEL_NOISE, MLP, MLP_ON_DIGITS, MLP_ON_FASHION, NAMES, RESNET8
 from studies.systems import for_network, systems
 
 SYSTEMS = systems(generations=4, epochs=20)
 # Of the networks that take longer.
 SOME = ("long", "stopped", "smoothing", "sam", "llf", "seal", "lw", "shrink_perturb", "fire")
-SMALL = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
 RIGHT, WRONG = ("clean",), ("noise20", "noise40", "noise60")
 # Who says of each that it beats plain training as long, of right labels (Zaidi et al. of wrong ones, with tuned decay).
 REINITIALISE = {"llf": "Zhou et al. 2022", "lw": "LW Table 2"}
@@ -58,14 +58,8 @@ STUDY = Study(
         "train.epochs_per_generation": 20,
     },
     settings={
-        "mlp_digits": {"data.name": "digits", **SMALL},
-        "mlp_fashion": {
-            "data.name": "fashion_mnist",
-            "data.train_count": 200,
-            "data.validation_fraction": 0.02,
-            "data.test_split": "test[:20%]",
-            **SMALL,
-        },
+        "mlp_digits": MLP_ON_DIGITS,
+        "mlp_fashion": MLP_ON_FASHION,
         "mlp_cifar100": {
             "data.name": "cifar100",
             "data.label": "coarse_label",
@@ -73,13 +67,9 @@ STUDY = Study(
             "data.train_count": 100,
             "data.validation_fraction": 0.04,
             "data.test_split": "test[:20%]",
-            **SMALL,
+            **MLP,
         },
-        "resnet8_digits": {
-            "data.name": "digits",
-            "model.name": "resnet8",
-            "model.width": 8,
-        },
+        "resnet8_digits": {"data.name": "digits", **RESNET8},
         "scnn_digits": {
             "data.name": "digits",
             "data.train_count": 50,
@@ -87,22 +77,11 @@ STUDY = Study(
             "model.dense_width": 128,
         },
     },
-    conditions={
-        "clean": {},
-        "noise20": {"data.label_noise": 0.2},
-        "noise40": {"data.label_noise": 0.4},
-        "noise60": {"data.label_noise": 0.6},
-    },
+    conditions=LABEL_NOISE,
     names={
-        "mlp_digits": "MLP on digits",
-        "mlp_fashion": "MLP on 2,000 images of Fashion-MNIST",
+        **NAMES,
         "mlp_cifar100": "MLP on 2,000 images of CIFAR-100, 8x8, twenty classes",
-        "resnet8_digits": "ResNet-8 of width 8 on digits",
         "scnn_digits": "Simple CNN on 500 images of digits",
-        "clean": "right labels",
-        "noise20": "20 % wrong",
-        "noise40": "40 % wrong",
-        "noise60": "60 % wrong",
     },
     systems=SYSTEMS,
     adapt=for_network,

@@ -11,6 +11,7 @@ eight more seeds, and then twenty other seeds; 80 epochs. One system alone is tu
 import dataclasses
 
 from studies.design import OURS, Claim, Study, System
+from studies.settings import LABEL_NOISE, MLP_ON_DIGITS, MLP_ON_FASHION, NAMES
 from studies.systems import PLAIN, for_network, systems
 
 DECAY = "optimizer.weight_decay"
@@ -33,7 +34,6 @@ SYSTEMS = {
     )
     for key in CHOSEN
 } | {"tuned": System("Plain, decay tuned too", fields=ALL["long"].fields, space=PLAIN)}
-MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
 RIGHT = ("clean",)
 
 
@@ -61,27 +61,11 @@ STUDY = Study(
         "train.epochs_per_generation": 20,
     },
     settings={
-        "mlp_digits": {"data.name": "digits", **MLP},
-        "mlp_fashion": {
-            "data.name": "fashion_mnist",
-            "data.train_count": 200,
-            "data.validation_fraction": 0.02,
-            "data.test_split": "test[:20%]",
-            **MLP,
-        },
+        "mlp_digits": MLP_ON_DIGITS,
+        "mlp_fashion": MLP_ON_FASHION,
     },
-    conditions={
-        "clean": {},
-        "noise20": {"data.label_noise": 0.2},
-        "noise40": {"data.label_noise": 0.4},
-    },
-    names={
-        "mlp_digits": "MLP on digits",
-        "mlp_fashion": "MLP on 2,000 images of Fashion-MNIST",
-        "clean": "right labels",
-        "noise20": "20 % wrong",
-        "noise40": "40 % wrong",
-    },
+    conditions={key: LABEL_NOISE[key] for key in ("clean", "noise20", "noise40")},
+    names=NAMES,
     systems=SYSTEMS,
     adapt=for_network,
     some={

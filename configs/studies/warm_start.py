@@ -10,6 +10,7 @@ twenty other seeds, each with a subset, a half and wrong labels of its own.
 """
 
 from studies.design import OURS, Claim, Study, System
+from studies.settings import LABEL_NOISE, MLP, NAMES
 from studies.systems import PLAIN, for_network, systems
 
 ONCE = {"train.generations": 1, "data.warm_generations": 0}
@@ -19,7 +20,6 @@ SYSTEMS = {
     "warm": System("Plain, warm start", space=PLAIN),
     **{key: system for key, system in systems(2, 60).items() if key in KEPT},
 }
-MLP = {"model.name": "mlp", "model.width": 128, "model.depth": 3}
 
 STUDY = Study(
     title="Warm start",
@@ -50,12 +50,11 @@ STUDY = Study(
             **MLP,
         },
     },
-    conditions={"clean": {}, "noise20": {"data.label_noise": 0.2}},
+    conditions={key: LABEL_NOISE[key] for key in ("clean", "noise20")},
     names={
+        **NAMES,
         "mlp_digits": "MLP on 500 images of digits",
         "mlp_fashion": "MLP on 1,000 images of Fashion-MNIST",
-        "clean": "right labels",
-        "noise20": "20 % wrong",
     },
     systems=SYSTEMS,
     adapt=for_network,
