@@ -174,13 +174,9 @@ def _comparisons(study: Study, setting: str, comparisons: Sequence[Comparison]) 
             one.condition: _cell(study, one) for one in of_setting if one.claim == claim
         }
         if by_condition:
-            lines.append(
-                [
-                    claim.text,
-                    claim.source,
-                    *(by_condition.get(condition, MISSING) for condition in conditions),
-                ]
-            )
+            sources = dict.fromkeys(map(claim.source_of, by_condition))
+            cells = (by_condition.get(condition, MISSING) for condition in conditions)
+            lines.append([claim.text, "; ".join(sources), *cells])
     return _table(["claim", "source", *(study.names[condition] for condition in conditions)], lines)
 
 

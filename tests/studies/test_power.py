@@ -204,6 +204,12 @@ def test_a_verdict_lists_what_is_shown_and_the_ends_of_what_is_not():
     for study, said in ((STUDY, True), (asked, False)):
         table = text.verdicts({"tiny": study}, {"tiny": rows})
         assert ("| Quick beats slow | **not shown** in 2 of 2" in table) == said
+    claim = STUDY.claims[0]._replace(said_of=["clean"], elsewhere="another one")
+    twice = dataclasses.replace(STUDY, claims=[claim])
+    table = text._comparisons(
+        twice, "mlp", analysis.compare(twice, {ACCURACY: planted(differences)})
+    )
+    assert "| Quick beats slow | no paper; another one | " in table
 
 
 def test_the_picture_shows_every_difference_with_its_interval():
