@@ -17,6 +17,7 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
     Those that forget nothing train as many epochs in all, and so does LW, in other generations (:func:`for_network`).
     """
     whole = generations * epochs
+    constant = {"optimizer.schedule": "constant"}
     long = {"train.generations": 1, "train.epochs_per_generation": whole}
     return {
         "long": System(f"Plain, {whole} epochs", fields=long, space=PLAIN),
@@ -55,9 +56,9 @@ def systems(generations: int, epochs: int) -> dict[str, System]:
             "continual_backprop",
             space=PLAIN | {"replacement_rate": (1e-6, 1e-2)},
         ),
-        "zapping": System(
-            "Zapping", "zapping", {"every": 5, "optimizer.schedule": "constant"}, PLAIN
-        ),
+        # Zapping within a generation needs a rate that does not fall; this is its like without it.
+        "constant": System("Plain, constant rate", fields=constant, space=PLAIN),
+        "zapping": System("Zapping", "zapping", {"every": 5, **constant}, PLAIN),
         "msam": System(f"Momentum-SAM, {whole} epochs", "msam", long, PLAIN | {"rho": (0.05, 5.0)}),
         "looksam": System(
             f"LookSAM, {whole} epochs",
