@@ -77,11 +77,9 @@ def compare(study: Study, scores: Mapping[str, Scores]) -> list[Comparison]:
             compared.append((claim, setting, condition, better - worse))
     p_values = []
     for *_, differences in compared:
-        # Equal in every seed: no difference at all, which the test has no answer to.
-        same = np.ptp(differences) == 0
-        p_values.append(
-            float(differences[0] == 0) if same else stats.ttest_1samp(differences, 0).pvalue
-        )
+        # Equal in every seed, which the t test has no answer to: the sign test.
+        sign = 2.0 ** (1 - len(differences)) if differences[0] else 1.0
+        p_values.append(stats.ttest_1samp(differences, 0).pvalue if np.ptp(differences) else sign)
     # Of the whole study, so that no verdict depends on what else has been trained by now.
     p_values += [1.0] * (len(planned) - len(compared))
     corrected = holm(np.array(p_values)).tolist()

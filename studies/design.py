@@ -268,12 +268,15 @@ class Study:
         return measure == ACCURACY or self.measures[measure].scale == 100
 
     def fingerprint(self, cell: Cell) -> str:
-        """Return what changes with every setting that leads to a cell, of its tuning too, but not where data is.
+        """Return what changes with every setting that leads to a cell, of its tuning and of evaluations too.
+
+        Where data is makes no difference.
 
         Defaults are not in it: a new setting makes no cell another one.
         """
         default = base().to_dict()
-        variants, lines = ["-".join(cell)], []
+        variants = ["-".join(cell)]
+        lines = [f"{kind}: {dict(options)}" for kind, options in self.evaluations().items()]
         while variants:
             config = self.config(variants.pop())
             config.data.data_dir = default["data"]["data_dir"]

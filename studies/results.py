@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ from seal_jax.core import settings as settings_lib
 from seal_jax.core.settings import Settings
 from seal_jax.errors import UsageError
 from seal_jax.evaluators import command as evaluation
+from seal_jax.evaluators.loaded_run import DivergedError
 from seal_jax.reports import runs as run_folders
 from seal_jax.reports.runs import Run, per_seed
-from seal_jax.training import pretrained
+from seal_jax.training import metrics, pretrained
 from seal_jax.training import workdir as workdirs
 from studies.design import ACCURACY, Cell, Measure, Study, full
 
@@ -59,17 +61,22 @@ def collect(study: Study, workdir: Path) -> list[Row]:
     """
     rows = []
     for cell in study.cells():
-        folder = workdir / "-".join(cell)
-        if not (folder / "metrics.jsonl").exists():
-            continue
-        (run,) = run_folders.read_all(folder)
-        if run.finished:
+        if run := _finished(workdir / "-".join(cell)):
             rows += _rows(cell, run, study)
     if not rows:
         raise UsageError(
             f"--workdir={workdir} has no finished run of the study: sweep its config there first"
         )
     return rows
+
+
+def _finished(folder: Path) -> Run | None:
+    """Return the run in a folder, if it has ended."""
+    # One that begins has the first without the second, or no row yet, and a point that is written the second first.
+    if not (folder / workdirs.CONFIG).exists() or not metrics.read(folder):
+        return None
+    (run,) = run_folders.read_all(folder)
+    return run if run.finished else None
 
 
 def measures(study: Study) -> dict[str, Measure]:
@@ -114,8 +121,15 @@ def _of_evaluation(run: Run, measure: Measure) -> dict[int, float]:
     path = run.path / evaluation.EVALUATIONS / measure.kind / evaluation.RESULTS
     if not path.exists():
         return {}
-    values = {}
-    for row in evaluation.read(path)["rows"]:
+    read, values = evaluation.read(path), {}
+    options = dataclasses.asdict(evaluators.load(measure.kind).options(**measure.options))
+    newest = {row["step"] for row in read["rows"]} == {run.rows[-1]["step"]}
+    if not newest or read.get("options") != json.loads(json.dumps(options)):
+        raise UsageError(
+            f"{path} is of {'other options' if newest else 'an earlier step'} than the study asks for: remove "
+            f"{path.parent} and evaluate again"
+        )
+    for row in read["rows"]:
         if row["weights"] == "last" and all(
             row.get(name) == value for name, value in measure.where.items()
         ):
@@ -137,7 +151,7 @@ def evaluate(study: Study, workdir: Path) -> None:
     for cell in study.cells():
         folder = workdir / "-".join(cell)
         for kind, options in study.evaluations().items():
-            if (folder / workdirs.CONFIG).exists():
+            if _finished(folder):
                 print(f"{kind} of {folder.name}", flush=True)
                 programs.make_room()
                 evaluator = evaluators.load(kind)
@@ -146,8 +160,7 @@ def evaluate(study: Study, workdir: Path) -> None:
                     evaluation.evaluate(
                         evaluator, folder, evaluator.options(**options), output, weights=("last",)
                     )
-                except UsageError as error:
-                    # A run in which a training diverged has no such numbers; those of the others are not lost.
+                except DivergedError as error:
                     print(f"left out: {error}", flush=True)
 
 

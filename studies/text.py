@@ -154,10 +154,12 @@ def _measures(study: Study, setting: str, scores: Mapping[str, Scores]) -> list[
         ]
         for key, measure in study.measures.items():
             cells = [
-                scores.get(key, {}).get(Cell(setting, system, condition), {}) for system in systems
+                [value for value in of_seeds.values() if value == value]
+                for system in systems
+                for of_seeds in [scores.get(key, {}).get(Cell(setting, system, condition), {})]
             ]
             if any(cells):
-                texts = [spread(of.values()).text(None) if of else MISSING for of in cells]
+                texts = [spread(of).text(None) if of else MISSING for of in cells]
                 lines.append([measure.name, *texts])
         if lines:
             names = [study.systems[system].name for system in systems]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,10 @@ class DescribedRun:
         return data.apply(images, None, self.augmentation)
 
 
+class DivergedError(UsageError):
+    """None of the networks holds finite weights."""
+
+
 def load(run: Path, *, weights: Sequence[str] = (), steps: str = "newest") -> list[LoadedRun]:
     """Load a run: once, or where its seeds have draws of the data of their own, once for each of them."""
     which: dict[str, Any] = {"weights": weights, "steps": steps}
@@ -107,7 +112,18 @@ def load(run: Path, *, weights: Sequence[str] = (), steps: str = "newest") -> li
         settings = settings_lib.read(Settings, workdirs.read_single(run))
         if len(vary.draws(settings)[0]) > 1:
             first, count = settings.train.seed, settings.train.seeds
-            return [LoadedRun(run, **which, seed=seed) for seed in range(first, first + count)]
+            parts: list[LoadedRun] = []
+            lost: list[DivergedError] = []
+            for seed in range(first, first + count):
+                try:
+                    parts.append(LoadedRun(run, **which, seed=seed))
+                except DivergedError as error:
+                    lost.append(error)
+            if not parts:
+                raise lost[0]
+            for reason in lost:
+                warnings.warn(f"left out: {reason}", stacklevel=2)
+            return parts
     return [LoadedRun(run, **which)]
 
 
@@ -122,11 +138,11 @@ class LoadedRun(DescribedRun):
 
     Attributes:
       run, settings, dataset, model: the training's.
-      networks: by step, weights and seed.
+      networks: by step, weights and seed, without those that diverged.
 
     Raises:
-      UsageError: no such run or checkpoint, a checkpoint of another network, weights that are not
-        finite, or data that was not prepared.
+      UsageError: no such run or checkpoint, a checkpoint of another network, or data that was not prepared.
+      DivergedError: the weights of no network are finite.
     """
 
     def __init__(
@@ -154,9 +170,21 @@ class LoadedRun(DescribedRun):
         # The data before the network: images and classes determine its shape.
         dataset = experiments.load_data(vary.draw(settings.data, settings.train.seed), run)
         super().__init__(settings, dataset, on_cpu=jax.default_backend() == "cpu")
-        self.networks = [
-            network for step in chosen for network in self._networks(step, tuple(weights))
-        ]
+        every = [network for step in chosen for network in self._networks(step, tuple(weights))]
+        self.networks = []
+        lost = []
+        for network in every:
+            if (name := _not_finite(network.variables)) is None:
+                self.networks.append(network)
+            else:
+                lost.append(
+                    f"checkpoint {run / workdirs.CHECKPOINTS / str(network.step)} holds NaN or infinity in {name} of "
+                    f"seed {network.seed}: the training diverged; evaluate an earlier one with --steps="
+                )
+        if lost and not self.networks:
+            raise DivergedError(lost[0])
+        for message in lost:
+            warnings.warn(f"left out: {message}", stacklevel=2)
         self._programs: dict[Callable[..., Any], Any] = {}
 
     @property
@@ -285,21 +313,22 @@ class LoadedRun(DescribedRun):
                     f"checkpoint {where} has {len(stacked)} seeds, and {workdirs.CONFIG} has "
                     f"train.seeds = {len(self._seeds)}; evaluate the run's own folder"
                 )
-        for name, leaf in saved.items():
+        for name in saved:
             # The reverse check: a smaller network would fit, and lose weights. Only LW's normalisers may be extra.
             if name not in expected and not name.startswith("normalisers/"):
                 raise UsageError(
                     f"checkpoint {where} is of another network than {workdirs.CONFIG} says: it has "
                     f"{name}; evaluate the run's own folder"
                 )
-            if not np.isfinite(leaf).all():
-                raise UsageError(
-                    f"checkpoint {where} holds NaN or infinity in {name}: the training diverged; "
-                    "evaluate an earlier one with --steps="
-                )
         tree = traverse_util.unflatten_dict(saved, sep="/")
         # Always the three collections, empty ones too, so that all networks are arguments of one program.
         return {name: tree.get(name, {}) for name in ("params", "batch_stats", "normalisers")}
+
+
+def _not_finite(variables: PyTree) -> str | None:
+    """Return the name of a leaf that holds NaN or infinity, if there is one."""
+    leaves = traverse_util.flatten_dict(variables, sep="/")
+    return next((name for name, leaf in leaves.items() if not np.isfinite(leaf).all()), None)
 
 
 def _steps(folder: Path, asked: str) -> list[int]:

@@ -121,15 +121,24 @@ def test_no_run_no_checkpoint(run, tmp_path):
 def test_nan_in_the_network_is_found(trained, run, tmp_path, monkeypatch):
     from seal_jax.evaluators import loaded_run as module
 
-    def with_nan(*arguments, **options):
-        leaves = dict(read(*arguments, **options))
-        leaves["weights/params/fc/bias"] = np.full_like(leaves["weights/params/fc/bias"], np.nan)
-        return leaves
+    def with_nan(seeds):
+        def changed(*arguments, **options):
+            leaves = dict(read(*arguments, **options))
+            leaves["weights/params/fc/bias"] = bias = leaves["weights/params/fc/bias"].copy()
+            bias[seeds] = np.nan
+            return leaves
 
-    read = module.read_leaves
-    monkeypatch.setattr(module, "read_leaves", with_nan)
-    with pytest.raises(UsageError, match="holds NaN or infinity in params/fc/bias"):
-        LoadedRun(run)
+        return changed
+
+    read, every = module.read_leaves, LoadedRun(run, weights=["last"]).networks
+    monkeypatch.setattr(module, "read_leaves", with_nan(slice(None)))
+    with pytest.raises(module.DivergedError, match="holds NaN or infinity in params/fc/bias"):
+        LoadedRun(run, weights=["last"])
+    # The others' networks are there.
+    monkeypatch.setattr(module, "read_leaves", with_nan(slice(1)))
+    with pytest.warns(UserWarning, match=f"left out: .* of seed {every[0].seed}: the training"):
+        left = LoadedRun(run, weights=["last"]).networks
+    assert [network.key for network in left] == [network.key for network in every[1:]] != []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,11 @@ def test_a_training_that_diverged_counts_as_chance_and_no_difference_is_none():
     assert all(
         one.p_value == 1 and one.effect == 0 for one in analysis.compare(STUDY, {ACCURACY: scores})
     )
+    # The same difference in every seed: all signs are equal, which is so in two of 2 ** 10 draws.
+    equal = {cell: dict.fromkeys(of, 50.0) for cell, of in scores.items()}
+    equal[Cell("mlp", "quick", "clean")] = dict.fromkeys(range(10), 51.0)
+    clean, noise = analysis.compare(STUDY, {ACCURACY: equal})
+    assert (clean.p_value, noise.p_value) == (5 * 2 / 2**10, 1)
     scores[Cell("mlp", "quick", "clean")] |= {0: float("nan")}
     clean, _ = analysis.compare(STUDY, {ACCURACY: scores})
     expected = (10 - scores[Cell("mlp", "slow", "clean")][0]) / 10  # of 10 % and of ten seeds
@@ -336,6 +342,26 @@ def test_from_training_to_page(tmp_path, monkeypatch, capsys, shared_folder):
     # Written once more it is the same.
     assert command.page(written, *command._collected()) == written
     assert (tmp_path / "results/tiny.png").read_bytes().startswith(b"\x89PNG")
+    # A run that has just begun is none yet, and numbers of other options or steps are not the study's.
+    begun = tmp_path / "runs/mlp-slow-clean"
+    shutil.copytree(
+        tmp_path / "runs/mlp-slow-noise", begun, ignore=shutil.ignore_patterns("evaluations")
+    )
+    (begun / "metrics.jsonl").write_text("")
+    assert command.run(evaluate) == command.run(collect) == 0
+    assert not (begun / "evaluations").exists()
+    path = tmp_path / "runs/mlp-quick-noise/evaluations/margins/results.json"
+    for of, old, new in (
+        ("other options", '"sample": 20', '"sample": 10'),
+        ("an earlier step", '"step": ', '"step": 1'),
+    ):
+        text_before = path.read_text()
+        assert old in text_before
+        path.write_text(text_before.replace(old, new))
+        assert command.run(collect) == main.USAGE
+        assert f"is of {of} than the study asks for: remove" in capsys.readouterr().err
+        path.write_text(text_before)
+    assert command.run(collect) == 0
     # Runs of other settings are not the study's.
     config.write_text(
         config.read_text().replace(
