@@ -259,7 +259,8 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     _start_jax(options)
     # In the order of VARIANTS: a later one may start from the run of an earlier one, as PoF from SAM.
     waiting, apart = list(variants), set[str]()
-    while waiting:
+    lost: dict[str, str] = {}  # why, by variant
+    while waiting := [name for name in waiting if not _is_lost(name, runs[name].train, root, lost)]:
         ready: dict[str, Any] = {}
         untrained = {(root / name).resolve() for name in waiting}
         for name in waiting:
@@ -271,7 +272,7 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         group = points.together(ready, apart, options.together)
         programs.make_room()
         try:
-            code = _train_group({name: runs[name] for name in group}, root)
+            code = _train_group({name: runs[name] for name in group}, root, lost)
         except vary.CannotVary as error:
             # Of the group, or of what a variant itself varies.
             if len(group) == 1:
@@ -283,36 +284,65 @@ def _sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if code:
             return code
         waiting = [name for name in waiting if name not in group]
-    if _is_main_process():
+    ended = {name: run for name, run in runs.items() if name not in lost}
+    if ended and _is_main_process():
         # Those that others were tuned on are many, and not what was asked for.
-        single = [root / name for name, run in runs.items() if not run.train.vary]
+        single = [root / name for name, run in ended.items() if not run.train.vary]
         every = [
-            folder for name, run in runs.items() for folder in points.folders(root / name, run)
+            folder for name, run in ended.items() for folder in points.folders(root / name, run)
         ]
         _write_report(single or every, root)
+    if lost:
+        reasons = "; ".join(f"{name}: {why}" for name, why in lost.items())
+        raise UsageError(f"{len(lost)} of {len(runs)} variants did not end: {reasons}")
     return OK
 
 
-def _train_group(runs: Mapping[str, Any], root: Path) -> int:
-    """Train runs that differ in numbers alone as one, unless some have folders of their own already."""
+def _is_lost(name: str, train: Any, root: Path, lost: dict[str, str]) -> bool:
+    """Return whether a variant is lost, and note so of one that starts from another that is."""
+    for source in (train.tuned_on, train.pretrained):
+        if source.startswith(".."):
+            folder = files.relative_to(root / name, source).resolve()
+            if any((root / other).resolve() == folder for other in lost):
+                lost[name] = f"it starts from {source}"
+    return name in lost
+
+
+def _train_group(runs: Mapping[str, Any], root: Path, lost: dict[str, str]) -> int:
+    """Train runs that differ in numbers alone as one, unless some have folders of their own already.
+
+    Those that diverge are noted in ``lost``; they do not end the sweep.
+    """
     from seal_jax.training import metrics, points
     from seal_jax.training import workdir as workdirs
+    from seal_jax.training.loop import NonFiniteError
+
+    def note(error: NonFiniteError) -> int:
+        lost.update(dict.fromkeys(runs, str(error)))
+        print(f"left out: {', '.join(runs)}: {error}", flush=True)
+        return OK
 
     def steps(folder: Path) -> int:
         return max((row["step"] for row in metrics.read(folder)), default=0)
 
     def each(groups: Iterable[Mapping[str, Any]]) -> int:
-        return next((code for group in groups if (code := _train_group(group, root))), OK)
+        return next((code for group in groups if (code := _train_group(group, root, lost))), OK)
 
     first, *others = runs
     if not others:
-        return _train_one(runs[first], root / first)
+        try:
+            return _train_one(runs[first], root / first)
+        except NonFiniteError as error:
+            return note(error)
     joint, joined = root / TOGETHER / first, points.joined(list(runs.values()))
     alone = {name: run for name, run in runs.items() if (root / name / workdirs.CONFIG).exists()}
     begun = (joint / workdirs.CONFIG).exists()
     same = begun and workdirs.read(joint)["train"].get("vary") == joined.train.vary
     if same or not (begun or alone):
-        code = _train_one(joined, joint, [root / name for name in runs])
+        try:
+            code = _train_one(joined, joint, [root / name for name in runs])
+        except NonFiniteError as error:
+            return note(error)
         # Folders that it found were left as they are, and what was begun alone, maybe meanwhile, may not have ended.
         return code or each(
             {name: run} for name, run in runs.items() if steps(root / name) < steps(joint)

@@ -244,8 +244,8 @@ class Train:
         has all seeds, and the outcome is a run folder for each in ``points/``. Numbers of the method, the
         optimizer, and ``data.label_noise``, ``label_noise_seed`` and ``subset_seed``; empty for none.
       tuned_on: the folder of a run with ``vary``, whose point with the best validation accuracy, a mean over its
-        seeds, among those with this run's data gives its values; a path that begins with ".." is relative to
-        the run's own folder, as in a sweep; empty for none.
+        seeds, among those with this run's draws of the data gives its values; not beside ``vary``. A path that
+        begins with ".." is relative to the run's own folder, as in a sweep; empty for none.
       tuned_points: how many of the best points are taken; several become those of ``vary``.
       tuned_weights: by which that accuracy is, the "last", the "best" of the last generation, or their average, "ema".
     """
@@ -391,6 +391,11 @@ class Settings:
             raise UsageError(
                 f"data.label_noise = {self.data.label_noise:g} does not go with data.label_file = "
                 f"{self.data.label_file!r}: set one of them"
+            )
+        if self.train.tuned_on and self.train.vary:
+            raise UsageError(
+                f"train.tuned_on = {self.train.tuned_on!r} does not go with train.vary, which it would replace: set "
+                "one of them"
             )
         if self.data.warm_generations > self.train.generations:
             raise UsageError(

@@ -173,6 +173,12 @@ CASES = [
     (
         "normal",
         {},
+        {"train": {"tuned_on": "runs/grid", "vary": '{"optimizer.learning_rate": [0.1]}'}},
+        "train.tuned_on",
+    ),
+    (
+        "normal",
+        {},
         {"data": {"warm_generations": 1}, "train": {"sampling": "balanced"}},
         "data.warm_generations",
     ),

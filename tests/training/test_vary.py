@@ -185,6 +185,33 @@ def get_config(variant="ema"):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own, thesis]
 
 
+@pytest.mark.parametrize(("together", "rest"), [(1, ",normal"), (64, "")])
+def test_a_variant_that_diverges_ends_no_sweep(runs, tmp_path, capsys, together, rest):
+    own = tmp_path / "own.py"
+    own.write_text(
+        runs.config.read_text().replace("def get_config(", "def _config(")
+        + """
+
+VARIANTS = ("lost", "worse", "on", "normal")
+
+
+def get_config(variant="normal"):
+    config = _config("normal")
+    config.train.generations, config.train.epochs_per_generation = 1, 2
+    config.optimizer.learning_rate = {"lost": 1e30, "worse": 1e31}.get(variant, 0.1)
+    config.train.pretrained = "../lost" * (variant == "on")
+    return config
+"""
+    )
+    arguments = [f"--workdir={tmp_path / 'runs'}", f"--together={together}"]
+    arguments += [f"--only=lost,worse,on{rest}", f"--config={own}"]
+    assert main.run(["sweep", *arguments]) == main.USAGE
+    said = capsys.readouterr().err
+    assert f"3 of {3 + bool(rest)} variants did not end: lost: the loss is not finite at" in said
+    assert "on: it starts from ../lost" in said
+    assert (row_count(tmp_path / "runs/normal") == 2) if rest else "worse: the loss is not" in said
+
+
 def test_a_sweep_stops_at_a_signal_in_the_last_step_of_a_variant(
     runs, tmp_path, capsys, monkeypatch
 ):
