@@ -23,7 +23,7 @@ from seal_jax.core.settings import differences
 
 # Seeds of the tuning, where few of many points that were screened with one seed are left, and where none were screened.
 FINAL_SEEDS, ONLY_SEEDS = 8, 2
-# Far from the seeds that are reported: nothing that was tuned on is reported.
+# Far from the seeds that are reported: no training that was tuned on is, but networks that tunings start from may be.
 FIRST_TUNING_SEED = 1000
 _SOURCE, _SCREEN, _TUNING = "source-", "screen-", "tuning-"
 
