@@ -11,7 +11,7 @@ eight more seeds, and then twenty other seeds; 80 epochs. One system alone is tu
 import dataclasses
 
 from studies.design import OURS, Claim, Study, System
-from studies.settings import LABEL_NOISE, MLP_ON_DIGITS, MLP_ON_FASHION, NAMES
+from studies.settings import LABEL_NOISE, MLP_ON_DIGITS, NAMES
 from studies.systems import PLAIN, for_network, systems
 
 DECAY = "optimizer.weight_decay"
@@ -60,22 +60,11 @@ STUDY = Study(
         "train.generations": 4,
         "train.epochs_per_generation": 20,
     },
-    settings={
-        "mlp_digits": MLP_ON_DIGITS,
-        "mlp_fashion": MLP_ON_FASHION,
-    },
+    settings={"mlp_digits": MLP_ON_DIGITS},
     conditions={key: LABEL_NOISE[key] for key in ("clean", "noise20", "noise40")},
     names=NAMES,
     systems=SYSTEMS,
     adapt=for_network,
-    some={
-        "mlp_fashion": (
-            ("long", "tuned", "stopped", "sam", "llf", "seal", "lw"),
-            ("noise40",),
-        )
-    },
-    # As in the study of label noise.
-    ranges={"mlp_fashion": {DECAY: (3e-4, 0.1)}},
     claims=(
         beats("llf", "long", "Zhou et al. 2022", "Zaidi et al. 2022"),
         beats("seal", "long", "SEAL Table 2"),
