@@ -91,6 +91,13 @@ def points(settings: Settings) -> tuple[Point, ...]:
     if len({bool(point.get(NOISE)) for point in varied}) > 1:
         # Its state and its rows have nothing of wrong labels.
         raise CannotVary([NOISE], "0 is another program than a share of wrong labels")
+    fields = settings.data
+    for field, drawn, needs in (
+        ("data.label_noise_seed", fields.label_noise or varied[0].get(NOISE), "data.label_noise"),
+        ("data.subset_seed", fields.train_count or fields.imbalance > 1, "data.train_count"),
+    ):
+        if field in varied[0] and not drawn:
+            raise CannotVary([field], f"it draws nothing without {needs}")
     return varied
 
 

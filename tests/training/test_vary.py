@@ -302,6 +302,8 @@ def get_config(variant="normal"):
         ('{"data.label_noise": [0, 0.2]}', r"data.label_noise cannot take several .*\(0 is another program"),
         ('[{"optimizer.momentum": 0.1, "optimizer.weight_decay": 0.2},'
          ' {"optimizer.weight_decay": 0.2, "optimizer.momentum": 0.1}]', "has a point twice"),
+        ('{"data.label_noise_seed": [0, 1]}', r"label_noise_seed .*\(it draws nothing without data.label_noise\)"),
+        ('{"data.subset_seed": [0, 1]}', r"subset_seed .*\(it draws nothing without data.train_count\)"),
         ('{"optimizer.learning_rate.x": [1]}', "optimizer.learning_rate.x is not a setting"),
         ('{"optimizer.arg.b1": [0.9]}', "optimizer.arg.b1 is not a setting"),
         ('{"method.a.b": [1]}', "method.a.b is not a setting"),
