@@ -58,12 +58,13 @@ def draw(study: Study, drawn: Sequence[Comparison]) -> Figure:
     widths = [abs(one.effect) + one.half for one in drawn]
     # A few differences may be far larger than all others.
     linear = max(np.quantile(widths, 0.9), 1e-3)
-    panels[0].set_xscale("symlog", linthresh=linear, linscale=1.5)
+    if max(widths) > 4 * linear:
+        panels[0].set_xscale("symlog", linthresh=linear, linscale=1.5)
+        ends = [end for end in TICKS if 0.3 * linear < end <= max(widths)]
+        panels[0].set_xticks([*(-end for end in ends[::-1]), 0.0, *ends])
+        panels[0].minorticks_off()
+    panels[0].xaxis.set_major_formatter(lambda tick, _: f"{tick:+g}" if tick else "0")
     panels[0].margins(x=0.08)
-    ends = [end for end in TICKS if 0.3 * linear < end <= max(widths)]
-    ticks = [*(-end for end in ends[::-1]), 0.0, *ends]
-    panels[0].set_xticks(ticks, [f"{tick:+g}" if tick else "0" for tick in ticks])
-    panels[0].minorticks_off()
     panels[0].set_yticks(range(len(claims)), [claim.text for claim in claims], fontsize=9)
     panels[0].set_ylim(len(claims) - 0.5, -0.5)
     entries = [

@@ -74,7 +74,7 @@ def section(name: str, study: Study, rows: Sequence[Row]) -> str:
             f"![Differences with intervals](results/{name}.png)",
             _paragraph(
                 "What is measured in %; to the right is as claimed. Filled circles: shown or contradicted after Holm's",
-                "correction. Far from 0 the axis is logarithmic.",
+                "correction. Where a few are far larger than the others, the axis is logarithmic far from 0.",
             ),
         ]
     for setting in study.settings:
