@@ -93,7 +93,8 @@ class Commands:
 
     def arguments(self, command):
         words = shlex.split(command.removeprefix("python -m papers "))
-        words = [word.replace("runs/", f"{self.folder}/") for word in words]
+        runs = re.compile(r"^(--[\w.]+=)?runs(?=/|$)")
+        words = [runs.sub(rf"\g<1>{self.folder}", word) for word in words]
         words = [word for part in words for word in self.expanded(part)]
         if words[0] == "sweep":
             made = re.search(r"--workdir=runs/(\w+)", command)[1]
