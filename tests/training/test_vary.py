@@ -187,8 +187,8 @@ def get_config(variant="ema"):
 
 @pytest.mark.parametrize(("together", "rest"), [(1, ",normal"), (64, "")])
 def test_a_variant_that_diverges_ends_no_sweep(runs, tmp_path, capsys, together, rest):
-    own = tmp_path / "own.py"
-    own.write_text(
+    written = tmp_path / "lost.py"
+    written.write_text(
         runs.config.read_text().replace("def get_config(", "def _config(")
         + """
 
@@ -204,7 +204,7 @@ def get_config(variant="normal"):
 """
     )
     arguments = [f"--workdir={tmp_path / 'runs'}", f"--together={together}"]
-    arguments += [f"--only=lost,worse,on{rest}", f"--config={own}"]
+    arguments += [f"--only=lost,worse,on{rest}", f"--config={written}"]
     assert main.run(["sweep", *arguments]) == main.USAGE
     said = capsys.readouterr().err
     assert f"3 of {3 + bool(rest)} variants did not end: lost: the loss is not finite at" in said
